@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a new machine needs: Python 3.10-3.13, and PyPI within reach.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow lint lock clean
+
+help:
+	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
+	@echo "make test       ruff and pytest"
+	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
+	@echo "make setup      only make .venv with the pinned dependencies"
+	@echo "make lock       pin the newest dependencies in requirements.txt"
+	@echo "make clean      remove .venv and out/"
+
+setup: $(READY)
+
+$(READY): requirements.txt setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, {v[0]}.{v[1]} found: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY)
+	$(RUN) launch/main.py --flagfile=flags/presets/digits.flags --output_dir=out/digits
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+test: lint
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(RUN) -m pytest -m slow
+
+lock: $(READY)
+	$(RUN) -m pip install --quiet uv
+	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra test --upgrade --no-header setup.py -o requirements.txt
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,140 @@
+"""Every flag of the launcher, by theme, with its help. Defaults and validators come from `Config`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from flags.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import config
+
+Define = Callable[..., None]
+
+
+def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
+    """Declares all flags on a fresh `FlagValues`.
+
+    Returns:
+        The flags, not parsed yet, and their names by theme.
+    """
+    values = flags.FlagValues()
+    themes: dict[str, list[str]] = {}
+    for theme, declare in _THEMES.items():
+        names = themes[theme] = []
+
+        def define(name: str, help_text: str, parser: flags.ArgumentParser = _STRING, names=names) -> None:
+            serializer = (
+                flags.ListSerializer(",") if isinstance(parser, IntegerListParser) else flags.ArgumentSerializer()
+            )
+            names.append(name)
+            default = config.default(name)
+            if isinstance(parser, BooleanParser):
+                flags.DEFINE_flag(_boolean_flag(name, default, help_text, parser), values)
+            else:
+                flags.DEFINE(parser, name, default, help_text, values, serializer)
+            if name in config.CHECKS:
+                flags.register_validator(name, _validator(name), flag_values=values)
+
+        declare(define)
+    return values, themes
+
+
+def _boolean_flag(name: str, default: bool, help_text: str, parser: BooleanParser) -> flags.BooleanFlag:
+    flag = flags.BooleanFlag(name, default, help_text)
+    flag.parser = parser
+    return flag
+
+
+def _validator(name: str) -> Callable[[Any], bool]:
+    def holds(value: Any) -> bool:
+        try:
+            config.check_field(name, value)
+        except ArgumentError as error:
+            raise flags.ValidationError(f"expected {error.expected}") from error
+        return True
+
+    return holds
+
+
+_STRING, _INTEGER, _FLOAT = flags.ArgumentParser(), IntegerParser(), FloatParser()
+_INTEGERS, _BOOLEAN = IntegerListParser(), BooleanParser()
+
+
+def _data(define: Define) -> None:
+    define("dataset", "digits (embedded, no network), or a TFDS image classification set such as mnist or cifar10.")
+    define("data_dir", "Where TFDS keeps its data sets. Default: TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.")
+    define("classes_per_task", "Classes of each task, in the data set's order.", _INTEGER)
+    define("num_tasks", "T, how many tasks to learn. Default: as many as the classes give.", _INTEGER)
+    define(
+        "validation_fraction", "Share of the training examples to hold out for choices; test is for reporting.", _FLOAT
+    )
+
+
+def _network(define: Define) -> None:
+    define("model", f"{_or(config.MODELS)}: the paper's fully connected or convolutional network.")
+    define("hidden_units", "Sizes of the hidden layers of --model=mlp.", _INTEGERS)
+    define(
+        "fc8192",
+        f"{_or(config.FC8192)}: how --model=conv reads 'fc8192' in the paper's table: as the 8,192 flattened features, "
+        "or as one more dense layer of 8,192 units.",
+    )
+    define("dropout", "Dropout before and between the dense layers of --model=conv.", _FLOAT)
+
+
+def _method(define: Define) -> None:
+    define("approach", f"{_or(config.APPROACHES)}: how to learn the stream.")
+    define("train_epochs", "E, epochs that each task trains on the free weights: the day.", _INTEGER)
+    define("retrain_epochs", "B, the budget of epochs to retrain in after pruning: the night.", _INTEGER)
+    define("prune_rounds", "N, prune rounds a task; each is followed by B/N epochs, so N divides B.", _INTEGER)
+    define("final_prune", "p, fraction of the prunable weights that is still free after all tasks.", _FLOAT)
+    define(
+        "freed_weights",
+        f"{_or(config.FREED_WEIGHTS)}: how weights that a task gives back start the next one: at zero, as they were "
+        "when pruned, or from a fresh draw.",
+    )
+    define(
+        "head", f"{_or(config.HEADS)}: an unpruned output layer a task, or one for all that is pruned like the rest."
+    )
+    define(
+        "bias_policy",
+        f"{_or(config.BIAS_POLICIES)}: biases are trained by task 1 and frozen, or each task has its own.",
+    )
+    define(
+        "prune_scope",
+        f"{_or(config.PRUNE_SCOPES)}: weights compete within their layer, over all layers, or within "
+        "Erdos-Renyi-Kernel layer shares.",
+    )
+
+
+def _training(define: Define) -> None:
+    define("optimizer", f"{_or(config.OPTIMIZERS)}. momentum is SGD with momentum 0.9.")
+    define("learning_rate", "Learning rate of the optimizer.", _FLOAT)
+    define("batch_size", "Examples a gradient step, over all replicas.", _INTEGER)
+    define("seed", "Fixes every draw: on CPU the same seed gives the same bits.", _INTEGER)
+
+
+def _machine(define: Define) -> None:
+    define("strategy", f"{_or(config.STRATEGIES)}: auto mirrors over all GPUs when there are two or more.")
+    define("logical_devices", "With --strategy=mirrored: run on that many logical CPU devices.", _INTEGER)
+    define("precision", f"{_or(config.PRECISIONS)}: what the network computes in; weights are float32 in any case.")
+    define("jit", f"{_or(config.JIT)}: compile with XLA; auto does, but for convolutions on CPU and for replicas.")
+
+
+def _output(define: Define) -> None:
+    define("output_dir", "Where results, owner maps, TensorBoard logs and exports go. Default: out/<dataset>.")
+    define("export", "Write one SavedModel a task.", _BOOLEAN)
+
+
+def _or(choices: tuple[str, ...]) -> str:
+    return ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else choices[0]
+
+
+_THEMES = {
+    "Data": _data,
+    "Network": _network,
+    "Method": _method,
+    "Training": _training,
+    "Machine": _machine,
+    "Output": _output,
+}

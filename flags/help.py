@@ -1,0 +1,36 @@
+"""The `--help` page: flags by theme, each with its default."""
+
+import textwrap
+
+from absl import flags
+
+_USAGE = """\
+Learns a stream of tasks in one network that forgets none of them: PackNet with iterative pruning.
+
+usage: python launch/main.py [--flagfile=FILE] [--name=value ...]
+
+  python launch/main.py --flagfile=flags/presets/digits.flags    half a minute on a laptop, no network needed
+  python launch/main.py --flagfile=flags/presets/mnist.flags     the paper's MNIST setting
+  python launch/main.py --flagfile=flags/presets/cifar10.flags   the paper's CIFAR-10 setting
+
+A flag file holds one --name=value a line; flags that follow --flagfile override it."""
+
+
+def render_help(values: flags.FlagValues, themes: dict[str, list[str]]) -> str:
+    """The page as text."""
+    sections = [_USAGE]
+    for theme, names in themes.items():
+        sections.append("\n".join([f"{theme}:", *(_describe(values[name]) for name in names)]))
+    return "\n\n".join(sections)
+
+
+def _describe(flag: flags.Flag) -> str:
+    default = flag.default
+    if isinstance(default, bool):
+        heading = f"  --[no]{flag.name}" + (" (default: on)" if default else " (default: off)")
+    elif default is None:
+        heading = f"  --{flag.name}"
+    else:
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+        heading = f"  --{flag.name}={shown}"
+    return heading + "\n" + textwrap.fill(flag.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -1,0 +1,51 @@
+"""PackNet continual learning for Keras 3, with iterative pruning on a time budget.
+
+```python
+import tf_packnet as tp
+
+packed = tp.pack(model)
+packed.begin_task("first", num_classes=2)
+```
+
+Names are imported on first use: `import tf_packnet` alone does not start TensorFlow.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ArgumentError": "errors",
+    "EqualShare": "callbacks",
+    "GradientMask": "callbacks",
+    "PackedModel": "packing",
+    "PruneRoundScheduler": "callbacks",
+    "TaskMaskSnapshot": "callbacks",
+    "begin_task": "lifecycle",
+    "commit_task": "lifecycle",
+    "export_task": "export",
+    "free_fraction": "lifecycle",
+    "load_owner_maps": "callbacks",
+    "owner_maps": "lifecycle",
+    "pack": "packing",
+    "select_task": "lifecycle",
+}
+_SUBPACKAGES = ("approaches", "callbacks", "experiments", "export", "layers", "reporting", "tasks")
+
+__all__ = [*_HOME, *_SUBPACKAGES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"tf_packnet.{_HOME[name]}"), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"tf_packnet.{name}")
+    else:
+        raise AttributeError(f"module 'tf_packnet' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

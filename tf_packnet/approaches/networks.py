@@ -1,0 +1,53 @@
+"""The paper's two networks (Table 2), as plain Keras models: `pack` makes their masked twins."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from tf_packnet.errors import ArgumentError
+
+
+def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[int] = (256, 256)) -> keras.Model:
+    """Fully connected: flatten, one ReLU layer for each of `hidden_units`, logits. On MNIST the paper's 784:256:256."""
+    inputs = keras.Input(input_shape, name="image")
+    x = layers.Flatten(name="flatten")(inputs) if len(input_shape) > 1 else inputs
+    for number, units in enumerate(hidden_units, start=1):
+        x = layers.Dense(units, activation="relu", name=f"dense_{number}")(x)
+    return keras.Model(inputs, _logits(x, num_classes), name="mlp")
+
+
+def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten", dropout: float = 0.1) -> keras.Model:
+    """Convolutional: 32, 64, pool, 128, 128, pool, then dense layers, with dropout around them.
+
+    Args:
+        input_shape: `(height, width, channels)`, at least 4x4.
+        num_classes: Outputs of the head.
+        fc8192: How to read the table's "fc8192": `flatten` is the 8x8x128 = 8,192 features that a CIFAR image leaves
+            after the second pooling, with one dense layer of 1,024 after them; `dense` puts a layer of 8,192 units
+            in between (75 million weights instead of 8.6 million).
+        dropout: Rate of the dropout before and between the dense layers.
+
+    Raises:
+        ArgumentError: If the inputs are no images of at least 4x4.
+    """
+    if len(input_shape) != 3 or min(input_shape[:2]) < 4:
+        raise ArgumentError(
+            "model", f"mlp, for inputs of shape {input_shape} (conv needs images of 4x4 or more)", "conv"
+        )
+    x = inputs = keras.Input(input_shape, name="image")
+    for block, filters in enumerate([(32, 64), (128, 128)], start=1):
+        for number, count in enumerate(filters, start=1):
+            x = layers.Conv2D(count, 3, padding="same", activation="relu", name=f"conv_{block}_{number}")(x)
+        x = layers.MaxPooling2D(name=f"pool_{block}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    for number, units in enumerate([8192, 1024] if fc8192 == "dense" else [1024], start=1):
+        x = layers.Dropout(dropout, name=f"dropout_{number}")(x)
+        x = layers.Dense(units, activation="relu", name=f"dense_{number}")(x)
+    x = layers.Dropout(dropout, name="dropout_out")(x)
+    return keras.Model(inputs, _logits(x, num_classes), name="conv")
+
+
+def _logits(x, num_classes: int):
+    # float32 whatever the precision of the rest: the loss of bfloat16 logits would be too coarse.
+    return layers.Dense(num_classes, dtype="float32", name="head")(x)

@@ -1,0 +1,17 @@
+"""The phases of a task's night, as Keras callbacks."""
+
+from tf_packnet.callbacks.epoch_log import EpochLog
+from tf_packnet.callbacks.equal_share import EqualShare
+from tf_packnet.callbacks.gradient_mask import GradientMask
+from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
+from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
+
+__all__ = [
+    "EpochLog",
+    "EqualShare",
+    "GradientMask",
+    "PruneRoundScheduler",
+    "TaskMaskSnapshot",
+    "load_owner_maps",
+    "save_owner_maps",
+]

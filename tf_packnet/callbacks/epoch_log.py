@@ -1,0 +1,42 @@
+"""The curves of one task for TensorBoard: day and night on one axis."""
+
+import os
+
+import keras
+import tensorflow as tf
+
+TAGS = {
+    "loss": "loss/train",
+    "val_loss": "loss/validation",
+    "accuracy": "accuracy/train",
+    "val_accuracy": "accuracy/validation",
+    "sparsity": "sparsity",
+}
+
+
+class EpochLog(keras.callbacks.Callback):
+    """Writes loss, accuracy and the sparsity that the prune rounds reached, one point an epoch.
+
+    Args:
+        directory: The TensorBoard run of the task.
+        first_epoch: Epochs that the task was trained for before this `fit`; the night continues the day's axis.
+    """
+
+    def __init__(self, directory: str | os.PathLike, first_epoch: int = 0):
+        super().__init__()
+        self.directory = os.fspath(directory)
+        self.first_epoch = first_epoch
+        self._writer = None
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._writer = tf.summary.create_file_writer(self.directory)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        values = {"sparsity": 0.0, **(logs or {})}
+        with self._writer.as_default(step=self.first_epoch + epoch + 1):
+            for key, tag in TAGS.items():
+                if key in values:
+                    tf.summary.scalar(tag, values[key])
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._writer.close()

@@ -1,0 +1,38 @@
+"""Keeps what the optimizer sees in line with the masks."""
+
+import keras
+import numpy as np
+
+from tf_packnet import lifecycle, optimizers, ownership
+
+
+class GradientMask(keras.callbacks.Callback):
+    """Confines the optimizer to the candidates: everything else it holds of a kernel is 0.
+
+    The forward pass of a masked layer never reads a committed or pruned entry from the trainable variable, so their
+    gradients are exactly 0 and the freeze holds without this callback. What it adds is that the optimizer's own view
+    agrees: after every prune round the entries of the trainable kernels and of the optimizer's slots (momentum,
+    moments, weight averages) outside the candidates are 0. So norms over a whole kernel (L2 regularisers, LAMB- or
+    LARS-like trust ratios, norm constraints) count the candidates alone, and no momentum gathered before a round lives
+    on in a weight that it pruned.
+
+    Place it after `PruneRoundScheduler`.
+    """
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._candidates: dict[str, int] = {}
+        self._apply()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._apply()
+
+    def _apply(self) -> None:
+        with lifecycle.strategy_scope(self.model):
+            for path, weight in lifecycle.masked_weights(self.model).items():
+                mask = ownership.candidates(weight.owner_map())
+                count = int(mask.sum())
+                if self._candidates.get(path) == count:
+                    continue  # candidates only ever leave: the same number means the same mask
+                self._candidates[path] = count
+                weight.variable.assign(np.where(mask, weight.values(), 0))
+                optimizers.clear_slots(self.model.optimizer, weight.variable, mask)

@@ -1,0 +1,49 @@
+"""The end of the night: commit the task and write down which weights are whose."""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tf_packnet import files, lifecycle
+
+
+class TaskMaskSnapshot(keras.callbacks.Callback):
+    """Commits the open task when `fit` ends, and saves the owner maps.
+
+    From then on the task's logits are the same to the bit, whatever is trained later. `task_<k>.npz` holds one `uint8`
+    owner map a kernel under its path (`0` free, `k` owned by task `k`), written atomically.
+
+    Place it last. A `fit` that ends with an exception commits nothing.
+
+    Args:
+        directory: Where to write the maps; None writes nothing.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None = None):
+        super().__init__()
+        self.directory = None if directory is None else Path(directory)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if not lifecycle.has_open_task(self.model):
+            raise RuntimeError("no task is open, so there is nothing to commit: call begin_task before this fit")
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        task = lifecycle.commit_task(self.model)
+        if self.directory is not None:
+            save_owner_maps(self.directory / f"task_{task}.npz", lifecycle.owner_maps(self.model))
+
+
+def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> None:
+    """Writes owner maps as one compressed `.npz`, atomically."""
+    with files.replacing(path) as temporary:
+        np.savez_compressed(temporary, **maps)
+
+
+def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads owner maps that `TaskMaskSnapshot` wrote: `{weight path: uint8 array}`."""
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)

@@ -1,0 +1,30 @@
+"""The one error for bad input, worded like Keras's: argument, what was expected, what was received."""
+
+from typing import Any
+
+
+class ArgumentError(ValueError):
+    """An argument outside what it may be.
+
+    The launcher prints it as `--argument=received: expected ...` and exits with 2.
+
+    Attributes:
+        argument: Name of the argument (and of the launcher's flag).
+        expected: What it may be, in words.
+        received: The value that was given.
+    """
+
+    def __init__(self, argument: str, expected: str, received: Any):
+        super().__init__(f"Invalid `{argument}`: expected {expected}. Received: {argument}={received!r}")
+        self.argument = argument
+        self.expected = expected
+        self.received = received
+
+    def __reduce__(self):
+        return type(self), (self.argument, self.expected, self.received)
+
+
+def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises ArgumentError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ArgumentError(argument, "one of " + ", ".join(choices), value)

@@ -1,0 +1,1 @@
+"""What the paper asks of the library. Importing this package alone does not start TensorFlow."""

@@ -1,0 +1,161 @@
+"""Everything that decides a run, in one frozen dataclass: defaults, ranges and cross-checks.
+
+The flags read their defaults and validators from here, so that help, flag and code cannot disagree. Importable without
+TensorFlow: bad input is answered before anything heavy starts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.ownership import MAX_TASKS
+from tf_packnet.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS, PRUNE_SCOPES
+from tf_packnet.schedules import rounds_that_divide
+
+APPROACHES = ("packnet",)
+FC8192 = ("flatten", "dense")
+JIT = ("auto", "on", "off")
+MODELS = ("mlp", "conv")
+OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+STRATEGIES = ("auto", "none", "mirrored")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Field for field the launcher's flags, whose `--help` says what each means.
+
+    Raises:
+        ArgumentError: On construction, if a field is out of range or two fields do not fit together.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    classes_per_task: int = 2
+    num_tasks: int | None = None
+    validation_fraction: float = 0.1
+
+    model: str = "mlp"
+    hidden_units: tuple[int, ...] = (256, 256)
+    fc8192: str = "flatten"
+    dropout: float = 0.1
+
+    approach: str = "packnet"
+    train_epochs: int = 30
+    retrain_epochs: int = 30
+    prune_rounds: int = 3
+    final_prune: float = 0.75
+    freed_weights: str = "zero"
+    head: str = "per_task"
+    bias_policy: str = "first_task"
+    prune_scope: str = "layer"
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    seed: int = 0
+
+    strategy: str = "auto"
+    logical_devices: int | None = None
+    precision: str = "float32"
+    jit: str = "auto"
+
+    output_dir: str | None = None
+    export: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
+        for field in CHECKS:
+            check_field(field, getattr(self, field))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.retrain_epochs % self.prune_rounds:
+            fitting = ", ".join(map(str, rounds_that_divide(self.retrain_epochs)))
+            expected = f"a divisor of --retrain_epochs={self.retrain_epochs}: {fitting}"
+            raise ArgumentError("prune_rounds", expected, self.prune_rounds)
+        if self.logical_devices is not None and self.strategy != "mirrored":
+            raise ArgumentError("logical_devices", "to be left out, or --strategy=mirrored", self.logical_devices)
+        if self.strategy == "mirrored" and self.jit == "on":
+            raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
+        if self.logical_devices is not None and self.batch_size % self.logical_devices:
+            expected = f"a multiple of --logical_devices={self.logical_devices}"
+            raise ArgumentError("batch_size", expected, self.batch_size)
+
+    def where(self) -> str:
+        """The output directory: what was asked for, or `out/<dataset>`."""
+        return self.output_dir or f"out/{self.dataset.replace('/', '_').replace(':', '_')}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, defaults included, as JSON values."""
+        return {**dataclasses.asdict(self), "hidden_units": list(self.hidden_units)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """The inverse of `to_json`."""
+        return cls(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: everything but where it is written and where its data lie."""
+        return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir")}
+
+
+def default(field: str) -> Any:
+    """The default of a field."""
+    return Config.__dataclass_fields__[field].default
+
+
+def check_field(field: str, value: Any) -> None:
+    """Raises ArgumentError if `value` is not what `field` may be, on its own."""
+    holds, expected = CHECKS[field]
+    if not holds(value):
+        raise ArgumentError(field, expected, value)
+
+
+def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in choices), "one of " + ", ".join(choices)
+
+
+def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value >= low), f"at least {low}"
+
+
+def _optional(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    holds, expected = check
+    return (lambda value: value is None or holds(value)), expected
+
+
+def _within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: low <= value < high
+
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (bool, "digits, or the name of a TFDS image classification set"),
+    "classes_per_task": _at_least(2),
+    "num_tasks": _optional((lambda n: 1 <= n <= MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
+    "validation_fraction": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
+    "model": _one_of(MODELS),
+    "hidden_units": (lambda units: len(units) > 0 and min(units) >= 1, "one or more layer sizes of at least 1"),
+    "fc8192": _one_of(FC8192),
+    "dropout": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
+    "approach": _one_of(APPROACHES),
+    "train_epochs": _at_least(1),
+    "retrain_epochs": _at_least(1),
+    "prune_rounds": _at_least(1),
+    "final_prune": (lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
+    "freed_weights": _one_of(FREED_WEIGHTS),
+    "head": _one_of(HEADS),
+    "bias_policy": _one_of(BIAS_POLICIES),
+    "prune_scope": _one_of(PRUNE_SCOPES),
+    "optimizer": _one_of(OPTIMIZERS),
+    "learning_rate": (lambda rate: rate > 0 and math.isfinite(rate), "a positive number"),
+    "batch_size": _at_least(1),
+    "seed": (lambda seed: 0 <= seed < 2**31, "0 to 2147483647"),
+    "strategy": _one_of(STRATEGIES),
+    "logical_devices": _optional((lambda n: n >= 2, "at least 2")),
+    "precision": _one_of(PRECISIONS),
+    "jit": _one_of(JIT),
+}

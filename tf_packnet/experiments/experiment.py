@@ -1,0 +1,30 @@
+"""What the launcher calls: check what can be checked at once, then start TensorFlow, run, and print."""
+
+import sys
+from pathlib import Path
+
+from tf_packnet.experiments import output
+from tf_packnet.experiments.config import Config
+from tf_packnet.tasks.sources import check_name
+
+
+def main(config: Config) -> None:
+    """Runs `config`, unless that very run is there already, and prints its results.
+
+    Raises:
+        ArgumentError: Before any work, if something in `config` cannot be had.
+    """
+    check_name(config.dataset, config.data_dir)
+    results = output.check(config)
+    if results is None:
+        from tf_packnet.experiments.startup import start_tensorflow
+
+        start_tensorflow()
+        from tf_packnet.experiments.runner import run
+
+        results = run(config).to_json()
+    else:
+        print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)
+    from tf_packnet.reporting.summary import print_results
+
+    print_results(results, Path(config.where()))

@@ -1,0 +1,90 @@
+"""What a run found, and how it is written down."""
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_packnet import __version__, files
+from tf_packnet.experiments.config import Config
+
+_PACKAGES = ("tensorflow", "keras", "tensorflow-model-optimization", "tensorflow-datasets", "numpy")
+
+
+@dataclass
+class Results:
+    """Grows while a run goes on; written after every task.
+
+    Attributes:
+        config: The run's config.
+        tasks: One dict a task: number, name, class names, examples of each split.
+        accuracy: `accuracy[i][j]` is the test accuracy on task `j` after learning task `i` (0-based; a row has `i+1`).
+        validation_accuracy: The same on the held-out part of train, for choices.
+        free_fraction: Share of the prunable weights without an owner after each task: overall, and per layer.
+        weights: Weights that each task owns, and how many there are to own.
+        seconds: Wall time of each stage: task, stage, seconds.
+        environment: Versions, git commit, devices, and what was chosen automatically.
+        complete: Whether all tasks were learned and everything was written.
+    """
+
+    config: Config
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    accuracy: list[list[float]] = field(default_factory=list)
+    validation_accuracy: list[list[float]] = field(default_factory=list)
+    free_fraction: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+    seconds: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+    @property
+    def average_accuracy(self) -> float | None:
+        """Mean test accuracy over all tasks learned, after the last of them."""
+        return float(np.mean(self.accuracy[-1])) if self.accuracy else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        return {
+            "schema_version": 1,
+            "complete": self.complete,
+            "config": self.config.to_json(),
+            "tasks": self.tasks,
+            "average_accuracy": self.average_accuracy,
+            "accuracy": self.accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "free_fraction": self.free_fraction[-1] if self.free_fraction else {"overall": 1.0, "layers": {}},
+            "free_fraction_by_task": self.free_fraction,
+            "weights": self.weights,
+            "seconds": self.seconds,
+            "environment": self.environment,
+        }
+
+    def write(self, path: Path) -> None:
+        """Writes `results.json`, atomically."""
+        files.write_json(path, self.to_json())
+
+
+def environment() -> dict[str, Any]:
+    """Versions and commit of what runs."""
+    return {
+        "tf_packnet": __version__,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the source tree this file is in; None where there is no git, or no tree."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,100 @@
+"""From a config to the objects of a run: devices, strategy, network, optimizer."""
+
+import keras
+import tensorflow as tf
+
+from tf_packnet.approaches import PackNet, conv, mlp
+from tf_packnet.approaches.packnet import Observers
+from tf_packnet.callbacks import EqualShare
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import RunPaths
+from tf_packnet.packing import PackedModel, pack
+from tf_packnet.tasks import TaskStream
+
+# Steps that one call of the compiled training function takes: enough to hide Keras's cost a call, few enough for a
+# progress display. On replicas it is 1: Keras's loop of several steps fails there (TensorFlow 2.21, Keras 3.15).
+STEPS_PER_EXECUTION = 50
+
+
+def make_deterministic(config: Config, jit: bool) -> None:
+    """Fixes every seed; with it two runs of one config give the same bits on CPU."""
+    keras.utils.set_random_seed(config.seed)
+    # What XLA compiles for CPU is deterministic already, and Keras will not combine the two.
+    if not jit:
+        tf.config.experimental.enable_op_determinism()
+
+
+def choose_strategy(config: Config) -> tf.distribute.Strategy:
+    """`MirroredStrategy` over all GPUs or over logical CPU devices, or TensorFlow's default.
+
+    Raises:
+        ArgumentError: If logical devices are asked for after TensorFlow has started, or the batch cannot be shared.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.strategy == "none" or (config.strategy == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    devices = None
+    if config.logical_devices is not None:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        wanted = [tf.config.LogicalDeviceConfiguration()] * config.logical_devices
+        try:
+            tf.config.set_logical_device_configuration(cpu, wanted)
+        except RuntimeError as error:
+            expected = "to be set before TensorFlow starts: run it in a process of its own"
+            raise ArgumentError("logical_devices", expected, config.logical_devices) from error
+        devices = [f"CPU:{i}" for i in range(config.logical_devices)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % replicas:
+        raise ArgumentError("batch_size", f"a multiple of the {replicas} replicas", config.batch_size)
+    return strategy
+
+
+def choose_jit(config: Config, strategy: tf.distribute.Strategy) -> bool:
+    """Whether to compile with XLA. `auto`: it pays, except for convolutions on CPU, and cannot run on replicas."""
+    if config.jit != "auto":
+        return config.jit == "on"
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        return False
+    return config.model != "conv" or bool(tf.config.list_physical_devices("GPU"))
+
+
+def build_model(config: Config, stream: TaskStream) -> PackedModel:
+    """The packed network of a config, not compiled."""
+    keras.config.set_dtype_policy(config.precision)
+    if config.model == "mlp":
+        model = mlp(stream.input_shape, stream.num_classes, config.hidden_units)
+    else:
+        model = conv(stream.input_shape, stream.num_classes, config.fc8192, config.dropout)
+    return pack(model, config.head, config.bias_policy, config.freed_weights, config.seed)
+
+
+def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
+    """The optimizer of a config; `momentum` is SGD with momentum 0.9."""
+    if config.optimizer == "momentum":
+        return keras.optimizers.SGD(config.learning_rate, momentum=0.9)
+    return keras.optimizers.get({"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}})
+
+
+def build_approach(config: Config, stream: TaskStream, jit: bool, paths: RunPaths, observers: Observers) -> PackNet:
+    """The approach of a config, ready to learn the stream. Call it in the strategy's scope."""
+    packed = build_model(config, stream)
+    replicas = packed.distribute_strategy.num_replicas_in_sync
+    packed.compile(
+        optimizer=build_optimizer(config),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit,
+        steps_per_execution=STEPS_PER_EXECUTION if replicas == 1 else 1,
+    )
+    return PackNet(
+        packed,
+        EqualShare(config.final_prune, len(stream), config.prune_rounds),
+        train_epochs=config.train_epochs,
+        retrain_epochs=config.retrain_epochs,
+        prune_scope=config.prune_scope,
+        seed=config.seed,
+        masks_dir=paths.masks,
+        observers=observers,
+    )

@@ -1,0 +1,56 @@
+"""One task of a pack as an ordinary Keras model: plain layers, dense kernels, 0 where a weight is not the task's."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_packnet.layers import TaskHead, TaskLayer
+from tf_packnet.layers.masked import TWINS
+from tf_packnet.packing import PackedModel
+
+_PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}
+
+
+def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
+    """The network of one committed task, without anything of this library in it.
+
+    Args:
+        packed: The pack; the task it has selected stays selected.
+        task: Name or number (1-based) of a committed task.
+
+    Raises:
+        ArgumentError: If there is no such task.
+        RuntimeError: If the task is still being learned.
+    """
+    number = packed.task_number(task)
+    if number == packed.committed_tasks + 1 and packed.task_names[number - 1 :]:
+        raise RuntimeError(f"task {task!r} is still being learned: it can be exported once it is committed")
+    selected = packed.selected_task
+    packed.select_task(number)
+    try:
+        model = keras.models.clone_model(packed, clone_function=_plain_twin, recursive=True)
+        for source, target in zip(packed._flatten_layers(), model._flatten_layers(), strict=True):
+            _copy_seen_values(source, target)
+    finally:
+        packed.select_task(selected)
+    return model
+
+
+def _plain_twin(layer: keras.Layer) -> keras.Layer:
+    config = layer.get_config()
+    config.pop("bias_policy", None)
+    return _PLAIN.get(type(layer), type(layer)).from_config(config)
+
+
+def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
+    if isinstance(source, TaskLayer):
+        for name in source.masked + source.per_task:
+            value = getattr(source, name)
+            if value is not None:
+                _variable(target, name).assign(np.asarray(ops.convert_to_numpy(value)))
+    elif not isinstance(source, keras.Model):
+        target.set_weights(source.get_weights())
+
+
+def _variable(layer: keras.Layer, name: str) -> keras.Variable:
+    return next(v for v in layer.weights if v.name == name)

@@ -1,0 +1,141 @@
+"""What makes a Keras layer task-aware: its weights are routed, its state follows the life of a task.
+
+Keras layers compute with `self.kernel` and `self.bias`. A `Routed` attribute stores the variable that the Keras layer
+assigns to it and hands out the value that the selected task sees, so that no `call` of Keras is written again.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet.layers.weights import MaskedWeight, TaskWeight, check_task_number
+
+
+class Routed:
+    """A layer attribute whose reads give a masked or per-task value, and whose variable is `_<name>`."""
+
+    def __set_name__(self, owner: type, name: str):
+        self.name = name
+        self.raw = f"_{name}"
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        route = layer._routes.get(self.name)
+        if route is not None:
+            return route.value()
+        return getattr(layer, self.raw)
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        setattr(layer, self.raw, value)
+
+
+class TaskLayer:
+    """Mixin, before the Keras layer in the bases: owns the routed weights and walks them through a task's life.
+
+    Subclasses name their weights: `masked` are pruned and owned, `per_task` follow `bias_policy`.
+
+    Args:
+        bias_policy: What later tasks do to the biases: `first_task` or `per_task`.
+    """
+
+    masked: tuple[str, ...] = ("kernel",)
+    per_task: tuple[str, ...] = ("bias",)
+
+    def __init__(self, *args, bias_policy: str = "first_task", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bias_policy = bias_policy
+        self.committed_tasks = 0
+        self.selected_task = 1
+        self.open = True  # a fresh layer can be trained at once, as its first task
+        self._set_routes({})
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self._set_routes(
+            {name: self._route(name) for name in self.masked + self.per_task if self._raw(name) is not None}
+        )
+
+    def _set_routes(self, routes: dict[str, MaskedWeight | TaskWeight]) -> None:
+        # Set past Keras's tracking: the variables inside were all added by `add_weight`.
+        object.__setattr__(self, "_routes", routes)
+
+    def _route(self, name: str) -> "MaskedWeight | TaskWeight":
+        if name in self.masked:
+            return MaskedWeight(self, name, self._raw(name), getattr(self, f"{name}_initializer"))
+        return TaskWeight(self, name, self._raw(name), self.bias_policy)
+
+    def _raw(self, name: str) -> keras.Variable | None:
+        return getattr(self, f"_{name}", None)
+
+    @property
+    def masked_weights(self) -> list[MaskedWeight]:
+        """The pruned and owned weights of this layer."""
+        return [w for w in self._routes.values() if isinstance(w, MaskedWeight)]
+
+    @property
+    def task_weights(self) -> list[TaskWeight]:
+        """The weights of this layer of which tasks have their own value."""
+        return [w for w in self._routes.values() if isinstance(w, TaskWeight)]
+
+    def get_prunable_weights(self) -> list[keras.Variable]:
+        """The variables that pruning ranks: TF-MOT's `PrunableLayer` interface."""
+        return [w.variable for w in self.masked_weights]
+
+    def begin_task(self, freed_weights: str, seed: int) -> None:
+        """Opens the free weights for the next task."""
+        task = self.committed_tasks + 1
+        check_task_number(task)
+        self.open = True
+        self.selected_task = task
+        for position, weight in enumerate(self._routes.values()):
+            if isinstance(weight, MaskedWeight):
+                weight.begin(task, freed_weights, seed + position)
+            else:
+                weight.begin(task, seed + position)
+
+    def commit_task(self) -> None:
+        """Freezes what the open task keeps."""
+        task = self.committed_tasks + 1
+        for weight in self._routes.values():
+            weight.commit(task)
+        self.committed_tasks = task
+        self.open = False
+        self.selected_task = task
+
+    def select_task(self, task: int) -> None:
+        """Shows what `task` (1-based) sees; the open one is `committed_tasks + 1`."""
+        for weight in self._routes.values():
+            weight.select(task, learning=task > self.committed_tasks)
+        self.selected_task = task
+
+    def save_life(self, store: dict) -> None:
+        """Writes how far the layer is in the life of its tasks."""
+        store["committed_tasks"] = np.array(self.committed_tasks)
+        store["open"] = np.array(self.open)
+        store["selected_task"] = np.array(self.selected_task)
+
+    def load_life(self, store: dict) -> None:
+        """Reads it back."""
+        self.committed_tasks = int(store["committed_tasks"][()])
+        self.open = bool(store["open"][()])
+        self.selected_task = int(store["selected_task"][()])
+
+    def save_own_variables(self, store: dict) -> None:
+        """Keras's hook: owner maps and every task's values are saved with the layer."""
+        self.save_life(store)
+        for weight in self._routes.values():
+            weight.save(store)
+
+    def load_own_variables(self, store: dict) -> None:
+        """Keras's hook, the inverse of `save_own_variables`."""
+        self.load_life(store)
+        for weight in self._routes.values():
+            if isinstance(weight, MaskedWeight):
+                weight.load(store)
+            else:
+                weight.load(store, range(1, self.committed_tasks + 1))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "bias_policy": self.bias_policy}

@@ -1,0 +1,119 @@
+"""The output layer of which every task has its own: unpruned, as in Mallya & Lazebnik 2018."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet.layers.base import Routed, TaskLayer
+from tf_packnet.layers.weights import TaskWeight
+
+
+@keras.saving.register_keras_serializable(package="tf_packnet")
+class TaskHead(TaskLayer, keras.layers.Dense):
+    """A `Dense` output layer of which every task has its own kernel `(inputs, units)` and bias.
+
+    Each task starts from a fresh draw and keeps its head untouched for ever. Tasks may differ in units: those with as
+    many units share one pair of variables, so that a compiled training step serves them all.
+    """
+
+    masked = ()
+    per_task = ("kernel", "bias")
+    kernel = Routed()
+    bias = Routed()
+
+    def __init__(self, units: int, *args, **kwargs):
+        super().__init__(units, *args, **kwargs)
+        self._units_of: list[int] = []  # of each committed task
+        object.__setattr__(self, "_slots", {})  # units -> routes, past Keras's tracking as the routes are
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self._slots[self.units] = self._routes
+
+    def _route(self, name):
+        return TaskWeight(self, name, self._raw(name), "per_task", getattr(self, f"{name}_initializer"))
+
+    def use_units(self, units: int) -> bool:
+        """Switches to the variables of tasks with `units` outputs; True if that changed the layer's shape."""
+        if units == self.units:
+            return False
+        for weight in self._routes.values():
+            weight.variable.trainable = False  # the optimizer shall only meet the variables in use
+        self.units = units
+        if units not in self._slots:
+            self._slots[units] = self._new_slot(units)
+        self._set_routes(self._slots[units])
+        for name, weight in self._routes.items():
+            weight.variable.trainable = True
+            self._swap_raw(name, weight.variable)
+        return True
+
+    def _new_slot(self, units: int) -> dict[str, TaskWeight]:
+        was_locked, self._tracker.locked = self._tracker.locked, False
+        inputs = self._kernel.shape[0]
+        shapes = {"kernel": (inputs, units), "bias": (units,)}
+        slot = {}
+        for name in self._routes:
+            initializer = getattr(self, f"{name}_initializer")
+            variable = self.add_weight(
+                name=f"{name}_{units}",
+                shape=shapes[name],
+                initializer=initializer,
+                regularizer=getattr(self, f"{name}_regularizer"),
+                constraint=getattr(self, f"{name}_constraint"),
+            )
+            slot[name] = TaskWeight(self, name, variable, "per_task", initializer)
+        self._tracker.locked = was_locked
+        return slot
+
+    def _swap_raw(self, name: str, variable: keras.Variable) -> None:
+        was_locked, self._tracker.locked = self._tracker.locked, False
+        setattr(self, f"_{name}", variable)
+        self._tracker.locked = was_locked
+
+    def commit_task(self) -> None:
+        super().commit_task()
+        self._units_of.append(self.units)
+
+    def units_of(self, task: int) -> int:
+        """How many outputs committed `task` (1-based) has."""
+        return self._units_of[task - 1]
+
+    def save_own_variables(self, store: dict) -> None:
+        self.save_life(store)
+        store["units_of"] = np.array(self._units_of, int)
+        for units, slot in self._slots.items():
+            for weight in slot.values():
+                weight.save(_Prefixed(store, f"units_{units}."))
+
+    def load_own_variables(self, store: dict) -> None:
+        self.load_life(store)
+        self._units_of = [int(units) for units in store["units_of"][()]]
+        present = self.units
+        for units in sorted({present, *self._units_of}):
+            self.use_units(units)
+            for weight in self._routes.values():
+                weight.load(_Prefixed(store, f"units_{units}."), self._tasks_of(units))
+        self.use_units(present)
+
+    def _tasks_of(self, units: int) -> list[int]:
+        return [task for task, of_task in enumerate(self._units_of, start=1) if of_task == units]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["bias_policy"]  # a head has no choice: it is per task
+        return config
+
+
+class _Prefixed:
+    """A view of a weights store whose keys all begin with a prefix."""
+
+    def __init__(self, store: dict, prefix: str):
+        self._store, self._prefix = store, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        return self._store[self._prefix + key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._store[self._prefix + key] = value

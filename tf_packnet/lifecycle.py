@@ -1,0 +1,151 @@
+"""The life of a task in a Keras model: begin, (train, prune,) commit, select.
+
+Every function takes any Keras model that contains task-aware layers: one made by `pack`, or one that a user built from
+`tf_packnet.layers`. A fresh model is open for its first task, so that it can be trained at once.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from tf_packnet import ownership
+from tf_packnet.errors import ArgumentError
+from tf_packnet.layers.base import TaskLayer
+from tf_packnet.layers.head import TaskHead
+from tf_packnet.layers.weights import MaskedWeight, check_freed_weights
+
+
+def task_layers(model: keras.Model) -> list[TaskLayer]:
+    """The task-aware layers of `model`, in order, nested ones included.
+
+    Raises:
+        ArgumentError: If there are none.
+    """
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, TaskLayer)]
+    if not layers:
+        raise ArgumentError("model", "a model with masked layers, from tp.pack(model) or tp.layers", model.name)
+    return layers
+
+
+def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
+    """The pruned and owned weights of `model` by their path, such as `dense/kernel`, in layer order."""
+    weights: dict[str, MaskedWeight] = {}
+    for layer in task_layers(model):
+        for weight in layer.masked_weights:
+            weights[weight.variable.path] = weight
+    if not weights:
+        raise ArgumentError("model", "a built model with at least one masked kernel to prune", model.name)
+    return weights
+
+
+def committed_tasks(model: keras.Model) -> int:
+    """How many tasks the model has learned."""
+    return task_layers(model)[0].committed_tasks
+
+
+def has_open_task(model: keras.Model) -> bool:
+    """Whether a task is being learned: it was begun (or the model is fresh) and not committed."""
+    return task_layers(model)[0].open
+
+
+def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> int:
+    """Opens every free weight for the next task; returns its number (1-based).
+
+    Args:
+        model: A model with task-aware layers.
+        freed_weights: How weights that earlier tasks gave back start: `zero` (Mallya & Lazebnik 2018), `keep` (as they
+            were when pruned) or `reinit` (a fresh draw from the layer's initializer).
+        seed: Seeds the fresh draws (heads, `reinit`) together with the task and the layer.
+
+    Raises:
+        ArgumentError: If the policy is unknown, 254 tasks are in the pack already, or no weight is free.
+        RuntimeError: If an earlier task is still open.
+    """
+    check_freed_weights(freed_weights)
+    task = committed_tasks(model) + 1
+    if task > 1:
+        if has_open_task(model):
+            raise RuntimeError(
+                f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
+                "tp.commit_task(model) before the next one begins"
+            )
+        if free_fraction(model)["overall"] == 0.0:
+            raise ArgumentError("model", "a model with free weights (this pack is full)", model.name)
+    with strategy_scope(model):
+        for position, layer in enumerate(task_layers(model)):
+            layer.begin_task(freed_weights, derived_seed(seed, task, position))
+    return task
+
+
+def commit_task(model: keras.Model) -> int:
+    """Freezes what the open task kept, for ever; returns its number (1-based).
+
+    Raises:
+        RuntimeError: If no task is open.
+    """
+    if not has_open_task(model):
+        raise RuntimeError(f"no task is open in model {model.name!r}: begin one with begin_task first")
+    with strategy_scope(model):
+        for layer in task_layers(model):
+            layer.commit_task()
+    return committed_tasks(model)
+
+
+def select_task(model: keras.Model, task: int) -> None:
+    """Makes the model compute as `task` (1-based number), the open one included.
+
+    Raises:
+        ArgumentError: If there is no such task.
+    """
+    last = committed_tasks(model) + has_open_task(model)
+    if not 1 <= task <= last:
+        raise ArgumentError("task", f"the number of a task in the pack, 1 to {last}", task)
+    with strategy_scope(model):
+        reshaped = [
+            layer.use_units(layer.units_of(task))
+            for layer in task_layers(model)
+            if isinstance(layer, TaskHead) and task <= layer.committed_tasks
+        ]
+        for layer in task_layers(model):
+            layer.select_task(task)
+    if any(reshaped):
+        drop_compiled_functions(model)
+
+
+def selected_task(model: keras.Model) -> int:
+    """Number (1-based) of the task that the model computes as; a fresh model computes as its first."""
+    return task_layers(model)[0].selected_task
+
+
+def drop_compiled_functions(model: keras.Model) -> None:
+    """Forgets compiled steps; Keras traces them again on their next use. Needed when a head changes its shape."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:
+    """A `uint8` owner map a kernel, by path: 0 is free, `k` is owned by task `k`."""
+    return {path: ownership.without_candidates(w.owner_map()) for path, w in masked_weights(model).items()}
+
+
+def free_fraction(model: keras.Model) -> dict:
+    """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+    maps = owner_maps(model)
+    free = sum(int((owner == ownership.FREE).sum()) for owner in maps.values())
+    return {
+        "overall": free / sum(owner.size for owner in maps.values()),
+        "layers": {path: ownership.free_fraction(owner) for path, owner in maps.items()},
+    }
+
+
+def derived_seed(*parts: int) -> int:
+    """One 31-bit seed from several numbers, well mixed: the same parts give the same seed on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
+
+
+@contextlib.contextmanager
+def strategy_scope(model: keras.Model) -> Iterator[None]:
+    """The scope of the model's distribution strategy, in which its variables may be assigned on every replica."""
+    with model.distribute_strategy.scope():
+        yield

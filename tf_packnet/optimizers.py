@@ -1,0 +1,53 @@
+"""What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def reset(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None = None) -> None:
+    """Puts every variable of a built `optimizer` (slots, step count, loss scale) back to its initial value.
+
+    The variables stay the same objects, so that compiled training steps stay valid.
+
+    Args:
+        optimizer: A Keras optimizer; one that was not built yet is left alone, it is fresh.
+        config: Its config at compile time. Without it, a learning rate that a callback changed stays changed.
+    """
+    if not optimizer.built:
+        return
+    fresh = type(optimizer).from_config(config or optimizer.get_config())
+    fresh.build(_trainable(optimizer))
+    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+        variable.assign(initial)
+
+
+def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:
+    """Sets what `optimizer` remembers of `variable` (momentum, moments, averages) to 0 outside the mask `keep`."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not inner.built:
+        return
+    known = [v is variable for v in inner._trainable_variables]
+    if not any(known):
+        return
+    index = known.index(True)
+    for slots in _slot_lists(inner):
+        slot = slots[index]
+        if slot is not None and tuple(slot.shape) == keep.shape:
+            slot.assign(np.where(keep, ops.convert_to_numpy(slot), 0))
+
+
+def _trainable(optimizer):
+    return getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
+
+
+def _slot_lists(optimizer):
+    """Keras keeps each kind of slot in a list parallel to the trainable variables."""
+    size = len(optimizer._trainable_variables)
+    for name, value in vars(optimizer).items():
+        if not isinstance(value, list) or name == "_trainable_variables" or len(value) != size:
+            continue
+        if all(slot is None or isinstance(slot, keras.Variable) for slot in value):
+            yield value

@@ -1,0 +1,14 @@
+"""The choices that the library leaves to its users, each named once."""
+
+# How weights that a task gave back start the next one: at 0 (Mallya & Lazebnik 2018), as they were when pruned, or
+# drawn afresh from the layer's initializer.
+FREED_WEIGHTS = ("zero", "keep", "reinit")
+
+# One unpruned head a task (Mallya & Lazebnik 2018), or one head that is masked and pruned like the rest.
+HEADS = ("per_task", "shared")
+
+# Biases: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy a task.
+BIAS_POLICIES = ("first_task", "per_task")
+
+# How a prune round's count is shared between layers; see `tf_packnet.ranking`.
+PRUNE_SCOPES = ("layer", "global", "erk")

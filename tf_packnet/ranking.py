@@ -1,0 +1,123 @@
+"""Which candidates a prune round keeps: exact counts, ties broken by index, in three scopes.
+
+Scores are magnitudes. A scope says how the count is shared between the layers:
+
+- `layer`: every layer keeps the same fraction of its candidates (Mallya & Lazebnik 2018).
+- `global`: one ranking over all layers.
+- `erk`: layer densities after Erdos-Renyi-Kernel (Evci et al. 2020, "Rigging the Lottery", section 3): the density of a
+  layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep more at the same overall fraction.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tf_packnet.errors import check_choice
+from tf_packnet.policies import PRUNE_SCOPES
+from tf_packnet.schedules import remaining
+
+
+def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int) -> np.ndarray:
+    """Boolean mask of the `count` largest `scores` among the `eligible`; of equal scores the lower index stays.
+
+    Selects, does not sort: one partition in linear time.
+
+    Args:
+        scores: Float array of any shape; higher is more worth keeping.
+        eligible: Boolean array of the same shape.
+        count: How many to keep, 0 to the number of eligible ones.
+
+    Raises:
+        ValueError: If `count` is out of range, or an eligible score is not a number.
+    """
+    positions = np.flatnonzero(eligible)
+    values = scores.ravel()[positions]
+    if not 0 <= count <= values.size:
+        raise ValueError(f"`count` must lie between 0 and the {values.size} eligible scores. Received: count={count}")
+    if np.isnan(values).any():
+        raise ValueError("cannot rank weights that are not a number (NaN): the training has diverged")
+    keep = np.zeros(scores.size, bool)
+    if count:
+        threshold = np.partition(values, values.size - count)[values.size - count]
+        above = values > threshold
+        keep[positions[above]] = True
+        ties = positions[values == threshold]
+        keep[ties[: count - int(above.sum())]] = True
+    return keep.reshape(scores.shape)
+
+
+def erk_densities(
+    shapes: Sequence[tuple[int, ...]], counts: Sequence[int], density: float, cap: float = 1.0
+) -> np.ndarray:
+    """Erdos-Renyi-Kernel densities of layers that together keep `density` of their candidates.
+
+    A layer that would exceed `cap` is set to it, and the others share what is then left (RigL's own loop).
+
+    Args:
+        shapes: Kernel shapes.
+        counts: Candidates of each layer.
+        density: Fraction of all candidates to keep.
+        cap: The highest density a layer may get. A task that takes at most `1 / tasks left` of each layer leaves room
+            for the later ones; RigL, with one task, has 1.
+
+    Returns:
+        Float array, one density a layer, in [0, 1].
+    """
+    counts = np.asarray(counts, float)
+    if density >= cap:  # no room to favour anyone
+        return np.full(len(counts), density)
+    raw = np.array([sum(shape) / np.prod(shape, dtype=float) for shape in shapes])
+    capped = np.zeros(len(counts), bool)
+    while True:
+        weight = (raw * counts)[~capped].sum()
+        wanted = density * counts.sum() - cap * counts[capped].sum()
+        scale = wanted / weight if weight else 0.0
+        over = ~capped & (scale * raw > cap)
+        if not over.any():
+            return np.where(capped, cap, scale * raw)
+        capped |= over
+
+
+def keep_masks(
+    scores: Sequence[np.ndarray],
+    eligible: Sequence[np.ndarray],
+    num_candidates: Sequence[int],
+    kept_fraction: float,
+    scope: str = "layer",
+    erk_cap: float = 1.0,
+) -> list[np.ndarray]:
+    """One prune round over all layers: what to keep of the `eligible` weights.
+
+    Args:
+        scores: One array a layer, higher is more worth keeping.
+        eligible: Boolean arrays of the same shapes: the candidates that are left.
+        num_candidates: Candidates of each layer when the task began (not what is left of them).
+        kept_fraction: Share of `num_candidates` that is left after this round.
+        scope: `layer`, `global` or `erk`.
+        erk_cap: See `erk_densities`.
+
+    Returns:
+        One boolean array a layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`;
+        with `global` that holds for the sum; with `erk` it holds for each layer with its own density.
+
+    Raises:
+        ArgumentError: If `scope` is unknown.
+    """
+    check_choice("prune_scope", scope, PRUNE_SCOPES)
+    left = [int(mask.sum()) for mask in eligible]
+    if scope == "global":
+        return _keep_globally(scores, eligible, min(sum(left), remaining(sum(num_candidates), kept_fraction)))
+    densities = np.full(len(left), kept_fraction)
+    if scope == "erk":
+        densities = erk_densities([s.shape for s in scores], num_candidates, kept_fraction, erk_cap)
+    # A schedule never asks for more than is left, but a user's own may: nothing that was pruned comes back.
+    counts = [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
+    return [keep_largest(s, e, n) for s, e, n in zip(scores, eligible, counts, strict=True)]
+
+
+def _keep_globally(scores, eligible, count):
+    flat = keep_largest(
+        np.concatenate([s.ravel() for s in scores]), np.concatenate([e.ravel() for e in eligible]), count
+    )
+    ends = np.cumsum([s.size for s in scores])[:-1]
+    return [part.reshape(s.shape) for part, s in zip(np.split(flat, ends), scores, strict=True)]

@@ -1,0 +1,84 @@
+"""Owner maps as pictures: which weights are whose."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from tf_packnet.reporting.palette import task_colours
+
+# Cells a picture shows along each axis; a larger map is drawn in blocks.
+MAX_CELLS = 512
+# Beyond this a legend names the first and the last tasks only.
+MAX_LEGEND = 12
+
+
+def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figure:
+    """One kernel's owner map with a legend.
+
+    Args:
+        owner: `uint8` array of any rank; the last axis (output units, filters) runs to the right, all others down.
+        title: Name of the kernel.
+        task_names: Names of tasks 1, 2, ... so far.
+    """
+    grid = owner.reshape(-1, owner.shape[-1])
+    cells, block = in_blocks(grid, MAX_CELLS)
+    colours = task_colours(len(task_names))
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(
+        colours[cells],
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, grid.shape[1], grid.shape[0], 0),
+    )
+    axes.set_title(f"{title}: who owns which weight")
+    axes.set_xlabel("output (filter or unit)")
+    axes.set_ylabel("input" if owner.ndim == 2 else "input (kernel position x channel)")
+    if block != (1, 1):
+        axes.text(
+            0, 1.01, f"a cell is {block[0]} x {block[1]} weights: its most frequent owner, if any",
+            transform=axes.transAxes, fontsize=7, color="0.4",
+        )  # fmt: skip
+    figure.legend(handles=_legend(owner, task_names, colours), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Shrinks a 2-D owner map to at most `most` cells an axis.
+
+    A cell shows the most frequent owner among its owned weights (the earliest of equals), or 0 if all are free: at high
+    sparsity, where nearly everything is free, the owned weights are what there is to see.
+
+    Returns:
+        The cells, and how many weights a cell spans along each axis.
+    """
+    block = tuple(-(-size // most) for size in grid.shape)
+    if block == (1, 1):
+        return grid, block
+    padded = np.pad(grid, [(0, -size % step) for size, step in zip(grid.shape, block, strict=True)])
+    rows, columns = padded.shape[0] // block[0], padded.shape[1] // block[1]
+    blocks = padded.reshape(rows, block[0], columns, block[1])
+    best = np.zeros((rows, columns), grid.dtype)
+    most_seen = np.zeros((rows, columns), int)
+    for task in np.unique(grid[grid > 0]):
+        seen = (blocks == task).sum(axis=(1, 3))
+        best[seen > most_seen] = task
+        most_seen = np.maximum(most_seen, seen)
+    return best, block
+
+
+def to_rgb(figure: Figure) -> np.ndarray:
+    """The figure as pixels, `uint8` `(height, width, 3)`."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _legend(owner: np.ndarray, names: list[str], colours: np.ndarray) -> list[Patch]:
+    share = np.bincount(owner.ravel(), minlength=len(names) + 1) / owner.size
+    entries = [Patch(facecolor=colours[0], edgecolor="0.6", label=f"free  {share[0]:.1%}")]
+    for task, name in enumerate(names, start=1):
+        if len(names) <= MAX_LEGEND or task in (1, len(names)):
+            entries.append(Patch(facecolor=colours[task], label=f"{task}: {name}  {share[task]:.2%}"))
+    return entries

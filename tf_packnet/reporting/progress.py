@@ -1,0 +1,76 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line a stage in a log."""
+
+import time
+from typing import Any
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tf_packnet.tasks import Task, TaskStream
+
+
+class RunProgress:
+    """Shows every stage of a run and notes how long each took.
+
+    Args:
+        stream: The tasks of the run.
+        seconds: Filled with one dict a stage: `task`, `stage`, `seconds`.
+        console: Where to show it; default standard error, so that standard output holds the results alone.
+    """
+
+    def __init__(self, stream: TaskStream, seconds: list[dict[str, Any]], console: Console | None = None):
+        self._stream = stream
+        self._seconds = seconds
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs  {task.fields[scores]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> "RunProgress":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.__exit__(*exception)
+
+    def stage(self, task: Task, stage: str) -> keras.callbacks.Callback:
+        """A callback that shows one stage of one task."""
+        title = f"task {task.number}/{len(self._stream)} {task.name:<12} {stage:<13}"
+        return _StageProgress(self, task, stage, title)
+
+    def finished(self, task: Task, stage: str, title: str, scores: str, seconds: float) -> None:
+        """Notes the end of a stage."""
+        self._seconds.append({"task": task.number, "stage": stage, "seconds": round(seconds, 3)})
+        self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
+
+
+class _StageProgress(keras.callbacks.Callback):
+    def __init__(self, display: RunProgress, task: Task, stage: str, title: str):
+        super().__init__()
+        self._display, self._task, self._stage, self._title = display, task, stage, title
+
+    def on_train_begin(self, logs=None):
+        self._began = time.perf_counter()
+        self._row = self._display._progress.add_task(self._title, total=self.params["epochs"], scores="")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._scores = _scores(logs or {})
+        self._display._progress.update(self._row, advance=1, scores=self._scores)
+
+    def on_train_end(self, logs=None):
+        self._display._progress.remove_task(self._row)
+        seconds = time.perf_counter() - self._began
+        self._display.finished(self._task, self._stage, self._title, self._scores, seconds)
+
+
+def _scores(logs: dict[str, float]) -> str:
+    shown = {"loss": "loss", "accuracy": "accuracy", "val_accuracy": "validation", "sparsity": "sparsity"}
+    return "  ".join(f"{name} {logs[key]:.4f}" for key, name in shown.items() if key in logs)

@@ -1,0 +1,76 @@
+"""The table at the end of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
+    """How many prunable weights there are, and how many each task owns: per task, and per task and layer."""
+    owned = {
+        path: np.bincount(owner.ravel(), minlength=num_tasks + 1)[1:].tolist() for path, owner in owner_maps.items()
+    }
+    return {
+        "prunable": sum(owner.size for owner in owner_maps.values()),
+        "owned": [sum(counts) for counts in zip(*owned.values(), strict=True)],
+        "owned_by_layer": owned,
+    }
+
+
+def print_results(results: dict[str, Any], output_dir: Path, console: Console | None = None) -> None:
+    """Prints the table of a finished run and where its files lie.
+
+    Args:
+        results: The content of `results.json`.
+        output_dir: Where the run wrote.
+        console: Where to print; default standard output.
+    """
+    (console or Console()).print(render(results, output_dir))
+
+
+def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
+    """See `print_results`."""
+    free = results["free_fraction"]
+    layers = "  ".join(f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items())
+    lines = [
+        f"Free weights  {free['overall']:.2%}  ({layers})",
+        f"Results       {output_dir / 'results.json'}",
+    ]
+    if results["config"]["export"]:
+        lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
+    lines.append(f"TensorBoard   tensorboard --logdir {output_dir / 'tensorboard'}")
+    return Group(_table(results), Text("\n".join(lines) + "\n"))
+
+
+def _table(results: dict[str, Any]) -> Table:
+    config = results["config"]
+    table = Table(
+        title=f"{config['dataset']}: {config['approach']}, p = {config['final_prune']:g}, N = {config['prune_rounds']}",
+        caption=f"seed {config['seed']}, test accuracy",
+    )
+    for heading in ("task", "classes"):
+        table.add_column(heading)
+    for heading in ("when learned", "at the end", "own weights", "share"):
+        table.add_column(heading, justify="right")
+    final, weights = results["accuracy"][-1], results["weights"]
+    for index, task in enumerate(results["tasks"]):
+        owned = weights["owned"][index]
+        table.add_row(
+            str(task["number"]),
+            ", ".join(task["class_names"]),
+            f"{results['accuracy'][index][index]:.4f}",
+            f"{final[index]:.4f}",
+            f"{owned:,}",
+            f"{owned / weights['prunable']:.2%}",
+            end_section=index == len(final) - 1,
+        )
+    when_learned = np.mean([row[-1] for row in results["accuracy"]])
+    share = sum(weights["owned"]) / weights["prunable"]
+    table.add_row(
+        "", "average", f"{when_learned:.4f}", f"{np.mean(final):.4f}", f"{sum(weights['owned']):,}", f"{share:.2%}"
+    )
+    return table

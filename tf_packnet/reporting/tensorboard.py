@@ -1,0 +1,64 @@
+"""What TensorBoard shows of a pack: room, owners, accuracy, hyperparameters. (Curves: `callbacks.EpochLog`.)"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_packnet.reporting.owner_maps import draw_owner_map, to_rgb
+
+PACK_RUN = "pack"
+
+
+def log_pack(directory: Path, owner_maps: dict[str, np.ndarray], results: dict[str, Any], task: int) -> None:
+    """Adds the state of the pack after `task` (1-based), which is also the step of the axis.
+
+    Args:
+        directory: The TensorBoard directory of the run.
+        owner_maps: By weight path.
+        results: The content of `results.json` so far.
+        task: Number of the task just learned.
+    """
+    names = [entry["name"] for entry in results["tasks"][:task]]
+    writer = tf.summary.create_file_writer(str(directory / PACK_RUN))
+    with writer.as_default(step=task):
+        tf.summary.scalar(
+            "average_accuracy", results["average_accuracy"], description="mean test accuracy over the tasks so far"
+        )
+        room = results["free_fraction"]
+        tf.summary.scalar("free_share/overall", room["overall"], description="weights without an owner, after task n")
+        for path, share in room["layers"].items():
+            tf.summary.scalar(f"free_share/{path}", share)
+        for path, owner in owner_maps.items():
+            tf.summary.image(f"owner_map/{path}", to_rgb(draw_owner_map(owner, path, names))[np.newaxis])
+    writer.close()
+
+
+def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
+    """Enters the finished run under HPARAMS: every flag, with the scores it led to."""
+    from tensorboard.plugins.hparams import api as hparams
+
+    flags = {name: _plain(value) for name, value in results["config"].items()}
+    scores = {
+        "score/average_accuracy": results["average_accuracy"],
+        "score/worst_accuracy": min(results["accuracy"][-1]),
+        "score/free_share": results["free_fraction"]["overall"],
+    }
+    writer = tf.summary.create_file_writer(str(directory))
+    with writer.as_default(step=len(results["tasks"])):
+        hparams.hparams_config(
+            hparams=[hparams.HParam(name) for name in flags],
+            metrics=[hparams.Metric(tag, display_name=tag.split("/")[1].replace("_", " ")) for tag in scores],
+        )
+        hparams.hparams(flags, trial_id="run")
+        for tag, value in scores.items():
+            tf.summary.scalar(tag, value)
+    writer.close()
+
+
+def _plain(value: Any) -> Any:
+    """HPARAMS takes numbers, booleans and strings."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "" if value is None else value

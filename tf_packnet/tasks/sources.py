@@ -1,0 +1,94 @@
+"""Where the examples come from: the embedded digits, or any image classification set of TensorFlow Datasets."""
+
+import difflib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.stream import Split
+
+EMBEDDED = "digits"
+
+
+def load_digits() -> tuple[Split, Split, list[str]]:
+    """scikit-learn's 1,797 handwritten digits, 8x8, in the package: no network. One in five is for testing."""
+    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    data = sklearn_digits()
+    images = data.images.astype(np.uint8)[..., np.newaxis]  # grey values 0..16
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=data.target, random_state=0)
+    everything = Split(images, data.target, scale=1 / 16)
+    return everything.take(np.sort(train)), everything.take(np.sort(test)), [str(i) for i in range(10)]
+
+
+def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, list[str]]:
+    """An image classification set of TFDS, downloaded by TFDS if it is not on disk.
+
+    Raises:
+        ArgumentError: If TFDS has no such set, it is no image classification set, or it is neither on disk nor to be
+            had from the network.
+    """
+    import tensorflow_datasets as tfds
+
+    check_name(name, data_dir)
+    builder = tfds.builder(name, data_dir=data_dir)
+    _check_is_image_classification(name, builder.info)
+    _prepare(name, builder)
+    for wanted in ("train", "test"):
+        if wanted not in builder.info.splits:
+            have = ", ".join(builder.info.splits)
+            raise ArgumentError("dataset", f"a data set with the splits train and test (this one has: {have})", name)
+    train, test = (_read(builder, split) for split in ("train", "test"))
+    return train, test, list(builder.info.features["label"].names)
+
+
+def check_name(name: str, data_dir: str | None = None) -> None:
+    """Raises ArgumentError unless `name` is the embedded set or one that TFDS knows. Does not start TensorFlow."""
+    if name == EMBEDDED:
+        return
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    base = name.split(":")[0].split("/")[0]
+    on_disk = data_dir is not None and (Path(data_dir).expanduser() / base).is_dir()
+    if base not in known and not on_disk:
+        near = difflib.get_close_matches(base, [EMBEDDED, *known], n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ArgumentError("dataset", f"{EMBEDDED}, or the name of a TFDS image classification set{hint}", name)
+
+
+def _check_is_image_classification(name, info) -> None:
+    features = info.features
+    if not {"image", "label"} <= set(features or {}) or not hasattr(features["label"], "names"):
+        raise ArgumentError("dataset", "an image classification set, with the features image and label", name)
+    if None in features["image"].shape:
+        raise ArgumentError(
+            "dataset", f"images of one fixed size (these have the shape {features['image'].shape})", name
+        )
+
+
+def _prepare(name, builder) -> None:
+    if builder.is_prepared():
+        return
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS lets through whatever its downloader, file system or checksums raise
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        command = f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r})"'
+        raise ArgumentError(
+            "dataset",
+            f"a data set on disk in {os.fspath(builder.data_path)} or a network to download it from ({reason}); where "
+            f"there is a network run: {command} and copy the folder, or point --data_dir at it",
+            name,
+        ) from error
+
+
+def _read(builder, split: str) -> Split:
+    import tensorflow_datasets as tfds
+
+    data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+    images = data["image"]
+    return Split(images, data["label"], scale=1 / 255 if images.dtype == np.uint8 else 1.0)
