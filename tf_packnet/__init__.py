@@ -31,15 +31,15 @@ _HOME = {
     "pack": "packing",
     "select_task": "lifecycle",
 }
-_SUBPACKAGES = ("approaches", "callbacks", "experiments", "export", "layers", "reporting", "tasks")
+_MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")
 
-__all__ = [*_HOME, *_SUBPACKAGES, "__version__"]
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(importlib.import_module(f"tf_packnet.{_HOME[name]}"), name)
-    elif name in _SUBPACKAGES:
+    elif name in _MODULES:
         value = importlib.import_module(f"tf_packnet.{name}")
     else:
         raise AttributeError(f"module 'tf_packnet' has no attribute {name!r}")

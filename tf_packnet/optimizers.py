@@ -1,5 +1,6 @@
 """What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
 
+import copy
 from typing import Any
 
 import keras
@@ -18,7 +19,8 @@ def reset(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None =
     """
     if not optimizer.built:
         return
-    fresh = type(optimizer).from_config(config or optimizer.get_config())
+    # A copy, since some of Keras's `from_config` take their argument apart.
+    fresh = type(optimizer).from_config(copy.deepcopy(config or optimizer.get_config()))
     fresh.build(_trainable(optimizer))
     for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
         variable.assign(initial)

@@ -52,7 +52,7 @@ class PackedModel(keras.Model):
         self.head = head
         self.freed_weights = freed_weights
         self.seed = seed
-        self.optimizer_config: dict[str, Any] | None = None
+        object.__setattr__(self, "optimizer_config", None)
         object.__setattr__(self, "_task_names", list(tasks))
 
     @property
@@ -142,7 +142,14 @@ class PackedModel(keras.Model):
     def compile(self, *args, **kwargs) -> None:
         """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them."""
         super().compile(*args, **kwargs)
-        self.optimizer_config = self.optimizer.get_config() if self.optimizer is not None else None
+        config = self.optimizer.get_config() if self.optimizer is not None else None
+        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         network = keras.Model(self.inputs, self.outputs, name=self.name)

@@ -69,12 +69,13 @@ class PackNet(Approach):
 
     def _fit(self, task: Task, stage: str, epochs: int, *callbacks: keras.callbacks.Callback) -> None:
         seed = lifecycle.derived_seed(self.seed, task.number, STAGES.index(stage))
+        replicas = self.packed.distribute_strategy.num_replicas_in_sync
         reseed(self.packed, seed)
         self.packed.fit(
             task.training_batches(seed),
             epochs=epochs,
             shuffle=False,  # the batches come shuffled
-            validation_data=task.validation if len(task.splits["validation"]) else None,
+            validation_data=task.evaluation_batches("validation", replicas) if len(task.splits["validation"]) else None,
             # The snapshot commits the task: whoever observes the end of the stage comes before it.
             callbacks=[*callbacks[:-1], *self.observers(task, stage), *callbacks[-1:]],
             verbose=0,

@@ -77,12 +77,12 @@ class Task:
     @property
     def validation(self) -> "tf.data.Dataset":
         """Validation batches, in order."""
-        return self._batches("validation")
+        return self.evaluation_batches("validation")
 
     @property
     def test(self) -> "tf.data.Dataset":
         """Test batches, in order."""
-        return self._batches("test")
+        return self.evaluation_batches("test")
 
     def training_batches(self, seed: int) -> "tf.data.Dataset":
         """Training batches whose order is fixed by `seed`."""
@@ -93,14 +93,22 @@ class Task:
         # Indices are shuffled and batched, examples are gathered a batch at a time: the same order as shuffling the
         # examples, at a fraction of the cost.
         order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=seed)
-        batches = order.batch(self.batch_size, drop_remainder=True)
-        return batches.map(lambda i: (tf.gather(x, i), tf.gather(y, i))).prefetch(tf.data.AUTOTUNE)
+        batches = order.batch(self.batch_size, drop_remainder=True).map(lambda i: (tf.gather(x, i), tf.gather(y, i)))
+        options = tf.data.Options()
+        options.experimental_optimization.map_parallelization = False  # a gather is too little to share
+        return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
-    def _batches(self, split: str) -> "tf.data.Dataset":
+    def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
+        """Batches of a split in order, each a `multiple_of` examples: Keras cannot evaluate uneven shares on replicas.
+
+        Fewer than `multiple_of` examples may be left out for that.
+        """
         import tensorflow as tf
 
         data = self.splits[split]
-        return tf.data.Dataset.from_tensors((data.x, data.y)).unbatch().batch(EVALUATION_BATCH)
+        whole = len(data) - len(data) % multiple_of
+        examples = tf.data.Dataset.from_tensor_slices((data.x[:whole], data.y[:whole]))
+        return examples.batch(EVALUATION_BATCH - EVALUATION_BATCH % multiple_of)
 
 
 EVALUATION_BATCH = 1024

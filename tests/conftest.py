@@ -1,0 +1,91 @@
+"""Shared by all tests: small models, small data, and whether the real data sets are there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # flags/ and launch/ are not installed
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def mlp():
+    """A plain network of 6 inputs, two hidden layers and 2 logits."""
+    return make_mlp()
+
+
+def make_mlp(**dense) -> keras.Model:
+    inputs = keras.Input((6,), name="x")
+    hidden = keras.layers.Dense(12, activation="relu", name="dense_1", **dense)(inputs)
+    hidden = keras.layers.Dense(10, activation="relu", name="dense_2", **dense)(hidden)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head", dtype="float32")(hidden), name="mlp")
+
+
+def make_convnet() -> keras.Model:
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv_1")(inputs)
+    x = keras.layers.MaxPooling2D(name="pool")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Dropout(0.1, name="dropout")(x)
+    x = keras.layers.Dense(8, activation="relu", name="dense_1")(x)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head", dtype="float32")(x), name="convnet")
+
+
+def blobs(seed: int, shape=(6,), examples: int = 64, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """A small classification problem: one cloud of points a class."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, examples)
+    centres = rng.normal(size=(classes, *shape))
+    return (centres[y] + 0.3 * rng.normal(size=(examples, *shape))).astype("float32"), y.astype("int32")
+
+
+def compile_model(model, optimizer="adam", **kwargs):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **kwargs)
+    return model
+
+
+def launch(*arguments: str, cwd=ROOT, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the launcher in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch/main.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )
+
+
+def is_prepared(name: str) -> bool:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder(name).is_prepared()
+
+
+@pytest.fixture
+def real_mnist():
+    if not is_prepared("mnist"):
+        pytest.skip("MNIST is not prepared for TFDS on this machine")
+
+
+@pytest.fixture
+def real_cifar10():
+    if not is_prepared("cifar10"):
+        pytest.skip("CIFAR-10 is not prepared for TFDS on this machine")

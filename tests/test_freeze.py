@@ -1,0 +1,160 @@
+"""Once a task is committed, its logits for the same input are identical to the bit, for ever."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, make_convnet, make_mlp
+
+OPTIMIZERS = {
+    "sgd+momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    "lion": lambda: keras.optimizers.Lion(0.01, weight_decay=0.1),
+    "ema": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3),
+    "clipnorm": lambda: keras.optimizers.Adam(0.01, clipnorm=0.1),
+    "global_clipnorm": lambda: keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5),
+    "clipvalue": lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, clipvalue=0.01),
+    "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+}
+RETRAIN_EPOCHS = 2
+
+
+def night(num_tasks, rounds=2, masks=None):
+    schedule = tp.EqualShare(0.5, num_tasks, rounds)
+    return [tp.PruneRoundScheduler(schedule), tp.GradientMask(), tp.TaskMaskSnapshot(masks)]
+
+
+def learn(packed, number, data, num_tasks=3, **fit):
+    packed.begin_task(f"task_{number}")
+    packed.fit(*data, epochs=2, batch_size=16, verbose=0, **fit)
+    packed.fit(*data, epochs=RETRAIN_EPOCHS, batch_size=16, verbose=0, callbacks=night(num_tasks), **fit)
+
+
+def logits(packed, task, x):
+    packed.select_task(task)
+    return packed.predict(x, verbose=0)
+
+
+def assert_nothing_is_forgotten(packed, num_tasks=3, shape=(6,)):
+    probe = np.random.default_rng(9).normal(size=(32, *shape)).astype("float32")
+    committed = {}
+    for number in range(1, num_tasks + 1):
+        learn(packed, number, blobs(number, shape), num_tasks)
+        committed[number] = logits(packed, number, probe)
+        for earlier, then in committed.items():
+            np.testing.assert_array_equal(logits(packed, earlier, probe), then)
+    return probe, committed
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_under_every_optimizer(optimizer):
+    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS[optimizer]())
+    probe, committed = assert_nothing_is_forgotten(packed)
+    # The test would prove nothing if all tasks answered alike.
+    assert not np.array_equal(committed[1], committed[2])
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("make", [make_mlp, make_convnet])
+def test_under_mixed_precision(policy, make):
+    keras.config.set_dtype_policy(policy)
+    packed = compile_model(tp.pack(make()), keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    assert_nothing_is_forgotten(packed, shape=packed.input_shape[1:])
+
+
+@pytest.mark.parametrize("head", ["per_task", "shared"])
+@pytest.mark.parametrize("bias_policy", ["first_task", "per_task"])
+@pytest.mark.parametrize("freed_weights", ["zero", "keep", "reinit"])
+def test_under_every_policy(head, bias_policy, freed_weights):
+    packed = tp.pack(make_mlp(), head=head, bias_policy=bias_policy, freed_weights=freed_weights)
+    compile_model(packed, keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    assert_nothing_is_forgotten(packed)
+
+
+def test_with_regularizers_and_constraints():
+    model = make_mlp(kernel_regularizer="l2", bias_regularizer="l2", kernel_constraint=keras.constraints.MaxNorm(0.5))
+    assert_nothing_is_forgotten(compile_model(tp.pack(model), OPTIMIZERS["adam"]()))
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_across_saving_and_loading_between_all_tasks(tmp_path, jit):
+    packed = compile_model(tp.pack(make_convnet(), bias_policy="per_task"), OPTIMIZERS["adamw"](), jit_compile=jit)
+    probe = blobs(9, (8, 8, 1))[0]
+    committed = {}
+    for number in (1, 2, 3):
+        learn(packed, number, blobs(number, (8, 8, 1)))
+        committed[number] = logits(packed, number, probe)
+        packed.save(tmp_path / "pack.keras")
+        packed = keras.models.load_model(tmp_path / "pack.keras", safe_mode=True)
+        assert packed.task_names == [f"task_{k}" for k in range(1, number + 1)]
+        for earlier, then in committed.items():
+            np.testing.assert_array_equal(logits(packed, earlier, probe), then)
+
+
+def test_without_any_callback_but_a_commit():
+    """The freeze does not lean on GradientMask."""
+    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS["adamw"]())
+    x, y = blobs(1)
+    packed.begin_task()
+    packed.fit(x, y, epochs=2, verbose=0)
+    for weight in tp.lifecycle.masked_weights(packed).values():
+        weight.prune(np.random.default_rng(0).random(weight.owner_map().shape) < 0.3)
+    packed.commit_task()
+    then = logits(packed, 1, x)
+    packed.begin_task()
+    packed.fit(*blobs(2), epochs=3, verbose=0)
+    np.testing.assert_array_equal(logits(packed, 1, x), then)
+    packed.commit_task()
+    np.testing.assert_array_equal(logits(packed, 1, x), then)
+
+
+def test_looking_at_an_old_task_in_the_middle_of_a_new_one_disturbs_neither():
+    packed = compile_model(tp.pack(make_mlp()), "adam")
+    x, y = blobs(1)
+    learn(packed, 1, (x, y))
+    then = logits(packed, 1, x)
+    packed.begin_task()
+    packed.fit(*blobs(2), epochs=2, verbose=0)
+    open_task = logits(packed, 2, x)
+    np.testing.assert_array_equal(logits(packed, 1, x), then)
+    np.testing.assert_array_equal(logits(packed, 2, x), open_task)
+
+
+def test_tasks_with_different_numbers_of_classes(tmp_path):
+    packed = tp.pack(make_mlp())
+    probe = blobs(9)[0]
+    committed = {}
+    for number, classes in enumerate([2, 4, 3, 2], start=1):
+        packed.begin_task(num_classes=classes)
+        compile_model(packed, OPTIMIZERS["adamw"]())
+        x, y = blobs(number, classes=classes)
+        packed.fit(x, y, epochs=2, verbose=0)
+        packed.fit(x, y, epochs=2, verbose=0, callbacks=night(4))
+        committed[number] = logits(packed, number, probe)
+        assert committed[number].shape == (64, classes)
+        for earlier, then in committed.items():
+            np.testing.assert_array_equal(logits(packed, earlier, probe), then)
+    packed.save(tmp_path / "pack.keras")
+    again = keras.models.load_model(tmp_path / "pack.keras")
+    for task, then in committed.items():
+        np.testing.assert_array_equal(logits(again, task, probe), then)
+
+
+def test_hidden_means_hidden():
+    """While a task retrains, what it pruned stays out of the forward pass, whatever momentum it had gathered."""
+    packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1, momentum=0.95))
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for weight in tp.lifecycle.masked_weights(self.model).values():
+                seen.append(np.array(weight.value())[weight.owner_map() == 0])
+
+    packed.begin_task()
+    packed.fit(*blobs(1), epochs=3, verbose=0)
+    packed.fit(*blobs(1), epochs=4, batch_size=16, verbose=0, callbacks=[*night(2), Watch()])
+    assert sum(values.size for values in seen) > 0
+    assert all((values == 0).all() for values in seen)

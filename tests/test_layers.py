@@ -1,0 +1,183 @@
+"""One contract that every masked layer passes."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests.conftest import compile_model
+from tf_packnet import lifecycle
+from tf_packnet.errors import ArgumentError
+from tf_packnet.layers import MaskedConv1D, MaskedConv2D, MaskedConv3D, MaskedDense, MaskedEinsumDense, TaskHead
+
+LAYERS = [
+    pytest.param(MaskedDense, {"units": 5, "activation": "relu"}, (7,), id="dense"),
+    pytest.param(MaskedDense, {"units": 5, "use_bias": False}, (3, 7), id="dense-3d-no-bias"),
+    pytest.param(
+        MaskedEinsumDense, {"equation": "abc,cd->abd", "output_shape": (4, 5), "bias_axes": "d"}, (4, 6), id="einsum"
+    ),
+    pytest.param(MaskedConv1D, {"filters": 4, "kernel_size": 3, "padding": "causal"}, (9, 2), id="conv1d"),
+    pytest.param(
+        MaskedConv2D, {"filters": 4, "kernel_size": 3, "strides": 2, "activation": "relu"}, (9, 9, 2), id="conv2d"
+    ),
+    pytest.param(
+        MaskedConv2D, {"filters": 4, "kernel_size": 2, "groups": 2, "use_bias": False}, (6, 6, 2), id="conv2d-groups"
+    ),
+    pytest.param(MaskedConv3D, {"filters": 2, "kernel_size": 2}, (4, 4, 4, 1), id="conv3d"),
+    pytest.param(TaskHead, {"units": 3}, (7,), id="head"),
+]
+parametrize = pytest.mark.parametrize(("layer_class", "arguments", "shape"), LAYERS)
+
+
+def plain_twin(layer):
+    """The Keras layer of the same kind, with the weights that `layer` computes with."""
+    base = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
+    config = {k: v for k, v in layer.get_config().items() if k != "bias_policy"}
+    twin = base.from_config(config)
+    twin.build(layer.get_build_config()["input_shape"])
+    twin.set_weights([ops.convert_to_numpy(w) for w in (layer.kernel, layer.bias) if w is not None])
+    return twin
+
+
+def inputs(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(8, *shape)).astype("float32")
+
+
+@parametrize
+def test_a_fresh_layer_computes_as_kerass_own(layer_class, arguments, shape):
+    layer = layer_class(**arguments)
+    x = inputs(shape)
+    np.testing.assert_array_equal(layer(x), plain_twin(layer)(x))
+
+
+@parametrize
+def test_config_round_trips(layer_class, arguments, shape):
+    more = {} if layer_class is TaskHead else {"bias_policy": "per_task"}
+    layer = layer_class(**arguments, **more, kernel_initializer="he_normal", kernel_regularizer="l2", name="named")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(again) is layer_class
+    assert again.get_config() == layer.get_config()
+
+
+@parametrize
+@pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+def test_fit_moves_candidates_only(layer_class, arguments, shape, mode):
+    layer = layer_class(**arguments)
+    model = keras.Sequential([keras.Input(shape), layer, keras.layers.Flatten(), keras.layers.Dense(2)])
+    keep = []
+    for weight in layer.masked_weights:
+        keep.append(np.random.default_rng(1).random(weight.owner_map().shape) < 0.5)
+        weight.prune(keep[-1])
+    before = [weight.values() for weight in layer.masked_weights]
+    compile_model(model, "sgd", run_eagerly=mode == "eager", jit_compile=mode == "jit")
+    model.fit(inputs(shape), np.arange(8) % 2, epochs=2, verbose=0)
+    for weight, mask, values in zip(layer.masked_weights, keep, before, strict=True):
+        np.testing.assert_array_equal(weight.values()[~mask], values[~mask])
+        assert (weight.values()[mask] != values[mask]).mean() > 0.5
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight.value())[~mask], 0)
+
+
+@parametrize
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_computes_low_and_stores_high(layer_class, arguments, shape, policy):
+    layer = layer_class(**arguments, dtype=policy)
+    out = layer(inputs(shape))
+    assert keras.backend.standardize_dtype(out.dtype) == policy.removeprefix("mixed_")
+    assert {v.dtype for v in layer.trainable_variables} == {"float32"}
+    np.testing.assert_array_equal(out, plain_twin(layer)(inputs(shape)))
+
+
+@parametrize
+def test_saved_and_loaded_it_is_the_same_layer(layer_class, arguments, shape, tmp_path):
+    model = keras.Sequential([keras.Input(shape), layer_class(**arguments)])
+    for _ in range(2):
+        lifecycle.task_layers(model)[0].begin_task("zero", seed=1)
+        for weight in lifecycle.task_layers(model)[0].masked_weights:
+            weight.prune(np.random.default_rng(2).random(weight.owner_map().shape) < 0.5)
+        lifecycle.task_layers(model)[0].commit_task()
+    lifecycle.task_layers(model)[0].begin_task("reinit", seed=2)  # a third task is open
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    ours, theirs = lifecycle.task_layers(model)[0], lifecycle.task_layers(again)[0]
+    x = inputs(shape)
+    for task in (3, 1, 2):
+        ours.select_task(task), theirs.select_task(task)
+        np.testing.assert_array_equal(model(x), again(x))
+    for one, other in zip(ours.masked_weights, theirs.masked_weights, strict=True):
+        np.testing.assert_array_equal(one.owner_map(), other.owner_map())
+
+
+@parametrize
+def test_gradients_of_what_is_not_a_candidate_are_exactly_0(layer_class, arguments, shape):
+    import tensorflow as tf
+
+    layer = layer_class(**arguments)
+    x = inputs(shape)
+    layer(x)
+    for weight in layer.masked_weights:
+        weight.prune(np.random.default_rng(1).random(weight.owner_map().shape) < 0.3)
+        # Whatever an optimizer may have done to entries that are not candidates, nothing reads them.
+        weight.variable.assign(np.where(weight.owner_map() == 255, 0.5, np.inf))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2)
+        gradient = tape.gradient(loss, weight.variable.value).numpy()
+        np.testing.assert_array_equal(gradient[weight.owner_map() != 255], 0)
+        assert np.isfinite(loss)
+
+
+def test_layers_answer_tfmots_prunable_interface():
+    layer = MaskedDense(3)
+    layer.build((None, 2))
+    assert [v.path for v in layer.get_prunable_weights()] == [f"{layer.name}/kernel"]
+    head = TaskHead(3)
+    head.build((None, 2))
+    assert head.get_prunable_weights() == []
+
+
+def test_one_byte_a_weight_for_masks():
+    layer = MaskedDense(10)
+    layer.build((None, 20))
+    masks = [v for v in layer.non_trainable_variables if v.dtype not in ("float32",)]
+    assert sum(int(np.prod(v.shape)) for v in masks) == 200 + 3  # the map, and three scalars
+
+
+def test_unknown_bias_policy_is_refused():
+    with pytest.raises(ArgumentError, match="`bias_policy`: expected one of first_task, per_task"):
+        MaskedDense(3, bias_policy="never").build((None, 2))
+
+
+class TestHeadsOfManySizes:
+    def head(self):
+        layer = TaskHead(2)
+        model = keras.Sequential([keras.Input((4,)), layer])
+        for task, units in enumerate([2, 5, 2, 3], start=1):
+            layer.use_units(units)
+            layer.begin_task("zero", seed=task)
+            layer.commit_task()
+        return model, layer
+
+    def test_each_task_keeps_its_own(self):
+        model, layer = self.head()
+        outputs = {}
+        x = inputs((4,))
+        for task in (1, 2, 3, 4):
+            layer.use_units(layer.units_of(task))
+            layer.select_task(task)
+            outputs[task] = np.array(model(x))
+        assert [outputs[task].shape[1] for task in (1, 2, 3, 4)] == [2, 5, 2, 3]
+        assert not np.array_equal(outputs[1], outputs[3])
+
+    def test_they_survive_saving(self, tmp_path):
+        model, layer = self.head()
+        model.save(tmp_path / "heads.keras")
+        again = keras.models.load_model(tmp_path / "heads.keras")
+        x = inputs((4,))
+        for task in (1, 2, 3, 4):
+            for one in (layer, again.layers[0]):
+                one.use_units(one.units_of(task))
+                one.select_task(task)
+            np.testing.assert_array_equal(model(x), again(x))
+
+    def test_only_the_one_in_use_is_trainable(self):
+        _, layer = self.head()
+        assert [tuple(v.shape) for v in layer.trainable_variables] == [(4, 3), (3,)]

@@ -1,0 +1,83 @@
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_packnet import EqualShare
+from tf_packnet.errors import ArgumentError
+from tf_packnet.schedules import pruned_per_round, released_fraction, remaining, rounds_that_divide
+from tf_packnet.tfmot import PruningSchedule
+
+fractions = st.floats(0.001, 0.999)
+
+
+@given(fractions, st.integers(1, 20))
+def test_all_tasks_together_leave_p_free(p, num_tasks):
+    free = 1.0
+    for _ in range(num_tasks):
+        free *= released_fraction(p, num_tasks)
+    assert math.isclose(free, p, rel_tol=1e-12)
+
+
+@given(fractions, st.integers(1, 72))
+def test_all_rounds_together_release_r(released, rounds):
+    left = 1.0
+    for _ in range(rounds):
+        left *= 1 - pruned_per_round(released, rounds)
+    assert math.isclose(left, 1 - released, rel_tol=1e-9)
+
+
+@given(st.integers(0, 10_000), st.fractions(0, 1, max_denominator=64))
+def test_remaining_rounds_to_the_nearest_half_to_even(candidates, fraction):
+    exact = candidates * fraction
+    count = remaining(candidates, float(fraction))
+    assert abs(count - exact) <= Fraction(1, 2) + Fraction(1, 10**6)
+
+
+def test_the_paper_at_mnist():
+    schedule = EqualShare(final_prune=0.95, num_tasks=5, rounds=1, epochs=72)
+    assert math.isclose(schedule.released, 0.95 ** (1 / 5))
+    assert remaining(200_704, schedule.kept_fraction(1)) == 2_048  # of 784 x 256, by hand: 200704 * (1 - 0.95^0.2)
+
+
+@pytest.mark.parametrize(("rounds", "at"), [(1, [0]), (2, [0, 6]), (4, [0, 3, 6, 9]), (12, list(range(12)))])
+def test_rounds_fall_at_equal_distances(rounds, at):
+    schedule = EqualShare(0.5, 3, rounds, epochs=12)
+    assert [epoch for epoch in range(12) if schedule.round_at(epoch)] == at
+
+
+def test_it_is_a_tfmot_schedule():
+    schedule = EqualShare(0.5, 2, rounds=2, epochs=4)
+    assert isinstance(schedule, PruningSchedule)
+    told = [(bool(prune), float(sparsity)) for prune, sparsity in map(schedule, range(4))]
+    first, last = 1 - schedule.kept_fraction(1), schedule.released
+    assert [prune for prune, _ in told] == [True, False, True, False]
+    for (_, sparsity), expected in zip(told, [first, first, last, last], strict=True):
+        assert math.isclose(sparsity, expected)
+    assert EqualShare.from_config(schedule.get_config()).get_config() == schedule.get_config()
+
+
+def test_a_schedule_without_a_budget_says_so():
+    with pytest.raises(ValueError, match="no budget yet"):
+        EqualShare(0.5, 2)(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"final_prune": 0.0}, "`final_prune`: expected a fraction between 0 and 1"),
+        ({"final_prune": 1.0}, "Received: final_prune=1.0"),
+        ({"num_tasks": 0}, "`num_tasks`: expected at least 1"),
+        ({"rounds": 0}, "`rounds`: expected at least 1"),
+        ({"rounds": 5, "epochs": 12}, r"a divisor of the 12 epochs \(1, 2, 3, 4, 6, 12\). Received: rounds=5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        EqualShare(**{"final_prune": 0.5, "num_tasks": 2, **arguments})
+
+
+def test_rounds_that_divide():
+    assert rounds_that_divide(72) == [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
