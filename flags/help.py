@@ -9,9 +9,9 @@ Learns a stream of tasks in one network that forgets none of them: PackNet with 
 
 usage: python launch/main.py [--flagfile=FILE] [--name=value ...]
 
-  python launch/main.py --flagfile=flags/presets/digits.flags    half a minute on a laptop, no network needed
-  python launch/main.py --flagfile=flags/presets/mnist.flags     the paper's MNIST setting
-  python launch/main.py --flagfile=flags/presets/cifar10.flags   the paper's CIFAR-10 setting
+  --flagfile=flags/presets/digits.flags    half a minute on a laptop, no network needed
+  --flagfile=flags/presets/mnist.flags     the paper's MNIST setting
+  --flagfile=flags/presets/cifar10.flags   the paper's CIFAR-10 setting
 
 A flag file holds one --name=value a line; flags that follow --flagfile override it."""
 

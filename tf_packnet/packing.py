@@ -152,7 +152,7 @@ class PackedModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        network = keras.Model(self.inputs, self.outputs, name=self.name)
+        network = keras.Model(self.input, self.output, name=self.name)
         return {
             "network": network.get_config(),
             "head": self.head,
@@ -165,7 +165,7 @@ class PackedModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
         config = dict(config)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
-        return cls(network.inputs, network.outputs, name=network.name, **config)
+        return cls(network.input, network.output, name=network.name, **config)
 
 
 def pack(
@@ -217,7 +217,7 @@ def pack(
 
     clone = keras.models.clone_model(model, clone_function=twin, recursive=True)
     _copy_weights(model, clone)
-    return PackedModel(clone.inputs, clone.outputs, head=head, freed_weights=freed_weights, seed=seed, name=model.name)
+    return PackedModel(clone.input, clone.output, head=head, freed_weights=freed_weights, seed=seed, name=model.name)
 
 
 def _head_layer(model: keras.Model) -> keras.layers.Dense:

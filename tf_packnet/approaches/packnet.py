@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_packnet import lifecycle
 from tf_packnet.approaches.base import Approach
@@ -65,7 +66,7 @@ class PackNet(Approach):
 
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
         self.packed.select_task(task.name)
-        return self.packed.predict(x, batch_size=PREDICTION_BATCH, verbose=0)
+        return self.packed.predict(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH), verbose=0)
 
     def _fit(self, task: Task, stage: str, epochs: int, *callbacks: keras.callbacks.Callback) -> None:
         seed = lifecycle.derived_seed(self.seed, task.number, STAGES.index(stage))

@@ -21,7 +21,7 @@ def check(config: Config) -> dict[str, Any] | None:
         ArgumentError: If the directory cannot be written, or holds another run or anything else.
     """
     root = Path(config.where()).expanduser()
-    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    existing = _nearest_existing(root)
     if not existing.is_dir():
         raise ArgumentError("output_dir", f"a folder ({existing} is a file)", str(root))
     if not _is_writable(existing):
@@ -59,9 +59,16 @@ def prepare(config: Config) -> RunPaths:
     return paths
 
 
+def _nearest_existing(root: Path) -> Path:
+    try:
+        return next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
+
+
 def _is_writable(folder: Path) -> bool:
-    """Not only by its mode: root passes that on a file system that is read-only, or has none."""
-    if not os.access(folder, os.W_OK | os.X_OK):
+    """Whether files can be made there, and are meant to be: root may write where the mode lets nobody."""
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.stat().st_mode & 0o222:
         return False
     try:
         # Nameless and gone at once where the system can do that; nothing is ever seen in the folder.

@@ -1,0 +1,210 @@
+"""Bad input: one line on stderr that names the flag, exit code 2, before any work, and nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flags.parsing import UsageError, parse_config
+from tests.conftest import ROOT, launch
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import output
+from tf_packnet.experiments.config import Config, default
+
+BAD_FLAGS = [
+    ("--final_prune=0", "--final_prune=0.0: expected a fraction between 0 and 1, both exclusive"),
+    ("--final_prune=1", "both exclusive"),
+    ("--final_prune=1.5", "both exclusive"),
+    ("--final_prune=-0.1", "both exclusive"),
+    ("--final_prune=nan", "both exclusive"),
+    ("--final_prune=half", "--final_prune=half: expected a number"),
+    ("--prune_rounds=7", "--prune_rounds=7: expected a divisor of --retrain_epochs=30: 1, 2, 3, 5, 6, 10, 15, 30"),
+    ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
+    ("--prune_rounds=two", "--prune_rounds=two: expected a whole number"),
+    ("--train_epochs=0", "--train_epochs=0: expected at least 1"),
+    ("--retrain_epochs=-3", "--retrain_epochs=-3: expected at least 1"),
+    (
+        "--dataset=mnits",
+        "--dataset=mnits: expected digits, or the name of a TFDS image classification set; did you mean",
+    ),
+    ("--dataset=", "--dataset=: expected digits"),
+    ("--model=resnet", "--model=resnet: expected one of mlp, conv"),
+    ("--optimizer=adm", "--optimizer=adm: expected one of adam"),
+    ("--approach=ewc", "--approach=ewc: expected one of packnet"),
+    ("--freed_weights=drop", "expected one of zero, keep, reinit"),
+    ("--head=none", "expected one of per_task, shared"),
+    ("--bias_policy=none", "expected one of first_task, per_task"),
+    ("--prune_scope=none", "expected one of layer, global, erk"),
+    ("--fc8192=none", "expected one of flatten, dense"),
+    ("--strategy=none2", "expected one of auto, none, mirrored"),
+    ("--precision=int8", "expected one of float32, mixed_bfloat16, mixed_float16"),
+    ("--jit=maybe", "expected one of auto, on, off"),
+    ("--learning_rate=0", "--learning_rate=0.0: expected a positive number"),
+    ("--learning_rate=inf", "expected a positive number"),
+    ("--batch_size=0", "--batch_size=0: expected at least 1"),
+    ("--classes_per_task=1", "--classes_per_task=1: expected at least 2"),
+    ("--num_tasks=0", "--num_tasks=0: expected 1 to 254 tasks"),
+    ("--num_tasks=255", "--num_tasks=255: expected 1 to 254 tasks"),
+    ("--hidden_units=12,x", "--hidden_units=12,x: expected whole numbers with commas"),
+    ("--hidden_units=0", "expected one or more layer sizes of at least 1"),
+    ("--validation_fraction=1", "expected a fraction from 0 up to, but not including, 1"),
+    ("--dropout=1", "expected a fraction from 0 up to"),
+    ("--seed=-1", "--seed=-1: expected 0 to 2147483647"),
+    ("--export=perhaps", "--export=perhaps: expected true or false"),
+    ("--logical_devices=2", "--logical_devices=2: expected to be left out, or --strategy=mirrored"),
+    ("--final_prun=0.5", "Did you mean: final_prune"),
+    ("--flagfile=nowhere.flags", "--flagfile: expected a file of flags that can be read"),
+    ("--seed", "Missing value for flag --seed"),
+    ("digits", "'digits' is no flag"),
+]
+
+
+def refusal(*arguments) -> str:
+    """The line that the launcher would print for a bad command line."""
+    with pytest.raises((UsageError, ArgumentError)) as caught:
+        output.check(parse_config(["main.py", *arguments]))
+    error = caught.value
+    return (
+        str(error)
+        if isinstance(error, UsageError)
+        else f"--{error.argument}={error.received}: expected {error.expected}"
+    )
+
+
+@pytest.mark.parametrize(("flag", "message"), [bad for bad in BAD_FLAGS if not bad[0].startswith("--dataset=mnits")])
+def test_bad_flags_are_named_with_what_was_expected(flag, message):
+    line = refusal(flag)
+    assert message in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "flag", ["--final_prune=2", "--dataset=mnits", "--prune_rounds=7", "--frobnicate", "--num_tasks=6"]
+)
+def test_the_launcher_refuses_in_one_line_with_exit_code_2(flag, tmp_path):
+    done = launch(flag, f"--output_dir={tmp_path / 'out'}")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("main.py: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--final_prune=2"], ["--dataset=mnits"], ["--version"]])
+def test_help_and_refusals_do_not_start_tensorflow(arguments, tmp_path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['main.py', *{arguments!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print(end.code)\n"
+        "assert not {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules), 'started'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+def test_help_lists_every_flag_with_its_default():
+    page = launch("--help")
+    assert page.returncode == 0
+    for field in Config.__dataclass_fields__:
+        assert f"--{field}" in page.stdout or f"--[no]{field}" in page.stdout
+    assert f"--final_prune={default('final_prune')}" in page.stdout
+    assert max(map(len, page.stdout.splitlines())) <= 100
+
+
+def test_flags_default_to_the_config():
+    assert parse_config(["main.py"]) == Config()
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "flags/presets").iterdir()))
+def test_presets_parse_and_flags_after_them_win(preset):
+    path = ROOT / "flags/presets" / preset
+    config = parse_config(["main.py", f"--flagfile={path}", "--seed=11", "--final_prune=0.123"])
+    assert (config.seed, config.final_prune) == (11, 0.123)
+    assert f"--flagfile=flags/presets/{preset}" in path.read_text()
+
+
+def test_the_papers_table_2():
+    mnist = parse_config(["main.py", f"--flagfile={ROOT / 'flags/presets/mnist.flags'}"])
+    assert (mnist.hidden_units, mnist.optimizer, mnist.learning_rate, mnist.batch_size) == (
+        (256, 256),
+        "adam",
+        1e-3,
+        128,
+    )
+    assert (mnist.train_epochs, mnist.retrain_epochs) == (72, 72)
+    cifar = parse_config(["main.py", f"--flagfile={ROOT / 'flags/presets/cifar10.flags'}"])
+    assert (cifar.model, cifar.optimizer, cifar.learning_rate, cifar.batch_size) == ("conv", "adam", 1e-4, 32)
+    assert (cifar.train_epochs, cifar.retrain_epochs, cifar.dropout) == (12, 6, 0.1)
+
+
+def test_config_round_trips_through_json():
+    config = parse_config(["main.py", "--hidden_units=3,4", "--num_tasks=2", "--noexport", "--prune_rounds=5"])
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+class TestOutputDirectory:
+    def config(self, path, **kwargs):
+        return Config(output_dir=str(path), **kwargs)
+
+    def test_new_and_empty_ones_are_fine(self, tmp_path):
+        assert output.check(self.config(tmp_path)) is None
+        assert output.check(self.config(tmp_path / "a/b/c")) is None
+        assert list(tmp_path.iterdir()) == []
+
+    def test_someone_elses_files(self, tmp_path):
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(ArgumentError, match="a new or empty folder, or that of the same run"):
+            output.check(self.config(tmp_path))
+
+    def test_another_run(self, tmp_path):
+        theirs = {"config": self.config(tmp_path, seed=1).to_json(), "complete": True}
+        (tmp_path / "results.json").write_text(json.dumps(theirs))
+        with pytest.raises(ArgumentError, match="holds another run, with --seed=1"):
+            output.check(self.config(tmp_path, seed=2))
+
+    def test_the_same_run_is_found_complete_or_begun_again(self, tmp_path):
+        for complete in (True, False):
+            theirs = {"config": self.config(tmp_path).to_json(), "complete": complete}
+            (tmp_path / "results.json").write_text(json.dumps(theirs))
+            assert output.check(self.config(tmp_path)) == (theirs if complete else None)
+
+    def test_a_results_file_that_is_none(self, tmp_path):
+        for text in ("", "[]", "3", "{}", '{"config":'):
+            (tmp_path / "results.json").write_text(text)
+            with pytest.raises(ArgumentError, match="a new or empty folder"):
+                output.check(self.config(tmp_path))
+
+    def test_a_file_in_the_way(self, tmp_path):
+        (tmp_path / "file").touch()
+        for path in ("file", "file/below"):
+            with pytest.raises(ArgumentError, match="file is a file"):
+                output.check(self.config(tmp_path / path))
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
+    def test_a_file_system_that_takes_no_files(self):
+        with pytest.raises(ArgumentError, match="a folder that can be written"):
+            output.check(self.config("/proc/self/run"))
+
+    def test_a_read_only_directory(self, tmp_path):
+        locked = tmp_path / "locked"
+        locked.mkdir()
+        locked.chmod(0o555)  # refused even to root, who could write there
+        with pytest.raises(ArgumentError, match="a folder that can be written"):
+            output.check(self.config(locked / "run"))
+        assert list(locked.iterdir()) == []
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be someone else")
+    def test_a_directory_of_another_user(self, tmp_path):
+        hidden = tmp_path / "hidden"
+        hidden.mkdir(mode=0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ArgumentError, match="a folder that can be written"):
+                output.check(self.config(hidden / "run"))
+        finally:
+            os.seteuid(0)

@@ -1,0 +1,75 @@
+"""`MirroredStrategy` on two logical CPU devices, which must be set before TensorFlow starts: a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from tests.conftest import ROOT, launch
+
+LEARN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import keras
+import numpy as np
+from tf_packnet import lifecycle
+from tf_packnet.experiments import runner, setup
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import RunPaths
+
+mirrored = sys.argv[2] == "mirrored"
+config = Config(strategy=sys.argv[2], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
+                train_epochs=6, retrain_epochs=6, prune_rounds=2, final_prune=0.5)
+strategy = setup.choose_strategy(config)
+setup.make_deterministic(config, jit=False)
+stream = runner.load_stream(config)
+steps = []
+
+class Steps(keras.callbacks.Callback):
+    def on_train_end(self, logs=None):
+        steps.append(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)))
+
+with strategy.scope():
+    approach = setup.build_approach(config, stream, False, RunPaths(Path(sys.argv[3])), lambda task, stage: [Steps()])
+    for task in stream:
+        approach.learn(task)
+    maps = 0
+    for weight in lifecycle.masked_weights(approach.packed).values():
+        for replica in strategy.experimental_local_results(weight.owner.value):
+            np.testing.assert_array_equal(replica.numpy(), weight.owner_map())
+            maps += 1
+    owned = [int((owner == 2).sum()) for owner in approach.packed.owner_maps().values()]
+    print(json.dumps({"replicas": strategy.num_replicas_in_sync, "maps": maps, "steps": steps, "owned": owned,
+                      "accuracy": [approach.accuracy(task) for task in stream]}))
+"""
+
+
+def learn(strategy, folder):
+    arguments = [sys.executable, "-c", LEARN, str(ROOT), strategy, str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_two_replicas_do_what_one_device_does(tmp_path):
+    one, two = (learn(strategy, tmp_path / strategy) for strategy in ("none", "mirrored"))
+    assert (one["replicas"], two["replicas"]) == (1, 2)
+    assert (one["maps"], two["maps"]) == (2, 4)  # the same map on every replica, of two kernels
+    assert two["steps"] == one["steps"]
+    assert two["owned"] == one["owned"]
+    np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=0.03)
+
+
+def test_from_the_command_line(tmp_path):
+    done = launch(
+        *("--strategy=mirrored", "--logical_devices=2", "--num_tasks=2", "--train_epochs=2", "--retrain_epochs=2"),
+        *("--prune_rounds=1", "--batch_size=16", f"--output_dir={tmp_path}/out"),
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["environment"]["replicas"] == 2
+    assert results["average_accuracy"] > 0.8
+    noise = [line for line in done.stderr.splitlines() if not line.startswith("task ")]
+    assert noise == []

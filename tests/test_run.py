@@ -1,0 +1,224 @@
+"""The main job from end to end, through the launcher, on the embedded digits."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import tf_packnet as tp
+from tests.conftest import ROOT, launch
+
+FLAGS = ("--train_epochs=4", "--retrain_epochs=4", "--prune_rounds=2", "--final_prune=0.5", "--num_tasks=3", "--seed=1")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run") / "out"
+    done = launch(*FLAGS, f"--output_dir={root}")
+    assert done.returncode == 0, done.stderr
+    return root, done, json.loads((root / "results.json").read_text())
+
+
+def test_it_prints_the_table_and_where_everything_is(run):
+    root, done, results = run
+    assert f"{results['average_accuracy']:.4f}" in done.stdout
+    assert "Free weights  50.0" in done.stdout
+    assert f"tensorboard --logdir {root / 'tensorboard'}" in done.stdout.replace("\n", "")
+    assert "Traceback" not in done.stderr
+    noise = [line for line in done.stderr.splitlines() if not line.startswith("task ")]
+    assert noise == []
+
+
+def test_results(run):
+    _, _, results = run
+    assert results["complete"] is True
+    assert results["config"]["final_prune"] == 0.5
+    assert [len(row) for row in results["accuracy"]] == [1, 2, 3]
+    assert results["average_accuracy"] == pytest.approx(np.mean(results["accuracy"][-1]))
+    assert results["average_accuracy"] > 0.9
+    for row in results["accuracy"]:  # nothing is ever forgotten
+        assert row == [results["accuracy"][i][i] for i in range(len(row))]
+    assert results["free_fraction"]["overall"] == pytest.approx(0.5, abs=1e-4)
+    assert set(results["free_fraction"]["layers"]) == {"dense_1/kernel", "dense_2/kernel"}
+    assert [(s["task"], s["stage"]) for s in results["seconds"]] == [
+        (task, stage) for task in (1, 2, 3) for stage in ("train", "prune+retrain")
+    ]
+    assert results["environment"]["packages"]["tensorflow"]
+    assert sum(results["weights"]["owned"]) == results["weights"]["prunable"] - round(
+        results["free_fraction"]["overall"] * results["weights"]["prunable"]
+    )
+
+
+def test_the_git_commit_is_noted(run):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert run[2]["environment"]["git_commit"] == head.stdout.strip()
+
+
+def test_owner_maps(run):
+    root, _, results = run
+    r = 0.5 ** (1 / 3)
+    free = {"dense_1/kernel": 64 * 256, "dense_2/kernel": 256 * 256}
+    for number in (1, 2, 3):
+        maps = tp.load_owner_maps(root / f"masks/task_{number}.npz")
+        for path, owner in maps.items():
+            z = 1 - (1 - r) ** (1 / 2)
+            kept = round(free[path] * (1 - z) ** 2)
+            assert int((owner == number).sum()) == kept == results["weights"]["owned_by_layer"][path][number - 1]
+            free[path] -= kept
+
+
+def test_exports_serve_the_packs_logits(run):
+    import keras
+    import tensorflow as tf
+
+    root, _, results = run
+    packed = keras.models.load_model(root / "pack.keras")
+    stream = tp.tasks.load("digits", num_tasks=3, batch_size=32, seed=1)
+    for task in stream:
+        loaded = tf.saved_model.load(str(root / f"export/task_{task.number}"))
+        served = loaded.serve(task.splits["test"].x).numpy()
+        packed.select_task(task.name)
+        np.testing.assert_allclose(served, packed.predict(task.splits["test"].x, verbose=0), rtol=1e-5, atol=1e-6)
+        accuracy = np.mean(served.argmax(1) == task.splits["test"].y)
+        assert accuracy == pytest.approx(results["accuracy"][-1][task.number - 1])
+
+
+def events(path):
+    accumulator = EventAccumulator(str(path), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalars(accumulator, tag):
+    import tensorflow as tf
+
+    return [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)]
+
+
+def test_tensorboard_curves(run):
+    root, _, _ = run
+    for number, name in enumerate(["0-1", "2-3", "4-5"], start=1):
+        task = events(root / f"tensorboard/task_{number}_{name}")
+        for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation"):
+            assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # day and night on one axis
+        sparsity = [value for _, value in scalars(task, "sparsity")]
+        z = 1 - (1 - 0.5 ** (1 / 3)) ** (1 / 2)
+        expected = [0] * 4 + [z] * 2 + [1 - (1 - z) ** 2] * 2
+        np.testing.assert_allclose(sparsity, expected, atol=1e-3)
+
+
+def test_tensorboard_pack(run):
+    root, _, results = run
+    pack = events(root / "tensorboard/pack")
+    overall = scalars(pack, "free_share/overall")
+    assert [step for step, _ in overall] == [1, 2, 3]
+    np.testing.assert_allclose([v for _, v in overall], [f["overall"] for f in results["free_fraction_by_task"]])
+    images = [tag for tag in pack.Tags()["tensors"] if tag.startswith("owner_map/")]
+    assert sorted(images) == ["owner_map/dense_1/kernel", "owner_map/dense_2/kernel"]
+    assert [e.step for e in pack.Tensors(images[0])] == [1, 2, 3]
+
+
+def test_tensorboard_hyperparameters(run):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    root, _, results = run
+    board = events(root / "tensorboard")
+    content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    flags = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert flags["final_prune"].number_value == 0.5
+    assert set(flags) == set(results["config"])
+    assert scalars(board, "score/average_accuracy") == [(3, pytest.approx(results["average_accuracy"]))]
+
+
+def test_the_same_command_again_computes_nothing(run):
+    root, first, _ = run
+    before = (root / "results.json").stat().st_mtime_ns
+    again = launch(*FLAGS, f"--output_dir={root}")
+    assert again.returncode == 0
+    assert again.stdout == first.stdout
+    assert "nothing was computed again" in again.stderr
+    assert (root / "results.json").stat().st_mtime_ns == before
+
+
+def test_another_command_there_is_refused(run):
+    root, _, _ = run
+    other = launch(*FLAGS, "--final_prune=0.6", f"--output_dir={root}")
+    assert other.returncode == 2
+    assert "holds another run, with --final_prune=0.5" in other.stderr
+
+
+def comparable(root):
+    results = json.loads((root / "results.json").read_text())
+    for key in ("seconds", "environment"):
+        del results[key]
+    del results["config"]["output_dir"]
+    return results
+
+
+@pytest.mark.parametrize("flags", [(), ("--jit=off",)], ids=["jit", "no jit"])
+def test_same_seed_same_bits(flags, tmp_path):
+    import keras
+
+    packs = []
+    for name in ("one", "two"):
+        done = launch(*FLAGS, "--num_tasks=2", *flags, f"--output_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        packs.append(keras.models.load_model(tmp_path / name / "pack.keras"))
+    assert comparable(tmp_path / "one") == comparable(tmp_path / "two")
+    for one, two in zip(packs[0].variables, packs[1].variables, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_an_unfinished_run_is_begun_again(run, tmp_path):
+    root, _, results = run
+    shutil.copytree(root, tmp_path / "out")
+    results = json.loads((root / "results.json").read_text())
+    results["complete"] = False
+    (tmp_path / "out/results.json").write_text(json.dumps(results))
+    done = launch(*FLAGS, f"--output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert comparable(tmp_path / "out") == comparable(root)
+
+
+def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp_path):
+    done = launch(
+        *("--model=conv", "--num_tasks=2", "--train_epochs=1", "--retrain_epochs=2", "--prune_rounds=2", "--noexport"),
+        *("--freed_weights=reinit", "--head=shared", "--bias_policy=per_task", "--prune_scope=erk"),
+        *(
+            "--optimizer=momentum",
+            "--precision=mixed_bfloat16",
+            "--validation_fraction=0",
+            f"--output_dir={tmp_path}/out",
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out/export").exists()
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["accuracy"][1][0] == results["accuracy"][0][0]
+
+
+@pytest.mark.real_data
+def test_split_mnist_in_short(real_mnist, tmp_path):
+    preset = ROOT / "flags/presets/mnist.flags"
+    done = launch(
+        f"--flagfile={preset}", "--train_epochs=6", "--retrain_epochs=6", f"--output_dir={tmp_path}/out", timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["average_accuracy"] > 0.985
+    assert results["free_fraction"]["overall"] == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.parametrize(("final_prune", "at_least"), [(0.95, 0.990), (0.995, 0.965)])
+def test_split_mnist_as_in_the_paper(real_mnist, tmp_path, final_prune, at_least):
+    preset = ROOT / "flags/presets/mnist.flags"
+    done = launch(f"--flagfile={preset}", f"--final_prune={final_prune}", f"--output_dir={tmp_path}/out", timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text())["average_accuracy"] >= at_least

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tf_packnet as tp
+from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks import Split, split_into_tasks
+from tf_packnet.tasks.sources import check_name
+
+
+def numbered(per_class=10, classes=6):
+    """Examples that can be told apart: the image holds its own index."""
+    count = per_class * classes
+    return Split(np.arange(count).reshape(-1, 1), np.arange(count) % classes)
+
+
+def cut(**kwargs):
+    arguments = {"classes_per_task": 2, "batch_size": 4, **kwargs}
+    return split_into_tasks("numbers", numbered(), numbered(5), list("abcdef"), **arguments)
+
+
+@given(st.integers(2, 6), st.floats(0, 0.9), st.integers(0, 1000))
+def test_every_example_is_in_one_split_of_one_task(classes_per_task, fraction, seed):
+    train = numbered()
+    stream = split_into_tasks(
+        "numbers", train, numbered(5), list("abcdef"), classes_per_task, None, fraction, batch_size=1, seed=seed
+    )
+    seen = [int(i) for task in stream for split in ("train", "validation") for i in task.splits[split].images[:, 0]]
+    taken = classes_per_task * len(stream)
+    assert sorted(seen) == [i for i in range(60) if i % 6 < taken]
+    for task in stream:
+        for split in task.splits.values():
+            first = (task.number - 1) * classes_per_task
+            np.testing.assert_array_equal(split.labels, split.images[:, 0] % 6 - first)
+        assert len(task.splits["validation"]) == classes_per_task * round(10 * fraction)
+
+
+def test_names_and_numbers():
+    stream = cut()
+    assert [(task.number, task.name, task.class_names) for task in stream] == [
+        (1, "a-b", ("a", "b")),
+        (2, "c-d", ("c", "d")),
+        (3, "e-f", ("e", "f")),
+    ]
+    assert (len(stream), stream.num_classes, stream.input_shape, stream[1].num_classes) == (3, 2, (1,), 2)
+
+
+def test_batches_are_full_shuffled_anew_and_reproducible():
+    (task, *_) = cut(validation_fraction=0.1)
+    batches = task.training_batches(seed=5)
+    epochs = [[x.numpy().ravel().tolist() for x, _ in batches] for _ in range(2)]
+    assert all(len(batch) == 4 for epoch in epochs for batch in epoch)
+    assert len(epochs[0]) == 18 // 4
+    assert epochs[0] != epochs[1]
+    again = task.training_batches(seed=5)
+    assert [[x.numpy().ravel().tolist() for x, _ in again] for _ in range(2)] == epochs
+    assert [x.numpy().ravel().tolist() for x, _ in task.training_batches(seed=6)] != epochs[0]
+
+
+def test_labels_stay_with_their_images():
+    (_, task, _) = cut()
+    for x, y in task.train:
+        np.testing.assert_array_equal(x.numpy().ravel() % 6 - 2, y)
+
+
+@pytest.mark.parametrize("multiple_of", [1, 2, 3])
+def test_evaluation_batches_come_in_order_and_in_whole_shares(multiple_of):
+    (task, *_) = cut()
+    x = np.concatenate([x.numpy() for x, _ in task.evaluation_batches("test", multiple_of)])
+    whole = 10 - 10 % multiple_of
+    np.testing.assert_array_equal(x, task.splits["test"].x[:whole])
+
+
+def test_digits():
+    stream = tp.tasks.load("digits", classes_per_task=2, seed=1)
+    assert [task.name for task in stream] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
+    assert stream.input_shape == (8, 8, 1)
+    total = sum(len(split) for task in stream for split in task.splits.values())
+    assert total == 1797
+    for task in stream:
+        for split in task.splits.values():
+            assert split.x.dtype == np.float32
+            assert 0 <= split.x.min() < 0.1 < 0.9 < split.x.max() <= 1
+            assert set(split.y) == {0, 1}
+
+
+def test_the_test_split_does_not_depend_on_the_seed():
+    one, other = (tp.tasks.load("digits", seed=seed) for seed in (0, 1))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.splits["test"].images, b.splits["test"].images)
+        assert not np.array_equal(a.splits["validation"].images, b.splits["validation"].images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"num_tasks": 4},
+            r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 a task\). Received: num_tasks=4",
+        ),
+        ({"classes_per_task": 7}, "`classes_per_task`: expected at most the 6 classes of numbers"),
+        ({"batch_size": 19}, r"at most the 18 training examples of task 1 \(a-b\). Received: batch_size=19"),
+    ],
+)
+def test_cuts_that_cannot_be_made(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        cut(**arguments)
+
+
+def test_unknown_data_sets_get_a_suggestion():
+    with pytest.raises(ArgumentError, match="did you mean .*mnist.*Received: dataset='mnits'"):
+        check_name("mnits")
+
+
+def test_a_data_set_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="an image classification set, with the features image and label"):
+        tp.tasks.load("imdb_reviews", data_dir=str(tmp_path))
+
+
+def test_a_data_set_that_cannot_be_had_says_what_to_run(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def no_network(self, *args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
+    with pytest.raises(ArgumentError, match="Name or service not known.*tfds.load.'fashion_mnist'.*--data_dir"):
+        tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "shape", "train", "test", "first"),
+    [("mnist", (28, 28, 1), 60_000, 10_000, "0-1"), ("cifar10", (32, 32, 3), 50_000, 10_000, "airplane-automobile")],
+)
+def test_real_data(name, shape, train, test, first, request):
+    request.getfixturevalue(f"real_{name}")
+    stream = tp.tasks.load(name)
+    assert stream.input_shape == shape
+    assert stream[0].name == first
+    assert sum(len(task.splits["test"]) for task in stream) == test
+    assert sum(len(task.splits[split]) for task in stream for split in ("train", "validation")) == train
+    images = stream[4].splits["test"].x
+    assert images.max() == 1
+    assert images.min() == 0
