@@ -43,6 +43,14 @@ def test_sequential_nested_and_shared_layers():
     assert sorted(path.rsplit("/", 2)[-2] for path in packed.owner_maps()) == ["inner", "shared"]
 
 
+def test_a_sequential_model():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, activation="relu"), keras.layers.Dense(2)])
+    packed = tp.pack(model)
+    x = blobs(0)[0]
+    np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert packed.input_shape == (None, 6)
+
+
 def test_the_model_is_left_as_it_was():
     model = make_mlp()
     before = model.get_weights()

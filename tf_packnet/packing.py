@@ -217,7 +217,15 @@ def pack(
 
     clone = keras.models.clone_model(model, clone_function=twin, recursive=True)
     _copy_weights(model, clone)
-    return PackedModel(clone.input, clone.output, head=head, freed_weights=freed_weights, seed=seed, name=model.name)
+    sequential = isinstance(clone, keras.Sequential)
+    return PackedModel(
+        clone.inputs[0] if sequential else clone.input,
+        clone.outputs[0] if sequential else clone.output,
+        head=head,
+        freed_weights=freed_weights,
+        seed=seed,
+        name=model.name,
+    )
 
 
 def _head_layer(model: keras.Model) -> keras.layers.Dense:

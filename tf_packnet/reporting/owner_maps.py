@@ -24,7 +24,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
     grid = owner.reshape(-1, owner.shape[-1])
     cells, block = in_blocks(grid, MAX_CELLS)
     colours = task_colours(len(task_names))
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.2), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(
@@ -34,13 +34,9 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
         extent=(0, grid.shape[1], grid.shape[0], 0),
     )
     axes.set_title(f"{title}: who owns which weight")
-    axes.set_xlabel("output (filter or unit)")
+    cell = "" if block == (1, 1) else f"\na cell is {block[0]} x {block[1]} weights: its most frequent owner, if any"
+    axes.set_xlabel(f"output (filter or unit){cell}")
     axes.set_ylabel("input" if owner.ndim == 2 else "input (kernel position x channel)")
-    if block != (1, 1):
-        axes.text(
-            0, 1.01, f"a cell is {block[0]} x {block[1]} weights: its most frequent owner, if any",
-            transform=axes.transAxes, fontsize=7, color="0.4",
-        )  # fmt: skip
     figure.legend(handles=_legend(owner, task_names, colours), loc="outside right upper", frameon=False, fontsize=9)
     return figure
 

@@ -27,9 +27,11 @@ def log_pack(directory: Path, owner_maps: dict[str, np.ndarray], results: dict[s
             "average_accuracy", results["average_accuracy"], description="mean test accuracy over the tasks so far"
         )
         room = results["free_fraction"]
-        tf.summary.scalar("free_share/overall", room["overall"], description="weights without an owner, after task n")
-        for path, share in room["layers"].items():
-            tf.summary.scalar(f"free_share/{path}", share)
+        shares = {"overall": room["overall"], **room["layers"]}
+        for name, share in shares.items():
+            if task == 1:  # the axis begins at 0, where everything is free
+                tf.summary.scalar(f"free_share/{name}", 1.0, step=0)
+            tf.summary.scalar(f"free_share/{name}", share, description="weights without an owner, after n tasks")
         for path, owner in owner_maps.items():
             tf.summary.image(f"owner_map/{path}", to_rgb(draw_owner_map(owner, path, names))[np.newaxis])
     writer.close()
@@ -39,7 +41,8 @@ def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
     """Enters the finished run under HPARAMS: every flag, with the scores it led to."""
     from tensorboard.plugins.hparams import api as hparams
 
-    flags = {name: _plain(value) for name, value in results["config"].items()}
+    places = ("data_dir", "output_dir")  # they decide nothing
+    flags = {name: _plain(value) for name, value in results["config"].items() if name not in places}
     scores = {
         "score/average_accuracy": results["average_accuracy"],
         "score/worst_accuracy": min(results["accuracy"][-1]),
