@@ -1,0 +1,49 @@
+"""What the README shows works as shown."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from flags.definitions import define_flags
+from tests.conftest import ROOT
+from tf_packnet.errors import ArgumentError
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_library_in_30_lines(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 32
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(line.split()[1]) for line in done.stdout.splitlines()[-3:]]
+    assert min(accuracies) > 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"export", "masks", "pack.keras"}
+
+
+def test_every_flag_is_in_the_table():
+    _, themes = define_flags()
+    table = README.split("| theme | flags |")[1].split("\n\n")[0]
+    shown = re.findall(r"--([a-z0-9_]+)", table)
+    assert sorted(shown) == sorted(name for names in themes.values() for name in names)
+    assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == [theme.lower() for theme in themes]
+
+
+def test_paths_it_names_exist():
+    for path in re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(r"--flagfile=([\w/.]+)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_errors_survive_pickling():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ArgumentError("p", "a fraction", 2)))
+    assert (error.argument, error.expected, error.received) == ("p", "a fraction", 2)
+    with pytest.raises(ArgumentError, match="Invalid `p`: expected a fraction. Received: p=2"):
+        raise error
