@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,17 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     ]
     if results["config"]["export"]:
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
-    lines.append(f"TensorBoard   tensorboard --logdir {output_dir / 'tensorboard'}")
+    lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
     return Group(_table(results), Text("\n".join(lines) + "\n"))
+
+
+def _tensorboard() -> str:
+    """How to call the TensorBoard that is installed with this Python."""
+    ours = Path(sys.executable).parent / "tensorboard"
+    found = shutil.which("tensorboard")
+    if not ours.exists() or (found and Path(found) == ours):
+        return "tensorboard"
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
 
 
 def _table(results: dict[str, Any]) -> Table:
