@@ -20,6 +20,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.4",
+        "importlib-resources>=6",  # tensorflow-datasets 4.9.10 downloads with it, but does not name it
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=1.26",

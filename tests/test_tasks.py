@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks import Split, split_into_tasks
+from tf_packnet.tasks import Split, sources, split_into_tasks
 from tf_packnet.tasks.sources import check_name
 
 
@@ -118,15 +118,42 @@ def test_a_data_set_of_another_kind_is_refused(tmp_path):
         tp.tasks.load("imdb_reviews", data_dir=str(tmp_path))
 
 
-def test_a_data_set_that_cannot_be_had_says_what_to_run(tmp_path, monkeypatch):
+def test_without_a_network_it_says_at_once_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "is_online", lambda: False)
+    expected = f"on disk in {tmp_path}/fashion_mnist/.*cannot be reached.*tfds.load.'fashion_mnist'.*--data_dir"
+    with pytest.raises(ArgumentError, match=expected):
+        tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def no_network(self, *args, **kwargs):
-        raise ConnectionError("Name or service not known")
+    def broken(self, *args, **kwargs):
+        print("Downloading and preparing")
+        raise OSError("checksum mismatch\nand more")
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
-    with pytest.raises(ArgumentError, match="Name or service not known.*tfds.load.'fashion_mnist'.*--data_dir"):
+    monkeypatch.setattr(sources, "is_online", lambda: True)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", broken)
+    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\); where there is a network run"):
         tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
+
+
+def test_no_answer_means_offline_and_a_proxy_is_trusted(monkeypatch):
+    def refused(*args):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(sources.socket, "create_connection", refused)
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    assert not sources.is_online()
+    monkeypatch.setattr(sources.urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert sources.is_online()
+
+
+@pytest.mark.parametrize("name", ["mnist:9.9.9", "mnist/no_such_config"])
+def test_versions_and_configs_that_do_not_exist(name):
+    with pytest.raises(ArgumentError, match="a data set that TFDS can build"):
+        tp.tasks.load(name)
 
 
 @pytest.mark.real_data

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from absl import logging
+
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
 from tf_packnet.tasks.sources import check_name
@@ -14,6 +16,7 @@ def main(config: Config) -> None:
     Raises:
         ArgumentError: Before any work, if something in `config` cannot be had.
     """
+    logging.set_verbosity(logging.ERROR)  # what TFDS and TensorFlow remark while all goes well
     check_name(config.dataset, config.data_dir)
     results = output.check(config)
     if results is None:

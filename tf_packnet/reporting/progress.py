@@ -43,7 +43,8 @@ class RunProgress:
 
     def stage(self, task: Task, stage: str) -> keras.callbacks.Callback:
         """A callback that shows one stage of one task."""
-        title = f"task {task.number}/{len(self._stream)} {task.name:<12} {stage:<13}"
+        names = max(len(each.name) for each in self._stream)
+        title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
         return _StageProgress(self, task, stage, title)
 
     def finished(self, task: Task, stage: str, title: str, scores: str, seconds: float) -> None:

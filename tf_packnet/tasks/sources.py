@@ -1,7 +1,12 @@
 """Where the examples come from: the embedded digits, or any image classification set of TensorFlow Datasets."""
 
+import contextlib
 import difflib
+import io
 import os
+import socket
+import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,10 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
     import tensorflow_datasets as tfds
 
     check_name(name, data_dir)
-    builder = tfds.builder(name, data_dir=data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # a version or config that does not exist: TFDS raises what it likes
+        raise ArgumentError("dataset", f"a data set that TFDS can build ({_first_line(error)})", name) from error
     _check_is_image_classification(name, builder.info)
     _prepare(name, builder)
     for wanted in ("train", "test"):
@@ -73,17 +81,47 @@ def _check_is_image_classification(name, info) -> None:
 def _prepare(name, builder) -> None:
     if builder.is_prepared():
         return
+    if not is_online():  # TFDS would try again and again, for minutes
+        raise _unavailable(name, builder, f"{_HOST} cannot be reached")
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks there, where only results belong
+            builder.download_and_prepare()
     except Exception as error:  # TFDS lets through whatever its downloader, file system or checksums raise
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        command = f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r})"'
-        raise ArgumentError(
-            "dataset",
-            f"a data set on disk in {os.fspath(builder.data_path)} or a network to download it from ({reason}); where "
-            f"there is a network run: {command} and copy the folder, or point --data_dir at it",
-            name,
-        ) from error
+        raise _unavailable(name, builder, _first_line(error)) from error
+
+
+# Where TFDS keeps data sets that are prepared already, and the original MNIST.
+_HOST = "storage.googleapis.com"
+
+
+def is_online(timeout: float = 5.0) -> bool:
+    """Whether TFDS's host answers within `timeout` seconds; behind a proxy, that is taken for granted."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.create_connection((_HOST, 443), timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def _unavailable(name: str, builder, reason: str) -> ArgumentError:
+    command = f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r})"'
+    return ArgumentError(
+        "dataset",
+        f"a data set on disk in {os.fspath(builder.data_path)} or a network to download it from ({reason}); where "
+        f"there is a network run: {command} and copy the folder, or point --data_dir at it",
+        name,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _read(builder, split: str) -> Split:
