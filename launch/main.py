@@ -1,6 +1,7 @@
 """Learns a stream of tasks: `python launch/main.py --flagfile=flags/presets/digits.flags`. `--help` lists the flags.
 
-Parse, make a config, one library call. Exit code 0 is success, 2 is bad input, which leaves nothing behind.
+Parse, make a config, one library call. Exit codes: 0 done, 1 the training
+diverged, 2 bad input, which leaves nothing behind, 130 interrupted.
 """
 
 import os
@@ -10,9 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["KERAS_BACKEND"] = "tensorflow"  # the trainer and the strategies are TensorFlow's
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
 from flags.parsing import UsageError, parse_config
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, DivergedError
 from tf_packnet.experiments import experiment
 
 
@@ -21,18 +23,20 @@ def main(argv: list[str]) -> int:
     try:
         experiment.main(parse_config(argv))
     except UsageError as error:
-        return _refuse(str(error))
+        return _stop(str(error), code=2)
     except ArgumentError as error:
-        return _refuse(f"--{error.argument}={error.received}: expected {error.expected}")
+        return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
+    except DivergedError as error:
+        return _stop(str(error), code=1)
     except KeyboardInterrupt:
         print("\nstopped; the same command begins this run again", file=sys.stderr)
         return 130
     return 0
 
 
-def _refuse(reason: str) -> int:
+def _stop(reason: str, code: int) -> int:
     print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

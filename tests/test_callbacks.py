@@ -187,9 +187,17 @@ class TestMistakes:
         packed = compile_model(tp.pack(make_mlp()), "adam")
         packed.begin_task()
         packed.commit_task()
+        with pytest.raises(RuntimeError, match="no task is open, so there is nothing to train"):
+            packed.fit(*blobs(1), verbose=0)
+
+    def test_a_users_model_without_an_open_task(self):
+        model = compile_model(keras.Sequential([keras.Input((6,)), MaskedDense(2)]), "adam")
+        tp.commit_task(model)
         for callback in (tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()):
             with pytest.raises(RuntimeError, match="no task is open"):
-                packed.fit(*blobs(1), verbose=0, callbacks=[callback])
+                model.fit(*blobs(1), verbose=0, callbacks=[callback])
+        with pytest.raises(RuntimeError, match="no task is open"):
+            tp.commit_task(model)
 
     def test_rounds_that_do_not_divide_the_epochs_of_fit(self):
         packed = compile_model(tp.pack(make_mlp()), "adam")

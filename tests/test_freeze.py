@@ -143,6 +143,28 @@ def test_tasks_with_different_numbers_of_classes(tmp_path):
         np.testing.assert_array_equal(logits(again, task, probe), then)
 
 
+def test_looking_back_from_an_open_task_with_another_number_of_classes(tmp_path):
+    packed = compile_model(tp.pack(make_mlp()), "adam")
+    x, y = blobs(1)
+    learn(packed, 1, (x, y))
+    then = logits(packed, 1, x)
+    packed.begin_task(num_classes=4)
+    compile_model(packed, "adam")
+    data = blobs(2, classes=4)
+    packed.fit(*data, epochs=2, verbose=0)
+    open_task = logits(packed, 2, x)
+    np.testing.assert_array_equal(logits(packed, 1, x), then)
+    packed.save(tmp_path / "pack.keras")  # while the old task is the selected one
+    again = keras.models.load_model(tmp_path / "pack.keras")
+    for model in (packed, again):
+        np.testing.assert_array_equal(logits(model, 2, x), open_task)
+        np.testing.assert_array_equal(logits(model, 1, x), then)
+        model.fit(*data, epochs=2, verbose=0)  # trains the open task, whichever was selected
+        assert model.selected_task == 2
+        assert not np.array_equal(logits(model, 2, x), open_task)
+        np.testing.assert_array_equal(logits(model, 1, x), then)
+
+
 def test_hidden_means_hidden():
     """While a task retrains, what it pruned stays out of the forward pass, whatever momentum it had gathered."""
     packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1, momentum=0.95))

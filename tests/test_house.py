@@ -20,6 +20,7 @@ LAYERS = [
     ["tf_packnet.approaches"],
     ["tf_packnet.callbacks"],
     ["tf_packnet.packing"],
+    ["tf_packnet.packed_model"],
     ["tf_packnet.lifecycle", "tf_packnet.optimizers"],
     ["tf_packnet.layers"],
     ["tf_packnet.tasks"],

@@ -147,6 +147,12 @@ def test_config_round_trips_through_json():
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+def test_values_of_another_type_are_refused_too():
+    for field, value in [("final_prune", "half"), ("num_tasks", "two"), ("hidden_units", 3), ("seed", None)]:
+        with pytest.raises(ArgumentError, match=f"Invalid `{field}`"):
+            Config(**{field: value})
+
+
 class TestOutputDirectory:
     def config(self, path, **kwargs):
         return Config(output_dir=str(path), **kwargs)

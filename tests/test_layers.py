@@ -141,9 +141,17 @@ def test_one_byte_a_weight_for_masks():
     assert sum(int(np.prod(v.shape)) for v in masks) == 200 + 3  # the map, and three scalars
 
 
-def test_unknown_bias_policy_is_refused():
+def test_what_does_not_go_with_masks_is_refused():
     with pytest.raises(ArgumentError, match="`bias_policy`: expected one of first_task, per_task"):
-        MaskedDense(3, bias_policy="never").build((None, 2))
+        MaskedDense(3, bias_policy="never")
+    with pytest.raises(ArgumentError, match="masks and LoRA do not go together. Received: lora_rank=2"):
+        MaskedDense(3, lora_rank=2)
+    layer = MaskedDense(3)
+    layer.build((None, 2))
+    with pytest.raises(NotImplementedError, match="masks and LoRA"):
+        layer.enable_lora(2)
+    with pytest.raises(NotImplementedError, match="export a task first"):
+        layer.quantize("int8")
 
 
 class TestHeadsOfManySizes:

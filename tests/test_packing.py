@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import tf_packnet as tp
-from tests.conftest import blobs, compile_model, make_convnet, make_mlp
+from tests.conftest import ROOT, blobs, compile_model, make_convnet, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense, TaskHead
 
@@ -79,6 +83,18 @@ def test_config_round_trips():
     again = tp.PackedModel.from_config(packed.get_config())
     assert again.get_config() == packed.get_config()
     assert (again.head, again.freed_weights, again.seed, again.task_names) == ("shared", "reinit", 7, ["first"])
+
+
+@pytest.mark.parametrize("first", ["tf_packnet", "keras"])
+def test_a_new_process_loads_a_pack_after_importing_the_library(tmp_path, first):
+    packed = compile_model(tp.pack(make_mlp()), "adam")
+    packed.begin_task("cats")
+    packed.save(tmp_path / "pack.keras")
+    second = {"tf_packnet": "keras", "keras": "tf_packnet"}[first]
+    code = f"import {first}, {second}; print(keras.models.load_model('pack.keras', safe_mode=True).task_names)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "['cats']", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, DivergedError
 from tf_packnet.ranking import erk_densities, keep_largest, keep_masks
 
 # Few distinct values, so that ties are the rule.
@@ -108,7 +108,7 @@ def test_erk_never_brings_a_pruned_weight_back(tasks_left, released, rounds):
 
 
 def test_not_a_number_is_refused():
-    with pytest.raises(ValueError, match="diverged"):
+    with pytest.raises(DivergedError, match="has diverged. Try a smaller learning rate"):
         keep_largest(np.array([1.0, np.nan]), np.ones(2, bool), 1)
 
 

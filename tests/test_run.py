@@ -202,6 +202,19 @@ def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp
     assert results["accuracy"][1][0] == results["accuracy"][0][0]
 
 
+def test_training_that_diverges_ends_in_one_line(tmp_path):
+    done = launch("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("main.py: cannot rank weights that are not a number")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_validation_fraction_too_small_for_one_example(tmp_path):
+    done = launch(*FLAGS, "--num_tasks=1", "--validation_fraction=0.001", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text())["validation_accuracy"] == []
+
+
 @pytest.mark.real_data
 def test_split_mnist_in_short(real_mnist, tmp_path):
     preset = ROOT / "flags/presets/mnist.flags"

@@ -100,6 +100,10 @@ def test_the_test_split_does_not_depend_on_the_seed():
             r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 a task\). Received: num_tasks=4",
         ),
         ({"classes_per_task": 7}, "`classes_per_task`: expected at most the 6 classes of numbers"),
+        ({"num_tasks": 0}, "`num_tasks`: expected at least 1"),
+        ({"classes_per_task": 0}, "`classes_per_task`: expected at least 1"),
+        ({"validation_fraction": 1.0}, "`validation_fraction`: expected a fraction from 0 up to"),
+        ({"batch_size": 0}, "`batch_size`: expected at least 1"),
         ({"batch_size": 19}, r"at most the 18 training examples of task 1 \(a-b\). Received: batch_size=19"),
     ],
 )

@@ -7,19 +7,22 @@ packed = tp.pack(model)
 packed.begin_task("first", num_classes=2)
 ```
 
-Names are imported on first use: `import tf_packnet` alone does not start TensorFlow.
+Importing the package makes its layers and models known to Keras, so that `keras.models.load_model` reads a saved pack;
+all else is imported on first use.
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ArgumentError": "errors",
+    "DivergedError": "errors",
     "EqualShare": "callbacks",
     "GradientMask": "callbacks",
-    "PackedModel": "packing",
+    "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
     "TaskMaskSnapshot": "callbacks",
     "begin_task": "lifecycle",
@@ -49,3 +52,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# The launcher sets this: it answers --help and bad flags without starting TensorFlow, and loads no pack by surprise.
+if "TF_PACKNET_LAZY" not in os.environ:
+    importlib.import_module("tf_packnet.packed_model")

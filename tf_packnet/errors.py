@@ -1,4 +1,4 @@
-"""The one error for bad input, worded like Keras's: argument, what was expected, what was received."""
+"""The errors of this library. Bad input is worded like Keras's: argument, what was expected, what was received."""
 
 from typing import Any
 
@@ -22,6 +22,10 @@ class ArgumentError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.argument, self.expected, self.received)
+
+
+class DivergedError(RuntimeError):
+    """Training left weights that are not numbers; nothing can be ranked or kept. The launcher exits with 1."""
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

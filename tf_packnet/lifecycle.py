@@ -104,9 +104,7 @@ def select_task(model: keras.Model, task: int) -> None:
         raise ArgumentError("task", f"the number of a task in the pack, 1 to {last}", task)
     with strategy_scope(model):
         reshaped = [
-            layer.use_units(layer.units_of(task))
-            for layer in task_layers(model)
-            if isinstance(layer, TaskHead) and task <= layer.committed_tasks
+            layer.use_units(layer.units_of(task)) for layer in task_layers(model) if isinstance(layer, TaskHead)
         ]
         for layer in task_layers(model):
             layer.select_task(task)

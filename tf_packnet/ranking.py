@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tf_packnet.errors import check_choice
+from tf_packnet.errors import DivergedError, check_choice
 from tf_packnet.policies import PRUNE_SCOPES
 from tf_packnet.schedules import remaining
 
@@ -28,14 +28,17 @@ def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int) -> np.nda
         count: How many to keep, 0 to the number of eligible ones.
 
     Raises:
-        ValueError: If `count` is out of range, or an eligible score is not a number.
+        ValueError: If `count` is out of range.
+        DivergedError: If an eligible score is not a number.
     """
     positions = np.flatnonzero(eligible)
     values = scores.ravel()[positions]
     if not 0 <= count <= values.size:
         raise ValueError(f"`count` must lie between 0 and the {values.size} eligible scores. Received: count={count}")
     if np.isnan(values).any():
-        raise ValueError("cannot rank weights that are not a number (NaN): the training has diverged")
+        raise DivergedError(
+            "cannot rank weights that are not a number (NaN): the training has diverged. Try a smaller learning rate"
+        )
     keep = np.zeros(scores.size, bool)
     if count:
         threshold = np.partition(values, values.size - count)[values.size - count]

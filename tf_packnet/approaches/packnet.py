@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_packnet import lifecycle
 from tf_packnet.approaches.base import Approach
 from tf_packnet.callbacks import EqualShare, GradientMask, PruneRoundScheduler, TaskMaskSnapshot
-from tf_packnet.packing import PackedModel
+from tf_packnet.packed_model import PackedModel
 from tf_packnet.tasks import Task
 
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"

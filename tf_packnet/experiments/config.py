@@ -67,7 +67,8 @@ class Config:
     export: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
+        if isinstance(self.hidden_units, list):
+            object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
         for field in CHECKS:
             check_field(field, getattr(self, field))
         self._check_together()
@@ -111,7 +112,11 @@ def default(field: str) -> Any:
 def check_field(field: str, value: Any) -> None:
     """Raises ArgumentError if `value` is not what `field` may be, on its own."""
     holds, expected = CHECKS[field]
-    if not holds(value):
+    try:
+        fits = holds(value)
+    except TypeError:  # a comparison with something of another type
+        fits = False
+    if not fits:
         raise ArgumentError(field, expected, value)
 
 

@@ -65,7 +65,7 @@ def record(results: Results, approach: PackNet, stream: TaskStream, task: Task) 
     """Notes what the network can do, and what room it has, after learning `task`."""
     learned = stream[: task.number]
     results.accuracy.append([approach.accuracy(earlier) for earlier in learned])
-    if results.config.validation_fraction:
+    if all(len(earlier.splits["validation"]) for earlier in learned):
         results.validation_accuracy.append([approach.accuracy(earlier, "validation") for earlier in learned])
     results.free_fraction.append(approach.packed.free_fraction())
     results.weights = summary.count_weights(approach.packed.owner_maps(), task.number)

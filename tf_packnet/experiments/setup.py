@@ -9,7 +9,8 @@ from tf_packnet.callbacks import EqualShare
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
-from tf_packnet.packing import PackedModel, pack
+from tf_packnet.packed_model import PackedModel
+from tf_packnet.packing import pack
 from tf_packnet.tasks import TaskStream
 
 # Steps that one call of the compiled training function takes: enough to hide Keras's cost a call, few enough for a

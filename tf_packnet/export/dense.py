@@ -4,9 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_packnet import lifecycle
 from tf_packnet.layers import TaskHead, TaskLayer
 from tf_packnet.layers.masked import TWINS
-from tf_packnet.packing import PackedModel
+from tf_packnet.packed_model import PackedModel
 
 _PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}
 
@@ -23,7 +24,7 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
         RuntimeError: If the task is still being learned.
     """
     number = packed.task_number(task)
-    if number == packed.committed_tasks + 1 and packed.task_names[number - 1 :]:
+    if number == packed.committed_tasks + 1 and lifecycle.has_open_task(packed):
         raise RuntimeError(f"task {task!r} is still being learned: it can be exported once it is committed")
     selected = packed.selected_task
     packed.select_task(number)
@@ -39,6 +40,8 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
 def _plain_twin(layer: keras.Layer) -> keras.Layer:
     config = layer.get_config()
     config.pop("bias_policy", None)
+    if isinstance(layer, TaskHead):
+        config["units"] = layer.units  # of the selected task
     return _PLAIN.get(type(layer), type(layer)).from_config(config)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tf_packnet import files
 from tf_packnet.export.dense import dense_model
-from tf_packnet.packing import PackedModel
+from tf_packnet.packed_model import PackedModel
 
 
 def export_task(packed: PackedModel, task: int | str, path: str | os.PathLike) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.weights import MaskedWeight, TaskWeight, check_task_number
+from tf_packnet.policies import BIAS_POLICIES
 
 
 class Routed:
@@ -45,6 +47,9 @@ class TaskLayer:
 
     def __init__(self, *args, bias_policy: str = "first_task", **kwargs):
         super().__init__(*args, **kwargs)
+        check_choice("bias_policy", bias_policy, BIAS_POLICIES)
+        if getattr(self, "lora_rank", None):
+            raise ArgumentError("lora_rank", "None: masks and LoRA do not go together", self.lora_rank)
         self.bias_policy = bias_policy
         self.committed_tasks = 0
         self.selected_task = 1
@@ -136,6 +141,14 @@ class TaskLayer:
                 weight.load(store)
             else:
                 weight.load(store, range(1, self.committed_tasks + 1))
+
+    def enable_lora(self, *args, **kwargs) -> None:
+        """Not for masked layers: a low-rank update would move committed weights."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: masks and LoRA do not go together")
+
+    def quantize(self, *args, **kwargs) -> None:
+        """Not for masked layers: export a task, and quantize the plain model."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: export a task first, then quantize that model")
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "bias_policy": self.bias_policy}

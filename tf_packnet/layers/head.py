@@ -24,8 +24,9 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 
     def __init__(self, units: int, *args, **kwargs):
         super().__init__(units, *args, **kwargs)
-        self._units_of: list[int] = []  # of each committed task
-        object.__setattr__(self, "_slots", {})  # units -> routes, past Keras's tracking as the routes are
+        # Past Keras's tracking, as the routes are.
+        object.__setattr__(self, "_units_of", {})  # task -> units, of the tasks that were begun
+        object.__setattr__(self, "_slots", {})  # units -> routes
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -72,37 +73,39 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         setattr(self, f"_{name}", variable)
         self._tracker.locked = was_locked
 
-    def commit_task(self) -> None:
-        super().commit_task()
-        self._units_of.append(self.units)
+    def begin_task(self, freed_weights: str, seed: int) -> None:
+        super().begin_task(freed_weights, seed)
+        self._units_of[self.committed_tasks + 1] = self.units
 
     def units_of(self, task: int) -> int:
-        """How many outputs committed `task` (1-based) has."""
-        return self._units_of[task - 1]
+        """How many outputs `task` (1-based, committed or open) has."""
+        return self._units_of.get(task, self.units)
 
     def save_own_variables(self, store: dict) -> None:
         self.save_life(store)
-        store["units_of"] = np.array(self._units_of, int)
+        store["units_of"] = np.array(list(self._units_of.items()), int).reshape(-1, 2)
         for units, slot in self._slots.items():
             for weight in slot.values():
                 weight.save(_Prefixed(store, f"units_{units}."))
 
     def load_own_variables(self, store: dict) -> None:
         self.load_life(store)
-        self._units_of = [int(units) for units in store["units_of"][()]]
+        self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
         present = self.units
-        for units in sorted({present, *self._units_of}):
+        for units in sorted({present, *self._units_of.values()}):
             self.use_units(units)
             for weight in self._routes.values():
                 weight.load(_Prefixed(store, f"units_{units}."), self._tasks_of(units))
-        self.use_units(present)
+        self.use_units(self.units_of(self.selected_task))
 
     def _tasks_of(self, units: int) -> list[int]:
-        return [task for task, of_task in enumerate(self._units_of, start=1) if of_task == units]
+        return [task for task in range(1, self.committed_tasks + 1) if self.units_of(task) == units]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["bias_policy"]  # a head has no choice: it is per task
+        # Those of the task that is or was trained last, whichever is selected: the optimizer saved its slots for them.
+        config["units"] = self.units_of(max(self._units_of, default=1))
         return config
 
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from tf_packnet import ownership
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.policies import BIAS_POLICIES, FREED_WEIGHTS
+from tf_packnet.policies import FREED_WEIGHTS
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
@@ -132,7 +132,6 @@ class TaskWeight:
     def __init__(
         self, layer: keras.Layer, name: str, variable: keras.Variable, policy: str, fresh_initializer: Any = None
     ):
-        check_choice("bias_policy", policy, BIAS_POLICIES)
         self.name = name
         self.policy = policy
         self.variable = variable

@@ -161,8 +161,16 @@ def split_into_tasks(
         seed: Seeds the held-out choice and the order of the training batches.
 
     Raises:
-        ArgumentError: If the classes do not suffice, or a task has no full batch.
+        ArgumentError: If a number is out of range, the classes do not suffice, or a task has no full batch.
     """
+    if classes_per_task < 1:
+        raise ArgumentError("classes_per_task", "at least 1", classes_per_task)
+    if num_tasks is not None and num_tasks < 1:
+        raise ArgumentError("num_tasks", "at least 1", num_tasks)
+    if not 0.0 <= validation_fraction < 1.0:
+        raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
+    if batch_size < 1:
+        raise ArgumentError("batch_size", "at least 1", batch_size)
     possible = len(class_names) // classes_per_task
     if possible == 0:
         raise ArgumentError("classes_per_task", f"at most the {len(class_names)} classes of {name}", classes_per_task)

@@ -1,0 +1,176 @@
+"""A Keras model that learns one task after another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet import lifecycle, optimizers
+from tf_packnet.errors import ArgumentError
+from tf_packnet.layers.head import TaskHead
+
+
+@keras.saving.register_keras_serializable(package="tf_packnet")
+class PackedModel(keras.Model):
+    """A functional Keras model with masked layers, which learns one task after another and forgets none.
+
+    Made by `pack`. It is a Keras model in every respect; what it adds is the life of its tasks:
+
+    ```python
+    packed.begin_task("cats_dogs", num_classes=2)
+    packed.compile(optimizer="adam", loss=...)
+    packed.fit(...)                      # the day
+    packed.fit(..., callbacks=[...])     # the night: prune, retrain, commit
+    packed.select_task("cats_dogs")      # predict, evaluate and __call__ now compute as this task
+    ```
+
+    Args:
+        inputs: Input tensors, as for `keras.Model`.
+        outputs: Output tensors.
+        head: `per_task` or `shared`.
+        freed_weights: How freed weights start the next task: `zero`, `keep` or `reinit`.
+        seed: Seeds every draw that a new task needs.
+        tasks: Names of the tasks that were begun, in order.
+        name: Name of the model.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        outputs: Any,
+        head: str = "per_task",
+        freed_weights: str = "zero",
+        seed: int = 0,
+        tasks: Sequence[str] = (),
+        name: str | None = None,
+    ):
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        self.head = head
+        self.freed_weights = freed_weights
+        self.seed = seed
+        object.__setattr__(self, "optimizer_config", None)
+        object.__setattr__(self, "_task_names", list(tasks))
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the order they were learned; the last may still be open."""
+        return list(self._task_names)
+
+    @property
+    def committed_tasks(self) -> int:
+        """How many tasks are committed."""
+        return lifecycle.committed_tasks(self)
+
+    @property
+    def selected_task(self) -> int:
+        """Number (1-based) of the task that the model computes as."""
+        return lifecycle.selected_task(self)
+
+    def begin_task(self, name: str | None = None, num_classes: int | None = None) -> int:
+        """Opens every free weight for a new task; returns its number (1-based).
+
+        Args:
+            name: How the task is called from now on; default `task_<number>`.
+            num_classes: Outputs of the task's head; default as many as the packed model has. When it differs from the
+                task before, compile the model again, as for any model with new weights.
+
+        Raises:
+            ArgumentError: If the name is taken, the head cannot have so many classes, or no weight is free.
+            RuntimeError: If the task before was not committed.
+        """
+        number = self.committed_tasks + 1
+        name = name or f"task_{number}"
+        if name in self._task_names[: number - 1]:
+            raise ArgumentError("name", "a name that no task of this pack has yet", name)
+        if len(self._task_names) >= number:
+            raise RuntimeError(
+                f"task {self._task_names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
+                "packed.commit_task() before the next one begins"
+            )
+        heads = [layer for layer in lifecycle.task_layers(self) if isinstance(layer, TaskHead)]
+        if num_classes is not None and num_classes < 1:
+            raise ArgumentError("num_classes", "at least 1", num_classes)
+        if num_classes is not None and not heads and num_classes > self.output_shape[-1]:
+            raise ArgumentError("num_classes", f"at most the {self.output_shape[-1]} of the shared head", num_classes)
+        with lifecycle.strategy_scope(self):
+            reshaped = [num_classes is not None and head.use_units(num_classes) for head in heads]
+        lifecycle.begin_task(self, self.freed_weights, self.seed)
+        self._task_names.append(name)
+        if any(reshaped):
+            lifecycle.drop_compiled_functions(self)
+        elif getattr(self, "optimizer", None) is not None:
+            with lifecycle.strategy_scope(self):
+                optimizers.reset(self.optimizer, self.optimizer_config)
+        return number
+
+    def commit_task(self) -> int:
+        """Freezes the open task for ever; returns its number. `TaskMaskSnapshot` does this at the end of a `fit`."""
+        return lifecycle.commit_task(self)
+
+    def select_task(self, task: int | str) -> None:
+        """Makes the model compute as `task`, given by name or by number (1-based).
+
+        Raises:
+            ArgumentError: If there is no such task.
+        """
+        lifecycle.select_task(self, self.task_number(task))
+
+    def fit(self, *args, **kwargs) -> keras.callbacks.History:
+        """As `keras.Model.fit`, on the open task, whichever was selected.
+
+        Raises:
+            RuntimeError: If no task is open: all that there is is frozen.
+        """
+        if not lifecycle.has_open_task(self):
+            raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
+        self.select_task(self.committed_tasks + 1)
+        return super().fit(*args, **kwargs)
+
+    def task_number(self, task: int | str) -> int:
+        """Number (1-based) of the task with this name or number.
+
+        Raises:
+            ArgumentError: If there is no such task.
+        """
+        if isinstance(task, str):
+            if task not in self._task_names:
+                raise ArgumentError("task", "one of " + ", ".join(map(repr, self._task_names)), task)
+            return self._task_names.index(task) + 1
+        return task
+
+    def owner_maps(self) -> dict[str, np.ndarray]:
+        """A `uint8` owner map a kernel, by path: 0 is free, `k` is owned by task `k`."""
+        return lifecycle.owner_maps(self)
+
+    def free_fraction(self) -> dict:
+        """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+        return lifecycle.free_fraction(self)
+
+    def compile(self, *args, **kwargs) -> None:
+        """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them."""
+        super().compile(*args, **kwargs)
+        config = self.optimizer.get_config() if self.optimizer is not None else None
+        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        network = keras.Model(self.input, self.output, name=self.name)
+        return {
+            "network": network.get_config(),
+            "head": self.head,
+            "freed_weights": self.freed_weights,
+            "seed": self.seed,
+            "tasks": self.task_names,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
+        config = dict(config)
+        network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
+        return cls(network.input, network.output, name=network.name, **config)
