@@ -1,8 +1,11 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from tf_packnet import files
 
 
@@ -23,6 +26,22 @@ def test_nothing_is_seen_before_the_end(tmp_path):
         assert temporary.suffix == ".txt"
     assert path.read_text() == "whole"
     assert os.listdir(path.parent) == ["file.txt"]
+
+
+def test_what_a_killed_process_left_is_found(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from tf_packnet import files\n"
+        "with files.replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os._exit(9)\n"
+    )
+    path = tmp_path / "results.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}
+    subprocess.run([sys.executable, "-c", code, path], check=False, env=environment)
+    assert not path.exists()
+    assert files.unfinished(path) == list(tmp_path.iterdir())
+    assert len(files.unfinished(path)) == 1
 
 
 def test_folders_are_replaced_whole(tmp_path):

@@ -123,13 +123,17 @@ def test_looking_at_an_old_task_in_the_middle_of_a_new_one_disturbs_neither():
     np.testing.assert_array_equal(logits(packed, 2, x), open_task)
 
 
-def test_tasks_with_different_numbers_of_classes(tmp_path):
-    packed = tp.pack(make_mlp())
+@pytest.mark.parametrize("recompile", [True, False])
+def test_tasks_with_different_numbers_of_classes(tmp_path, recompile):
+    packed = compile_model(tp.pack(make_mlp()), OPTIMIZERS["adamw"]())
     probe = blobs(9)[0]
     committed = {}
-    for number, classes in enumerate([2, 4, 3, 2], start=1):
-        packed.begin_task(num_classes=classes)
-        compile_model(packed, OPTIMIZERS["adamw"]())
+    # Between the last two another size is looked at, and the last takes the size of the task before it by default.
+    for number, (asked, classes) in enumerate([(2, 2), (4, 4), (3, 3), (None, 3)], start=1):
+        assert packed.begin_task(num_classes=asked) == number
+        if recompile:
+            compile_model(packed, OPTIMIZERS["adamw"]())
+        assert not packed.optimizer.built or int(packed.optimizer.iterations) == 0
         x, y = blobs(number, classes=classes)
         packed.fit(x, y, epochs=2, verbose=0)
         packed.fit(x, y, epochs=2, verbose=0, callbacks=night(4))
@@ -137,6 +141,7 @@ def test_tasks_with_different_numbers_of_classes(tmp_path):
         assert committed[number].shape == (64, classes)
         for earlier, then in committed.items():
             np.testing.assert_array_equal(logits(packed, earlier, probe), then)
+        logits(packed, 1, probe)
     packed.save(tmp_path / "pack.keras")
     again = keras.models.load_model(tmp_path / "pack.keras")
     for task, then in committed.items():

@@ -180,9 +180,11 @@ def test_an_unfinished_run_is_begun_again(run, tmp_path):
     results = json.loads((root / "results.json").read_text())
     results["complete"] = False
     (tmp_path / "out/results.json").write_text(json.dumps(results))
+    (tmp_path / "out/.pack.keras.abc").mkdir()  # as a killed process leaves it
     done = launch(*FLAGS, f"--output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "out") == comparable(root)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in root.iterdir())
 
 
 def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp_path):

@@ -32,6 +32,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+def unfinished(path: str | os.PathLike) -> list[Path]:
+    """Temporary folders that a process left beside `path` when it was killed while replacing it."""
+    path = Path(path)
+    return sorted(path.parent.glob(f".{path.name}.*"))
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with replacing(path) as temporary:

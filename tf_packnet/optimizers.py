@@ -19,11 +19,21 @@ def reset(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None =
     """
     if not optimizer.built:
         return
-    # A copy, since some of Keras's `from_config` take their argument apart.
-    fresh = type(optimizer).from_config(copy.deepcopy(config or optimizer.get_config()))
-    fresh.build(_trainable(optimizer))
-    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+    twin = fresh(optimizer, config)
+    twin.build(_trainable(optimizer))
+    for variable, initial in zip(optimizer.variables, twin.variables, strict=True):
         variable.assign(initial)
+
+
+def fresh(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None = None) -> keras.optimizers.Optimizer:
+    """A new optimizer, not built, with the settings of `optimizer` or those in `config`."""
+    # A copy, since some of Keras's `from_config` take their argument apart.
+    return type(optimizer).from_config(copy.deepcopy(config or optimizer.get_config()))
+
+
+def knows(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
+    """Whether `optimizer` can train exactly these variables: it was built for them, or not at all yet."""
+    return not optimizer.built or [id(v) for v in _trainable(optimizer)] == [id(v) for v in variables]
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:

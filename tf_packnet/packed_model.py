@@ -72,8 +72,7 @@ class PackedModel(keras.Model):
 
         Args:
             name: How the task is called from now on; default `task_<number>`.
-            num_classes: Outputs of the task's head; default as many as the packed model has. When it differs from the
-                task before, compile the model again, as for any model with new weights.
+            num_classes: Outputs of the task's head; default as many as the task before had.
 
         Raises:
             ArgumentError: If the name is taken, the head cannot have so many classes, or no weight is free.
@@ -94,15 +93,23 @@ class PackedModel(keras.Model):
         if num_classes is not None and not heads and num_classes > self.output_shape[-1]:
             raise ArgumentError("num_classes", f"at most the {self.output_shape[-1]} of the shared head", num_classes)
         with lifecycle.strategy_scope(self):
-            reshaped = [num_classes is not None and head.use_units(num_classes) for head in heads]
-        lifecycle.begin_task(self, self.freed_weights, self.seed)
-        self._task_names.append(name)
+            reshaped = [head.use_units(num_classes or head.units_of(number - 1)) for head in heads]
         if any(reshaped):
             lifecycle.drop_compiled_functions(self)
-        elif getattr(self, "optimizer", None) is not None:
-            with lifecycle.strategy_scope(self):
-                optimizers.reset(self.optimizer, self.optimizer_config)
+        lifecycle.begin_task(self, self.freed_weights, self.seed)
+        self._task_names.append(name)
+        self._start_optimizer_afresh()
         return number
+
+    def _start_optimizer_afresh(self) -> None:
+        if getattr(self, "optimizer", None) is None:
+            return
+        with lifecycle.strategy_scope(self):
+            if optimizers.knows(self.optimizer, self.trainable_variables):
+                optimizers.reset(self.optimizer, self.optimizer_config)
+            else:  # it was built for a head of another size
+                self.optimizer = optimizers.fresh(self.optimizer, self.optimizer_config)
+                lifecycle.drop_compiled_functions(self)
 
     def commit_task(self) -> int:
         """Freezes the open task for ever; returns its number. `TaskMaskSnapshot` does this at the end of a `fit`."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tf_packnet import files
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
@@ -51,12 +52,18 @@ def prepare(config: Config) -> RunPaths:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         for path in paths.made_by_a_run():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
+            for unfinished in files.unfinished(path):  # of an attempt that was killed while it wrote
+                _remove(unfinished)
     except OSError as error:
         raise ArgumentError(
             "output_dir", f"a folder that can be written ({error.strerror})", str(paths.root)
         ) from error
     return paths
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _nearest_existing(root: Path) -> Path:
