@@ -199,6 +199,15 @@ class TestMistakes:
         with pytest.raises(RuntimeError, match="no task is open"):
             tp.commit_task(model)
 
+    def test_a_fit_that_stops_before_the_last_round(self):
+        packed = compile_model(tp.pack(make_mlp()), "adam")
+        packed.begin_task()
+        stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
+        with pytest.warns(UserWarning, match="after 2 of 4 prune rounds: the task keeps more than its share"):
+            packed.fit(
+                *blobs(1), epochs=4, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 4)), stop]
+            )
+
     def test_rounds_that_do_not_divide_the_epochs_of_fit(self):
         packed = compile_model(tp.pack(make_mlp()), "adam")
         packed.begin_task()

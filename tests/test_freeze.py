@@ -17,6 +17,8 @@ OPTIMIZERS = {
     "clipnorm": lambda: keras.optimizers.Adam(0.01, clipnorm=0.1),
     "global_clipnorm": lambda: keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5),
     "clipvalue": lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, clipvalue=0.01),
+    "lamb": lambda: keras.optimizers.Lamb(0.01),
+    "adagrad": lambda: keras.optimizers.Adagrad(0.1),
     "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
 }
 RETRAIN_EPOCHS = 2

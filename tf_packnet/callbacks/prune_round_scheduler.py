@@ -1,5 +1,6 @@
 """The night: prune rounds on a schedule, as a Keras callback."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -63,6 +64,15 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
             logs["sparsity"] = self.rounds[-1]["sparsity"] if self.rounds else 0.0
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        rounds = getattr(self._bound, "rounds", len(self.rounds))
+        if len(self.rounds) < rounds:
+            warnings.warn(
+                f"the fit ended after {len(self.rounds)} of {rounds} prune rounds: the task keeps more than its share "
+                "of the network, and later tasks will find less. Stop only after the last round, or plan fewer",
+                stacklevel=2,
+            )
 
     def _kept_fraction(self, epoch: int) -> float | None:
         """Share of the task's candidates to keep from `epoch` on, or None when no round falls on it."""
