@@ -35,7 +35,7 @@ def parse_config(argv: list[str]) -> Config:
     except flags.CantOpenFlagFileError as error:
         reason = str(error).rpartition("flagfile: ")[2]
         raise UsageError(f"--flagfile: expected a file of flags that can be read ({reason})") from error
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+    except (flags.Error, OSError, ValueError) as error:  # absl lets some of each through
         raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
     if len(rest) > 1:
         raise UsageError(f"{rest[1]!r} is no flag: expected only --name=value (--help lists the flags)")

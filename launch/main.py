@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
 
 
 def _stop(reason: str, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
+    one_line = " ".join(reason.splitlines())
+    print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
     return code
 
 

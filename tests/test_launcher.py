@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config, default
+from tf_packnet.tasks.sources import check_name
 
 BAD_FLAGS = [
     ("--final_prune=0", "--final_prune=0.0: expected a fraction between 0 and 1, both exclusive"),
@@ -53,6 +55,8 @@ BAD_FLAGS = [
     ("--validation_fraction=1", "expected a fraction from 0 up to, but not including, 1"),
     ("--dropout=1", "expected a fraction from 0 up to"),
     ("--seed=-1", "--seed=-1: expected 0 to 2147483647"),
+    ("--noexport=perhaps", "--noexport=perhaps does not take an argument"),
+    ("--output_dir=a\0b", "expected a path"),
     ("--export=perhaps", "--export=perhaps: expected true or false"),
     ("--logical_devices=2", "--logical_devices=2: expected to be left out, or --strategy=mirrored"),
     ("--final_prun=0.5", "Did you mean: final_prune"),
@@ -145,6 +149,40 @@ def test_the_papers_table_2():
 def test_config_round_trips_through_json():
     config = parse_config(["main.py", "--hidden_units=3,4", "--num_tasks=2", "--noexport", "--prune_rounds=5"])
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+VALUES = ["0", "1", "-1", "2", "1e309", "nan", "inf", "", "abc", "0.5", "1,2", "None", "true", "é", "１", "\0", "\n"]
+VALUES += ["9" * 400, "--x", "a b", "/", "..", "-", "1e-320", "0x10", "mnist", "mlp", "mirrored", "on"]
+
+
+def random_line(random) -> list[str]:
+    names = [*Config.__dataclass_fields__, "noexport", "flagfile", "undefok", "nothing"]
+    line = []
+    for _ in range(random.randint(1, 4)):
+        name, value = random.choice(names), random.choice(VALUES)
+        line += random.choice(
+            [[f"--{name}={value}"], [f"--{name}", value], [f"-{name}={value}"], [value], [f"--{name}"]]
+        )
+    return line
+
+
+def test_random_command_lines_are_taken_or_refused_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = Random(0)
+    taken = 0
+    for _ in range(3000):
+        line = random_line(random)
+        try:
+            config = parse_config(["main.py", *line])
+            check_name(config.dataset, config.data_dir)
+            output.check(config)
+            taken += 1
+        except (UsageError, ArgumentError):
+            pass
+        except Exception as error:
+            raise AssertionError(f"not refused but failed: {line}") from error
+    assert 0 < taken < 3000
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_values_of_another_type_are_refused_too():

@@ -137,8 +137,11 @@ def _within(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: low <= value < high
 
 
+_PATH = _optional((lambda path: "\0" not in path, "a path"))
+
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (bool, "digits, or the name of a TFDS image classification set"),
+    "data_dir": _PATH,
     "classes_per_task": _at_least(2),
     "num_tasks": _optional((lambda n: 1 <= n <= MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
     "validation_fraction": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
@@ -163,4 +166,5 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "logical_devices": _optional((lambda n: n >= 2, "at least 2")),
     "precision": _one_of(PRECISIONS),
     "jit": _one_of(JIT),
+    "output_dir": _PATH,
 }

@@ -1,0 +1,105 @@
+"""What is chosen automatically: the strategy, and whether to compile with XLA."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tf_packnet import tasks
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import setup
+from tf_packnet.experiments.config import OPTIMIZERS, Config
+
+
+class FakeMirrored:
+    num_replicas_in_sync = 2
+
+    def __init__(self, devices):
+        self.devices = devices
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with as many GPUs as asked for."""
+
+    def with_gpus(count):
+        devices = {"GPU": [f"GPU:{i}" for i in range(count)], "CPU": ["CPU:0"]}
+        monkeypatch.setattr(tf.config, "list_physical_devices", devices.get)
+        monkeypatch.setattr(tf.distribute, "MirroredStrategy", FakeMirrored)
+
+    return with_gpus
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "mirrored"),
+    [("auto", 0, False), ("auto", 1, False), ("auto", 2, True), ("none", 4, False), ("mirrored", 0, True)],
+)
+def test_auto_mirrors_over_two_gpus_or_more(machine, strategy, gpus, mirrored):
+    machine(gpus)
+    chosen = setup.choose_strategy(Config(strategy=strategy))
+    assert isinstance(chosen, FakeMirrored) == mirrored
+    if mirrored:
+        assert chosen.devices is None  # all there are
+
+
+def test_a_batch_that_the_replicas_cannot_share(machine):
+    machine(2)
+    with pytest.raises(ArgumentError, match="a multiple of the 2 replicas. Received: batch_size=33"):
+        setup.choose_strategy(Config(batch_size=33))
+
+
+def test_logical_devices_come_too_late_in_a_running_process():
+    tf.constant(0)  # TensorFlow has started
+    with pytest.raises(ArgumentError, match="`logical_devices`: expected to be set before TensorFlow starts"):
+        setup.choose_strategy(Config(strategy="mirrored", logical_devices=2))
+
+
+@pytest.mark.parametrize(
+    ("jit", "model", "gpus", "expected"),
+    [
+        ("auto", "mlp", 0, True),
+        ("auto", "conv", 0, False),
+        ("auto", "conv", 1, True),
+        ("on", "conv", 0, True),
+        ("off", "mlp", 1, False),
+    ],
+)
+def test_auto_compiles_but_for_convolutions_on_cpu(machine, jit, model, gpus, expected):
+    machine(gpus)
+    config = Config(jit=jit, model=model)
+    assert setup.choose_jit(config, tf.distribute.get_strategy()) is expected
+    if jit == "auto":
+        assert setup.choose_jit(config, FakeMirrored(None)) is False
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_can_be_built(name):
+    optimizer = setup.build_optimizer(Config(optimizer=name, learning_rate=0.25))
+    assert float(optimizer.learning_rate) == 0.25
+    assert getattr(optimizer, "momentum", 0) == (0.9 if name == "momentum" else 0)
+
+
+@pytest.mark.parametrize(("fc8192", "weights"), [("flatten", 8.6e6), ("dense", 75.7e6)])
+def test_both_readings_of_fc8192(fc8192, weights):
+    from tf_packnet.approaches import conv
+
+    model = conv((32, 32, 3), 2, fc8192=fc8192)
+    assert model.count_params() == pytest.approx(weights, rel=0.01)
+    assert model.get_layer("flatten").output.shape[1] == 8192
+
+
+def test_convolutions_need_images():
+    from tf_packnet.approaches import conv
+
+    with pytest.raises(ArgumentError, match=r"expected mlp, for inputs of shape \(64,\)"):
+        conv((64,), 2)
+
+
+def test_the_seed_decides_the_initial_weights():
+    stream = tasks.load("digits", batch_size=32)
+    packs = []
+    for seed in (1, 1, 2):
+        config = Config(seed=seed)
+        setup.make_deterministic(config, jit=True)
+        packs.append(keras.ops.convert_to_numpy(setup.build_model(config, stream).get_layer("dense_1").kernel))
+    assert (packs[0] == packs[1]).all()
+    assert not (packs[0] == packs[2]).any()
