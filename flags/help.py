@@ -9,7 +9,7 @@ Learns a stream of tasks in one network that forgets none of them: PackNet with 
 
 usage: python launch/main.py [--flagfile=FILE] [--name=value ...]
 
-  --flagfile=flags/presets/digits.flags    half a minute on a laptop, no network needed
+  --flagfile=flags/presets/digits.flags    the demo: half a minute, no network needed
   --flagfile=flags/presets/mnist.flags     the paper's MNIST setting
   --flagfile=flags/presets/cifar10.flags   the paper's CIFAR-10 setting
 
