@@ -25,10 +25,11 @@ class RunProgress:
         self._console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("epochs  {task.fields[scores]}"),
+            TextColumn("epochs "),
             TimeRemainingColumn(),
+            TextColumn(" {task.fields[scores]}"),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -63,8 +64,9 @@ class _StageProgress(keras.callbacks.Callback):
         self._row = self._display._progress.add_task(self._title, total=self.params["epochs"], scores="")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._scores = _scores(logs or {})
-        self._display._progress.update(self._row, advance=1, scores=self._scores)
+        self._scores = _scores(logs or {}, ("loss", "accuracy", "val_accuracy", "sparsity"))
+        brief = _scores(logs or {}, ("val_accuracy", "sparsity"))  # a line of 80 columns is soon full
+        self._display._progress.update(self._row, advance=1, scores=brief)
 
     def on_train_end(self, logs=None):
         self._display._progress.remove_task(self._row)
@@ -72,6 +74,5 @@ class _StageProgress(keras.callbacks.Callback):
         self._display.finished(self._task, self._stage, self._title, self._scores, seconds)
 
 
-def _scores(logs: dict[str, float]) -> str:
-    shown = {"loss": "loss", "accuracy": "accuracy", "val_accuracy": "validation", "sparsity": "sparsity"}
-    return "  ".join(f"{name} {logs[key]:.4f}" for key, name in shown.items() if key in logs)
+def _scores(logs: dict[str, float], keys: tuple[str, ...]) -> str:
+    return "  ".join(f"{key.replace('val_accuracy', 'validation')} {logs[key]:.4f}" for key in keys if key in logs)
