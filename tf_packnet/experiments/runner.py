@@ -36,9 +36,9 @@ def run(config: Config) -> Results:
             approach.learn(task)
             record(results, approach, stream, task)
             save(config, paths, results, approach, task)
-    results.complete = True
-    results.write(paths.results)
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
+    results.complete = True  # said last, when everything else is written
+    results.write(paths.results)
     return results
 
 
