@@ -142,6 +142,18 @@ class TestTheLifeOfTasks:
         assert packed.task_names == ["task_1", "second"]
         assert packed.task_number("second") == packed.task_number(2) == 2
 
+    def test_a_first_task_that_was_never_begun_has_a_name_all_the_same(self):
+        packed = self.packed()
+        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=night)  # a fresh pack is open for its first task
+        assert packed.task_names == ["task_1"]
+        assert packed.begin_task("second") == 2
+        assert packed.task_names == ["task_1", "second"]
+        packed.select_task("task_1")
+        assert packed.selected_task == 1
+        packed.select_task("second")
+        assert packed.selected_task == 2
+
     def test_begin_before_commit_is_refused(self):
         packed = self.packed()
         packed.begin_task("first")

@@ -55,7 +55,9 @@ class PackedModel(keras.Model):
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order they were learned; the last may still be open."""
-        return list(self._task_names)
+        # A fresh pack can be trained and committed without `begin_task`: that task goes by its number.
+        unnamed = range(len(self._task_names) + 1, self.committed_tasks + 1)
+        return [*self._task_names, *(f"task_{number}" for number in unnamed)]
 
     @property
     def committed_tasks(self) -> int:
@@ -80,11 +82,12 @@ class PackedModel(keras.Model):
         """
         number = self.committed_tasks + 1
         name = name or f"task_{number}"
-        if name in self._task_names[: number - 1]:
+        names = self.task_names
+        if name in names[: number - 1]:
             raise ArgumentError("name", "a name that no task of this pack has yet", name)
-        if len(self._task_names) >= number:
+        if len(names) >= number:
             raise RuntimeError(
-                f"task {self._task_names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
+                f"task {names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
                 "packed.commit_task() before the next one begins"
             )
         heads = [layer for layer in lifecycle.task_layers(self) if isinstance(layer, TaskHead)]
@@ -97,7 +100,7 @@ class PackedModel(keras.Model):
         if any(reshaped):
             lifecycle.drop_compiled_functions(self)
         lifecycle.begin_task(self, self.freed_weights, self.seed)
-        self._task_names.append(name)
+        self._task_names[:] = [*names, name]
         self._start_optimizer_afresh()
         return number
 
@@ -141,9 +144,10 @@ class PackedModel(keras.Model):
             ArgumentError: If there is no such task.
         """
         if isinstance(task, str):
-            if task not in self._task_names:
-                raise ArgumentError("task", "one of " + ", ".join(map(repr, self._task_names)), task)
-            return self._task_names.index(task) + 1
+            names = self.task_names
+            if task not in names:
+                raise ArgumentError("task", "one of " + ", ".join(map(repr, names)), task)
+            return names.index(task) + 1
         return task
 
     def owner_maps(self) -> dict[str, np.ndarray]:
