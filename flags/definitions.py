@@ -118,7 +118,17 @@ def _machine(define: Define) -> None:
     define("strategy", f"{_or(config.STRATEGIES)}: auto mirrors over all GPUs when there are two or more.")
     define("logical_devices", "With --strategy=mirrored: run on that many logical CPU devices.", _INTEGER)
     define("precision", f"{_or(config.PRECISIONS)}: what the network computes in; weights are float32 in any case.")
-    define("jit", f"{_or(config.JIT)}: compile with XLA; auto does, but for convolutions on CPU and for replicas.")
+    define(
+        "jit",
+        f"{_or(config.JIT)}: compile with XLA. auto compiles whole gradient steps; for convolutions on CPU the masks "
+        "and the optimizer only; on replicas nothing.",
+    )
+    define(
+        "data_residency",
+        f"{_or(config.RESIDENCIES)}: keep the training examples in the device's memory and shuffle them there, or "
+        "stream them through tf.data; the order is the same. auto keeps what takes up to 1 GiB, but streams to "
+        "replicas.",
+    )
 
 
 def _output(define: Define) -> None:

@@ -37,12 +37,12 @@ def make_mlp(**dense) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2, name="head", dtype="float32")(hidden), name="mlp")
 
 
-def make_convnet() -> keras.Model:
+def make_convnet(dropout: float = 0.1) -> keras.Model:
     inputs = keras.Input((8, 8, 1), name="image")
     x = keras.layers.Conv2D(4, 3, activation="relu", name="conv_1")(inputs)
     x = keras.layers.MaxPooling2D(name="pool")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    x = keras.layers.Dropout(0.1, name="dropout")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
     x = keras.layers.Dense(8, activation="relu", name="dense_1")(x)
     return keras.Model(inputs, keras.layers.Dense(2, name="head", dtype="float32")(x), name="convnet")
 

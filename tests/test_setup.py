@@ -56,19 +56,36 @@ def test_logical_devices_come_too_late_in_a_running_process():
 @pytest.mark.parametrize(
     ("jit", "model", "gpus", "expected"),
     [
-        ("auto", "mlp", 0, True),
-        ("auto", "conv", 0, False),
-        ("auto", "conv", 1, True),
-        ("on", "conv", 0, True),
-        ("off", "mlp", 1, False),
+        ("auto", "mlp", 0, "step"),
+        ("auto", "conv", 0, "update"),
+        ("auto", "conv", 1, "step"),
+        ("on", "conv", 0, "step"),
+        ("off", "mlp", 1, "off"),
     ],
 )
 def test_auto_compiles_but_for_convolutions_on_cpu(machine, jit, model, gpus, expected):
     machine(gpus)
     config = Config(jit=jit, model=model)
-    assert setup.choose_jit(config, tf.distribute.get_strategy()) is expected
+    assert setup.choose_xla(config, tf.distribute.get_strategy()) == expected
     if jit == "auto":
-        assert setup.choose_jit(config, FakeMirrored(None)) is False
+        assert setup.choose_xla(config, FakeMirrored(None)) == "off"
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "replicas", "resident"),
+    [
+        ("auto", 10**9, 1, True),
+        ("auto", 10, 1, False),
+        ("auto", 10**9, 2, False),
+        ("device", 10, 1, True),
+        ("stream", 10**9, 1, False),
+    ],
+)
+def test_auto_keeps_on_the_device_what_fits(monkeypatch, asked, limit, replicas, resident):
+    monkeypatch.setattr(setup, "RESIDENT_BYTES", limit)
+    strategy = FakeMirrored(None) if replicas == 2 else tf.distribute.get_strategy()
+    stream = tasks.load("digits", batch_size=32)
+    assert setup.choose_residency(Config(data_residency=asked), strategy, stream) is resident
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -99,7 +116,7 @@ def test_the_seed_decides_the_initial_weights():
     packs = []
     for seed in (1, 1, 2):
         config = Config(seed=seed)
-        setup.make_deterministic(config, jit=True)
+        setup.make_deterministic(config, "step")
         packs.append(keras.ops.convert_to_numpy(setup.build_model(config, stream).get_layer("dense_1").kernel))
     assert (packs[0] == packs[1]).all()
     assert not (packs[0] == packs[2]).any()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks import Split, sources, split_into_tasks
+from tf_packnet.tasks import ResidentBatches, Split, StreamedBatches, sources, split_into_tasks
 from tf_packnet.tasks.sources import check_name
 
 
@@ -48,14 +48,25 @@ def test_names_and_numbers():
 
 def test_batches_are_full_shuffled_anew_and_reproducible():
     (task, *_) = cut(validation_fraction=0.1)
-    batches = task.training_batches(seed=5)
+    batches = task.train
     epochs = [[x.numpy().ravel().tolist() for x, _ in batches] for _ in range(2)]
     assert all(len(batch) == 4 for epoch in epochs for batch in epoch)
     assert len(epochs[0]) == 18 // 4
     assert epochs[0] != epochs[1]
-    again = task.training_batches(seed=5)
+    again = cut(validation_fraction=0.1)[0].train
     assert [[x.numpy().ravel().tolist() for x, _ in again] for _ in range(2)] == epochs
-    assert [x.numpy().ravel().tolist() for x, _ in task.training_batches(seed=6)] != epochs[0]
+
+
+def test_training_batches_bring_what_the_task_holds():
+    (_, task, _) = cut()
+    for resident, kind in ((True, ResidentBatches), (False, StreamedBatches)):
+        batches = task.training_batches(5, resident)
+        assert type(batches) is kind
+        assert (batches.seed, batches.batch_size, batches.steps) == (5, 4, len(task.splits["train"]) // 4)
+        assert batches.room == max(len(each.splits["train"]) for each in cut())
+        np.testing.assert_array_equal(batches.images, task.splits["train"].images)
+        np.testing.assert_array_equal(batches.labels, task.splits["train"].y)
+        assert task.training_batches(5, resident, steps_per_call=3).steps_per_call == 3
 
 
 def test_labels_stay_with_their_images():

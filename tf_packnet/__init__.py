@@ -56,4 +56,5 @@ def __dir__() -> list[str]:
 
 # The launcher sets this: it answers --help and bad flags without starting TensorFlow, and loads no pack by surprise.
 if "TF_PACKNET_LAZY" not in os.environ:
+    importlib.import_module("tf_packnet.quiet").import_keras()
     importlib.import_module("tf_packnet.packed_model")

@@ -129,8 +129,8 @@ def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:
 
 def free_fraction(model: keras.Model) -> dict:
     """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
-    maps = owner_maps(model)
-    free = sum(int((owner == ownership.FREE).sum()) for owner in maps.values())
+    maps = {path: weight.owner_map() for path, weight in masked_weights(model).items()}
+    free = sum(ownership.count_uncommitted(owner) for owner in maps.values())
     return {
         "overall": free / sum(owner.size for owner in maps.values()),
         "layers": {path: ownership.free_fraction(owner) for path, owner in maps.items()},

@@ -48,7 +48,7 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
     for slots in _slot_lists(inner):
         slot = slots[index]
         if slot is not None and tuple(slot.shape) == keep.shape:
-            slot.assign(np.where(keep, ops.convert_to_numpy(slot), 0))
+            slot.assign(ops.where(keep, slot, ops.zeros((), slot.dtype)))
 
 
 def _trainable(optimizer):

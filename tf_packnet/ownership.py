@@ -30,7 +30,12 @@ def begin(owner: np.ndarray) -> np.ndarray:
 
 def prune(owner: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Frees the candidates that are not in the boolean mask `keep`; owned weights stay as they are."""
-    return np.where((owner == CANDIDATE) & ~keep, np.uint8(FREE), owner)
+    return np.where(pruned(owner, keep), np.uint8(FREE), owner)
+
+
+def pruned(owner: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Boolean mask of the candidates that are not in the boolean mask `keep`."""
+    return (owner == CANDIDATE) > keep  # True > False: and not, without another array as large
 
 
 def commit(owner: np.ndarray, task: int) -> np.ndarray:
@@ -59,6 +64,11 @@ def without_candidates(owner: np.ndarray) -> np.ndarray:
     return np.where(owner == CANDIDATE, np.uint8(FREE), owner)
 
 
+def count_uncommitted(owner: np.ndarray) -> int:
+    """How many weights no task has committed: free ones and candidates."""
+    return int(np.count_nonzero(owner == FREE)) + int(np.count_nonzero(owner == CANDIDATE))
+
+
 def free_fraction(owner: np.ndarray) -> float:
     """Share of the weights that no task has committed."""
-    return float(np.mean(without_candidates(owner) == FREE))
+    return count_uncommitted(owner) / owner.size

@@ -9,10 +9,11 @@ import numpy as np
 from tf_packnet import lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.head import TaskHead
+from tf_packnet.trainer import PackedTrainer
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
-class PackedModel(keras.Model):
+class PackedModel(PackedTrainer):
     """A functional Keras model with masked layers, which learns one task after another and forgets none.
 
     Made by `pack`. It is a Keras model in every respect; what it adds is the life of its tasks:
@@ -49,7 +50,6 @@ class PackedModel(keras.Model):
         self.head = head
         self.freed_weights = freed_weights
         self.seed = seed
-        object.__setattr__(self, "optimizer_config", None)
         object.__setattr__(self, "_task_names", list(tasks))
 
     @property
@@ -126,16 +126,23 @@ class PackedModel(keras.Model):
         """
         lifecycle.select_task(self, self.task_number(task))
 
-    def fit(self, *args, **kwargs) -> keras.callbacks.History:
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`, on the open task, whichever was selected.
 
+        Args:
+            x: What Keras takes, or `tp.tasks.ResidentBatches` (`tp.tasks.StreamedBatches`), which bring their labels,
+                batch size and order: `fit(batches, epochs=10)`.
+            *args: As for Keras.
+            **kwargs: As for Keras.
+
         Raises:
+            ArgumentError: If the examples shall lie on the device, and there are several of those.
             RuntimeError: If no task is open: all that there is is frozen.
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
         self.select_task(self.committed_tasks + 1)
-        return super().fit(*args, **kwargs)
+        return super().fit(x, *args, **kwargs)
 
     def task_number(self, task: int | str) -> int:
         """Number (1-based) of the task with this name or number.
@@ -157,18 +164,6 @@ class PackedModel(keras.Model):
     def free_fraction(self) -> dict:
         """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
         return lifecycle.free_fraction(self)
-
-    def compile(self, *args, **kwargs) -> None:
-        """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them."""
-        super().compile(*args, **kwargs)
-        config = self.optimizer.get_config() if self.optimizer is not None else None
-        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         network = keras.Model(self.input, self.output, name=self.name)

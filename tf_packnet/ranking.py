@@ -8,45 +8,52 @@ Scores are magnitudes. A scope says how the count is shared between the layers:
   layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep more at the same overall fraction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from tf_packnet.errors import DivergedError, check_choice
 from tf_packnet.policies import PRUNE_SCOPES
 from tf_packnet.schedules import remaining
+from tf_packnet.selection import Key, above_threshold, any_nan, nth_largest
 
 
-def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int) -> np.ndarray:
+def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int, key: Key = np.asarray) -> np.ndarray:
     """Boolean mask of the `count` largest `scores` among the `eligible`; of equal scores the lower index stays.
 
-    Selects, does not sort: one partition in linear time.
+    Selects, does not sort: see `tf_packnet.selection`.
 
     Args:
         scores: Float array of any shape; higher is more worth keeping.
         eligible: Boolean array of the same shape.
         count: How many to keep, 0 to the number of eligible ones.
+        key: Applied to the scores chunk by chunk, such as `np.abs`: no copy of them all is made.
 
     Raises:
         ValueError: If `count` is out of range.
         DivergedError: If an eligible score is not a number.
     """
-    positions = np.flatnonzero(eligible)
-    values = scores.ravel()[positions]
-    if not 0 <= count <= values.size:
-        raise ValueError(f"`count` must lie between 0 and the {values.size} eligible scores. Received: count={count}")
-    if np.isnan(values).any():
+    (mask,) = keep_largest_of([scores], [eligible], count, key)
+    return mask
+
+
+def keep_largest_of(
+    scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], count: int, key: Key = np.asarray
+) -> list[np.ndarray]:
+    """As `keep_largest`, in one ranking over several arrays; of equal scores those of the earlier array stay."""
+    available = sum(int(np.count_nonzero(mask)) for mask in eligible)
+    if not 0 <= count <= available:
+        raise ValueError(f"`count` must lie between 0 and the {available} eligible scores. Received: count={count}")
+    if any_nan(scores, eligible):
         raise DivergedError(
             "cannot rank weights that are not a number (NaN): the training has diverged. Try a smaller learning rate"
         )
-    keep = np.zeros(scores.size, bool)
-    if count:
-        threshold = np.partition(values, values.size - count)[values.size - count]
-        above = values > threshold
-        keep[positions[above]] = True
-        ties = positions[values == threshold]
-        keep[ties[: count - int(above.sum())]] = True
-    return keep.reshape(scores.shape)
+    if count == 0:
+        return [np.zeros(mask.shape, bool) for mask in eligible]
+    if count == available:
+        return [np.array(mask, bool) for mask in eligible]
+    threshold, above = nth_largest(scores, eligible, count, key)
+    return above_threshold(scores, eligible, threshold, count - above, key)
 
 
 def erk_densities(
@@ -82,22 +89,24 @@ def erk_densities(
 
 
 def keep_masks(
-    scores: Sequence[np.ndarray],
+    scores: Iterable[np.ndarray],
     eligible: Sequence[np.ndarray],
     num_candidates: Sequence[int],
     kept_fraction: float,
     scope: str = "layer",
     erk_cap: float = 1.0,
+    key: Key = np.asarray,
 ) -> list[np.ndarray]:
     """One prune round over all layers: what to keep of the `eligible` weights.
 
     Args:
-        scores: One array a layer, higher is more worth keeping.
+        scores: One array a layer, higher is more worth keeping. They may be made one by one: only `global` holds all.
         eligible: Boolean arrays of the same shapes: the candidates that are left.
         num_candidates: Candidates of each layer when the task began (not what is left of them).
         kept_fraction: Share of `num_candidates` that is left after this round.
         scope: `layer`, `global` or `erk`.
         erk_cap: See `erk_densities`.
+        key: See `keep_largest`.
 
     Returns:
         One boolean array a layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`;
@@ -107,20 +116,13 @@ def keep_masks(
         ArgumentError: If `scope` is unknown.
     """
     check_choice("prune_scope", scope, PRUNE_SCOPES)
-    left = [int(mask.sum()) for mask in eligible]
+    left = [int(np.count_nonzero(mask)) for mask in eligible]
     if scope == "global":
-        return _keep_globally(scores, eligible, min(sum(left), remaining(sum(num_candidates), kept_fraction)))
+        count = min(sum(left), remaining(sum(num_candidates), kept_fraction))
+        return keep_largest_of(list(scores), eligible, count, key)
     densities = np.full(len(left), kept_fraction)
     if scope == "erk":
-        densities = erk_densities([s.shape for s in scores], num_candidates, kept_fraction, erk_cap)
+        densities = erk_densities([mask.shape for mask in eligible], num_candidates, kept_fraction, erk_cap)
     # A schedule never asks for more than is left, but a user's own may: nothing that was pruned comes back.
     counts = [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
-    return [keep_largest(s, e, n) for s, e, n in zip(scores, eligible, counts, strict=True)]
-
-
-def _keep_globally(scores, eligible, count):
-    flat = keep_largest(
-        np.concatenate([s.ravel() for s in scores]), np.concatenate([e.ravel() for e in eligible]), count
-    )
-    ends = np.cumsum([s.size for s in scores])[:-1]
-    return [part.reshape(s.shape) for part, s in zip(np.split(flat, ends), scores, strict=True)]
+    return [keep_largest(s, e, n, key) for s, e, n in zip(scores, eligible, counts, strict=True)]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet import lifecycle
+from tf_packnet import acceleration, lifecycle
 from tf_packnet.approaches.base import Approach
 from tf_packnet.callbacks import EqualShare, GradientMask, PruneRoundScheduler, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
@@ -29,6 +29,7 @@ class PackNet(Approach):
         prune_scope: `layer`, `global` or `erk`.
         seed: Fixes the order of the examples and the dropout masks of every stage.
         masks_dir: Where the owner maps are written after each task; None writes none.
+        resident: Whether the training examples lie on the device, or stream.
         observers: Called with the task and the stage's name; gives further Keras callbacks for its `fit`.
     """
 
@@ -41,6 +42,7 @@ class PackNet(Approach):
         prune_scope: str = "layer",
         seed: int = 0,
         masks_dir: str | os.PathLike | None = None,
+        resident: bool = True,
         observers: Observers = lambda task, stage: (),
     ):
         self.packed = packed
@@ -50,6 +52,7 @@ class PackNet(Approach):
         self.prune_scope = prune_scope
         self.seed = seed
         self.masks_dir = masks_dir
+        self.resident = resident
         self.observers = observers
 
     def learn(self, task: Task) -> None:
@@ -68,14 +71,18 @@ class PackNet(Approach):
         self.packed.select_task(task.name)
         return self.packed.predict(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH), verbose=0)
 
+    @property
+    def steps_per_call(self) -> int | None:
+        """Gradient steps between two looks of Keras: about a second's worth. None for as many as pays."""
+        return SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
+
     def _fit(self, task: Task, stage: str, epochs: int, *callbacks: keras.callbacks.Callback) -> None:
         seed = lifecycle.derived_seed(self.seed, task.number, STAGES.index(stage))
         replicas = self.packed.distribute_strategy.num_replicas_in_sync
         reseed(self.packed, seed)
         self.packed.fit(
-            task.training_batches(seed),
+            task.training_batches(seed, self.resident, self.steps_per_call),
             epochs=epochs,
-            shuffle=False,  # the batches come shuffled
             validation_data=task.evaluation_batches("validation", replicas) if len(task.splits["validation"]) else None,
             # The snapshot commits the task: whoever observes the end of the stage comes before it.
             callbacks=[*callbacks[:-1], *self.observers(task, stage), *callbacks[-1:]],
@@ -84,6 +91,7 @@ class PackNet(Approach):
 
 
 PREDICTION_BATCH = 1024
+SLOW_STEPS_PER_CALL = 16
 
 
 def reseed(model: keras.Model, seed: int) -> None:

@@ -30,9 +30,9 @@ class GradientMask(keras.callbacks.Callback):
         with lifecycle.strategy_scope(self.model):
             for path, weight in lifecycle.masked_weights(self.model).items():
                 mask = ownership.candidates(weight.owner_map())
-                count = int(mask.sum())
+                count = int(np.count_nonzero(mask))
                 if self._candidates.get(path) == count:
                     continue  # candidates only ever leave: the same number means the same mask
                 self._candidates[path] = count
-                weight.variable.assign(np.where(mask, weight.values(), 0))
+                weight.confine(mask)
                 optimizers.clear_slots(self.model.optimizer, weight.variable, mask)

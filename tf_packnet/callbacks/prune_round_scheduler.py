@@ -86,9 +86,15 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
         # While a task is open, whatever is free was its candidate when it began.
-        began_with = [int((ownership.without_candidates(owner) == ownership.FREE).sum()) for owner in owners]
+        began_with = [ownership.count_uncommitted(owner) for owner in owners]
+        if type(self).score is PruneRoundScheduler.score:
+            # Taken chunk by chunk: the magnitudes of the largest kernel would be most of the memory of a round.
+            scores, key = (w.values() for w in weights.values()), np.abs
+        else:
+            scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
         keep = keep_masks(
-            scores=[self.score(path, w.values()) for path, w in weights.items()],
+            scores=scores,
+            key=key,
             eligible=[ownership.candidates(owner) for owner in owners],
             num_candidates=began_with,
             kept_fraction=kept_fraction,
@@ -98,7 +104,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         with lifecycle.strategy_scope(self.model):
             for weight, mask in zip(weights.values(), keep, strict=True):
                 weight.prune(mask)
-        kept = {path: int(mask.sum()) for path, mask in zip(weights, keep, strict=True)}
+        kept = {path: int(np.count_nonzero(mask)) for path, mask in zip(weights, keep, strict=True)}
         self.rounds.append(
             {
                 "round": len(self.rounds) + 1,

@@ -20,6 +20,7 @@ FC8192 = ("flatten", "dense")
 JIT = ("auto", "on", "off")
 MODELS = ("mlp", "conv")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
+RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored")
 
@@ -62,6 +63,7 @@ class Config:
     logical_devices: int | None = None
     precision: str = "float32"
     jit: str = "auto"
+    data_residency: str = "auto"
 
     output_dir: str | None = None
     export: bool = True
@@ -82,6 +84,9 @@ class Config:
             raise ArgumentError("logical_devices", "to be left out, or --strategy=mirrored", self.logical_devices)
         if self.strategy == "mirrored" and self.jit == "on":
             raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
+        if self.strategy == "mirrored" and self.data_residency == "device":
+            expected = "auto or stream with --strategy=mirrored, whose replicas share each batch"
+            raise ArgumentError("data_residency", expected, self.data_residency)
         if self.logical_devices is not None and self.batch_size % self.logical_devices:
             expected = f"a multiple of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
@@ -166,5 +171,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "logical_devices": _optional((lambda n: n >= 2, "at least 2")),
     "precision": _one_of(PRECISIONS),
     "jit": _one_of(JIT),
+    "data_residency": _one_of(RESIDENCIES),
     "output_dir": _PATH,
 }

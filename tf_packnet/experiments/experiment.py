@@ -20,7 +20,7 @@ def main(config: Config) -> None:
     check_name(config.dataset, config.data_dir)
     results = output.check(config)
     if results is None:
-        from tf_packnet.experiments.startup import start_tensorflow
+        from tf_packnet.quiet import start_tensorflow
 
         start_tensorflow()
         from tf_packnet.experiments.runner import run

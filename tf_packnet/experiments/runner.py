@@ -22,16 +22,23 @@ def run(config: Config) -> Results:
         ArgumentError: Before any work, if something in `config` cannot be had.
     """
     strategy = setup.choose_strategy(config)
-    jit = setup.choose_jit(config, strategy)
-    setup.make_deterministic(config, jit)
+    xla = setup.choose_xla(config, strategy)
+    setup.make_deterministic(config, xla)
     stream = load_stream(config)
+    resident = setup.choose_residency(config, strategy, stream)
     paths = output.prepare(config)
     results = Results(config, tasks=[describe(task) for task in stream])
-    results.environment = {**environment(), "jit": jit, "replicas": strategy.num_replicas_in_sync}
+    results.environment = {
+        **environment(),
+        "xla": xla,
+        "data_residency": "device" if resident else "stream",
+        "replicas": strategy.num_replicas_in_sync,
+    }
     results.write(paths.results)
 
     with strategy.scope(), progress.RunProgress(stream, results.seconds) as display:
-        approach = setup.build_approach(config, stream, jit, paths, observers(config, paths, display))
+        display.say(chosen(results.environment))
+        approach = setup.build_approach(config, stream, xla, resident, paths, observers(config, paths, display))
         for task in stream:
             approach.learn(task)
             record(results, approach, stream, task)
@@ -53,6 +60,19 @@ def load_stream(config: Config) -> TaskStream:
         batch_size=config.batch_size,
         seed=config.seed,
     )
+
+
+def chosen(environment: dict) -> str:
+    """One line on what was chosen for this model and machine."""
+    compiles = {
+        "step": "XLA compiles whole gradient steps",
+        "update": "XLA compiles masks and optimizer, oneDNN convolves",
+        "off": "XLA is off",
+    }[environment["xla"]]
+    data = {"device": "training data on the device", "stream": "training data streamed"}
+    replicas = environment["replicas"]
+    devices = f"; {replicas} replicas" if replicas > 1 else ""
+    return f"{compiles}; {data[environment['data_residency']]}{devices}"
 
 
 def describe(task: Task) -> dict:

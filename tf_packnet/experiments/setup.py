@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tf_packnet import acceleration
 from tf_packnet.approaches import PackNet, conv, mlp
 from tf_packnet.approaches.packnet import Observers
 from tf_packnet.callbacks import EqualShare
@@ -13,16 +14,15 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.tasks import TaskStream
 
-# Steps that one call of the compiled training function takes: enough to hide Keras's cost a call, few enough for a
-# progress display. On replicas it is 1: Keras's loop of several steps fails there (TensorFlow 2.21, Keras 3.15).
-STEPS_PER_EXECUTION = 50
+# Training examples of the largest task, as they lie on the device.
+RESIDENT_BYTES = 2**30
 
 
-def make_deterministic(config: Config, jit: bool) -> None:
+def make_deterministic(config: Config, xla: str) -> None:
     """Fixes every seed; with it two runs of one config give the same bits on CPU."""
     keras.utils.set_random_seed(config.seed)
     # What XLA compiles for CPU is deterministic already, and Keras will not combine the two.
-    if not jit:
+    if xla != acceleration.STEP:
         tf.config.experimental.enable_op_determinism()
 
 
@@ -52,13 +52,19 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
-def choose_jit(config: Config, strategy: tf.distribute.Strategy) -> bool:
-    """Whether to compile with XLA. `auto`: it pays, except for convolutions on CPU, and cannot run on replicas."""
+def choose_xla(config: Config, strategy: tf.distribute.Strategy) -> str:
+    """How much XLA compiles: `step`, `update` or `off`, see `tf_packnet.acceleration`."""
     if config.jit != "auto":
-        return config.jit == "on"
-    if isinstance(strategy, tf.distribute.MirroredStrategy):
-        return False
-    return config.model != "conv" or bool(tf.config.list_physical_devices("GPU"))
+        return acceleration.STEP if config.jit == "on" else acceleration.OFF
+    return acceleration.choose(config.model == "conv", strategy.num_replicas_in_sync)
+
+
+def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:
+    """Whether the training examples lie on the device. `auto`: up to `RESIDENT_BYTES` a task, on one device."""
+    if config.data_residency != "auto":
+        return config.data_residency == "device"
+    largest = max(task.splits["train"].images.nbytes for task in stream)
+    return strategy.num_replicas_in_sync == 1 and largest <= RESIDENT_BYTES
 
 
 def build_model(config: Config, stream: TaskStream) -> PackedModel:
@@ -78,16 +84,16 @@ def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     return keras.optimizers.get({"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}})
 
 
-def build_approach(config: Config, stream: TaskStream, jit: bool, paths: RunPaths, observers: Observers) -> PackNet:
+def build_approach(
+    config: Config, stream: TaskStream, xla: str, resident: bool, paths: RunPaths, observers: Observers
+) -> PackNet:
     """The approach of a config, ready to learn the stream. Call it in the strategy's scope."""
     packed = build_model(config, stream)
-    replicas = packed.distribute_strategy.num_replicas_in_sync
     packed.compile(
         optimizer=build_optimizer(config),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=jit,
-        steps_per_execution=STEPS_PER_EXECUTION if replicas == 1 else 1,
+        jit_compile="auto" if xla == acceleration.UPDATE else xla == acceleration.STEP,
     )
     return PackNet(
         packed,
@@ -97,5 +103,6 @@ def build_approach(config: Config, stream: TaskStream, jit: bool, paths: RunPath
         prune_scope=config.prune_scope,
         seed=config.seed,
         masks_dir=paths.masks,
+        resident=resident,
         observers=observers,
     )

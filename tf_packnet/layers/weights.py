@@ -5,7 +5,8 @@ the forward pass. So the freeze needs no cooperation from the optimizer: momentu
 clipping may do what they like to the trainable variable, it is not read where a committed value stands.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -24,6 +25,13 @@ def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int
     if "seed" in config:
         initializer = type(initializer).from_config({**config, "seed": seed})
     return np.asarray(ops.convert_to_numpy(initializer(shape, dtype=dtype)))
+
+
+def _view(variable: keras.Variable) -> np.ndarray:
+    """What a variable holds now, on CPU without a copy; it stays as it is when the variable changes."""
+    values = np.asarray(ops.stop_gradient(variable)).view()  # of the tensor, not the variable, which would copy
+    values.flags.writeable = False
+    return values
 
 
 class MaskedWeight:
@@ -49,26 +57,48 @@ class MaskedWeight:
         self.owner = add(f"{name}_owner", shape, "uint8", keras.initializers.Constant(ownership.CANDIDATE))
         self.shown = add(f"{name}_shown", (), "uint8", "zeros")
         self.learning = add(f"{name}_learning", (), "bool", "ones")
+        self._lent: Any = None
 
     def value(self) -> Any:
         """The kernel that the selected task computes with: what is hidden from it is 0.
 
         Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
         """
+        if self._lent is not None:
+            return self._lent
+        trained = self.trained()
         # FREE is 0, so `owner - 1` wraps to 255: one comparison hides the free entries and those of later tasks.
         owner = ops.convert_to_tensor(self.owner)
         committed = ops.less(ops.subtract(owner, ops.ones((), "uint8")), self.shown)
-        trained = ops.logical_and(ops.equal(owner, ownership.CANDIDATE), self.learning)
         at_rest = ops.where(committed, self.frozen, ops.zeros((), self.frozen.dtype))
         return ops.where(trained, self.variable, at_rest)
 
+    def trained(self) -> Any:
+        """Boolean mask of the entries that are read from the trainable variable, where gradients go."""
+        owner = ops.convert_to_tensor(self.owner)
+        # Of one dtype: with a Python number Keras would compare in int32, four times the memory.
+        return ops.logical_and(ops.equal(owner, ops.full((), ownership.CANDIDATE, "uint8")), self.learning)
+
+    @contextlib.contextmanager
+    def lend(self, kernel: Any) -> Iterator[None]:
+        """While it lasts the layer computes with `kernel`, a tensor with the content of `value()`."""
+        self._lent = kernel
+        try:
+            yield
+        finally:
+            self._lent = None
+
     def owner_map(self) -> np.ndarray:
-        """The owner map as it stands, open candidates (255) included."""
-        return np.asarray(ops.convert_to_numpy(self.owner))
+        """The owner map as it stands, open candidates (255) included; read-only."""
+        return _view(self.owner)
 
     def values(self) -> np.ndarray:
-        """The trainable variable as NumPy; only its candidates mean anything."""
-        return np.asarray(ops.convert_to_numpy(self.variable))
+        """The trainable variable as NumPy, read-only; only its candidates mean anything."""
+        return _view(self.variable)
+
+    def confine(self, candidates: np.ndarray) -> None:
+        """Sets the trainable variable to 0 outside the boolean mask `candidates`."""
+        self.variable.assign(ops.where(candidates, self.variable, ops.zeros((), self.variable.dtype)))
 
     def begin(self, task: int, freed_weights: str, seed: int) -> None:
         """Opens the free entries for `task`; from the second task on they start by the policy `freed_weights`."""
@@ -76,7 +106,7 @@ class MaskedWeight:
             owner = ownership.begin(self.owner_map())
             start = {
                 "zero": lambda: np.zeros(owner.shape, self.variable.dtype),
-                "keep": lambda: np.asarray(ops.convert_to_numpy(self.frozen)),
+                "keep": lambda: _view(self.frozen),
                 "reinit": lambda: fresh_values(self.initializer, owner.shape, self.variable.dtype, seed),
             }[freed_weights]()
             # What is not a candidate is not read. At 0, no regulariser or norm of the whole variable sees it either.
@@ -86,10 +116,9 @@ class MaskedWeight:
 
     def prune(self, keep: np.ndarray) -> None:
         """Frees the candidates outside the boolean mask `keep` and puts their present values to rest."""
-        before = self.owner_map()
-        after = ownership.prune(before, keep)
-        self._rest(before != after)
-        self.owner.assign(after)
+        owner = self.owner_map()
+        self._rest(ownership.pruned(owner, keep))
+        self.owner.assign(ownership.prune(owner, keep))
 
     def commit(self, task: int) -> None:
         """Gives the remaining candidates to `task` and puts their present values to rest, for ever."""
@@ -114,7 +143,8 @@ class MaskedWeight:
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
 
     def _rest(self, where: np.ndarray) -> None:
-        self.frozen.assign(np.where(where, self.values(), ops.convert_to_numpy(self.frozen)))
+        # On the device: the kernels may be large, and one copy of them is enough.
+        self.frozen.assign(ops.where(where, self.variable, self.frozen))
 
 
 class TaskWeight:

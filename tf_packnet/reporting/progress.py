@@ -48,6 +48,10 @@ class RunProgress:
         title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
         return _StageProgress(self, task, stage, title)
 
+    def say(self, line: str) -> None:
+        """Shows one line about the run."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
     def finished(self, task: Task, stage: str, title: str, scores: str, seconds: float) -> None:
         """Notes the end of a stage."""
         self._seconds.append({"task": task.number, "stage": stage, "seconds": round(seconds, 3)})

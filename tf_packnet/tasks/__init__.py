@@ -1,9 +1,10 @@
 """Tasks: a data set cut into a stream of classification problems."""
 
+from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.tasks.sources import EMBEDDED, load_digits, load_tfds
 from tf_packnet.tasks.stream import Split, Task, TaskStream, split_into_tasks
 
-__all__ = ["Split", "Task", "TaskStream", "load", "split_into_tasks"]
+__all__ = ["ResidentBatches", "Split", "StreamedBatches", "Task", "TaskStream", "load", "split_into_tasks"]
 
 
 def load(

@@ -1,5 +1,6 @@
 """A data set cut into tasks: `classes_per_task` classes each, in order, relabelled from 0."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,6 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.batches import (
+    ResidentBatches,
+    StreamedBatches,
+    decode,
+    evaluation_batches,
+)
 
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
     import tensorflow as tf
@@ -55,6 +62,7 @@ class Task:
         splits: `train`, `validation` (held out of train, for choices) and `test` (for reporting only).
         batch_size: Batch size of the ready-made data sets.
         seed: Seeds the order of `train`.
+        room: Training examples of the largest task of the stream: what to reserve where all tasks share memory.
     """
 
     number: int
@@ -63,6 +71,7 @@ class Task:
     splits: dict[str, Split]
     batch_size: int = 128
     seed: int = 0
+    room: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -72,7 +81,15 @@ class Task:
     @property
     def train(self) -> "tf.data.Dataset":
         """Training batches, shuffled anew each epoch; a last incomplete batch is left out of the epoch."""
-        return self.training_batches(self.seed)
+        import tensorflow as tf
+
+        split = self.splits["train"]
+        images, labels = tf.constant(split.images), tf.constant(split.y)
+        order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=self.seed)
+        batches = order.batch(self.batch_size, drop_remainder=True)
+        return batches.map(
+            lambda rows: (decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows))
+        ).prefetch(2)
 
     @property
     def validation(self) -> "tf.data.Dataset":
@@ -84,31 +101,23 @@ class Task:
         """Test batches, in order."""
         return self.evaluation_batches("test")
 
-    def training_batches(self, seed: int) -> "tf.data.Dataset":
-        """Training batches whose order is fixed by `seed`."""
-        import tensorflow as tf
+    def training_batches(self, seed: int, resident: bool = False, steps_per_call: int | None = None) -> StreamedBatches:
+        """Batches for `PackedModel.fit`, in an order fixed by `seed`.
 
+        Args:
+            seed: Seeds the order.
+            resident: Whether the examples lie on the device (`ResidentBatches`) or stream (`StreamedBatches`).
+            steps_per_call: Gradient steps between two looks of Keras, at most; default what suits small networks.
+        """
+        kind = ResidentBatches if resident else StreamedBatches
         split = self.splits["train"]
-        x, y = tf.constant(split.x), tf.constant(split.y)
-        # Indices are shuffled and batched, examples are gathered a batch at a time: the same order as shuffling the
-        # examples, at a fraction of the cost.
-        order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=seed)
-        batches = order.batch(self.batch_size, drop_remainder=True).map(lambda i: (tf.gather(x, i), tf.gather(y, i)))
-        options = tf.data.Options()
-        options.experimental_optimization.map_parallelization = False  # a gather is too little to share
-        return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+        batches = kind(split.images, split.y, split.scale, self.batch_size, seed, self.room)
+        return dataclasses.replace(batches, steps_per_call=steps_per_call) if steps_per_call else batches
 
     def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
-        """Batches of a split in order, each a `multiple_of` examples: Keras cannot evaluate uneven shares on replicas.
-
-        Fewer than `multiple_of` examples may be left out for that.
-        """
-        import tensorflow as tf
-
+        """Batches of a split in order, each a `multiple_of` examples."""
         data = self.splits[split]
-        whole = len(data) - len(data) % multiple_of
-        examples = tf.data.Dataset.from_tensor_slices((data.x[:whole], data.y[:whole]))
-        return examples.batch(EVALUATION_BATCH - EVALUATION_BATCH % multiple_of)
+        return evaluation_batches(data.images, data.y, data.scale, EVALUATION_BATCH, multiple_of)
 
 
 EVALUATION_BATCH = 1024
@@ -199,7 +208,8 @@ def split_into_tasks(
                 batch_size,
             )
         tasks.append(Task(number, "-".join(names), names, splits, batch_size, seed))
-    return TaskStream(name, tasks)
+    room = max(len(task.splits["train"]) for task in tasks)
+    return TaskStream(name, [dataclasses.replace(task, room=room) for task in tasks])
 
 
 def _hold_out(labels, wanted, fraction, rng):

@@ -15,29 +15,47 @@ _NOISE = re.compile(
 )
 
 
+def import_keras() -> None:
+    """Imports Keras and TensorFlow, unless they are there already, without what TensorFlow always says."""
+    if "tensorflow" in sys.modules:
+        import keras  # noqa: F401
+    else:
+        with standard_error_filtered():
+            import keras  # noqa: F401
+
+
 def start_tensorflow() -> None:
     """Imports TensorFlow and Keras and looks for devices, with their known noise kept off standard error."""
-    with _standard_error_filtered():
-        import keras  # noqa: F401
+    with standard_error_filtered():
+        import_keras()
         import tensorflow as tf
 
         tf.config.list_physical_devices()
 
 
 @contextlib.contextmanager
-def _standard_error_filtered() -> Iterator[None]:
+def standard_error_filtered() -> Iterator[None]:
     """Holds back what is written to the file descriptor 2, by whatever language, and lets through what is no noise."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    try:
         real = os.dup(2)
+    except OSError:  # closed, as in a daemon: nobody listens
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        _flush()
         os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
+            _flush()
             os.dup2(real, 2)
             held.seek(0)
             for line in held:
                 if not _NOISE.match(line):
                     os.write(real, line)
             os.close(real)
+
+
+def _flush() -> None:
+    if sys.stderr is not None:
+        sys.stderr.flush()

@@ -1,0 +1,77 @@
+"""Training batches: the order of the examples, and that every path brings the same ones."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_order
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31 - 1), st.integers(0, 1000))
+def test_an_epoch_takes_no_example_twice_and_leaves_out_less_than_a_batch(examples, batch_size, seed, epoch):
+    order = epoch_order(examples, batch_size, seed, epoch).numpy()
+    assert order.shape == (examples // batch_size, batch_size)
+    assert len(set(order.ravel())) == order.size
+    assert set(order.ravel()) <= set(range(examples))
+    np.testing.assert_array_equal(order, epoch_order(examples, batch_size, seed, epoch).numpy())
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    orders = {epoch_order(50, 50, seed, epoch).numpy().tobytes() for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def test_every_order_is_as_likely():
+    """Of three examples, 600 epochs: each of the 6 orders about 100 times (chi-square, 5 degrees of freedom)."""
+    seen = [tuple(epoch_order(3, 3, 0, epoch).numpy().ravel()) for epoch in range(600)]
+    counts = [seen.count(order) for order in itertools.permutations(range(3))]
+    assert sum((count - 100) ** 2 / 100 for count in counts) < 20.5  # p = 0.001
+
+
+def make(kind, examples=23, **kwargs):
+    images = np.arange(examples * 6, dtype=np.uint8).reshape(examples, 2, 3, 1)
+    return kind(images, np.arange(examples, dtype=np.int32), 1 / 256, batch_size=4, seed=3, **kwargs)
+
+
+def unrolled(batches, epochs, first_epoch=0):
+    """The labels of every batch that the calls bring; the first image value must belong to each."""
+    seen = []
+    for call in batches.dataset(first_epoch).take(batches.calls * epochs):
+        for number in range(int(call["steps"])):
+            if "rows" in call:
+                rows = call["rows"][number].numpy()
+                images, labels = batches.images[rows], batches.labels[rows]
+            else:
+                images, labels = call["images"][number].numpy(), call["labels"][number].numpy()
+            np.testing.assert_array_equal(images[:, 0, 0, 0], labels * 6 % 256)
+            seen.append(labels.tolist())
+    return seen
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2, 3, 100])
+@pytest.mark.parametrize("room", [0, 30])
+def test_calls_bring_the_epochs_step_by_step_however_they_are_cut(steps_per_call, room):
+    expected = [batch.tolist() for epoch in range(3) for batch in epoch_order(23, 4, 3, epoch).numpy()]
+    for kind in (StreamedBatches, ResidentBatches):
+        batches = make(kind, room=room, steps_per_call=steps_per_call)
+        assert batches.steps == 5
+        assert unrolled(batches, epochs=3) == expected
+        assert unrolled(batches, epochs=1, first_epoch=2) == expected[10:]
+    singles = make(StreamedBatches).single_batches(first_epoch=1)
+    assert [y.numpy().tolist() for _, y in singles.take(10)] == expected[5:]
+
+
+def test_single_batches_are_decoded():
+    for x, y in make(StreamedBatches).single_batches().take(5):
+        assert x.dtype == "float32"
+        np.testing.assert_array_equal(x[:, 0, 0, 0], y.numpy() * 6 % 256 / np.float32(256))
+
+
+@pytest.mark.parametrize("kind", [StreamedBatches, ResidentBatches])
+def test_calls_have_one_shape_for_all_tasks_with_the_same_room(kind):
+    specs = [make(kind, examples=n, room=30).dataset().element_spec for n in (9, 23, 30)]
+    assert specs[0] == specs[1] == specs[2]

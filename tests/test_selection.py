@@ -1,0 +1,79 @@
+"""Selection in large arrays: exact whatever the sample says, in little memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_packnet import selection
+from tf_packnet.ranking import keep_largest, keep_masks
+
+LARGE = 3 * selection.CHUNK + 17
+
+
+def draws():
+    rng = np.random.default_rng(0)
+    misleading = rng.normal(size=LARGE).astype("float32")
+    misleading[:: LARGE // selection.SAMPLE] = 100.0  # what the sample looks at is unlike all else
+    constant = np.full(LARGE, 0.5, "float32")
+    return {
+        "normal": rng.normal(size=LARGE).astype("float32"),
+        "float64": rng.normal(size=LARGE),
+        "many ties": rng.integers(0, 5, LARGE).astype("float32"),
+        "all equal": constant,
+        "half zero": np.where(rng.random(LARGE) < 0.5, 0, rng.normal(size=LARGE)).astype("float32"),
+        "misleading": misleading,
+        "infinite": np.where(rng.random(LARGE) < 0.3, np.inf, -np.inf),
+        "sorted": np.arange(LARGE, dtype="float32"),
+    }
+
+
+@pytest.mark.parametrize("name", draws())
+@pytest.mark.parametrize("share", [1e-6, 0.03, 0.5, 0.999])
+def test_large_arrays_agree_with_a_stable_sort(name, share):
+    scores = draws()[name].reshape(1, -1)
+    eligible = np.random.default_rng(1).random(scores.shape) < 0.7
+    count = max(1, round(share * int(eligible.sum())))
+    positions = np.flatnonzero(eligible)
+    best = positions[np.argsort(-scores.ravel()[positions], kind="stable")[:count]]
+    expected = np.zeros(scores.size, bool)
+    expected[best] = True
+    np.testing.assert_array_equal(keep_largest(scores, eligible, count).ravel(), expected)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.data())
+def test_the_nth_largest_over_several_arrays(sizes, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    scores = [rng.integers(0, 9, size).astype("float32") for size in sizes]
+    eligible = [rng.random(size) < 0.8 for size in sizes]
+    everything = np.sort(np.concatenate([s[e] for s, e in zip(scores, eligible, strict=True)]))[::-1]
+    if everything.size == 0:
+        return
+    count = data.draw(st.integers(1, everything.size))
+    threshold, above = selection.nth_largest(scores, eligible, count)
+    assert threshold == everything[count - 1]
+    assert above == int((everything > threshold).sum()) < count
+
+
+def test_a_key_is_as_good_as_a_copy():
+    values = np.random.default_rng(2).normal(size=(300, 70)).astype("float32")
+    eligible = np.ones(values.shape, bool)
+    for scope in ("layer", "global", "erk"):
+        magnitudes = keep_masks([np.abs(values)], [eligible], [values.size], 0.1, scope)
+        keyed = keep_masks([values], [eligible], [values.size], 0.1, scope, key=np.abs)
+        np.testing.assert_array_equal(magnitudes, keyed)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_nothing_as_large_as_the_scores_is_made(scope):
+    """The masks themselves take a byte a weight; besides them there are only chunks."""
+    values = [np.random.default_rng(3).normal(size=(2048, 4096)).astype("float32") for _ in range(2)]
+    eligible = [np.ones(v.shape, bool) for v in values]
+    weights = sum(v.size for v in values)
+    tracemalloc.start()
+    keep_masks(values, eligible, [v.size for v in values], 0.2, scope, key=np.abs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * weights

@@ -1,0 +1,33 @@
+"""How much of a gradient step XLA compiles."""
+
+import keras
+import tensorflow as tf
+
+# The whole step; masks and optimizer only (see `gradient_step`); nothing.
+STEP, UPDATE, OFF = "step", "update", "off"
+
+CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+
+def choose(convolutional: bool, replicas: int = 1) -> str:
+    """What pays: on CPU oneDNN's convolutions are faster than XLA's; on replicas TensorFlow cannot compile at all."""
+    if replicas > 1:
+        return OFF
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return UPDATE if convolutional and not on_gpu else STEP
+
+
+def is_convolutional(model: keras.Model) -> bool:
+    """Whether a layer of `model`, at any depth, convolves."""
+    return any(isinstance(layer, CONVOLUTIONS) for layer in model._flatten_layers())

@@ -1,0 +1,78 @@
+"""Many gradient steps in one call of the compiled step, on examples that lie on the device or are brought to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_packnet.tasks.batches import ResidentBatches, decode
+
+
+class DeviceExamples:
+    """The examples of one task in device memory; those of the next task take their place.
+
+    Attributes:
+        images: Variable `(rows, features)` in the data's own dtype. Flat: XLA gathers rows several times as fast.
+        labels: Variable `(rows,)`.
+        shape: Shape of one example.
+    """
+
+    def __init__(self, batches: ResidentBatches):
+        self.shape = batches.images.shape[1:]
+        images, labels = _with_room(batches)
+        # Another number of rows may follow: the shape is left open.
+        self.images = tf.Variable(images, trainable=False, shape=(None, images.shape[1]))
+        self.labels = tf.Variable(labels, trainable=False, shape=(None,))
+
+    def fits(self, batches: ResidentBatches) -> bool:
+        """Whether `batches` are examples of the same kind, so that a compiled step can take them from here."""
+        return (
+            batches.images.shape[1:] == self.shape
+            and batches.images.dtype == self.images.dtype.as_numpy_dtype
+            and batches.labels.dtype == self.labels.dtype.as_numpy_dtype
+        )
+
+    def load(self, batches: ResidentBatches) -> None:
+        """Replaces the examples. As long as they fit into the rows there are, compiled steps stay valid."""
+        images, labels = _with_room(batches, at_least=int(tf.shape(self.labels)[0]))
+        self.images.assign(images)
+        self.labels.assign(labels)
+
+    def batch(self, rows: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The examples at `rows`, decoded, and their labels."""
+        images = decode(tf.gather(self.images, rows), scale)
+        return tf.reshape(images, (*rows.shape, *self.shape)), tf.gather(self.labels, rows)
+
+
+def _with_room(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rows = max(at_least, batches.reserved)
+    spare = rows - len(batches.labels)
+    images = batches.images.reshape(len(batches.labels), -1)
+    return np.pad(images, [(0, spare), (0, 0)]), np.pad(batches.labels, (0, spare))
+
+
+def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
+    """Takes the gradient steps of one call, one after another, without leaving the compiled function.
+
+    Args:
+        model: The model, with the metrics that `step` updates.
+        call: An element of a `dataset` of `ResidentBatches` or `StreamedBatches`.
+        step: One gradient step on a batch `(x, y)`.
+
+    Returns:
+        The metrics after the last step, by name.
+    """
+
+    def batch(number):
+        if "rows" in call:
+            return model.device_examples.batch(call["rows"][number], call["scale"])
+        return decode(call["images"][number], call["scale"]), call["labels"][number]
+
+    def body(number):
+        step(batch(number))
+        return number + 1
+
+    tf.while_loop(lambda number: number < call["steps"], body, (tf.constant(0),), parallel_iterations=1)
+    return model.get_metrics_result()

@@ -1,0 +1,123 @@
+"""How a packed model computes when it is trained: what XLA compiles, and how the examples reach it."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tf_packnet import acceleration, lifecycle
+from tf_packnet.errors import ArgumentError
+from tf_packnet.gradient_step import gradient_step
+from tf_packnet.resident import DeviceExamples, take_steps
+from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
+
+
+class PackedTrainer(keras.Model):
+    """A Keras model with masked layers whose gradient steps cost little more than their matrix products.
+
+    Attributes:
+        xla: What XLA compiles of a gradient step: `step`, `update` or `off`, see `tf_packnet.acceleration`.
+        device_examples: The examples that lie on the device, once `fit` was given `ResidentBatches`.
+        optimizer_config: The optimizer's settings when the model was compiled.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.xla = acceleration.OFF
+        # Past Keras's tracking: they are no part of the model.
+        object.__setattr__(self, "device_examples", None)
+        object.__setattr__(self, "optimizer_config", None)
+
+    def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
+        """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them.
+
+        Args:
+            *args: As for Keras.
+            jit_compile: True compiles whole gradient steps with XLA, False nothing. `auto` compiles whole steps, but
+                for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
+            **kwargs: As for Keras.
+        """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
+        if jit_compile == "auto":
+            eager = kwargs.get("run_eagerly", False)
+            xla = acceleration.OFF if eager else acceleration.choose(acceleration.is_convolutional(self), replicas)
+        with warnings.catch_warnings():
+            if jit_compile == "auto":
+                warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
+            super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
+        if xla == acceleration.STEP and not self.jit_compile:  # a layer, or op determinism, is against it
+            xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
+        self.xla = xla
+        object.__setattr__(self, "_jit_asked", jit_compile)
+        config = self.optimizer.get_config() if self.optimizer is not None else None
+        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """As Keras's own, with `jit_compile` as it was asked for: another machine may choose otherwise."""
+        config = super().get_compile_config()
+        return config and {**config, "jit_compile": self._jit_asked}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too."""
+        if isinstance(x, StreamedBatches):
+            x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
+            kwargs["shuffle"] = False  # it comes shuffled
+        return super().fit(x, *args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
+        step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else super().train_step
+        return take_steps(self, data, step) if isinstance(data, dict) and "steps" in data else step(data)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """As Keras's, never compiled by XLA: splits differ in size, and each size would be compiled anew."""
+        with self._without_xla():
+            super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """As Keras's, never compiled by XLA: see `make_test_function`."""
+        with self._without_xla():
+            super().make_predict_function(force)
+
+    @contextlib.contextmanager
+    def _without_xla(self) -> Iterator[None]:
+        compiled, self.jit_compile = self.jit_compile, False
+        try:
+            yield
+        finally:
+            self.jit_compile = compiled
+
+    def _prepare(self, batches: StreamedBatches, first_epoch: int) -> tuple[Any, int]:
+        """The data set that Keras iterates over, and how many of its elements make an epoch."""
+        if self.steps_per_execution != 1:
+            expected = "1: these batches bring many steps to a call by themselves"
+            raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)
+        resident = isinstance(batches, ResidentBatches)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if resident:
+                raise ArgumentError("x", "StreamedBatches on several replicas", type(batches).__name__)
+            return batches.single_batches(first_epoch), batches.steps
+        if resident:
+            self._put_on_device(batches)
+        example = (batches.batch_size, *batches.images.shape[1:])
+        # In a compiled loop it would be too late to make the variables of metrics and optimizer.
+        x, y = keras.KerasTensor(example), keras.KerasTensor(example[:1], dtype=batches.labels.dtype.name)
+        self._symbolic_build(data_batch=(x, y, None))
+        return batches.dataset(first_epoch), batches.calls
+
+    def _put_on_device(self, batches: ResidentBatches) -> None:
+        if self.device_examples is not None and self.device_examples.fits(batches):
+            self.device_examples.load(batches)
+        else:  # past Keras's tracking: they are no part of the model
+            object.__setattr__(self, "device_examples", DeviceExamples(batches))
+            lifecycle.drop_compiled_functions(self)
