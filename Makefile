@@ -4,12 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint lock clean
+.PHONY: help setup demo test test-slow bench lint lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
 	@echo "make test       ruff and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
+	@echo "make bench      what training costs beside its matrix products: ten minutes on a machine that does nothing else"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
@@ -33,6 +34,9 @@ lint: $(READY)
 
 test: lint
 	$(RUN) -m pytest -m "not slow"
+
+bench: $(READY)
+	$(RUN) launch/bench.py
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow

@@ -37,7 +37,28 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
                 flags.register_validator(name, _validator(name), flag_values=values)
 
         declare(define)
+    themes["Sweep"] = _sweep(values)
     return values, themes
+
+
+def _sweep(values: flags.FlagValues) -> list[str]:
+    """What makes several runs of one; no fields of a `Config`."""
+    flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "NAME=VALUE,VALUE: one run for each value of that flag, each in a folder of its own under --output_dir. Given "
+        "again for another flag: one for every combination.",
+        flag_values=values,
+    )
+    flags.DEFINE(_INTEGER, "workers", None, "Runs of a sweep that go on at once. Default: one a core.", values)
+    flags.register_validator("workers", _at_least_one, flag_values=values)
+    return ["sweep", "workers"]
+
+
+def _at_least_one(value: int | None) -> bool:
+    if value is not None and value < 1:
+        raise flags.ValidationError("expected at least 1")
+    return True
 
 
 def _boolean_flag(name: str, default: bool, help_text: str, parser: BooleanParser) -> flags.BooleanFlag:

@@ -28,9 +28,10 @@ def _describe(flag: flags.Flag) -> str:
     default = flag.default
     if isinstance(default, bool):
         heading = f"  --[no]{flag.name}" + (" (default: on)" if default else " (default: off)")
-    elif default is None:
+    elif default is None or default == []:
         heading = f"  --{flag.name}"
     else:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
         heading = f"  --{flag.name}={shown}"
-    return heading + "\n" + textwrap.fill(flag.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    text = flag.help.partition(";\n")[0]  # absl adds what the text says already
+    return heading + "\n" + textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

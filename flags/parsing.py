@@ -1,20 +1,41 @@
 """From the command line to a `Config`."""
 
 import sys
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from flags.definitions import define_flags
 from flags.help import render_help
 from tf_packnet import __version__
-from tf_packnet.experiments.config import Config
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments.config import Config, check_axis, check_field
 
 
 class UsageError(Exception):
     """The command line is wrong; the message is one line."""
 
 
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        config: One run.
+        axes: Values to sweep over, by field; empty for one run.
+        workers: How many runs of a sweep at once; None for what suits the machine.
+    """
+
+    config: Config
+    axes: dict[str, list[Any]]
+    workers: int | None
+
+
 def parse_config(argv: list[str]) -> Config:
+    """The config of `parse_command`."""
+    return parse_command(argv).config
+
+
+def parse_command(argv: list[str]) -> Command:
     """Parses a command line (`argv[0]` is the program) and checks it.
 
     `--help` and `--version` print and exit with 0.
@@ -39,4 +60,27 @@ def parse_config(argv: list[str]) -> Config:
         raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
     if len(rest) > 1:
         raise UsageError(f"{rest[1]!r} is no flag: expected only --name=value (--help lists the flags)")
-    return Config(**{name: values[name].value for names in themes.values() for name in names})
+    config = Config(**{name: values[name].value for name in Config.__dataclass_fields__})
+    axes = dict(_parse_axis(asked, values) for asked in values["sweep"].value)
+    if len(axes) < len(values["sweep"].value):
+        raise UsageError("--sweep: expected another flag each time it is given")
+    if values["workers"].value is not None and not axes:
+        raise UsageError("--workers: expected a --sweep whose runs to share out")
+    return Command(config, axes, values["workers"].value)
+
+
+def _parse_axis(asked: str, values: flags.FlagValues) -> tuple[str, list[Any]]:
+    name, _, listed = asked.partition("=")
+    check_axis(name)
+    parsed = []
+    for value in listed.split(","):
+        try:
+            parsed.append(values[name].parser.parse(value))
+            check_field(name, parsed[-1])
+        except ArgumentError as error:
+            raise UsageError(f"--sweep={asked}: {value or 'nothing'}: expected {error.expected}") from error
+        except ValueError as error:
+            raise UsageError(f"--sweep={asked}: {value or 'nothing'}: {error}") from error
+    if len(set(parsed)) < len(parsed):
+        raise UsageError(f"--sweep={asked}: expected every value once")
+    return name, parsed

@@ -1,7 +1,8 @@
 """Learns a stream of tasks: `python launch/main.py --flagfile=flags/presets/digits.flags`. `--help` lists the flags.
 
 Parse, make a config, one library call. Exit codes: 0 done, 1 the training
-diverged, 2 bad input, which leaves nothing behind, 130 interrupted.
+diverged (or runs of a sweep failed), 2 bad input, which leaves nothing
+behind, 130 interrupted.
 """
 
 import os
@@ -13,20 +14,24 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # the trainer and the strategies are
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
-from flags.parsing import UsageError, parse_config
-from tf_packnet.errors import ArgumentError, DivergedError
-from tf_packnet.experiments import experiment
+from flags.parsing import UsageError, parse_command
+from tf_packnet.errors import ArgumentError, DivergedError, FailedRunsError
+from tf_packnet.experiments import experiment, sweep
 
 
 def main(argv: list[str]) -> int:
     """Does what `argv` asks for; returns the exit code."""
     try:
-        experiment.main(parse_config(argv))
+        config, axes, workers = parse_command(argv)
+        if axes:
+            sweep.main(config, axes, workers)
+        else:
+            experiment.main(config)
     except UsageError as error:
         return _stop(str(error), code=2)
     except ArgumentError as error:
         return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
-    except DivergedError as error:
+    except (DivergedError, FailedRunsError) as error:
         return _stop(str(error), code=1)
     except KeyboardInterrupt:
         print("\nstopped; the same command begins this run again", file=sys.stderr)

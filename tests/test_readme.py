@@ -27,6 +27,17 @@ def test_the_library_in_30_lines(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"export", "masks", "pack.keras"}
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_code_in_the_docs_runs(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_flag_is_in_the_table():
     _, themes = define_flags()
     table = README.split("| theme | flags |")[1].split("\n\n")[0]
@@ -36,6 +47,9 @@ def test_every_flag_is_in_the_table():
 
 
 def test_paths_it_names_exist():
+    for page in (ROOT / "docs").glob("*.md"):
+        for path in re.findall(r"\]\(([\w/.]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / path).exists(), path
     for path in re.findall(r"\]\(([\w/.]+)\)", README) + re.findall(r"--flagfile=([\w/.]+)", README):
         assert (ROOT / path).exists(), path
 

@@ -46,6 +46,7 @@ def test_results(run):
     assert [(s["task"], s["stage"]) for s in results["seconds"]] == [
         (task, stage) for task in (1, 2, 3) for stage in ("train", "prune+retrain")
     ]
+    assert set(results["other_seconds"]) == {"load", "evaluate", "save"}
     assert results["environment"]["packages"]["tensorflow"]
     assert sum(results["weights"]["owned"]) == results["weights"]["prunable"] - round(
         results["free_fraction"]["overall"] * results["weights"]["prunable"]
@@ -154,7 +155,7 @@ def test_another_command_there_is_refused(run):
 
 def comparable(root):
     results = json.loads((root / "results.json").read_text())
-    for key in ("seconds", "environment"):
+    for key in ("seconds", "other_seconds", "environment"):
         del results[key]
     del results["config"]["output_dir"]
     return results

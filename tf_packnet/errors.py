@@ -24,6 +24,10 @@ class ArgumentError(ValueError):
         return type(self), (self.argument, self.expected, self.received)
 
 
+class FailedRunsError(RuntimeError):
+    """Some runs of several failed; the others are complete."""
+
+
 class DivergedError(RuntimeError):
     """Training left weights that are not numbers; nothing can be ranked or kept. The launcher exits with 1."""
 

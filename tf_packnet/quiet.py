@@ -1,6 +1,7 @@
 """Starts TensorFlow without its noise."""
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -31,6 +32,10 @@ def start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+    # What was imported stays: a million objects that Python would otherwise go through again and again, for a tenth of
+    # a short run's time.
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

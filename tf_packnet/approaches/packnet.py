@@ -12,6 +12,7 @@ from tf_packnet.approaches.base import Approach
 from tf_packnet.callbacks import EqualShare, GradientMask, PruneRoundScheduler, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.tasks import Task
+from tf_packnet.tasks.batches import untuned
 
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
 STAGES = (TRAIN, PRUNE_RETRAIN)
@@ -69,7 +70,8 @@ class PackNet(Approach):
 
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
         self.packed.select_task(task.name)
-        return self.packed.predict(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH), verbose=0)
+        examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH))
+        return self.packed.predict(examples, verbose=0)
 
     @property
     def steps_per_call(self) -> int | None:

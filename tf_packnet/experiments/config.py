@@ -114,6 +114,17 @@ def default(field: str) -> Any:
     return Config.__dataclass_fields__[field].default
 
 
+def check_axis(name: str) -> None:
+    """Raises ArgumentError unless the field `name` can have several values in a sweep."""
+    fields = [field for field in Config.__dataclass_fields__ if field not in _NO_AXES]
+    if name not in fields:
+        raise ArgumentError("sweep", "NAME=VALUE,VALUE with a NAME among " + ", ".join(fields), name)
+
+
+# Places, a list that has commas of its own, and what must be set before TensorFlow starts.
+_NO_AXES = ("output_dir", "data_dir", "hidden_units", "strategy", "logical_devices")
+
+
 def check_field(field: str, value: Any) -> None:
     """Raises ArgumentError if `value` is not what `field` may be, on its own."""
     holds, expected = CHECKS[field]

@@ -1,8 +1,11 @@
 """What a run found, and how it is written down."""
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ class Results:
         free_fraction: Share of the prunable weights without an owner after each task: overall, and per layer.
         weights: Weights that each task owns, and how many there are to own.
         seconds: Wall time of each stage: task, stage, seconds.
+        other_seconds: Wall time of what is no stage, over the whole run: load, evaluate, save.
         environment: Versions, git commit, devices, and what was chosen automatically.
         complete: Whether all tasks were learned and everything was written.
     """
@@ -38,6 +42,7 @@ class Results:
     free_fraction: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
     seconds: list[dict[str, Any]] = field(default_factory=list)
+    other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
 
@@ -60,8 +65,16 @@ class Results:
             "free_fraction_by_task": self.free_fraction,
             "weights": self.weights,
             "seconds": self.seconds,
+            "other_seconds": {name: round(seconds, 3) for name, seconds in self.other_seconds.items()},
             "environment": self.environment,
         }
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall time of what happens inside to `other_seconds`."""
+        began = time.perf_counter()
+        yield
+        self.other_seconds[name] = self.other_seconds.get(name, 0.0) + time.perf_counter() - began
 
     def write(self, path: Path) -> None:
         """Writes `results.json`, atomically."""

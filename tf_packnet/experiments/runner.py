@@ -24,10 +24,12 @@ def run(config: Config) -> Results:
     strategy = setup.choose_strategy(config)
     xla = setup.choose_xla(config, strategy)
     setup.make_deterministic(config, xla)
-    stream = load_stream(config)
+    results = Results(config)
+    with results.timed("load"):
+        stream = load_stream(config)
     resident = setup.choose_residency(config, strategy, stream)
     paths = output.prepare(config)
-    results = Results(config, tasks=[describe(task) for task in stream])
+    results.tasks = [describe(task) for task in stream]
     results.environment = {
         **environment(),
         "xla": xla,
@@ -41,8 +43,10 @@ def run(config: Config) -> Results:
         approach = setup.build_approach(config, stream, xla, resident, paths, observers(config, paths, display))
         for task in stream:
             approach.learn(task)
-            record(results, approach, stream, task)
-            save(config, paths, results, approach, task)
+            with results.timed("evaluate"):
+                record(results, approach, stream, task)
+            with results.timed("save"):
+                save(config, paths, results, approach, task)
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     results.complete = True  # said last, when everything else is written
     results.write(paths.results)

@@ -100,7 +100,7 @@ class StreamedBatches:
             rows = call.pop("rows")
             return {**call, "images": tf.gather(images, rows), "labels": tf.gather(labels, rows)}
 
-        return self._calls(first_epoch).map(gather).prefetch(2)
+        return untuned(self._calls(first_epoch).map(gather).prefetch(2))
 
     def single_batches(self, first_epoch: int = 0) -> "tf.data.Dataset":
         """The same batches one by one, `(x, y)`, as Keras shares them out to replicas; `steps` of them an epoch."""
@@ -114,7 +114,7 @@ class StreamedBatches:
         def batch(rows):
             return decode(tf.gather(images, rows), self.scale), tf.gather(labels, rows)
 
-        return _epochs(first_epoch).flat_map(order).map(batch).prefetch(2)
+        return untuned(_epochs(first_epoch).flat_map(order).map(batch).prefetch(2))
 
     def _order(self, epoch):
         return epoch_order(len(self.labels), self.batch_size, self.seed, epoch)
@@ -149,7 +149,7 @@ class ResidentBatches(StreamedBatches):
 
         Each has `rows`, `int32` `(steps_in_a_call, batch_size)`, of which the first `steps` count, and `scale`.
         """
-        return self._calls(first_epoch).prefetch(2)
+        return untuned(self._calls(first_epoch).prefetch(2))
 
 
 def _epochs(first: int):
@@ -171,4 +171,13 @@ def evaluation_batches(
     # Decoded once, and without a function to map: Keras makes a new iterator for every evaluation, which takes 17 ms
     # with one and less than 1 ms without.
     examples = tf.data.Dataset.from_tensor_slices((decode(images[:whole], scale), labels[:whole]))
-    return examples.batch(batch_size - batch_size % multiple_of)
+    return untuned(examples.batch(batch_size - batch_size % multiple_of))
+
+
+def untuned(dataset: "tf.data.Dataset") -> "tf.data.Dataset":
+    """The same data set, without the thread that tunes it: the end of every iterator waits for that, up to seconds."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -1,6 +1,7 @@
 """A data set cut into tasks: `classes_per_task` classes each, in order, relabelled from 0."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from tf_packnet.tasks.batches import (
     StreamedBatches,
     decode,
     evaluation_batches,
+    untuned,
 )
 
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
@@ -87,9 +89,11 @@ class Task:
         images, labels = tf.constant(split.images), tf.constant(split.y)
         order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=self.seed)
         batches = order.batch(self.batch_size, drop_remainder=True)
-        return batches.map(
-            lambda rows: (decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows))
-        ).prefetch(2)
+
+        def gather(rows):
+            return decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows)
+
+        return untuned(batches.map(gather).prefetch(2))
 
     @property
     def validation(self) -> "tf.data.Dataset":
@@ -117,10 +121,12 @@ class Task:
     def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
         """Batches of a split in order, each a `multiple_of` examples."""
         data = self.splits[split]
-        return evaluation_batches(data.images, data.y, data.scale, EVALUATION_BATCH, multiple_of)
+        size = max(multiple_of, EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
+        return evaluation_batches(data.images, data.y, data.scale, size, multiple_of)
 
 
-EVALUATION_BATCH = 1024
+# Decoded examples in one batch of an evaluation: 2,674 MNIST images, or 682 of CIFAR-10.
+EVALUATION_BYTES = 2**23
 
 
 class TaskStream(Sequence[Task]):

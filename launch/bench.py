@@ -1,0 +1,81 @@
+"""Measures what training costs beside what it could cost: `python launch/bench.py`, or `make bench`.
+
+Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+from absl import app, flags
+
+from launch import benchmarks
+
+SECTIONS = ("start", "mlp", "conv", "prune", "run", "sweep")
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS)}.")
+flags.DEFINE_string("output_dir", "out/bench", "Where bench.json and run.png go.")
+flags.DEFINE_integer("epochs", 72, "Epochs of a stage of the MLP and of the whole run.", lower_bound=1)
+flags.DEFINE_string("rows", None, "Used between processes: write the rows of one section there.")
+flags.register_validator("only", lambda only: set(only) <= set(SECTIONS), f"expected some of {', '.join(SECTIONS)}")
+
+
+def measure(section: str) -> list[benchmarks.Row]:
+    """The rows of one section, measured in this process."""
+    from launch.benchmarks import processes
+    from tf_packnet.quiet import start_tensorflow
+
+    start_tensorflow()
+    from launch.benchmarks import rounds, training
+
+    return {
+        "start": processes.start,
+        "mlp": lambda: training.mlp(FLAGS.epochs),
+        "conv": lambda: training.conv(epochs=1),
+        "prune": rounds.prune,
+        "run": lambda: processes.run(FLAGS.epochs),
+        "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
+    }[section]()
+
+
+def measure_apart(section: str) -> list[benchmarks.Row]:
+    """The rows of one section, measured in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        command = [sys.executable, __file__, f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return [benchmarks.Row.from_json(row) for row in json.loads(rows.read_text())]
+
+
+def main(argv: list[str]) -> None:
+    """Measures, prints and writes."""
+    del argv
+    if FLAGS.rows:
+        rows = [row for section in FLAGS.only for row in measure(section)]
+        Path(FLAGS.rows).write_text(json.dumps([row.to_json() for row in rows]))
+        return
+    from launch.benchmarks import report
+
+    rows = []
+    for section in FLAGS.only:
+        print(f"measuring {section} ...", file=sys.stderr)
+        try:
+            rows += measure_apart(section)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"bench.py: {section} failed:\n{error.stderr.decode()}")
+    report.print_table(rows)
+    report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")
+    report.draw_run(rows, Path(FLAGS.output_dir) / "run.png")
+    print(f"Written to {FLAGS.output_dir}/bench.json")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,114 @@
+"""The floors: the matrix products and convolutions of a gradient step, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from launch.benchmarks import quickest
+
+MLP = (784, 256, 256, 2)
+BATCH = 128
+CONVOLUTIONS = ((32, 3, 32), (32, 32, 64), (16, 64, 128), (16, 128, 128))  # size, channels in and out
+CONV_DENSE = ((8192, 1024), (1024, 2))
+CONV_BATCH = 32
+
+
+def dense_products(every_product: bool) -> dict[str, float]:
+    """Seconds for the matrix products of one step of the MLP, by NumPy and by XLA.
+
+    Args:
+        every_product: Forward, weight gradient and input gradient of every layer; without it the input gradient of the
+            first layer, which training does not need, is left out.
+    """
+    steps = 200
+    compiled, arguments = xla_products(every_product, steps)
+    return {
+        "NumPy": quickest(numpy_products(every_product), calls=steps),
+        "XLA": quickest(lambda: compiled(*arguments).numpy()) / steps,
+    }
+
+
+def numpy_products(every_product: bool) -> Callable[[], None]:
+    """The products of one step."""
+    x, w, g = _draw_mlp()
+
+    def step():
+        for layer in range(len(w)):
+            x[layer] @ w[layer]
+            x[layer].T @ g[layer]
+            if layer or every_product:
+                g[layer] @ w[layer].T
+
+    return step
+
+
+def xla_products(every_product: bool, steps: int) -> tuple[Any, list]:
+    """A compiled function that takes the products of `steps` steps, and its arguments."""
+
+    @tf.function(jit_compile=True)
+    def take_steps(x, w, g):
+        def step(number, total):
+            for layer in range(len(w)):
+                # The running total goes into every product, so that none can be left out or moved before the loop.
+                x_now, g_now = x[layer] + total * 1e-30, g[layer] + total * 1e-30
+                products = [x_now @ w[layer], tf.matmul(x_now, g[layer], transpose_a=True)]
+                if layer or every_product:
+                    products.append(tf.matmul(g_now, w[layer], transpose_b=True))
+                total = total + sum(product[0, 0] for product in products)
+            return number + 1, total
+
+        return tf.while_loop(lambda number, _: number < steps, step, (0, 0.0))[1]
+
+    return take_steps, [[tf.constant(array) for array in arrays] for arrays in _draw_mlp()]
+
+
+def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Inputs, kernels and output gradients of every layer."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(BATCH, inputs)).astype("float32") for inputs in MLP[:-1]]
+    w = [0.01 * rng.normal(size=shape).astype("float32") for shape in zip(MLP, MLP[1:], strict=False)]
+    g = [rng.normal(size=(BATCH, units)).astype("float32") for units in MLP[1:]]
+    return x, w, g
+
+
+def convolution_products(dtype: str) -> float:
+    """Seconds for the convolutions and products of one step of the convolutional network, by oneDNN."""
+    step, arguments = convolution_step(dtype)
+    return quickest(lambda: step(*arguments)[-1].numpy(), repeats=25)
+
+
+def convolution_step(dtype: str) -> tuple[Any, list]:
+    """A function that takes the convolutions and products of one step, and its arguments."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return tf.constant(rng.normal(size=shape), dtype)
+
+    images = [
+        (draw(CONV_BATCH, size, size, inputs), draw(3, 3, inputs, filters), draw(CONV_BATCH, size, size, filters))
+        for size, inputs, filters in CONVOLUTIONS
+    ]
+    features = [
+        (draw(CONV_BATCH, inputs), draw(inputs, units), draw(CONV_BATCH, units)) for inputs, units in CONV_DENSE
+    ]
+
+    @tf.function
+    def step(images, features):
+        products = []
+        for layer, (x, w, g) in enumerate(images):
+            options = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+            products.append(tf.nn.conv2d(x, w, **options))
+            products.append(
+                tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=tf.shape(w), out_backprop=g, **options)
+            )
+            if layer:
+                products.append(
+                    tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=w, out_backprop=g, **options)
+                )
+        for x, w, g in features:
+            products += [x @ w, tf.matmul(x, g, transpose_a=True), tf.matmul(g, w, transpose_b=True)]
+        return products
+
+    return step, [images, features]

@@ -1,0 +1,112 @@
+"""Whole processes: start-up, a run from end to end with its memory, and a sweep."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from launch.benchmarks import Row, floors, quickest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCHER = [sys.executable, str(ROOT / "launch/main.py")]
+MNIST = f"--flagfile={ROOT / 'flags/presets/mnist.flags'}"
+
+
+def start() -> list[Row]:
+    """How long it takes until something is said, and whether that is noise."""
+
+    def call(*command: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *command], capture_output=True, cwd=ROOT, check=True)
+
+    launcher = str(ROOT / "launch/main.py")
+    noise = call("-c", "import tf_packnet").stderr
+    return [
+        Row("start", "--help", quickest(lambda: call(launcher, "--help"), 5), "s", bound=("at most", 0.5)),
+        Row("start", "import tf_packnet", quickest(lambda: call("-c", "import tf_packnet"), 3), "s"),
+        Row("start", "import keras", quickest(lambda: call("-c", "import keras"), 3), "s"),
+        Row("start", "noise of import tf_packnet", float(len(noise)), "bytes", bound=("at most", 0.0)),
+    ]
+
+
+def run(epochs: int) -> list[Row]:
+    """The MNIST preset from end to end: five tasks, every file written."""
+    floor = min(floors.dense_products(every_product=True).values())
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [MNIST, f"--train_epochs={epochs}", f"--retrain_epochs={epochs}", f"--output_dir={folder}/run"]
+        seconds, peak, after_stage = watched([*LAUNCHER, *flags])
+        results = json.loads(Path(folder, "run/results.json").read_text())
+    floor = min(floor, *floors.dense_products(every_product=True).values())
+    batch = results["config"]["batch_size"]
+    steps = 2 * epochs * sum(task["examples"]["train"] // batch for task in results["tasks"])
+    stages = [stage["seconds"] for stage in results["seconds"]]
+    parts = {
+        "stages": sum(stages),
+        **results["other_seconds"],
+        "start and the rest": seconds - sum(stages) - sum(results["other_seconds"].values()),
+    }
+    note = ", ".join(f"{name} {value:.1f} s" for name, value in parts.items())
+    growth = (after_stage[-1] - after_stage[3]) / 2**20
+    return [
+        Row("run", f"MNIST, 5 tasks, {steps:,} steps", seconds, "s", steps * floor, ("at most", 1.35), note),
+        Row("run", "peak memory", peak / 2**30, "GiB", bound=("at most", 1.2)),
+        Row("run", "memory after the fifth task less after the second", growth, "MiB", bound=("at most", 32.0)),
+        *(Row("run", f"of it {name}", value, "s") for name, value in parts.items()),
+    ]
+
+
+def sweep(epochs: int) -> list[Row]:
+    """Two runs of the MNIST preset: side by side as a sweep lays them out, and one after another on all cores."""
+    flags = [MNIST, f"--train_epochs={epochs}", f"--retrain_epochs={epochs}", "--sweep=seed=0,1", "--noexport"]
+    seconds = {}
+    for name, extra in {"default": [], "one": ["--workers=1"], "two_again": [], "one_again": ["--workers=1"]}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            command = [*LAUNCHER, *flags, *extra, f"--output_dir={folder}/sweep"]
+            subprocess.run(command, capture_output=True, check=True)
+            seconds[name] = time.perf_counter() - began
+    side_by_side, one_by_one = (
+        min(seconds["default"], seconds["two_again"]),
+        min(seconds["one"], seconds["one_again"]),
+    )
+    cores = len(os.sched_getaffinity(0))
+    return [
+        Row("sweep", f"two runs one after another, {cores} threads", one_by_one, "s", side_by_side, ("at least", 1.3)),
+        Row("sweep", "two runs side by side, the default layout", side_by_side, "s"),
+    ]
+
+
+def watched(command: list[str]) -> tuple[float, int, list[int]]:
+    """Runs a command.
+
+    Returns:
+        Its seconds, its peak memory in bytes, and the memory resident at each line that it says of a stage.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peak, at_stages = 0, []
+
+    def status(field: str) -> int:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith(field):
+                return 1024 * int(line.split()[1])
+        return 0
+
+    def listen() -> None:
+        for line in process.stderr:
+            if line.startswith("task "):
+                at_stages.append(status("VmRSS"))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    while process.poll() is None:
+        peak = max(peak, status("VmHWM"))
+        time.sleep(0.05)
+    listener.join()
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return seconds, peak, at_stages

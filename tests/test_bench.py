@@ -1,0 +1,85 @@
+"""The benchmark runs and reports what it measured. How long things take is never asserted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from launch.benchmarks import Row, floors, quickest, report
+from tests.conftest import ROOT
+
+
+def test_a_row_knows_its_ratio_and_whether_its_bound_holds():
+    row = Row("mlp", "fit", 1.2, "ms", 1.0, ("at most", 1.15))
+    assert (row.ratio, row.holds) == (1.2, False)
+    assert Row("mlp", "fit", 1.1, "ms", 1.0, ("at most", 1.15)).holds
+    assert Row("mlp", "fit", 4.0, "ms", 1.0, ("at least", 3.5)).holds
+    assert Row("start", "--help", 0.2, "s", bound=("at most", 0.5)).holds
+    assert Row("mlp", "floor", 1.0, "ms").holds is None
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_the_quickest_of_several_calls():
+    calls = []
+    assert quickest(lambda: calls.append(1), repeats=3, calls=5) > 0
+    assert len(calls) == 1 + 3 * 5
+
+
+@pytest.mark.parametrize(("every_product", "products"), [(True, 9), (False, 8)])
+def test_xla_leaves_no_product_of_the_floor_out(every_product, products):
+    steps, arguments = floors.xla_products(every_product, steps=10)
+    optimized = steps.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    body = next(part for part in optimized.split("\n\n") if " dot(" in part)
+    assert body.count(" dot(") == products
+    assert "while_body" in body.splitlines()[0]
+
+
+def test_the_floor_of_the_convolutions_has_every_product():
+    step, arguments = floors.convolution_step("float32")
+    operations = [operation.type for operation in step.get_concrete_function(*arguments).graph.get_operations()]
+    assert operations.count("Conv2D") == operations.count("Conv2DBackpropFilter") == 4
+    assert operations.count("Conv2DBackpropInput") == 3  # training needs no gradient of the images
+    assert operations.count("MatMul") == 6
+    outputs = step(*arguments)
+    assert len(outputs) == 17  # all are asked for, so that none is pruned away
+    assert all(tf.reduce_all(tf.math.is_finite(output)) for output in outputs)
+
+
+def test_the_benchmark_from_the_command_line(tmp_path):
+    command = [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlp", "--epochs=1", f"--output_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["section"] for row in written["rows"]} == {"mlp"}
+    measured = {row["what"]: row for row in written["rows"]}
+    assert measured["fit, all callbacks"]["value"] > 0
+    assert measured["masks at rest"]["value"] == 1.0
+    assert "fit, all callbacks" in done.stdout
+    assert written["machine"]["cores"] >= 1
+
+
+def test_unknown_sections_are_told_in_one_line():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlpp"], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "expected some of start, mlp, conv, prune, run, sweep" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_picture_shows_every_part_of_the_run(tmp_path):
+    rows = [
+        Row("mlp", "fit, all callbacks", 1.2, "ms/step", 1.0),
+        Row("mlp", "fit, all callbacks, validation after each epoch", 1.3, "ms/step", 1.0),
+        Row("mlp", "compiling, once a run", 1.0, "s"),
+        Row("run", "MNIST", 90.0, "s", 60.0),
+        *(Row("run", f"of it {name}", 3.0, "s") for name in ("load", "evaluate", "save")),
+    ]
+    parts = report.parts_of_the_run(rows)
+    assert sum(parts.values()) == pytest.approx(90.0)
+    report.draw_run(rows, tmp_path / "run.png")
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    report.draw_run(rows[:2], tmp_path / "none.png")  # the whole run was not measured
+    assert not (tmp_path / "none.png").exists()
