@@ -1,6 +1,7 @@
 """Several runs of one command: every combination, side by side, and what happens when one fails."""
 
 import json
+import time
 
 import pytest
 
@@ -81,6 +82,31 @@ def test_the_layout_fills_the_cores_and_no_more(monkeypatch, cores, runs, asked,
 def test_a_gpu_is_not_shared(monkeypatch):
     monkeypatch.setattr(workers.Path, "exists", lambda self: True)
     assert best_layout(10).workers == 1
+
+
+def test_an_unknown_data_set_stops_all_before_any_work(tmp_path):
+    done = launch("--sweep=dataset=digits,mnits", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: --dataset=mnits: expected digits, or the name of a TFDS")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_sweep_begins_nothing_more(monkeypatch):
+    begun = []
+
+    def run(config, layout):
+        begun.append(config.seed)
+        time.sleep(0.2)
+        return workers.Outcome(config, 0, 0.2, "")
+
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_run", run)
+    configs = sweep.combinations(Config(), {"seed": range(50)})
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_all(configs, Layout(1, 1), interrupt)
+    assert len(begun) <= 3  # the first, and what had begun before its outcome was seen
 
 
 FLAGS = ("--num_tasks=1", "--train_epochs=2", "--retrain_epochs=2", "--prune_rounds=2", "--optimizer=sgd", "--noexport")

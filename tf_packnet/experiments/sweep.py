@@ -15,6 +15,7 @@ from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.experiments.workers import Outcome, best_layout, run_all
+from tf_packnet.tasks.sources import check_name
 
 Axes = dict[str, Sequence[Any]]
 
@@ -42,6 +43,7 @@ def main(config: Config, axes: Axes, workers: int | None = None) -> None:
     """
     configs = combinations(config, axes)
     for each in configs:
+        check_name(each.dataset, each.data_dir)
         output.check(each)
     layout = best_layout(len(configs), workers)
     from rich.console import Console

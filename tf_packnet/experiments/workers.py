@@ -67,9 +67,13 @@ def run_all(configs: Sequence[Config], layout: Layout, finished: Callable[[Outco
     with ThreadPoolExecutor(layout.workers) as pool:
         futures = {pool.submit(_run, config, layout): config for config in configs}
         outcomes = {}
-        for future in as_completed(futures):
-            outcomes[futures[future].where()] = future.result()
-            finished(future.result())
+        try:
+            for future in as_completed(futures):
+                outcomes[futures[future].where()] = future.result()
+                finished(future.result())
+        except BaseException:  # interrupted: what waits shall not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [outcomes[config.where()] for config in configs]
 
 
