@@ -161,7 +161,10 @@ def comparable(root):
     return results
 
 
-@pytest.mark.parametrize("flags", [(), ("--jit=off",)], ids=["jit", "no jit"])
+CONVOLUTIONS = ("--model=conv", "--train_epochs=1", "--retrain_epochs=2")
+
+
+@pytest.mark.parametrize("flags", [(), ("--jit=off",), CONVOLUTIONS], ids=["jit", "no jit", "convolutions"])
 def test_same_seed_same_bits(flags, tmp_path):
     import keras
 
@@ -172,7 +175,8 @@ def test_same_seed_same_bits(flags, tmp_path):
         packs.append(keras.models.load_model(tmp_path / name / "pack.keras"))
     assert comparable(tmp_path / "one") == comparable(tmp_path / "two")
     for one, two in zip(packs[0].variables, packs[1].variables, strict=True):
-        np.testing.assert_array_equal(one, two)
+        if "seed_generator" not in one.path:  # every stage seeds dropout anew, and Keras draws another when it loads
+            np.testing.assert_array_equal(one, two)
 
 
 def test_the_fast_paths_agree_with_the_slow_plain_one_on_a_full_run(tmp_path):
