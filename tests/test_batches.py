@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_order
 
 
@@ -63,6 +64,19 @@ def test_calls_bring_the_epochs_step_by_step_however_they_are_cut(steps_per_call
         assert unrolled(batches, epochs=1, first_epoch=2) == expected[10:]
     singles = make(StreamedBatches).single_batches(first_epoch=1)
     assert [y.numpy().tolist() for _, y in singles.take(10)] == expected[5:]
+
+
+@pytest.mark.parametrize("kind", [StreamedBatches, ResidentBatches])
+def test_batches_that_cannot_be(kind):
+    images, labels = np.zeros((5, 2)), np.zeros(5, np.int32)
+    for arguments, message in [
+        ((images, labels[:4], 1.0, 2), "`labels`: expected one for each of the 5 images. Received: labels=4"),
+        ((images, labels, 1.0, 6), "`batch_size`: expected 1 to the 5 examples. Received: batch_size=6"),
+        ((images, labels, 1.0, 0), "`batch_size`: expected 1 to the 5 examples. Received: batch_size=0"),
+        ((images, labels, 1.0, 2, 0, 0, 0), "`steps_per_call`: expected at least 1"),
+    ]:
+        with pytest.raises(ArgumentError, match=message):
+            kind(*arguments)
 
 
 def test_single_batches_are_decoded():

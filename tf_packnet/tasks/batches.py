@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_packnet.errors import ArgumentError
+
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
     import tensorflow as tf
 
@@ -56,6 +58,9 @@ class StreamedBatches:
         seed: Seeds the order.
         room: Examples of the largest task: calls of the same shape for all tasks let them share one compiled step.
         steps_per_call: Gradient steps in one call of the compiled step, at most.
+
+    Raises:
+        ArgumentError: On construction, if there are more or fewer labels than images, or no full batch.
     """
 
     images: np.ndarray
@@ -65,6 +70,14 @@ class StreamedBatches:
     seed: int = 0
     room: int = 0
     steps_per_call: int = STREAMED_STEPS_PER_CALL
+
+    def __post_init__(self):
+        if len(self.images) != len(self.labels):
+            raise ArgumentError("labels", f"one for each of the {len(self.images)} images", len(self.labels))
+        if not 1 <= self.batch_size <= len(self.labels):
+            raise ArgumentError("batch_size", f"1 to the {len(self.labels)} examples", self.batch_size)
+        if self.steps_per_call < 1:
+            raise ArgumentError("steps_per_call", "at least 1", self.steps_per_call)
 
     @property
     def steps(self) -> int:
