@@ -104,11 +104,20 @@ def _network(define: Define) -> None:
 
 
 def _method(define: Define) -> None:
-    define("approach", f"{_or(config.APPROACHES)}: how to learn the stream.")
+    define(
+        "approach",
+        f"{_or(config.APPROACHES)}: task by task with frozen weights; or the paper's bounds, which freeze nothing: "
+        "task i on the data of tasks 1 to i with one growing mask, or all tasks at once.",
+    )
     define("train_epochs", "E, epochs that each task trains on the free weights: the day.", _INTEGER)
     define("retrain_epochs", "B, the budget of epochs to retrain in after pruning: the night.", _INTEGER)
     define("prune_rounds", "N, prune rounds a task; each is followed by B/N epochs, so N divides B.", _INTEGER)
     define("final_prune", "p, fraction of the prunable weights that is still free after all tasks.", _FLOAT)
+    define(
+        "budget",
+        f"{_or(config.BUDGETS)}: what memory and multinet spend, as many gradient steps as packnet, or as many epochs "
+        "of their larger data.",
+    )
     define(
         "freed_weights",
         f"{_or(config.FREED_WEIGHTS)}: how weights that a task gives back start the next one: at zero, as they were "

@@ -17,7 +17,6 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.experiments import runner, setup
 from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import RunPaths
 
 mirrored = sys.argv[2] == "mirrored"
 config = Config(strategy=sys.argv[2], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
@@ -33,7 +32,7 @@ class Steps(keras.callbacks.Callback):
 
 with strategy.scope():
     approach = setup.build_approach(
-        config, stream, "off", False, RunPaths(Path(sys.argv[3])), lambda task, stage: [Steps()]
+        config, stream, "off", False, Path(sys.argv[3]), lambda task, stage: [Steps()]
     )
     for task in stream:
         approach.learn(task)

@@ -38,6 +38,12 @@ def unfinished(path: str | os.PathLike) -> list[Path]:
     return sorted(path.parent.glob(f".{path.name}.*"))
 
 
+def remove_unfinished(path: str | os.PathLike) -> None:
+    """Removes what `unfinished` finds. Only while nobody else may be writing `path`."""
+    for leftover in unfinished(path):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with replacing(path) as temporary:

@@ -79,6 +79,46 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
     return task
 
 
+def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> None:
+    """Opens every free weight for the task that is open already, whose candidates go on as they are.
+
+    Args:
+        model: A model with task-aware layers.
+        freed_weights: How the weights that were pruned start again, see `begin_task`.
+        seed: Seeds the fresh draws, together with the layer.
+
+    Raises:
+        ArgumentError: If the policy is unknown.
+        RuntimeError: If no task is open.
+    """
+    check_freed_weights(freed_weights)
+    if not has_open_task(model):
+        raise RuntimeError(f"no task is open in model {model.name!r}: begin one with begin_task first")
+    with strategy_scope(model):
+        for position, weight in enumerate(masked_weights(model).values()):
+            weight.reopen(freed_weights, derived_seed(seed, position))
+
+
+def state(model: keras.Model) -> dict[str, np.ndarray]:
+    """Everything that the task-aware layers hold, by name, for `load_state`: not the optimizer, not other layers."""
+    found: dict[str, np.ndarray] = {}
+    for layer in task_layers(model):
+        part: dict[str, np.ndarray] = {}
+        layer.save_own_variables(part)
+        found.update({f"{layer.path}/{name}": value for name, value in part.items()})
+    return found
+
+
+def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
+    """The inverse of `state`, on a model of the same architecture."""
+    with strategy_scope(model):
+        for layer in task_layers(model):
+            prefix = f"{layer.path}/"
+            layer.load_own_variables(
+                {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            )
+
+
 def commit_task(model: keras.Model) -> int:
     """Freezes what the open task kept, for ever; returns its number (1-based).
 

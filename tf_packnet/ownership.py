@@ -25,6 +25,11 @@ def begin(owner: np.ndarray) -> np.ndarray:
     """
     if (owner == CANDIDATE).any():
         raise ValueError("a task is still open on this owner map: commit it before the next one begins")
+    return reopen(owner)
+
+
+def reopen(owner: np.ndarray) -> np.ndarray:
+    """Makes every free weight a candidate, beside those that are."""
     return np.where(owner == FREE, np.uint8(CANDIDATE), owner)
 
 

@@ -104,6 +104,27 @@ class PackedModel(PackedTrainer):
         self._start_optimizer_afresh()
         return number
 
+    def reopen_task(self, seed: int | None = None) -> None:
+        """Opens every free weight for the task that is open already, which goes on with all it kept.
+
+        For a network whose one task grows, such as full rehearsal: nothing is committed in between.
+
+        Args:
+            seed: Seeds the fresh draws of `freed_weights="reinit"`; default the model's own.
+
+        Raises:
+            RuntimeError: If no task is open.
+        """
+        lifecycle.reopen_task(self, self.freed_weights, self.seed if seed is None else seed)
+        self._start_optimizer_afresh()
+
+    def restore(self, state: dict[str, np.ndarray], task_names: Sequence[str]) -> None:
+        """Brings back what `lifecycle.state` gave, with the names of the tasks; the optimizer starts afresh."""
+        lifecycle.load_state(self, state)
+        lifecycle.drop_compiled_functions(self)  # a head may have another number of units
+        self._task_names[:] = task_names
+        self._start_optimizer_afresh()
+
     def _start_optimizer_afresh(self) -> None:
         if getattr(self, "optimizer", None) is None:
             return

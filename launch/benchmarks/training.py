@@ -9,13 +9,14 @@ import keras
 import numpy as np
 
 from launch.benchmarks import Row, floors
+from tf_packnet.approaches.base import STAGES
 from tf_packnet.experiments import runner, setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.tasks import Split, Task, TaskStream, split_into_tasks
 
-STAGES = 4
+LATER_STAGES = 4
 
 
 def mlp(epochs: int) -> list[Row]:
@@ -82,15 +83,17 @@ def stages(config: Config, stream: TaskStream, validation: bool) -> tuple[float,
     xla = setup.choose_xla(config, setup.choose_strategy(config))
     if not validation:
         stream = TaskStream(stream.name, [without_validation(task) for task in stream])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, RunProgress(stream) as display:
         paths = RunPaths(Path(folder))
-        seconds: list[dict] = []
-        with RunProgress(stream, seconds) as display:
-            approach = setup.build_approach(config, stream, xla, True, paths, runner.observers(config, paths, display))
-            for task in stream:
-                approach.learn(task)
-    taken = [stage["seconds"] for stage in seconds]
-    per_stage = float(np.median(taken[-STAGES:]))
+        watched = runner.observers(config, paths, display)
+        approach = setup.build_approach(config, stream, xla, True, paths.masks, watched)
+        taken = []
+        for task in stream:
+            for stage in STAGES:
+                began = time.perf_counter()
+                approach.run_stage(task, stage)
+                taken.append(time.perf_counter() - began)
+    per_stage = float(np.median(taken[-LATER_STAGES:]))
     steps = config.train_epochs * (len(stream[0].splits["train"]) // config.batch_size)
     owners = approach.packed.owner_maps().values()
     bytes_a_weight = sum(owner.nbytes for owner in owners) / sum(owner.size for owner in owners)

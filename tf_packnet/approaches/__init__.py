@@ -1,7 +1,9 @@
-"""Ways to learn a stream of tasks in one network, behind one interface: `learn(task)`, `predict(task, x)`."""
+"""Ways to learn a stream of tasks in one network, behind one interface: `learn(lesson)`, `predict(task, x)`."""
 
 from tf_packnet.approaches.base import Approach
+from tf_packnet.approaches.memory import Memory
+from tf_packnet.approaches.multinet import Multinet
 from tf_packnet.approaches.networks import conv, mlp
 from tf_packnet.approaches.packnet import PackNet
 
-__all__ = ["Approach", "PackNet", "conv", "mlp"]
+__all__ = ["Approach", "Memory", "Multinet", "PackNet", "conv", "mlp"]

@@ -1,7 +1,7 @@
 """The phases of a task's night, as Keras callbacks."""
 
 from tf_packnet.callbacks.epoch_log import EpochLog
-from tf_packnet.callbacks.equal_share import EqualShare
+from tf_packnet.callbacks.equal_share import EqualShare, GrowingShare
 from tf_packnet.callbacks.gradient_mask import GradientMask
 from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
@@ -10,6 +10,7 @@ __all__ = [
     "EpochLog",
     "EqualShare",
     "GradientMask",
+    "GrowingShare",
     "PruneRoundScheduler",
     "TaskMaskSnapshot",
     "load_owner_maps",

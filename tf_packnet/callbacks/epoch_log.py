@@ -31,6 +31,13 @@ class EpochLog(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._writer = tf.summary.create_file_writer(self.directory)
 
+    def write(self, history: dict[str, list[float]]) -> None:
+        """Writes the curves of a `fit` that is over, from the `history` that it returned."""
+        self.on_train_begin()
+        for epoch, values in enumerate(zip(*history.values(), strict=True)):
+            self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
+        self.on_train_end()
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         values = {"sparsity": 0.0, **(logs or {})}
         with self._writer.as_default(step=self.first_epoch + epoch + 1):

@@ -56,9 +56,13 @@ class EqualShare(PruningSchedule):
         """`(1-z)^n`: the share of a task's candidates that is left after round `n` (1-based; 0 is before any)."""
         return (1.0 - self.pruned_per_round) ** prune_round
 
+    def largest_share(self, committed_tasks: int) -> float:
+        """The most of a layer's candidates that a task may keep, so that those to come find as much: for `erk`."""
+        return 1.0 / max(1, self.num_tasks - committed_tasks)
+
     def for_epochs(self, epochs: int) -> "EqualShare":
         """This schedule on a budget of `epochs`."""
-        return EqualShare(self.final_prune, self.num_tasks, self.rounds, epochs)
+        return type(self)(**{**self.get_config(), "epochs": epochs})
 
     def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Whether a round falls on epoch `step` (0-based), and the sparsity reached by then: TF-MOT's interface."""
@@ -84,3 +88,33 @@ class EqualShare(PruningSchedule):
             "rounds": self.rounds,
             "epochs": self.epochs,
         }
+
+
+class GrowingShare(EqualShare):
+    """One mask for all tasks, which grows to what PackNet would have used after `task` of them.
+
+    Args:
+        final_prune: As for `EqualShare`.
+        num_tasks: As for `EqualShare`.
+        rounds: As for `EqualShare`.
+        epochs: As for `EqualShare`.
+        task: Number (1-based) of the task that is being learned.
+    """
+
+    def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None, task: int = 1):
+        super().__init__(final_prune, num_tasks, rounds, epochs)
+        if not 1 <= task <= num_tasks:
+            raise ArgumentError("task", f"the number of a task, 1 to {num_tasks}", task)
+        self.task = task
+
+    def kept_fraction(self, prune_round: int) -> float:
+        """Share of all weights that is left after round `n`: the old mask, and what a task of PackNet's has left."""
+        used = 1.0 - self.released ** (self.task - 1)
+        return used + (1.0 - used) * super().kept_fraction(prune_round)
+
+    def largest_share(self, committed_tasks: int) -> float:
+        """No limit: what one task takes serves all."""
+        return 1.0
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "task": self.task}

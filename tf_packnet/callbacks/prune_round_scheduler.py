@@ -120,6 +120,6 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     def _erk_cap(self) -> float:
         """No layer gives this task more than an even split of it between the tasks that are still to come."""
-        num_tasks = getattr(self._bound, "num_tasks", 1)
-        tasks_left = max(1, num_tasks - lifecycle.committed_tasks(self.model))
-        return 1.0 / tasks_left
+        if not isinstance(self._bound, EqualShare):
+            return 1.0
+        return self._bound.largest_share(lifecycle.committed_tasks(self.model))

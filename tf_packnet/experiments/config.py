@@ -15,7 +15,8 @@ from tf_packnet.ownership import MAX_TASKS
 from tf_packnet.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS, PRUNE_SCOPES
 from tf_packnet.schedules import rounds_that_divide
 
-APPROACHES = ("packnet",)
+APPROACHES = ("packnet", "memory", "multinet")
+BUDGETS = ("steps", "epochs")
 FC8192 = ("flatten", "dense")
 JIT = ("auto", "on", "off")
 MODELS = ("mlp", "conv")
@@ -49,6 +50,7 @@ class Config:
     retrain_epochs: int = 30
     prune_rounds: int = 3
     final_prune: float = 0.75
+    budget: str = "steps"
     freed_weights: str = "zero"
     head: str = "per_task"
     bias_policy: str = "first_task"
@@ -170,6 +172,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retrain_epochs": _at_least(1),
     "prune_rounds": _at_least(1),
     "final_prune": (lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
+    "budget": _one_of(BUDGETS),
     "freed_weights": _one_of(FREED_WEIGHTS),
     "head": _one_of(HEADS),
     "bias_policy": _one_of(BIAS_POLICIES),

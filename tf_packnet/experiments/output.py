@@ -43,7 +43,7 @@ def check(config: Config) -> dict[str, Any] | None:
 
 
 def prepare(config: Config) -> RunPaths:
-    """Makes the directory ready; what an unfinished attempt at the same run left is removed.
+    """Makes the directory ready; what an unfinished attempt at the same run left is removed, but for its stages.
 
     Raises:
         ArgumentError: If the directory cannot be made.
@@ -51,10 +51,9 @@ def prepare(config: Config) -> RunPaths:
     paths = RunPaths(Path(config.where()).expanduser())
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        for path in paths.made_by_a_run():
+        for path in paths.made_of_stages():
             _remove(path)
-            for unfinished in files.unfinished(path):  # of an attempt that was killed while it wrote
-                _remove(unfinished)
+            files.remove_unfinished(path)  # of an attempt that was killed while it wrote
     except OSError as error:
         raise ArgumentError(
             "output_dir", f"a folder that can be written ({error.strerror})", str(paths.root)

@@ -30,10 +30,19 @@ class RunPaths:
     def exports(self) -> Path:
         return self.root / "export"
 
+    def owner_maps(self, task_number: int) -> Path:
+        """Owner maps after a task (1-based), as `TaskMaskSnapshot` names them."""
+        return self.masks / f"task_{task_number}.npz"
+
     def export(self, task_number: int) -> Path:
         """SavedModel folder of a task (1-based)."""
         return self.exports / f"task_{task_number}"
 
-    def made_by_a_run(self) -> list[Path]:
-        """Everything that a run writes."""
-        return [self.results, self.masks, self.tensorboard, self.pack, self.exports]
+    @property
+    def stages(self) -> Path:
+        """The store of the run's stages, unless it is told to share one."""
+        return self.root / "stages"
+
+    def made_of_stages(self) -> list[Path]:
+        """What a run writes from what its stages left, and can write again."""
+        return [self.masks, self.tensorboard, self.pack, self.exports]

@@ -25,11 +25,12 @@ class Results:
     Attributes:
         config: The run's config.
         tasks: One dict a task: number, name, class names, examples of each split.
-        accuracy: `accuracy[i][j]` is the test accuracy on task `j` after learning task `i` (0-based; a row has `i+1`).
+        accuracy: `accuracy[i][j]` is the test accuracy on task `j` after lesson `i` (0-based). A row has the tasks
+            learned by then: `i+1`, or all in the one lesson of multinet.
         validation_accuracy: The same on the held-out part of train, for choices.
-        free_fraction: Share of the prunable weights without an owner after each task: overall, and per layer.
+        free_fraction: Share of the prunable weights without an owner after each lesson: overall, and per layer.
         weights: Weights that each task owns, and how many there are to own.
-        seconds: Wall time of each stage: task, stage, seconds.
+        seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was found in the store.
         other_seconds: Wall time of what is no stage, over the whole run: load, evaluate, save.
         environment: Versions, git commit, devices, and what was chosen automatically.
         complete: Whether all tasks were learned and everything was written.
@@ -50,6 +51,18 @@ class Results:
     def average_accuracy(self) -> float | None:
         """Mean test accuracy over all tasks learned, after the last of them."""
         return float(np.mean(self.accuracy[-1])) if self.accuracy else None
+
+    def add_stage(self, record: dict[str, Any], reused: bool) -> None:
+        """Notes the outcome of a stage, as `runner` records it."""
+        stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
+        self.seconds.append({**stage, "reused": reused})
+        if record["learned"] is not None:
+            learned = record["learned"]
+            self.accuracy.append(learned["accuracy"])
+            if learned["validation_accuracy"]:
+                self.validation_accuracy.append(learned["validation_accuracy"])
+            self.free_fraction.append(learned["free_fraction"])
+            self.weights = learned["weights"]
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""

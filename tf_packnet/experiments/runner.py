@@ -1,116 +1,94 @@
-"""One run: learn a stream of tasks, one after another, and write down what came of it."""
+"""One run with all that it leaves behind: results, owner maps, the pack, SavedModels, TensorBoard."""
+
+from pathlib import Path
+from typing import Any
 
 import keras
 
-from tf_packnet import files, tasks
-from tf_packnet.approaches import PackNet
-from tf_packnet.approaches.packnet import TRAIN, Observers
-from tf_packnet.callbacks import EpochLog
-from tf_packnet.experiments import output, setup
+from tf_packnet import files
+from tf_packnet.approaches import Approach, PackNet
+from tf_packnet.approaches.base import TRAIN, Observers
+from tf_packnet.callbacks import EpochLog, save_owner_maps
+from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.learning import Run, learn
 from tf_packnet.experiments.paths import RunPaths
-from tf_packnet.experiments.results import Results, environment
+from tf_packnet.experiments.results import Results
+from tf_packnet.experiments.store import StageStore
 from tf_packnet.export import export_task
-from tf_packnet.reporting import progress, summary, tensorboard
-from tf_packnet.tasks import Task, TaskStream
+from tf_packnet.reporting import progress, tensorboard
+from tf_packnet.tasks import Task
 
 
-def run(config: Config) -> Results:
+def run(config: Config, stages_dir: Path | None = None) -> Results:
     """Runs Algorithm 1 over all tasks of a data set: learn, evaluate, export, task by task.
+
+    Args:
+        config: The run.
+        stages_dir: A store of stages to share with other runs; default one of its own, which goes when it is complete.
 
     Raises:
         ArgumentError: Before any work, if something in `config` cannot be had.
     """
-    strategy = setup.choose_strategy(config)
-    xla = setup.choose_xla(config, strategy)
-    setup.make_deterministic(config, xla)
-    results = Results(config)
-    with results.timed("load"):
-        stream = load_stream(config)
-    resident = setup.choose_residency(config, strategy, stream)
+    this = Run.prepared(config)
+    results, stream = this.results, this.stream
     paths = output.prepare(config)
-    results.tasks = [describe(task) for task in stream]
-    results.environment = {
-        **environment(),
-        "xla": xla,
-        "data_residency": "device" if resident else "stream",
-        "replicas": strategy.num_replicas_in_sync,
-    }
     results.write(paths.results)
-
-    with strategy.scope(), progress.RunProgress(stream, results.seconds) as display:
-        display.say(chosen(results.environment))
-        approach = setup.build_approach(config, stream, xla, resident, paths, observers(config, paths, display))
-        for task in stream:
-            approach.learn(task)
-            with results.timed("evaluate"):
-                record(results, approach, stream, task)
+    store = StageStore(stages_dir or paths.stages)
+    with this.strategy.scope(), progress.RunProgress(stream) as display:
+        display.say(chosen(this.choice))
+        approach = this.approach(paths.masks, observers(config, paths, display))
+        for lesson, outcomes in learn(this, approach, store, with_state=True):
+            task = stream[lesson - 1]
+            for outcome in outcomes:
+                if outcome.reused:
+                    display.say(f"task {lesson}/{len(stream)}  {outcome.record['stage']}: found, not computed again")
+                    log(config, paths, task, outcome.record["stage"]).write(outcome.record["history"])
             with results.timed("save"):
                 save(config, paths, results, approach, task)
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     results.complete = True  # said last, when everything else is written
     results.write(paths.results)
+    if stages_dir is None:
+        store.remove()
     return results
 
 
-def load_stream(config: Config) -> TaskStream:
-    """The tasks of a config."""
-    return tasks.load(
-        config.dataset,
-        classes_per_task=config.classes_per_task,
-        num_tasks=config.num_tasks,
-        data_dir=config.data_dir,
-        validation_fraction=config.validation_fraction,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-
-
-def chosen(environment: dict) -> str:
+def chosen(choice: dict[str, Any]) -> str:
     """One line on what was chosen for this model and machine."""
     compiles = {
         "step": "XLA compiles whole gradient steps",
         "update": "XLA compiles masks and optimizer, oneDNN convolves",
         "off": "XLA is off",
-    }[environment["xla"]]
+    }[choice["xla"]]
     data = {"device": "training data on the device", "stream": "training data streamed"}
-    replicas = environment["replicas"]
+    replicas = choice["replicas"]
     devices = f"; {replicas} replicas" if replicas > 1 else ""
-    return f"{compiles}; {data[environment['data_residency']]}{devices}"
+    return f"{compiles}; {data[choice['data_residency']]}{devices}"
 
 
-def describe(task: Task) -> dict:
-    """What `results.json` says of a task."""
-    examples = {split: len(data) for split, data in task.splits.items()}
-    return {"number": task.number, "name": task.name, "class_names": list(task.class_names), "examples": examples}
-
-
-def record(results: Results, approach: PackNet, stream: TaskStream, task: Task) -> None:
-    """Notes what the network can do, and what room it has, after learning `task`."""
-    learned = stream[: task.number]
-    results.accuracy.append([approach.accuracy(earlier) for earlier in learned])
-    if all(len(earlier.splits["validation"]) for earlier in learned):
-        results.validation_accuracy.append([approach.accuracy(earlier, "validation") for earlier in learned])
-    results.free_fraction.append(approach.packed.free_fraction())
-    results.weights = summary.count_weights(approach.packed.owner_maps(), task.number)
-
-
-def save(config: Config, paths: RunPaths, results: Results, approach: PackNet, task: Task) -> None:
-    """Writes down everything that `task` added: results, pack, SavedModel, TensorBoard."""
+def save(config: Config, paths: RunPaths, results: Results, approach: Approach, task: Task) -> None:
+    """Writes down everything that `task` added: results, owner maps, pack, SavedModel, TensorBoard."""
+    maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
+    save_owner_maps(paths.owner_maps(task.number), maps)
     with files.replacing(paths.pack) as temporary:
         approach.packed.save(temporary)
-    if config.export:
+    if config.export and isinstance(approach, PackNet):
         export_task(approach.packed, task.name, paths.export(task.number))
-    tensorboard.log_pack(paths.tensorboard, approach.packed.owner_maps(), results.to_json(), task.number)
+    tensorboard.log_pack(paths.tensorboard, maps, results.to_json(), task.number)
     results.write(paths.results)
+
+
+def log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
+    """The TensorBoard curves of a stage: day and night of a task on one axis."""
+    first_epoch = 0 if stage == TRAIN else config.train_epochs
+    return EpochLog(paths.tensorboard / f"task_{task.number}_{task.name}", first_epoch)
 
 
 def observers(config: Config, paths: RunPaths, display: progress.RunProgress) -> Observers:
     """What watches every stage: the TensorBoard curves and the progress display."""
 
     def watch(task: Task, stage: str) -> list[keras.callbacks.Callback]:
-        first_epoch = 0 if stage == TRAIN else config.train_epochs
-        curves = EpochLog(paths.tensorboard / f"task_{task.number}_{task.name}", first_epoch)
-        return [curves, display.stage(task, stage)]
+        return [log(config, paths, task, stage), display.stage(task, stage)]
 
     return watch

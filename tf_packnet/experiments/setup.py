@@ -1,15 +1,18 @@
 """From a config to the objects of a run: devices, strategy, network, optimizer."""
 
+import os
+from pathlib import Path
+
 import keras
 import tensorflow as tf
 
 from tf_packnet import acceleration
-from tf_packnet.approaches import PackNet, conv, mlp
-from tf_packnet.approaches.packnet import Observers
+from tf_packnet.approaches import Approach, Memory, Multinet, PackNet, conv, mlp
+from tf_packnet.approaches.base import Observers
+from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
 from tf_packnet.callbacks import EqualShare
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.tasks import TaskStream
@@ -67,13 +70,28 @@ def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: T
     return strategy.num_replicas_in_sync == 1 and largest <= RESIDENT_BYTES
 
 
+def threads() -> int:
+    """How many threads share one operation; with another number, sums may differ in their last bits."""
+    asked = tf.config.threading.get_intra_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0))
+    return asked or len(os.sched_getaffinity(0))
+
+
+APPROACHES: dict[str, type[Approach]] = {"packnet": PackNet, "memory": Memory, "multinet": Multinet}
+
+
+def has_heads_side_by_side(config: Config) -> bool:
+    """Whether one output layer holds the heads of all tasks, which learn together."""
+    return config.approach != "packnet" and config.head == "per_task"
+
+
 def build_model(config: Config, stream: TaskStream) -> PackedModel:
     """The packed network of a config, not compiled."""
     keras.config.set_dtype_policy(config.precision)
+    outputs = stream.num_classes * (len(stream) if has_heads_side_by_side(config) else 1)
     if config.model == "mlp":
-        model = mlp(stream.input_shape, stream.num_classes, config.hidden_units)
+        model = mlp(stream.input_shape, outputs, config.hidden_units)
     else:
-        model = conv(stream.input_shape, stream.num_classes, config.fc8192, config.dropout)
+        model = conv(stream.input_shape, outputs, config.fc8192, config.dropout)
     return pack(model, config.head, config.bias_policy, config.freed_weights, config.seed)
 
 
@@ -84,25 +102,38 @@ def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
     return keras.optimizers.get({"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}})
 
 
+def build_loss(config: Config, stream: TaskStream) -> dict:
+    """Loss and metrics of a config, as `compile` takes them."""
+    if has_heads_side_by_side(config):
+        classes = stream.num_classes
+        return {"loss": TaskwiseCrossentropy(classes), "metrics": [TaskwiseAccuracy(classes)]}
+    return {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "metrics": ["accuracy"]}
+
+
 def build_approach(
-    config: Config, stream: TaskStream, xla: str, resident: bool, paths: RunPaths, observers: Observers
-) -> PackNet:
+    config: Config, stream: TaskStream, xla: str, resident: bool, masks_dir: Path | None, observers: Observers
+) -> Approach:
     """The approach of a config, ready to learn the stream. Call it in the strategy's scope."""
     packed = build_model(config, stream)
     packed.compile(
         optimizer=build_optimizer(config),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        **build_loss(config, stream),
         jit_compile="auto" if xla == acceleration.UPDATE else xla == acceleration.STEP,
     )
-    return PackNet(
+    joint = {
+        "num_classes": stream.num_classes,
+        "own_heads": has_heads_side_by_side(config),
+        "budget": config.budget,
+    }
+    return APPROACHES[config.approach](
         packed,
         EqualShare(config.final_prune, len(stream), config.prune_rounds),
         train_epochs=config.train_epochs,
         retrain_epochs=config.retrain_epochs,
         prune_scope=config.prune_scope,
         seed=config.seed,
-        masks_dir=paths.masks,
+        masks_dir=masks_dir,
         resident=resident,
         observers=observers,
+        **({} if config.approach == "packnet" else joint),
     )

@@ -104,15 +104,25 @@ class MaskedWeight:
         """Opens the free entries for `task`; from the second task on they start by the policy `freed_weights`."""
         if task > 1:
             owner = ownership.begin(self.owner_map())
-            start = {
-                "zero": lambda: np.zeros(owner.shape, self.variable.dtype),
-                "keep": lambda: _view(self.frozen),
-                "reinit": lambda: fresh_values(self.initializer, owner.shape, self.variable.dtype, seed),
-            }[freed_weights]()
             # What is not a candidate is not read. At 0, no regulariser or norm of the whole variable sees it either.
-            self.variable.assign(np.where(ownership.candidates(owner), start, 0))
+            self.variable.assign(np.where(ownership.candidates(owner), self._start(freed_weights, seed), 0))
             self.owner.assign(owner)
         self.select(task, learning=True)
+
+    def reopen(self, freed_weights: str, seed: int) -> None:
+        """Opens the free entries for the task that is open already; its candidates go on as they are."""
+        owner = self.owner_map()
+        self.variable.assign(np.where(owner == ownership.FREE, self._start(freed_weights, seed), self.values()))
+        self.owner.assign(ownership.reopen(owner))
+
+    def _start(self, freed_weights: str, seed: int) -> np.ndarray:
+        """Where freed entries start from, by policy."""
+        shape, dtype = tuple(self.variable.shape), self.variable.dtype
+        return {
+            "zero": lambda: np.zeros(shape, dtype),
+            "keep": lambda: _view(self.frozen),
+            "reinit": lambda: fresh_values(self.initializer, shape, dtype, seed),
+        }[freed_weights]()
 
     def prune(self, keep: np.ndarray) -> None:
         """Frees the candidates outside the boolean mask `keep` and puts their present values to rest."""

@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, a line a stage in a log."""
 
 import time
-from typing import Any
 
 import keras
 from rich.console import Console
@@ -11,17 +10,15 @@ from tf_packnet.tasks import Task, TaskStream
 
 
 class RunProgress:
-    """Shows every stage of a run and notes how long each took.
+    """Shows every stage of a run.
 
     Args:
         stream: The tasks of the run.
-        seconds: Filled with one dict a stage: `task`, `stage`, `seconds`.
         console: Where to show it; default standard error, so that standard output holds the results alone.
     """
 
-    def __init__(self, stream: TaskStream, seconds: list[dict[str, Any]], console: Console | None = None):
+    def __init__(self, stream: TaskStream, console: Console | None = None):
         self._stream = stream
-        self._seconds = seconds
         self._console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -46,22 +43,21 @@ class RunProgress:
         """A callback that shows one stage of one task."""
         names = max(len(each.name) for each in self._stream)
         title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
-        return _StageProgress(self, task, stage, title)
+        return _StageProgress(self, title)
 
     def say(self, line: str) -> None:
         """Shows one line about the run."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
-    def finished(self, task: Task, stage: str, title: str, scores: str, seconds: float) -> None:
-        """Notes the end of a stage."""
-        self._seconds.append({"task": task.number, "stage": stage, "seconds": round(seconds, 3)})
+    def finished(self, title: str, scores: str, seconds: float) -> None:
+        """Shows the end of a stage."""
         self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
 
 
 class _StageProgress(keras.callbacks.Callback):
-    def __init__(self, display: RunProgress, task: Task, stage: str, title: str):
+    def __init__(self, display: RunProgress, title: str):
         super().__init__()
-        self._display, self._task, self._stage, self._title = display, task, stage, title
+        self._display, self._title = display, title
 
     def on_train_begin(self, logs=None):
         self._began = time.perf_counter()
@@ -75,7 +71,7 @@ class _StageProgress(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._display._progress.remove_task(self._row)
         seconds = time.perf_counter() - self._began
-        self._display.finished(self._task, self._stage, self._title, self._scores, seconds)
+        self._display.finished(self._title, self._scores, seconds)
 
 
 def _scores(logs: dict[str, float], keys: tuple[str, ...]) -> str:

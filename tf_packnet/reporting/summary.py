@@ -23,6 +23,14 @@ def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str
     }
 
 
+def free_fraction(owner_maps: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+    free = {path: int(np.count_nonzero(owner == 0)) for path, owner in owner_maps.items()}
+    sizes = {path: owner.size for path, owner in owner_maps.items()}
+    layers = {path: free[path] / sizes[path] for path in free}
+    return {"overall": sum(free.values()) / sum(sizes.values()), "layers": layers}
+
+
 def print_results(results: dict[str, Any], output_dir: Path, console: Console | None = None) -> None:
     """Prints the table of a finished run and where its files lie.
 
@@ -68,20 +76,23 @@ def _table(results: dict[str, Any]) -> Table:
     for heading in ("when learned", "at the end", "own weights", "share"):
         table.add_column(heading, justify="right")
     final, weights = results["accuracy"][-1], results["weights"]
+    when_learned = {len(row): row[-1] for row in results["accuracy"]}
+    if len(when_learned) < len(final):  # several tasks at once: each was learned in the last lesson
+        when_learned = dict(enumerate(final, start=1))
     for index, task in enumerate(results["tasks"]):
         owned = weights["owned"][index]
         table.add_row(
             str(task["number"]),
             ", ".join(task["class_names"]),
-            f"{results['accuracy'][index][index]:.4f}",
+            f"{when_learned[task['number']]:.4f}",
             f"{final[index]:.4f}",
             f"{owned:,}",
             f"{owned / weights['prunable']:.2%}",
             end_section=index == len(final) - 1,
         )
-    when_learned = np.mean([row[-1] for row in results["accuracy"]])
+    average = np.mean(list(when_learned.values()))
     share = sum(weights["owned"]) / weights["prunable"]
     table.add_row(
-        "", "average", f"{when_learned:.4f}", f"{np.mean(final):.4f}", f"{sum(weights['owned']):,}", f"{share:.2%}"
+        "", "average", f"{average:.4f}", f"{np.mean(final):.4f}", f"{sum(weights['owned']):,}", f"{share:.2%}"
     )
     return table

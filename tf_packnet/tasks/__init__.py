@@ -1,8 +1,9 @@
 """Tasks: a data set cut into a stream of classification problems."""
 
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
+from tf_packnet.tasks.cutting import split_into_tasks
 from tf_packnet.tasks.sources import EMBEDDED, load_digits, load_tfds
-from tf_packnet.tasks.stream import Split, Task, TaskStream, split_into_tasks
+from tf_packnet.tasks.stream import Split, Task, TaskStream
 
 __all__ = ["ResidentBatches", "Split", "StreamedBatches", "Task", "TaskStream", "load", "split_into_tasks"]
 

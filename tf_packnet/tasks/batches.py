@@ -20,18 +20,25 @@ STEPS_PER_CALL = 512
 STREAMED_STEPS_PER_CALL = 32
 
 
-def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any) -> "tf.Tensor":
-    """Which examples make up each batch of an epoch: `int32`, `(steps, batch_size)`, no example twice.
+def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
+    """Which examples make up each batch of an epoch: `int32`, `(steps, batch_size)`.
 
     Args:
-        examples: How many there are; those that fill no batch are left out of the epoch.
+        examples: How many there are; those that fill no batch are left out of a pass over them.
         batch_size: Examples a batch.
         seed: Seeds the order, 0 to 2^31-1.
         epoch: Number of the epoch, an integer or a scalar tensor.
+        epoch_steps: Batches an epoch, at most those of one pass; default one pass, no example twice. A shorter epoch
+            goes on where the one before stopped, and a pass ends within an epoch.
     """
     import tensorflow as tf
 
     steps = examples // batch_size
+    if epoch_steps is not None and epoch_steps != steps:
+        before = tf.cast(epoch, tf.int64) * epoch_steps
+        first, offset = before // steps, before % steps
+        passes = [epoch_order(examples, batch_size, seed, first + number) for number in (0, 1)]
+        return tf.ensure_shape(tf.concat(passes, 0)[offset : offset + epoch_steps], (epoch_steps, batch_size))
     seeds = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     shuffled = tf.random.experimental.stateless_shuffle(tf.range(examples), seed=seeds)
     return tf.reshape(shuffled[: steps * batch_size], (steps, batch_size))
@@ -58,9 +65,10 @@ class StreamedBatches:
         seed: Seeds the order.
         room: Examples of the largest task: calls of the same shape for all tasks let them share one compiled step.
         steps_per_call: Gradient steps in one call of the compiled step, at most.
+        epoch_steps: Gradient steps an epoch, at most those that see every example once, which is the default.
 
     Raises:
-        ArgumentError: On construction, if there are more or fewer labels than images, or no full batch.
+        ArgumentError: On construction, if there are more or fewer labels than images, or too few full batches.
     """
 
     images: np.ndarray
@@ -70,6 +78,7 @@ class StreamedBatches:
     seed: int = 0
     room: int = 0
     steps_per_call: int = STREAMED_STEPS_PER_CALL
+    epoch_steps: int | None = None
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
@@ -78,11 +87,14 @@ class StreamedBatches:
             raise ArgumentError("batch_size", f"1 to the {len(self.labels)} examples", self.batch_size)
         if self.steps_per_call < 1:
             raise ArgumentError("steps_per_call", "at least 1", self.steps_per_call)
+        full_batches = len(self.labels) // self.batch_size
+        if self.epoch_steps is not None and not 1 <= self.epoch_steps <= full_batches:
+            raise ArgumentError("epoch_steps", f"1 to the {full_batches} full batches", self.epoch_steps)
 
     @property
     def steps(self) -> int:
         """Gradient steps an epoch."""
-        return len(self.labels) // self.batch_size
+        return self.epoch_steps or len(self.labels) // self.batch_size
 
     @property
     def reserved(self) -> int:
@@ -130,7 +142,7 @@ class StreamedBatches:
         return untuned(_epochs(first_epoch).flat_map(order).map(batch).prefetch(2))
 
     def _order(self, epoch):
-        return epoch_order(len(self.labels), self.batch_size, self.seed, epoch)
+        return epoch_order(len(self.labels), self.batch_size, self.seed, epoch, self.epoch_steps)
 
     def _calls(self, first_epoch):
         import tensorflow as tf

@@ -1,0 +1,165 @@
+"""Algorithm 1, stage by stage: what was computed before, by this run or another one, is not computed again."""
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_packnet import tasks
+from tf_packnet.approaches import Approach
+from tf_packnet.approaches.base import PRUNE_RETRAIN, Observers
+from tf_packnet.experiments import setup
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.results import Results, environment
+from tf_packnet.experiments.stages import Stage, chain
+from tf_packnet.experiments.store import StageStore
+from tf_packnet.reporting import summary
+from tf_packnet.tasks import Task, TaskStream
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with its tasks and what was chosen for it on this machine."""
+
+    config: Config
+    stream: TaskStream
+    strategy: tf.distribute.Strategy
+    choice: dict[str, Any]
+    results: Results
+
+    @classmethod
+    def prepared(cls, config: Config) -> "Run":
+        """Loads the data and chooses; raises ArgumentError if something in `config` cannot be had."""
+        strategy = setup.choose_strategy(config)
+        xla = setup.choose_xla(config, strategy)
+        setup.make_deterministic(config, xla)
+        results = Results(config)
+        with results.timed("load"):
+            stream = load_stream(config)
+        choice = {
+            "xla": xla,
+            "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",
+            "replicas": strategy.num_replicas_in_sync,
+            "threads": setup.threads(),
+        }
+        results.tasks = [describe(task) for task in stream]
+        results.environment = {**environment(), **choice}
+        return cls(config, stream, strategy, choice, results)
+
+    def approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
+        """The approach, before its first lesson. Call it in the strategy's scope."""
+        keras.utils.set_random_seed(self.config.seed)
+        resident = self.choice["data_residency"] == "device"
+        return setup.build_approach(self.config, self.stream, self.choice["xla"], resident, masks_dir, observers)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a stage.
+
+    Attributes:
+        record: As the store has it: stage, task, epochs, seconds, history, and what the network can do by then.
+        reused: Whether it was found, not computed.
+    """
+
+    record: dict[str, Any]
+    reused: bool
+
+
+def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> Iterator[tuple[int, list[Outcome]]]:
+    """Algorithm 1, stage by stage; what the store has is not computed again. `run.results` grows with every lesson.
+
+    Args:
+        run: The run.
+        approach: Its approach, before the first lesson.
+        store: Where the outcomes of stages lie.
+        with_state: Whether the approach shall know all of a lesson when that is given, or the results suffice.
+
+    Yields:
+        After each lesson its number (1-based), and the outcomes of its two stages.
+    """
+    numbers = approach.lesson_numbers(len(run.stream))
+    plan = chain(run.config, numbers, run.stream.fingerprint(), run.choice)
+    first = store.first_to_compute(plan, with_state)
+    if first > 0 and (with_state or first < len(plan)):
+        approach.restore(store.state(plan[first - 1]))
+    lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.lesson, run.stream))
+    outcomes = []
+    for index, stage in enumerate(plan):
+        if index < first:
+            outcome = Outcome(store.record(stage), reused=True)
+        else:
+            with store.lock(stage):
+                outcome = do_stage(run, approach, store, stage, lesson_of(stage.lesson))
+        if index and not plan[index - 1].shared:
+            store.drop_state(plan[index - 1])
+        run.results.add_stage(outcome.record, outcome.reused)
+        outcomes.append(outcome)
+        if stage.name == PRUNE_RETRAIN:
+            yield stage.lesson, outcomes[-2:]
+    if not with_state:
+        store.drop_state(plan[-1])
+
+
+def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, lesson: Task) -> Outcome:
+    """Computes a stage and stores it, unless another process has done so by now."""
+    if store.has_state(stage):
+        approach.restore(store.state(stage))
+        return Outcome(store.record(stage), reused=True)
+    began = time.perf_counter()
+    history = approach.run_stage(lesson, stage.name)
+    record = {
+        "task": stage.lesson,
+        "stage": stage.name,
+        "epochs": stage.epochs,
+        "seconds": round(time.perf_counter() - began, 3),
+        "history": history,
+        "learned": None,
+        "environment": run.results.environment,
+    }
+    if stage.name == PRUNE_RETRAIN:
+        with run.results.timed("evaluate"):
+            record["learned"] = evaluate(approach, run.stream[: stage.lesson])
+    with run.results.timed("store"):
+        store.put(stage, record, approach.state())
+    return Outcome(record, reused=False)
+
+
+def load_stream(config: Config) -> TaskStream:
+    """The tasks of a config."""
+    return _load(
+        config.dataset,
+        config.classes_per_task,
+        config.num_tasks,
+        config.data_dir,
+        config.validation_fraction,
+        config.batch_size,
+        config.seed,
+    )
+
+
+# The runs of one process mostly learn the same tasks.
+_load = functools.lru_cache(maxsize=2)(tasks.load)
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """What `results.json` says of a task."""
+    examples = {split: len(data) for split, data in task.splits.items()}
+    return {"number": task.number, "name": task.name, "class_names": list(task.class_names), "examples": examples}
+
+
+def evaluate(approach: Approach, learned: list[Task]) -> dict[str, Any]:
+    """What the network can do, and what room it has, after learning these tasks."""
+    validated = all(len(task.splits["validation"]) for task in learned)
+    maps = approach.owner_maps()
+    return {
+        "accuracy": [approach.accuracy(task) for task in learned],
+        "validation_accuracy": [approach.accuracy(task, "validation") for task in learned] if validated else [],
+        "free_fraction": summary.free_fraction(maps),
+        "weights": summary.count_weights(maps, len(learned)),
+    }
