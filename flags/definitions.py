@@ -5,9 +5,9 @@ from typing import Any
 
 from absl import flags
 
-from flags.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser
+from flags.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, SeedsParser
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import config
+from tf_packnet.experiments import config, plans
 
 Define = Callable[..., None]
 
@@ -37,22 +37,59 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
                 flags.register_validator(name, _validator(name), flag_values=values)
 
         declare(define)
-    themes["Sweep"] = _sweep(values)
+    themes["Experiments"] = _experiments(values)
     return values, themes
 
 
-def _sweep(values: flags.FlagValues) -> list[str]:
+def _experiments(values: flags.FlagValues) -> list[str]:
     """What makes several runs of one; no fields of a `Config`."""
+
+    def define(name: str, default: Any, help_text: str, parser: flags.ArgumentParser = _STRING) -> None:
+        flags.DEFINE(parser, name, default, help_text, values, flags.ArgumentSerializer())
+
+    flags.DEFINE_enum(
+        "experiment",
+        None,
+        plans.EXPERIMENTS,
+        "The paper's figures and table, with the paper's values: figure1 accuracy against p for the three approaches; "
+        "figure2 against N on a fixed budget; figure3 and table1 the pruning at which the bounds are as accurate as "
+        "packnet; figure4 against N without a budget. sweep: what --sweep names.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "sweep",
         [],
-        "NAME=VALUE,VALUE: one run for each value of that flag, each in a folder of its own under --output_dir. Given "
-        "again for another flag: one for every combination.",
+        "NAME=VALUE,VALUE: one run for each value of that flag. Given again for another flag: one for every "
+        "combination. With --experiment: other values than the paper's for what it varies.",
         flag_values=values,
     )
-    flags.DEFINE(_INTEGER, "workers", None, "Runs of a sweep that go on at once. Default: one a core.", values)
-    flags.register_validator("workers", _at_least_one, flag_values=values)
-    return ["sweep", "workers"]
+    define(
+        "seeds",
+        None,
+        "How many seeds to run every setting with, from --seed on; or the seeds themselves, such as 3,5,8 (one: 3,). "
+        "Default: 10 for figure2 and figure4, 5 for figure1, figure3 and table1, 1 for a sweep.",
+        SeedsParser(),
+    )
+    define("evaluations", 10, "Prunings that figure3 and table1 may try for each bound and p.", _INTEGER)
+    define(
+        "workers", None, "Runs of an experiment that go on at once. Default: as many as the cores can feed.", _INTEGER
+    )
+    define(
+        "threads",
+        1,
+        "Threads of each. One is fastest where there are runs for all cores, and its results do not depend on how many "
+        "cores there are.",
+        _INTEGER,
+    )
+    define(
+        "stages_dir",
+        None,
+        "Where the outcomes of stages lie, to share them between experiments and runs. Default: stages/ in "
+        "--output_dir.",
+    )
+    for name in ("evaluations", "workers", "threads"):
+        flags.register_validator(name, _at_least_one, flag_values=values)
+    return ["experiment", "sweep", "seeds", "evaluations", "workers", "threads", "stages_dir"]
 
 
 def _at_least_one(value: int | None) -> bool:

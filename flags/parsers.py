@@ -48,3 +48,25 @@ class IntegerListParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "comma separated whole numbers"
+
+
+class SeedsParser(flags.ArgumentParser):
+    """How many seeds, to an int; or the seeds with commas between them, to a tuple."""
+
+    def parse(self, argument: Any) -> int | tuple[int, ...]:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            numbers = tuple(int(part) for part in argument.removesuffix(",").split(","))
+        except ValueError as error:
+            raise ValueError("expected how many, or seeds with commas between them, such as 3,5,8") from error
+        if "," not in argument:
+            if numbers[0] < 1:
+                raise ValueError("expected at least 1, or seeds with commas between them, such as 3,5,8")
+            return numbers[0]
+        if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+            raise ValueError("expected different seeds from 0 on")
+        return numbers
+
+    def flag_type(self) -> str:
+        return "a number, or seeds with commas between them"

@@ -10,6 +10,7 @@ from flags.help import render_help
 from tf_packnet import __version__
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config, check_axis, check_field
+from tf_packnet.experiments.plans import Plan, plan
 
 
 class UsageError(Exception):
@@ -21,13 +22,17 @@ class Command(NamedTuple):
 
     Attributes:
         config: One run.
-        axes: Values to sweep over, by field; empty for one run.
-        workers: How many runs of a sweep at once; None for what suits the machine.
+        plan: An experiment of many runs like it; None for that one run.
+        workers: How many runs of an experiment at once; None for what suits the machine.
+        threads: Threads of each.
+        stages_dir: Where the outcomes of stages lie; None for beside the results.
     """
 
     config: Config
-    axes: dict[str, list[Any]]
-    workers: int | None
+    plan: Plan | None = None
+    workers: int | None = None
+    threads: int = 1
+    stages_dir: str | None = None
 
 
 def parse_config(argv: list[str]) -> Config:
@@ -64,9 +69,20 @@ def parse_command(argv: list[str]) -> Command:
     axes = dict(_parse_axis(asked, values) for asked in values["sweep"].value)
     if len(axes) < len(values["sweep"].value):
         raise UsageError("--sweep: expected another flag each time it is given")
-    if values["workers"].value is not None and not axes:
-        raise UsageError("--workers: expected a --sweep whose runs to share out")
-    return Command(config, axes, values["workers"].value)
+    name = values["experiment"].value or ("sweep" if axes else None)
+    stages_dir = values["stages_dir"].value
+    if name is None:
+        for flag in ("workers", "threads", "seeds", "evaluations"):
+            if values[flag].present:
+                raise UsageError(f"--{flag}: expected an --experiment or a --sweep with it")
+        return Command(config, stages_dir=stages_dir)
+    seeds = values["seeds"].value
+    if isinstance(seeds, int):
+        seeds = range(config.seed, config.seed + seeds)
+    if seeds is not None and "seed" in axes:
+        raise UsageError("--seeds: expected no --sweep=seed=... with it")
+    asked = plan(name, config, axes, seeds, values["evaluations"].value)
+    return Command(config, asked, values["workers"].value, values["threads"].value, stages_dir)
 
 
 def _parse_axis(asked: str, values: flags.FlagValues) -> tuple[str, list[Any]]:

@@ -16,17 +16,17 @@ os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are know
 
 from flags.parsing import UsageError, parse_command
 from tf_packnet.errors import ArgumentError, DivergedError, FailedRunsError
-from tf_packnet.experiments import experiment, sweep
+from tf_packnet.experiments import experiment, suite
 
 
 def main(argv: list[str]) -> int:
     """Does what `argv` asks for; returns the exit code."""
     try:
-        config, axes, workers = parse_command(argv)
-        if axes:
-            sweep.main(config, axes, workers)
+        config, plan, workers, threads, stages_dir = parse_command(argv)
+        if plan:
+            suite.main(plan, workers, threads, stages_dir)
         else:
-            experiment.main(config)
+            experiment.main(config, stages_dir)
     except UsageError as error:
         return _stop(str(error), code=2)
     except ArgumentError as error:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     except (DivergedError, FailedRunsError) as error:
         return _stop(str(error), code=1)
     except KeyboardInterrupt:
-        print("\nstopped; the same command begins this run again", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last stage that was finished", file=sys.stderr)
         return 130
     return 0
 

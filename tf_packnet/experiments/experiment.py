@@ -10,8 +10,12 @@ from tf_packnet.experiments.config import Config
 from tf_packnet.tasks.sources import check_name
 
 
-def main(config: Config) -> None:
+def main(config: Config, stages_dir: str | None = None) -> None:
     """Runs `config`, unless that very run is there already, and prints its results.
+
+    Args:
+        config: The run.
+        stages_dir: A store of stages to share with other runs; default one of its own.
 
     Raises:
         ArgumentError: Before any work, if something in `config` cannot be had.
@@ -25,7 +29,8 @@ def main(config: Config) -> None:
         start_tensorflow()
         from tf_packnet.experiments.runner import run
 
-        results = run(config).to_json()
+        store = Path(stages_dir).expanduser() if stages_dir else None
+        results = run(config, store).to_json()
     else:
         print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)
     from tf_packnet.reporting.summary import print_results

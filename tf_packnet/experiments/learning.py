@@ -106,6 +106,21 @@ def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> 
         store.drop_state(plan[-1])
 
 
+def learn_only(config: Config, stages_dir: Path, observers: Observers) -> Results:
+    """Runs `config` for its results alone.
+
+    Raises:
+        ArgumentError: Before any work, if something in `config` cannot be had.
+    """
+    run = Run.prepared(config)
+    with run.strategy.scope():
+        approach = run.approach(None, observers)
+        for _ in learn(run, approach, StageStore(stages_dir), with_state=False):
+            pass
+    run.results.complete = True
+    return run.results
+
+
 def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, lesson: Task) -> Outcome:
     """Computes a stage and stores it, unless another process has done so by now."""
     if store.has_state(stage):

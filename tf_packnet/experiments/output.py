@@ -9,7 +9,8 @@ from typing import Any
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import RunPaths
+from tf_packnet.experiments.paths import ExperimentPaths, RunPaths
+from tf_packnet.experiments.plans import Plan
 
 
 def check(config: Config) -> dict[str, Any] | None:
@@ -22,24 +23,59 @@ def check(config: Config) -> dict[str, Any] | None:
         ArgumentError: If the directory cannot be written, or holds another run or anything else.
     """
     root = Path(config.where()).expanduser()
+    if _is_new(root):
+        return None
+    earlier = _read(RunPaths(root).results, {"config", "complete"})
+    if earlier is None:
+        raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(root))
+    _check_same(root, "run", config.identity(), earlier["config"])
+    return earlier if earlier["complete"] else None
+
+
+def experiment_folder(plan: Plan) -> Path:
+    """Where an experiment lies: what was asked for, or `out/<dataset>-<experiment>`."""
+    where = plan.base.where() if plan.base.output_dir else f"{plan.base.where()}-{plan.name}"
+    return Path(where).expanduser()
+
+
+def experiment_identity(plan: Plan) -> dict[str, Any]:
+    """What makes two experiments the same one; other values of what it varies, and other seeds, may come to it."""
+    config = {name: value for name, value in plan.base.identity().items() if name not in (*plan.axes, "seed")}
+    return {"experiment": plan.name, "varies": list(plan.axes), "config": config}
+
+
+def check_experiment(plan: Plan, paths: ExperimentPaths) -> None:
+    """Checks that an experiment may write where it wants to, and that what is there is its own.
+
+    Raises:
+        ArgumentError: If the directory cannot be written, or holds another experiment or anything else.
+    """
+    if _is_new(paths.root):
+        return
+    earlier = _read(paths.experiment, {"experiment", "varies", "config"})
+    if earlier is None:
+        expected = f"a new or empty folder, or that of the same --experiment={plan.name}"
+        raise ArgumentError("output_dir", expected, str(paths.root))
+    ours = experiment_identity(plan)
+    same = {name: value for name, value in ours.items() if name != "config"}
+    _check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
+
+
+def _is_new(root: Path) -> bool:
+    """Whether nothing is in `root` yet; raises ArgumentError if nothing can be written there."""
     existing = _nearest_existing(root)
     if not existing.is_dir():
         raise ArgumentError("output_dir", f"a folder ({existing} is a file)", str(root))
     if not _is_writable(existing):
         raise ArgumentError("output_dir", f"a folder that can be written ({existing} cannot)", str(root))
-    if existing != root or not any(root.iterdir()):
-        return None
-    earlier = _read_results(RunPaths(root).results)
-    if earlier is None:
-        raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(root))
-    theirs = earlier["config"]
-    ours = config.identity()
+    return existing != root or not any(root.iterdir())
+
+
+def _check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     different = [f"--{name}={theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
     if different:
-        raise ArgumentError(
-            "output_dir", f"a new folder (this one holds another run, with {' '.join(different)})", str(root)
-        )
-    return earlier if earlier["complete"] else None
+        expected = f"a new folder (this one holds another {kind}, with {' '.join(different)})"
+        raise ArgumentError("output_dir", expected, str(root))
 
 
 def prepare(config: Config) -> RunPaths:
@@ -89,9 +125,9 @@ def _is_writable(folder: Path) -> bool:
 _NO_NAMELESS_FILES = {21, 95}  # EISDIR, EOPNOTSUPP: an old kernel or file system, not a refusal
 
 
-def _read_results(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, wanted: set[str]) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return values if {"config", "complete"} <= set(values) else None
+        return values if wanted <= set(values) else None
     except (OSError, ValueError, TypeError):
         return None

@@ -46,3 +46,28 @@ class RunPaths:
     def made_of_stages(self) -> list[Path]:
         """What a run writes from what its stages left, and can write again."""
         return [self.masks, self.tensorboard, self.pack, self.exports]
+
+
+@dataclass(frozen=True)
+class ExperimentPaths:
+    """What an experiment leaves in its output directory, besides figures and report (see `reporting.report`)."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        """Says whose directory this is."""
+        return self.root / "experiment.json"
+
+    @property
+    def csv(self) -> Path:
+        return self.root / "results.csv"
+
+    @property
+    def stages(self) -> Path:
+        """The store of the stages, unless it is told to share one."""
+        return self.root / "stages"
+
+    def run(self, name: str) -> Path:
+        """The results of a run."""
+        return self.root / "runs" / f"{name}.json"

@@ -1,31 +1,66 @@
-"""One run of a sweep, in a process of its own: `python -m tf_packnet.experiments.worker CONFIG`, a config as JSON."""
+"""Runs of an experiment, one after another, in a process of its own: `python -m tf_packnet.experiments.worker`.
 
+It reads a job a line from standard input, `{"config": {...}, "stages_dir": "..."}`, and writes lines to standard
+output: `{"epochs": n}` as it goes on, and at last `{"results": {...}}` or `{"error": "..."}`. It ends when its input
+does, in the middle of a run too: whoever gave the jobs is gone.
+"""
+
+import gc
 import json
 import os
+import queue
 import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_PACKNET_LAZY"] = "1"
 
 from tf_packnet.errors import ArgumentError, DivergedError
-from tf_packnet.experiments import experiment
 from tf_packnet.experiments.config import Config
 
 
-def main(argument: str) -> int:
-    """Runs the config; returns the launcher's exit codes."""
-    try:
-        experiment.main(Config.from_json(json.loads(argument)))
-    except ArgumentError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+def main() -> None:
+    """Does every job that comes."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print shall not be taken for replies
+    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    from tf_packnet.quiet import start_tensorflow
+
+    start_tensorflow()
+    while True:
+        job = jobs.get()
+        try:
+            reply = {"results": _do(Config.from_json(job["config"]), Path(job["stages_dir"]), replies)}
+        except (ArgumentError, DivergedError) as error:
+            reply = {"error": str(error)}
+        except Exception as error:  # the other runs shall go on, and this one say what it died of
+            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        _say(replies, reply)
+
+
+def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
+    import keras
+
+    from tf_packnet.experiments.learning import learn_only
+
+    keras.backend.clear_session()
+    gc.collect()
+    report = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: _say(replies, {"epochs": 1}))
+    return learn_only(config, stages_dir, lambda task, stage: [report]).to_json()
+
+
+def _read(jobs: queue.Queue) -> None:
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+def _say(replies: TextIO, reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main()

@@ -1,17 +1,21 @@
-"""Runs side by side: how many at once, with how many threads each."""
+"""Runs side by side: how many at once with how many threads each, and who does which."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tf_packnet
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.stages import shared_beginning
 
 
 @dataclass(frozen=True)
@@ -27,70 +31,174 @@ class Layout:
         return dict.fromkeys(names, str(self.threads))
 
 
-def best_layout(runs: int, workers: int | None = None) -> Layout:
-    """One single-threaded worker a core, as long as there are runs for them: nothing waits for another thread.
+def best_layout(workers: int | None = None, threads: int = 1) -> Layout:
+    """As many workers as the cores can feed; where there is a GPU, one, which has it to itself.
 
-    Where there is a GPU, one worker, which has it to itself.
+    One thread each is fastest, since nothing waits for another thread, and keeps the results independent of the number
+    of cores: sums that threads share may differ in their last bits.
 
     Args:
-        runs: How many runs there are.
         workers: How many shall go on at once; default as above.
+        threads: Threads of each.
     """
-    cores = len(os.sched_getaffinity(0))
     if workers is None:
-        workers = 1 if Path("/dev/nvidia0").exists() else cores
-    workers = max(1, min(runs, workers))
-    return Layout(workers, max(1, cores // workers))
+        cores = len(os.sched_getaffinity(0))
+        workers = 1 if Path("/dev/nvidia0").exists() else max(1, cores // threads)
+    return Layout(workers, threads)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run: its exit code, seconds, and the last line it said."""
+    """What came of one run: its results, or what it failed of."""
 
     config: Config
-    exit_code: int
+    results: dict[str, Any] | None
+    error: str
     seconds: float
-    last_line: str
 
 
-def run_all(configs: Sequence[Config], layout: Layout, finished: Callable[[Outcome], None]) -> list[Outcome]:
-    """Runs every config in a process of its own; one that fails does not stop the others.
+@dataclass
+class Job:
+    """A run that was asked for."""
+
+    config: Config
+    beginning: str
+    outcome: Future = field(default_factory=Future)
+
+
+class Pool:
+    """Workers that take the runs they are given, each in a process of its own; one that fails does not stop the others.
 
     Args:
-        configs: The runs, in the order to begin them.
         layout: How many at once.
-        finished: Called with each outcome as it comes, in this thread.
-
-    Returns:
-        The outcomes, in the order of `configs`.
+        stages_dir: The store that they share.
+        begun: Called with a config when its run begins.
+        advanced: Called with a config and a number of epochs as they are done.
+        ended: Called with each outcome. All three are called from the workers' threads, one at a time.
     """
-    with ThreadPoolExecutor(layout.workers) as pool:
-        futures = {pool.submit(_run, config, layout): config for config in configs}
-        outcomes = {}
+
+    def __init__(
+        self,
+        layout: Layout,
+        stages_dir: Path,
+        begun: Callable[[Config], None] = lambda config: None,
+        advanced: Callable[[Config, int], None] = lambda config, epochs: None,
+        ended: Callable[[Outcome], None] = lambda outcome: None,
+    ):
+        self._layout, self._stages_dir = layout, stages_dir
+        self._begun, self._advanced, self._ended = begun, advanced, ended
+        self._waiting: list[Job] = []
+        self._busy: list[str] = []  # beginnings that runs are computing, or have computed in a run that goes on
+        self._changed = threading.Condition()
+        self._closed = False
+        self._processes: list[subprocess.Popen | None] = [None] * layout.workers
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(layout.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, config: Config) -> Future:
+        """Asks for a run; the future's result is its `Outcome`."""
+        with self._changed:
+            self._waiting.append(Job(config, shared_beginning(config)))
+            self._changed.notify_all()
+            return self._waiting[-1].outcome
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Ends the workers, whatever they are at."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for process in self._processes:
+            if process is not None:
+                process.kill()
+
+    def _work(self, number: int) -> None:
+        worker = _Worker(self._layout, self._stages_dir)
+        while (job := self._next()) is not None:
+            self._processes[number] = worker.ready_for(job.config)
+            with self._changed:
+                self._begun(job.config)
+            outcome = worker.run(job.config, lambda epochs, job=job: self._tell(self._advanced, job.config, epochs))
+            with self._changed:
+                self._busy.remove(job.beginning)
+                self._changed.notify_all()
+                if self._closed:
+                    return
+                self._ended(outcome)
+            job.outcome.set_result(outcome)
+
+    def _tell(self, listener: Callable, *arguments: Any) -> None:
+        with self._changed:
+            listener(*arguments)
+
+    def _next(self) -> Job | None:
+        """The first run that begins with nothing another one is computing; any, if there is no such."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            apart = [job for job in self._waiting if job.beginning not in self._busy]
+            job = (apart or self._waiting)[0]
+            self._waiting.remove(job)
+            self._busy.append(job.beginning)
+            return job
+
+
+class _Worker:
+    """A process that takes job after job; another takes its place if it dies, or cannot be what the next job needs."""
+
+    def __init__(self, layout: Layout, stages_dir: Path):
+        self._layout, self._stages_dir = layout, stages_dir
+        self._process: subprocess.Popen | None = None
+        self._settings: tuple = ()
+
+    def ready_for(self, config: Config) -> subprocess.Popen:
+        """The process for `config`, started if need be."""
+        settings = (config.model, config.jit, config.strategy, config.logical_devices)  # for the whole of a process
+        if self._process is None or self._process.poll() is not None or settings != self._settings:
+            if self._process is not None:
+                self._process.kill()
+            self._settings = settings
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+            root = str(Path(tf_packnet.__file__).resolve().parent.parent)
+            path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tf_packnet.experiments.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, **self._layout.environment(), "PYTHONPATH": path},
+            )
+        return self._process
+
+    def run(self, config: Config, advanced: Callable[[int], None]) -> Outcome:
+        """Runs `config`, whatever comes of it."""
+        began = time.perf_counter()
+        process = self._process
+        reply: dict[str, Any] = {}
         try:
-            for future in as_completed(futures):
-                outcomes[futures[future].where()] = future.result()
-                finished(future.result())
-        except BaseException:  # interrupted: what waits shall not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [outcomes[config.where()] for config in configs]
+            job = {"config": config.to_json(), "stages_dir": str(self._stages_dir)}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                reply = json.loads(line)
+                if "epochs" not in reply:
+                    break
+                advanced(reply["epochs"])
+        except OSError:  # it is gone
+            pass
+        error = reply.get("error") or ("" if "results" in reply else self._died())
+        return Outcome(config, reply.get("results"), error, time.perf_counter() - began)
 
-
-def _run(config: Config, layout: Layout) -> Outcome:
-    began = time.perf_counter()
-    root = str(Path(tf_packnet.__file__).resolve().parent.parent)
-    environment = {
-        **os.environ,
-        **layout.environment(),
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tf_packnet.experiments.worker", json.dumps(config.to_json())],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    lines = done.stderr.strip().splitlines() or [""]
-    return Outcome(config, done.returncode, time.perf_counter() - began, lines[-1])
+    def _died(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["nothing said"]
+        return f"its process ended with {code}: {lines[-1]}"

@@ -1,0 +1,178 @@
+"""From the runs of an experiment to what is written and printed: tables, figures, and what they say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from tf_packnet import files
+from tf_packnet.experiments import paper
+from tf_packnet.experiments.matching import REACHED, Match
+from tf_packnet.experiments.paths import ExperimentPaths
+from tf_packnet.experiments.plans import MATCHING, Plan
+from tf_packnet.experiments.workers import Outcome
+from tf_packnet.reporting import charts, frames
+from tf_packnet.reporting import report as reports
+
+TITLES = {
+    "figure1": "Accuracy against the final pruning, three approaches",
+    "figure2": "Accuracy against the number of prune rounds, on a fixed budget of epochs",
+    "figure3": "Weights for the same accuracy: what freezing costs",
+    "table1": "Weights for the same accuracy: what freezing costs",
+    "figure4": "Accuracy against the number of prune rounds, every round with all of B epochs",
+    "sweep": "Accuracy by setting",
+}
+LEADS = {
+    "figure1": "PackNet freezes what a task keeps; Memory learns with the data of all tasks so far and freezes "
+    "nothing; Multinet learns all tasks at once. All end with the same share of free weights, p.",
+    "figure2": "Each night's B epochs are shared between N rounds of pruning and retraining.",
+    "figure3": "For each p, the pruning at which Memory and Multinet are as accurate as PackNet at p. Compression is "
+    "(1 - p) / (1 - the pruning that was found): how many times fewer weights they need.",
+    "figure4": "N rounds of pruning, each followed by B epochs: more rounds cost more time.",
+    "sweep": "Average test accuracy over the tasks, after the last one.",
+}
+LEADS["table1"] = LEADS["figure3"]
+
+
+def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matches: Sequence[Match]) -> None:
+    """Writes CSV, figures, summaries and report, and prints the main table."""
+    complete = list({id(o.results): o for o in outcomes if o.results is not None}.values())
+    if not complete:
+        return
+    axes = ["approach", "final_prune"] if plan.name in MATCHING else list(plan.axes)
+    frame = frames.tidy([outcome.results for outcome in complete], axes)
+    with files.replacing(paths.csv) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+    if plan.name in MATCHING:
+        figures, tables, findings, extra = _matched(plan, frame, matches)
+    else:
+        figures, tables, findings, extra = _compared(plan, frame, axes)
+    failed = len(outcomes) - len([o for o in outcomes if o.results is not None])
+    if failed:
+        findings.append(f"{failed} of {len(outcomes)} runs failed and are missing here.")
+    environments = {str(_versions(o.results)): _versions(o.results) for o in complete}
+    written = reports.Report(
+        title=f"{TITLES[plan.name]} ({plan.base.dataset})",
+        lead=LEADS[plan.name],
+        figures={plan.name if index == 0 else name: figure for index, (name, figure) in enumerate(figures.items())},
+        tables=tables,
+        findings=findings,
+        command=plan.command(),
+        settings={name: value for name, value in plan.base.to_json().items() if name not in _varied(plan)},
+        environments=list(environments.values()),
+        summary={"experiment": plan.name, "seeds": list(plan.seeds), **extra},
+    )
+    reports.write(written, paths.root)
+    print_table(written.title, next(iter(tables.values())), findings, paths.root)
+
+
+def _compared(plan: Plan, frame: pd.DataFrame, axes: list[str]):
+    """Figures 1, 2, 4 and sweeps: settings beside each other."""
+    summary = frames.by_setting(frame, axes or ["approach"])
+    summary["paper"] = [_paper(plan, row) for row in summary[axes].to_dict("records")]
+    if not axes:  # seeds alone
+        bars = {plan.base.final_prune: frames.per_task(frame, ["approach"]).reset_index()}
+        figure = charts.task_bars(bars, f"Accuracy by task, {plan.base.dataset}", charts.error_bars(summary))
+        return {plan.name: figure}, {"Mean over the seeds": summary}, [], {"settings": _records(summary)}
+    x, curve = _axis_and_curve(plan, axes)
+    shown = summary if curve is None or curve in summary else summary.assign(**{curve: _joined(summary, axes, x)})
+    values = ["accuracy", "error"] if plan.name != "figure1" else ["accuracy"]
+    figure = charts.curves(shown, x, curve, values, f"{TITLES[plan.name]}, {plan.base.dataset}")
+    findings = _best_and_worst_rounds(summary) if plan.name in ("figure2", "figure4") else []
+    extra = {"settings": _records(summary)}
+    return {plan.name: figure}, {"Mean over the seeds": summary}, findings, extra
+
+
+def _matched(plan: Plan, frame: pd.DataFrame, matches: Sequence[Match]):
+    """Figure 3 and table 1: what matches, and the tasks one by one."""
+    found = [match.to_json() for match in matches if match.best is not None]
+    columns = ["final_prune", "approach", "target", "accuracy", "gap", "matched_prune", "compression", "reached"]
+    table = pd.DataFrame([{name: match[name] for name in columns} for match in found], columns=columns)
+    table["reached"] = table["reached"].map({True: "yes", False: "NO"})
+    findings = [
+        f"p = {match['final_prune']:g}, {match['approach']}: "
+        + (
+            f"as accurate as PackNet with {match['compression']:.2f} times fewer weights"
+            if match["reached"]
+            else f"no match: {match['gap']:+.4f} away at best, with {match['compression']:.2f} times fewer weights"
+        )
+        for match in found
+    ]
+    findings.append(
+        f"A match is reached when the accuracies differ by {REACHED:g} at most. The paper: {paper.COMPRESSION}."
+    )
+    bars = {}
+    for p in plan.axes["final_prune"]:
+        best = {"packnet": p} | {m["approach"]: m["matched_prune"] for m in found if m["final_prune"] == p}
+        chosen = [frame[(frame["approach"] == name) & (frame["final_prune"] == prune)] for name, prune in best.items()]
+        bars[p] = frames.per_task(pd.concat(chosen), ["approach"]).reset_index()
+    count = frames.by_setting(frame, ["approach", "final_prune"])
+    figures = {
+        plan.name: charts.task_bars(bars, f"Tasks at matched accuracy, {plan.base.dataset}", charts.error_bars(count)),
+        "matching": charts.matching(found, f"The search for matches, {plan.base.dataset}"),
+    }
+    tables = {"Matches": table, "Every setting that was run": count}
+    return figures, tables, findings, {"matches": found, "settings": _records(count)}
+
+
+def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:
+    """How much `N` matters at each `p`."""
+    said = []
+    for p, group in summary.groupby("final_prune", sort=False):
+        worst, best = group.loc[group["error"].idxmax()], group.loc[group["error"].idxmin()]
+        ratio = f", {worst['error'] / best['error']:.2f} times" if best["error"] else ""
+        said.append(
+            f"p = {p:g}: error from {best['error']:.2%} (N = {best['prune_rounds']:g}) "
+            f"to {worst['error']:.2%} (N = {worst['prune_rounds']:g}){ratio}."
+        )
+    return said
+
+
+def _axis_and_curve(plan: Plan, axes: list[str]) -> tuple[str, str | None]:
+    if plan.name == "figure1":
+        return "final_prune", "approach"
+    if plan.name in ("figure2", "figure4"):
+        return "prune_rounds", "final_prune"
+    longest = max(axes, key=lambda axis: len(plan.axes[axis]))
+    others = [axis for axis in axes if axis != longest]
+    return longest, (others[0] if len(others) == 1 else "setting" if others else None)
+
+
+def _joined(summary: pd.DataFrame, axes: list[str], x: str) -> list[str]:
+    others = [axis for axis in axes if axis != x]
+    return [", ".join(charts.describe(axis, row[axis]) for axis in others) for row in summary.to_dict("records")]
+
+
+def _paper(plan: Plan, setting: dict) -> float | None:
+    return paper.accuracy({**plan.base.to_json(), **setting})
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _varied(plan: Plan) -> set[str]:
+    more = {"approach"} if plan.name in MATCHING else {"retrain_epochs"} if plan.name == "figure4" else set()
+    return {*plan.axes, "seed", "output_dir", "data_dir", "export", *more}
+
+
+def _versions(results: dict) -> dict:
+    environment = results["environment"]
+    return {**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}
+
+
+def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], where: Path) -> None:
+    """Prints the main table, what it says, and where everything lies."""
+    printed = Table(title=title)
+    shown = reports.readable(table)
+    for name in shown.columns:
+        printed.add_column(name, justify="right")
+    for row in shown.itertuples(index=False):
+        printed.add_row(*row)
+    console = Console()
+    console.print(printed)
+    for finding in findings:
+        console.print(finding, highlight=False, soft_wrap=True)
+    console.print(f"Report  {where / 'report.html'}", highlight=False, soft_wrap=True)

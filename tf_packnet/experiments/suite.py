@@ -1,0 +1,137 @@
+"""An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from tf_packnet import files
+from tf_packnet.errors import FailedRunsError
+from tf_packnet.experiments import output
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import ExperimentPaths
+from tf_packnet.experiments.plans import MATCHING, Plan, run_name
+from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
+from tf_packnet.tasks.sources import check_name
+
+
+class Runs:
+    """The runs of an experiment: those that are there, and those that the workers are given.
+
+    Args:
+        plan: The experiment.
+        paths: Where it lies.
+        layout: How many runs at once.
+        stages_dir: The store that they share.
+        display: Shows how they come on.
+    """
+
+    def __init__(self, plan: Plan, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
+        self._axes, self._paths, self._display = tuple(plan.axes), paths, display
+        self._pool = Pool(
+            layout,
+            stages_dir,
+            begun=lambda config: display.begun(self.name(config), epochs_of(config)),
+            advanced=lambda config, epochs: display.advanced(self.name(config), epochs),
+            ended=self._ended,
+        )
+        self._asked: dict[str, Future] = {}
+        self.outcomes: list[Outcome] = []
+
+    def __enter__(self) -> "Runs":
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._pool.__exit__(*exception)
+
+    def name(self, config: Config) -> str:
+        """What a run is called."""
+        return run_name(config, dict.fromkeys(["approach", *self._axes]))
+
+    def submit(self, config: Config) -> "Future[Outcome]":
+        """The outcome of a run, once it is there."""
+        name = self.name(config)
+        if name not in self._asked:
+            results = read_results(self._paths.run(name), config)
+            if results is not None:
+                self._asked[name] = future = Future()
+                future.set_result(Outcome(config, results, "", 0.0))
+            else:
+                self._display.asked(epochs_of(config))
+                self._asked[name] = self._pool.submit(config)
+        return self._asked[name]
+
+    def get(self, configs: Sequence[Config]) -> list[Outcome]:
+        """The outcomes of several runs, in order, whatever came of them."""
+        futures = [self.submit(config) for config in configs]
+        return [future.result() for future in futures]
+
+    def _ended(self, outcome: Outcome) -> None:
+        scores = ""
+        if outcome.results is not None:
+            files.write_json(self._paths.run(self.name(outcome.config)), outcome.results)
+            scores = f"accuracy {outcome.results['average_accuracy']:.4f}"
+        self.outcomes.append(outcome)
+        self._display.ended(self.name(outcome.config), outcome.seconds, scores, outcome.error)
+
+
+def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: str | None = None) -> None:
+    """Runs what is missing of an experiment, and writes and prints what came of it.
+
+    Raises:
+        ArgumentError: Before any work, if a run cannot be, or may not write where it wants to.
+        FailedRunsError: At the end, if runs failed; the report says what the others give.
+    """
+    for dataset, data_dir in dict.fromkeys((config.dataset, config.data_dir) for config in plan.configs):
+        check_name(dataset, data_dir)
+    paths = ExperimentPaths(output.experiment_folder(plan))
+    output.check_experiment(plan, paths)
+    files.write_json(paths.experiment, output.experiment_identity(plan))
+    from tf_packnet.experiments import findings, matching
+    from tf_packnet.reporting.runs_progress import RunsProgress
+
+    store = Path(stages_dir).expanduser() if stages_dir else paths.stages
+    with RunsProgress() as display:
+        layout = best_layout(workers, threads)
+        display.say(
+            f"{plan.name}: {layout.workers} runs at once with {threads} thread{'s' if threads > 1 else ''} each"
+        )
+        with Runs(plan, paths, layout, store, display) as runs:
+            if plan.name in MATCHING:
+                matches = matching.match_all(plan, runs)
+                outcomes = [outcome for match in matches for outcome in match.outcomes]
+            else:
+                matches, outcomes = [], runs.get(plan.configs)
+    findings.report(plan, paths, outcomes, matches)
+    print_work(runs.outcomes)
+    failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
+    if failed:
+        raise FailedRunsError(
+            f"{len(failed)} of {len(outcomes)} runs failed ({'; '.join(failed)}); the same command tries them again"
+        )
+
+
+def epochs_of(config: Config) -> int:
+    """Epochs of a run, the first five tasks of a data set where it is not said how many: for the display alone."""
+    lessons = 1 if config.approach == "multinet" else config.num_tasks or 5
+    return lessons * (config.train_epochs + config.retrain_epochs)
+
+
+def read_results(path: Path, config: Config) -> dict[str, Any] | None:
+    """The results of this very run, if they are there."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        same = Config.from_json(results["config"]).identity() == config.identity()
+        return results if same and results["complete"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def print_work(outcomes: Sequence[Outcome]) -> None:
+    """Says how much was computed by this command, and how much was found."""
+    stages = [stage for outcome in outcomes if outcome.results for stage in outcome.results["seconds"]]
+    computed = sum(stage["epochs"] for stage in stages if not stage["reused"])
+    reused = sum(stage["epochs"] for stage in stages if stage["reused"])
+    print(f"{len(outcomes)} runs: {computed:,} epochs computed, {reused:,} reused")

@@ -1,0 +1,78 @@
+"""Results as tidy tables: one row a run and task, and means with standard errors over the seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+SETTING = ["approach", "final_prune", "prune_rounds", "train_epochs", "retrain_epochs"]
+
+
+def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
+    """One row a run and task.
+
+    Args:
+        runs: The `results.json` of each run.
+        axes: Fields of the config to show beside the usual ones.
+        extra: Further columns of each run.
+    """
+    columns = [*SETTING, *(axis for axis in axes if axis not in SETTING), "seed"]
+    rows = []
+    for run, more in zip(runs, extra or [{}] * len(runs), strict=True):
+        setting = {name: _cell(run["config"][name]) for name in columns}
+        when_learned = {len(row): row[-1] for row in run["accuracy"]}
+        for index, task in enumerate(run["tasks"]):
+            validated = run["validation_accuracy"]
+            rows.append(
+                {
+                    "dataset": run["config"]["dataset"],
+                    **more,
+                    **setting,
+                    "task": task["number"],
+                    "task_name": task["name"],
+                    # At once with the others, where there is one lesson.
+                    "accuracy_when_learned": when_learned.get(task["number"], run["accuracy"][-1][index]),
+                    "accuracy": run["accuracy"][-1][index],
+                    "validation_accuracy": validated[-1][index] if validated else None,
+                    "weights_joined": run["weights"]["owned"][index],
+                    "free_share": run["free_fraction"]["overall"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def by_setting(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Accuracy and error of each setting, averaged over the tasks of a run, then over its seeds.
+
+    Returns:
+        One row a setting, in order of appearance: the axes, `accuracy`, `error`, `standard_error` (the standard error
+        of the mean over seeds, of both; missing for one seed), `n` seeds.
+    """
+    keys = list(axes)
+    averages = frame.groupby([*keys, "seed"], sort=False, dropna=False)["accuracy"].mean()
+    if not keys:
+        return pd.DataFrame([_statistics(averages.to_numpy())])
+    rows = []
+    for setting, group in averages.groupby(level=keys, sort=False, dropna=False):
+        named = dict(zip(keys, setting if isinstance(setting, tuple) else (setting,), strict=True))
+        rows.append({**named, **_statistics(group.to_numpy())})
+    return pd.DataFrame(rows)
+
+
+def _statistics(averages: np.ndarray) -> dict[str, Any]:
+    mean = float(np.mean(averages))
+    standard_error = float(stats.sem(averages)) if len(averages) > 1 else float("nan")
+    return {"accuracy": mean, "error": 1.0 - mean, "standard_error": standard_error, "n": len(averages)}
+
+
+def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Mean accuracy and its standard error over seeds, of each setting and task."""
+    grouped = frame.groupby([*axes, "task", "task_name"], sort=False)["accuracy"]
+    return grouped.agg(accuracy="mean", standard_error=lambda values: _statistics(values.to_numpy())["standard_error"])
+
+
+def _cell(value: Any) -> Any:
+    """Lists as text: a cell holds one value."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
