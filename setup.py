@@ -20,13 +20,17 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.4",
+        "filelock>=3.13",
         "importlib-resources>=6",  # tensorflow-datasets 4.9.10 downloads with it, but does not name it
+        "Jinja2>=3.1",
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=1.26",
+        "pandas>=2.2",
         "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.13",
+        "tabulate>=0.9",  # pandas writes Markdown with it
         "tensorboard>=2.20",
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",

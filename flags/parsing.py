@@ -69,14 +69,14 @@ def parse_command(argv: list[str]) -> Command:
     axes = dict(_parse_axis(asked, values) for asked in values["sweep"].value)
     if len(axes) < len(values["sweep"].value):
         raise UsageError("--sweep: expected another flag each time it is given")
-    name = values["experiment"].value or ("sweep" if axes else None)
+    seeds = values["seeds"].value
+    name = values["experiment"].value or ("sweep" if axes or seeds is not None else None)
     stages_dir = values["stages_dir"].value
     if name is None:
-        for flag in ("workers", "threads", "seeds", "evaluations"):
+        for flag in ("workers", "threads"):
             if values[flag].present:
                 raise UsageError(f"--{flag}: expected an --experiment or a --sweep with it")
         return Command(config, stages_dir=stages_dir)
-    seeds = values["seeds"].value
     if isinstance(seeds, int):
         seeds = range(config.seed, config.seed + seeds)
     if seeds is not None and "seed" in axes:

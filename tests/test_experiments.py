@@ -1,0 +1,284 @@
+"""The paper's experiments: what they run, what they find, what they write, and that they can be interrupted."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from flags.parsing import parse_command
+from tests.conftest import ROOT, launch
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import matching, paper
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.plans import EXPERIMENTS, plan
+from tf_packnet.experiments.workers import Outcome
+from tf_packnet.reporting import frames
+
+PRESETS = ROOT / "flags/presets"
+
+
+def planned(experiment, preset="mnist", *flags):
+    return parse_command(["main.py", f"--experiment={experiment}", f"--flagfile={PRESETS / preset}.flags", *flags]).plan
+
+
+class TestPlans:
+    def test_figure_1(self):
+        asked = planned("figure1")
+        assert asked.axes == {"approach": ("packnet", "memory", "multinet"), "final_prune": (0.95, 0.99, 0.995)}
+        assert len(asked.configs) == 9 * len(asked.seeds) == 45
+        assert planned("figure1", "cifar10").axes["final_prune"] == (0.8, 0.9, 0.95)
+
+    def test_figure_2(self):
+        asked = planned("figure2")
+        assert list(asked.axes["prune_rounds"]) == [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
+        assert asked.seeds == tuple(range(10))
+        assert {config.retrain_epochs for config in asked.configs} == {72}
+        assert list(planned("figure2", "cifar10").axes["prune_rounds"]) == [1, 2, 3, 6]
+
+    def test_figure_4_gives_every_round_the_whole_budget(self):
+        asked = planned("figure4", "cifar10")
+        assert {(config.prune_rounds, config.retrain_epochs) for config in asked.configs} == {(1, 6), (2, 12), (3, 18)}
+
+    @pytest.mark.parametrize("name", ["figure3", "table1"])
+    def test_the_matching_begins_with_packnet_on_five_seeds(self, name):
+        asked = planned(name)
+        assert len(asked.seeds) == 5
+        assert {(config.approach, config.final_prune) for config in asked.configs} == {
+            ("packnet", p) for p in (0.95, 0.99, 0.995)
+        }
+
+    def test_other_values_than_the_papers(self):
+        asked = planned("figure2", "mnist", "--sweep=prune_rounds=1,72", "--seeds=4,9")
+        assert asked.axes["prune_rounds"] == [1, 72]
+        assert asked.axes["final_prune"] == (0.95, 0.99, 0.995)
+        assert asked.seeds == (4, 9)
+
+    def test_what_an_experiment_does_not_vary(self):
+        with pytest.raises(ArgumentError, match="final_prune or prune_rounds with --experiment=figure2"):
+            planned("figure2", "mnist", "--sweep=learning_rate=1,2")
+        with pytest.raises(ArgumentError, match="to say what it varies"):
+            plan("sweep", Config(), {})
+
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_the_command_in_the_report_asks_for_the_same(self, name):
+        asked = planned(name, "smoke", "--sweep=final_prune=0.5,0.75", "--freed_weights=keep", "--seeds=3,")
+        flags = asked.command().replace("\\\n", " ").split()[2:]
+        again = parse_command(["main.py", *flags]).plan
+        assert (again.name, again.seeds, again.configs) == (asked.name, asked.seeds, asked.configs)
+        assert again.evaluations == (3 if name in ("figure3", "table1") else 10)
+
+
+class FakeRuns:
+    """Answers with an accuracy that is a function of the setting."""
+
+    def __init__(self, accuracy):
+        self.accuracy = accuracy
+
+    def submit(self, config):
+        future = Future()
+        value = self.accuracy(config)
+        results = None if value is None else {"average_accuracy": value}
+        future.set_result(Outcome(config, results, "" if value is not None else "broke", 0.0))
+        return future
+
+    def get(self, configs):
+        return [self.submit(config).result() for config in configs]
+
+
+class TestMatching:
+    BASE = Config(model="mlp")
+
+    def match(self, accuracy, evaluations=30):
+        asked = plan("table1", self.BASE, {"final_prune": [0.9]}, seeds=[0, 1], evaluations=evaluations)
+        return {match.approach: match for match in matching.match_all(asked, FakeRuns(accuracy))}
+
+    def test_it_finds_the_pruning_at_which_accuracies_are_equal(self):
+        factor = {"packnet": 1.0, "memory": 3.0, "multinet": 6.0}
+
+        def accuracy(config):  # memory needs a third of the weights, multinet a sixth
+            used = (1 - config.final_prune) * factor[config.approach]
+            return 1 - 0.01 / used + 0.001 * config.seed
+
+        found = self.match(accuracy)
+        for approach in ("memory", "multinet"):
+            result = found[approach].to_json()
+            assert result["reached"]
+            assert result["compression"] == pytest.approx(factor[approach], rel=0.05)
+            assert result["matched_prune"] == pytest.approx(1 - 0.1 / result["compression"])
+            assert len(result["evaluations"]) * 2 == len(found[approach].outcomes)
+
+    def test_a_match_that_is_not_there_is_said_to_be_none(self):
+        found = self.match(lambda config: 0.9 if config.approach == "packnet" else 0.95)
+        result = found["memory"].to_json()
+        assert not result["reached"]
+        assert result["gap"] == pytest.approx(0.05)
+
+    def test_of_equal_matches_the_smaller_network_counts(self):
+        found = self.match(lambda config: 0.9, evaluations=5)
+        result = found["memory"].to_json()
+        assert result["compression"] == max(each["compression"] for each in result["evaluations"])
+
+    def test_no_more_evaluations_than_asked_for(self):
+        found = self.match(lambda config: config.final_prune, evaluations=4)
+        assert len(found["memory"].evaluations) == 4
+
+    def test_a_failed_run_ends_its_search_alone(self):
+        found = self.match(lambda config: None if config.approach == "memory" else config.final_prune)
+        assert found["memory"].best is None
+        assert found["memory"].outcomes[0].error == "broke"
+        assert found["multinet"].best is not None
+
+    def test_nothing_is_sought_without_packnets_accuracy(self):
+        found = self.match(lambda config: None)
+        assert [match.evaluations for match in found.values()] == [[], [], []]
+
+
+def test_the_papers_values():
+    mnist = {"dataset": "mnist", "approach": "packnet", "prune_rounds": 1, "final_prune": 0.995}
+    assert paper.accuracy(mnist) == 0.970
+    assert paper.accuracy({**mnist, "prune_rounds": 2}) is None
+    assert paper.accuracy({**mnist, "approach": "memory"}) is None
+
+
+def results_of(accuracies, approach="packnet", **config):
+    stream = [{"number": i + 1, "name": f"{i}"} for i in range(len(accuracies))]
+    rows = [list(accuracies)] if approach == "multinet" else [list(accuracies[: i + 1]) for i in range(len(accuracies))]
+    return {
+        "config": Config(approach=approach, **config).to_json(),
+        "tasks": stream,
+        "accuracy": rows,
+        "validation_accuracy": [],
+        "weights": {"owned": [1] * len(accuracies)},
+        "free_fraction": {"overall": 0.5},
+    }
+
+
+class TestTables:
+    def test_one_row_a_run_and_task(self):
+        frame = frames.tidy([results_of([0.5, 0.75], seed=3), results_of([0.25, 1.0], "multinet")], ["approach"])
+        assert list(frame["accuracy"]) == [0.5, 0.75, 0.25, 1.0]
+        assert list(frame["accuracy_when_learned"]) == [0.5, 0.75, 0.25, 1.0]
+        assert list(frame["task"]) == [1, 2, 1, 2]
+        assert list(frame["seed"]) == [3, 3, 0, 0]
+
+    def test_means_and_standard_errors_are_over_the_seeds(self):
+        rng = np.random.default_rng(0)
+        values = {(p, seed): rng.random(5) for p in (0.5, 0.9) for seed in range(4)}
+        runs = [results_of(list(value), final_prune=p, seed=seed) for (p, seed), value in values.items()]
+        summary = frames.by_setting(frames.tidy(runs, ["final_prune"]), ["final_prune"])
+        for row, p in zip(summary.to_dict("records"), (0.5, 0.9), strict=True):
+            averages = [np.mean(values[p, seed]) for seed in range(4)]
+            assert row["accuracy"] == pytest.approx(np.mean(averages))
+            assert row["error"] == pytest.approx(1 - np.mean(averages))
+            assert row["standard_error"] == pytest.approx(np.std(averages, ddof=1) / 2)
+            assert row["standard_error"] == pytest.approx(stats.sem(averages))
+            assert row["n"] == 4
+
+    def test_one_seed_has_no_standard_error(self):
+        summary = frames.by_setting(frames.tidy([results_of([0.5, 1.0])], []), ["approach"])
+        assert np.isnan(summary["standard_error"][0])
+
+
+FILES = {"experiment.json", "results.csv", "report.html", "runs", "stages", "summary.json", "summary.md"}
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("sweep", "figure3")])
+def test_every_experiment_in_miniature(name, tmp_path):
+    more = ["--sweep=final_prune=0.95,0.99"] if name == "table1" else []
+    done = launch(f"--experiment={name}", f"--flagfile={PRESETS}/smoke.flags", *more, f"--output_dir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "out"
+    figures = {name} | ({"matching"} if name == "table1" else set())
+    assert {path.name for path in root.iterdir()} == FILES | {f"{f}.{end}" for f in figures for end in ("png", "pdf")}
+    frame = pd.read_csv(root / "results.csv")
+    assert set(frame["seed"]) == {0, 1}
+    summary = json.loads((root / "summary.json").read_text())
+    for row in summary["settings"]:
+        chosen = frame
+        for axis in set(row) & {"approach", "final_prune", "prune_rounds"}:
+            chosen = chosen[chosen[axis] == row[axis]]
+        averages = chosen.groupby("seed")["accuracy"].mean()
+        assert row["n"] == len(averages) == 2
+        assert row["accuracy"] == pytest.approx(averages.mean())
+        assert row["standard_error"] == pytest.approx(averages.sem())
+    page = (root / "report.html").read_text()
+    assert not re.search("(src|href)=.?http|@import|url\\(", page)  # nothing is fetched
+    inlined = {base64.b64decode(encoded) for encoded in re.findall('data:image/png;base64,([^"]+)', page)}
+    assert inlined == {(root / f"{figure}.png").read_bytes() for figure in figures}
+    assert "--experiment=" + name in page
+    assert "epochs computed" in done.stdout
+    if name == "figure2":
+        assert len(frame) == 3 * 3 * 2 * 2  # p, N, seeds, tasks
+        stages = [s for run in (root / "runs").iterdir() for s in json.loads(run.read_text())["seconds"]]
+        first_days = [s for s in stages if s["task"] == 1 and s["stage"] == "train"]
+        assert sum(not stage["reused"] for stage in first_days) == 2  # one a seed, for every p and N
+    if name == "table1":
+        for match in summary["matches"]:
+            assert len(match["evaluations"]) == 3
+            ratio = (1 - match["final_prune"]) / (1 - match["matched_prune"])
+            assert match["compression"] == pytest.approx(ratio)
+
+
+def test_figure_3_finds_all_that_table_1_ran(tmp_path):
+    flags = (f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.95", f"--stages_dir={tmp_path}/stages")
+    table = launch("--experiment=table1", *flags, f"--output_dir={tmp_path}/table")
+    figure = launch("--experiment=figure3", *flags, f"--output_dir={tmp_path}/figure")
+    assert (table.returncode, figure.returncode) == (0, 0), table.stderr + figure.stderr
+    assert " 0 epochs computed" in figure.stdout
+    assert (tmp_path / "table/results.csv").read_bytes() == (tmp_path / "figure/results.csv").read_bytes()
+    assert (tmp_path / "figure/figure3.png").stat().st_size > 10_000
+
+
+def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path):
+    flags = ["--experiment=figure2", f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.95"]
+    through = launch(*flags, f"--output_dir={tmp_path}/through", "--workers=1")
+    assert through.returncode == 0, through.stderr
+    command = [sys.executable, str(ROOT / "launch/main.py"), *flags, f"--output_dir={tmp_path}/killed"]
+    for runs in (1, 3):  # killed with one run there, and with three
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("runs/*.json"))) < runs and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    done = launch(*flags, f"--output_dir={tmp_path}/killed")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs:" not in done.stdout
+    for name in ("results.csv", "summary.json", "summary.md", "report.html", "figure2.png", "figure2.pdf"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "through" / name).read_bytes(), name
+    again = launch(*flags, f"--output_dir={tmp_path}/killed")
+    assert "0 runs: 0 epochs computed, 0 reused" in again.stdout
+
+
+def test_more_seeds_come_to_what_is_there(tmp_path):
+    flags = [f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.9", f"--output_dir={tmp_path}/out"]
+    assert launch(*flags, "--seeds=1").returncode == 0
+    done = launch(*flags, "--seeds=2")
+    assert done.returncode == 0, done.stderr
+    assert "1 runs: " in done.stdout
+    assert set(pd.read_csv(tmp_path / "out/results.csv")["seed"]) == {0, 1}
+
+
+def test_another_experiments_folder_is_refused(tmp_path):
+    (tmp_path / "experiment.json").write_text(
+        json.dumps({"experiment": "figure1", "varies": [], "config": Config().to_json()})
+    )
+    done = launch("--experiment=figure2", f"--output_dir={tmp_path}", "--train_epochs=7")
+    assert done.returncode == 2
+    assert "this one holds another experiment, with " in done.stderr
+    assert "--train_epochs=30" in done.stderr
+    (tmp_path / "experiment.json").write_text("x")
+    done = launch("--experiment=figure2", f"--output_dir={tmp_path}")
+    assert "expected a new or empty folder, or that of the same --experiment=figure2" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]

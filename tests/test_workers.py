@@ -1,0 +1,200 @@
+"""Runs side by side: what is varied, who does what, and what happens when one fails or its process dies."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from flags.parsing import UsageError, parse_command
+from tests.conftest import launch
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import workers
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.plans import run_name
+from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
+
+
+def test_every_combination_is_a_run():
+    command = parse_command(["main.py", "--sweep=seed=0,1", "--sweep=final_prune=0.5,0.9,0.95", "--workers=3"])
+    assert command.plan.axes == {"final_prune": [0.5, 0.9, 0.95]}
+    assert command.plan.seeds == (0, 1)
+    assert command.workers == 3
+    assert [(config.seed, config.final_prune) for config in command.plan.configs] == [
+        (seed, final_prune) for seed in (0, 1) for final_prune in (0.5, 0.9, 0.95)
+    ]
+    assert run_name(command.plan.configs[1], ["final_prune"]) == "final_prune=0.9,seed=0"
+
+
+def test_without_a_sweep_there_is_one_run():
+    assert parse_command(["main.py"]) == (Config(), None, None, 1, None)
+
+
+def test_seeds_are_a_number_or_themselves():
+    def seeds(*flags):
+        return parse_command(["main.py", "--sweep=final_prune=0.5", *flags]).plan.seeds
+
+    assert seeds() == (0,)
+    assert seeds("--seeds=3") == (0, 1, 2)
+    assert seeds("--seeds=3", "--seed=7") == (7, 8, 9)
+    assert seeds("--seeds=3,") == (3,)
+    assert seeds("--seeds=5,2") == (5, 2)
+    assert len(parse_command(["main.py", "--seeds=4"]).plan.configs) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sweep=seed=1,x"], "--sweep=seed=1,x: x: expected a whole number"),
+        (["--sweep=seed=1,-1"], "--sweep=seed=1,-1: -1: expected 0 to 2147483647"),
+        (["--sweep=seed="], "--sweep=seed=: nothing: expected a whole number"),
+        (["--sweep=head=none,shared"], "none: expected one of per_task, shared"),
+        (["--sweep=seed=1,1"], "--sweep=seed=1,1: expected every value once"),
+        (["--sweep=seed=1", "--sweep=seed=2"], "--sweep: expected another flag each time it is given"),
+        (["--sweep=seed=1", "--seeds=2"], "--seeds: expected no --sweep=seed=... with it"),
+        (["--workers=2"], "--workers: expected an --experiment or a --sweep with it"),
+        (["--threads=2"], "--threads: expected an --experiment or a --sweep with it"),
+        (["--sweep=seed=1,2", "--workers=0"], "--workers=0: expected at least 1"),
+        (["--seeds=0"], "--seeds=0: expected at least 1, or seeds with commas"),
+        (["--seeds=1,1"], "--seeds=1,1: expected different seeds"),
+        (["--seeds=a"], "--seeds=a: expected how many, or seeds with commas"),
+        (["--experiment=figure5"], "--experiment=figure5: value should be one of"),
+    ],
+)
+def test_sweeps_that_cannot_be(flags, message):
+    with pytest.raises(UsageError) as refused:
+        parse_command(["main.py", *flags])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["sed", "", "output_dir", "hidden_units"])
+def test_what_cannot_be_swept_is_told_with_what_can(name):
+    with pytest.raises(ArgumentError, match="NAME=VALUE,VALUE with a NAME among dataset, .*seed"):
+        parse_command(["main.py", f"--sweep={name}=1,2"])
+
+
+def test_a_combination_that_cannot_be_stops_all_before_any_work(tmp_path):
+    done = launch("--sweep=prune_rounds=1,7", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "main.py: --prune_rounds=7: expected a divisor of --retrain_epochs=30: 1, 2, 3, 5, 6, 10, 15, 30\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_data_set_stops_all_before_any_work(tmp_path):
+    done = launch("--sweep=dataset=digits,mnits", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("main.py: --dataset=mnits: expected digits, or the name of a TFDS")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "threads", "expected"),
+    [(2, None, 1, Layout(2, 1)), (16, None, 5, Layout(3, 5)), (4, 2, 1, Layout(2, 1)), (2, None, 4, Layout(1, 4))],
+)
+def test_the_layout_fills_the_cores_and_no_more(monkeypatch, cores, asked, threads, expected):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(workers.Path, "exists", lambda self: False)
+    assert best_layout(asked, threads) == expected
+    assert expected.environment()["TF_NUM_INTRAOP_THREADS"] == str(expected.threads)
+
+
+def test_a_gpu_is_not_shared(monkeypatch):
+    monkeypatch.setattr(workers.Path, "exists", lambda self: True)
+    assert best_layout().workers == 1
+
+
+class FakeWorker:
+    """Takes a tenth of a second a run, and notes when."""
+
+    log: list = []
+
+    def __init__(self, layout, stages_dir):
+        pass
+
+    def ready_for(self, config):
+        return None
+
+    def run(self, config, advanced):
+        self.log.append(("begun", config.seed, config.final_prune))
+        time.sleep(0.1)
+        self.log.append(("ended", config.seed, config.final_prune))
+        return Outcome(config, {}, "", 0.1)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(FakeWorker, "log", [])
+    monkeypatch.setattr(workers, "_Worker", FakeWorker)
+    return FakeWorker.log
+
+
+def test_runs_that_begin_alike_are_kept_apart_while_there_are_others(fake, tmp_path):
+    configs = [Config(seed=seed, final_prune=p) for seed in (0, 1) for p in (0.5, 0.9)]
+    with Pool(Layout(2, 1), tmp_path) as pool:
+        futures = [pool.submit(config) for config in configs]
+        assert [future.result(10).config for future in futures] == configs
+    assert {seed for said, seed, _ in fake[:2] if said == "begun"} == {0, 1}
+
+
+def test_an_interrupted_pool_begins_nothing_more(fake, tmp_path):
+    with Pool(Layout(1, 1), tmp_path) as pool:
+        for seed in range(50):
+            pool.submit(Config(seed=seed))
+        time.sleep(0.15)
+    time.sleep(0.3)
+    assert len([entry for entry in fake if entry[0] == "begun"]) <= 3
+
+
+TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,)}
+
+
+def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path):
+    killed = []
+
+    def kill_the_first(config, epochs):
+        if config.seed == 0:
+            killed.append(epochs)
+            os.kill(pool._processes[0].pid, signal.SIGKILL)
+
+    with Pool(Layout(1, 1), tmp_path / "stages", advanced=kill_the_first) as pool:
+        first, second = (pool.submit(Config(**TINY, seed=seed)) for seed in (0, 1))
+        assert first.result(120).results is None
+        assert first.result().error.startswith("its process ended with -9")
+        assert second.result(120).results["complete"]
+    assert killed
+
+
+def test_workers_go_when_whoever_gave_the_jobs_is_gone(tmp_path):
+    with Pool(Layout(1, 1), tmp_path) as pool:
+        pool.submit(Config(**TINY)).result(120)
+        process = pool._processes[0]
+        process.stdin.close()  # as when the launcher was killed
+        assert process.wait(10) == 0
+
+
+FLAGS = ("--num_tasks=1", "--train_epochs=2", "--retrain_epochs=2", "--prune_rounds=2", "--optimizer=sgd")
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
+    command = (*FLAGS, "--sweep=learning_rate=0.1,1e30,0.2", f"--output_dir={tmp_path}/out")
+    done = launch(*command)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("sweep: ")
+    assert "learning_rate=1e+30" in next(line for line in lines if "failed: " in line)
+    assert "cannot rank weights that are not a number" in done.stderr
+    name = "approach=packnet,learning_rate=1e+30,seed=0"
+    assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command tries them again"
+    assert "1 of 3 runs failed and are missing here." in done.stdout
+    assert "3 runs: 10 epochs computed, 0 reused" in done.stdout  # the failed one had none to show
+    runs = tmp_path / "out/runs"
+    before = {path.name: path.stat().st_mtime_ns for path in runs.iterdir()}
+    assert sorted(before) == [f"approach=packnet,learning_rate={rate},seed=0.json" for rate in (0.1, 0.2)]
+    csv = (tmp_path / "out/results.csv").read_bytes()
+    again = launch(*command)
+    assert again.returncode == 1
+    assert "1 runs: " in again.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in runs.iterdir()} == before
+    assert (tmp_path / "out/results.csv").read_bytes() == csv
