@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_order
+from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_order, evaluation_batches
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,3 +89,20 @@ def test_single_batches_are_decoded():
 def test_calls_have_one_shape_for_all_tasks_with_the_same_room(kind):
     specs = [make(kind, examples=n, room=30).dataset().element_spec for n in (9, 23, 30)]
     assert specs[0] == specs[1] == specs[2]
+
+
+@pytest.mark.parametrize("examples", [0, 3, 8, 23])
+@pytest.mark.parametrize(("batch_size", "multiple_of"), [(4, 1), (9, 2), (100, 3)])
+def test_evaluation_batches_bring_every_whole_share_in_order(examples, batch_size, multiple_of):
+    labels = np.arange(examples, dtype=np.int32)
+    images = np.tile(labels.astype(np.uint8)[:, None, None], (1, 2, 3))
+    dataset = evaluation_batches(images, labels, 1 / 256, batch_size, multiple_of)
+    whole, size = examples - examples % multiple_of, batch_size - batch_size % multiple_of
+    expected = [labels[first : min(first + size, whole)].tolist() for first in range(0, whole, size)]
+    for _ in range(2):  # Keras makes an iterator for each evaluation
+        seen = list(dataset)
+        assert [y.numpy().tolist() for _, y in seen] == expected
+        assert dataset.cardinality() == len(expected)
+        for x, y in seen:
+            assert (x.dtype, x.shape[1:]) == ("float32", (2, 3))
+            np.testing.assert_array_equal(x[:, 1, 2], y.numpy() / np.float32(256))

@@ -186,3 +186,54 @@ def test_real_data(name, shape, train, test, first, request):
     images = stream[4].splits["test"].x
     assert images.max() == 1
     assert images.min() == 0
+
+
+@pytest.fixture(scope="module")
+def make_coloured(tmp_path_factory):
+    """A function that makes a data set of TFDS, with its training examples in so many files."""
+    import tensorflow_datasets as tfds
+
+    class Coloured(tfds.core.GeneratorBasedBuilder):
+        """Random pictures."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path_factory.mktemp("coloured")
+
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(4, 5, 3)),
+                "label": tfds.features.ClassLabel(names=["cold", "warm", "hot"]),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(1203), "test": self._generate_examples(7)}
+
+        def _generate_examples(self, examples):
+            rng = np.random.default_rng(examples)
+            for number in range(examples):
+                image = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+                yield number, {"id": str(number), "image": image, "label": number % 3}
+
+    def make(files):
+        builder = Coloured(data_dir=tmp_path_factory.mktemp("data"))
+        download = tfds.download.DownloadConfig(num_shards=files)
+        builder.download_and_prepare(download_config=download)
+        assert len(builder.info.splits["train"].filepaths) == files
+        return builder
+
+    return make
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_the_quick_way_reads_what_tfds_reads(make_coloured, files):
+    import tensorflow_datasets as tfds
+
+    builder = make_coloured(files)
+    for split in ("train", "test"):
+        expected = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+        actual = sources._read(builder, split)
+        for one, other in ((actual.images, expected["image"]), (actual.labels, expected["label"])):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)

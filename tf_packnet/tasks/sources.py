@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.stream import Split
 
 EMBEDDED = "digits"
@@ -125,8 +126,43 @@ def _first_line(error: Exception) -> str:
 
 
 def _read(builder, split: str) -> Split:
-    import tensorflow_datasets as tfds
-
-    data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+    read = _read_records if _is_one_record_file(builder, split) else _read_examples
+    data = read(builder, split)
     images = data["image"]
     return Split(images, data["label"], scale=1 / 255 if images.dtype == np.uint8 else 1.0)
+
+
+def _read_examples(builder, split: str) -> dict[str, np.ndarray]:
+    import tensorflow_datasets as tfds
+
+    return tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+
+
+def _is_one_record_file(builder, split: str) -> bool:
+    """Whether the examples lie one after another: those of several files TFDS mixes in an order of its own."""
+    import tensorflow_datasets as tfds
+
+    return builder.info.file_format == tfds.core.FileFormat.TFRECORD and len(builder.info.splits[split].filepaths) == 1
+
+
+def _read_records(builder, split: str) -> dict[str, np.ndarray]:
+    """The same as `_read_examples`, many examples a call: that takes a quarter of the time."""
+    import tensorflow as tf
+
+    features = builder.info.features
+    wanted = {name: tf.TensorSpec(features[name].shape, features[name].tf_dtype) for name in ("image", "label")}
+
+    def example(record):
+        values = features.deserialize_example(record)
+        return {name: values[name] for name in wanted}
+
+    def examples(records):
+        return tf.map_fn(example, records, fn_output_signature=wanted, parallel_iterations=1)
+
+    records = tf.data.TFRecordDataset([os.fspath(path) for path in builder.info.splits[split].filepaths])
+    calls = records.batch(RECORDS_A_CALL).map(examples, num_parallel_calls=len(os.sched_getaffinity(0)))
+    parts = list(untuned(calls).as_numpy_iterator())
+    return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+
+
+RECORDS_A_CALL = 500
