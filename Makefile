@@ -4,13 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow bench lint lock clean
+.PHONY: help setup demo test test-slow bench results lint lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
 	@echo "make test       ruff and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: ten minutes on a machine that does nothing else"
+	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
@@ -37,6 +38,15 @@ test: lint
 
 bench: $(READY)
 	$(RUN) launch/bench.py
+
+# As docs/results says; all share one store of stages.
+MNIST := $(RUN) launch/main.py --flagfile=flags/presets/mnist.flags --stages_dir=out/results/stages
+results: $(READY)
+	$(MNIST) --experiment=figure1 --seeds=3 --output_dir=out/results/mnist-figure1
+	$(MNIST) --experiment=figure2 --seeds=3 --sweep=prune_rounds=1,2,4,8,24,72 --output_dir=out/results/mnist-figure2
+	$(MNIST) --experiment=table1 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-table1
+	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
+	  --output_dir=out/results/mnist-freed_weights
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow

@@ -91,6 +91,9 @@ class FakeRuns:
         future.set_result(Outcome(config, results, "" if value is not None else "broke", 0.0))
         return future
 
+    def close(self):
+        pass
+
     def get(self, configs):
         return [self.submit(config).result() for config in configs]
 
@@ -254,11 +257,11 @@ def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path):
         assert process.wait() == -signal.SIGKILL
     done = launch(*flags, f"--output_dir={tmp_path}/killed")
     assert done.returncode == 0, done.stderr
-    assert "6 runs:" not in done.stdout
+    assert "6 runs done" not in done.stdout
     for name in ("results.csv", "summary.json", "summary.md", "report.html", "figure2.png", "figure2.pdf"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "through" / name).read_bytes(), name
     again = launch(*flags, f"--output_dir={tmp_path}/killed")
-    assert "0 runs: 0 epochs computed, 0 reused" in again.stdout
+    assert "0 runs done: 0 epochs computed, 0 reused; 6 runs were there before" in again.stdout
 
 
 def test_more_seeds_come_to_what_is_there(tmp_path):
@@ -266,7 +269,7 @@ def test_more_seeds_come_to_what_is_there(tmp_path):
     assert launch(*flags, "--seeds=1").returncode == 0
     done = launch(*flags, "--seeds=2")
     assert done.returncode == 0, done.stderr
-    assert "1 runs: " in done.stdout
+    assert "1 runs done: " in done.stdout
     assert set(pd.read_csv(tmp_path / "out/results.csv")["seed"]) == {0, 1}
 
 

@@ -62,7 +62,9 @@ def sweep(epochs: int) -> list[Row]:
     """Two runs of the MNIST preset: side by side as a sweep lays them out, and one after another on all cores."""
     flags = [MNIST, f"--train_epochs={epochs}", f"--retrain_epochs={epochs}", "--sweep=seed=0,1", "--noexport"]
     seconds = {}
-    for name, extra in {"default": [], "one": ["--workers=1"], "two_again": [], "one_again": ["--workers=1"]}.items():
+    cores = len(os.sched_getaffinity(0))
+    one = ["--workers=1", f"--threads={cores}"]
+    for name, extra in {"default": [], "one": one, "two_again": [], "one_again": one}.items():
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             command = [*LAUNCHER, *flags, *extra, f"--output_dir={folder}/sweep"]
@@ -72,7 +74,6 @@ def sweep(epochs: int) -> list[Row]:
         min(seconds["default"], seconds["two_again"]),
         min(seconds["one"], seconds["one_again"]),
     )
-    cores = len(os.sched_getaffinity(0))
     return [
         Row("sweep", f"two runs one after another, {cores} threads", one_by_one, "s", side_by_side, ("at least", 1.3)),
         Row("sweep", "two runs side by side, the default layout", side_by_side, "s"),

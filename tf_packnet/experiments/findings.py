@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -165,10 +166,10 @@ def _versions(results: dict) -> dict:
 
 def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], where: Path) -> None:
     """Prints the main table, what it says, and where everything lies."""
-    printed = Table(title=title)
+    printed = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     shown = reports.readable(table)
     for name in shown.columns:
-        printed.add_column(name, justify="right")
+        printed.add_column(name, justify="right", no_wrap=name.count(" ") == 0)
     for row in shown.itertuples(index=False):
         printed.add_row(*row)
     console = Console()

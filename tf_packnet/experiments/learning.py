@@ -1,6 +1,7 @@
 """Algorithm 1, stage by stage: what was computed before, by this run or another one, is not computed again."""
 
 import functools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import tensorflow as tf
 from tf_packnet import tasks
 from tf_packnet.approaches import Approach
 from tf_packnet.approaches.base import PRUNE_RETRAIN, Observers
+from tf_packnet.errors import DivergedError
 from tf_packnet.experiments import setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.results import Results, environment
@@ -128,6 +130,7 @@ def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, less
         return Outcome(store.record(stage), reused=True)
     began = time.perf_counter()
     history = approach.run_stage(lesson, stage.name)
+    check_finite(history, stage)
     record = {
         "task": stage.lesson,
         "stage": stage.name,
@@ -143,6 +146,16 @@ def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, less
     with run.results.timed("store"):
         store.put(stage, record, approach.state())
     return Outcome(record, reused=False)
+
+
+def check_finite(history: dict[str, list[float]], stage: Stage) -> None:
+    """Raises DivergedError if the loss of an epoch is not a number, or infinite."""
+    lost = [epoch for epoch, loss in enumerate(history["loss"], start=1) if not math.isfinite(loss)]
+    if lost:
+        raise DivergedError(
+            f"task {stage.lesson}, {stage.name}: the loss is not a number in epoch {lost[0]}, the training has "
+            "diverged. Try a smaller learning rate"
+        )
 
 
 def load_stream(config: Config) -> TaskStream:

@@ -77,7 +77,11 @@ def match_all(plan: Plan, runs: "Runs") -> list[Match]:
         runs.submit(config)
     with ThreadPoolExecutor(len(prunes) * (1 + len(BOUNDS))) as threads:
         wanted = [(p, approach) for p in prunes for approach in ("packnet", *BOUNDS)]
-        return list(threads.map(lambda one: _match(plan, runs, *one), wanted))
+        try:
+            return list(threads.map(lambda one: _match(plan, runs, *one), wanted))
+        except BaseException:  # interrupted: the threads would wait for runs that never come
+            runs.close()
+            raise
 
 
 def compression(final_prune: float, matched_prune: float) -> float:

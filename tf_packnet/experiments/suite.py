@@ -1,6 +1,7 @@
 """An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
 
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -37,6 +38,7 @@ class Runs:
             ended=self._ended,
         )
         self._asked: dict[str, Future] = {}
+        self._lock = threading.Lock()  # a matching asks from several threads
         self.outcomes: list[Outcome] = []
 
     def __enter__(self) -> "Runs":
@@ -44,7 +46,11 @@ class Runs:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._pool.__exit__(*exception)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are at; whoever waits for a run is told that it is cancelled."""
+        self._pool.close()
 
     def name(self, config: Config) -> str:
         """What a run is called."""
@@ -53,15 +59,16 @@ class Runs:
     def submit(self, config: Config) -> "Future[Outcome]":
         """The outcome of a run, once it is there."""
         name = self.name(config)
-        if name not in self._asked:
-            results = read_results(self._paths.run(name), config)
-            if results is not None:
-                self._asked[name] = future = Future()
-                future.set_result(Outcome(config, results, "", 0.0))
-            else:
-                self._display.asked(epochs_of(config))
-                self._asked[name] = self._pool.submit(config)
-        return self._asked[name]
+        with self._lock:
+            if name not in self._asked:
+                results = read_results(self._paths.run(name), config)
+                if results is not None:
+                    self._asked[name] = future = Future()
+                    future.set_result(Outcome(config, results, "", 0.0))
+                else:
+                    self._display.asked(epochs_of(config))
+                    self._asked[name] = self._pool.submit(config)
+            return self._asked[name]
 
     def get(self, configs: Sequence[Config]) -> list[Outcome]:
         """The outcomes of several runs, in order, whatever came of them."""
@@ -105,7 +112,7 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
             else:
                 matches, outcomes = [], runs.get(plan.configs)
     findings.report(plan, paths, outcomes, matches)
-    print_work(runs.outcomes)
+    print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
     failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
     if failed:
         raise FailedRunsError(
@@ -129,9 +136,9 @@ def read_results(path: Path, config: Config) -> dict[str, Any] | None:
         return None
 
 
-def print_work(outcomes: Sequence[Outcome]) -> None:
-    """Says how much was computed by this command, and how much was found."""
+def print_work(outcomes: Sequence[Outcome], found: int) -> None:
+    """Says how much was computed by this command, and how much was there: stages of others, and `found` whole runs."""
     stages = [stage for outcome in outcomes if outcome.results for stage in outcome.results["seconds"]]
     computed = sum(stage["epochs"] for stage in stages if not stage["reused"])
     reused = sum(stage["epochs"] for stage in stages if stage["reused"])
-    print(f"{len(outcomes)} runs: {computed:,} epochs computed, {reused:,} reused")
+    print(f"{len(outcomes)} runs done: {computed:,} epochs computed, {reused:,} reused; {found} runs were there before")

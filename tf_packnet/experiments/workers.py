@@ -109,9 +109,14 @@ class Pool:
         return self
 
     def __exit__(self, *exception) -> None:
-        """Ends the workers, whatever they are at."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are at; what was asked for and is not there is cancelled."""
         with self._changed:
             self._closed = True
+            for job in self._waiting:
+                job.outcome.cancel()
             self._changed.notify_all()
         for process in self._processes:
             if process is not None:
@@ -128,6 +133,7 @@ class Pool:
                 self._busy.remove(job.beginning)
                 self._changed.notify_all()
                 if self._closed:
+                    job.outcome.cancel()
                     return
                 self._ended(outcome)
             job.outcome.set_result(outcome)
@@ -174,6 +180,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
+                start_new_session=True,  # Ctrl-C is for whoever gave the jobs
                 env={**os.environ, **self._layout.environment(), "PYTHONPATH": path},
             )
         return self._process

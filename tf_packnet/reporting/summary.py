@@ -50,7 +50,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
     ]
-    if results["config"]["export"]:
+    if results["config"]["export"] and results["config"]["approach"] == "packnet":
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
     lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
     return Group(_table(results), Text("\n".join(lines) + "\n"))
@@ -77,17 +77,18 @@ def _table(results: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     final, weights = results["accuracy"][-1], results["weights"]
     when_learned = {len(row): row[-1] for row in results["accuracy"]}
-    if len(when_learned) < len(final):  # several tasks at once: each was learned in the last lesson
+    at_once = len(when_learned) < len(final)  # several tasks in one lesson, which share all weights
+    if at_once:
         when_learned = dict(enumerate(final, start=1))
     for index, task in enumerate(results["tasks"]):
         owned = weights["owned"][index]
+        its_own = ("", "") if at_once else (f"{owned:,}", f"{owned / weights['prunable']:.2%}")
         table.add_row(
             str(task["number"]),
             ", ".join(task["class_names"]),
             f"{when_learned[task['number']]:.4f}",
             f"{final[index]:.4f}",
-            f"{owned:,}",
-            f"{owned / weights['prunable']:.2%}",
+            *its_own,
             end_section=index == len(final) - 1,
         )
     average = np.mean(list(when_learned.values()))
