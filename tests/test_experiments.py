@@ -1,6 +1,7 @@
 """The paper's experiments: what they run, what they find, what they write, and that they can be interrupted."""
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -18,8 +19,9 @@ from scipy import stats
 from flags.parsing import parse_command
 from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import matching, paper
+from tf_packnet.experiments import findings, matching, paper
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import EXPERIMENTS, plan
 from tf_packnet.experiments.workers import Outcome
 from tf_packnet.reporting import frames
@@ -163,6 +165,7 @@ def results_of(accuracies, approach="packnet", **config):
         "validation_accuracy": [],
         "weights": {"owned": [1] * len(accuracies)},
         "free_fraction": {"overall": 0.5},
+        "environment": {"threads": 1, "packages": {"keras": "3"}},
     }
 
 
@@ -190,6 +193,42 @@ class TestTables:
     def test_one_seed_has_no_standard_error(self):
         summary = frames.by_setting(frames.tidy([results_of([0.5, 1.0])], []), ["approach"])
         assert np.isnan(summary["standard_error"][0])
+
+
+def test_a_matching_whose_runs_failed_in_part_reports_the_rest(tmp_path, capsys):
+    asked = plan("table1", Config(), {"final_prune": [0.9, 0.95]}, seeds=[0])
+
+    def outcome(p, value, approach="packnet"):
+        config = dataclasses.replace(Config(), approach=approach, final_prune=p)
+        results = None if value is None else results_of([value, value], approach, final_prune=p)
+        return Outcome(config, results, "" if value else "broke", 0.0)
+
+    found = matching.Match(0.9, "memory", 0.75, [], [outcome(0.92, 0.8125, "memory"), outcome(0.96, 0.75, "memory")])
+    for each in found.outcomes:
+        p = each.config.final_prune
+        ratio = matching.compression(0.9, p)
+        found.evaluations.append({"final_prune": p, "compression": ratio, "accuracy": each.results["accuracy"][-1][0]})
+    matches = [
+        matching.Match(0.9, "packnet", 0.75, [], [outcome(0.9, 0.75)]),
+        found,
+        matching.Match(0.95, "packnet", None, [], [outcome(0.95, None)]),
+        matching.Match(0.95, "memory", None, [], []),
+    ]
+    outcomes = [each for match in matches for each in match.outcomes]
+    findings.report(asked, ExperimentPaths(tmp_path), outcomes, matches)
+    said = capsys.readouterr().out
+    assert "p = 0.9, memory: as accurate as PackNet with 2.50 times fewer weights" in said
+    assert "1 of 4 runs failed and are missing here." in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [match["matched_prune"] for match in summary["matches"]] == [0.96]
+    assert "1 of 4 runs failed" in (tmp_path / "summary.md").read_text()
+    assert set(pd.read_csv(tmp_path / "results.csv")["final_prune"]) == {0.9, 0.92, 0.96}
+
+
+def test_an_experiment_of_which_nothing_came_writes_no_report(tmp_path):
+    asked = plan("figure1", Config(), {"final_prune": [0.9], "approach": ["packnet"]}, seeds=[0])
+    findings.report(asked, ExperimentPaths(tmp_path), [Outcome(Config(), None, "broke", 0.0)], [])
+    assert list(tmp_path.iterdir()) == []
 
 
 FILES = {"experiment.json", "results.csv", "report.html", "runs", "stages", "summary.json", "summary.md"}

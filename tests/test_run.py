@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_results(run):
     assert [(s["task"], s["stage"]) for s in results["seconds"]] == [
         (task, stage) for task in (1, 2, 3) for stage in ("train", "prune+retrain")
     ]
-    assert set(results["other_seconds"]) == {"load", "evaluate", "save"}
+    assert set(results["other_seconds"]) == {"load", "evaluate", "store", "save"}
     assert results["environment"]["packages"]["tensorflow"]
     assert sum(results["weights"]["owned"]) == results["weights"]["prunable"] - round(
         results["free_fraction"]["overall"] * results["weights"]["prunable"]
@@ -212,6 +214,44 @@ def test_an_unfinished_run_is_begun_again(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "out") == comparable(root)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in root.iterdir())
+
+
+def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_path):
+    root = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "launch/main.py"), *FLAGS, f"--output_dir={root}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(root.glob("stages/*/stage.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    found = len(list(root.glob("stages/*/stage.json")))
+    assert found >= 3
+    done = launch(*FLAGS, f"--output_dir={root}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("found, not computed again") == found
+    assert comparable(root) == comparable(run[0])
+    assert sorted(path.name for path in root.iterdir()) == sorted(path.name for path in run[0].iterdir())
+    for number in (1, 2, 3):
+        for path, owner in tp.load_owner_maps(run[0] / f"masks/task_{number}.npz").items():
+            np.testing.assert_array_equal(tp.load_owner_maps(root / f"masks/task_{number}.npz")[path], owner)
+    for name in ("task_1_0-1", "task_2_2-3", "task_3_4-5"):
+        ours, theirs = (events(folder / "tensorboard" / name) for folder in (root, run[0]))
+        for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "sparsity"):
+            assert scalars(ours, tag) == scalars(theirs, tag)
+
+
+@pytest.mark.parametrize("approach", ["memory", "multinet"])
+def test_the_bounds_from_the_command_line(approach, tmp_path):
+    done = launch(*FLAGS, f"--approach={approach}", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["average_accuracy"] > 0.9
+    assert [len(row) for row in results["accuracy"]] == ([3] if approach == "multinet" else [1, 2, 3])
+    assert results["free_fraction"]["overall"] == pytest.approx(0.5, abs=1e-4)
+    assert not (tmp_path / "out/export").exists()
+    assert "SavedModels" not in done.stdout
+    assert f"{results['average_accuracy']:.4f}" in done.stdout
 
 
 def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp_path):

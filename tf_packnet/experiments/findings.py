@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -46,10 +48,8 @@ def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matc
     frame = frames.tidy([outcome.results for outcome in complete], axes)
     with files.replacing(paths.csv) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-    if plan.name in MATCHING:
-        figures, tables, findings, extra = _matched(plan, frame, matches)
-    else:
-        figures, tables, findings, extra = _compared(plan, frame, axes)
+    found = _matched(plan, frame, matches) if plan.name in MATCHING else _compared(plan, frame, axes)
+    findings = found.findings
     failed = len(outcomes) - len([o for o in outcomes if o.results is not None])
     if failed:
         findings.append(f"{failed} of {len(outcomes)} runs failed and are missing here.")
@@ -57,36 +57,44 @@ def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matc
     written = reports.Report(
         title=f"{TITLES[plan.name]} ({plan.base.dataset})",
         lead=LEADS[plan.name],
-        figures={plan.name if index == 0 else name: figure for index, (name, figure) in enumerate(figures.items())},
-        tables=tables,
+        figures=found.figures,
+        tables=found.tables,
         findings=findings,
         command=plan.command(),
         settings={name: value for name, value in plan.base.to_json().items() if name not in _varied(plan)},
         environments=list(environments.values()),
-        summary={"experiment": plan.name, "seeds": list(plan.seeds), **extra},
+        summary={"experiment": plan.name, "seeds": list(plan.seeds), **found.summary},
     )
     reports.write(written, paths.root)
-    print_table(written.title, next(iter(tables.values())), findings, paths.root)
+    print_table(written.title, next(iter(found.tables.values())), findings, paths.root)
 
 
-def _compared(plan: Plan, frame: pd.DataFrame, axes: list[str]):
+class Findings(NamedTuple):
+    """What an experiment adds to the report, see `reporting.report.Report`."""
+
+    figures: dict[str, Figure]
+    tables: dict[str, pd.DataFrame]
+    findings: list[str]
+    summary: dict[str, Any]
+
+
+def _compared(plan: Plan, frame: pd.DataFrame, axes: list[str]) -> Findings:
     """Figures 1, 2, 4 and sweeps: settings beside each other."""
     summary = frames.by_setting(frame, axes or ["approach"])
     summary["paper"] = [_paper(plan, row) for row in summary[axes].to_dict("records")]
     if not axes:  # seeds alone
         bars = {plan.base.final_prune: frames.per_task(frame, ["approach"]).reset_index()}
         figure = charts.task_bars(bars, f"Accuracy by task, {plan.base.dataset}", charts.error_bars(summary))
-        return {plan.name: figure}, {"Mean over the seeds": summary}, [], {"settings": _records(summary)}
+        return Findings({plan.name: figure}, {"Mean over the seeds": summary}, [], {"settings": _records(summary)})
     x, curve = _axis_and_curve(plan, axes)
     shown = summary if curve is None or curve in summary else summary.assign(**{curve: _joined(summary, axes, x)})
     values = ["accuracy", "error"] if plan.name != "figure1" else ["accuracy"]
     figure = charts.curves(shown, x, curve, values, f"{TITLES[plan.name]}, {plan.base.dataset}")
     findings = _best_and_worst_rounds(summary) if plan.name in ("figure2", "figure4") else []
-    extra = {"settings": _records(summary)}
-    return {plan.name: figure}, {"Mean over the seeds": summary}, findings, extra
+    return Findings({plan.name: figure}, {"Mean over the seeds": summary}, findings, {"settings": _records(summary)})
 
 
-def _matched(plan: Plan, frame: pd.DataFrame, matches: Sequence[Match]):
+def _matched(plan: Plan, frame: pd.DataFrame, matches: Sequence[Match]) -> Findings:
     """Figure 3 and table 1: what matches, and the tasks one by one."""
     found = [match.to_json() for match in matches if match.best is not None]
     columns = ["final_prune", "approach", "target", "accuracy", "gap", "matched_prune", "compression", "reached"]
@@ -108,14 +116,15 @@ def _matched(plan: Plan, frame: pd.DataFrame, matches: Sequence[Match]):
     for p in plan.axes["final_prune"]:
         best = {"packnet": p} | {m["approach"]: m["matched_prune"] for m in found if m["final_prune"] == p}
         chosen = [frame[(frame["approach"] == name) & (frame["final_prune"] == prune)] for name, prune in best.items()]
-        bars[p] = frames.per_task(pd.concat(chosen), ["approach"]).reset_index()
+        if any(len(rows) for rows in chosen):  # else all runs at this p failed
+            bars[p] = frames.per_task(pd.concat(chosen), ["approach"]).reset_index()
     count = frames.by_setting(frame, ["approach", "final_prune"])
-    figures = {
-        plan.name: charts.task_bars(bars, f"Tasks at matched accuracy, {plan.base.dataset}", charts.error_bars(count)),
-        "matching": charts.matching(found, f"The search for matches, {plan.base.dataset}"),
-    }
+    title = f"Tasks at matched accuracy, {plan.base.dataset}"
+    figures = {plan.name: charts.task_bars(bars, title, charts.error_bars(count))}
+    if found:
+        figures["matching"] = charts.matching(found, f"The search for matches, {plan.base.dataset}")
     tables = {"Matches": table, "Every setting that was run": count}
-    return figures, tables, findings, {"matches": found, "settings": _records(count)}
+    return Findings(figures, tables, findings, {"matches": found, "settings": _records(count)})
 
 
 def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:

@@ -25,7 +25,7 @@ SHORT = {"final_prune": "p", "prune_rounds": "N", "train_epochs": "E", "retrain_
 
 def new_figure(panels: int, width: float = 4.6, height: float = 3.5) -> tuple[Figure, list[Axes]]:
     """A figure with `panels` axes side by side."""
-    figure = Figure(figsize=(max(width * panels, 5.4), height), dpi=200, layout="constrained")
+    figure = Figure(figsize=(max(width * panels, 6.2), height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for each in axes:
@@ -39,7 +39,7 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
     """One panel for each of `values` against `x`, one curve for each value of `curve`, bars of one standard error.
 
     Args:
-        summary: As `frames.by_setting` gives it.
+        summary: As `frames.by_setting` gives it; with a column `paper`, what the paper reports is drawn too.
         x: Column of the horizontal axis; its values are set at equal distances.
         curve: Column that tells the curves apart; None for a single one.
         values: `accuracy`, `error` or both.
@@ -62,6 +62,11 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
                 linewidth=1.4,
                 capsize=3,
             )
+        reported = summary.dropna(subset=["paper"]) if "paper" in summary else summary[:0]
+        if len(reported):
+            theirs = reported["paper"] if value == "accuracy" else 1.0 - reported["paper"]
+            at = [ticks.index(tick) for tick in reported[x]]
+            panel.plot(at, theirs, "_", color="black", markersize=14, label="the paper's PackNet")
         panel.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
         panel.set_xticklabels([format_value(x, tick) for tick in ticks])
         panel.set_xlim(-0.3, len(ticks) - 0.7)
