@@ -199,7 +199,7 @@ def _machine(define: Define) -> None:
 
 
 def _output(define: Define) -> None:
-    define("output_dir", "Where results, owner maps, TensorBoard logs and exports go. Default: out/<dataset>.")
+    define("output_dir", "Where everything goes that comes of it. Default: out/<dataset>[-<experiment>].")
     define("export", "Write one SavedModel a task.", _BOOLEAN)
 
 

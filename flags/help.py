@@ -12,6 +12,7 @@ usage: python launch/main.py [--flagfile=FILE] [--name=value ...]
   --flagfile=flags/presets/digits.flags    the demo: half a minute, no network needed
   --flagfile=flags/presets/mnist.flags     the paper's MNIST setting
   --flagfile=flags/presets/cifar10.flags   the paper's CIFAR-10 setting
+  --experiment=figure2 --flagfile=...      one of the paper's figures, in that setting
 
 A flag file holds one --name=value a line; flags that follow --flagfile override it."""
 

@@ -89,6 +89,25 @@ def test_an_unknown_data_set_stops_all_before_any_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flags", [("--seeds=2",), ("--experiment=table1",)])
+def test_what_only_the_data_can_tell_is_refused_too(flags, tmp_path):
+    done = launch("--num_tasks=6", *flags, f"--output_dir={tmp_path}/out", "--workers=1")
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last == "main.py: --num_tasks=6: expected at most 5 (digits has 10 classes, 2 a task)"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stages_dir_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for flags in ((), ("--seeds=2",)):
+        done = launch(*flags, f"--stages_dir={tmp_path}/file", f"--output_dir={tmp_path}/out")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"main.py: --stages_dir={tmp_path}/file: expected a folder (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize(
     ("cores", "asked", "threads", "expected"),
     [(2, None, 1, Layout(2, 1)), (16, None, 5, Layout(3, 5)), (4, 2, 1, Layout(2, 1)), (2, None, 4, Layout(1, 4))],

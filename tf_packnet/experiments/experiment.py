@@ -23,13 +23,13 @@ def main(config: Config, stages_dir: str | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # what TFDS and TensorFlow remark while all goes well
     check_name(config.dataset, config.data_dir)
     results = output.check(config)
+    store = output.check_stages_dir(stages_dir)
     if results is None:
         from tf_packnet.quiet import start_tensorflow
 
         start_tensorflow()
         from tf_packnet.experiments.runner import run
 
-        store = Path(stages_dir).expanduser() if stages_dir else None
         results = run(config, store).to_json()
     else:
         print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)

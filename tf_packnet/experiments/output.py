@@ -61,13 +61,26 @@ def check_experiment(plan: Plan, paths: ExperimentPaths) -> None:
     _check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
 
 
-def _is_new(root: Path) -> bool:
+def check_stages_dir(stages_dir: str | None) -> Path | None:
+    """The store that was asked for, if any.
+
+    Raises:
+        ArgumentError: If nothing can be written there.
+    """
+    if stages_dir is None:
+        return None
+    root = Path(stages_dir).expanduser()
+    _is_new(root, "stages_dir")
+    return root
+
+
+def _is_new(root: Path, argument: str = "output_dir") -> bool:
     """Whether nothing is in `root` yet; raises ArgumentError if nothing can be written there."""
-    existing = _nearest_existing(root)
+    existing = _nearest_existing(root, argument)
     if not existing.is_dir():
-        raise ArgumentError("output_dir", f"a folder ({existing} is a file)", str(root))
+        raise ArgumentError(argument, f"a folder ({existing} is a file)", str(root))
     if not _is_writable(existing):
-        raise ArgumentError("output_dir", f"a folder that can be written ({existing} cannot)", str(root))
+        raise ArgumentError(argument, f"a folder that can be written ({existing} cannot)", str(root))
     return existing != root or not any(root.iterdir())
 
 
@@ -101,11 +114,11 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _nearest_existing(root: Path) -> Path:
+def _nearest_existing(root: Path, argument: str) -> Path:
     try:
         return next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     except OSError as error:
-        raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
+        raise ArgumentError(argument, f"a folder that can be written ({error.strerror})", str(root)) from error
 
 
 def _is_writable(folder: Path) -> bool:

@@ -1,20 +1,24 @@
 """An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
 
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_packnet import files
-from tf_packnet.errors import FailedRunsError
+from tf_packnet.errors import ArgumentError, FailedRunsError
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import MATCHING, Plan, run_name
 from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
 from tf_packnet.tasks.sources import check_name
+
+if TYPE_CHECKING:
+    from tf_packnet.experiments.matching import Match
 
 
 class Runs:
@@ -71,9 +75,18 @@ class Runs:
             return self._asked[name]
 
     def get(self, configs: Sequence[Config]) -> list[Outcome]:
-        """The outcomes of several runs, in order, whatever came of them."""
+        """The outcomes of several runs, in order.
+
+        Raises:
+            ArgumentError: If one of the configs cannot be had; what else may come of a run does not stop the others.
+        """
         futures = [self.submit(config) for config in configs]
-        return [future.result() for future in futures]
+        outcomes = []
+        for future in futures:
+            outcomes.append(future.result())
+            if outcomes[-1].refused is not None:
+                raise outcomes[-1].refused
+        return outcomes
 
     def _ended(self, outcome: Outcome) -> None:
         scores = ""
@@ -95,22 +108,17 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
         check_name(dataset, data_dir)
     paths = ExperimentPaths(output.experiment_folder(plan))
     output.check_experiment(plan, paths)
+    store = output.check_stages_dir(stages_dir) or paths.stages
+    is_new = not paths.root.exists()
     files.write_json(paths.experiment, output.experiment_identity(plan))
-    from tf_packnet.experiments import findings, matching
-    from tf_packnet.reporting.runs_progress import RunsProgress
+    from tf_packnet.experiments import findings
 
-    store = Path(stages_dir).expanduser() if stages_dir else paths.stages
-    with RunsProgress() as display:
-        layout = best_layout(workers, threads)
-        display.say(
-            f"{plan.name}: {layout.workers} runs at once with {threads} thread{'s' if threads > 1 else ''} each"
-        )
-        with Runs(plan, paths, layout, store, display) as runs:
-            if plan.name in MATCHING:
-                matches = matching.match_all(plan, runs)
-                outcomes = [outcome for match in matches for outcome in match.outcomes]
-            else:
-                matches, outcomes = [], runs.get(plan.configs)
+    try:
+        runs, outcomes, matches = _run_all(plan, paths, best_layout(workers, threads), store)
+    except ArgumentError:  # only the data could tell: nothing came of it, so nothing is left behind
+        if is_new:
+            shutil.rmtree(paths.root)
+        raise
     findings.report(plan, paths, outcomes, matches)
     print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
     failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
@@ -118,6 +126,22 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
         raise FailedRunsError(
             f"{len(failed)} of {len(outcomes)} runs failed ({'; '.join(failed)}); the same command tries them again"
         )
+
+
+def _run_all(
+    plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path
+) -> tuple[Runs, list[Outcome], "list[Match]"]:
+    from tf_packnet.experiments import matching
+    from tf_packnet.reporting.runs_progress import RunsProgress
+
+    with RunsProgress() as display:
+        threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
+        display.say(f"{plan.name}: {layout.workers} runs at once with {threads} each")
+        with Runs(plan, paths, layout, store, display) as runs:
+            if plan.name not in MATCHING:
+                return runs, runs.get(plan.configs), []
+            matches = matching.match_all(plan, runs)
+            return runs, [outcome for match in matches for outcome in match.outcomes], matches
 
 
 def epochs_of(config: Config) -> int:

@@ -1,8 +1,8 @@
 """Runs of an experiment, one after another, in a process of its own: `python -m tf_packnet.experiments.worker`.
 
 It reads a job a line from standard input, `{"config": {...}, "stages_dir": "..."}`, and writes lines to standard
-output: `{"epochs": n}` as it goes on, and at last `{"results": {...}}` or `{"error": "..."}`. It ends when its input
-does, in the middle of a run too: whoever gave the jobs is gone.
+output: `{"epochs": n}` as it goes on, and at last `{"results": {...}}` or `{"error": "..."}`, with `"refused"` if the
+config cannot be. It ends when its input does, in the middle of a run too: whoever gave the jobs is gone.
 """
 
 import gc
@@ -34,7 +34,9 @@ def main() -> None:
         job = jobs.get()
         try:
             reply = {"results": _do(Config.from_json(job["config"]), Path(job["stages_dir"]), replies)}
-        except (ArgumentError, DivergedError) as error:
+        except ArgumentError as error:
+            reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
+        except DivergedError as error:
             reply = {"error": str(error)}
         except Exception as error:  # the other runs shall go on, and this one say what it died of
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tf_packnet
+from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.stages import shared_beginning
 
@@ -49,12 +50,13 @@ def best_layout(workers: int | None = None, threads: int = 1) -> Layout:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run: its results, or what it failed of."""
+    """What came of one run: its results, or what it failed of; `refused` if its config cannot be had."""
 
     config: Config
     results: dict[str, Any] | None
     error: str
     seconds: float
+    refused: ArgumentError | None = None
 
 
 @dataclass
@@ -202,7 +204,8 @@ class _Worker:
         except OSError:  # it is gone
             pass
         error = reply.get("error") or ("" if "results" in reply else self._died())
-        return Outcome(config, reply.get("results"), error, time.perf_counter() - began)
+        refused = ArgumentError(*reply["refused"]) if "refused" in reply else None
+        return Outcome(config, reply.get("results"), error, time.perf_counter() - began, refused)
 
     def _died(self) -> str:
         code = self._process.wait()
