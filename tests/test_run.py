@@ -274,7 +274,9 @@ def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp
 def test_training_that_diverges_ends_in_one_line(tmp_path):
     done = launch("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", f"--output_dir={tmp_path}/out")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("main.py: task 1, train: the loss is not a number in epoch 1, the training has diverged")
+    assert done.stderr.splitlines()[-1].startswith(
+        "main.py: task 1, train: the loss is not a number in epoch 1, the training has diverged"
+    )
     assert "Traceback" not in done.stderr
 
 

@@ -204,13 +204,13 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert lines[0].startswith("sweep: ")
     assert "learning_rate=1e+30" in next(line for line in lines if "failed: " in line)
     assert "task 1, train: the loss is not a number in epoch 1, the training has diverged" in done.stderr
-    name = "approach=packnet,learning_rate=1e+30,seed=0"
+    name = "learning_rate=1e+30,seed=0"
     assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command tries them again"
     assert "1 of 3 runs failed and are missing here." in done.stdout
     assert "3 runs done: 8 epochs computed, 0 reused" in done.stdout  # the failed one had none to show
     runs = tmp_path / "out/runs"
     before = {path.name: path.stat().st_mtime_ns for path in runs.iterdir()}
-    assert sorted(before) == [f"approach=packnet,learning_rate={rate},seed=0.json" for rate in (0.1, 0.2)]
+    assert sorted(before) == [f"learning_rate={rate},seed=0.json" for rate in (0.1, 0.2)]
     csv = (tmp_path / "out/results.csv").read_bytes()
     again = launch(*command)
     assert again.returncode == 1

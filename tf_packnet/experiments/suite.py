@@ -33,7 +33,8 @@ class Runs:
     """
 
     def __init__(self, plan: Plan, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
-        self._axes, self._paths, self._display = tuple(plan.axes), paths, display
+        self._axes = ("approach", *plan.axes) if plan.name in MATCHING else tuple(plan.axes)
+        self._paths, self._display = paths, display
         self._pool = Pool(
             layout,
             stages_dir,
@@ -58,7 +59,7 @@ class Runs:
 
     def name(self, config: Config) -> str:
         """What a run is called."""
-        return run_name(config, dict.fromkeys(["approach", *self._axes]))
+        return run_name(config, self._axes)
 
     def submit(self, config: Config) -> "Future[Outcome]":
         """The outcome of a run, once it is there."""
