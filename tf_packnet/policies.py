@@ -1,4 +1,8 @@
-"""The choices that the library leaves to its users, each named once."""
+"""The words of the library: the stages of a task, and the choices left to its users, each named once."""
+
+# The day and the night of a task.
+TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
+STAGES = (TRAIN, PRUNE_RETRAIN)
 
 # How weights that a task gave back start the next one: at 0 (Mallya & Lazebnik 2018), as they were when pruned, or
 # drawn afresh from the layer's initializer.

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from launch.benchmarks import Row, floors
-from tf_packnet.approaches.base import STAGES
 from tf_packnet.experiments import runner, setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
+from tf_packnet.policies import STAGES
 from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.tasks import Split, Task, TaskStream, split_into_tasks
 

@@ -15,11 +15,10 @@ import tensorflow as tf
 from tf_packnet import acceleration, lifecycle
 from tf_packnet.callbacks import EqualShare
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.policies import PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
 
-TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
-STAGES = (TRAIN, PRUNE_RETRAIN)
 Observers = Callable[[Task, str], Sequence[keras.callbacks.Callback]]
 
 

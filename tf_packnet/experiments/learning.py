@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from tf_packnet import tasks
 from tf_packnet.approaches import Approach
-from tf_packnet.approaches.base import PRUNE_RETRAIN, Observers
+from tf_packnet.approaches.base import Observers
 from tf_packnet.errors import DivergedError
 from tf_packnet.experiments import setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.results import Results, environment
 from tf_packnet.experiments.stages import Stage, chain
 from tf_packnet.experiments.store import StageStore
+from tf_packnet.policies import PRUNE_RETRAIN
 from tf_packnet.reporting import summary
 from tf_packnet.tasks import Task, TaskStream
 

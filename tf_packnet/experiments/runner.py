@@ -7,7 +7,7 @@ import keras
 
 from tf_packnet import files
 from tf_packnet.approaches import Approach, PackNet
-from tf_packnet.approaches.base import TRAIN, Observers
+from tf_packnet.approaches.base import Observers
 from tf_packnet.callbacks import EpochLog, save_owner_maps
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
@@ -16,6 +16,7 @@ from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.experiments.results import Results
 from tf_packnet.experiments.store import StageStore
 from tf_packnet.export import export_task
+from tf_packnet.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.tasks import Task
 
