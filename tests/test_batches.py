@@ -106,3 +106,31 @@ def test_evaluation_batches_bring_every_whole_share_in_order(examples, batch_siz
         for x, y in seen:
             assert (x.dtype, x.shape[1:]) == ("float32", (2, 3))
             np.testing.assert_array_equal(x[:, 1, 2], y.numpy() / np.float32(256))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**31 - 1), st.data())
+def test_a_shorter_epoch_goes_on_where_the_one_before_stopped(batch_size, steps, seed, data):
+    examples = batch_size * steps + data.draw(st.integers(0, batch_size - 1))
+    epoch_steps = data.draw(st.integers(1, steps))
+    passes = np.concatenate([epoch_order(examples, batch_size, seed, number).numpy() for number in range(5)])
+    epochs = [epoch_order(examples, batch_size, seed, epoch, epoch_steps).numpy() for epoch in range(5)]
+    assert {epoch.shape for epoch in epochs} == {(epoch_steps, batch_size)}
+    np.testing.assert_array_equal(np.concatenate(epochs), passes[: 5 * epoch_steps])
+
+
+def test_shorter_epochs_are_the_same_on_every_path():
+    expected = [batch.tolist() for epoch in range(4) for batch in epoch_order(23, 4, 3, epoch, 3).numpy()]
+    for kind in (StreamedBatches, ResidentBatches):
+        batches = make(kind, epoch_steps=3, steps_per_call=2)
+        assert (batches.steps, batches.calls) == (3, 2)
+        assert unrolled(batches, 4) == expected
+        assert unrolled(batches, 2, first_epoch=2) == expected[6:]
+    singles = make(StreamedBatches, epoch_steps=3).single_batches().take(12)
+    assert [labels.numpy().tolist() for _, labels in singles] == expected
+
+
+@pytest.mark.parametrize("epoch_steps", [0, 6])
+def test_an_epoch_has_at_most_one_pass(epoch_steps):
+    with pytest.raises(ArgumentError, match="1 to the 5 full batches"):
+        make(StreamedBatches, epoch_steps=epoch_steps)
