@@ -185,6 +185,17 @@ def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path
     assert killed
 
 
+def test_a_worker_starts_afresh_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "RUNS_A_PROCESS", 1)
+    with Pool(Layout(1, 1), tmp_path / "stages") as pool:
+        processes = []
+        for seed in (0, 1):
+            assert pool.submit(Config(**TINY, seed=seed)).result(120).results["complete"]
+            processes.append(pool._processes[0])
+    assert processes[0].pid != processes[1].pid
+    assert processes[0].returncode is not None
+
+
 def test_workers_go_when_whoever_gave_the_jobs_is_gone(tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         pool.submit(Config(**TINY)).result(120)
