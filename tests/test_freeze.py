@@ -187,3 +187,65 @@ def test_hidden_means_hidden():
     packed.fit(*blobs(1), epochs=4, batch_size=16, verbose=0, callbacks=[*night(2), Watch()])
     assert sum(values.size for values in seen) > 0
     assert all((values == 0).all() for values in seen)
+
+
+def make_convolutions_of_all_kinds():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.SeparableConv2D(6, 3, padding="same", activation="relu", depth_multiplier=2),
+            layers.DepthwiseConv2D(3, strides=2, padding="same"),
+            layers.Conv2DTranspose(4, 2, strides=2, activation="relu"),
+            layers.Reshape((64, 4)),
+            layers.SeparableConv1D(5, 3),
+            layers.DepthwiseConv1D(3),
+            layers.Conv1DTranspose(3, 2),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+
+
+def make_text_network():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(20, 8),
+            layers.Conv1D(6, 3, activation="relu"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(2),
+        ]
+    )
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+@pytest.mark.parametrize("make", [make_convolutions_of_all_kinds, make_text_network])
+def test_every_kind_of_layer_freezes_reloads_and_exports(make, jit, tmp_path):
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    packed = compile_model(tp.pack(make(), freed_weights="keep"), optimizer, jit_compile=jit)
+    rng = np.random.default_rng(0)
+    text = make is make_text_network
+
+    def examples(seed):
+        if text:  # the second class begins with a word of its own
+            x, y = rng.integers(0, 20, (64, 6)), np.arange(64) % 2
+            x[:, 0] = np.where(y == 1, 19 - seed, seed)
+            return x.astype("int32"), y
+        return blobs(seed, (8, 8, 2))
+
+    probe = examples(9)[0][:32]
+    committed = {}
+    for number in (1, 2, 3):
+        learn(packed, number, examples(number))
+        committed[number] = logits(packed, number, probe)
+        packed.save(tmp_path / "pack.keras")
+        packed = keras.models.load_model(tmp_path / "pack.keras")  # as on another day
+        for earlier, then in committed.items():
+            np.testing.assert_array_equal(logits(packed, earlier, probe), then)
+    assert not np.array_equal(committed[1], committed[2])
+    assert packed.free_fraction()["overall"] == pytest.approx(0.5, abs=0.02)
+    for number, then in committed.items():
+        plain = tp.export.dense_model(packed, number)
+        np.testing.assert_allclose(plain.predict(probe, verbose=0), then, rtol=1e-5, atol=1e-6)

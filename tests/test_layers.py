@@ -8,7 +8,23 @@ from keras import ops
 from tests.conftest import compile_model
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers import MaskedConv1D, MaskedConv2D, MaskedConv3D, MaskedDense, MaskedEinsumDense, TaskHead
+from tf_packnet.layers import (
+    MaskedConv1D,
+    MaskedConv1DTranspose,
+    MaskedConv2D,
+    MaskedConv2DTranspose,
+    MaskedConv3D,
+    MaskedConv3DTranspose,
+    MaskedDense,
+    MaskedDepthwiseConv1D,
+    MaskedDepthwiseConv2D,
+    MaskedEinsumDense,
+    MaskedEmbedding,
+    MaskedSeparableConv1D,
+    MaskedSeparableConv2D,
+    TaskHead,
+)
+from tf_packnet.layers.masked import TWINS
 
 LAYERS = [
     pytest.param(MaskedDense, {"units": 5, "activation": "relu"}, (7,), id="dense"),
@@ -24,6 +40,25 @@ LAYERS = [
         MaskedConv2D, {"filters": 4, "kernel_size": 2, "groups": 2, "use_bias": False}, (6, 6, 2), id="conv2d-groups"
     ),
     pytest.param(MaskedConv3D, {"filters": 2, "kernel_size": 2}, (4, 4, 4, 1), id="conv3d"),
+    pytest.param(MaskedConv1DTranspose, {"filters": 4, "kernel_size": 3, "strides": 2}, (5, 2), id="conv1d-transpose"),
+    pytest.param(
+        MaskedConv2DTranspose,
+        {"filters": 3, "kernel_size": 2, "strides": 2, "padding": "same"},
+        (4, 4, 2),
+        id="conv2d-transpose",
+    ),
+    pytest.param(
+        MaskedConv3DTranspose, {"filters": 2, "kernel_size": 2, "use_bias": False}, (3, 3, 3, 2), id="conv3d-transpose"
+    ),
+    pytest.param(
+        MaskedDepthwiseConv1D, {"kernel_size": 3, "depth_multiplier": 2, "activation": "relu"}, (9, 2), id="depthwise1d"
+    ),
+    pytest.param(MaskedDepthwiseConv2D, {"kernel_size": 3, "use_bias": False}, (6, 6, 4), id="depthwise2d"),
+    pytest.param(MaskedSeparableConv1D, {"filters": 4, "kernel_size": 3}, (9, 3), id="separable1d"),
+    pytest.param(
+        MaskedSeparableConv2D, {"filters": 4, "kernel_size": 2, "depth_multiplier": 2}, (6, 6, 2), id="separable2d"
+    ),
+    pytest.param(MaskedEmbedding, {"input_dim": 4, "output_dim": 6}, (3,), id="embedding"),
     pytest.param(TaskHead, {"units": 3}, (7,), id="head"),
 ]
 parametrize = pytest.mark.parametrize(("layer_class", "arguments", "shape"), LAYERS)
@@ -35,25 +70,40 @@ def plain_twin(layer):
     config = {k: v for k, v in layer.get_config().items() if k != "bias_policy"}
     twin = base.from_config(config)
     twin.build(layer.get_build_config()["input_shape"])
-    twin.set_weights([ops.convert_to_numpy(w) for w in (layer.kernel, layer.bias) if w is not None])
+    values = [getattr(layer, name) for name in layer.masked + layer.per_task]
+    twin.set_weights([ops.convert_to_numpy(value) for value in values if value is not None])
     return twin
 
 
-def inputs(shape, seed=0):
-    return np.random.default_rng(seed).normal(size=(8, *shape)).astype("float32")
+def inputs(shape, seed=0, layer=None):
+    """What a layer takes: numbers, or for an embedding what it looks up."""
+    rng = np.random.default_rng(seed)
+    if isinstance(layer, MaskedEmbedding):
+        return rng.integers(0, layer.input_dim, (8, *shape))
+    return rng.normal(size=(8, *shape)).astype("float32")
+
+
+def test_every_masked_layer_is_under_the_contract():
+    tested = {parameter.values[0] for parameter in LAYERS}
+    assert set(TWINS.values()) | {TaskHead} == tested
+    for plain, masked in TWINS.items():
+        assert masked.__name__ == f"Masked{plain.__name__}"
 
 
 @parametrize
 def test_a_fresh_layer_computes_as_kerass_own(layer_class, arguments, shape):
     layer = layer_class(**arguments)
-    x = inputs(shape)
+    x = inputs(shape, layer=layer)
     np.testing.assert_array_equal(layer(x), plain_twin(layer)(x))
 
 
 @parametrize
 def test_config_round_trips(layer_class, arguments, shape):
     more = {} if layer_class is TaskHead else {"bias_policy": "per_task"}
-    layer = layer_class(**arguments, **more, kernel_initializer="he_normal", kernel_regularizer="l2", name="named")
+    names = layer_class.initializers.values() or [f"{name}_initializer" for name in layer_class.masked]
+    for name in names or ["kernel_initializer"]:
+        more |= {name: "he_normal", name.replace("initializer", "regularizer"): "l2"}
+    layer = layer_class(**arguments, **more, name="named")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is layer_class
     assert again.get_config() == layer.get_config()
@@ -70,7 +120,7 @@ def test_fit_moves_candidates_only(layer_class, arguments, shape, mode):
         weight.prune(keep[-1])
     before = [weight.values() for weight in layer.masked_weights]
     compile_model(model, "sgd", run_eagerly=mode == "eager", jit_compile=mode == "jit")
-    model.fit(inputs(shape), np.arange(8) % 2, epochs=2, verbose=0)
+    model.fit(inputs(shape, layer=layer), np.arange(8) % 2, epochs=2, verbose=0)
     for weight, mask, values in zip(layer.masked_weights, keep, before, strict=True):
         np.testing.assert_array_equal(weight.values()[~mask], values[~mask])
         assert (weight.values()[mask] != values[mask]).mean() > 0.5
@@ -81,10 +131,10 @@ def test_fit_moves_candidates_only(layer_class, arguments, shape, mode):
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_computes_low_and_stores_high(layer_class, arguments, shape, policy):
     layer = layer_class(**arguments, dtype=policy)
-    out = layer(inputs(shape))
+    out = layer(inputs(shape, layer=layer))
     assert keras.backend.standardize_dtype(out.dtype) == policy.removeprefix("mixed_")
     assert {v.dtype for v in layer.trainable_variables} == {"float32"}
-    np.testing.assert_array_equal(out, plain_twin(layer)(inputs(shape)))
+    np.testing.assert_array_equal(out, plain_twin(layer)(inputs(shape, layer=layer)))
 
 
 @parametrize
@@ -99,7 +149,7 @@ def test_saved_and_loaded_it_is_the_same_layer(layer_class, arguments, shape, tm
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
     ours, theirs = lifecycle.task_layers(model)[0], lifecycle.task_layers(again)[0]
-    x = inputs(shape)
+    x = inputs(shape, layer=ours)
     for task in (3, 1, 2):
         ours.select_task(task), theirs.select_task(task)
         np.testing.assert_array_equal(model(x), again(x))
@@ -112,7 +162,7 @@ def test_gradients_of_what_is_not_a_candidate_are_exactly_0(layer_class, argumen
     import tensorflow as tf
 
     layer = layer_class(**arguments)
-    x = inputs(shape)
+    x = inputs(shape, layer=layer)
     layer(x)
     for weight in layer.masked_weights:
         weight.prune(np.random.default_rng(1).random(weight.owner_map().shape) < 0.3)

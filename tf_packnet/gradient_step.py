@@ -72,6 +72,7 @@ def _update(model, weights, by_kernel, by_variable) -> None:
     def update(by_kernel, by_variable):
         gradients = list(by_variable)  # of heads, biases and regularisers; None where there is none
         for (_, weight), gradient in zip(weights, by_kernel, strict=True):
+            gradient = tf.convert_to_tensor(gradient)  # of an embedding, the rows that the batch looked up
             masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
             index = place[id(weight.variable)]
             gradients[index] = masked if gradients[index] is None else gradients[index] + masked

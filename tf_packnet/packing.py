@@ -20,8 +20,8 @@ def pack(
     """Makes the masked twin of a Keras model: same topology, same starting weights, room for many tasks.
 
     Args:
-        model: A built Sequential or functional model of `Dense`, `EinsumDense`, `Conv1D/2D/3D` and layers without
-            trainable weights. It is left as it was.
+        model: A built Sequential or functional model of the layers that `tp.layers` has masked twins of (dense,
+            convolutions of all kinds, embeddings) and of layers without trainable weights. It is left as it was.
         head: `per_task`: the final `Dense` becomes an unpruned head of which each task has its own; `shared`: it is
             masked and pruned like the rest, and serves all tasks.
         bias_policy: `first_task`: biases are trained by task 1, then frozen; `per_task`: each task has its own.

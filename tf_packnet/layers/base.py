@@ -4,6 +4,8 @@ Keras layers compute with `self.kernel` and `self.bias`. A `Routed` attribute st
 assigns to it and hands out the value that the selected task sees, so that no `call` of Keras is written again.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -44,6 +46,8 @@ class TaskLayer:
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
+    # Where the Keras layer keeps a weight's initializer, if not under `<name>_initializer`.
+    initializers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *args, bias_policy: str = "first_task", **kwargs):
         super().__init__(*args, **kwargs)
@@ -68,7 +72,8 @@ class TaskLayer:
 
     def _route(self, name: str) -> "MaskedWeight | TaskWeight":
         if name in self.masked:
-            return MaskedWeight(self, name, self._raw(name), getattr(self, f"{name}_initializer"))
+            initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
+            return MaskedWeight(self, name, self._raw(name), initializer)
         return TaskWeight(self, name, self._raw(name), self.bias_policy)
 
     def _raw(self, name: str) -> keras.Variable | None:

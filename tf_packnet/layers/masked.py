@@ -1,5 +1,7 @@
 """Keras's own layers with masked kernels: every argument, shape and dtype is the Keras layer's."""
 
+from types import MappingProxyType
+
 import keras
 
 from tf_packnet.layers.base import Routed, TaskLayer
@@ -47,11 +49,93 @@ class MaskedConv3D(TaskLayer, keras.layers.Conv3D):
     bias = Routed()
 
 
-# The masked twin of each Keras layer that `pack` knows.
-TWINS = {
-    keras.layers.Dense: MaskedDense,
-    keras.layers.EinsumDense: MaskedEinsumDense,
-    keras.layers.Conv1D: MaskedConv1D,
-    keras.layers.Conv2D: MaskedConv2D,
-    keras.layers.Conv3D: MaskedConv3D,
-}
+@_register
+class MaskedConv1DTranspose(TaskLayer, keras.layers.Conv1DTranspose):
+    """`keras.layers.Conv1DTranspose` whose kernel `(width, filters, inputs)` is owned by tasks."""
+
+    kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedConv2DTranspose(TaskLayer, keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose` whose kernel `(height, width, filters, inputs)` is owned by tasks."""
+
+    kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedConv3DTranspose(TaskLayer, keras.layers.Conv3DTranspose):
+    """`keras.layers.Conv3DTranspose` whose kernel `(depth, height, width, filters, inputs)` is owned by tasks."""
+
+    kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedDepthwiseConv1D(TaskLayer, keras.layers.DepthwiseConv1D):
+    """`keras.layers.DepthwiseConv1D` whose kernel `(width, inputs, multiplier)` is owned by tasks."""
+
+    initializers = MappingProxyType({"kernel": "depthwise_initializer"})
+    kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedDepthwiseConv2D(TaskLayer, keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` whose kernel `(height, width, inputs, multiplier)` is owned by tasks."""
+
+    initializers = MappingProxyType({"kernel": "depthwise_initializer"})
+    kernel = Routed()
+    bias = Routed()
+
+
+class _Separable(TaskLayer):
+    """Two kernels, each with owners of its own."""
+
+    masked = ("depthwise_kernel", "pointwise_kernel")
+    initializers = MappingProxyType(
+        {"depthwise_kernel": "depthwise_initializer", "pointwise_kernel": "pointwise_initializer"}
+    )
+    depthwise_kernel = Routed()
+    pointwise_kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedSeparableConv1D(_Separable, keras.layers.SeparableConv1D):
+    """`keras.layers.SeparableConv1D` whose two kernels are owned by tasks."""
+
+
+@_register
+class MaskedSeparableConv2D(_Separable, keras.layers.SeparableConv2D):
+    """`keras.layers.SeparableConv2D` whose two kernels are owned by tasks."""
+
+
+@_register
+class MaskedEmbedding(TaskLayer, keras.layers.Embedding):
+    """`keras.layers.Embedding` whose table `(entries, features)` is owned by tasks."""
+
+    masked = ("embeddings",)
+    per_task = ()
+    embeddings = Routed()
+
+
+_MASKED = (
+    MaskedDense,
+    MaskedEinsumDense,
+    MaskedConv1D,
+    MaskedConv2D,
+    MaskedConv3D,
+    MaskedConv1DTranspose,
+    MaskedConv2DTranspose,
+    MaskedConv3DTranspose,
+    MaskedDepthwiseConv1D,
+    MaskedDepthwiseConv2D,
+    MaskedSeparableConv1D,
+    MaskedSeparableConv2D,
+    MaskedEmbedding,
+)
+# The masked twin of each Keras layer that `pack` knows: the last of its bases.
+TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}
