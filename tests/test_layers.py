@@ -24,7 +24,7 @@ from tf_packnet.layers import (
     MaskedSeparableConv2D,
     TaskHead,
 )
-from tf_packnet.layers.masked import TWINS
+from tf_packnet.layers.masked import MASKED_TWINS
 
 LAYERS = [
     pytest.param(MaskedDense, {"units": 5, "activation": "relu"}, (7,), id="dense"),
@@ -85,8 +85,8 @@ def inputs(shape, seed=0, layer=None):
 
 def test_every_masked_layer_is_under_the_contract():
     tested = {parameter.values[0] for parameter in LAYERS}
-    assert set(TWINS.values()) | {TaskHead} == tested
-    for plain, masked in TWINS.items():
+    assert set(MASKED_TWINS.values()) | {TaskHead} == tested
+    for plain, masked in MASKED_TWINS.items():
         assert masked.__name__ == f"Masked{plain.__name__}"
 
 

@@ -3,8 +3,7 @@
 import keras
 
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.layers.head import TaskHead
-from tf_packnet.layers.masked import TWINS
+from tf_packnet.layers import TWINS, TaskHead
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
@@ -20,11 +19,12 @@ def pack(
     """Makes the masked twin of a Keras model: same topology, same starting weights, room for many tasks.
 
     Args:
-        model: A built Sequential or functional model of the layers that `tp.layers` has masked twins of (dense,
-            convolutions of all kinds, embeddings) and of layers without trainable weights. It is left as it was.
+        model: A built Sequential or functional model of the layers that `tp.layers` has twins of (dense, convolutions
+            of all kinds, embeddings, normalisation) and of layers without trainable weights. It is left as it was.
         head: `per_task`: the final `Dense` becomes an unpruned head of which each task has its own; `shared`: it is
             masked and pruned like the rest, and serves all tasks.
-        bias_policy: `first_task`: biases are trained by task 1, then frozen; `per_task`: each task has its own.
+        bias_policy: `first_task`: biases and normalisation are trained by task 1, then frozen; `per_task`: each task
+            has its own.
         freed_weights: How the weights that a task gives back start the next one: `zero`, `keep` or `reinit`.
         seed: Seeds the draws of later tasks (heads, `reinit`).
 

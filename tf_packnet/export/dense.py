@@ -5,8 +5,7 @@ import numpy as np
 from keras import ops
 
 from tf_packnet import lifecycle
-from tf_packnet.layers import TaskHead, TaskLayer
-from tf_packnet.layers.masked import TWINS
+from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
 
 _PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}

@@ -3,6 +3,7 @@
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked import (
+    MASKED_TWINS,
     MaskedConv1D,
     MaskedConv1DTranspose,
     MaskedConv2D,
@@ -17,8 +18,19 @@ from tf_packnet.layers.masked import (
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
 )
+from tf_packnet.layers.normalization import (
+    NORMALIZATION_TWINS,
+    TaskBatchNormalization,
+    TaskGroupNormalization,
+    TaskLayerNormalization,
+    TaskRMSNormalization,
+)
+
+# The task-aware twin of each Keras layer that `pack` knows.
+TWINS = {**MASKED_TWINS, **NORMALIZATION_TWINS}
 
 __all__ = [
+    "TWINS",
     "MaskedConv1D",
     "MaskedConv1DTranspose",
     "MaskedConv2D",
@@ -32,6 +44,10 @@ __all__ = [
     "MaskedEmbedding",
     "MaskedSeparableConv1D",
     "MaskedSeparableConv2D",
+    "TaskBatchNormalization",
+    "TaskGroupNormalization",
     "TaskHead",
     "TaskLayer",
+    "TaskLayerNormalization",
+    "TaskRMSNormalization",
 ]

@@ -138,4 +138,4 @@ _MASKED = (
     MaskedEmbedding,
 )
 # The masked twin of each Keras layer that `pack` knows: the last of its bases.
-TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}
+MASKED_TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}

@@ -52,7 +52,7 @@ class MaskedWeight:
         self.variable = variable
         self.initializer = initializer
         shape = tuple(variable.shape)
-        add = _non_trainable(layer)
+        add = _non_trainable(layer, variable)
         self.frozen = add(f"{name}_frozen", shape, variable.dtype, "zeros")
         self.owner = add(f"{name}_owner", shape, "uint8", keras.initializers.Constant(ownership.CANDIDATE))
         self.shown = add(f"{name}_shown", (), "uint8", "zeros")
@@ -177,7 +177,7 @@ class TaskWeight:
         self.variable = variable
         self.kept: dict[int, np.ndarray] = {}
         self._fresh_initializer = fresh_initializer
-        add = _non_trainable(layer)
+        add = _non_trainable(layer, variable)
         self.frozen = add(f"{name}_frozen", tuple(variable.shape), variable.dtype, "zeros")
         self.learning = add(f"{name}_learning", (), "bool", "ones")
 
@@ -234,7 +234,7 @@ def check_task_number(task: int) -> None:
         raise ArgumentError("task", f"a number from 1 to {ownership.MAX_TASKS} (owner maps are uint8)", task)
 
 
-def _non_trainable(layer: keras.Layer):
+def _non_trainable(layer: keras.Layer, variable: keras.Variable):
     def add(name, shape, dtype, initializer):
         return layer.add_weight(
             name=name,
@@ -242,7 +242,7 @@ def _non_trainable(layer: keras.Layer):
             dtype=dtype,
             initializer=initializer,
             trainable=False,
-            autocast=keras.backend.is_float_dtype(dtype),
+            autocast=keras.backend.is_float_dtype(dtype) and variable._autocast,
         )
 
     return add
