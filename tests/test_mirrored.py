@@ -15,7 +15,7 @@ sys.path.insert(0, sys.argv[1])
 import keras
 import numpy as np
 from tf_packnet import lifecycle
-from tf_packnet.experiments import runner, setup
+from tf_packnet.experiments import learning, runner, setup
 from tf_packnet.experiments.config import Config
 
 mirrored = sys.argv[2] == "mirrored"
@@ -23,7 +23,7 @@ config = Config(strategy=sys.argv[2], logical_devices=2 if mirrored else None, j
                 train_epochs=6, retrain_epochs=6, prune_rounds=2, final_prune=0.5)
 strategy = setup.choose_strategy(config)
 setup.make_deterministic(config, "off")
-stream = runner.load_stream(config)
+stream = learning.load_stream(config)
 steps = []
 
 class Steps(keras.callbacks.Callback):

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,13 @@ class Outcome:
     reused: bool
 
 
-def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> Iterator[tuple[int, list[Outcome]]]:
+def learn(
+    run: Run,
+    approach: Approach,
+    store: StageStore,
+    with_state: bool,
+    found: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Iterator[int]:
     """Algorithm 1, stage by stage; what the store has is not computed again. `run.results` grows with every lesson.
 
     Args:
@@ -82,9 +88,10 @@ def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> 
         approach: Its approach, before the first lesson.
         store: Where the outcomes of stages lie.
         with_state: Whether the approach shall know all of a lesson when that is given, or the results suffice.
+        found: Called with the record of each stage that is not computed, when its turn comes.
 
     Yields:
-        After each lesson its number (1-based), and the outcomes of its two stages.
+        After each lesson its number (1-based).
     """
     numbers = approach.lesson_numbers(len(run.stream))
     plan = chain(run.config, numbers, run.stream.fingerprint(), run.choice)
@@ -92,7 +99,6 @@ def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> 
     if first > 0 and (with_state or first < len(plan)):
         approach.restore(store.state(plan[first - 1]))
     lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.lesson, run.stream))
-    outcomes = []
     for index, stage in enumerate(plan):
         if index < first:
             outcome = Outcome(store.record(stage), reused=True)
@@ -101,10 +107,11 @@ def learn(run: Run, approach: Approach, store: StageStore, with_state: bool) -> 
                 outcome = do_stage(run, approach, store, stage, lesson_of(stage.lesson))
         if index and not plan[index - 1].shared:
             store.drop_state(plan[index - 1])
+        if outcome.reused:
+            found(outcome.record)
         run.results.add_stage(outcome.record, outcome.reused)
-        outcomes.append(outcome)
         if stage.name == PRUNE_RETRAIN:
-            yield stage.lesson, outcomes[-2:]
+            yield stage.lesson
     if not with_state:
         store.drop_state(plan[-1])
 

@@ -39,14 +39,14 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
     with this.strategy.scope(), progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
         approach = this.approach(paths.masks, observers(config, paths, display))
-        for lesson, outcomes in learn(this, approach, store, with_state=True):
-            task = stream[lesson - 1]
-            for outcome in outcomes:
-                if outcome.reused:
-                    display.say(f"task {lesson}/{len(stream)}  {outcome.record['stage']}: found, not computed again")
-                    log(config, paths, task, outcome.record["stage"]).write(outcome.record["history"])
+
+        def found(record: dict[str, Any]) -> None:
+            display.say(f"task {record['task']}/{len(stream)}  {record['stage']}: found, not computed again")
+            log(config, paths, stream[record["task"] - 1], record["stage"]).write(record["history"])
+
+        for lesson in learn(this, approach, store, with_state=True, found=found):
             with results.timed("save"):
-                save(config, paths, results, approach, task)
+                save(config, paths, results, approach, stream[lesson - 1])
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     results.complete = True  # said last, when everything else is written
     results.write(paths.results)
