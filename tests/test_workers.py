@@ -157,6 +157,18 @@ def test_runs_that_begin_alike_are_kept_apart_while_there_are_others(fake, tmp_p
     assert {seed for said, seed, _ in fake[:2] if said == "begun"} == {0, 1}
 
 
+def test_what_goes_wrong_when_a_run_is_noted_reaches_whoever_waits_for_it(fake, tmp_path):
+    def full_disk(outcome):
+        if outcome.config.seed == 0:
+            raise OSError("no space left")
+
+    with Pool(Layout(1, 1), tmp_path, ended=full_disk) as pool:
+        first, second = pool.submit(Config(seed=0)), pool.submit(Config(seed=1))
+        with pytest.raises(OSError, match="no space left"):
+            first.result(10)
+        assert second.result(10).results == {}
+
+
 def test_an_interrupted_pool_begins_nothing_more(fake, tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         for seed in range(50):

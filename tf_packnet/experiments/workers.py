@@ -130,18 +130,30 @@ class Pool:
     def _work(self, number: int) -> None:
         worker = _Worker(self._layout, self._stages_dir)
         while (job := self._next()) is not None:
+            try:
+                outcome = self._do(worker, number, job)
+            except Exception as error:  # a full disk, say: whoever waits for the run shall hear of it
+                job.outcome.set_exception(error)
+                continue
+            if outcome is None:
+                job.outcome.cancel()
+            else:
+                job.outcome.set_result(outcome)
+
+    def _do(self, worker: "_Worker", number: int, job: Job) -> Outcome | None:
+        """Runs a job; None if the pool was closed meanwhile."""
+        try:
             self._processes[number] = worker.ready_for(job.config)
-            with self._changed:
-                self._begun(job.config)
-            outcome = worker.run(job.config, lambda epochs, job=job: self._tell(self._advanced, job.config, epochs))
+            self._tell(self._begun, job.config)
+            outcome = worker.run(job.config, lambda epochs: self._tell(self._advanced, job.config, epochs))
+        finally:
             with self._changed:
                 self._busy.remove(job.beginning)
-                self._changed.notify_all()
-                if self._closed:
-                    job.outcome.cancel()
-                    return
-                self._ended(outcome)
-            job.outcome.set_result(outcome)
+        with self._changed:
+            if self._closed:
+                return None
+            self._ended(outcome)
+        return outcome
 
     def _tell(self, listener: Callable, *arguments: Any) -> None:
         with self._changed:
