@@ -209,7 +209,7 @@ class TestHeadsOfManySizes:
         layer = TaskHead(2)
         model = keras.Sequential([keras.Input((4,)), layer])
         for task, units in enumerate([2, 5, 2, 3], start=1):
-            layer.use_units(units)
+            layer.use(units)
             layer.begin_task("zero", seed=task)
             layer.commit_task()
         return model, layer
@@ -219,7 +219,7 @@ class TestHeadsOfManySizes:
         outputs = {}
         x = inputs((4,))
         for task in (1, 2, 3, 4):
-            layer.use_units(layer.units_of(task))
+            layer.use_task(task)
             layer.select_task(task)
             outputs[task] = np.array(model(x))
         assert [outputs[task].shape[1] for task in (1, 2, 3, 4)] == [2, 5, 2, 3]
@@ -232,7 +232,7 @@ class TestHeadsOfManySizes:
         x = inputs((4,))
         for task in (1, 2, 3, 4):
             for one in (layer, again.layers[0]):
-                one.use_units(one.units_of(task))
+                one.use_task(task)
                 one.select_task(task)
             np.testing.assert_array_equal(model(x), again(x))
 

@@ -14,7 +14,8 @@ from tf_packnet import ownership
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
-from tf_packnet.layers.weights import MaskedWeight, check_freed_weights
+from tf_packnet.layers.weights import MaskedWeight, check_freed_weights, check_task_number
+from tf_packnet.places import by_place
 
 
 def task_layers(model: keras.Model) -> list[TaskLayer]:
@@ -29,15 +30,24 @@ def task_layers(model: keras.Model) -> list[TaskLayer]:
     return layers
 
 
+def _named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
+    task_layers(model)  # or an error
+    return [(place, layer) for place, layer in by_place(model).items() if isinstance(layer, TaskLayer)]
+
+
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
     """The pruned and owned weights of `model` by their path, such as `dense/kernel`, in layer order."""
-    weights: dict[str, MaskedWeight] = {}
-    for layer in task_layers(model):
-        for weight in layer.masked_weights:
-            weights[weight.variable.path] = weight
+    weights = {
+        f"{place}/{weight.name}": weight for place, layer in _named_layers(model) for weight in layer.masked_weights
+    }
     if not weights:
         raise ArgumentError("model", "a built model with at least one masked kernel to prune", model.name)
     return weights
+
+
+def heads(model: keras.Model) -> dict[str, TaskHead]:
+    """The heads of which every task has its own, by their place in the model; none with a shared one."""
+    return {place: layer for place, layer in _named_layers(model) if isinstance(layer, TaskHead)}
 
 
 def committed_tasks(model: keras.Model) -> int:
@@ -71,12 +81,19 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
                 f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
                 "tp.commit_task(model) before the next one begins"
             )
-        if free_fraction(model)["overall"] == 0.0:
-            raise ArgumentError("model", "a model with free weights (this pack is full)", model.name)
+        check_room(model)
     with strategy_scope(model):
         for position, layer in enumerate(task_layers(model)):
             layer.begin_task(freed_weights, derived_seed(seed, task, position))
     return task
+
+
+def check_room(model: keras.Model) -> None:
+    """Raises ArgumentError if no weight is free, or no number is left for another task."""
+    task = committed_tasks(model) + 1
+    check_task_number(task)
+    if task > 1 and free_fraction(model)["overall"] == 0.0:
+        raise ArgumentError("model", f"a model with free weights (this pack is full after {task - 1})", model.name)
 
 
 def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> None:
@@ -102,18 +119,18 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
     """Everything that the task-aware layers hold, by name, for `load_state`: not the optimizer, not other layers."""
     found: dict[str, np.ndarray] = {}
-    for layer in task_layers(model):
+    for place, layer in _named_layers(model):
         part: dict[str, np.ndarray] = {}
         layer.save_own_variables(part)
-        found.update({f"{layer.path}/{name}": value for name, value in part.items()})
+        found.update({f"{place}/{name}": value for name, value in part.items()})
     return found
 
 
 def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     """The inverse of `state`, on a model of the same architecture."""
     with strategy_scope(model):
-        for layer in task_layers(model):
-            prefix = f"{layer.path}/"
+        for place, layer in _named_layers(model):
+            prefix = f"{place}/"
             layer.load_own_variables(
                 {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
             )
@@ -143,9 +160,7 @@ def select_task(model: keras.Model, task: int) -> None:
     if not 1 <= task <= last:
         raise ArgumentError("task", f"the number of a task in the pack, 1 to {last}", task)
     with strategy_scope(model):
-        reshaped = [
-            layer.use_units(layer.units_of(task)) for layer in task_layers(model) if isinstance(layer, TaskHead)
-        ]
+        reshaped = [head.use_task(task) for head in heads(model).values()]
         for layer in task_layers(model):
             layer.select_task(task)
     if any(reshaped):

@@ -1,6 +1,7 @@
 """A Keras model that learns one task after another."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,7 +9,8 @@ import numpy as np
 
 from tf_packnet import lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers.head import TaskHead
+from tf_packnet.heads import heads_of_task
+from tf_packnet.roles import Roles, convert
 from tf_packnet.trainer import PackedTrainer
 
 
@@ -34,6 +36,7 @@ class PackedModel(PackedTrainer):
         seed: Seeds every draw that a new task needs.
         tasks: Names of the tasks that were begun, in order.
         name: Name of the model.
+        roles: How the layers of layers were packed, such as those of MultiHeadAttention.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class PackedModel(PackedTrainer):
         seed: int = 0,
         tasks: Sequence[str] = (),
         name: str | None = None,
+        roles: Roles = Roles(),  # noqa: B008 (frozen)
     ):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
+        object.__setattr__(self, "roles", roles)  # past Keras's tracking, which would wrap its lists
         self.head = head
         self.freed_weights = freed_weights
         self.seed = seed
@@ -69,12 +74,20 @@ class PackedModel(PackedTrainer):
         """Number (1-based) of the task that the model computes as."""
         return lifecycle.selected_task(self)
 
-    def begin_task(self, name: str | None = None, num_classes: int | None = None) -> int:
+    def begin_task(
+        self,
+        name: str | None = None,
+        num_classes: int | Mapping[str, int] | None = None,
+        activation: str | Mapping[str, str] | None = None,
+    ) -> int:
         """Opens every free weight for a new task; returns its number (1-based).
 
         Args:
             name: How the task is called from now on; default `task_<number>`.
-            num_classes: Outputs of the task's head; default as many as the task before had.
+            num_classes: Outputs of the task's head, 1 for a regression; with several heads, by head. Default as many
+                as the task before had.
+            activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, by head.
+                Default the model's own.
 
         Raises:
             ArgumentError: If the name is taken, the head cannot have so many classes, or no weight is free.
@@ -90,13 +103,10 @@ class PackedModel(PackedTrainer):
                 f"task {names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
                 "packed.commit_task() before the next one begins"
             )
-        heads = [layer for layer in lifecycle.task_layers(self) if isinstance(layer, TaskHead)]
-        if num_classes is not None and num_classes < 1:
-            raise ArgumentError("num_classes", "at least 1", num_classes)
-        if num_classes is not None and not heads and num_classes > self.output_shape[-1]:
-            raise ArgumentError("num_classes", f"at most the {self.output_shape[-1]} of the shared head", num_classes)
+        wanted = heads_of_task(self, number, num_classes, activation)
+        lifecycle.check_room(self)
         with lifecycle.strategy_scope(self):
-            reshaped = [head.use_units(num_classes or head.units_of(number - 1)) for head in heads]
+            reshaped = [head.use(units, shape) for head, units, shape in wanted]
         if any(reshaped):
             lifecycle.drop_compiled_functions(self)
         lifecycle.begin_task(self, self.freed_weights, self.seed)
@@ -186,18 +196,44 @@ class PackedModel(PackedTrainer):
         """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
         return lifecycle.free_fraction(self)
 
+    @classmethod
+    def of_network(cls, network: keras.Model, roles: Roles, **kwargs: Any) -> "PackedModel":
+        """The pack of a Sequential or functional model, whose layers become what `roles` says; it is used up.
+
+        Args:
+            network: The model; layers that are masked already stay as they are.
+            roles: What becomes of its layers.
+            **kwargs: Arguments of `PackedModel`.
+
+        Raises:
+            ArgumentError: If a layer cannot be packed; the message names it.
+        """
+        network = convert(network, roles.replacement)
+        ends = (network.inputs, network.outputs) if isinstance(network, keras.Sequential) else _ends(network)
+        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends)
+        return cls(inputs, outputs, name=network.name, roles=roles, **kwargs)
+
+    def network(self) -> keras.Model:
+        """The same layers as a plain functional model."""
+        return keras.Model(*_ends(self), name=self.name)
+
     def get_config(self) -> dict[str, Any]:
-        network = keras.Model(self.input, self.output, name=self.name)
         return {
-            "network": network.get_config(),
+            "network": self.network().get_config(),
             "head": self.head,
             "freed_weights": self.freed_weights,
             "seed": self.seed,
             "tasks": self.task_names,
+            "roles": dataclasses.asdict(self.roles),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
         config = dict(config)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
-        return cls(network.input, network.output, name=network.name, **config)
+        return cls.of_network(network, Roles(**config.pop("roles", {})), **config)
+
+
+def _ends(model: keras.Model) -> tuple[Any, Any]:
+    """The model's inputs and outputs, in the structure that they were given in."""
+    return model._inputs_struct, model._outputs_struct

@@ -1,12 +1,18 @@
 """`pack(model)`: a Keras model in, its masked twin out, ready to learn task after task."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
+from tf_packnet import lifecycle, places
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.layers import TWINS, TaskHead
+from tf_packnet.graphs import as_graph, heads_of
+from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
+from tf_packnet.roles import Roles
 
 
 def pack(
@@ -15,18 +21,36 @@ def pack(
     bias_policy: str = "first_task",
     freed_weights: str = "zero",
     seed: int = 0,
+    *,
+    pretrained: str | None = None,
+    prune_pretrained: bool = True,
+    head_layers: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    inputs: Any = None,
 ) -> PackedModel:
     """Makes the masked twin of a Keras model: same topology, same starting weights, room for many tasks.
 
     Args:
-        model: A built Sequential or functional model of the layers that `tp.layers` has twins of (dense, convolutions
-            of all kinds, embeddings, normalisation) and of layers without trainable weights. It is left as it was.
-        head: `per_task`: the final `Dense` becomes an unpruned head of which each task has its own; `shared`: it is
-            masked and pruned like the rest, and serves all tasks.
+        model: A built Sequential, functional or subclassed model of the layers that `tp.layers` has twins of (dense,
+            convolutions of all kinds, embeddings, recurrent layers, normalisation), of layers without trainable
+            weights, and of layers made of these, such as MultiHeadAttention, Bidirectional or your own. It is left as
+            it was.
+        head: `per_task`: the Dense layers that the outputs come from become unpruned heads of which each task has its
+            own; `shared`: they are masked and pruned like the rest, and serve all tasks.
         bias_policy: `first_task`: biases and normalisation are trained by task 1, then frozen; `per_task`: each task
             has its own.
         freed_weights: How the weights that a task gives back start the next one: `zero`, `keep` or `reinit`.
         seed: Seeds the draws of later tasks (heads, `reinit`).
+        pretrained: None: the weights that the model has are where task 1 starts. `task 0`: they belong to nobody, and
+            every task starts its free weights from them (whatever `freed_weights` says).
+        prune_pretrained: With `task 0`: a weight that a task prunes is 0 for it, so that its network is sparse. False:
+            it goes back to its pretrained value, which all tasks see wherever they own nothing, and a task keeps the
+            weights that it moved furthest from there.
+        head_layers: Names of the heads, where they cannot be told from the outputs.
+        exclude: Names of layers that stay as they are, with all that is in them: one value for all tasks, never
+            trained and never pruned. A layer with `trainable=False` does too.
+        inputs: For a subclassed model: what it is called with, as `keras.Input`. Default: `float32` tensors of the
+            shapes it was built for.
 
     Returns:
         A `PackedModel`; its first `begin_task` opens all of its weights.
@@ -37,49 +61,41 @@ def pack(
     check_choice("head", head, HEADS)
     check_choice("bias_policy", bias_policy, BIAS_POLICIES)
     check_freed_weights(freed_weights)
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise ArgumentError("model", "a Sequential model with an Input, or a functional model", model)
-    head_layer = _head_layer(model) if head == "per_task" else None
-
-    def twin(layer: keras.Layer) -> keras.Layer:
-        config = layer.get_config()
-        if layer is head_layer:
-            return TaskHead.from_config(config)
-        if type(layer) in TWINS and layer.trainable:
-            return TWINS[type(layer)].from_config({**config, "bias_policy": bias_policy})
-        if layer.trainable_weights:
-            packable = ", ".join(known.__name__ for known in TWINS)
-            raise ArgumentError(
-                "model",
-                f"layers among {packable}, without trainable weights, or with trainable=False (one value for all "
-                f"tasks); layer {layer.name!r} is a {type(layer).__name__}",
-                model.name,
-            )
-        return type(layer).from_config(config)
-
-    clone = keras.models.clone_model(model, clone_function=twin, recursive=True)
-    _copy_weights(model, clone)
-    sequential = isinstance(clone, keras.Sequential)
-    return PackedModel(
-        clone.inputs[0] if sequential else clone.input,
-        clone.outputs[0] if sequential else clone.output,
-        head=head,
-        freed_weights=freed_weights,
-        seed=seed,
-        name=model.name,
+    if pretrained not in (None, "task 0"):
+        raise ArgumentError("pretrained", "None or 'task 0'", pretrained)
+    base = None if pretrained is None else "prunable" if prune_pretrained else "visible"
+    graph = as_graph(model, inputs)
+    if any(isinstance(layer, TaskLayer) for layer in graph._flatten_layers()):
+        raise ArgumentError("model", "a model that was not packed before", model.name)
+    if head == "shared":
+        if head_layers:
+            raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
+        heads = []
+    else:
+        heads = heads_of(graph) if head_layers is None else _resolved("head_layers", head_layers, graph)
+    roles = Roles(tuple(heads), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
+    packed = PackedModel.of_network(
+        keras.models.clone_model(graph), roles, head=head, freed_weights=freed_weights, seed=seed
     )
+    _copy_weights(graph, packed)
+    for weight in lifecycle.masked_weights(packed).values():
+        weight.take_as_pretrained()
+    return packed
 
 
-def _head_layer(model: keras.Model) -> keras.layers.Dense:
-    layer = model.layers[-1]
-    if type(layer) is not keras.layers.Dense or len(model.outputs) != 1:
-        raise ArgumentError(
-            "model",
-            "a model with one output that ends in a Dense layer, the head of which each task gets its own "
-            f"(or head='shared'); the last layer {layer.name!r} is a {type(layer).__name__}",
-            model.name,
-        )
-    return layer
+def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
+    """The places of the layers with these `names`: whole places, their last parts, or what Keras calls the layers."""
+    if isinstance(names, str):
+        raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
+    called = {place: layer.name for place, layer in places.by_place(graph).items()}
+    found = []
+    for name in names:
+        matches = [name] if name in called else [p for p in called if name in (p.rpartition("/")[2], called[p])]
+        if len(matches) != 1:
+            expected = "names of layers of the model, among " + ", ".join(map(repr, matches or called))
+            raise ArgumentError(argument, expected, name)
+        found += matches
+    return found
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:

@@ -16,3 +16,7 @@ BIAS_POLICIES = ("first_task", "per_task")
 
 # How a prune round's count is shared between layers; see `tf_packnet.ranking`.
 PRUNE_SCOPES = ("layer", "global", "erk")
+
+# Pretrained weights, where they are nobody's ("task 0"): every task starts its free weights from them. What a task
+# prunes of them is 0 for it; or goes back to the pretrained value, which all tasks see where no other weight stands.
+PRETRAINED = ("prunable", "visible")

@@ -89,7 +89,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         began_with = [ownership.count_uncommitted(owner) for owner in owners]
         if type(self).score is PruneRoundScheduler.score:
             # Taken chunk by chunk: the magnitudes of the largest kernel would be most of the memory of a round.
-            scores, key = (w.values() for w in weights.values()), np.abs
+            scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
         keep = keep_masks(

@@ -7,6 +7,8 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.places import by_place
+from tf_packnet.roles import convert
 
 _PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}
 
@@ -28,7 +30,9 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     selected = packed.selected_task
     packed.select_task(number)
     try:
-        model = keras.models.clone_model(packed, clone_function=_plain_twin, recursive=True)
+        sources = by_place(packed)
+        # Layers made of layers are made anew as their class makes them, of masked layers or of plain ones.
+        model = convert(keras.models.clone_model(packed.network()), lambda layer, place: _plain(layer, sources[place]))
         for source, target in zip(packed._flatten_layers(), model._flatten_layers(), strict=True):
             _copy_seen_values(source, target)
     finally:
@@ -36,12 +40,15 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     return model
 
 
-def _plain_twin(layer: keras.Layer) -> keras.Layer:
-    config = layer.get_config()
-    config.pop("bias_policy", None)
-    if isinstance(layer, TaskHead):
-        config["units"] = layer.units  # of the selected task
-    return _PLAIN.get(type(layer), type(layer)).from_config(config)
+def _plain(layer: keras.Layer, source: keras.Layer) -> keras.Layer:
+    if type(source) not in _PLAIN:
+        return layer
+    config = source.get_config()
+    for ours in ("bias_policy", "pretrained"):
+        config.pop(ours, None)
+    if isinstance(source, TaskHead):
+        config["units"] = source.units  # of the selected task
+    return _PLAIN[type(source)].from_config(config)
 
 
 def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
@@ -50,8 +57,10 @@ def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
             value = getattr(source, name)
             if value is not None:
                 _variable(target, name).assign(np.asarray(ops.convert_to_numpy(value)))
-    elif not isinstance(source, keras.Model):
-        target.set_weights(source.get_weights())
+        return
+    own = {variable.name: variable for variable in target._trainable_variables + target._non_trainable_variables}
+    for variable in source._trainable_variables + source._non_trainable_variables:
+        own[variable.name].assign(variable)
 
 
 def _variable(layer: keras.Layer, name: str) -> keras.Variable:

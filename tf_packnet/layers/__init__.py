@@ -1,6 +1,6 @@
 """Keras layers whose weights are owned by tasks."""
 
-from tf_packnet.layers.base import TaskLayer
+from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked import (
     MASKED_TWINS,
@@ -15,19 +15,26 @@ from tf_packnet.layers.masked import (
     MaskedDepthwiseConv2D,
     MaskedEinsumDense,
     MaskedEmbedding,
+    MaskedGRUCell,
+    MaskedLSTMCell,
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
+    MaskedSimpleRNNCell,
 )
-from tf_packnet.layers.normalization import (
-    NORMALIZATION_TWINS,
+from tf_packnet.layers.unpruned import (
+    UNPRUNED_TWINS,
+    TaskAdditiveAttention,
+    TaskAttention,
     TaskBatchNormalization,
     TaskGroupNormalization,
     TaskLayerNormalization,
+    TaskPReLU,
     TaskRMSNormalization,
 )
 
-# The task-aware twin of each Keras layer that `pack` knows.
-TWINS = {**MASKED_TWINS, **NORMALIZATION_TWINS}
+# The task-aware twin of each Keras layer that `pack` knows. A layer of your own joins them with
+# `TWINS[MyLayer] = MaskedMyLayer`, a registered `class MaskedMyLayer(TaskLayer, MyLayer)`.
+TWINS = {**MASKED_TWINS, **UNPRUNED_TWINS}
 
 __all__ = [
     "TWINS",
@@ -42,12 +49,19 @@ __all__ = [
     "MaskedDepthwiseConv2D",
     "MaskedEinsumDense",
     "MaskedEmbedding",
+    "MaskedGRUCell",
+    "MaskedLSTMCell",
     "MaskedSeparableConv1D",
     "MaskedSeparableConv2D",
+    "MaskedSimpleRNNCell",
+    "Routed",
+    "TaskAdditiveAttention",
+    "TaskAttention",
     "TaskBatchNormalization",
     "TaskGroupNormalization",
     "TaskHead",
     "TaskLayer",
     "TaskLayerNormalization",
+    "TaskPReLU",
     "TaskRMSNormalization",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.weights import MaskedWeight, TaskWeight, check_task_number
-from tf_packnet.policies import BIAS_POLICIES
+from tf_packnet.policies import BIAS_POLICIES, PRETRAINED
 
 
 class Routed:
@@ -42,6 +42,7 @@ class TaskLayer:
 
     Args:
         bias_policy: What later tasks do to the biases: `first_task` or `per_task`.
+        pretrained: None, or whether pretrained kernels are `prunable` or `visible`, see `tf_packnet.policies`.
     """
 
     masked: tuple[str, ...] = ("kernel",)
@@ -49,12 +50,15 @@ class TaskLayer:
     # Where the Keras layer keeps a weight's initializer, if not under `<name>_initializer`.
     initializers: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, *args, bias_policy: str = "first_task", **kwargs):
+    def __init__(self, *args, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         check_choice("bias_policy", bias_policy, BIAS_POLICIES)
+        if pretrained is not None:
+            check_choice("pretrained", pretrained, PRETRAINED)
         if getattr(self, "lora_rank", None):
             raise ArgumentError("lora_rank", "None: masks and LoRA do not go together", self.lora_rank)
         self.bias_policy = bias_policy
+        self.pretrained = pretrained
         self.committed_tasks = 0
         self.selected_task = 1
         self.open = True  # a fresh layer can be trained at once, as its first task
@@ -73,7 +77,7 @@ class TaskLayer:
     def _route(self, name: str) -> "MaskedWeight | TaskWeight":
         if name in self.masked:
             initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
-            return MaskedWeight(self, name, self._raw(name), initializer)
+            return MaskedWeight(self, name, self._raw(name), initializer, self.pretrained)
         return TaskWeight(self, name, self._raw(name), self.bias_policy)
 
     def _raw(self, name: str) -> keras.Variable | None:
@@ -156,4 +160,5 @@ class TaskLayer:
         raise NotImplementedError(f"{type(self).__name__} {self.name!r}: export a task first, then quantize that model")
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "bias_policy": self.bias_policy}
+        config = {**super().get_config(), "bias_policy": self.bias_policy}
+        return config if self.pretrained is None else {**config, "pretrained": self.pretrained}

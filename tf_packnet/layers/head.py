@@ -1,5 +1,6 @@
 """The output layer of which every task has its own: unpruned, as in Mallya & Lazebnik 2018."""
 
+import json
 from typing import Any
 
 import keras
@@ -42,8 +43,8 @@ def narrow_product(x: Any, kernel: Any) -> Any:
 class TaskHead(TaskLayer, keras.layers.Dense):
     """A `Dense` output layer of which every task has its own kernel `(inputs, units)` and bias.
 
-    Each task starts from a fresh draw and keeps its head untouched for ever. Tasks may differ in units: those with as
-    many units share one pair of variables, so that a compiled training step serves them all.
+    Each task starts from a fresh draw and keeps its head untouched for ever. Tasks may differ in units and activation:
+    those with as many units share one pair of variables, so that a compiled training step serves them all.
     """
 
     masked = ()
@@ -55,6 +56,8 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         super().__init__(units, *args, **kwargs)
         # Past Keras's tracking, as the routes are.
         object.__setattr__(self, "_units_of", {})  # task -> units, of the tasks that were begun
+        object.__setattr__(self, "_activation_of", {})  # task -> name, of those that were begun with another one
+        object.__setattr__(self, "_own_activation", self.activation)
         object.__setattr__(self, "_slots", {})  # units -> routes
 
     def build(self, input_shape):
@@ -69,7 +72,14 @@ class TaskHead(TaskLayer, keras.layers.Dense):
             return super().call(inputs, training=training)
         return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))
 
-    def use_units(self, units: int) -> bool:
+    def use(self, units: int, activation: str | None = None) -> bool:
+        """Switches to `units` outputs and an activation, None for the layer's own; True if compiled steps are void."""
+        wanted = self._own_activation if activation is None else keras.activations.get(activation)
+        changed = wanted is not self.activation
+        self.activation = wanted
+        return self._use_units(units) or changed
+
+    def _use_units(self, units: int) -> bool:
         """Switches to the variables of tasks with `units` outputs; True if that changed the layer's shape."""
         if units == self.units:
             return False
@@ -109,15 +119,27 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
         super().begin_task(freed_weights, seed)
-        self._units_of[self.committed_tasks + 1] = self.units
+        task = self.committed_tasks + 1
+        self._units_of[task] = self.units
+        if self.activation is not self._own_activation:
+            self._activation_of[task] = keras.activations.serialize(self.activation)
 
     def units_of(self, task: int) -> int:
         """How many outputs `task` (1-based, committed or open) has."""
         return self._units_of.get(task, self.units)
 
+    def activation_of(self, task: int) -> str | None:
+        """The activation that `task` (1-based, committed or open) was begun with; None for the layer's own."""
+        return self._activation_of.get(task)
+
+    def use_task(self, task: int) -> bool:
+        """`use` of what `task` (1-based, committed or open) has."""
+        return self.use(self.units_of(task), self.activation_of(task))
+
     def save_own_variables(self, store: dict) -> None:
         self.save_life(store)
         store["units_of"] = np.array(list(self._units_of.items()), int).reshape(-1, 2)
+        store["activation_of"] = np.frombuffer(json.dumps(self._activation_of).encode(), np.uint8)
         for units, slot in self._slots.items():
             for weight in slot.values():
                 weight.save(_Prefixed(store, f"units_{units}."))
@@ -125,12 +147,15 @@ class TaskHead(TaskLayer, keras.layers.Dense):
     def load_own_variables(self, store: dict) -> None:
         self.load_life(store)
         self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
-        present = self.units
-        for units in sorted({present, *self._units_of.values()}):
-            self.use_units(units)
+        named = (
+            json.loads(np.asarray(store["activation_of"][()], np.uint8).tobytes()) if "activation_of" in store else {}
+        )
+        self._activation_of.update((int(task), name) for task, name in named.items())
+        for units in sorted({self.units, *self._units_of.values()}):
+            self._use_units(units)
             for weight in self._routes.values():
                 weight.load(_Prefixed(store, f"units_{units}."), self._tasks_of(units))
-        self.use_units(self.units_of(self.selected_task))
+        self.use_task(self.selected_task)
 
     def _tasks_of(self, units: int) -> list[int]:
         return [task for task in range(1, self.committed_tasks + 1) if self.units_of(task) == units]
@@ -138,8 +163,10 @@ class TaskHead(TaskLayer, keras.layers.Dense):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["bias_policy"]  # a head has no choice: it is per task
+        config.pop("pretrained", None)
         # Those of the task that is or was trained last, whichever is selected: the optimizer saved its slots for them.
         config["units"] = self.units_of(max(self._units_of, default=1))
+        config["activation"] = keras.activations.serialize(self._own_activation)
         return config
 
 

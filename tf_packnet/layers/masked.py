@@ -122,6 +122,31 @@ class MaskedEmbedding(TaskLayer, keras.layers.Embedding):
     embeddings = Routed()
 
 
+class _Recurrent(TaskLayer):
+    """Two kernels, each with owners of its own."""
+
+    masked = ("kernel", "recurrent_kernel")
+    initializers = MappingProxyType({"recurrent_kernel": "recurrent_initializer"})
+    kernel = Routed()
+    recurrent_kernel = Routed()
+    bias = Routed()
+
+
+@_register
+class MaskedSimpleRNNCell(_Recurrent, keras.layers.SimpleRNNCell):
+    """`keras.layers.SimpleRNNCell`, what SimpleRNN is made of, whose kernels are owned by tasks."""
+
+
+@_register
+class MaskedGRUCell(_Recurrent, keras.layers.GRUCell):
+    """`keras.layers.GRUCell`, what GRU is made of, whose kernels are owned by tasks."""
+
+
+@_register
+class MaskedLSTMCell(_Recurrent, keras.layers.LSTMCell):
+    """`keras.layers.LSTMCell`, what LSTM is made of, whose kernels are owned by tasks."""
+
+
 _MASKED = (
     MaskedDense,
     MaskedEinsumDense,
@@ -136,6 +161,9 @@ _MASKED = (
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
     MaskedEmbedding,
+    MaskedSimpleRNNCell,
+    MaskedGRUCell,
+    MaskedLSTMCell,
 )
 # The masked twin of each Keras layer that `pack` knows: the last of its bases.
 MASKED_TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}

@@ -45,9 +45,13 @@ class MaskedWeight:
         owner: Non-trainable `uint8` map, see `tf_packnet.ownership`.
         shown: Non-trainable `uint8` scalar: the weights of tasks `1..shown` are visible.
         learning: Non-trainable `bool` scalar: the candidates are visible too.
+        pretrained: None; or what becomes of pretrained values: `prunable` or `visible`, see `tf_packnet.policies`.
+        base: Those values, non-trainable, same shape; None without them.
     """
 
-    def __init__(self, layer: keras.Layer, name: str, variable: keras.Variable, initializer: Any):
+    def __init__(
+        self, layer: keras.Layer, name: str, variable: keras.Variable, initializer: Any, pretrained: str | None = None
+    ):
         self.name = name
         self.variable = variable
         self.initializer = initializer
@@ -57,10 +61,12 @@ class MaskedWeight:
         self.owner = add(f"{name}_owner", shape, "uint8", keras.initializers.Constant(ownership.CANDIDATE))
         self.shown = add(f"{name}_shown", (), "uint8", "zeros")
         self.learning = add(f"{name}_learning", (), "bool", "ones")
+        self.pretrained = pretrained
+        self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
         self._lent: Any = None
 
     def value(self) -> Any:
-        """The kernel that the selected task computes with: what is hidden from it is 0.
+        """The kernel that the selected task computes with: what is hidden from it is 0, or `visible` pretrained values.
 
         Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
         """
@@ -70,7 +76,8 @@ class MaskedWeight:
         # FREE is 0, so `owner - 1` wraps to 255: one comparison hides the free entries and those of later tasks.
         owner = ops.convert_to_tensor(self.owner)
         committed = ops.less(ops.subtract(owner, ops.ones((), "uint8")), self.shown)
-        at_rest = ops.where(committed, self.frozen, ops.zeros((), self.frozen.dtype))
+        unseen = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
+        at_rest = ops.where(committed, self.frozen, unseen)
         return ops.where(trained, self.variable, at_rest)
 
     def trained(self) -> Any:
@@ -96,6 +103,15 @@ class MaskedWeight:
         """The trainable variable as NumPy, read-only; only its candidates mean anything."""
         return _view(self.variable)
 
+    def importance(self) -> np.ndarray:
+        """What a prune round ranks by magnitude: the values, or how far they are from where they would go back to."""
+        return self.values() - _view(self.base) if self.pretrained == "visible" else self.values()
+
+    def take_as_pretrained(self) -> None:
+        """Makes the present values the pretrained ones, where the weight has such."""
+        if self.base is not None:
+            self.base.assign(self.variable)
+
     def confine(self, candidates: np.ndarray) -> None:
         """Sets the trainable variable to 0 outside the boolean mask `candidates`."""
         self.variable.assign(ops.where(candidates, self.variable, ops.zeros((), self.variable.dtype)))
@@ -116,7 +132,9 @@ class MaskedWeight:
         self.owner.assign(ownership.reopen(owner))
 
     def _start(self, freed_weights: str, seed: int) -> np.ndarray:
-        """Where freed entries start from, by policy."""
+        """Where freed entries start from: the pretrained values, or by policy."""
+        if self.base is not None:
+            return _view(self.base)
         shape, dtype = tuple(self.variable.shape), self.variable.dtype
         return {
             "zero": lambda: np.zeros(shape, dtype),
@@ -144,13 +162,17 @@ class MaskedWeight:
 
     def save(self, store: dict) -> None:
         """Writes the whole state into a Keras weights store."""
-        for part in ("variable", "frozen", "owner", "shown", "learning"):
+        for part in self._parts():
             store[f"{self.name}.{part}"] = np.asarray(ops.convert_to_numpy(getattr(self, part)))
 
     def load(self, store: dict) -> None:
         """Reads the whole state back."""
-        for part in ("variable", "frozen", "owner", "shown", "learning"):
+        for part in self._parts():
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
+
+    def _parts(self) -> tuple[str, ...]:
+        parts = ("variable", "frozen", "owner", "shown", "learning")
+        return parts if self.base is None else (*parts, "base")
 
     def _rest(self, where: np.ndarray) -> None:
         # On the device: the kernels may be large, and one copy of them is enough.

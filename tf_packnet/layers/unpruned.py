@@ -1,4 +1,4 @@
-"""Keras's normalisation layers, whose scales, offsets and statistics belong to tasks: nothing in them is pruned.
+"""Keras layers in which nothing is pruned: their scales, offsets and statistics belong to tasks.
 
 Under `bias_policy="first_task"` they are what the first task made of them: a later task normalises with its statistics,
 in training too. Under `per_task` every task has its own, from those of the task before.
@@ -15,7 +15,7 @@ from tf_packnet.layers.base import Routed, TaskLayer
 _register = keras.saving.register_keras_serializable(package="tf_packnet")
 
 
-class _Normalization(TaskLayer):
+class _Unpruned(TaskLayer):
     """Nothing is pruned; everything follows the policy of the biases."""
 
     masked = ()
@@ -23,7 +23,7 @@ class _Normalization(TaskLayer):
 
 
 @_register
-class TaskLayerNormalization(_Normalization, keras.layers.LayerNormalization):
+class TaskLayerNormalization(_Unpruned, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` whose scale and offset belong to tasks."""
 
     gamma = Routed()
@@ -31,7 +31,7 @@ class TaskLayerNormalization(_Normalization, keras.layers.LayerNormalization):
 
 
 @_register
-class TaskGroupNormalization(_Normalization, keras.layers.GroupNormalization):
+class TaskGroupNormalization(_Unpruned, keras.layers.GroupNormalization):
     """`keras.layers.GroupNormalization` whose scale and offset belong to tasks."""
 
     gamma = Routed()
@@ -39,7 +39,7 @@ class TaskGroupNormalization(_Normalization, keras.layers.GroupNormalization):
 
 
 @_register
-class TaskRMSNormalization(_Normalization, keras.layers.RMSNormalization):
+class TaskRMSNormalization(_Unpruned, keras.layers.RMSNormalization):
     """`keras.layers.RMSNormalization` whose scale belongs to tasks."""
 
     per_task = ("scale",)
@@ -47,7 +47,7 @@ class TaskRMSNormalization(_Normalization, keras.layers.RMSNormalization):
 
 
 @_register
-class TaskBatchNormalization(_Normalization, keras.layers.BatchNormalization):
+class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` whose scale, offset and moving statistics belong to tasks.
 
     Raises:
@@ -94,8 +94,39 @@ class TaskBatchNormalization(_Normalization, keras.layers.BatchNormalization):
         variable.assign(ops.where(learning, moved, variable))
 
 
+@_register
+class TaskPReLU(_Unpruned, keras.layers.PReLU):
+    """`keras.layers.PReLU` whose slopes belong to tasks."""
+
+    per_task = ("alpha",)
+    alpha = Routed()
+
+
+@_register
+class TaskAttention(_Unpruned, keras.layers.Attention):
+    """`keras.layers.Attention` whose scales, if it has any, belong to tasks."""
+
+    per_task = ("scale", "concat_score_weight")
+    scale = Routed()
+    concat_score_weight = Routed()
+
+
+@_register
+class TaskAdditiveAttention(_Unpruned, keras.layers.AdditiveAttention):
+    """`keras.layers.AdditiveAttention` whose scale, if it has one, belongs to tasks."""
+
+    per_task = ("scale",)
+    scale = Routed()
+
+
+_UNPRUNED = (
+    TaskBatchNormalization,
+    TaskLayerNormalization,
+    TaskGroupNormalization,
+    TaskRMSNormalization,
+    TaskPReLU,
+    TaskAttention,
+    TaskAdditiveAttention,
+)
 # The twin of each Keras layer that `pack` knows.
-NORMALIZATION_TWINS = {
-    twin.__bases__[-1]: twin
-    for twin in (TaskBatchNormalization, TaskLayerNormalization, TaskGroupNormalization, TaskRMSNormalization)
-}
+UNPRUNED_TWINS = {twin.__bases__[-1]: twin for twin in _UNPRUNED}

@@ -1,0 +1,114 @@
+"""Any Keras model as a graph of layers from inputs to outputs, and the layers that its outputs come from."""
+
+from typing import Any
+
+import keras
+
+from tf_packnet import places
+from tf_packnet.errors import ArgumentError
+
+
+def as_graph(model: Any, inputs: Any = None) -> keras.Model:
+    """The model as a Sequential or functional one: itself, or a graph with the subclassed model as its only layer.
+
+    Args:
+        model: A built Keras model.
+        inputs: What a subclassed model is called with; default `float32` tensors of the shapes it was built for.
+
+    Raises:
+        ArgumentError: If it is no Keras model, was not built, or cannot be called with these inputs.
+    """
+    if not isinstance(model, keras.Model):
+        raise ArgumentError("model", "a Keras model", model)
+    if places.is_graph(model):
+        return model
+    if inputs is None:
+        inputs = _inputs_it_was_built_for(model)
+    try:
+        outputs = model(inputs)
+    except Exception as error:  # whatever the model's own code raises
+        shown = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError("inputs", f"what model {model.name!r} can be called with ({shown[0]})", inputs) from error
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _inputs_it_was_built_for(model: keras.Model) -> Any:
+    shapes = list((model._build_shapes_dict or {}).values())
+    if not model.built or len(shapes) != 1:
+        expected = "a Sequential model with an Input, a functional model, or a subclassed model that was called"
+        raise ArgumentError("model", expected + " (or give pack inputs=keras.Input(...))", model.name)
+    if any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers()):
+        expected = f"given, such as keras.Input({tuple(shapes[0][1:])}, dtype='int32'): the model has an Embedding"
+        raise ArgumentError("inputs", expected, None)
+    return _map_shapes(lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes[0])
+
+
+def _map_shapes(function: Any, shapes: Any) -> Any:
+    if isinstance(shapes, dict):
+        return {key: _map_shapes(function, shape) for key, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return function(tuple(shapes))
+    return [_map_shapes(function, shape) for shape in shapes]
+
+
+def heads_of(graph: keras.Model) -> list[str]:
+    """The places of the Dense layers that the outputs come from, straight or through layers that keep their shape.
+
+    Raises:
+        ArgumentError: If an output comes from something else.
+    """
+    found = places.places(graph)
+    heads = []
+    for output in keras.tree.flatten(graph._outputs_struct if hasattr(graph, "_outputs_struct") else graph.outputs):
+        head = _dense_before(output)
+        if head is None or id(head) not in found:
+            raise ArgumentError(
+                "model",
+                "a model that ends in a Dense layer, the head of which each task gets its own (or head='shared', or "
+                f"head_layers=[...] with the names of the heads). Output {output.name!r} comes from a "
+                f"{type(output._keras_history.operation).__name__}",
+                graph.name,
+            )
+        if found[id(head)] not in heads:
+            heads.append(found[id(head)])
+    return heads
+
+
+def _dense_before(tensor: Any) -> keras.layers.Dense | None:
+    """The Dense layer that `tensor` comes from, with nothing but activations and the like in between."""
+    while True:
+        operation, node, _ = tensor._keras_history
+        if type(operation) is keras.layers.Dense:
+            return operation
+        if isinstance(operation, keras.Model) and places.is_graph(operation):
+            outputs = keras.tree.flatten(operation.outputs)
+            if len(outputs) != 1:
+                return None
+            tensor = outputs[0]
+            continue
+        if isinstance(operation, keras.Model):
+            outputs = _outputs_inside(operation, operation._inbound_nodes[node])
+            if len(outputs) != 1:
+                return None
+            tensor = outputs[0]
+            continue
+        inputs = operation._inbound_nodes[node].input_tensors
+        if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
+            return None
+        tensor = inputs[0]
+
+
+def _outputs_inside(model: keras.Model, node: Any) -> list[Any]:
+    """Where a subclassed model's outputs come from: its `call`, followed from layer to layer. Empty if that fails."""
+    arguments = node.arguments
+    inputs = keras.tree.map_structure(
+        lambda tensor: (
+            keras.KerasTensor(tensor.shape, tensor.dtype) if isinstance(tensor, keras.KerasTensor) else tensor
+        ),
+        (arguments.args, arguments.kwargs),
+    )
+    try:
+        outputs = keras.tree.flatten(model.call(*inputs[0], **inputs[1]))
+    except Exception:  # a call that computes with values, not with layers
+        return []
+    return [output for output in outputs if hasattr(output, "_keras_history")]
