@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.layers.weights import MaskedWeight
+from tf_packnet.layers.masked_weight import MaskedWeight
 
 
 def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tf_packnet import ownership
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
-from tf_packnet.layers.weights import MaskedWeight, check_freed_weights, check_task_number
-from tf_packnet.places import by_place
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.weights import check_freed_weights, check_task_number
+from tf_packnet.structure.places import by_place
 
 
 def task_layers(model: keras.Model) -> list[TaskLayer]:

@@ -1,7 +1,7 @@
 """A Keras model that learns one task after another."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,8 +9,10 @@ import numpy as np
 
 from tf_packnet import lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
+from tf_packnet.fit_checks import check_callbacks
 from tf_packnet.heads import heads_of_task
-from tf_packnet.roles import Roles, convert
+from tf_packnet.ownership_table import ownership_table
+from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.trainer import PackedTrainer
 
 
@@ -172,6 +174,7 @@ class PackedModel(PackedTrainer):
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
+        check_callbacks(self, kwargs.get("callbacks"), kwargs.get("epochs", 1))
         self.select_task(self.committed_tasks + 1)
         return super().fit(x, *args, **kwargs)
 
@@ -216,6 +219,11 @@ class PackedModel(PackedTrainer):
     def network(self) -> keras.Model:
         """The same layers as a plain functional model."""
         return keras.Model(*_ends(self), name=self.name)
+
+    def summary(self, *args: Any, print_fn: Callable[[str], None] | None = None, **kwargs: Any) -> None:
+        """As `keras.Model.summary`, and then who owns how many of the prunable weights."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(ownership_table(self.owner_maps(), self.task_names[: self.committed_tasks]))
 
     def get_config(self) -> dict[str, Any]:
         return {

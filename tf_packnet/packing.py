@@ -5,14 +5,15 @@ from typing import Any
 
 import keras
 
-from tf_packnet import lifecycle, places
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.graphs import as_graph, heads_of
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
-from tf_packnet.roles import Roles
+from tf_packnet.structure import places
+from tf_packnet.structure.graphs import as_graph, copied, heads_of
+from tf_packnet.structure.roles import Roles
 
 
 def pack(
@@ -74,9 +75,7 @@ def pack(
     else:
         heads = heads_of(graph) if head_layers is None else _resolved("head_layers", head_layers, graph)
     roles = Roles(tuple(heads), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
-    packed = PackedModel.of_network(
-        keras.models.clone_model(graph), roles, head=head, freed_weights=freed_weights, seed=seed
-    )
+    packed = PackedModel.of_network(copied(graph), roles, head=head, freed_weights=freed_weights, seed=seed)
     _copy_weights(graph, packed)
     for weight in lifecycle.masked_weights(packed).values():
         weight.take_as_pretrained()

@@ -10,6 +10,7 @@ import keras
 
 from tf_packnet import acceleration, lifecycle
 from tf_packnet.errors import ArgumentError
+from tf_packnet.fit_checks import check_batches_alone
 from tf_packnet.gradient_step import gradient_step
 from tf_packnet.resident import DeviceExamples, take_steps
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
@@ -70,6 +71,7 @@ class PackedTrainer(keras.Model):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too."""
         if isinstance(x, StreamedBatches):
+            check_batches_alone(args, kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
             kwargs["shuffle"] = False  # it comes shuffled
         return super().fit(x, *args, **kwargs)

@@ -1,6 +1,7 @@
 """The night: prune rounds on a schedule, as a Keras callback."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -45,13 +46,36 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
 
+    def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+        """Raises ArgumentError if what comes beside it in a `fit` would bring back weights that it prunes."""
+        schedule = self._bind(epochs)
+        if isinstance(schedule, EqualShare) and not 0 <= lifecycle.committed_tasks(model) < schedule.num_tasks:
+            expected = f"more than the {lifecycle.committed_tasks(model)} tasks that the pack has already"
+            raise ArgumentError("num_tasks", expected, schedule.num_tasks)
+        last = max((epoch for epoch in range(epochs) if self._kept_fraction(epoch) is not None), default=0)
+        for other in callbacks:
+            if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
+                continue
+            if other.start_from_epoch < last:
+                raise ArgumentError(
+                    "start_from_epoch",
+                    f"at least {last} in EarlyStopping(restore_best_weights=True), the epoch of the last prune round: "
+                    "the best weights of before are not pruned",
+                    other.start_from_epoch,
+                )
+
+    def _bind(self, epochs: int) -> PruningSchedule:
+        """The schedule on the budget of a `fit`."""
+        self._bound = self.schedule
+        if isinstance(self.schedule, EqualShare) and self.schedule.epochs is None:
+            self._bound = self.schedule.for_epochs(epochs)
+        return self._bound
+
     def on_train_begin(self, logs: dict | None = None) -> None:
         if not lifecycle.has_open_task(self.model):
             raise RuntimeError("no task is open, so there is nothing to prune: call begin_task before this fit")
         self.rounds = []
-        self._bound = self.schedule
-        if isinstance(self.schedule, EqualShare) and self.schedule.epochs is None:
-            self._bound = self.schedule.for_epochs(self.params["epochs"])
+        self._bind(self.params["epochs"])
         if self.reset_optimizer:
             with lifecycle.strategy_scope(self.model):
                 optimizers.reset(self.model.optimizer, getattr(self.model, "optimizer_config", None))

@@ -1,12 +1,14 @@
 """The end of the night: commit the task and write down which weights are whose."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from tf_packnet import files, lifecycle
+from tf_packnet.errors import ArgumentError
 
 
 class TaskMaskSnapshot(keras.callbacks.Callback):
@@ -24,6 +26,14 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
     def __init__(self, directory: str | os.PathLike | None = None):
         super().__init__()
         self.directory = None if directory is None else Path(directory)
+
+    def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+        """Raises ArgumentError if a callback after it would change the weights that it commits."""
+        after = callbacks[callbacks.index(self) + 1 :]
+        for other in after:
+            if getattr(other, "restore_best_weights", False) or isinstance(other, keras.callbacks.SwapEMAWeights):
+                name = type(other).__name__
+                raise ArgumentError("callbacks", f"TaskMaskSnapshot last: {name} changes the weights at the end", name)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if not lifecycle.has_open_task(self.model):

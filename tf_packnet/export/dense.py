@@ -7,8 +7,8 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.places import by_place
-from tf_packnet.roles import convert
+from tf_packnet.structure.places import by_place
+from tf_packnet.structure.roles import convert
 
 _PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}
 
@@ -48,6 +48,7 @@ def _plain(layer: keras.Layer, source: keras.Layer) -> keras.Layer:
         config.pop(ours, None)
     if isinstance(source, TaskHead):
         config["units"] = source.units  # of the selected task
+        config["activation"] = keras.activations.serialize(source.activation)
     return _PLAIN[type(source)].from_config(config)
 
 

@@ -12,7 +12,9 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.layers.weights import MaskedWeight, TaskWeight, check_task_number
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.layers.weights import check_task_number
 from tf_packnet.policies import BIAS_POLICIES, PRETRAINED
 
 

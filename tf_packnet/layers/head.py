@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from tf_packnet.layers.base import Routed, TaskLayer
-from tf_packnet.layers.weights import TaskWeight
+from tf_packnet.layers.task_weight import TaskWeight
 
 # Heads up to this wide take the gradients of `narrow_product`.
 NARROW = 8

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from tf_packnet import places
 from tf_packnet.errors import ArgumentError
+from tf_packnet.structure import places
 
 
 def as_graph(model: Any, inputs: Any = None) -> keras.Model:
@@ -49,6 +49,28 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
     if all(size is None or isinstance(size, int) for size in shapes):
         return function(tuple(shapes))
     return [_map_shapes(function, shape) for shape in shapes]
+
+
+def copied(graph: keras.Model) -> keras.Model:
+    """The same graph of layers of the same kinds, with weights of their own.
+
+    Raises:
+        ArgumentError: If a layer cannot be made anew from its config; the message names it.
+    """
+
+    def copy(layer: keras.Layer) -> keras.Layer:
+        try:
+            return type(layer).from_config(layer.get_config())
+        except Exception as error:  # whatever the layer's own code raises
+            kind = type(layer).__name__
+            raise ArgumentError(
+                "model",
+                f"layers that can be made anew from their get_config(), as saving needs too. That of {layer.name!r}, a "
+                f"{kind}, does not fit {kind}.__init__",
+                layer.name,
+            ) from error
+
+    return keras.models.clone_model(graph, clone_function=copy)
 
 
 def heads_of(graph: keras.Model) -> list[str]:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import keras
 
-from tf_packnet import places
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
+from tf_packnet.structure import places
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which layers of a model are treated in which way; layers are named by their place, see `tf_packnet.places`.
+    """Which layers of a model are treated in which way; they are named by their place, see `places`.
 
     Attributes:
         heads: Dense layers of which every task has its own.
@@ -34,9 +34,9 @@ class Roles:
         """
         if isinstance(layer, TaskLayer):
             return layer
-        if place in self.exclude:
-            layer.trainable = False
-        if not layer.trainable:
+        if place in self.exclude or not layer.trainable:
+            for inner in layer._flatten_layers():  # Keras makes those anew that can be trained
+                inner.trainable = False
             return layer
         config = layer.get_config()
         config["name"] = place.rpartition("/")[2]

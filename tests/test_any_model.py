@@ -1,0 +1,454 @@
+"""Whatever model an engineer comes with: packed, frozen to the bit, saved, loaded in between, exported."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, make_mlp
+from tf_packnet import lifecycle
+from tf_packnet.structure.places import by_place
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("tests")
+class Block(L.Layer):
+    """A transformer block as people write them: layers in attributes, in a list, in a Sequential of its own."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.attention = L.MultiHeadAttention(2, width // 2)
+        self.norms = [L.LayerNormalization(), L.LayerNormalization()]
+        self.mlp = keras.Sequential([L.Dense(2 * width, activation="gelu"), L.Dense(width)])
+        self.drop = L.Dropout(0.1)
+
+    def build(self, shape):
+        self.attention.build(shape, shape)
+        for norm in self.norms:
+            norm.build(shape)
+        self.mlp.build(shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        y = self.norms[0](x)
+        x = x + self.attention(y, y)
+        return x + self.drop(self.mlp(self.norms[1](x)), training=training)
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    """A subclassed model: layers in a list and a dict, a head behind a softmax."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.blocks = [L.Dense(width, activation="relu") for _ in range(2)]
+        self.parts = {"norm": L.BatchNormalization()}
+        self.classifier = L.Dense(2)
+        self.softmax = L.Softmax()
+
+    def call(self, x, training=False):
+        for block in self.blocks:
+            x = block(x)
+        return self.softmax(self.classifier(self.parts["norm"](x, training=training)))
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def vision_transformer():
+    image = keras.Input((8, 8, 1))
+    patches = L.Reshape((4, 8))(L.Conv2D(8, 4, 4)(image))
+    return keras.Model(image, L.Dense(2)(L.GlobalAveragePooling1D()(Block(8)(Block(8)(patches)))))
+
+
+def text(*layers):
+    def make():
+        words = keras.Input((6,), dtype="int32")
+        x = L.Embedding(20, 6)(words)
+        for layer in layers:
+            x = type(layer).from_config(layer.get_config())(x)
+        return keras.Model(words, L.Dense(2)(x))
+
+    return make
+
+
+MODELS = {
+    "subclassed": subclassed,
+    "vision transformer": vision_transformer,
+    "recurrent": text(L.LSTM(4, return_sequences=True), L.GRU(4, return_sequences=True), L.SimpleRNN(4)),
+    "wrapped": text(L.Bidirectional(L.GRU(3, return_sequences=True)), L.TimeDistributed(L.Dense(4)), L.Flatten()),
+    "cells": text(L.RNN([L.LSTMCell(4), L.GRUCell(3)]), L.PReLU()),
+}
+KERNELS = {
+    "subclassed": {"subclassed/blocks_0/kernel", "subclassed/blocks_1/kernel"},
+    "recurrent": {"lstm/cell/kernel", "lstm/cell/recurrent_kernel", "gru/cell/kernel"},
+    "wrapped": {"bidirectional/forward_layer/cell/kernel", "time_distributed/layer/kernel"},
+    "cells": {"rnn/cell/cells_0/kernel", "rnn/cell/cells_1/recurrent_kernel"},
+    "vision transformer": {"block/attention/query_dense/kernel", "block_1/mlp/dense_0/kernel", "conv2d/kernel"},
+}
+
+
+def examples(model, seed, number=32):
+    rng = np.random.default_rng(seed)
+    shape, kind = model.inputs[0].shape[1:], model.inputs[0].dtype
+    x = rng.integers(0, 20, (number, *shape)) if kind == "int32" else rng.normal(size=(number, *shape))
+    return x.astype(kind), rng.integers(0, 2, number)
+
+
+def learn(packed, name, data, loss=None, **begin):
+    packed.begin_task(name, **begin)
+    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    packed.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1), loss)
+    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    packed.fit(*data, epochs=1, verbose=0, callbacks=night)
+
+
+def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5):
+    """Two tasks, a save and a load between any two steps: no bit of the first moves; both are exported."""
+    probe, seen = examples(packed, 9)[0], {}
+    for number, name in enumerate(["first", "second"], start=1):
+        learn(packed, name, examples(packed, number))
+        seen[name] = packed.predict(probe, verbose=0)
+        packed.save(folder / "pack.keras")
+        maps = packed.owner_maps()
+        keras.utils.clear_session()  # another process would number its layers afresh
+        packed = keras.models.load_model(folder / "pack.keras", safe_mode=True)
+        for path, owner in packed.owner_maps().items():
+            np.testing.assert_array_equal(owner, maps[path])
+    for name, then in seen.items():
+        packed.select_task(name)
+        np.testing.assert_array_equal(packed.predict(probe, verbose=0), then)
+        plain = tp.export.dense_model(packed, name)
+        assert not [layer for layer in by_place(plain).values() if type(layer).__module__.startswith("tf_packnet")]
+        np.testing.assert_allclose(plain.predict(probe, verbose=0), then, rtol=rtol, atol=1e-6)
+    assert not np.array_equal(seen["first"], seen["second"])
+    assert set(map(int, np.unique(np.concatenate([m.ravel() for m in maps.values()])))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
+    keras.utils.clear_session()
+    model = MODELS[name]()
+    packed = tp.pack(model, bias_policy="per_task")
+    probe = examples(packed, 9)[0]
+    np.testing.assert_array_equal(packed.predict(probe, verbose=0), model.predict(probe, verbose=0))
+    assert KERNELS[name] <= set(packed.owner_maps())
+    assert len(lifecycle.heads(packed)) == 1
+    assert_packs_two_tasks_for_ever(packed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["first_task", "per_task"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "EfficientNetV2B0"])
+def test_keras_applications(name, policy, tmp_path):
+    model = getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=2)
+    assert_packs_two_tasks_for_ever(tp.pack(model, bias_policy=policy), tmp_path, rtol=1e-4)
+
+
+def two_outputs():
+    one, other = keras.Input((6,), name="one"), keras.Input((6,), name="other")
+    features = L.Dense(8, activation="relu", name="trunk")(L.concatenate([one, other]))
+    outputs = {"kind": L.Dense(3, name="kind")(features), "size": L.Dense(1, name="size")(features)}
+    return keras.Model({"one": one, "other": other}, outputs)
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    packed = tp.pack(two_outputs())
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(32, 6)).astype("float32") for name in ("one", "other")}
+    loss = {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"}
+
+    def y(classes):
+        return {"kind": rng.integers(0, classes, 32), "size": rng.normal(size=(32, 1)).astype("float32")}
+
+    learn(packed, "first", (x, y(3)), loss)
+    first = packed.predict(x, verbose=0)
+    learn(packed, "second", (x, y(5)), loss, num_classes={"kind": 5})
+    assert {name: out.shape[1] for name, out in packed.predict(x, verbose=0).items()} == {"kind": 5, "size": 1}
+    packed.save(tmp_path / "pack.keras")
+    packed = keras.models.load_model(tmp_path / "pack.keras")
+    packed.select_task("first")
+    for name, then in first.items():
+        np.testing.assert_array_equal(packed.predict(x, verbose=0)[name], then)
+    with pytest.raises(
+        tp.ArgumentError, match="`num_classes`: expected by head, among 'kind', 'size'. Received:.*'age'"
+    ):
+        packed.begin_task("third", num_classes={"age": 2})
+
+
+def test_a_regression_beside_a_classification(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), L.Dense(12, activation="relu"), L.Dense(2, activation="softmax")])
+    packed = tp.pack(model)
+    x, y = blobs(1)
+    learn(packed, "kind", (x, y), keras.losses.SparseCategoricalCrossentropy())
+    kind = packed.predict(x, verbose=0)
+    np.testing.assert_allclose(kind.sum(axis=1), 1, rtol=1e-5)
+    learn(packed, "size", (x, x[:, :1]), "mse", num_classes=1, activation="linear")
+    size = packed.predict(x, verbose=0)
+    assert size.shape == (64, 1)
+    assert len(np.unique(size)) > 2  # a softmax over one unit would be 1 everywhere
+    packed.save(tmp_path / "pack.keras")
+    packed = keras.models.load_model(tmp_path / "pack.keras")
+    for name, then in {"size": size, "kind": kind}.items():
+        packed.select_task(name)
+        np.testing.assert_array_equal(packed.predict(x, verbose=0), then)
+        plain = tp.export.dense_model(packed, name)
+        np.testing.assert_allclose(plain.predict(x, verbose=0), then, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "at least 1. Received: num_classes=0"),
+        ({"num_classes": 2.5}, "a whole number, at least 1. Received: num_classes=2.5"),
+        ({"activation": "swoosh"}, "the name of a Keras activation. Received: activation='swoosh'"),
+    ],
+)
+def test_heads_that_cannot_be(arguments, message):
+    packed = tp.pack(make_mlp())
+    with pytest.raises(tp.ArgumentError, match=message):
+        packed.begin_task(**arguments)
+    assert packed.task_names == []
+    packed.begin_task("first")  # nothing was half done
+
+
+class TestExclude:
+    def test_what_is_excluded_stays_as_it_is(self, tmp_path):
+        packed = tp.pack(vision_transformer(), exclude=["block", "block_1/attention/query_dense"])
+        excluded = [by_place(packed)[place] for place in ("block", "block_1/attention/query_dense")]
+        before = [value for layer in excluded for value in layer.get_weights()]
+        assert not [path for path in packed.owner_maps() if path.startswith("block/") or "query" in path]
+        assert_packs_two_tasks_for_ever(packed, tmp_path)
+        for now, then in zip([v for layer in excluded for v in layer.get_weights()], before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+    def test_names_that_are_not_there(self):
+        with pytest.raises(tp.ArgumentError, match="among 'input_layer.*', 'conv2d.*Received: exclude='conv'"):
+            tp.pack(vision_transformer(), exclude=["conv"])
+        with pytest.raises(tp.ArgumentError, match=r"such as \['conv'\]"):
+            tp.pack(vision_transformer(), exclude="conv")
+
+
+class TestPretrained:
+    def packed(self, **kwargs):
+        model = make_mlp()
+        return compile_model(tp.pack(model, pretrained="task 0", **kwargs), "adam"), model
+
+    def night(self, packed, seed):
+        packed.begin_task()
+        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(seed), epochs=3, verbose=0, callbacks=night)
+
+    def test_every_task_starts_its_free_weights_from_them(self):
+        packed, model = self.packed()
+        self.night(packed, 1)
+        packed.begin_task()
+        kernel, owner = packed.get_layer("dense_1").kernel, packed.owner_maps()["dense_1/kernel"]
+        np.testing.assert_array_equal(kernel[owner == 0], model.get_layer("dense_1").kernel.numpy()[owner == 0])
+
+    def test_what_a_task_prunes_is_0_for_it(self):
+        packed, _ = self.packed()
+        self.night(packed, 1)
+        owner = packed.owner_maps()["dense_1/kernel"]
+        assert (np.array(packed.get_layer("dense_1").kernel)[owner == 0] == 0).all()
+
+    def test_or_goes_back_to_the_pretrained_value(self, tmp_path):
+        packed, model = self.packed(prune_pretrained=False)
+        pretrained = model.get_layer("dense_1").kernel.numpy()
+        kernels = {}
+        for number in (1, 2):
+            self.night(packed, number)
+            kernels[number] = np.array(packed.get_layer("dense_1").kernel)
+            owner = packed.owner_maps()["dense_1/kernel"]
+            np.testing.assert_array_equal(kernels[number][owner == 0], pretrained[owner == 0])
+            mine = owner == number
+            assert (kernels[number][mine] != pretrained[mine]).any()
+        packed.save(tmp_path / "pack.keras")
+        packed = keras.models.load_model(tmp_path / "pack.keras")
+        for number, then in kernels.items():  # the first task still sees the base where the second took over
+            packed.select_task(number)
+            np.testing.assert_array_equal(packed.get_layer("dense_1").kernel, then)
+            plain = tp.export.dense_model(packed, number)
+            np.testing.assert_array_equal(plain.get_layer("dense_1").kernel, then)
+        packed.begin_task()
+        self_first = packed.get_layer("dense_1")
+        np.testing.assert_array_equal(np.array(self_first.kernel)[owner == 0], pretrained[owner == 0])
+
+    def test_a_task_keeps_what_it_moved_furthest(self):
+        packed, model = self.packed(prune_pretrained=False)
+        packed.begin_task()
+        weight = lifecycle.masked_weights(packed)["dense_1/kernel"]
+        moved = np.random.default_rng(0).normal(size=(6, 12)).astype("float32")
+        weight.variable.assign(weight.base + moved)
+        scheduler = tp.PruneRoundScheduler(tp.EqualShare(0.5, 1, epochs=1))
+        scheduler.set_model(packed)
+        scheduler.set_params({"epochs": 1})
+        scheduler.on_train_begin()
+        scheduler.on_epoch_begin(0)
+        kept = weight.owner_map() == 255
+        assert kept.sum() == 36
+        distance = np.abs(weight.values() - model.get_layer("dense_1").kernel.numpy())
+        assert distance[kept].min() >= distance[~kept].max()
+
+    def test_only_task_0(self):
+        with pytest.raises(tp.ArgumentError, match="None or 'task 0'. Received: pretrained='imagenet'"):
+            tp.pack(make_mlp(), pretrained="imagenet")
+
+
+class TestWhatCannotBePacked:
+    def test_a_subclassed_model_that_was_never_called(self):
+        with pytest.raises(tp.ArgumentError, match="that was called"):
+            tp.pack(Subclassed())
+
+    def test_inputs_say_what_it_is_called_with(self):
+        packed = tp.pack(Subclassed(), inputs=keras.Input((6,)))
+        assert packed.output_shape == (None, 2)
+        with pytest.raises(tp.ArgumentError, match="what model 'subclassed.*' can be called with"):
+            tp.pack(Subclassed(name="subclassed"), inputs=[keras.Input((6,)), keras.Input((6,))])
+
+    def test_a_head_that_cannot_be_found_is_named_by_hand(self):
+        inputs = keras.Input((6,))
+        a, b = L.Dense(4, name="a")(inputs), L.Dense(4, name="b")(inputs)
+        model = keras.Model(inputs, L.Add()([a, b]))
+        with pytest.raises(tp.ArgumentError, match=r"head_layers=\[...\].* comes from a Add"):
+            tp.pack(model)
+        packed = tp.pack(model, head_layers=["b"])
+        assert list(lifecycle.heads(packed)) == ["b"]
+
+    def test_a_pack(self):
+        with pytest.raises(tp.ArgumentError, match="not packed before"):
+            tp.pack(tp.pack(make_mlp()))
+
+    def test_a_layer_that_is_held_out_of_reach(self):
+        class Closure(L.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                hidden = L.Dense(3)
+                self._layers.append(hidden)
+                self.function = lambda x: hidden(x)
+
+            def call(self, x):
+                return self.function(x)
+
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, L.Dense(2)(Closure(name="closure")(inputs)))
+        with pytest.raises(tp.ArgumentError, match=r"'closure' \(a Closure\) is held elsewhere.*exclude=\['closure'\]"):
+            tp.pack(model)
+
+    def test_a_layer_without_a_config(self):
+        class Odd(L.Layer):
+            def __init__(self, width):
+                super().__init__()
+
+            def call(self, x):
+                return x
+
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, L.Dense(2)(Odd(3)(L.Dense(4)(inputs))))
+        with pytest.raises(tp.ArgumentError, match="That of 'odd.*', a Odd, does not fit Odd.__init__"):
+            tp.pack(model)
+
+
+class TestFitChecks:
+    def night(self):
+        return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, rounds=2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+
+    def packed(self):
+        return compile_model(tp.pack(make_mlp()), "adam")
+
+    def test_early_stopping_that_would_bring_pruned_weights_back(self):
+        packed = self.packed()
+        stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+        with pytest.raises(tp.ArgumentError, match="at least 2 in EarlyStopping.*Received: start_from_epoch=0"):
+            packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[stop, *self.night()])
+        assert lifecycle.has_open_task(packed)
+
+    def test_early_stopping_after_the_last_round(self):
+        packed = self.packed()
+        stop = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True, start_from_epoch=4)
+        history = packed.fit(*blobs(0), epochs=8, verbose=0, callbacks=[stop, *self.night()])
+        assert len(history.epoch) < 8
+        assert packed.committed_tasks == 1
+        assert packed.free_fraction()["overall"] == pytest.approx(0.5**0.5, abs=0.01)
+
+    def test_what_comes_after_the_snapshot(self):
+        stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True, start_from_epoch=4)
+        with pytest.raises(tp.ArgumentError, match="TaskMaskSnapshot last: EarlyStopping"):
+            self.packed().fit(*blobs(0), epochs=8, verbose=0, callbacks=[*self.night(), stop])
+
+    def test_more_tasks_than_were_planned(self):
+        packed = self.packed()
+        packed.begin_task()
+        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+        packed.begin_task()
+        with pytest.raises(tp.ArgumentError, match="more than the 1 tasks that the pack has.*num_tasks=1"):
+            packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+
+    def test_weights_beside_ready_made_batches(self):
+        images, labels = blobs(0)
+        batches = tp.tasks.StreamedBatches(images, labels, 1.0, 16)
+        with pytest.raises(tp.ArgumentError, match="`class_weight`: expected None"):
+            self.packed().fit(batches, class_weight={0: 1.0, 1: 2.0})
+
+
+def test_class_and_sample_weights_as_in_keras():
+    """A class whose weight is 0 teaches nothing: the same as sample weights that say so."""
+    x, y = blobs(0)
+    weights = {}
+    for kind, asked in {"class": {"class_weight": {0: 1.0, 1: 0.0}}, "sample": {"sample_weight": 1.0 - y}}.items():
+        keras.utils.set_random_seed(0)
+        packed = compile_model(tp.pack(make_mlp()), "sgd")
+        packed.fit(x, y, epochs=2, shuffle=False, verbose=0, **asked)
+        weights[kind] = packed.get_layer("dense_1").kernel
+    np.testing.assert_array_equal(weights["class"], weights["sample"])
+
+
+def test_the_summary_shows_who_owns_what():
+    packed = compile_model(tp.pack(make_mlp()), "adam")
+    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
+    packed.begin_task("cats")
+    packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+    lines = []
+    packed.summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    for expected in ("MaskedDense", "dense_1/kernel", "cats", "free", "36 (50.0%)"):
+        assert expected in text
+
+
+def test_plateaus_and_schedules_start_again_with_each_stage():
+    x, y = blobs(0)
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(schedule))
+    packed.fit(x, y, epochs=2, verbose=0)
+    assert float(packed.optimizer.learning_rate) < 0.1
+    rates = []
+    seen = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: rates.append(float(packed.optimizer.learning_rate)))
+    packed.fit(x, y, epochs=1, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), seen])
+    assert rates == [np.float32(0.1)]
+    packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1))
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=100.0)
+    packed.fit(x, y, epochs=4, verbose=0, callbacks=[plateau])
+    assert float(packed.optimizer.learning_rate) < 0.1
+    packed.fit(x, y, epochs=1, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1))])
+    assert float(packed.optimizer.learning_rate) == np.float32(0.1)
+
+
+def test_no_warning_is_given_on_the_way():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tp.pack(subclassed())

@@ -1,0 +1,37 @@
+"""What a `fit` is asked for, looked at before it takes any time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tf_packnet.errors import ArgumentError
+
+
+def check_callbacks(model: keras.Model, callbacks: Any, epochs: int) -> None:
+    """Lets each callback that has a `check_fit(model, callbacks, epochs)` object to what is beside it.
+
+    Raises:
+        ArgumentError: If one does.
+    """
+    if callbacks is None:
+        return
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    each = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in each:
+        if hasattr(callback, "check_fit"):
+            callback.check_fit(model, each, epochs)
+
+
+def check_batches_alone(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Checks what is given to `fit` beside `ResidentBatches` or `StreamedBatches`, which bring all of that.
+
+    Raises:
+        ArgumentError: If it would be ignored.
+    """
+    given = dict(zip(("y", "batch_size"), args, strict=False))
+    for name in ("y", "batch_size", "sample_weight", "class_weight", "validation_split", "steps_per_epoch"):
+        value = kwargs.get(name, given.get(name))
+        if value is not None and not (name == "validation_split" and value == 0.0):
+            raise ArgumentError(name, "None: these batches bring all (or arrays or a tf.data.Dataset for x)", value)

@@ -1,0 +1,162 @@
+"""A kernel whose entries are owned by tasks.
+
+What is committed lies in a place that no optimizer sees, and the forward pass chooses between it and the trainable
+variable. So the freeze needs no cooperation from the optimizer: momentum, weight decay, weight averaging and clipping
+may do what they like to the trainable variable, it is not read where a committed value stands.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_packnet import ownership
+from tf_packnet.layers.weights import fresh_values, non_trainable, view
+
+
+class MaskedWeight:
+    """A kernel whose every entry is owned by one task, free, or a candidate of the task being learned.
+
+    Attributes:
+        name: Name of the weight in its layer.
+        variable: The trainable Keras variable. Only its candidates' entries are ever read.
+        frozen: Values at rest, non-trainable, same shape: an owned entry's committed value, a freed entry's value at
+            the moment it was pruned.
+        owner: Non-trainable `uint8` map, see `tf_packnet.ownership`.
+        shown: Non-trainable `uint8` scalar: the weights of tasks `1..shown` are visible.
+        learning: Non-trainable `bool` scalar: the candidates are visible too.
+        pretrained: None; or what becomes of pretrained values: `prunable` or `visible`, see `tf_packnet.policies`.
+        base: Those values, non-trainable, same shape; None without them.
+    """
+
+    def __init__(
+        self, layer: keras.Layer, name: str, variable: keras.Variable, initializer: Any, pretrained: str | None = None
+    ):
+        self.name = name
+        self.variable = variable
+        self.initializer = initializer
+        shape = tuple(variable.shape)
+        add = non_trainable(layer, variable)
+        self.frozen = add(f"{name}_frozen", shape, variable.dtype, "zeros")
+        self.owner = add(f"{name}_owner", shape, "uint8", keras.initializers.Constant(ownership.CANDIDATE))
+        self.shown = add(f"{name}_shown", (), "uint8", "zeros")
+        self.learning = add(f"{name}_learning", (), "bool", "ones")
+        self.pretrained = pretrained
+        self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
+        self._lent: Any = None
+
+    def value(self) -> Any:
+        """The kernel that the selected task computes with: what is hidden from it is 0, or `visible` pretrained values.
+
+        Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
+        """
+        if self._lent is not None:
+            return self._lent
+        trained = self.trained()
+        # FREE is 0, so `owner - 1` wraps to 255: one comparison hides the free entries and those of later tasks.
+        owner = ops.convert_to_tensor(self.owner)
+        committed = ops.less(ops.subtract(owner, ops.ones((), "uint8")), self.shown)
+        unseen = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
+        at_rest = ops.where(committed, self.frozen, unseen)
+        return ops.where(trained, self.variable, at_rest)
+
+    def trained(self) -> Any:
+        """Boolean mask of the entries that are read from the trainable variable, where gradients go."""
+        owner = ops.convert_to_tensor(self.owner)
+        # Of one dtype: with a Python number Keras would compare in int32, four times the memory.
+        return ops.logical_and(ops.equal(owner, ops.full((), ownership.CANDIDATE, "uint8")), self.learning)
+
+    @contextlib.contextmanager
+    def lend(self, kernel: Any) -> Iterator[None]:
+        """While it lasts the layer computes with `kernel`, a tensor with the content of `value()`."""
+        self._lent = kernel
+        try:
+            yield
+        finally:
+            self._lent = None
+
+    def owner_map(self) -> np.ndarray:
+        """The owner map as it stands, open candidates (255) included; read-only."""
+        return view(self.owner)
+
+    def values(self) -> np.ndarray:
+        """The trainable variable as NumPy, read-only; only its candidates mean anything."""
+        return view(self.variable)
+
+    def importance(self) -> np.ndarray:
+        """What a prune round ranks by magnitude: the values, or how far they are from where they would go back to."""
+        return self.values() - view(self.base) if self.pretrained == "visible" else self.values()
+
+    def take_as_pretrained(self) -> None:
+        """Makes the present values the pretrained ones, where the weight has such."""
+        if self.base is not None:
+            self.base.assign(self.variable)
+
+    def confine(self, candidates: np.ndarray) -> None:
+        """Sets the trainable variable to 0 outside the boolean mask `candidates`."""
+        self.variable.assign(ops.where(candidates, self.variable, ops.zeros((), self.variable.dtype)))
+
+    def begin(self, task: int, freed_weights: str, seed: int) -> None:
+        """Opens the free entries for `task`; from the second task on they start by the policy `freed_weights`."""
+        if task > 1:
+            owner = ownership.begin(self.owner_map())
+            # What is not a candidate is not read. At 0, no regulariser or norm of the whole variable sees it either.
+            self.variable.assign(np.where(ownership.candidates(owner), self._start(freed_weights, seed), 0))
+            self.owner.assign(owner)
+        self.select(task, learning=True)
+
+    def reopen(self, freed_weights: str, seed: int) -> None:
+        """Opens the free entries for the task that is open already; its candidates go on as they are."""
+        owner = self.owner_map()
+        self.variable.assign(np.where(owner == ownership.FREE, self._start(freed_weights, seed), self.values()))
+        self.owner.assign(ownership.reopen(owner))
+
+    def _start(self, freed_weights: str, seed: int) -> np.ndarray:
+        """Where freed entries start from: the pretrained values, or by policy."""
+        if self.base is not None:
+            return view(self.base)
+        shape, dtype = tuple(self.variable.shape), self.variable.dtype
+        return {
+            "zero": lambda: np.zeros(shape, dtype),
+            "keep": lambda: view(self.frozen),
+            "reinit": lambda: fresh_values(self.initializer, shape, dtype, seed),
+        }[freed_weights]()
+
+    def prune(self, keep: np.ndarray) -> None:
+        """Frees the candidates outside the boolean mask `keep` and puts their present values to rest."""
+        owner = self.owner_map()
+        self._rest(ownership.pruned(owner, keep))
+        self.owner.assign(ownership.prune(owner, keep))
+
+    def commit(self, task: int) -> None:
+        """Gives the remaining candidates to `task` and puts their present values to rest, for ever."""
+        owner = self.owner_map()
+        self._rest(ownership.candidates(owner))
+        self.owner.assign(ownership.commit(owner, task))
+        self.select(task, learning=False)
+
+    def select(self, task: int, learning: bool) -> None:
+        """Shows what `task` sees; `learning` says whether it is the open task, whose candidates are visible."""
+        self.shown.assign(np.uint8(task))
+        self.learning.assign(learning)
+
+    def save(self, store: dict) -> None:
+        """Writes the whole state into a Keras weights store."""
+        for part in self._parts():
+            store[f"{self.name}.{part}"] = np.asarray(ops.convert_to_numpy(getattr(self, part)))
+
+    def load(self, store: dict) -> None:
+        """Reads the whole state back."""
+        for part in self._parts():
+            getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
+
+    def _parts(self) -> tuple[str, ...]:
+        parts = ("variable", "frozen", "owner", "shown", "learning")
+        return parts if self.base is None else (*parts, "base")
+
+    def _rest(self, where: np.ndarray) -> None:
+        # On the device: the kernels may be large, and one copy of them is enough.
+        self.frozen.assign(ops.where(where, self.variable, self.frozen))
