@@ -27,6 +27,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=1.26",
         "pandas>=2.2",
+        "pillow>=10",
         "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.13",

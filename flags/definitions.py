@@ -37,6 +37,9 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
                 flags.register_validator(name, _validator(name), flag_values=values)
 
         declare(define)
+    dry_run = "Print what each task will get of each layer, and what it takes in memory and on disk; train nothing."
+    flags.DEFINE_flag(_boolean_flag("dry_run", False, dry_run, _BOOLEAN), values)
+    themes["Output"].append("dry_run")
     themes["Experiments"] = _experiments(values)
     return values, themes
 
@@ -120,7 +123,11 @@ _INTEGERS, _BOOLEAN = IntegerListParser(), BooleanParser()
 
 
 def _data(define: Define) -> None:
-    define("dataset", "digits (embedded, no network), or a TFDS image classification set such as mnist or cifar10.")
+    define(
+        "dataset",
+        "digits (embedded, no network); a TFDS image classification set such as mnist or cifar10; or a folder of your "
+        "own such as ./data, with a folder a task, in that a folder a class, in that images.",
+    )
     define("data_dir", "Where TFDS keeps its data sets. Default: TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.")
     define("classes_per_task", "Classes of each task, in the data set's order.", _INTEGER)
     define("num_tasks", "T, how many tasks to learn. Default: as many as the classes give.", _INTEGER)

@@ -26,6 +26,7 @@ class Command(NamedTuple):
         workers: How many runs of an experiment at once; None for what suits the machine.
         threads: Threads of each.
         stages_dir: Where the outcomes of stages lie; None for beside the results.
+        dry_run: Whether to print what the tasks will get, and to do nothing.
     """
 
     config: Config
@@ -33,6 +34,7 @@ class Command(NamedTuple):
     workers: int | None = None
     threads: int = 1
     stages_dir: str | None = None
+    dry_run: bool = False
 
 
 def parse_config(argv: list[str]) -> Config:
@@ -76,7 +78,9 @@ def parse_command(argv: list[str]) -> Command:
         for flag in ("workers", "threads"):
             if values[flag].present:
                 raise UsageError(f"--{flag}: expected an --experiment or a --sweep with it")
-        return Command(config, stages_dir=stages_dir)
+        return Command(config, stages_dir=stages_dir, dry_run=values["dry_run"].value)
+    if values["dry_run"].value:
+        raise UsageError("--dry_run: expected no --experiment, --sweep or --seeds with it")
     if isinstance(seeds, int):
         seeds = range(config.seed, config.seed + seeds)
     if seeds is not None and "seed" in axes:

@@ -22,11 +22,13 @@ from tf_packnet.experiments import experiment, suite
 def main(argv: list[str]) -> int:
     """Does what `argv` asks for; returns the exit code."""
     try:
-        config, plan, workers, threads, stages_dir = parse_command(argv)
-        if plan:
-            suite.main(plan, workers, threads, stages_dir)
+        asked = parse_command(argv)
+        if asked.dry_run:
+            experiment.show_plan(asked.config)
+        elif asked.plan:
+            suite.main(asked.plan, asked.workers, asked.threads, asked.stages_dir)
         else:
-            experiment.main(config, stages_dir)
+            experiment.main(asked.config, asked.stages_dir)
     except UsageError as error:
         return _stop(str(error), code=2)
     except ArgumentError as error:

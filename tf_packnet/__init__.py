@@ -32,6 +32,7 @@ _HOME = {
     "load_owner_maps": "callbacks",
     "owner_maps": "lifecycle",
     "pack": "packing",
+    "plan": "planning",
     "select_task": "lifecycle",
 }
 _MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")

@@ -33,7 +33,7 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
     width = max(80, 14 * len(headings) + max(len(path) for path in counts) + 4)
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
-    return console.file.getvalue().rstrip("\n")
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())
 
 
 def _cells(count: np.ndarray, first: int) -> list[str]:

@@ -88,6 +88,31 @@ def erk_densities(
         capped |= over
 
 
+def counts_to_keep(
+    shapes: Sequence[tuple[int, ...]],
+    left: Sequence[int],
+    num_candidates: Sequence[int],
+    kept_fraction: float,
+    scope: str,
+    erk_cap: float = 1.0,
+) -> list[int]:
+    """How many weights each layer keeps in a prune round of scope `layer` or `erk`.
+
+    Args:
+        shapes: Kernel shapes.
+        left: Candidates of each layer that are left.
+        num_candidates: Candidates of each layer when the task began.
+        kept_fraction: Share of `num_candidates` that is left after this round.
+        scope: `layer` or `erk`.
+        erk_cap: See `erk_densities`.
+    """
+    densities = np.full(len(left), kept_fraction)
+    if scope == "erk":
+        densities = erk_densities(shapes, num_candidates, kept_fraction, erk_cap)
+    # A schedule never asks for more than is left, but a user's own may: nothing that was pruned comes back.
+    return [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
+
+
 def keep_masks(
     scores: Iterable[np.ndarray],
     eligible: Sequence[np.ndarray],
@@ -120,9 +145,5 @@ def keep_masks(
     if scope == "global":
         count = min(sum(left), remaining(sum(num_candidates), kept_fraction))
         return keep_largest_of(list(scores), eligible, count, key)
-    densities = np.full(len(left), kept_fraction)
-    if scope == "erk":
-        densities = erk_densities([mask.shape for mask in eligible], num_candidates, kept_fraction, erk_cap)
-    # A schedule never asks for more than is left, but a user's own may: nothing that was pruned comes back.
-    counts = [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
+    counts = counts_to_keep([mask.shape for mask in eligible], left, num_candidates, kept_fraction, scope, erk_cap)
     return [keep_largest(s, e, n, key) for s, e, n in zip(scores, eligible, counts, strict=True)]

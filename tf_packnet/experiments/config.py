@@ -95,7 +95,7 @@ class Config:
 
     def where(self) -> str:
         """The output directory: what was asked for, or `out/<dataset>`."""
-        return self.output_dir or f"out/{self.dataset.replace('/', '_').replace(':', '_')}"
+        return self.output_dir or f"out/{self.dataset.strip('./~').replace('/', '_').replace(':', '_')}"
 
     def to_json(self) -> dict[str, Any]:
         """Every field, defaults included, as JSON values."""
@@ -158,7 +158,7 @@ def _within(low: float, high: float) -> Callable[[Any], bool]:
 _PATH = _optional((lambda path: "\0" not in path, "a path"))
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (bool, "digits, or the name of a TFDS image classification set"),
+    "dataset": (bool, "digits, the name of a TFDS image classification set, or a folder"),
     "data_dir": _PATH,
     "classes_per_task": _at_least(2),
     "num_tasks": _optional((lambda n: 1 <= n <= MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),

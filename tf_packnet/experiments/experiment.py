@@ -36,3 +36,23 @@ def main(config: Config, stages_dir: str | None = None) -> None:
     from tf_packnet.reporting.summary import print_results
 
     print_results(results, Path(config.where()))
+
+
+def show_plan(config: Config) -> None:
+    """Prints what the tasks of a run will get of its network's weights, and writes nothing.
+
+    Raises:
+        ArgumentError: If something in `config` cannot be had, or there is no room for so many tasks.
+    """
+    logging.set_verbosity(logging.ERROR)
+    check_name(config.dataset, config.data_dir)
+    from tf_packnet.quiet import start_tensorflow
+
+    start_tensorflow()
+    from tf_packnet.experiments.learning import load_stream
+    from tf_packnet.experiments.setup import build_model
+    from tf_packnet.planning import plan
+
+    stream = load_stream(config)
+    model = build_model(config, stream)
+    print(plan(model, len(stream), config.final_prune, config.prune_rounds, config.prune_scope))

@@ -85,7 +85,16 @@ def has_heads_side_by_side(config: Config) -> bool:
 
 
 def build_model(config: Config, stream: TaskStream) -> PackedModel:
-    """The packed network of a config, not compiled."""
+    """The packed network of a config, not compiled.
+
+    Raises:
+        ArgumentError: If the approach or the head cannot have tasks of different numbers of classes.
+    """
+    sizes = sorted({task.num_classes for task in stream})
+    if len(sizes) > 1 and (config.approach != "packnet" or config.head == "shared"):
+        field = "head" if config.approach == "packnet" else "approach"
+        expected = f"{'per_task' if field == 'head' else 'packnet'} for tasks of {' or '.join(map(str, sizes))} classes"
+        raise ArgumentError(field, expected, getattr(config, field))
     keras.config.set_dtype_policy(config.precision)
     outputs = stream.num_classes * (len(stream) if has_heads_side_by_side(config) else 1)
     if config.model == "mlp":

@@ -1,11 +1,25 @@
-"""Tasks: a data set cut into a stream of classification problems."""
+"""Tasks: a data set cut into a stream of classification problems, or data of your own."""
 
+from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.tasks.cutting import split_into_tasks
-from tf_packnet.tasks.sources import EMBEDDED, load_digits, load_tfds
+from tf_packnet.tasks.own import from_arrays, from_dataset, from_folder, from_folders
+from tf_packnet.tasks.sources import EMBEDDED, is_folder, load_digits, load_tfds
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
-__all__ = ["ResidentBatches", "Split", "StreamedBatches", "Task", "TaskStream", "load", "split_into_tasks"]
+__all__ = [
+    "ResidentBatches",
+    "Split",
+    "StreamedBatches",
+    "Task",
+    "TaskStream",
+    "from_arrays",
+    "from_dataset",
+    "from_folder",
+    "from_folders",
+    "load",
+    "split_into_tasks",
+]
 
 
 def load(
@@ -20,7 +34,8 @@ def load(
     """Loads a data set as a stream of tasks, images scaled to [0, 1].
 
     Args:
-        name: `digits` (embedded, no network) or the name of a TFDS image classification set, such as `mnist`.
+        name: `digits` (embedded, no network); the name of a TFDS image classification set, such as `mnist`; or a
+            folder of your own, with a folder a task in it, see `from_folders`.
         classes_per_task: Classes of each task.
         num_tasks: How many tasks; default as many as the classes give.
         data_dir: Where TFDS keeps its data; default TFDS's own.
@@ -31,6 +46,17 @@ def load(
     Raises:
         ArgumentError: If the data set is unknown or unavailable, or the tasks cannot be cut as asked.
     """
+    if is_folder(name):
+        try:
+            stream = from_folders(name, validation_fraction=validation_fraction, batch_size=batch_size, seed=seed)
+        except ArgumentError as error:
+            if error.argument in ("path", "image_size", "tasks"):
+                expected = "images of one size" if error.argument == "image_size" else error.expected
+                raise ArgumentError("dataset", f"{expected}. Received there: {error.received}", name) from error
+            raise
+        if num_tasks is not None and num_tasks > len(stream):
+            raise ArgumentError("num_tasks", f"at most the {len(stream)} folders in {name}", num_tasks)
+        return stream if num_tasks is None else TaskStream(stream.name, stream[:num_tasks])
     train, test, class_names = load_digits() if name == EMBEDDED else load_tfds(name, data_dir)
     return split_into_tasks(
         name, train, test, class_names, classes_per_task, num_tasks, validation_fraction, batch_size, seed

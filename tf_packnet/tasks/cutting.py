@@ -1,7 +1,6 @@
 """Cuts a labelled data set into a stream of tasks, and holds out the examples for validation."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def split_into_tasks(
     tasks = []
     for number in range(1, num_tasks + 1):
         labels = range((number - 1) * classes_per_task, number * classes_per_task)
-        train_index, validation_index = _hold_out(train.labels, labels, validation_fraction, rng)
+        train_index, validation_index = hold_out(train.labels, labels, validation_fraction, rng)
         splits = {
             "train": _relabelled(train, train_index, labels[0]),
             "validation": _relabelled(train, validation_index, labels[0]),
@@ -72,11 +71,13 @@ def split_into_tasks(
                 batch_size,
             )
         tasks.append(Task(number, "-".join(names), names, splits, batch_size, seed))
-    room = max(len(task.splits["train"]) for task in tasks)
-    return TaskStream(name, [dataclasses.replace(task, room=room) for task in tasks])
+    return TaskStream(name, tasks)
 
 
-def _hold_out(labels, wanted, fraction, rng):
+def hold_out(
+    labels: np.ndarray, wanted: Iterable[int], fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples with the `wanted` labels stay, and which are held out: a `fraction` of each label's, by `rng`."""
     train, validation = [], []
     for label in wanted:
         index = rng.permutation(np.flatnonzero(labels == label))

@@ -54,9 +54,18 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
     return train, test, list(builder.info.features["label"].names)
 
 
+def is_folder(name: str) -> bool:
+    """Whether `name` is meant as a folder of one's own: a path with a slash that TFDS cannot mean, or one that is."""
+    return name.startswith((".", "/", "~")) or (os.sep in name and Path(name).is_dir())
+
+
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Raises ArgumentError unless `name` is the embedded set or one that TFDS knows. Does not start TensorFlow."""
+    """Raises ArgumentError unless `name` is embedded, a folder or known to TFDS. Does not start TensorFlow."""
     if name == EMBEDDED:
+        return
+    if is_folder(name):
+        if not Path(name).expanduser().is_dir():
+            raise ArgumentError("dataset", "a folder that is there, with a folder a task in it", name)
         return
     import tensorflow_datasets as tfds
 

@@ -1,5 +1,6 @@
 """A data set cut into tasks: `classes_per_task` classes each, in order, relabelled from 0."""
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import (
     ResidentBatches,
     StreamedBatches,
@@ -140,17 +142,35 @@ EVALUATION_BYTES = 2**23
 
 
 class TaskStream(Sequence[Task]):
-    """The tasks of one data set, in the order they are learned.
+    """Tasks in the order they are learned, numbered from 1.
+
+    Args:
+        name: Name of the data set.
+        tasks: The tasks, whose examples all have one shape.
 
     Attributes:
         name: Name of the data set.
         input_shape: Shape of one example.
-        num_classes: Classes of each task.
+        num_classes: Classes of the first task, and of each where the tasks were cut from one data set.
+
+    Raises:
+        ArgumentError: If there is no task, two have one name, or their examples differ in shape.
     """
 
     def __init__(self, name: str, tasks: Sequence[Task]):
+        if not tasks:
+            raise ArgumentError("tasks", "at least one", list(tasks))
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            raise ArgumentError("tasks", "tasks with names of their own", names)
+        shapes = {task.splits["train"].images.shape[1:] for task in tasks}
+        if len(shapes) > 1:
+            raise ArgumentError("tasks", "examples of one shape in all tasks", sorted(shapes))
+        room = max(len(task.splits["train"]) for task in tasks)
         self.name = name
-        self._tasks = tuple(tasks)
+        self._tasks = tuple(
+            dataclasses.replace(task, number=number, room=room) for number, task in enumerate(tasks, start=1)
+        )
         self.input_shape: tuple[int, ...] = self._tasks[0].splits["train"].images.shape[1:]
         self.num_classes = self._tasks[0].num_classes
 

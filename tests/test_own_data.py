@@ -1,0 +1,204 @@
+"""Tasks from data of one's own."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, launch, make_mlp
+
+
+def arrays(examples=100):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(examples, 6)).astype("float32"), np.resize(["cat", "dog", "eel"], examples)
+
+
+class TestArrays:
+    def test_every_example_is_in_one_split(self):
+        x, y = arrays()
+        task = tp.tasks.from_arrays("pets", x, y, batch_size=8, test_fraction=0.3, validation_fraction=0.2)
+        assert task.class_names == ("cat", "dog", "eel")
+        sizes = {name: len(split) for name, split in task.splits.items()}
+        assert sizes == {"train": 55, "validation": 15, "test": 30}
+        rows = np.concatenate([split.images for split in task.splits.values()])
+        np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(x, axis=0))
+        names = {tuple(row): name for row, name in zip(x, y, strict=True)}
+        for split in task.splits.values():
+            for row, label in zip(split.images, split.labels, strict=True):
+                assert names[tuple(row)] == task.class_names[label]
+
+    def test_the_same_seed_holds_out_the_same(self):
+        first, again = (tp.tasks.from_arrays("a", *arrays(), batch_size=8, seed=3) for _ in range(2))
+        other = tp.tasks.from_arrays("a", *arrays(), batch_size=8, seed=4)
+        np.testing.assert_array_equal(first.splits["test"].images, again.splits["test"].images)
+        assert not np.array_equal(first.splits["test"].images, other.splits["test"].images)
+
+    def test_a_test_set_of_its_own(self):
+        x, y = arrays()
+        task = tp.tasks.from_arrays("pets", x[:90], y[:90], (x[90:], y[90:]), batch_size=8)
+        np.testing.assert_array_equal(task.splits["test"].images, x[90:])
+        assert [task.class_names[label] for label in task.splits["test"].labels] == list(y[90:])
+
+    def test_bytes_are_scaled(self):
+        images = np.full((20, 4, 4, 1), 255, np.uint8)
+        task = tp.tasks.from_arrays("a", images, np.arange(20) % 2, batch_size=4)
+        assert next(iter(task.train))[0].numpy().max() == 1.0
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": np.full((100, 6), np.nan, "float32")}, "`x`: expected finite numbers.*NaN or infinity in example 0"),
+            ({"x": np.array(["a"] * 100)}, "`x`: expected an array of numbers"),
+            ({"x": np.zeros((0, 6)), "y": np.zeros(0)}, "`x`: expected at least one example"),
+            ({"y": np.zeros(99)}, "`y`: expected one label for each of the 100 examples"),
+            ({"class_names": ["a"]}, "`class_names`: expected 3, one for each label"),
+            ({"test": (np.zeros((5, 7), "float32"), np.zeros(5))}, "`test`: expected float32 examples of shape"),
+            ({"test": (np.zeros((1, 6), "float32"), ["fox"])}, r"labels that are in y too. Received: test=\['fox'\]"),
+            ({"test_fraction": 0.0}, "`test_fraction`: expected a fraction between"),
+            ({"validation_fraction": 1.0}, "`validation_fraction`: expected a fraction from 0"),
+            ({"batch_size": 1000}, "1 to the 70 training examples of task 'pets'"),
+        ],
+    )
+    def test_what_does_not_fit_is_named(self, change, message):
+        x, y = arrays()
+        given = {"x": x, "y": y, "batch_size": 8, **change}
+        with pytest.raises(tp.ArgumentError, match=message):
+            tp.tasks.from_arrays("pets", **given)
+
+
+class TestDataSets:
+    @pytest.mark.parametrize("batch", [None, 7])
+    def test_the_same_as_from_arrays(self, batch):
+        x, y = blobs(0)
+        dataset = tf.data.Dataset.from_tensor_slices((x, y))
+        task = tp.tasks.from_dataset("a", dataset if batch is None else dataset.batch(batch), batch_size=8)
+        expected = tp.tasks.from_arrays("a", x, y, batch_size=8)
+        for name, split in expected.splits.items():
+            np.testing.assert_array_equal(task.splits[name].images, split.images)
+            np.testing.assert_array_equal(task.splits[name].labels, split.labels)
+
+    def test_what_is_no_finite_set_of_pairs(self):
+        pairs = tf.data.Dataset.from_tensor_slices(blobs(0))
+        with pytest.raises(tp.ArgumentError, match="with an end"):
+            tp.tasks.from_dataset("a", pairs.repeat())
+        with pytest.raises(tp.ArgumentError, match="of pairs"):
+            tp.tasks.from_dataset("a", tf.data.Dataset.range(3))
+        with pytest.raises(tp.ArgumentError, match="of pairs"):
+            tp.tasks.from_dataset("a", blobs(0))
+
+
+def write_images(folder, classes, number=30, size=(8, 8)):
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for image in range(number):
+            pixels = rng.integers(0, 120, (*size, 3)) + 120 * (index % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{image}.png")
+
+
+class TestFolders:
+    def test_pixels_and_names(self, tmp_path):
+        write_images(tmp_path / "pets", ["cat", "dog"])
+        (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+        task = tp.tasks.from_folder(tmp_path / "pets", batch_size=8)
+        assert (task.name, task.class_names) == ("pets", ("cat", "dog"))
+        assert task.splits["train"].images.shape[1:] == (8, 8, 3)
+        images = {path.read_bytes(): np.asarray(Image.open(path)) for path in (tmp_path / "pets" / "dog").iterdir()}
+        dogs = {array.tobytes() for array in images.values()}
+        for split in task.splits.values():
+            for image, label in zip(split.images, split.labels, strict=True):
+                assert (image.tobytes() in dogs) == (label == 1)
+
+    def test_train_and_test_apart(self, tmp_path):
+        write_images(tmp_path / "pets" / "train", ["cat", "dog"])
+        write_images(tmp_path / "pets" / "test", ["cat", "dog"], number=5)
+        assert len(tp.tasks.from_folder(tmp_path / "pets", batch_size=8).splits["test"]) == 10
+
+    def test_sizes(self, tmp_path):
+        write_images(tmp_path / "pets", ["cat", "dog"])
+        write_images(tmp_path / "pets", ["eel"], size=(6, 8))
+        with pytest.raises(
+            tp.ArgumentError, match=r"`image_size`: expected given: the images have 2 sizes, from \(6, 8\)"
+        ):
+            tp.tasks.from_folder(tmp_path / "pets", batch_size=8)
+        assert tp.tasks.from_folder(tmp_path / "pets", (4, 5), batch_size=8).splits["test"].images.shape[1:] == (
+            4,
+            5,
+            3,
+        )
+
+    def test_folders_that_hold_nothing(self, tmp_path):
+        with pytest.raises(tp.ArgumentError, match="`path`: expected a folder. Received"):
+            tp.tasks.from_folder(tmp_path / "none")
+        with pytest.raises(tp.ArgumentError, match="a folder with a folder a class"):
+            tp.tasks.from_folder(tmp_path)
+        (tmp_path / "cat").mkdir()
+        with pytest.raises(tp.ArgumentError, match=r"images \(.png, .*\) in .*cat"):
+            tp.tasks.from_folder(tmp_path)
+        (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+        with pytest.raises(tp.ArgumentError, match="images that can be read. Received: .*1.png"):
+            tp.tasks.from_folder(tmp_path)
+
+    def test_the_launcher_learns_a_folder_a_task(self, tmp_path):
+        write_images(tmp_path / "data" / "first", ["a", "b"])
+        write_images(tmp_path / "data" / "second", ["c", "d", "e"])
+        flags = ["--train_epochs=1", "--retrain_epochs=1", "--prune_rounds=1", "--batch_size=8", "--hidden_units=8"]
+        done = launch(f"--dataset={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", "--noexport", *flags)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert [task["class_names"] for task in results["tasks"]] == [["a", "b"], ["c", "d", "e"]]
+
+    def test_the_launcher_names_what_is_wrong(self, tmp_path):
+        done = launch(f"--dataset={tmp_path / 'none'}", f"--output_dir={tmp_path / 'out'}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "expected a folder that is there, with a folder a task in it" in done.stderr
+        (tmp_path / "data" / "task" / "a").mkdir(parents=True)
+        done = launch(f"--dataset={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}")
+        assert done.returncode == 2
+        assert "main.py: --dataset=" in done.stderr
+        assert "in " + str(tmp_path / "data" / "task" / "a") in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_of_ones_own():
+    tasks = [tp.tasks.from_arrays(name, *blobs(seed, examples=80), batch_size=8) for seed, name in enumerate("ab")]
+    stream = tp.tasks.TaskStream("mine", tasks)
+    assert [(task.number, task.room) for task in stream] == [(1, 57), (2, 57)]
+    with pytest.raises(tp.ArgumentError, match="names of their own"):
+        tp.tasks.TaskStream("mine", [tasks[0], tasks[0]])
+    other = tp.tasks.from_arrays("c", *blobs(0, (7,)), batch_size=8)
+    with pytest.raises(tp.ArgumentError, match="of one shape"):
+        tp.tasks.TaskStream("mine", [tasks[0], other])
+    with pytest.raises(tp.ArgumentError, match="at least one"):
+        tp.tasks.TaskStream("mine", [])
+
+
+def test_tasks_that_arrive_one_a_day(tmp_path):
+    """Each day another process: load the pack, learn, save it. The same bits as in one go."""
+
+    def learn(packed, number):
+        keras.utils.set_random_seed(number)
+        task = tp.tasks.from_arrays(f"day {number}", *blobs(number), batch_size=16)
+        packed.begin_task(task.name, task.num_classes)
+        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(task.training_batches(seed=number), epochs=2, verbose=0)
+        packed.fit(task.training_batches(seed=number), epochs=2, verbose=0, callbacks=night)
+
+    at_once = compile_model(tp.pack(make_mlp()), keras.optimizers.Adam(0.01))
+    day_by_day = compile_model(tp.pack(make_mlp()), keras.optimizers.Adam(0.01))
+    day_by_day.set_weights(at_once.get_weights())
+    for number in (1, 2, 3):
+        learn(at_once, number)
+        learn(day_by_day, number)
+        day_by_day.save(tmp_path / "pack.keras")
+        day_by_day = keras.models.load_model(tmp_path / "pack.keras")
+    assert day_by_day.task_names == ["day 1", "day 2", "day 3"]
+    x = blobs(9)[0]
+    for number in (1, 2, 3):
+        for packed in (at_once, day_by_day):
+            packed.select_task(number)
+        np.testing.assert_array_equal(at_once.predict(x, verbose=0), day_by_day.predict(x, verbose=0))

@@ -1,0 +1,207 @@
+"""Tasks from data of one's own: arrays, a `tf.data.Dataset`, a folder of images."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.cutting import hold_out
+from tf_packnet.tasks.stream import Split, Task, TaskStream
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+
+
+def from_arrays(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    batch_size: int = 128,
+    seed: int = 0,
+    scale: float | None = None,
+) -> Task:
+    """A task from arrays.
+
+    Args:
+        name: What the task is called.
+        x: Examples, `(examples, *shape)`, numbers.
+        y: A label each, `(examples,)`: anything that can be sorted, such as class numbers or names.
+        test: Examples and labels for testing; default a share of each class of `x`.
+        class_names: Names of the labels in sorted order; default the labels themselves.
+        validation_fraction: Share of each class's training examples to hold out for choices, in [0, 1).
+        test_fraction: Share of each class to hold out for testing where `test` is not given, in (0, 1).
+        batch_size: Batch size of the task's ready-made data sets.
+        seed: Seeds what is held out and the order of the training batches.
+        scale: Multiplies the examples on their way to the network; default 1/255 for `uint8`, else 1.
+
+    Raises:
+        ArgumentError: If the arrays do not fit together, hold what is no finite number, or are too few.
+    """
+    x, y = _checked("x", "y", x, y)
+    labels = np.unique(y)
+    if class_names is not None and len(class_names) != len(labels):
+        raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(class_names))
+    if not 0.0 <= validation_fraction < 1.0:
+        raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
+    if not 0.0 < test_fraction < 1.0:
+        raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", test_fraction)
+    rng = np.random.default_rng(seed)
+    scale = (1 / 255 if x.dtype == np.uint8 else 1.0) if scale is None else scale
+    everything = Split(x, np.searchsorted(labels, y).astype(np.int32), scale)
+    classes = range(len(labels))
+    if test is None:
+        rest, held_out = hold_out(everything.labels, classes, test_fraction, rng)
+        everything, tested = everything.take(rest), everything.take(held_out)
+    else:
+        tested = _test_split(test, x, labels, scale)
+    train, validation = hold_out(everything.labels, classes, validation_fraction, rng)
+    splits = {"train": everything.take(train), "validation": everything.take(validation), "test": tested}
+    if not 1 <= batch_size <= len(train):
+        raise ArgumentError("batch_size", f"1 to the {len(train)} training examples of task {name!r}", batch_size)
+    names = tuple(map(str, labels if class_names is None else class_names))
+    return Task(1, name, names, splits, batch_size, seed, room=len(train))
+
+
+def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x), np.asarray(y)
+    if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or x.ndim < 2:
+        expected = "an array of numbers, (examples, *shape)"
+        raise ArgumentError(x_name, expected, f"{x.dtype} array of shape {x.shape}")
+    if y.shape != x.shape[:1]:
+        raise ArgumentError(y_name, f"one label for each of the {len(x)} examples", f"an array of shape {y.shape}")
+    if len(x) == 0:
+        raise ArgumentError(x_name, "at least one example", f"an array of shape {x.shape}")
+    if np.issubdtype(x.dtype, np.floating):
+        broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
+        if len(broken):
+            raise ArgumentError(x_name, "finite numbers", f"NaN or infinity in example {broken[0]}")
+    return x, y
+
+
+def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> Split:
+    if not isinstance(test, (tuple, list)) or len(test) != 2:
+        raise ArgumentError("test", "a pair (x, y)", type(test).__name__)
+    examples, theirs = _checked("test", "test", *test)
+    if examples.shape[1:] != x.shape[1:] or examples.dtype != x.dtype:
+        expected = f"{x.dtype} examples of shape {x.shape[1:]}, as those for training"
+        raise ArgumentError("test", expected, f"{examples.dtype} of shape {examples.shape[1:]}")
+    unknown = np.setdiff1d(theirs, labels)
+    if len(unknown):
+        raise ArgumentError("test", "labels that are in y too", unknown.tolist()[:5])
+    return Split(examples, np.searchsorted(labels, theirs).astype(np.int32), scale)
+
+
+def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
+    """A task from data sets of `(x, y)`, batched or not, which are read into memory.
+
+    What does not fit there can be given to `packed.fit` itself, as to any Keras model.
+
+    Args:
+        name: What the task is called.
+        train: Training examples.
+        test: Examples for testing; default a share of each class of `train`.
+        **kwargs: As for `from_arrays`.
+
+    Raises:
+        ArgumentError: As for `from_arrays`, or if the elements are no pairs, or have no end.
+    """
+    return from_arrays(name, *_read("train", train), None if test is None else _read("test", test), **kwargs)
+
+
+def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.ndarray]:
+    spec = getattr(dataset, "element_spec", None)
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ArgumentError(argument, "a tf.data.Dataset of pairs (x, y)", spec if spec is not None else dataset)
+    if int(dataset.cardinality()) == -1:
+        raise ArgumentError(argument, "a data set with an end (this one repeats for ever)", dataset)
+    batched = spec[1].shape.rank != 0
+    pairs = list((dataset if batched else dataset.batch(1024)).as_numpy_iterator())
+    if not pairs:
+        raise ArgumentError(argument, "at least one example", "an empty data set")
+    return tuple(np.concatenate([pair[part] for pair in pairs]) for part in (0, 1))
+
+
+def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> Task:
+    """A task from a folder of images, in a folder a class: `cats_dogs/cat/1.jpg`.
+
+    A folder with `train/` and `test/` has them apart, each with a folder a class.
+
+    Args:
+        path: The folder; its name is the task's.
+        image_size: Height and width that all images are brought to; default the one that they all have.
+        **kwargs: As for `from_arrays`.
+
+    Raises:
+        ArgumentError: If there is no such folder, a class has no images, or they differ in size.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise ArgumentError("path", "a folder", os.fspath(path))
+    apart = (path / "train").is_dir() and (path / "test").is_dir()
+    classes = _classes(path / "train" if apart else path)
+    train = _read_images(path / "train" if apart else path, classes, image_size)
+    size = train[0].shape[1:3]
+    test = _read_images(path / "test", classes, image_size or size) if apart else None
+    return from_arrays(path.name, *train, test, class_names=classes, **kwargs)
+
+
+def _classes(folder: Path) -> list[str]:
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not classes:
+        raise ArgumentError("path", "a folder with a folder a class", os.fspath(folder))
+    return classes
+
+
+def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image, UnidentifiedImageError
+
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        inside = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
+        files = [file for file in inside if file.suffix.lower() in IMAGES]
+        if not files:
+            raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder / name}", "none")
+        for file in files:
+            try:
+                with Image.open(file) as image:
+                    image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+                    if size is not None and image.size != (size[1], size[0]):
+                        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                    images.append(np.asarray(image, np.uint8))
+            except (OSError, UnidentifiedImageError) as error:
+                raise ArgumentError("path", "images that can be read", os.fspath(file)) from error
+            labels.append(label)
+    grey = all(image.ndim == 2 for image in images)
+    images = [image[..., np.newaxis] if grey else _in_colour(image) for image in images]
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1:
+        expected = f"given: the images have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}"
+        raise ArgumentError("image_size", expected, size)
+    return np.stack(images), np.array(labels)
+
+
+def _in_colour(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
+
+
+def from_folders(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> TaskStream:
+    """A stream from a folder with a folder of images a task, in the order of their names; see `from_folder`.
+
+    Raises:
+        ArgumentError: As `from_folder` does, or if there is no task.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise ArgumentError("path", "a folder", os.fspath(path))
+    folders = _classes(path)
+    return TaskStream(path.name, [from_folder(path / name, image_size, **kwargs) for name in folders])
