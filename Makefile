@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow bench results lint lock clean
+.PHONY: help setup demo test test-slow bench results docs lint lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: ten minutes on a machine that does nothing else"
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
+	@echo "make docs       the API reference from the docstrings, into out/api"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
@@ -47,6 +48,10 @@ results: $(READY)
 	$(MNIST) --experiment=table1 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-table1
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
+
+# pdoc keeps what it imports from starting programs; platform.machine() of scikit-learn's needs uname.
+docs: $(READY)
+	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m pdoc --docformat google --output-directory out/api tf_packnet
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow

@@ -61,3 +61,14 @@ def test_errors_survive_pickling():
     assert (error.argument, error.expected, error.received) == ("p", "a fraction", 2)
     with pytest.raises(ArgumentError, match="Invalid `p`: expected a fraction. Received: p=2"):
         raise error
+
+
+def test_the_reference_is_made_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "pdoc", "--docformat", "google", "--output-directory", "api", "tf_packnet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PDOC_ALLOW_EXEC": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower().replace("warning: all log messages", "")
+    page = (tmp_path / "api" / "tf_packnet.html").read_text()
+    for name in ("pack", "plan", "PackedModel", "PruneRoundScheduler", "EqualShare", "export_task"):
+        assert f'id="{name}"' in page

@@ -6,14 +6,13 @@ from typing import Any
 
 def plan_table(found: Any) -> str:
     """The table of a `tf_packnet.planning.CapacityPlan`, and under it what it takes and what to look out for."""
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     last = found.first_task + found.tasks - 1
+    which = f"task {last}" if found.tasks == 1 else f"tasks {found.first_task} to {last}"
     table = Table(
-        title=f"tasks {found.first_task} to {last}, p = {found.final_prune:g}, N = {found.prune_rounds}, "
-        f"scope {found.scope}",
+        title=f"{which}, p = {found.final_prune:g}, N = {found.prune_rounds}, scope {found.scope}",
         title_justify="left",
     )
     table.add_column("kernel")
@@ -48,8 +47,9 @@ def plan_table(found: Any) -> str:
         lines.append("?        a ranking over all layers decides by the weights' values how many a layer gives")
     width = max(100, 13 * len(headings) + max(len(layer.path) for layer in found.layers) + 6)
     console = Console(file=io.StringIO(), width=width)
-    console.print(Group(table, Text("\n".join(lines))))
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())
+    console.print(table)
+    drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return "\n".join([*drawn, *lines])
 
 
 def _shown(tasks: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tf_packnet import acceleration, lifecycle
 from tf_packnet.errors import ArgumentError
@@ -74,6 +75,8 @@ class PackedTrainer(keras.Model):
             check_batches_alone(args, kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
             kwargs["shuffle"] = False  # it comes shuffled
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns of its own default
         return super().fit(x, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
