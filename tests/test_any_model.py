@@ -309,6 +309,41 @@ class TestPretrained:
             tp.pack(make_mlp(), pretrained="imagenet")
 
 
+@keras.saving.register_keras_serializable("tests")
+class Scale(L.Layer):
+    """A layer with weights of its own, as ConvNeXt's LayerScale."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+@keras.saving.register_keras_serializable("tests")
+class TaskScale(tp.layers.TaskLayer, Scale):
+    masked = ()
+    per_task = ("gamma",)
+    gamma = tp.layers.Routed()
+
+
+def scaled():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, L.Dense(2)(Scale(name="scale")(L.Dense(8, activation="relu")(inputs))))
+
+
+class TestALayerOfOnesOwn:
+    def test_is_refused_without_a_twin(self):
+        with pytest.raises(tp.ArgumentError, match=r"Layer 'scale' is a Scale with weights of its own \(gamma\)"):
+            tp.pack(scaled())
+
+    def test_joins_with_one(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(tp.layers.TWINS, Scale, TaskScale)
+        packed = tp.pack(scaled(), bias_policy="per_task")
+        assert type(packed.get_layer("scale")) is TaskScale
+        assert_packs_two_tasks_for_ever(packed, tmp_path)
+
+
 class TestWhatCannotBePacked:
     def test_a_subclassed_model_that_was_never_called(self):
         with pytest.raises(tp.ArgumentError, match="that was called"):

@@ -18,22 +18,22 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ArgumentError": "errors",
-    "DivergedError": "errors",
-    "EqualShare": "callbacks",
-    "GradientMask": "callbacks",
-    "PackedModel": "packed_model",
-    "PruneRoundScheduler": "callbacks",
-    "TaskMaskSnapshot": "callbacks",
-    "begin_task": "lifecycle",
-    "commit_task": "lifecycle",
-    "export_task": "export",
-    "free_fraction": "lifecycle",
-    "load_owner_maps": "callbacks",
-    "owner_maps": "lifecycle",
     "pack": "packing",
     "plan": "planning",
+    "PackedModel": "packed_model",
+    "PruneRoundScheduler": "callbacks",
+    "EqualShare": "callbacks",
+    "GradientMask": "callbacks",
+    "TaskMaskSnapshot": "callbacks",
+    "load_owner_maps": "callbacks",
+    "export_task": "export",
+    "begin_task": "lifecycle",
+    "commit_task": "lifecycle",
     "select_task": "lifecycle",
+    "owner_maps": "lifecycle",
+    "free_fraction": "lifecycle",
+    "ArgumentError": "errors",
+    "DivergedError": "errors",
 }
 _MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")
 

@@ -10,8 +10,6 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.places import by_place
 from tf_packnet.structure.roles import convert
 
-_PLAIN = {**{masked: plain for plain, masked in TWINS.items()}, TaskHead: keras.layers.Dense}
-
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     """The network of one committed task, without anything of this library in it.
@@ -41,7 +39,8 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
 
 
 def _plain(layer: keras.Layer, source: keras.Layer) -> keras.Layer:
-    if type(source) not in _PLAIN:
+    plain = {TaskHead: keras.layers.Dense, **{masked: plain for plain, masked in TWINS.items()}}
+    if type(source) not in plain:
         return layer
     config = source.get_config()
     for ours in ("bias_policy", "pretrained"):
@@ -49,7 +48,7 @@ def _plain(layer: keras.Layer, source: keras.Layer) -> keras.Layer:
     if isinstance(source, TaskHead):
         config["units"] = source.units  # of the selected task
         config["activation"] = keras.activations.serialize(source.activation)
-    return _PLAIN[type(source)].from_config(config)
+    return plain[type(source)].from_config(config)
 
 
 def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
