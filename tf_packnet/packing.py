@@ -12,7 +12,7 @@ from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import places
-from tf_packnet.structure.graphs import as_graph, copied, heads_of
+from tf_packnet.structure.graphs import as_graph, copied, copy_state, heads_of
 from tf_packnet.structure.roles import Roles
 
 
@@ -99,6 +99,4 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
     for old, new in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
-        own = {v.name: v for v in new._trainable_variables + new._non_trainable_variables}
-        for variable in old._trainable_variables + old._non_trainable_variables:
-            own[variable.name].assign(variable)
+        copy_state(old, new)

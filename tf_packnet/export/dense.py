@@ -7,6 +7,7 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.structure.graphs import copy_state
 from tf_packnet.structure.places import by_place
 from tf_packnet.structure.roles import convert
 
@@ -58,9 +59,7 @@ def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
             if value is not None:
                 _variable(target, name).assign(np.asarray(ops.convert_to_numpy(value)))
         return
-    own = {variable.name: variable for variable in target._trainable_variables + target._non_trainable_variables}
-    for variable in source._trainable_variables + source._non_trainable_variables:
-        own[variable.name].assign(variable)
+    copy_state(source, target)
 
 
 def _variable(layer: keras.Layer, name: str) -> keras.Variable:

@@ -1,8 +1,10 @@
 """Any Keras model as a graph of layers from inputs to outputs, and the layers that its outputs come from."""
 
+import tempfile
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import places
@@ -71,6 +73,29 @@ def copied(graph: keras.Model) -> keras.Model:
             ) from error
 
     return keras.models.clone_model(graph, clone_function=copy)
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Gives `target` what `source` holds itself, its own layers left out: weights, statistics, vocabularies.
+
+    Args:
+        source: A built layer.
+        target: A built layer of the same type, or one with variables of the same names.
+    """
+    if type(source) is not type(target) or source._layers:
+        own = {variable.name: variable for variable in target._trainable_variables + target._non_trainable_variables}
+        for variable in source._trainable_variables + source._non_trainable_variables:
+            own[variable.name].assign(variable)
+        return
+    # As saving does: some layers compute more from it, such as Normalization.
+    store: dict[str, Any] = {}
+    source.save_own_variables(store)
+    if store:
+        target.load_own_variables({name: np.asarray(value) for name, value in store.items()})
+    if hasattr(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
 
 
 def heads_of(graph: keras.Model) -> list[str]:
