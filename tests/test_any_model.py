@@ -368,6 +368,8 @@ class TestWhatCannotBePacked:
             tp.pack(model)
         packed = tp.pack(model, head_layers=["b"])
         assert list(lifecycle.heads(packed)) == ["b"]
+        with pytest.raises(tp.ArgumentError, match="`head_layers`: expected Dense layers; 'add.*' is a Add"):
+            tp.pack(model, head_layers=[model.layers[-1].name])
 
     def test_a_pack(self):
         with pytest.raises(tp.ArgumentError, match="not packed before"):
@@ -486,6 +488,17 @@ def test_plateaus_and_schedules_start_again_with_each_stage():
     assert float(packed.optimizer.learning_rate) < 0.1
     packed.fit(x, y, epochs=1, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1))])
     assert float(packed.optimizer.learning_rate) == np.float32(0.1)
+
+
+def test_a_block_of_a_class_that_keras_does_not_know_within_a_model_within_a_model():
+    class Local(Block):
+        pass
+
+    trunk = keras.Sequential([keras.Input((4, 8)), Local(8)], name="trunk")
+    inputs = keras.Input((4, 8))
+    x = keras.ops.mean(keras.ops.where(inputs > 0, trunk(inputs), 0.0), axis=1)
+    packed = tp.pack(keras.Model(inputs, L.Dense(2)(x)))
+    assert "trunk/local/attention/query_dense/kernel" in packed.owner_maps()
 
 
 def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):

@@ -74,6 +74,11 @@ def pack(
         heads = []
     else:
         heads = heads_of(graph) if head_layers is None else _resolved("head_layers", head_layers, graph)
+        there = places.by_place(graph)
+        for place in heads:
+            if type(there[place]) is not keras.layers.Dense:
+                expected = f"Dense layers; {place!r} is a {type(there[place]).__name__}"
+                raise ArgumentError("head_layers", expected, head_layers)
     roles = Roles(tuple(heads), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
     packed = PackedModel.of_network(copied(graph), roles, head=head, freed_weights=freed_weights, seed=seed)
     _copy_weights(graph, packed)

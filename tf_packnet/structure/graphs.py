@@ -61,6 +61,8 @@ def copied(graph: keras.Model) -> keras.Model:
     """
 
     def copy(layer: keras.Layer) -> keras.Layer:
+        if not isinstance(layer, keras.Layer):  # an operation such as `x + y`, which holds nothing
+            return layer
         try:
             return type(layer).from_config(layer.get_config())
         except Exception as error:  # whatever the layer's own code raises
@@ -72,7 +74,7 @@ def copied(graph: keras.Model) -> keras.Model:
                 layer.name,
             ) from error
 
-    return keras.models.clone_model(graph, clone_function=copy)
+    return keras.models.clone_model(graph, clone_function=copy, recursive=True)
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
