@@ -1,5 +1,6 @@
 """Whatever model an engineer comes with: packed, frozen to the bit, saved, loaded in between, exported."""
 
+import json
 import warnings
 
 import keras
@@ -246,6 +247,24 @@ class TestExclude:
             tp.pack(vision_transformer(), exclude=["conv"])
         with pytest.raises(tp.ArgumentError, match=r"such as \['conv'\]"):
             tp.pack(vision_transformer(), exclude="conv")
+
+
+def test_every_argument_survives_a_config_and_a_file(tmp_path):
+    arguments = {"bias_policy": "per_task", "freed_weights": "reinit", "seed": 5, "pretrained": "task 0"}
+    packed = tp.pack(vision_transformer(), exclude=["block"], prune_pretrained=False, **arguments)
+    packed.begin_task("first")
+    packed.save(tmp_path / "pack.keras")
+    loaded = keras.models.load_model(tmp_path / "pack.keras")
+
+    def as_json(model):  # a file knows no tuples
+        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))["config"]
+
+    for again in (tp.PackedModel.from_config(packed.get_config()), loaded):
+        assert as_json(again) == as_json(packed)
+        assert again.roles == packed.roles
+    assert (loaded.freed_weights, loaded.seed, loaded.task_names) == ("reinit", 5, ["first"])
+    assert loaded.roles.pretrained == "visible"
+    assert {weight.pretrained for weight in lifecycle.masked_weights(loaded).values()} == {"visible"}
 
 
 class TestPretrained:

@@ -1,6 +1,5 @@
 """A Keras model that learns one task after another."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -232,7 +231,7 @@ class PackedModel(PackedTrainer):
             "freed_weights": self.freed_weights,
             "seed": self.seed,
             "tasks": self.task_names,
-            "roles": dataclasses.asdict(self.roles),
+            "roles": self.roles.to_json(),
         }
 
     @classmethod

@@ -1,7 +1,9 @@
 """What each layer of a model becomes in a pack: its masked twin, a head, itself, or an error that names it."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -25,6 +27,14 @@ class Roles:
     exclude: tuple[str, ...] = ()
     bias_policy: str = "first_task"
     pretrained: str | None = None
+
+    def __post_init__(self):
+        for name in ("heads", "exclude"):  # lists, when they come from a file
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `Roles(**values)` is the inverse."""
+        return {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
 
     def replacement(self, layer: keras.Layer, place: str) -> keras.Layer:
         """What `layer` becomes: a new layer, not built, or `layer` itself, whose own layers are then to be looked at.
