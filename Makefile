@@ -34,8 +34,9 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# Two processes: most of the time goes to tracing, which is one thread's work.
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=worksteal
 
 bench: $(READY)
 	$(RUN) launch/bench.py
