@@ -47,6 +47,7 @@ results: $(READY)
 	$(MNIST) --experiment=figure1 --seeds=3 --output_dir=out/results/mnist-figure1
 	$(MNIST) --experiment=figure2 --seeds=3 --sweep=prune_rounds=1,2,4,8,24,72 --output_dir=out/results/mnist-figure2
 	$(MNIST) --experiment=table1 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-table1
+	$(MNIST) --experiment=figure3 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-figure3
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
 

@@ -129,3 +129,11 @@ def test_dry_run(tmp_path):
     assert "Memory" in done.stdout
     assert not (tmp_path / "out").exists()
     assert launch("--dry_run", "--seeds=2").returncode == 2
+
+
+def test_the_launcher_refuses_more_tasks_than_there_is_room_for(tmp_path):
+    done = launch("--final_prune=0.9999", "--hidden_units=2", f"--output_dir={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert "--num_tasks=5: expected at most 0 with final_prune=0.9999" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

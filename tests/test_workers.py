@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from flags.parsing import UsageError, parse_command
+from flags.parsing import Command, UsageError, parse_command
 from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import workers
@@ -27,7 +27,7 @@ def test_every_combination_is_a_run():
 
 
 def test_without_a_sweep_there_is_one_run():
-    assert parse_command(["main.py"]) == (Config(), None, None, 1, None)
+    assert parse_command(["main.py"]) == Command(Config(), plan=None, dry_run=False)
 
 
 def test_seeds_are_a_number_or_themselves():

@@ -15,6 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
+from tf_packnet.planning import plan
 from tf_packnet.tasks import TaskStream
 
 # Training examples of the largest task, as they lie on the device.
@@ -102,6 +103,13 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
     else:
         model = conv(stream.input_shape, outputs, config.fc8192, config.dropout)
     return pack(model, config.head, config.bias_policy, config.freed_weights, config.seed)
+
+
+def check_room(config: Config, stream: TaskStream) -> None:
+    """Raises ArgumentError if PackNet's network has no room for all tasks of `stream`."""
+    if config.approach == "packnet":
+        network = build_model(config, stream)
+        plan(network, len(stream), config.final_prune, config.prune_rounds, config.prune_scope)
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:

@@ -49,6 +49,8 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
     ticks = list(dict.fromkeys(summary[x]))
     groups = [(None, summary)] if curve is None else list(summary.groupby(curve, sort=False))
     colours = task_colours(len(groups))[1:]
+    names = any(isinstance(tick, str) for tick in ticks)  # nothing lies between two names: no line joins them
+    reported = summary.dropna(subset=["paper"]) if "paper" in summary else summary[:0].assign(paper=[])
     for panel, value in zip(panels, values, strict=True):
         for index, (name, group) in enumerate(groups):
             panel.errorbar(
@@ -60,9 +62,9 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=5,
                 linewidth=1.4,
+                linestyle="none" if names else "-",
                 capsize=3,
             )
-        reported = summary.dropna(subset=["paper"]) if "paper" in summary else summary[:0]
         if len(reported):
             theirs = reported["paper"] if value == "accuracy" else 1.0 - reported["paper"]
             at = [ticks.index(tick) for tick in reported[x]]
@@ -75,9 +77,9 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
         if value == "error" and (summary["error"] > 0).all():
             panel.set_yscale("log")
             panel.yaxis.set_minor_locator(NullLocator())
-            panel.yaxis.set_major_locator(FixedLocator(_round_ticks(summary["error"])))
+            panel.yaxis.set_major_locator(FixedLocator(_round_ticks([*summary["error"], *(1.0 - reported["paper"])])))
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if curve:
+    if curve or len(reported):
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.suptitle(f"{title}\n{error_bars(summary)}", fontsize=10)
@@ -177,6 +179,11 @@ def error_bars(summary: pd.DataFrame) -> str:
     return f"mean over {count} seeds, bars of one standard error"
 
 
-def _round_ticks(errors: pd.Series) -> list[float]:
-    steps = [base * 10.0**power for power in range(-5, 1) for base in (1, 1.5, 2, 3, 4, 5, 7)]
-    return [step for step in steps if errors.min() / 1.3 <= step <= errors.max() * 1.3]
+def _round_ticks(errors: Sequence[float]) -> list[float]:
+    """Round numbers around `errors`, closer together where these are."""
+    low, high = min(errors), max(errors)
+    coarse = high / low > 2
+    bases = (1, 1.5, 2, 3, 4, 5, 7) if coarse else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    room = 1.3 if coarse else 1.15
+    steps = [base * 10.0**power for power in range(-5, 1) for base in bases]
+    return [step for step in steps if low / room <= step <= high * room]
