@@ -421,7 +421,7 @@ class TestWhatCannotBePacked:
 
         inputs = keras.Input((6,))
         model = keras.Model(inputs, L.Dense(2)(Odd(3)(L.Dense(4)(inputs))))
-        with pytest.raises(tp.ArgumentError, match="That of 'odd.*', a Odd, does not fit Odd.__init__"):
+        with pytest.raises(tp.ArgumentError, match="not so 'odd.*', a Odd: .*Let Odd.__init__ take"):
             tp.pack(model)
 
 
@@ -519,6 +519,31 @@ def test_a_block_of_a_class_that_keras_does_not_know_within_a_model_within_a_mod
     x = keras.ops.mean(keras.ops.where(inputs > 0, trunk(inputs), 0.0), axis=1)
     packed = tp.pack(keras.Model(inputs, L.Dense(2)(x)))
     assert "trunk/local/attention/query_dense/kernel" in packed.owner_maps()
+
+
+class Nameless(keras.Model):
+    def __init__(self, **options):  # Keras looks for `**kwargs`
+        super().__init__(**options)
+        self.dense = L.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_model_that_loses_its_name():
+    with pytest.raises(tp.ArgumentError, match="a Nameless: its name is lost"):
+        tp.pack(Nameless(), inputs=keras.Input((6,)))
+
+
+def test_a_lambda_and_a_sequential_that_was_built_by_a_call():
+    model = keras.Sequential([L.Dense(8), L.Lambda(lambda x: x * 2), L.Dense(2)])
+    x = blobs(0)[0]
+    then = model.predict(x, verbose=0)
+    packed = tp.pack(model)
+    np.testing.assert_array_equal(packed.predict(x, verbose=0), then)
+    packed.begin_task()
+    packed.commit_task()
+    np.testing.assert_allclose(tp.export.dense_model(packed, 1).predict(x, verbose=0), then, rtol=1e-5)
 
 
 def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):

@@ -7,7 +7,7 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.structure.graphs import copy_state
+from tf_packnet.structure.graphs import copied, copy_state
 from tf_packnet.structure.places import by_place
 from tf_packnet.structure.roles import convert
 
@@ -31,7 +31,7 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     try:
         sources = by_place(packed)
         # Layers made of layers are made anew as their class makes them, of masked layers or of plain ones.
-        model = convert(keras.models.clone_model(packed.network()), lambda layer, place: _plain(layer, sources[place]))
+        model = convert(copied(packed.network()), lambda layer, place: _plain(layer, sources[place]))
         for source, target in zip(packed._flatten_layers(), model._flatten_layers(), strict=True):
             _copy_seen_values(source, target)
     finally:

@@ -61,20 +61,29 @@ def copied(graph: keras.Model) -> keras.Model:
     """
 
     def copy(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):  # an operation such as `x + y`, which holds nothing
+        # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
+        if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
             return layer
         try:
-            return type(layer).from_config(layer.get_config())
+            new = type(layer).from_config(layer.get_config())
         except Exception as error:  # whatever the layer's own code raises
-            kind = type(layer).__name__
-            raise ArgumentError(
-                "model",
-                f"layers that can be made anew from their get_config(), as saving needs too. That of {layer.name!r}, a "
-                f"{kind}, does not fit {kind}.__init__",
-                layer.name,
-            ) from error
+            raise _not_copied(layer, (str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
+        if new.name != layer.name:
+            raise _not_copied(layer, "its name is lost")
+        return new
 
     return keras.models.clone_model(graph, clone_function=copy, recursive=True)
+
+
+def _not_copied(layer: keras.Layer, reason: str) -> ArgumentError:
+    kind = type(layer).__name__
+    return ArgumentError(
+        "model",
+        f"layers that Keras can make anew from their get_config(), as loading a saved model needs too; not so "
+        f"{layer.name!r}, a {kind}: {reason}. Let {kind}.__init__ take **kwargs and hand them to super().__init__, and "
+        "get_config() return its arguments",
+        layer.name,
+    )
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:

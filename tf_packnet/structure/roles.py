@@ -57,12 +57,11 @@ class Roles:
             return TWINS[type(layer)].from_config({**config, **ours})
         of_its_own = layer._trainable_variables + (layer._non_trainable_variables if layer._layers else [])
         if of_its_own:
-            packable = ", ".join(known.__name__ for known in TWINS)
             raise ArgumentError(
                 "model",
-                f"layers among {packable}, or made of these. Layer {place!r} is a {type(layer).__name__} with weights "
-                f"of its own ({', '.join(variable.name for variable in of_its_own)}): give pack exclude=[{place!r}] to "
-                "keep it as it is for all tasks",
+                f"no trainable weights outside the layers that tp.layers.TWINS lists. Layer {place!r} is a "
+                f"{type(layer).__name__} with weights of its own ({', '.join(v.name for v in of_its_own)}): give pack "
+                f"exclude=[{place!r}] to keep it as it is for all tasks, or the layer a twin",
                 layer.name,
             )
         return layer
