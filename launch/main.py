@@ -1,11 +1,12 @@
 """Learns a stream of tasks: `python launch/main.py --flagfile=flags/presets/digits.flags`. `--help` lists the flags.
 
 Parse, make a config, one library call. Exit codes: 0 done, 1 the training
-diverged (or runs of a sweep failed), 2 bad input, which leaves nothing
-behind, 130 interrupted.
+diverged (or runs of a sweep failed, or a disk), 2 bad input, which leaves
+nothing behind, 130 interrupted, 143 terminated.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tf_packnet.experiments import experiment, suite
 
 def main(argv: list[str]) -> int:
     """Does what `argv` asks for; returns the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         asked = parse_command(argv)
         if asked.dry_run:
@@ -35,10 +37,17 @@ def main(argv: list[str]) -> int:
         return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
     except (DivergedError, FailedRunsError) as error:
         return _stop(str(error), code=1)
-    except KeyboardInterrupt:
+    except OSError as error:
+        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        return _stop(f"{reason}; the same command goes on when that is mended", code=1)
+    except KeyboardInterrupt as stop:
         print("\nstopped; the same command goes on from the last stage that was finished", file=sys.stderr)
-        return 130
+        return 143 if stop.args else 130
     return 0
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _stop(reason: str, code: int) -> int:

@@ -1,10 +1,12 @@
 """The main job from end to end, through the launcher, on the embedded digits."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +308,47 @@ def test_split_mnist_as_in_the_paper(real_mnist, tmp_path, final_prune, at_least
     done = launch(f"--flagfile={preset}", f"--final_prune={final_prune}", f"--output_dir={tmp_path}/out", timeout=1800)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/results.json").read_text())["average_accuracy"] >= at_least
+
+
+def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_one_goes_on(tmp_path):
+    flags = ["--noexport", "--num_tasks=1", "--hidden_units=16", "--prune_rounds=1"]
+    flags += ["--train_epochs=20", "--retrain_epochs=100000", f"--output_dir={tmp_path / 'out'}"]
+
+    def until_it_says(words):
+        command = [sys.executable, str(ROOT / "launch/main.py"), *flags]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert any(words in line for line in process.stderr), words
+        return process
+
+    def terminated(process):
+        process.terminate()
+        _, said = process.communicate(timeout=10)
+        assert process.returncode == 143
+        assert "the same command goes on from the last stage that was finished" in said
+        assert "Traceback" not in said
+
+    first = until_it_says("task 1/1  0-1  train")  # the night that follows is long
+    second = launch(*flags)
+    assert second.returncode == 2
+    assert "a folder that no other process is writing to" in second.stderr
+    assert second.stderr.splitlines()[-1].startswith("main.py: --output_dir=")
+    terminated(first)
+    terminated(until_it_says("train: found, not computed again"))  # the lock died with the first
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys; sys.argv = ['main.py', '--dataset=digits', '--output_dir=out']\n"
+        "import runpy, pathlib\n"
+        "from tf_packnet.experiments import results\n"
+        "results.Results.write = lambda self, path: open('/dev/full', 'w').write('x' * 10**6)\n"
+        f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "main.py: No space left on device" in done.stderr
+    assert "the same command goes on when that is mended" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,10 +1,14 @@
 """Whose is this output directory? Answered before any work, and without touching it."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError
@@ -30,6 +34,32 @@ def check(config: Config) -> dict[str, Any] | None:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(root))
     _check_same(root, "run", config.identity(), earlier["config"])
     return earlier if earlier["complete"] else None
+
+
+@contextlib.contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Keeps the output directory for this process; another one is refused until this one ends, in whatever way.
+
+    Raises:
+        ArgumentError: If another process has it, or it cannot be made.
+    """
+    lock = FileLock(root / LOCK, blocking=False)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        expected = "a folder that no other process is writing to (wait for it to end, or give another folder)"
+        raise ArgumentError("output_dir", expected, str(root)) from error
+    except OSError as error:
+        raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Stays in the folder: taken away, two processes could hold one of the same name.
+LOCK = ".lock"
 
 
 def experiment_folder(plan: Plan) -> Path:
@@ -81,7 +111,7 @@ def _is_new(root: Path, argument: str = "output_dir") -> bool:
         raise ArgumentError(argument, f"a folder ({existing} is a file)", str(root))
     if not _is_writable(existing):
         raise ArgumentError(argument, f"a folder that can be written ({existing} cannot)", str(root))
-    return existing != root or not any(root.iterdir())
+    return existing != root or all(path.name == LOCK for path in root.iterdir())
 
 
 def _check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -91,23 +121,23 @@ def _check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, A
         raise ArgumentError("output_dir", expected, str(root))
 
 
-def prepare(config: Config) -> RunPaths:
-    """Makes the directory ready; what an unfinished attempt at the same run left is removed, but for its stages.
+@contextlib.contextmanager
+def prepared(config: Config) -> Iterator[RunPaths]:
+    """The directory of a run, kept for it; what an unfinished attempt left is removed, but for its stages.
 
     Raises:
-        ArgumentError: If the directory cannot be made.
+        ArgumentError: If the directory cannot be made, or another process has it.
     """
     paths = RunPaths(Path(config.where()).expanduser())
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        for path in paths.made_of_stages():
-            _remove(path)
-            files.remove_unfinished(path)  # of an attempt that was killed while it wrote
-    except OSError as error:
-        raise ArgumentError(
-            "output_dir", f"a folder that can be written ({error.strerror})", str(paths.root)
-        ) from error
-    return paths
+    with held(paths.root):
+        try:
+            for path in paths.made_of_stages():
+                _remove(path)
+                files.remove_unfinished(path)  # of an attempt that was killed while it wrote
+        except OSError as error:
+            expected = f"a folder that can be written ({error.strerror})"
+            raise ArgumentError("output_dir", expected, str(paths.root)) from error
+        yield paths
 
 
 def _remove(path: Path) -> None:

@@ -32,10 +32,13 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
         ArgumentError: Before any work, if something in `config` cannot be had.
     """
     this = Run.prepared(config)
-    results, stream = this.results, this.stream
-    paths = output.prepare(config)
+    with output.prepared(config) as paths:
+        return _run(this, paths, StageStore(stages_dir or paths.stages), shared=stages_dir is not None)
+
+
+def _run(this: Run, paths: RunPaths, store: StageStore, shared: bool) -> Results:
+    config, results, stream = this.config, this.results, this.stream
     results.write(paths.results)
-    store = StageStore(stages_dir or paths.stages)
     with this.strategy.scope(), progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
         approach = this.approach(paths.masks, observers(config, paths, display))
@@ -50,7 +53,7 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     results.complete = True  # said last, when everything else is written
     results.write(paths.results)
-    if stages_dir is None:
+    if not shared:
         store.remove()
     return results
 

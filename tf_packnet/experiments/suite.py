@@ -111,15 +111,20 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
     output.check_experiment(plan, paths)
     store = output.check_stages_dir(stages_dir) or paths.stages
     is_new = not paths.root.exists()
+    with output.held(paths.root):
+        try:
+            _main(plan, paths, best_layout(workers, threads), store)
+        except ArgumentError:  # only the data could tell: nothing came of it, so nothing is left behind
+            if is_new:
+                shutil.rmtree(paths.root)
+            raise
+
+
+def _main(plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
     files.write_json(paths.experiment, output.experiment_identity(plan))
     from tf_packnet.experiments import findings
 
-    try:
-        runs, outcomes, matches = _run_all(plan, paths, best_layout(workers, threads), store)
-    except ArgumentError:  # only the data could tell: nothing came of it, so nothing is left behind
-        if is_new:
-            shutil.rmtree(paths.root)
-        raise
+    runs, outcomes, matches = _run_all(plan, paths, layout, store)
     findings.report(plan, paths, outcomes, matches)
     print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
     failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
