@@ -9,6 +9,7 @@ from keras import ops
 
 from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.layers.weights import unlocked
 
 # Heads up to this wide take the gradients of `narrow_product`.
 NARROW = 8
@@ -95,27 +96,24 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         return True
 
     def _new_slot(self, units: int) -> dict[str, TaskWeight]:
-        was_locked, self._tracker.locked = self._tracker.locked, False
-        inputs = self._kernel.shape[0]
-        shapes = {"kernel": (inputs, units), "bias": (units,)}
+        shapes = {"kernel": (self._kernel.shape[0], units), "bias": (units,)}
         slot = {}
-        for name in self._routes:
-            initializer = getattr(self, f"{name}_initializer")
-            variable = self.add_weight(
-                name=f"{name}_{units}",
-                shape=shapes[name],
-                initializer=initializer,
-                regularizer=getattr(self, f"{name}_regularizer"),
-                constraint=getattr(self, f"{name}_constraint"),
-            )
-            slot[name] = TaskWeight(self, name, variable, "per_task", initializer)
-        self._tracker.locked = was_locked
+        with unlocked(self):
+            for name in self._routes:
+                initializer = getattr(self, f"{name}_initializer")
+                variable = self.add_weight(
+                    name=f"{name}_{units}",
+                    shape=shapes[name],
+                    initializer=initializer,
+                    regularizer=getattr(self, f"{name}_regularizer"),
+                    constraint=getattr(self, f"{name}_constraint"),
+                )
+                slot[name] = TaskWeight(self, name, variable, "per_task", initializer)
         return slot
 
     def _swap_raw(self, name: str, variable: keras.Variable) -> None:
-        was_locked, self._tracker.locked = self._tracker.locked, False
-        setattr(self, f"_{name}", variable)
-        self._tracker.locked = was_locked
+        with unlocked(self):
+            setattr(self, f"_{name}", variable)
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
         super().begin_task(freed_weights, seed)

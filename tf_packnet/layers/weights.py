@@ -1,6 +1,7 @@
 """What the two kinds of weight of a task-aware layer have in common."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -26,6 +27,16 @@ def view(variable: keras.Variable) -> np.ndarray:
     values = np.asarray(ops.stop_gradient(variable)).view()  # of the tensor, not the variable, which would copy
     values.flags.writeable = False
     return values
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.Layer) -> Iterator[None]:
+    """While it lasts a built layer takes new variables and layers."""
+    was_locked, layer._tracker.locked = layer._tracker.locked, False
+    try:
+        yield
+    finally:
+        layer._tracker.locked = was_locked
 
 
 def check_freed_weights(value: str) -> None:

@@ -5,13 +5,14 @@ functional model the names of its layers, below that the attributes that hold th
 one differ between processes: it numbers them in the order they are made.
 """
 
-import contextlib
 import itertools
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from typing import Any
 
 import keras
+
+from tf_packnet.layers.weights import unlocked
 
 # Attributes of Keras's own, in which layers lie that are held elsewhere.
 _BOOKKEEPING = {"_layers", "_metrics", "_tracker", "_functional", "_operations", "_nodes"}
@@ -96,16 +97,6 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
                 owner._tracker.untrack(layer)
         # In the order there was: weights are copied and listed by it.
         owner._layers[:] = [changed.get(id(layer), layer) for layer in before]
-
-
-@contextlib.contextmanager
-def unlocked(layer: keras.Layer) -> Iterator[None]:
-    """While it lasts a built layer takes new variables and layers."""
-    was_locked, layer._tracker.locked = layer._tracker.locked, False
-    try:
-        yield
-    finally:
-        layer._tracker.locked = was_locked
 
 
 def _attributes(owner: keras.Layer) -> list[tuple[str, Any]]:
