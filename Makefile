@@ -50,6 +50,9 @@ results: $(READY)
 	$(MNIST) --experiment=figure3 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-figure3
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
+	$(RUN) launch/main.py --flagfile=flags/presets/cifar10.flags --stages_dir=out/results/stages --experiment=sweep \
+	  --sweep=prune_scope=layer,global --seeds=1 --precision=mixed_bfloat16 --workers=1 --threads=2 \
+	  --output_dir=out/results/cifar10-prune_scope
 
 # pdoc keeps what it imports from starting programs; platform.machine() of scikit-learn's needs uname.
 docs: $(READY)
