@@ -231,7 +231,7 @@ def test_an_experiment_of_which_nothing_came_writes_no_report(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-FILES = {"experiment.json", "results.csv", "report.html", "runs", "stages", "summary.json", "summary.md"}
+FILES = {".lock", "experiment.json", "results.csv", "report.html", "runs", "stages", "summary.json", "summary.md"}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("sweep", "figure3")])
