@@ -208,6 +208,11 @@ def _machine(define: Define) -> None:
 def _output(define: Define) -> None:
     define("output_dir", "Where everything goes that comes of it. Default: out/<dataset>[-<experiment>].")
     define("export", "Write one SavedModel a task.", _BOOLEAN)
+    define(
+        "on_corruption",
+        f"{_or(config.ON_CORRUPTION)}: what to do about a file of --output_dir that is not as it was written: say so "
+        "and make it again, or stop.",
+    )
 
 
 def _or(choices: tuple[str, ...]) -> str:

@@ -1,8 +1,8 @@
 """Learns a stream of tasks: `python launch/main.py --flagfile=flags/presets/digits.flags`. `--help` lists the flags.
 
-Parse, make a config, one library call. Exit codes: 0 done, 1 the training
-diverged (or runs of a sweep failed, or a disk), 2 bad input, which leaves
-nothing behind, 130 interrupted, 143 terminated.
+Parse, make a config, one library call. Exit codes: 0 done, 1 it cannot go
+on (the training diverged, runs of a sweep failed, a full disk), 2 bad input,
+which leaves nothing behind, 130 interrupted, 143 terminated.
 """
 
 import os
@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
 from flags.parsing import UsageError, parse_command
-from tf_packnet.errors import ArgumentError, DivergedError, FailedRunsError
+from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.experiments import experiment, suite
 
 
@@ -35,13 +35,13 @@ def main(argv: list[str]) -> int:
         return _stop(str(error), code=2)
     except ArgumentError as error:
         return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
-    except (DivergedError, FailedRunsError) as error:
+    except StoppedError as error:
         return _stop(str(error), code=1)
     except OSError as error:
         reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         return _stop(f"{reason}; the same command goes on when that is mended", code=1)
     except KeyboardInterrupt as stop:
-        print("\nstopped; the same command goes on from the last stage that was finished", file=sys.stderr)
+        print("\nstopped; the same command goes on after the last epoch that was finished", file=sys.stderr)
         return 143 if stop.args else 130
     return 0
 

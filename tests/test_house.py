@@ -25,6 +25,7 @@ LAYERS = [
     ["tf_packnet.packed_model"],
     ["tf_packnet.trainer"],
     ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.acceleration", "tf_packnet.heads"],
+    ["tf_packnet.training_state", "tf_packnet.freeze_guard"],
     ["tf_packnet.lifecycle", "tf_packnet.optimizers"],
     ["tf_packnet.structure"],
     ["tf_packnet.layers"],

@@ -25,6 +25,8 @@ _HOME = {
     "EqualShare": "callbacks",
     "GradientMask": "callbacks",
     "TaskMaskSnapshot": "callbacks",
+    "EpochBackup": "callbacks",
+    "StopWhenDiverged": "callbacks",
     "load_owner_maps": "callbacks",
     "export_task": "export",
     "begin_task": "lifecycle",
@@ -34,6 +36,7 @@ _HOME = {
     "free_fraction": "lifecycle",
     "ArgumentError": "errors",
     "DivergedError": "errors",
+    "FreezeError": "errors",
 }
 _MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")
 

@@ -24,12 +24,24 @@ class ArgumentError(ValueError):
         return type(self), (self.argument, self.expected, self.received)
 
 
-class FailedRunsError(RuntimeError):
+class StoppedError(RuntimeError):
+    """Something that was begun cannot go on, and says why in one line. The launcher exits with 1."""
+
+
+class FailedRunsError(StoppedError):
     """Some runs of several failed; the others are complete."""
 
 
-class DivergedError(RuntimeError):
-    """Training left weights that are not numbers; nothing can be ranked or kept. The launcher exits with 1."""
+class DivergedError(StoppedError):
+    """Training left weights that are not numbers; nothing can be ranked or kept."""
+
+
+class FreezeError(StoppedError):
+    """A value that a task had committed has changed."""
+
+
+class CorruptionError(StoppedError):
+    """A file is not as it was written, and `--on_corruption=fail`."""
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -1,13 +1,19 @@
-"""Files that are either there, whole, or not there: written beside, synced, renamed into place."""
+"""Files that are either there, whole, or not there: written beside, synced, renamed into place.
+
+What has a checksum, in its name or within, is known as it was written.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
@@ -17,9 +23,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Works for files and folders. If the block raises, the temporary is removed and `path` stays as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _workspace(path) as workspace:
         # The name ends as the target's does: writers choose the format by the suffix.
         temporary = workspace / path.name
         yield temporary
@@ -28,8 +32,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             path.rename(workspace / "old")
         os.replace(temporary, path)
         _sync_one(path.parent)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def unfinished(path: str | os.PathLike) -> list[Path]:
@@ -44,10 +46,90 @@ def remove_unfinished(path: str | os.PathLike) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+def remove_all_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left in `folder`. Only while nobody else may be writing there."""
+    for leftover in Path(folder).glob(f".*{UNFINISHED}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Checksum of a file, in hex."""
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while chunk := file.read(2**20):
+            found.update(chunk)
+        return found.hexdigest()
+
+
+def write_checked(prefix: str | os.PathLike, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Writes a file that has its checksum in its name, `<prefix>.<sha256><suffix>`, atomically; returns its path.
+
+    Args:
+        prefix: Folder and first part of the name.
+        suffix: Last part of the name, such as `.npz`.
+        write: Called with the path to write to.
+    """
+    prefix = Path(prefix)
+    with _workspace(prefix) as workspace:
+        temporary = workspace / f"new{suffix}"
+        write(temporary)
+        target = prefix.with_name(f"{prefix.name}.{sha256(temporary)}{suffix}")
+        _sync_one(temporary)
+        os.replace(temporary, target)
+        _sync_one(target.parent)
+    return target
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a file of `write_checked` has the content that its name says."""
+    return sha256(path) == path.name.rsplit(".", 2)[1]
+
+
+class DamagedError(ValueError):
+    """A file is not as it was written."""
+
+
+def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Writes `value` as indented JSON with its own checksum in it, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps({**value, CHECKSUM: _digest(value)}, indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `write_json` wrote, or an earlier version of it, which wrote no checksum.
+
+    Raises:
+        OSError: If there is no such file.
+        DamagedError: If it is not as it was written.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        checksum = value.pop(CHECKSUM, None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged") from error
+    if checksum is not None and checksum != _digest(value):
+        raise DamagedError(f"{path} is damaged: it has another checksum")
+    return value
+
+
+CHECKSUM = "checksum"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which goes with all that is left in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

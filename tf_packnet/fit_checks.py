@@ -14,14 +14,23 @@ def check_callbacks(model: keras.Model, callbacks: Any, epochs: int) -> None:
     Raises:
         ArgumentError: If one does.
     """
-    if callbacks is None:
-        return
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    each = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    each = _each(callbacks)
     for callback in each:
         if hasattr(callback, "check_fit"):
             callback.check_fit(model, each, epochs)
+
+
+def backup_of(callbacks: Any) -> Any | None:
+    """The callback that knows from which epoch on a `fit` is to be done, see `tp.EpochBackup`; None without one."""
+    return next((callback for callback in _each(callbacks) if hasattr(callback, "initial_epoch")), None)
+
+
+def _each(callbacks: Any) -> list[keras.callbacks.Callback]:
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
 
 
 def check_batches_alone(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

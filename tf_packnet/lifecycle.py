@@ -15,7 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.weights import check_freed_weights, check_task_number
+from tf_packnet.layers.weights import check_freed_weights, check_task_number, view
 from tf_packnet.structure.places import by_place
 
 
@@ -44,6 +44,20 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
     if not weights:
         raise ArgumentError("model", "a built model with at least one masked kernel to prune", model.name)
     return weights
+
+
+def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The committed values of weights that are not pruned: path of the weight, task (1-based), value."""
+    for place, layer in _named_layers(model):
+        for weight in layer.all_task_weights:
+            yield from ((f"{place}/{weight.name}", task, value) for task, value in weight.kept.items())
+
+
+def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
+    """What training moves, first layer first: path of the weight, its present values."""
+    for place, layer in _named_layers(model):
+        for weight in (*layer.masked_weights, *layer.task_weights):
+            yield f"{place}/{weight.name}", view(weight.variable)
 
 
 def heads(model: keras.Model) -> dict[str, TaskHead]:

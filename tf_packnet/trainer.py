@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, lifecycle
+from tf_packnet import acceleration, freeze_guard, lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import check_batches_alone
+from tf_packnet.fit_checks import backup_of, check_batches_alone
 from tf_packnet.gradient_step import gradient_step
 from tf_packnet.resident import DeviceExamples, take_steps
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
@@ -70,14 +70,26 @@ class PackedTrainer(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too."""
+        """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too.
+
+        Raises:
+            FreezeError: If a value that a task had committed is another one at the end.
+        """
+        backup = backup_of(kwargs.get("callbacks"))
+        if backup is not None:
+            done = backup.initial_epoch(self, kwargs.get("epochs", 1))
+            kwargs["initial_epoch"] = max(kwargs.get("initial_epoch", 0), done)
         if isinstance(x, StreamedBatches):
             check_batches_alone(args, kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
             kwargs["shuffle"] = False  # it comes shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
-        return super().fit(x, *args, **kwargs)
+        with freeze_guard.guarded(self):
+            history = super().fit(x, *args, **kwargs)
+        if backup is not None:
+            history.history, history.epoch = backup.history, list(range(len(backup.history.get("loss", []))))
+        return history
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet import acceleration, lifecycle
-from tf_packnet.callbacks import EqualShare
+from tf_packnet import acceleration, lifecycle, optimizers
+from tf_packnet.callbacks import EpochBackup, EqualShare, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.tasks import Task, TaskStream
@@ -74,7 +74,7 @@ class Approach(abc.ABC):
 
     @abc.abstractmethod
     def night(self, lesson: Task) -> list[keras.callbacks.Callback]:
-        """The callbacks that prune, and what else happens in the night; the last may end it."""
+        """The callbacks that prune, and what else happens in the night."""
 
     @abc.abstractmethod
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
@@ -85,12 +85,24 @@ class Approach(abc.ABC):
         for stage in STAGES:
             self.run_stage(lesson, stage)
 
-    def run_stage(self, lesson: Task, stage: str) -> dict[str, list[float]]:
-        """Does one stage of a lesson, `train` or `prune+retrain`; returns the logs of its epochs by name."""
+    def run_stage(self, lesson: Task, stage: str, backup: EpochBackup | None = None) -> dict[str, list[float]]:
+        """Does one stage of a lesson, or the rest of it.
+
+        Args:
+            lesson: The lesson.
+            stage: `train` or `prune+retrain`.
+            backup: Keeps what every epoch comes to, and knows how many were done before.
+
+        Returns:
+            The logs of all epochs of the stage, by name.
+
+        Raises:
+            DivergedError: If the loss of an epoch is not a number; the backup is that of the epoch before.
+        """
         if stage == TRAIN:
             self.begin(lesson)
-            return self._fit(lesson, TRAIN, self.train_epochs, [])
-        return self._fit(lesson, PRUNE_RETRAIN, self.retrain_epochs, self.night(lesson))
+            return self._fit(lesson, TRAIN, self.train_epochs, [], backup)
+        return self._fit(lesson, PRUNE_RETRAIN, self.retrain_epochs, self.night(lesson), backup)
 
     def accuracy(self, task: Task, split: str = "test") -> float:
         """Share of the split's examples whose largest logit is at their label."""
@@ -109,6 +121,15 @@ class Approach(abc.ABC):
         """The inverse of `state`, on a network of the same shape."""
         self.packed.restore(state, state[TASKS].tolist())
 
+    def rest(self) -> None:
+        """Puts back what every stage starts afresh, optimizer and random generators: what is saved depends on no more
+        than `state`."""
+        with lifecycle.strategy_scope(self.packed):
+            if not self.packed.optimizer.built:
+                self.packed.optimizer.build(self.packed.trainable_variables)
+            optimizers.reset(self.packed.optimizer, self.packed.optimizer_config)
+        reseed(self.packed, self.seed)
+
     @property
     def steps_per_call(self) -> int | None:
         """Gradient steps between two looks of Keras: about a second's worth. None for as many as pays."""
@@ -119,7 +140,9 @@ class Approach(abc.ABC):
         examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH))
         return self.packed.predict(examples, verbose=0)
 
-    def _fit(self, lesson: Task, stage: str, epochs: int, callbacks: list[Any]) -> dict[str, list[float]]:
+    def _fit(
+        self, lesson: Task, stage: str, epochs: int, callbacks: list[Any], backup: EpochBackup | None
+    ) -> dict[str, list[float]]:
         seed = lifecycle.derived_seed(self.seed, lesson.number, STAGES.index(stage))
         replicas = self.packed.distribute_strategy.num_replicas_in_sync
         validation = lesson.splits["validation"]
@@ -128,8 +151,13 @@ class Approach(abc.ABC):
             lesson.training_batches(seed, self.resident, self.steps_per_call),
             epochs=epochs,
             validation_data=lesson.evaluation_batches("validation", replicas) if len(validation) else None,
-            # The snapshot commits the task: whoever observes the end of the stage comes before it.
-            callbacks=[*callbacks[:-1], *self.observers(lesson, stage), *callbacks[-1:]],
+            callbacks=[
+                *(each for each in callbacks if not isinstance(each, TaskMaskSnapshot)),
+                *self.observers(lesson, stage),
+                StopWhenDiverged(f"task {lesson.number}, {stage}"),
+                *([backup] if backup else []),
+                *(each for each in callbacks if isinstance(each, TaskMaskSnapshot)),  # commits: all others come before
+            ],
             verbose=0,
         )
         return {name: [float(value) for value in values] for name, values in history.history.items()}

@@ -34,9 +34,13 @@ class EpochLog(keras.callbacks.Callback):
     def write(self, history: dict[str, list[float]]) -> None:
         """Writes the curves of a `fit` that is over, from the `history` that it returned."""
         self.on_train_begin()
+        self.resumed(history)
+        self.on_train_end()
+
+    def resumed(self, history: dict[str, list[float]]) -> None:
+        """Writes the points of the epochs that were done before."""
         for epoch, values in enumerate(zip(*history.values(), strict=True)):
             self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
-        self.on_train_end()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         values = {"sparsity": 0.0, **(logs or {})}

@@ -20,6 +20,7 @@ BUDGETS = ("steps", "epochs")
 FC8192 = ("flatten", "dense")
 JIT = ("auto", "on", "off")
 MODELS = ("mlp", "conv")
+ON_CORRUPTION = ("recompute", "fail")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
 RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -69,6 +70,7 @@ class Config:
 
     output_dir: str | None = None
     export: bool = True
+    on_corruption: str = "recompute"
 
     def __post_init__(self):
         if isinstance(self.hidden_units, list):
@@ -107,8 +109,8 @@ class Config:
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where it is written and where its data lie."""
-        return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir")}
+        """What makes two runs the same run: everything but where they and their data lie, and `on_corruption`."""
+        return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir", "on_corruption")}
 
 
 def default(field: str) -> Any:
@@ -187,4 +189,5 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "jit": _one_of(JIT),
     "data_residency": _one_of(RESIDENCIES),
     "output_dir": _PATH,
+    "on_corruption": _one_of(ON_CORRUPTION),
 }

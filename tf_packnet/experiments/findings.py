@@ -39,11 +39,11 @@ LEADS = {
 LEADS["table1"] = LEADS["figure3"]
 
 
-def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matches: Sequence[Match]) -> None:
-    """Writes CSV, figures, summaries and report, and prints the main table."""
+def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matches: Sequence[Match]) -> list[Path]:
+    """Writes CSV, figures, summaries and report, and prints the main table; returns the files."""
     complete = list({id(o.results): o for o in outcomes if o.results is not None}.values())
     if not complete:
-        return
+        return []
     axes = ["approach", "final_prune"] if plan.name in MATCHING else list(plan.axes)
     frame = frames.tidy([outcome.results for outcome in complete], axes)
     with files.replacing(paths.csv) as temporary:
@@ -65,8 +65,9 @@ def report(plan: Plan, paths: ExperimentPaths, outcomes: Sequence[Outcome], matc
         environments=list(environments.values()),
         summary={"experiment": plan.name, "seeds": list(plan.seeds), **found.summary},
     )
-    reports.write(written, paths.root)
+    files_of_it = reports.write(written, paths.root)
     print_table(written.title, next(iter(found.tables.values())), findings, paths.root)
+    return [paths.csv, *files_of_it]
 
 
 class Findings(NamedTuple):

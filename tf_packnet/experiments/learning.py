@@ -1,7 +1,6 @@
 """Algorithm 1, stage by stage: what was computed before, by this run or another one, is not computed again."""
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import tasks
+from tf_packnet import freeze_guard, tasks
 from tf_packnet.approaches import Approach
 from tf_packnet.approaches.base import Observers
-from tf_packnet.errors import DivergedError
 from tf_packnet.experiments import setup
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.corruption import Damaged
 from tf_packnet.experiments.results import Results, environment
 from tf_packnet.experiments.stages import Stage, chain
 from tf_packnet.experiments.store import StageStore
@@ -99,26 +98,36 @@ def learn(
     first = store.first_to_compute(plan, with_state)
     if first > 0 and (with_state or first < len(plan)):
         approach.restore(store.state(plan[first - 1]))
+    committed: dict[str, str] = {}
     lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.lesson, run.stream))
     for index, stage in enumerate(plan):
         if index < first:
             outcome = Outcome(store.record(stage), reused=True)
         else:
             with store.lock(stage):
-                outcome = do_stage(run, approach, store, stage, lesson_of(stage.lesson))
-        if index and not plan[index - 1].shared:
-            store.drop_state(plan[index - 1])
+                outcome = do_stage(run, approach, store, stage, lesson_of(stage.lesson), committed)
+        if index > 1 and not plan[index - 2].shared:  # the last but one stays, should the last one be damaged
+            store.drop_state(plan[index - 2])
+        committed = outcome.record.get("committed", {})  # which earlier versions did not write
         if outcome.reused:
             found(outcome.record)
         run.results.add_stage(outcome.record, outcome.reused)
         if stage.name == PRUNE_RETRAIN:
             yield stage.lesson
     if not with_state:
-        store.drop_state(plan[-1])
+        for stage in plan[-2:]:
+            if not stage.shared:
+                store.drop_state(stage)
 
 
-def learn_only(config: Config, stages_dir: Path, observers: Observers) -> Results:
+def learn_only(config: Config, stages_dir: Path, observers: Observers, damaged: Damaged | None = None) -> Results:
     """Runs `config` for its results alone.
+
+    Args:
+        config: The run.
+        stages_dir: The store of stages.
+        observers: What watches every stage.
+        damaged: Called with every damaged file of the store.
 
     Raises:
         ArgumentError: Before any work, if something in `config` cannot be had.
@@ -126,26 +135,44 @@ def learn_only(config: Config, stages_dir: Path, observers: Observers) -> Result
     run = Run.prepared(config)
     with run.strategy.scope():
         approach = run.approach(None, observers)
-        for _ in learn(run, approach, StageStore(stages_dir), with_state=False):
+        for _ in learn(run, approach, StageStore(stages_dir, damaged), with_state=False):
             pass
     run.results.complete = True
     return run.results
 
 
-def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, lesson: Task) -> Outcome:
-    """Computes a stage and stores it, unless another process has done so by now."""
+def do_stage(
+    run: Run, approach: Approach, store: StageStore, stage: Stage, lesson: Task, committed: dict[str, str]
+) -> Outcome:
+    """Computes a stage, or the rest of it, and stores it, unless another process has done so by now.
+
+    Args:
+        run: The run.
+        approach: Its approach, as the stage before left it.
+        store: Where the outcome goes.
+        stage: The stage.
+        lesson: Its lesson.
+        committed: Checksums of what each task had committed when the stage before ended.
+
+    Raises:
+        DivergedError: If the loss of an epoch is not a number.
+        FreezeError: If a value that a task had committed has changed.
+    """
     if store.has_state(stage):
         approach.restore(store.state(stage))
         return Outcome(store.record(stage), reused=True)
     began = time.perf_counter()
-    history = approach.run_stage(lesson, stage.name)
-    check_finite(history, stage)
+    backup = store.backup(stage)
+    history = approach.run_stage(lesson, stage.name, backup)
+    now_committed = freeze_guard.by_task(approach.packed)
+    freeze_guard.check(committed, now_committed)
     record = {
         "task": stage.lesson,
         "stage": stage.name,
         "epochs": stage.epochs,
         "seconds": round(time.perf_counter() - began, 3),
         "history": history,
+        "committed": now_committed,
         "learned": None,
         "environment": run.results.environment,
     }
@@ -154,17 +181,8 @@ def do_stage(run: Run, approach: Approach, store: StageStore, stage: Stage, less
             record["learned"] = evaluate(approach, run.stream[: stage.lesson])
     with run.results.timed("store"):
         store.put(stage, record, approach.state())
+        backup.remove()
     return Outcome(record, reused=False)
-
-
-def check_finite(history: dict[str, list[float]], stage: Stage) -> None:
-    """Raises DivergedError if the loss of an epoch is not a number, or infinite."""
-    lost = [epoch for epoch, loss in enumerate(history["loss"], start=1) if not math.isfinite(loss)]
-    if lost:
-        raise DivergedError(
-            f"task {stage.lesson}, {stage.name}: the loss is not a number in epoch {lost[0]}, the training has "
-            "diverged. Try a smaller learning rate"
-        )
 
 
 def load_stream(config: Config) -> TaskStream:

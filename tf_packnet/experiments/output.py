@@ -1,7 +1,6 @@
 """Whose is this output directory? Answered before any work, and without touching it."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,28 +11,37 @@ from filelock import FileLock, Timeout
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import corruption
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.corruption import Manifest
 from tf_packnet.experiments.paths import ExperimentPaths, RunPaths
 from tf_packnet.experiments.plans import Plan
 
 
 def check(config: Config) -> dict[str, Any] | None:
-    """Checks that `config` may write where it wants to.
+    """Checks that `config` may write where it wants to, and that what is there is as it was written.
 
     Returns:
-        The results that are there already, if this very run was completed; else None.
+        The results that are there already, if this very run was completed and nothing of it is damaged; else None.
 
     Raises:
         ArgumentError: If the directory cannot be written, or holds another run or anything else.
+        CorruptionError: If something is damaged, and `on_corruption` is `fail`.
     """
-    root = Path(config.where()).expanduser()
-    if _is_new(root):
+    paths = RunPaths(Path(config.where()).expanduser())
+    if _is_new(paths.root):
         return None
-    earlier = _read(RunPaths(root).results, {"config", "complete"})
-    if earlier is None:
-        raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(root))
-    _check_same(root, "run", config.identity(), earlier["config"])
-    return earlier if earlier["complete"] else None
+    damaged = corruption.handler(config.on_corruption)
+    manifest = Manifest.read(paths.manifest, damaged)
+    earlier = _read(paths.results, {"config", "complete"}, damaged)
+    if earlier is None and manifest is None:
+        raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(paths.root))
+    _check_same(paths.root, "run", config.identity(), earlier["config"] if earlier else manifest.identity)
+    if earlier is None or not earlier["complete"]:
+        return None
+    if manifest is None:  # earlier versions wrote none
+        return earlier if earlier.get("schema_version") == 1 else None
+    return None if _told(manifest.wrong(paths.root), damaged) else earlier
 
 
 @contextlib.contextmanager
@@ -53,6 +61,8 @@ def held(root: Path) -> Iterator[None]:
     except OSError as error:
         raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
     try:
+        for folder in (root, root / "runs"):
+            files.remove_all_unfinished(folder)
         yield
     finally:
         lock.release()
@@ -79,16 +89,23 @@ def check_experiment(plan: Plan, paths: ExperimentPaths) -> None:
 
     Raises:
         ArgumentError: If the directory cannot be written, or holds another experiment or anything else.
+        CorruptionError: If something of its report is damaged, and `on_corruption` is `fail`.
     """
     if _is_new(paths.root):
         return
-    earlier = _read(paths.experiment, {"experiment", "varies", "config"})
+    damaged = corruption.handler(plan.base.on_corruption)
+    manifest = Manifest.read(paths.manifest, damaged)
+    earlier = _read(paths.experiment, {"experiment", "varies", "config"}, damaged)
+    if earlier is None and manifest is not None:
+        earlier = dict(manifest.identity)
     if earlier is None:
         expected = f"a new or empty folder, or that of the same --experiment={plan.name}"
         raise ArgumentError("output_dir", expected, str(paths.root))
     ours = experiment_identity(plan)
     same = {name: value for name, value in ours.items() if name != "config"}
     _check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
+    if manifest is not None:
+        _told(manifest.wrong(paths.root), damaged)
 
 
 def check_stages_dir(stages_dir: str | None) -> Path | None:
@@ -131,9 +148,12 @@ def prepared(config: Config) -> Iterator[RunPaths]:
     paths = RunPaths(Path(config.where()).expanduser())
     with held(paths.root):
         try:
+            earlier = Manifest.read(paths.manifest, damaged=lambda path: None)  # `check` has told
+            for path in earlier.wrong(paths.root) if earlier else ():
+                path.unlink(missing_ok=True)
+            Manifest(config.to_json(), {}).write(paths.manifest)
             for path in paths.made_of_stages():
                 _remove(path)
-                files.remove_unfinished(path)  # of an attempt that was killed while it wrote
         except OSError as error:
             expected = f"a folder that can be written ({error.strerror})"
             raise ArgumentError("output_dir", expected, str(paths.root)) from error
@@ -168,9 +188,12 @@ def _is_writable(folder: Path) -> bool:
 _NO_NAMELESS_FILES = {21, 95}  # EISDIR, EOPNOTSUPP: an old kernel or file system, not a refusal
 
 
-def _read(path: Path, wanted: set[str]) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if wanted <= set(values) else None
-    except (OSError, ValueError, TypeError):
-        return None
+def _told(wrong: list[Path], damaged: corruption.Damaged) -> bool:
+    for path in wrong:
+        damaged(path)
+    return bool(wrong)
+
+
+def _read(path: Path, wanted: set[str], damaged: corruption.Damaged) -> dict[str, Any] | None:
+    values = corruption.read_json(path, damaged)
+    return values if values is not None and wanted <= set(values) else None

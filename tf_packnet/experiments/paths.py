@@ -15,6 +15,11 @@ class RunPaths:
         return self.root / "results.json"
 
     @property
+    def manifest(self) -> Path:
+        """Checksums of what a finished run left, and whose the folder is."""
+        return self.root / "checksums.json"
+
+    @property
     def masks(self) -> Path:
         return self.root / "masks"
 
@@ -58,6 +63,11 @@ class ExperimentPaths:
     def experiment(self) -> Path:
         """Says whose directory this is."""
         return self.root / "experiment.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Checksums of what the report consists of, and whose the folder is."""
+        return self.root / "checksums.json"
 
     @property
     def csv(self) -> Path:

@@ -67,7 +67,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "complete": self.complete,
             "config": self.config.to_json(),
             "tasks": self.tasks,

@@ -1,5 +1,8 @@
 """One run with all that it leaves behind: results, owner maps, the pack, SavedModels, TensorBoard."""
 
+import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,15 @@ from tf_packnet import files
 from tf_packnet.approaches import Approach, PackNet
 from tf_packnet.approaches.base import Observers
 from tf_packnet.callbacks import EpochLog, save_owner_maps
-from tf_packnet.experiments import output
+from tf_packnet.experiments import corruption, output
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.corruption import Manifest, checksums
 from tf_packnet.experiments.learning import Run, learn
 from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.experiments.results import Results
 from tf_packnet.experiments.store import StageStore
 from tf_packnet.export import export_task
+from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.tasks import Task
@@ -26,21 +31,23 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
 
     Args:
         config: The run.
-        stages_dir: A store of stages to share with other runs; default one of its own, which goes when it is complete.
+        stages_dir: A store of stages to share with other runs; default one of its own. What stays in it when the run is
+            complete makes damaged files again: the records of all stages, and the states after the last two.
 
     Raises:
         ArgumentError: Before any work, if something in `config` cannot be had.
     """
     this = Run.prepared(config)
     with output.prepared(config) as paths:
-        return _run(this, paths, StageStore(stages_dir or paths.stages), shared=stages_dir is not None)
+        return _run(this, paths, stages_dir or paths.stages)
 
 
-def _run(this: Run, paths: RunPaths, store: StageStore, shared: bool) -> Results:
+def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
     config, results, stream = this.config, this.results, this.stream
     results.write(paths.results)
     with this.strategy.scope(), progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
+        store = StageStore(stages_dir, corruption.handler(config.on_corruption, display.say))
         approach = this.approach(paths.masks, observers(config, paths, display))
 
         def found(record: dict[str, Any]) -> None:
@@ -51,10 +58,9 @@ def _run(this: Run, paths: RunPaths, store: StageStore, shared: bool) -> Results
             with results.timed("save"):
                 save(config, paths, results, approach, stream[lesson - 1])
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
+    Manifest(config.to_json(), checksums(paths.root, [*paths.made_of_stages(), paths.stages])).write(paths.manifest)
     results.complete = True  # said last, when everything else is written
     results.write(paths.results)
-    if not shared:
-        store.remove()
     return results
 
 
@@ -75,12 +81,26 @@ def save(config: Config, paths: RunPaths, results: Results, approach: Approach, 
     """Writes down everything that `task` added: results, owner maps, pack, SavedModel, TensorBoard."""
     maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
     save_owner_maps(paths.owner_maps(task.number), maps)
-    with files.replacing(paths.pack) as temporary:
-        approach.packed.save(temporary)
+    approach.rest()
+    save_pack(approach.packed, paths.pack)
     if config.export and isinstance(approach, PackNet):
         export_task(approach.packed, task.name, paths.export(task.number))
     tensorboard.log_pack(paths.tensorboard, maps, results.to_json(), task.number)
     results.write(paths.results)
+
+
+def save_pack(packed: PackedModel, path: Path) -> None:
+    """Writes `packed` as Keras does, atomically; of the same pack the same bytes, whenever that is."""
+    with files.replacing(path) as temporary:
+        as_it_comes = temporary.with_name("dated.keras")
+        packed.save(as_it_comes)
+        with zipfile.ZipFile(as_it_comes) as source, zipfile.ZipFile(temporary, "w") as target:
+            for name in source.namelist():
+                if name == "metadata.json":  # says when, which nobody reads; the file system knows
+                    target.writestr(zipfile.ZipInfo(name), json.dumps({"keras_version": keras.__version__}))
+                    continue
+                with source.open(name) as content, target.open(zipfile.ZipInfo(name), "w", force_zip64=True) as copy:
+                    shutil.copyfileobj(content, copy, 2**20)
 
 
 def log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:

@@ -1,9 +1,6 @@
 """Where the outcomes of stages lie: written whole or not at all, found by their key, shared between processes."""
 
 import contextlib
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +9,27 @@ import numpy as np
 from filelock import FileLock
 
 from tf_packnet import files
+from tf_packnet.callbacks import EpochBackup
+from tf_packnet.experiments import corruption
 from tf_packnet.experiments.stages import Stage
 
 
 class StageStore:
     """A folder with a folder a stage: `stage.json`, what came of it, and `state.npz`, what the next stage builds on.
 
-    The record stays; the state of a stage that no other can build on any more is dropped, since it is as large as the
-    network.
+    The record stays, twice: without it the stage would have to be computed again. The state of a stage that no other
+    can build on any more is dropped, since it is as large as the network. In `progress/` lies what the epochs of a
+    stage that goes on have come to.
 
     Args:
         root: The folder; made when the first stage is written.
+        damaged: Called with every file that is not as it was written; it is taken as lost. Default: a line on standard
+            error.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, damaged: corruption.Damaged | None = None):
         self.root = root
+        self.damaged = damaged or corruption.handler(corruption.RECOMPUTE)
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
         """What came of `stage`; None if it is not there, or damaged."""
@@ -36,7 +39,13 @@ class StageStore:
     def has_state(self, stage: Stage) -> bool:
         """Whether the state after `stage` is there, as it was written."""
         entry, path = self._entry(stage), self._state(stage)
-        return entry is not None and path.exists() and _sha256(path) == entry["sha256"]
+        if entry is None or not path.exists():
+            return False
+        if files.sha256(path) == entry["sha256"]:
+            return True
+        self.damaged(path)
+        path.unlink(missing_ok=True)
+        return False
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
         """The state after `stage`."""
@@ -49,18 +58,18 @@ class StageStore:
         files.remove_unfinished(folder)
         with files.replacing(folder) as temporary:
             temporary.mkdir()
-            np.savez(temporary / "state.npz", **state)
-            entry = {"key": stage.key, "sha256": _sha256(temporary / "state.npz"), "record": record}
-            text = json.dumps(entry, indent=1, allow_nan=False)
-            (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
+            np.savez(temporary / STATE, **state)
+            entry = {"key": stage.key, "sha256": files.sha256(temporary / STATE), "record": record}
+            for name in RECORDS:
+                files.write_json(temporary / name, entry)
+
+    def backup(self, stage: Stage) -> EpochBackup:
+        """Keeps what the epochs of `stage` come to, until its outcome was put."""
+        return EpochBackup(self.root / "progress" / stage.key, delete_at_end=False, on_damaged=self.damaged)
 
     def drop_state(self, stage: Stage) -> None:
         """Removes the state after `stage`; its record stays."""
         self._state(stage).unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Removes the whole store."""
-        shutil.rmtree(self.root, ignore_errors=True)
 
     def first_to_compute(self, stages: Sequence[Stage], with_state: bool) -> int:
         """Index of the first of `stages`, a whole run, that has to be computed; their number if none.
@@ -85,19 +94,20 @@ class StageStore:
             yield
 
     def _state(self, stage: Stage) -> Path:
-        return self.root / stage.key / "state.npz"
+        return self.root / stage.key / STATE
 
     def _entry(self, stage: Stage) -> dict[str, Any] | None:
-        try:
-            entry = json.loads((self.root / stage.key / "stage.json").read_text(encoding="utf-8"))
-            return entry if entry["key"] == stage.key and "sha256" in entry and "record" in entry else None
-        except (OSError, ValueError, KeyError, TypeError):
+        """What was put of `stage` besides its state; a copy that is lost or damaged is made again from the other."""
+        paths = [self.root / stage.key / name for name in RECORDS]
+        entries = [corruption.read_json(path, self.damaged) for path in paths]
+        entry = next((entry for entry in entries if entry and entry.get("key") == stage.key), None)
+        if entry is None or "sha256" not in entry or "record" not in entry:
             return None
+        for path, found in zip(paths, entries, strict=True):
+            if found != entry:
+                files.write_json(path, entry)
+        return entry
 
 
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            found.update(chunk)
-    return found.hexdigest()
+STATE = "state.npz"
+RECORDS = ("stage.json", "stage.copy.json")

@@ -1,6 +1,5 @@
 """An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
 
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import output
+from tf_packnet.experiments import corruption, output
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.corruption import Manifest, checksums
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import MATCHING, Plan, run_name
 from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
@@ -41,7 +41,9 @@ class Runs:
             begun=lambda config: display.begun(self.name(config), epochs_of(config)),
             advanced=lambda config, epochs: display.advanced(self.name(config), epochs),
             ended=self._ended,
+            said=display.say,
         )
+        self._damaged = corruption.handler(plan.base.on_corruption, display.say)
         self._asked: dict[str, Future] = {}
         self._lock = threading.Lock()  # a matching asks from several threads
         self.outcomes: list[Outcome] = []
@@ -66,7 +68,7 @@ class Runs:
         name = self.name(config)
         with self._lock:
             if name not in self._asked:
-                results = read_results(self._paths.run(name), config)
+                results = read_results(self._paths.run(name), config, self._damaged)
                 if results is not None:
                     self._asked[name] = future = Future()
                     future.set_result(Outcome(config, results, "", 0.0))
@@ -121,11 +123,13 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
 
 
 def _main(plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
+    Manifest(output.experiment_identity(plan), {}).write(paths.manifest)
     files.write_json(paths.experiment, output.experiment_identity(plan))
     from tf_packnet.experiments import findings
 
     runs, outcomes, matches = _run_all(plan, paths, layout, store)
-    findings.report(plan, paths, outcomes, matches)
+    written = findings.report(plan, paths, outcomes, matches)
+    Manifest(output.experiment_identity(plan), checksums(paths.root, written)).write(paths.manifest)
     print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
     failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
     if failed:
@@ -156,13 +160,15 @@ def epochs_of(config: Config) -> int:
     return lessons * (config.train_epochs + config.retrain_epochs)
 
 
-def read_results(path: Path, config: Config) -> dict[str, Any] | None:
-    """The results of this very run, if they are there."""
+def read_results(path: Path, config: Config, damaged: corruption.Damaged) -> dict[str, Any] | None:
+    """The results of this very run, if they are there and as they were written."""
+    results = corruption.read_json(path, damaged)
+    if results is None:
+        return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
         same = Config.from_json(results["config"]).identity() == config.identity()
         return results if same and results["complete"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

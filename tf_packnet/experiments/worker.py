@@ -1,8 +1,9 @@
 """Runs of an experiment, one after another, in a process of its own: `python -m tf_packnet.experiments.worker`.
 
 It reads a job a line from standard input, `{"config": {...}, "stages_dir": "..."}`, and writes lines to standard
-output: `{"epochs": n}` as it goes on, and at last `{"results": {...}}` or `{"error": "..."}`, with `"refused"` if the
-config cannot be. It ends when its input does, in the middle of a run too: whoever gave the jobs is gone.
+output: `{"epochs": n}` as it goes on, `{"said": "..."}` for a person, and at last `{"results": {...}}` or
+`{"error": "..."}`, with `"refused"` if the config cannot be. It ends when its input does, in the middle of a run too:
+whoever gave the jobs is gone.
 """
 
 import gc
@@ -17,7 +18,8 @@ from typing import Any, TextIO
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_PACKNET_LAZY"] = "1"
 
-from tf_packnet.errors import ArgumentError, DivergedError
+from tf_packnet.errors import ArgumentError, StoppedError
+from tf_packnet.experiments import corruption
 from tf_packnet.experiments.config import Config
 
 
@@ -36,7 +38,7 @@ def main() -> None:
             reply = {"results": _do(Config.from_json(job["config"]), Path(job["stages_dir"]), replies)}
         except ArgumentError as error:
             reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
-        except DivergedError as error:
+        except StoppedError as error:
             reply = {"error": str(error)}
         except Exception as error:  # the other runs shall go on, and this one say what it died of
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -50,8 +52,16 @@ def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
 
     keras.backend.clear_session()
     gc.collect()
-    report = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: _say(replies, {"epochs": 1}))
-    return learn_only(config, stages_dir, lambda task, stage: [report]).to_json()
+
+    class Report(keras.callbacks.Callback):
+        def resumed(self, history):
+            _say(replies, {"epochs": len(history["loss"])})
+
+        def on_epoch_end(self, epoch, logs=None):
+            _say(replies, {"epochs": 1})
+
+    damaged = corruption.handler(config.on_corruption, lambda line: _say(replies, {"said": line}))
+    return learn_only(config, stages_dir, lambda task, stage: [Report()], damaged).to_json()
 
 
 def _read(jobs: queue.Queue) -> None:

@@ -79,7 +79,8 @@ class Pool:
         stages_dir: The store that they share.
         begun: Called with a config when its run begins.
         advanced: Called with a config and a number of epochs as they are done.
-        ended: Called with each outcome. All three are called from the workers' threads, one at a time.
+        ended: Called with each outcome.
+        said: Called with lines for a person. All are called from the workers' threads, one at a time.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Pool:
         begun: Callable[[Config], None] = lambda config: None,
         advanced: Callable[[Config, int], None] = lambda config, epochs: None,
         ended: Callable[[Outcome], None] = lambda outcome: None,
+        said: Callable[[str], None] = lambda line: None,
     ):
         self._layout, self._stages_dir = layout, stages_dir
-        self._begun, self._advanced, self._ended = begun, advanced, ended
+        self._begun, self._advanced, self._ended, self._said = begun, advanced, ended, said
         self._waiting: list[Job] = []
         self._busy: list[str] = []  # beginnings that runs are computing, or have computed in a run that goes on
         self._changed = threading.Condition()
@@ -145,7 +147,11 @@ class Pool:
         try:
             self._processes[number] = worker.ready_for(job.config)
             self._tell(self._begun, job.config)
-            outcome = worker.run(job.config, lambda epochs: self._tell(self._advanced, job.config, epochs))
+            outcome = worker.run(
+                job.config,
+                lambda epochs: self._tell(self._advanced, job.config, epochs),
+                lambda line: self._tell(self._said, line),
+            )
         finally:
             with self._changed:
                 self._busy.remove(job.beginning)
@@ -205,7 +211,7 @@ class _Worker:
             )
         return self._process
 
-    def run(self, config: Config, advanced: Callable[[int], None]) -> Outcome:
+    def run(self, config: Config, advanced: Callable[[int], None], said: Callable[[str], None]) -> Outcome:
         """Runs `config`, whatever comes of it."""
         began = time.perf_counter()
         process = self._process
@@ -217,9 +223,12 @@ class _Worker:
             process.stdin.flush()
             for line in process.stdout:
                 reply = json.loads(line)
-                if "epochs" not in reply:
+                if "said" in reply:
+                    said(reply["said"])
+                elif "epochs" in reply:
+                    advanced(reply["epochs"])
+                else:
                     break
-                advanced(reply["epochs"])
         except OSError:  # it is gone
             pass
         error = reply.get("error") or ("" if "results" in reply else self._died())

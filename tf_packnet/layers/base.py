@@ -95,6 +95,11 @@ class TaskLayer:
         """The weights of this layer of which tasks have their own value."""
         return [w for w in self._routes.values() if isinstance(w, TaskWeight)]
 
+    @property
+    def all_task_weights(self) -> list[TaskWeight]:
+        """Those in use, and those of tasks that have other ones."""
+        return self.task_weights
+
     def get_prunable_weights(self) -> list[keras.Variable]:
         """The variables that pruning ranks: TF-MOT's `PrunableLayer` interface."""
         return [w.variable for w in self.masked_weights]

@@ -73,6 +73,10 @@ class TaskHead(TaskLayer, keras.layers.Dense):
             return super().call(inputs, training=training)
         return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))
 
+    @property
+    def all_task_weights(self) -> list[TaskWeight]:
+        return [weight for slot in self._slots.values() for weight in slot.values()]
+
     def use(self, units: int, activation: str | None = None) -> bool:
         """Switches to `units` outputs and an activation, None for the layer's own; True if compiled steps are void."""
         wanted = self._own_activation if activation is None else keras.activations.get(activation)

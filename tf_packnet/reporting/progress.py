@@ -54,6 +54,9 @@ class RunProgress:
         self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
 
 
+SCORES = ("loss", "accuracy", "val_accuracy", "sparsity")
+
+
 class _StageProgress(keras.callbacks.Callback):
     def __init__(self, display: RunProgress, title: str):
         super().__init__()
@@ -63,8 +66,15 @@ class _StageProgress(keras.callbacks.Callback):
         self._began = time.perf_counter()
         self._row = self._display._progress.add_task(self._title, total=self.params["epochs"], scores="")
 
+    def resumed(self, history):
+        done = len(history["loss"])
+        last = {name: values[-1] for name, values in history.items()}
+        self._scores = _scores(last, SCORES)
+        self._display._progress.update(self._row, advance=done)
+        self._display.say(f"{self._title}  goes on after epoch {done}")
+
     def on_epoch_end(self, epoch, logs=None):
-        self._scores = _scores(logs or {}, ("loss", "accuracy", "val_accuracy", "sparsity"))
+        self._scores = _scores(logs or {}, SCORES)
         brief = _scores(logs or {}, ("val_accuracy", "sparsity"))  # a line of 80 columns is soon full
         self._display._progress.update(self._row, advance=1, scores=brief)
 

@@ -40,8 +40,12 @@ class Report:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def write(report: Report, folder: Path) -> None:
-    """Writes figures (PNG and PDF), `summary.md`, `summary.json` and `report.html` into `folder`, each atomically."""
+def write(report: Report, folder: Path) -> list[Path]:
+    """Writes figures (PNG and PDF), `summary.md`, `summary.json` and `report.html` into `folder`, each atomically.
+
+    Returns:
+        The files.
+    """
     pictures = {name: _png(figure) for name, figure in report.figures.items()}
     for name, figure in report.figures.items():
         _write(folder / f"{name}.png", pictures[name])
@@ -55,6 +59,8 @@ def write(report: Report, folder: Path) -> None:
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     )
     _write(folder / "report.html", page.encode())
+    pictured = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
+    return [*pictured, *(folder / name for name in ("summary.md", "summary.json", "report.html"))]
 
 
 def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:

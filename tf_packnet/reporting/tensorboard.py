@@ -41,8 +41,8 @@ def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
     """Enters the finished run under HPARAMS: every flag, with the scores it led to."""
     from tensorboard.plugins.hparams import api as hparams
 
-    places = ("data_dir", "output_dir")  # they decide nothing
-    flags = {name: _plain(value) for name, value in results["config"].items() if name not in places}
+    nothing = ("data_dir", "output_dir", "on_corruption")  # they decide nothing
+    flags = {name: _plain(value) for name, value in results["config"].items() if name not in nothing}
     scores = {
         "score/average_accuracy": results["average_accuracy"],
         "score/worst_accuracy": min(results["accuracy"][-1]),

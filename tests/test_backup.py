@@ -1,0 +1,218 @@
+"""A `fit` that dies goes on after its last epoch, and ends in the same bits."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+
+import tf_packnet as tp
+from tf_packnet import lifecycle, training_state
+from tf_packnet.errors import ArgumentError, DivergedError
+
+EPOCHS = 6
+
+
+class CrashError(Exception):
+    pass
+
+
+class DiesAt(keras.callbacks.Callback):
+    """Ends the process, as far as the `fit` is concerned, in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise CrashError
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return tp.tasks.load("digits", num_tasks=2, batch_size=32)[0].training_batches(seed=3, resident=True)
+
+
+def packed_model(optimizer="adamw"):
+    keras.utils.set_random_seed(1)
+    dense = keras.layers.Dense
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), dense(24, activation="relu", name="dense_1")]
+    layers += [keras.layers.Dropout(0.3, seed=4), keras.layers.BatchNormalization(name="norm")]
+    packed = tp.pack(keras.Sequential([*layers, dense(16, activation="relu", name="dense_2"), dense(2, name="head")]))
+    optimizers = {
+        "adamw": lambda: keras.optimizers.AdamW(3e-3, weight_decay=0.1, use_ema=True, ema_momentum=0.9, clipnorm=1.0),
+        "momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+    }
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    packed.compile(optimizers[optimizer](), loss, metrics=["accuracy"])
+    packed.begin_task("first")
+    return packed
+
+
+def night(backup, *more):
+    schedule = tp.EqualShare(final_prune=0.6, num_tasks=2, rounds=3)
+    watching = [keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=10.0), *more]
+    return [tp.PruneRoundScheduler(schedule), tp.GradientMask(), *watching, *backup, tp.TaskMaskSnapshot()]
+
+
+def fit(packed, batches, backup, *more):
+    return packed.fit(batches, epochs=EPOCHS, verbose=0, callbacks=night(backup, *more))
+
+
+def same(one, two):
+    one, two = training_state.capture(one), training_state.capture(two)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_a_night_that_dies_twice_ends_in_the_same_bits(batches, optimizer, tmp_path):
+    whole = packed_model(optimizer)
+    expected = fit(whole, batches, [])
+    for epoch in (2, 5):
+        with pytest.raises(CrashError):
+            fit(packed_model(optimizer), batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(epoch))
+    resumed = packed_model(optimizer)
+    history = fit(resumed, batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(None))
+    same(whole, resumed)
+    assert history.history == expected.history
+    assert history.epoch == expected.epoch
+    assert not list(tmp_path.iterdir())  # the night is over
+
+
+def test_what_early_stopping_remembers_goes_on(batches, tmp_path):
+    def stopping():
+        return keras.callbacks.EarlyStopping("loss", patience=2, min_delta=10.0, restore_best_weights=True)
+
+    def day(packed, *callbacks):
+        return packed.fit(batches, epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
+
+    whole, rule = packed_model(), stopping()
+    expected = day(whole, rule)
+    assert len(expected.epoch) == 3  # the loss does not fall by 10 an epoch
+    with pytest.raises(CrashError):
+        day(packed_model(), stopping(), DiesAt(2), tp.EpochBackup(tmp_path / "day"))
+    resumed, again = packed_model(), stopping()
+    history = day(resumed, again, DiesAt(None), tp.EpochBackup(tmp_path / "day"))
+    assert history.epoch == expected.epoch
+    assert (again.wait, again.best, again.best_epoch) == (rule.wait, rule.best, rule.best_epoch)
+    same(whole, resumed)
+
+
+def test_a_fit_that_was_stopped_early_and_dies_then_is_not_trained_further(batches, tmp_path):
+    class DiesAtTheEnd(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            raise CrashError
+
+    class StopsAfterTwo(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    def day(packed, *end):
+        callbacks = [StopsAfterTwo(), tp.EpochBackup(tmp_path / "day", delete_at_end=False), *end]
+        return packed.fit(batches, epochs=EPOCHS, verbose=0, callbacks=callbacks)
+
+    dead, resumed = packed_model(), packed_model()
+    with pytest.raises(CrashError):
+        day(dead, DiesAtTheEnd())
+    assert day(resumed).epoch == [0, 1]
+    same(dead, resumed)
+
+
+def test_when_an_epoch_begins_the_one_before_the_last_is_on_disk(batches, tmp_path):
+    found = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            found.append((epoch, [int(path.name.split(".")[1]) for path in tmp_path.glob("day.*.npz")]))
+
+    packed_model().fit(batches, epochs=8, verbose=0, callbacks=[Looks(), tp.EpochBackup(tmp_path / "day")])
+    for epoch, epochs_on_disk in found[2:]:
+        assert max(epochs_on_disk) >= epoch - 1
+
+
+def test_a_damaged_backup_is_told_and_not_used(batches, tmp_path):
+    backup = tp.EpochBackup(tmp_path / "night")
+    with pytest.raises(CrashError):
+        fit(packed_model(), batches, [backup], DiesAt(4))
+    backup.wait()
+    path = max(tmp_path.glob("night.*.npz"))
+    whole = packed_model()
+    fit(whole, batches, [], DiesAt(None))
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:1000], b"", bytes([content[0] ^ 1]) + content[1:]):
+        path.write_bytes(damaged)
+        told = []
+        resumed = packed_model()
+        fit(resumed, batches, [tp.EpochBackup(tmp_path / "night", on_damaged=told.append)], DiesAt(None))
+        assert told == [path]
+        assert not path.exists()
+        same(whole, resumed)
+    path.write_bytes(content[:-1])
+    with pytest.warns(UserWarning, match="is damaged: the fit goes on from an earlier epoch"):
+        fit(packed_model(), batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(None))
+
+
+def test_the_backup_of_another_fit_is_refused(batches, tmp_path):
+    backup = tp.EpochBackup(tmp_path / "night")
+    with pytest.raises(CrashError):
+        fit(packed_model(), batches, [backup], DiesAt(4))
+    with pytest.raises(ArgumentError, match=re.escape("the backup there is of another one (task 1, 6 epochs")):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "night")])
+
+
+def test_it_comes_after_what_acts_on_epochs(batches, tmp_path):
+    callbacks = [tp.EpochBackup(tmp_path / "day"), tp.PruneRoundScheduler(tp.EqualShare(0.6, 2))]
+    with pytest.raises(ArgumentError, match="PruneRoundScheduler before EpochBackup"):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=callbacks)
+
+
+def test_a_full_disk_ends_the_fit(batches, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tf_packnet.files.write_checked", full)
+    with pytest.raises(OSError, match="No space left"):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+
+
+def test_state_of_another_model_is_refused(batches):
+    state = training_state.capture(fitted(batches))
+    with pytest.raises(ValueError, match="another model, or of another optimizer"):
+        training_state.restore(fitted(batches, "momentum"), state)
+
+
+def fitted(batches, optimizer="adamw"):
+    packed = packed_model(optimizer)
+    packed.fit(batches, epochs=1, verbose=0)
+    return packed
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_at_the_last_good_epoch(batches, tmp_path):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                weight = next(iter(lifecycle.masked_weights(self.model).values()))
+                weight.variable.assign(np.full(weight.variable.shape, np.nan))
+
+    callbacks = [Poison(), tp.StopWhenDiverged("task 1, train"), tp.EpochBackup(tmp_path / "day")]
+    with pytest.raises(DivergedError, match="task 1, train: the loss is not a number in epoch 4") as stopped:
+        packed_model().fit(batches, epochs=6, verbose=0, callbacks=callbacks)
+    assert "dense" in str(stopped.value)
+    callbacks[-1].wait()
+    (path,) = tmp_path.glob("day.*.npz")
+    assert path.name.split(".")[1] == "3"
+    with np.load(path) as archive:
+        numbers = [archive[name] for name in archive.files if archive[name].dtype == np.float32]
+    assert all(np.isfinite(values).all() for values in numbers)
+
+
+def test_the_backup_of_another_model_is_refused(batches, tmp_path):
+    backup = tp.EpochBackup(tmp_path / "day")
+    with pytest.raises(CrashError):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[DiesAt(1), backup])
+    backup.wait()
+    with pytest.raises(ArgumentError, match="a path for this model alone"):
+        packed_model("momentum").fit(batches, epochs=3, verbose=0, callbacks=[DiesAt(None), backup])

@@ -1,0 +1,142 @@
+"""A flipped bit anywhere in an output directory is found and named, and what it hit is made again."""
+
+import contextlib
+import io
+import json
+import random
+import shutil
+
+import pytest
+
+from tf_packnet import files
+from tf_packnet.errors import CorruptionError
+from tf_packnet.experiments import experiment, learning, output
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.corruption import Manifest, checksums, handler
+
+SMALL = {"num_tasks": 2, "hidden_units": (16,), "train_epochs": 2, "retrain_epochs": 2, "final_prune": 0.6}
+
+
+def run(root, **more):
+    """Runs in this process; returns what was said on standard error."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        experiment.main(Config(**SMALL, output_dir=str(root), **more))
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished") / "out"
+    run(root)
+    return root
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The stages that are computed, by their number."""
+    numbers = []
+    once = learning.do_stage
+
+    def counted(run, approach, store, stage, *others):
+        numbers.append((stage.lesson, stage.name))
+        return once(run, approach, store, stage, *others)
+
+    monkeypatch.setattr(learning, "do_stage", counted)
+    return numbers
+
+
+def flip(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path, rng):
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def all_files(root):
+    return [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file() and path.stat().st_size]
+
+
+LAST = [(2, "prune+retrain")]
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_every_file_in_turn(finished, computed, damage, tmp_path):
+    rng = random.Random(0)
+    names = all_files(finished)
+    assert len(names) > 20
+    states = [name for name in names if name.name == "state.npz"]
+    for name in names:
+        computed.clear()
+        root = tmp_path / "out"
+        shutil.copytree(finished, root)
+        damage(root / name, rng)
+        told = [line for line in run(root).splitlines() if "is damaged" in line]
+        assert told == [f"{root / name} is damaged: what is lost is made again"], name
+        assert computed in ([], LAST) if name in states else computed == [], name
+        for other in all_files(finished):
+            if other.parts[0] in ("masks", "export") or other.name == "pack.keras":
+                assert (root / other).read_bytes() == (finished / other).read_bytes(), other
+        assert "nothing was computed again" in run(root)
+        shutil.rmtree(root)
+
+
+def test_the_last_state_is_computed_again_from_the_one_before(finished, computed, tmp_path):
+    root = tmp_path / "out"
+    shutil.copytree(finished, root)
+    last = max(root.glob("stages/*/state.npz"), key=lambda path: path.stat().st_mtime_ns)
+    flip(last, random.Random(1))
+    run(root)
+    assert computed == LAST
+    assert last.read_bytes() == (finished / last.relative_to(root)).read_bytes()
+
+
+def test_on_corruption_fail_stops_before_anything_is_touched(finished, computed, tmp_path):
+    root = tmp_path / "out"
+    shutil.copytree(finished, root)
+    rng = random.Random(2)
+    for name in all_files(finished):
+        flip(root / name, rng)
+        damaged = (root / name).read_bytes()
+        with pytest.raises(CorruptionError, match=f"{name} is damaged; --on_corruption=recompute makes it again"):
+            run(root, on_corruption="fail")
+        assert (root / name).read_bytes() == damaged
+        shutil.copy(finished / name, root / name)
+    assert computed == []
+
+
+def test_an_unfinished_run_whose_results_are_damaged_goes_on(finished, tmp_path):
+    root = tmp_path / "out"
+    shutil.copytree(finished, root)
+    Manifest(Config(**SMALL).to_json(), {}).write(root / "checksums.json")  # as while a run goes on
+    (root / "results.json").write_bytes(b"{")
+    assert "results.json is damaged" in run(root)
+    assert "nothing was computed again" in run(root)
+
+
+def test_results_of_an_earlier_version_are_taken_as_they_are(finished, tmp_path):
+    root = tmp_path / "out"
+    shutil.copytree(finished, root)
+    (root / "checksums.json").unlink()
+    results = json.loads((root / "results.json").read_text())
+    results["schema_version"] = 1
+    del results[files.CHECKSUM]
+    (root / "results.json").write_text(json.dumps(results))
+    assert output.check(Config(**SMALL, output_dir=str(root)))["complete"]
+
+
+def test_checksums_name_what_is_wrong(tmp_path):
+    for name in ("a", "b/c", "b/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    manifest = Manifest({"seed": 0}, checksums(tmp_path, [tmp_path / "a", tmp_path / "b", tmp_path / "none"]))
+    assert set(manifest.files) == {"a", "b/c", "b/d"}
+    manifest.write(tmp_path / "checksums.json")
+    again = Manifest.read(tmp_path / "checksums.json", handler("fail"))
+    assert again == manifest
+    (tmp_path / "b/c").write_text("x")
+    (tmp_path / "a").unlink()
+    assert again.wrong(tmp_path) == [tmp_path / "a", tmp_path / "b/c"]

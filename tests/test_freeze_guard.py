@@ -1,0 +1,120 @@
+"""Committed values are watched: whatever changes one is found, and named."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_packnet as tp
+from tf_packnet import freeze_guard, lifecycle
+from tf_packnet.errors import FreezeError
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(64, 12)).astype(np.float32), rng.integers(0, 2, 64)
+
+
+@pytest.fixture(scope="module")
+def learned(data):
+    """Two tasks learned, a third one open."""
+    layers = [keras.Input((12,)), keras.layers.Dense(9, name="dense"), keras.layers.BatchNormalization(name="norm")]
+    packed = tp.pack(keras.Sequential([*layers, keras.layers.Dense(2, name="head")]), bias_policy="per_task")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    packed.compile("adam", loss, jit_compile=False)
+    for number in (1, 2, 3):
+        packed.begin_task(num_classes=3 if number == 2 else 2)
+        if number < 3:
+            schedule = tp.EqualShare(final_prune=0.4, num_tasks=3)
+            callbacks = [tp.PruneRoundScheduler(schedule), tp.TaskMaskSnapshot()]
+            packed.fit(*data, epochs=1, verbose=0, callbacks=callbacks)
+    return packed, lifecycle.state(packed)
+
+
+@pytest.fixture
+def packed(learned):
+    packed, state = learned
+    yield packed
+    lifecycle.load_state(packed, state)
+
+
+class Assigns(keras.callbacks.Callback):
+    """Does to the model what must not be done."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.change(self.model)
+
+
+def flip_one_bit(array, where):
+    """The array with the lowest bit of the first entry in the mask turned over."""
+    changed = np.array(array)
+    flat = changed.view(np.uint32).reshape(-1)
+    flat[np.flatnonzero(where)[0]] ^= 1
+    return changed
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_one_bit_of_a_committed_weight(packed, data, task):
+    def change(model):
+        weight = lifecycle.masked_weights(model)["dense/kernel"]
+        weight.frozen.assign(flip_one_bit(weight.frozen, weight.owner_map() == task))
+
+    with pytest.raises(FreezeError, match=f"committed weights have changed, of task {task} in dense/kernel:"):
+        packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
+
+
+def test_an_owner_that_changes(packed, data):
+    def change(model):
+        weight = lifecycle.masked_weights(model)["dense/kernel"]
+        owner = weight.owner_map().copy()
+        owner.flat[np.flatnonzero(owner == 1)[0]] = 2
+        weight.owner.assign(owner)
+
+    with pytest.raises(FreezeError, match=r"of task 1 in dense/kernel, task 2 in dense/kernel:"):
+        packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
+
+
+def test_the_head_of_a_task_with_other_classes(packed, data):
+    def change(model):
+        (head,) = lifecycle.heads(model).values()
+        weight = next(weight for weight in head.all_task_weights if 2 in weight.kept)
+        weight.kept[2] = flip_one_bit(weight.kept[2], weight.kept[2] != 0)
+
+    with pytest.raises(FreezeError, match="of task 2 in head/kernel:"):
+        packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
+
+
+def test_statistics_of_a_task(packed, data):
+    def change(model):
+        layer = model.get_layer("norm")
+        layer.task_weights[-1].kept[1] = layer.task_weights[-1].kept[1] + 1e-3
+
+    with pytest.raises(FreezeError, match="of task 1 in norm/"):
+        packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
+
+
+def test_training_itself_changes_nothing(packed, data):
+    before = freeze_guard.checksums(packed)
+    assert {name.partition(" in ")[0] for name in before} == {"task 1", "task 2"}
+    packed.fit(*data, epochs=2, verbose=0)
+    assert freeze_guard.checksums(packed) == before
+
+
+def test_checksums_of_a_kernel_in_chunks_are_those_of_its_parts(packed, monkeypatch):
+    """The chunks are small, and still every entry, wherever it stands, counts."""
+    monkeypatch.setattr(freeze_guard, "CHUNK", 7)
+    before = freeze_guard.checksums(packed)
+    weight = lifecycle.masked_weights(packed)["dense/kernel"]
+    owner, values = weight.owner_map(), np.array(weight.frozen)
+    for place in np.flatnonzero((owner > 0) & (owner < 255)):
+        one = np.zeros(owner.shape, bool)
+        one.flat[place] = True
+        weight.frozen.assign(flip_one_bit(values, one))
+        changed = [name for name, checksum in freeze_guard.checksums(packed).items() if before[name] != checksum]
+        assert changed == [f"task {owner.flat[place]} in dense/kernel"]
+    weight.frozen.assign(values)
+    assert freeze_guard.checksums(packed) == before

@@ -1,0 +1,245 @@
+"""After every epoch, all that a `fit` needs to go on as if it had never been interrupted."""
+
+import copy
+import inspect
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet import files, lifecycle, training_state
+from tf_packnet.errors import ArgumentError
+
+META = "meta"
+
+
+class EpochBackup(keras.callbacks.Callback):
+    """Puts down the state of a `fit` after every epoch; the same `fit` in another process goes on from there.
+
+    What goes on: weights, owner maps, the optimizer with all its slots, the random generators of the layers, the prune
+    rounds that were done, the history, and what the callbacks before it remember, EarlyStopping's best weights
+    included. With `tp.tasks.ResidentBatches` or `StreamedBatches`, whose order depends on the seed and the epoch alone,
+    the finished `fit` has the same bits as one that was never interrupted. So it has with arrays and
+    `shuffle=False`; a data set that shuffles itself begins its order again.
+
+    ```python
+    packed.begin_task("cats_dogs")
+    packed.fit(batches, epochs=72, callbacks=[tp.EpochBackup("backup/cats_dogs-day")])
+    ```
+
+    While an epoch is computed the one before is written, beside the last one, synced and renamed: a crash, whenever it
+    comes, costs the epoch that it falls into and at most the one before. A backup that is damaged is told from a sound
+    one by its checksum, and not used.
+
+    Place it after all callbacks but `TaskMaskSnapshot`. What these remember is what changed of their public attributes
+    since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One that has a method
+    `resumed(history)` is called with the logs of the epochs that were done before.
+
+    Args:
+        path: Where the backup lies: `<path>.<epochs>.<sha256>.npz`. A name for this one `fit`, a day or a night.
+        delete_at_end: Whether the backup goes when the `fit` ends. False leaves it until `remove` is called, when what
+            the `fit` came to was saved.
+        on_damaged: Called with the path of every backup that is damaged; default a warning on the log.
+
+    Attributes:
+        history: The logs of all epochs by name, those before the interruption included.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        delete_at_end: bool = True,
+        on_damaged: Callable[[Path], None] | None = None,
+    ):
+        super().__init__()
+        self.path = Path(path)
+        self.delete_at_end = delete_at_end
+        self.history: dict[str, list[float]] = {}
+        self._on_damaged = on_damaged or _warn
+        self._beside: Sequence[keras.callbacks.Callback] | None = None
+        self._writing: threading.Thread | None = None
+        self._failed: BaseException | None = None
+        self._found: dict[str, np.ndarray] | None = None
+
+    def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+        """Raises ArgumentError if a callback after it acts on epochs: the backup would not know what it did."""
+        place = callbacks.index(self)
+        self._beside = callbacks[:place]
+        for other in callbacks[place + 1 :]:
+            if any(_acts_on(other, event) for event in ("on_epoch_begin", "on_epoch_end")):
+                name = type(other).__name__
+                raise ArgumentError("callbacks", f"{name} before EpochBackup, which keeps what it remembers", name)
+
+    def initial_epoch(self, model: keras.Model, epochs: int) -> int:
+        """How many of the `epochs` of this `fit` were done before, in this process or another one.
+
+        Raises:
+            ArgumentError: If the backup is that of another `fit`.
+        """
+        self.wait()
+        self._found = self._read()
+        self.history = {}
+        if self._found is None:
+            return 0
+        meta = json.loads(str(self._found[META]))
+        ours = self._identity(model, epochs)
+        if meta["fit"] != ours:
+            expected = f"a path for this fit alone ({ours}); the backup there is of another one ({meta['fit']})"
+            raise ArgumentError("path", expected, str(self.path))
+        self.history = meta["history"]
+        return epochs if meta["stopped"] else meta["epoch"] + 1
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self._beside is None:
+            raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
+        self._writing, self._failed = None, None
+        self._fresh = [copy.deepcopy(_memory(callback)) for callback in self._beside]
+        if self._found is None:
+            return
+        found, self._found = self._found, None
+        meta = json.loads(str(found.pop(META)))
+        for place, (callback, memory) in enumerate(zip(self._beside, meta["callbacks"], strict=True)):
+            vars(callback).update(memory)
+            for name, count in meta["weights"].get(str(place), {}).items():
+                setattr(callback, name, [found.pop(f"callback/{place}/{name}/{i}") for i in range(count)])
+        try:
+            training_state.restore(self.model, found)
+        except ValueError as error:
+            expected = "a path for this model alone; the backup there is of another one"
+            raise ArgumentError("path", expected, str(self.path)) from error
+        for callback in self._beside:
+            if hasattr(callback, "resumed"):
+                callback.resumed(self.history)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(value))
+        meta, arrays = self._memories()
+        meta |= {
+            "fit": self._identity(self.model, self.params["epochs"]),
+            "epoch": epoch,
+            "stopped": bool(self.model.stop_training),
+            "history": self.history,
+        }
+        text = json.dumps(meta, default=_plain_number)
+        state = {**training_state.capture(self.model), **arrays, META: np.array(text)}
+        self.wait()
+        self._writing = threading.Thread(target=self._write, args=(epoch + 1, state))
+        self._writing.start()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.wait()
+        if self.delete_at_end:
+            self.remove()
+
+    def remove(self) -> None:
+        """Removes the backup: what the `fit` came to lies elsewhere by now."""
+        self.wait()
+        for _, path in self._backups():
+            path.unlink(missing_ok=True)
+
+    def _identity(self, model: keras.Model, epochs: int) -> str:
+        task = lifecycle.committed_tasks(model) + 1
+        beside = ", ".join(type(callback).__name__ for callback in self._beside)
+        return f"task {task}, {epochs} epochs, callbacks: {beside or 'none'}"
+
+    def _memories(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What the callbacks before this one remember: plain values, and lists of weights."""
+        weights, arrays = {}, {}
+        for place, callback in enumerate(self._beside):
+            lists = {name: value for name, value in _public(callback).items() if _is_weights(value)}
+            weights[str(place)] = {name: len(value) for name, value in lists.items()}
+            for name, value in lists.items():
+                arrays.update({f"callback/{place}/{name}/{i}": np.array(array) for i, array in enumerate(value)})
+        pairs = zip(self._beside, self._fresh, strict=True)
+        changed = [
+            {name: value for name, value in _memory(callback).items() if name not in fresh or fresh[name] != value}
+            for callback, fresh in pairs
+        ]
+        return {"callbacks": changed, "weights": weights}, arrays
+
+    def _write(self, epochs: int, state: Mapping[str, np.ndarray]) -> None:
+        try:
+            earlier = self._backups()
+            files.write_checked(f"{self.path}.{epochs}", ".npz", lambda path: np.savez(path, **state))
+            for _, path in earlier:
+                path.unlink(missing_ok=True)
+        except BaseException as error:  # a full disk, say: the next epoch's end tells it
+            self._failed = error
+
+    def wait(self) -> None:
+        """Waits until what was put down last is on disk.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        """The last backup that is sound; what a killed process left beside it is removed."""
+        files.remove_unfinished(self.path)
+        for _, path in sorted(self._backups(), reverse=True):
+            if files.is_as_written(path):
+                with np.load(path, allow_pickle=False) as archive:
+                    return dict(archive)
+            self._on_damaged(path)
+            path.unlink(missing_ok=True)
+        return None
+
+    def _backups(self) -> list[tuple[int, Path]]:
+        """Every backup that lies there, with its number of epochs."""
+        pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.[0-9a-f]{64}\.npz")
+        names = os.listdir(self.path.parent) if self.path.parent.is_dir() else []
+        return [(int(match[1]), self.path.parent / name) for name in names if (match := pattern.fullmatch(name))]
+
+
+def _memory(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """What a callback remembers in plain values: counters, best values, prune rounds. Its private parts it can make."""
+    return {name: value for name, value in _public(callback).items() if _is_plain(value)}
+
+
+def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """The public attributes of a callback, without its settings: these it was given."""
+    settings = inspect.signature(type(callback)).parameters
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if not name.startswith("_") and name != "params" and name not in settings
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives `value` back as it is."""
+    if isinstance(value, (bool, int, float, str, type(None), np.number, np.bool_)):
+        return True
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, np.ndarray) for item in value)
+
+
+def _plain_number(value: np.generic) -> Any:
+    return value.item()
+
+
+def _acts_on(callback: keras.callbacks.Callback, event: str) -> bool:
+    return getattr(type(callback), event, None) is not getattr(keras.callbacks.Callback, event)
+
+
+def _warn(path: Path) -> None:
+    warnings.warn(f"{path} is damaged: the fit goes on from an earlier epoch", stacklevel=2)

@@ -1,0 +1,54 @@
+"""All that training goes on from in the middle of a `fit`: weights, owners, optimizer, random generators."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_packnet import lifecycle
+from tf_packnet.layers.base import TaskLayer
+
+PACK, OTHER, OPTIMIZER = "pack/", "other/", "optimizer/"
+
+
+def capture(model: keras.Model) -> dict[str, np.ndarray]:
+    """A copy of the state of a compiled model with task-aware layers, by name, for `restore`."""
+    found = {PACK + name: np.array(value) for name, value in lifecycle.state(model).items()}
+    for prefix, variables in ((OTHER, _other_variables(model)), (OPTIMIZER, model.optimizer.variables)):
+        found.update({f"{prefix}{place}": _value(variable) for place, variable in enumerate(variables)})
+    return found
+
+
+def restore(model: keras.Model, state: dict[str, np.ndarray]) -> None:
+    """The inverse of `capture`, on a model of the same architecture whose optimizer was built for its weights.
+
+    Raises:
+        ValueError: If `state` is that of another model or optimizer.
+    """
+    pack = {name.removeprefix(PACK): state[name] for name in state if name.startswith(PACK)}
+    groups = {OTHER: _other_variables(model), OPTIMIZER: model.optimizer.variables}
+    ours = {f"{prefix}{place}": variable for prefix, some in groups.items() for place, variable in enumerate(some)}
+    theirs = {name for name in state if not name.startswith(PACK)}
+    different = [name for name in ours if name in theirs and tuple(ours[name].shape) != state[name].shape]
+    if set(ours) != theirs or different:
+        raise ValueError("the state is that of another model, or of another optimizer")
+    try:
+        lifecycle.load_state(model, pack)
+    except KeyError as error:
+        raise ValueError(f"the state is that of another model: it has no {error}") from error
+    with lifecycle.strategy_scope(model):
+        for name, variable in ours.items():
+            variable.assign(state[name])
+
+
+def _other_variables(model: keras.Model) -> list[keras.Variable]:
+    """What is in no task-aware layer's own state: weights and statistics of other layers, and random generators."""
+    found = []
+    for layer in model._flatten_layers():
+        if not isinstance(layer, TaskLayer):
+            found += layer._trainable_variables + layer._non_trainable_variables
+        found += [generator.state for generator in layer._seed_generators]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _value(variable: keras.Variable) -> np.ndarray:
+    return np.array(ops.convert_to_numpy(variable))
