@@ -231,7 +231,17 @@ def test_an_experiment_of_which_nothing_came_writes_no_report(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-FILES = {".lock", "experiment.json", "results.csv", "report.html", "runs", "stages", "summary.json", "summary.md"}
+FILES = {
+    ".lock",
+    "checksums.json",
+    "experiment.json",
+    "results.csv",
+    "report.html",
+    "runs",
+    "stages",
+    "summary.json",
+    "summary.md",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("sweep", "figure3")])

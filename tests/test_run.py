@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tf_packnet as tp
 from tests.conftest import ROOT, launch
+from tf_packnet import files
 
 FLAGS = ("--train_epochs=4", "--retrain_epochs=4", "--prune_rounds=2", "--final_prune=0.5", "--num_tasks=3", "--seed=1")
 
@@ -136,7 +137,7 @@ def test_tensorboard_hyperparameters(run):
     content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     flags = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert flags["final_prune"].number_value == 0.5
-    assert set(flags) == set(results["config"]) - {"data_dir", "output_dir"}
+    assert set(flags) == set(results["config"]) - {"data_dir", "output_dir", "on_corruption"}
     assert scalars(board, "score/average_accuracy") == [(3, pytest.approx(results["average_accuracy"]))]
 
 
@@ -210,8 +211,9 @@ def test_an_unfinished_run_is_begun_again(run, tmp_path):
     shutil.copytree(root, tmp_path / "out")
     results = json.loads((root / "results.json").read_text())
     results["complete"] = False
-    (tmp_path / "out/results.json").write_text(json.dumps(results))
-    (tmp_path / "out/.pack.keras.abc").mkdir()  # as a killed process leaves it
+    del results[files.CHECKSUM]
+    files.write_json(tmp_path / "out/results.json", results)
+    (tmp_path / "out/.pack.keras.abc.unfinished").mkdir()  # as a killed process leaves it
     done = launch(*FLAGS, f"--output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "out") == comparable(root)
@@ -324,7 +326,7 @@ def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_on
         process.terminate()
         _, said = process.communicate(timeout=10)
         assert process.returncode == 143
-        assert "the same command goes on from the last stage that was finished" in said
+        assert "the same command goes on after the last epoch that was finished" in said
         assert "Traceback" not in said
 
     first = until_it_says("task 1/1  0-1  train")  # the night that follows is long

@@ -132,20 +132,30 @@ def test_a_damaged_state_is_computed_again(store, plan):
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
+    told = []
+    store.damaged = told.append
     assert not store.has_state(plan[1])
+    assert told == [path]
     assert store.first_to_compute(plan, with_state=False) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "other", "sha256": "", "record": {}}'])
-def test_a_damaged_record_is_none(store, plan, text):
-    store.put(plan[0], {}, state_of(0))
-    (store.root / plan[0].key / "stage.json").write_text(text)
+def test_of_two_records_one_may_be_damaged(store, plan, text):
+    store.put(plan[0], {"seconds": 1.5}, state_of(0))
+    paths = [store.root / plan[0].key / name for name in ("stage.json", "stage.copy.json")]
+    whole = paths[0].read_bytes()
+    for path in paths:
+        path.write_text(text)
+        assert store.record(plan[0]) == {"seconds": 1.5}
+        assert [path.read_bytes() for path in paths] == [whole, whole]
+    for path in paths:
+        path.write_text(text)
     assert store.record(plan[0]) is None
     assert store.first_to_compute(plan, with_state=False) == 0
 
 
 def test_what_a_killed_process_left_is_no_stage_and_goes(store, plan):
-    leftover = store.root / f".{plan[0].key}.abc" / plan[0].key
+    leftover = store.root / f".{plan[0].key}.abc.unfinished" / plan[0].key
     leftover.mkdir(parents=True)
     (leftover / "stage.json").write_text(json.dumps({"key": plan[0].key, "sha256": "", "record": {}}))
     assert store.record(plan[0]) is None
