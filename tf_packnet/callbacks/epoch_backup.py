@@ -39,8 +39,8 @@ class EpochBackup(keras.callbacks.Callback):
     one by its checksum, and not used.
 
     Place it after all callbacks but `TaskMaskSnapshot`. What these remember is what changed of their public attributes
-    since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One that has a method
-    `resumed(history)` is called with the logs of the epochs that were done before.
+    since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One
+    that has a method `resumed(history)` is called with the logs of the epochs that were done before.
 
     Args:
         path: Where the backup lies: `<path>.<epochs>.<sha256>.npz`. A name for this one `fit`, a day or a night.
