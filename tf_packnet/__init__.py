@@ -27,6 +27,10 @@ _HOME = {
     "TaskMaskSnapshot": "callbacks",
     "load_owner_maps": "callbacks",
     "export_task": "export",
+    "save_pack": "packfile.saving",
+    "load_pack": "packfile.loading",
+    "load_task": "packfile.loading",
+    "read_contents": "packfile",
     "begin_task": "lifecycle",
     "commit_task": "lifecycle",
     "select_task": "lifecycle",
@@ -34,8 +38,9 @@ _HOME = {
     "free_fraction": "lifecycle",
     "ArgumentError": "errors",
     "DivergedError": "errors",
+    "PackFileError": "errors",
 }
-_MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")
+_MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "packfile", "reporting", "tasks")
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

@@ -1,0 +1,8 @@
+"""A pack as one file: every task in it, each in a part of its own. `docs/pack-format.md` has the format.
+
+`read_contents` says what is in a file without starting TensorFlow; `saving` and `loading` know the model.
+"""
+
+from tf_packnet.packfile.contents import Contents, read_contents
+
+__all__ = ["Contents", "read_contents"]
