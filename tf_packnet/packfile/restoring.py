@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_packnet import lifecycle
@@ -91,6 +92,8 @@ def _of_task_weight(kept: dict[int, np.ndarray], shape: tuple[int, ...], dtype: 
 def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
     entries = {task.number: task.heads[place] for task in contents.tasks[:last]}
     named = {task: entry.activation for task, entry in entries.items() if entry.activation is not None}
+    for name in named.values():
+        keras.activations.get(name)  # or an error now, not when that task is selected
     store: dict[str, Any] = {
         "units_of": np.array([(task, entry.units) for task, entry in entries.items()], int),
         "activation_of": np.frombuffer(json.dumps(named).encode(), np.uint8),
