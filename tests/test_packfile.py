@@ -277,7 +277,7 @@ class TestContents:
         first, second = contents.tasks
         assert (first.class_names, first.accuracy) == (("cat", "dog"), 0.75)
         assert (second.class_names, second.accuracy) == (None, None)
-        assert (contents.scale("first"), contents.scale("second")) == (1 / 255, 0.5)
+        assert tuple(contents.recorded("scale", name) for name in contents.task_names) == (1 / 255, 0.5)
         for task in contents.tasks:
             counted = {name: int((owner == task.number).sum()) for name, owner in packed.owner_maps().items()}
             assert task.owned == counted

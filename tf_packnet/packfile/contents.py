@@ -124,9 +124,9 @@ class Contents:
         """The part of this name; None if there is none."""
         return next((part for part in self.parts if part.name == name), None)
 
-    def scale(self, task: str) -> float | None:
-        """What brings the raw examples of `task` into what the network was trained on; None if not recorded."""
-        return self.info.get("tasks", {}).get(task, {}).get("scale", self.info.get("scale"))
+    def recorded(self, key: str, task: str) -> Any:
+        """What `info` says of `key`, such as `scale`, for a task: its own, or that of all; None if nothing."""
+        return self.info.get("tasks", {}).get(task, {}).get(key, self.info.get(key))
 
 
 def read_contents(path: str | os.PathLike) -> Contents:
