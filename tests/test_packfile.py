@@ -20,6 +20,7 @@ from tests.test_any_model import MODELS, two_outputs
 from tf_packnet import lifecycle
 from tf_packnet.packfile import coding, container, loading, model_config
 from tf_packnet.packfile.contents import WeightEntry
+from tf_packnet.packfile.info import check_info
 
 L = keras.layers
 HEADER = container.HEADER_BYTES
@@ -219,6 +220,19 @@ class TestWhatCannotBeSaved:
             tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
         assert not list(tmp_path.iterdir())
 
+    def test_a_layer_that_cannot_be_sketched(self, tmp_path):
+        @keras.saving.register_keras_serializable("tests")
+        class Fixed(L.Layer):
+            def build(self, shape):
+                self.factor = keras.Variable(np.full(shape[-1:], 2.0), trainable=False)
+
+            def call(self, x):
+                return x * self.factor
+
+        packed = tp.pack(keras.Sequential([keras.Input((6,)), L.Dense(4), Fixed(), L.Dense(2)]))
+        with pytest.raises(tp.ArgumentError, match="can be made again from a file"):
+            tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
+
     @pytest.mark.parametrize(
         ("info", "message"),
         [
@@ -306,6 +320,23 @@ class TestContents:
         path, _ = saved
         tp.save_pack(tp.load_pack(path), tmp_path / "again.packnet", info=INFO, free_values=True)
         assert (tmp_path / "again.packnet").read_bytes() == path.read_bytes()
+
+
+def test_what_a_stream_records():
+    stream = tp.tasks.load("digits", classes_per_task=2, num_tasks=3)
+    info = tp.packfile.info_of(stream[:2], "digits", {"0-1": np.float32(0.5)}, extra={"seed": 1})
+    facts = {"scale": 1 / 16, "white": 16}
+    assert info == {
+        "dataset": "digits",
+        "extra": {"seed": 1},
+        "tasks": {
+            "0-1": {"class_names": ["0", "1"], "accuracy": 0.5, **facts},
+            "2-3": {"class_names": ["2", "3"], **facts},
+        },
+    }
+    check_info(info, {"0-1": {"head": (2, None)}, "2-3": {"head": (2, None)}})
+    task = tp.tasks.from_arrays("floats", np.zeros((20, 3)), np.arange(20) % 2, scale=0.5, batch_size=4)
+    assert tp.packfile.info_of([task])["tasks"]["floats"] == {"class_names": ["0", "1"], "scale": 0.5}
 
 
 class TestOneTaskAlone:

@@ -4,5 +4,6 @@
 """
 
 from tf_packnet.packfile.contents import Contents, read_contents
+from tf_packnet.packfile.info import info_of
 
-__all__ = ["Contents", "read_contents"]
+__all__ = ["Contents", "info_of", "read_contents"]

@@ -1,10 +1,42 @@
 """What may be recorded with a pack: the names of the classes, accuracies, how examples are scaled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks import Task
+
+
+def info_of(
+    tasks: Sequence[Task],
+    dataset: str | None = None,
+    accuracy: Mapping[str, float] | None = None,
+    extra: Any = None,
+) -> dict[str, Any]:
+    """What to record with a pack that learned `tasks`, for `save_pack(info=...)`.
+
+    Args:
+        tasks: The tasks that are committed, such as `stream[:2]`.
+        dataset: Name of the data set.
+        accuracy: Test accuracy by the name of a task.
+        extra: Anything that JSON can hold.
+    """
+    info: dict[str, Any] = {"tasks": {task.name: _facts(task, accuracy or {}) for task in tasks}}
+    given = {"dataset": dataset, "extra": extra}
+    return {**info, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _facts(task: Task, accuracy: Mapping[str, float]) -> dict[str, Any]:
+    train = task.splits["train"]
+    facts: dict[str, Any] = {"class_names": list(task.class_names), "scale": float(train.scale)}
+    if train.images.dtype == np.uint8 and train.scale < 1:
+        facts["white"] = round(1 / train.scale)  # the scale brings it to 1
+    if task.name in accuracy:
+        facts["accuracy"] = float(accuracy[task.name])
+    return facts
 
 
 def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None]]]) -> dict[str, Any]:

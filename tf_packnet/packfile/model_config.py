@@ -32,12 +32,13 @@ def to_json(packed: PackedModel) -> str:
     """The pack without its weights.
 
     Raises:
-        ValueError: If it could not be made anew from that, as far as can be told.
+        Exception: If it cannot be made anew from that: a ValueError, or whatever Keras raises.
     """
     config = keras.saving.serialize_keras_object(packed)
     config.pop("compile_config", None)
     text = json.dumps(config)
     check(json.loads(text))
+    _sketched(json.loads(text))
     return text
 
 

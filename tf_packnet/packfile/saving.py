@@ -48,8 +48,9 @@ def save_pack(
     info = check_info({} if info is None else info, {task["name"]: task["heads"] for task in heads})
     try:
         config = model_config.to_json(packed)
-    except (TypeError, ValueError) as error:
-        expected = f"a pack that can be made again from a file; its network {error}"
+    except Exception as error:  # whatever the code of a layer raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        expected = f"a pack that can be made again from a file; its network {reason}"
         raise ArgumentError("packed", expected, packed.name) from error
     weights = lifecycle.masked_weights(packed)
     parts = [
