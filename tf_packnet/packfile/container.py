@@ -55,7 +55,7 @@ class Part(NamedTuple):
 
 def pack_part(name: str, arrays: Iterable[tuple[str, str, np.ndarray]]) -> tuple[Part, bytes]:
     """A part of `(kind, name, array)`, and its bytes."""
-    entries, packer, stored, plain = [], zlib.compressobj(9), io.BytesIO(), 0
+    entries, packer, stored, plain = [], zlib.compressobj(), io.BytesIO(), 0
     for kind, whose, array in arrays:
         data = to_planes(array)
         plain += len(data)
@@ -69,7 +69,7 @@ def pack_part(name: str, arrays: Iterable[tuple[str, str, np.ndarray]]) -> tuple
 def write(path: str | os.PathLike, directory: dict[str, Any], parts: list[tuple[Part, bytes]]) -> None:
     """Writes a pack file: `directory` with what `parts` are, then their bytes."""
     plain = json.dumps({**directory, "parts": [_entry(part) for part, _ in parts]}, separators=(",", ":")).encode()
-    stored = zlib.compress(plain, 9)
+    stored = zlib.compress(plain)
     header = _HEADER.pack(MAGIC, VERSION, len(stored), len(plain))
     with open(path, "wb") as file:
         file.write(header + hashlib.sha256(header + stored).digest() + stored)
