@@ -17,6 +17,8 @@ LAYERS = [
     ["flags"],
     ["tf_packnet.experiments"],
     ["tf_packnet.reporting"],
+    ["tf_packnet.prediction"],
+    ["tf_packnet.packfile"],
     ["tf_packnet.export"],
     ["tf_packnet.approaches"],
     ["tf_packnet.planning"],

@@ -29,6 +29,10 @@ _HOME = {
     "StopWhenDiverged": "callbacks",
     "load_owner_maps": "callbacks",
     "export_task": "export",
+    "save_pack": "packfile.saving",
+    "load_pack": "packfile.loading",
+    "load_task": "packfile.loading",
+    "read_contents": "packfile",
     "begin_task": "lifecycle",
     "commit_task": "lifecycle",
     "select_task": "lifecycle",
@@ -37,8 +41,9 @@ _HOME = {
     "ArgumentError": "errors",
     "DivergedError": "errors",
     "FreezeError": "errors",
+    "PackFileError": "errors",
 }
-_MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "reporting", "tasks")
+_MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "packfile", "reporting", "tasks")
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

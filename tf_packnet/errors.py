@@ -1,5 +1,6 @@
 """The errors of this library. Bad input is worded like Keras's: argument, what was expected, what was received."""
 
+import os
 from typing import Any
 
 
@@ -22,6 +23,25 @@ class ArgumentError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.argument, self.expected, self.received)
+
+
+class PackFileError(ValueError):
+    """A pack file that cannot be read: no such file, of a later version, damaged, or forged.
+
+    Attributes:
+        path: The file.
+        part: Which part of it: `header`, `directory`, `part 'task 3'`, ...
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, path: Any, part: str, reason: str):
+        super().__init__(f"{os.fspath(path)}: {part} {reason}")
+        self.path = path
+        self.part = part
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.path, self.part, self.reason)
 
 
 class StoppedError(RuntimeError):

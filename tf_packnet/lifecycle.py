@@ -31,7 +31,8 @@ def task_layers(model: keras.Model) -> list[TaskLayer]:
     return layers
 
 
-def _named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
+def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
+    """The task-aware layers of `model`, each with its place, see `tf_packnet.structure.places`."""
     task_layers(model)  # or an error
     return [(place, layer) for place, layer in by_place(model).items() if isinstance(layer, TaskLayer)]
 
@@ -39,7 +40,7 @@ def _named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
     """The pruned and owned weights of `model` by their path, such as `dense/kernel`, in layer order."""
     weights = {
-        f"{place}/{weight.name}": weight for place, layer in _named_layers(model) for weight in layer.masked_weights
+        f"{place}/{weight.name}": weight for place, layer in named_layers(model) for weight in layer.masked_weights
     }
     if not weights:
         raise ArgumentError("model", "a built model with at least one masked kernel to prune", model.name)
@@ -62,7 +63,7 @@ def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
 
 def heads(model: keras.Model) -> dict[str, TaskHead]:
     """The heads of which every task has its own, by their place in the model; none with a shared one."""
-    return {place: layer for place, layer in _named_layers(model) if isinstance(layer, TaskHead)}
+    return {place: layer for place, layer in named_layers(model) if isinstance(layer, TaskHead)}
 
 
 def committed_tasks(model: keras.Model) -> int:
@@ -96,19 +97,43 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
                 f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
                 "tp.commit_task(model) before the next one begins"
             )
-        check_room(model)
+        check_room(model, freed_weights)
     with strategy_scope(model):
         for position, layer in enumerate(task_layers(model)):
             layer.begin_task(freed_weights, derived_seed(seed, task, position))
     return task
 
 
-def check_room(model: keras.Model) -> None:
-    """Raises ArgumentError if no weight is free, or no number is left for another task."""
+def check_room(model: keras.Model, freed_weights: str) -> None:
+    """Raises ArgumentError if another task has no weights, no number, or no values to start from."""
     task = committed_tasks(model) + 1
     check_task_number(task)
     if task > 1 and free_fraction(model)["overall"] == 0.0:
         raise ArgumentError("model", f"a model with free weights (this pack is full after {task - 1})", model.name)
+    if task > 1:
+        _check_start(model, freed_weights)
+
+
+def _check_start(model: keras.Model, freed_weights: str) -> None:
+    without = "this pack was loaded from a file without the values of its free weights, see save_pack(free_values=True)"
+    for weight in masked_weights(model).values():
+        if weight.has_free_values:
+            continue
+        if weight.pretrained == "prunable":
+            raise ArgumentError("model", f"a pack with its pretrained values ({without})", model.name)
+        if weight.pretrained is None and freed_weights == "keep":
+            raise ArgumentError("freed_weights", f"zero or reinit ({without})", freed_weights)
+
+
+def forget_free_values(model: keras.Model) -> None:
+    """Says that the free weights hold nothing to go on from, until a task has begun with other values."""
+    for weight in masked_weights(model).values():
+        weight.has_free_values = False
+
+
+def lacks_free_values(model: keras.Model) -> bool:
+    """Whether the free weights hold nothing to go on from."""
+    return not all(weight.has_free_values for weight in masked_weights(model).values())
 
 
 def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> None:
@@ -134,7 +159,7 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
     """Everything that the task-aware layers hold, by name, for `load_state`: not the optimizer, not other layers."""
     found: dict[str, np.ndarray] = {}
-    for place, layer in _named_layers(model):
+    for place, layer in named_layers(model):
         part: dict[str, np.ndarray] = {}
         layer.save_own_variables(part)
         found.update({f"{place}/{name}": value for name, value in part.items()})
@@ -144,7 +169,7 @@ def state(model: keras.Model) -> dict[str, np.ndarray]:
 def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     """The inverse of `state`, on a model of the same architecture."""
     with strategy_scope(model):
-        for place, layer in _named_layers(model):
+        for place, layer in named_layers(model):
             prefix = f"{place}/"
             layer.load_own_variables(
                 {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}

@@ -105,7 +105,7 @@ class PackedModel(PackedTrainer):
                 "packed.commit_task() before the next one begins"
             )
         wanted = heads_of_task(self, number, num_classes, activation)
-        lifecycle.check_room(self)
+        lifecycle.check_room(self, self.freed_weights)
         with lifecycle.strategy_scope(self):
             reshaped = [head.use(units, shape) for head, units, shape in wanted]
         if any(reshaped):

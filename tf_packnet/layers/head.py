@@ -130,6 +130,10 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         """How many outputs `task` (1-based, committed or open) has."""
         return self._units_of.get(task, self.units)
 
+    def weights_of(self, task: int) -> list[TaskWeight]:
+        """The weights that `task` (1-based, committed or open) uses, among the slots of all sizes."""
+        return list(self._slots[self.units_of(task)].values())
+
     def activation_of(self, task: int) -> str | None:
         """The activation that `task` (1-based, committed or open) was begun with; None for the layer's own."""
         return self._activation_of.get(task)

@@ -30,6 +30,8 @@ class MaskedWeight:
         learning: Non-trainable `bool` scalar: the candidates are visible too.
         pretrained: None; or what becomes of pretrained values: `prunable` or `visible`, see `tf_packnet.policies`.
         base: Those values, non-trainable, same shape; None without them.
+        has_free_values: Whether the free entries of `frozen` and `base` are what they were: not after a file without
+            them, until the next task has begun.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class MaskedWeight:
         self.learning = add(f"{name}_learning", (), "bool", "ones")
         self.pretrained = pretrained
         self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
+        self.has_free_values = True
         self._lent: Any = None
 
     def value(self) -> Any:
@@ -106,6 +109,7 @@ class MaskedWeight:
             # What is not a candidate is not read. At 0, no regulariser or norm of the whole variable sees it either.
             self.variable.assign(np.where(ownership.candidates(owner), self._start(freed_weights, seed), 0))
             self.owner.assign(owner)
+            self.has_free_values = True  # they are candidates now, and rest as they are when pruned
         self.select(task, learning=True)
 
     def reopen(self, freed_weights: str, seed: int) -> None:
@@ -147,11 +151,14 @@ class MaskedWeight:
         """Writes the whole state into a Keras weights store."""
         for part in self._parts():
             store[f"{self.name}.{part}"] = np.asarray(ops.convert_to_numpy(getattr(self, part)))
+        if not self.has_free_values:
+            store[f"{self.name}.lost"] = np.array(True)
 
     def load(self, store: dict) -> None:
         """Reads the whole state back."""
         for part in self._parts():
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
+        self.has_free_values = f"{self.name}.lost" not in store
 
     def _parts(self) -> tuple[str, ...]:
         parts = ("variable", "frozen", "owner", "shown", "learning")

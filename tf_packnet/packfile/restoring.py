@@ -1,0 +1,119 @@
+"""From the arrays of a pack file to the state of its layers, as `lifecycle.state` has it."""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet import lifecycle
+from tf_packnet.layers import TaskHead, TaskLayer
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.packed_model import PackedModel
+from tf_packnet.packfile.coding import take_gaps
+from tf_packnet.packfile.contents import Contents
+
+Parts = dict[str, dict[tuple[str, str], np.ndarray]]
+
+
+def state(packed: PackedModel, contents: Contents, parts: Parts, last: int) -> dict[str, np.ndarray]:
+    """The state of `packed` after its task `last`, for `PackedModel.restore`.
+
+    Args:
+        packed: The pack as it was made from its config.
+        contents: What is in the file.
+        parts: The arrays of its parts; those of the tasks 1 to `last` are among them.
+        last: Number (1-based) of a task.
+
+    Raises:
+        KeyError: If an array is missing.
+        ValueError: If an array does not fit its weight.
+    """
+    paths = {
+        path: (weight.variable.dtype, tuple(weight.variable.shape))
+        for path, weight in lifecycle.masked_weights(packed).items()
+    }
+    if paths != {path: (weight.dtype, weight.shape) for path, weight in contents.weights.items()}:
+        raise ValueError("the directory lists other weights than the network has")
+    found: dict[str, np.ndarray] = {}
+    for place, layer in lifecycle.named_layers(packed):
+        for name, value in _of_layer(place, layer, contents, parts, last).items():
+            found[f"{place}/{name}"] = value
+    return found
+
+
+def _of_layer(place: str, layer: TaskLayer, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
+    store: dict[str, Any] = {
+        "committed_tasks": np.array(last),
+        "open": np.array(False),
+        "selected_task": np.array(last),
+    }
+    if isinstance(layer, TaskHead):
+        return {**store, **_of_head(place, layer, contents, parts, last)}
+    for weight in layer.masked_weights:
+        store.update(_prefixed(weight.name, _of_masked(f"{place}/{weight.name}", weight, parts, last)))
+    for weight in layer.task_weights:
+        tasks = [1] if weight.policy == "first_task" else range(1, last + 1)
+        kept = {task: _own(parts, task, f"{place}/{weight.name}", weight.variable.shape) for task in tasks}
+        store.update(_prefixed(weight.name, _of_task_weight(kept, weight.variable.shape, weight.variable.dtype)))
+    return store
+
+
+def _of_masked(path: str, weight: MaskedWeight, parts: Parts, last: int) -> dict[str, Any]:
+    shape, dtype = tuple(weight.variable.shape), np.dtype(weight.variable.dtype)
+    owner, frozen = np.zeros(weight.variable.shape, np.uint8).reshape(-1), np.zeros(shape, dtype).reshape(-1)
+    variable = np.zeros_like(frozen)
+    for task in range(1, last + 1):
+        arrays = parts[f"task {task}"]
+        places, values = take_gaps(owner, arrays["gaps", path], task), arrays["values", path]
+        frozen[places] = values
+        if task == last:  # as after training; nothing reads it
+            variable[places] = values
+    if "free" in parts:
+        frozen[owner == 0] = parts["free"]["free", path]
+    store = {"variable": variable, "frozen": frozen, "owner": owner}
+    if weight.pretrained is not None:
+        where = parts["shared"] if weight.pretrained == "visible" else parts.get("free", {})
+        store["base"] = where["base", path] if where else np.zeros(shape, dtype)
+    store = {name: array.reshape(shape) for name, array in store.items()}
+    return {**store, "shown": np.array(last, np.uint8), "learning": np.array(False)}
+
+
+def _of_task_weight(kept: dict[int, np.ndarray], shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    latest = kept[max(kept)] if kept else np.zeros(shape, dtype)
+    return {
+        "variable": latest,
+        "frozen": latest,
+        "learning": np.array(False),
+        **{f"task_{task}": value for task, value in kept.items()},
+    }
+
+
+def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
+    entries = {task.number: task.heads[place] for task in contents.tasks[:last]}
+    named = {task: entry.activation for task, entry in entries.items() if entry.activation is not None}
+    for name in named.values():
+        keras.activations.get(name)  # or an error now, not when that task is selected
+    store: dict[str, Any] = {
+        "units_of": np.array([(task, entry.units) for task, entry in entries.items()], int),
+        "activation_of": np.frombuffer(json.dumps(named).encode(), np.uint8),
+    }
+    for units in {head.units, *(entry.units for entry in entries.values())}:
+        tasks = [task for task, entry in entries.items() if entry.units == units]
+        for weight in head.task_weights:
+            shape = (*weight.variable.shape[:-1], units)
+            kept = {task: _own(parts, task, f"{place}/{weight.name}", shape) for task in tasks}
+            values = _of_task_weight(kept, shape, weight.variable.dtype)
+            store.update(_prefixed(f"units_{units}.{weight.name}", values))
+    return store
+
+
+def _own(parts: Parts, task: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = parts[f"task {task}"]["own", name]
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name!r} of task {task} has the shape {value.shape}, not {tuple(shape)}")
+    return value
+
+
+def _prefixed(prefix: str, store: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in store.items()}

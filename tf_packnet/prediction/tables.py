@@ -1,0 +1,82 @@
+"""Predictions as a table for people, or as CSV or JSON."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+from tf_packnet.errors import ArgumentError
+
+FORMATS = ("table", "csv", "json")
+
+# For each example its likeliest classes, with their probabilities.
+Rows = list[list[tuple[str, float]]]
+
+
+def render(format: str, task: str, names: list[str], rows: Rows) -> str:
+    """The predictions as text.
+
+    Args:
+        format: One of `FORMATS`.
+        task: Name of the task.
+        names: What each example is called.
+        rows: Its likeliest classes with their probabilities, the likeliest first.
+    """
+    return {"table": _table, "csv": _csv, "json": _json}[format](task, names, rows)
+
+
+def check_output(path: str | None) -> None:
+    """Raises ArgumentError if nothing can be written to `path`."""
+    if path is None:
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise ArgumentError("output", "a file (this is a folder)", path)
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ArgumentError("output", f"a file in a folder ({parent} is a file)", path)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArgumentError("output", f"a file that can be written ({parent} cannot)", path)
+
+
+def _table(task: str, names: list[str], rows: Rows) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"task {task}"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("example", overflow="fold")
+    for rank in range(len(rows[0])):
+        table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
+        table.add_column("probability" if rank == 0 else "", justify="right")
+    for name, row in zip(names, rows, strict=True):
+        cells = [cell for label, share in row for cell in (escape(label), f"{share:.4f}")]
+        table.add_row(escape(name), *cells)
+    console = Console(file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def _csv(task: str, names: list[str], rows: Rows) -> str:
+    """A row an example and class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["example", "rank", "class", "probability"])
+    for name, row in zip(names, rows, strict=True):
+        writer.writerows([name, rank, label, _digits(share)] for rank, (label, share) in enumerate(row, start=1))
+    return text.getvalue()
+
+
+def _json(task: str, names: list[str], rows: Rows) -> str:
+    predictions = [
+        {"example": name, "classes": [{"class": label, "probability": _digits(share)} for label, share in row]}
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return json.dumps({"task": task, "predictions": predictions}, indent=2) + "\n"
+
+
+def _digits(share: float) -> float:
+    """As many digits as a `float32` has."""
+    return float(f"{share:.9g}")
