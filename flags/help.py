@@ -17,9 +17,9 @@ usage: python launch/main.py [--flagfile=FILE] [--name=value ...]
 A flag file holds one --name=value a line; flags that follow --flagfile override it."""
 
 
-def render_help(values: flags.FlagValues, themes: dict[str, list[str]]) -> str:
-    """The page as text."""
-    sections = [_USAGE]
+def render_help(values: flags.FlagValues, themes: dict[str, list[str]], usage: str = _USAGE) -> str:
+    """The page as text: `usage`, then the flags of each theme."""
+    sections = [usage]
     for theme, names in themes.items():
         sections.append("\n".join([f"{theme}:", *(_describe(values[name]) for name in names)]))
     return "\n\n".join(sections)
