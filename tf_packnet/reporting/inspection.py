@@ -190,7 +190,8 @@ def _record_of(names: list[str], layers, file: PackFile | None) -> tuple[dict[st
     try:
         learned = len(results["accuracy"])
         same = [task["name"] for task in results["tasks"][:learned]] == names[:learned] and all(
-            list(layer.owned[:learned]) == results["weights"]["owned_by_layer"][layer.path][:learned] for layer in layers
+            list(layer.owned[:learned]) == results["weights"]["owned_by_layer"][layer.path][:learned]
+            for layer in layers
         )
         triangular = all(len(row) == index for index, row in enumerate(results["accuracy"], start=1))
         scores = [[float(score) for score in row] for row in results["accuracy"]]

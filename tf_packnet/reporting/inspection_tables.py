@@ -62,17 +62,17 @@ def _layers(found: Inspection, columns: int) -> Table:
     shown = shown_tasks(len(found.tasks), columns)
     table = Table(title="Who owns how much of which layer", title_justify="left")
     table.add_column("kernel", overflow="fold")
-    for heading in ("shape", "weights", *(f"task {index + 1}" for index in shown), "free", ""):
+    for heading in ("weights", *(f"task {index + 1}" for index in shown), "free", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in found.layers:
         owned = [f"{layer.owned[index]:,}" for index in shown]
         shape = "x".join(map(str, layer.shape))
         free = [f"{layer.free:,}", f"{layer.free / layer.weights:.1%}"]
         last = layer is found.layers[-1]
-        table.add_row(Text(layer.path), shape, f"{layer.weights:,}", *owned, *free, end_section=last)
+        table.add_row(Text(layer.path), shape, *owned, *free, end_section=last)
     total = [f"{found.tasks[index].weights:,}" for index in shown]
     free = [f"{found.free:,}", f"{found.free / found.weights:.1%}"]
-    table.add_row("all", "", f"{found.weights:,}", *total, *free)
+    table.add_row("all", f"{found.weights:,}", *total, *free)
     return table
 
 

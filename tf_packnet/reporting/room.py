@@ -59,12 +59,13 @@ class Room:
         rate = f"{last} took {1 - self.released:.2%} of the weights that it found free (r = {self.released:.4g})."
         if self.at_most == 0:
             return f"{rate} No more task fits."
-        most = f"at most {self.at_most} get any weight, of the {MAX_TASKS} that a pack may have"
+        most = f"at most {self.at_most} more get any weight (a pack holds {MAX_TASKS} tasks)"
         if self.layer is None:
-            return f"{rate} At this rate {most.replace('get any weight', 'more fit')}, all with room."
-        why = f"the next would get {self.gets:,} weights of {self.layer}, which has {self.outputs:,} outputs"
-        count = "No more task fits" if not self.comfortable else f"{self.comfortable} more fit"
-        return f"{rate} {count} with room at this rate: {why}. {most[0].upper()}{most[1:]}."
+            return f"{rate} At this rate {self.at_most} more fit, as many as a pack holds."
+        few = f"{self.gets:,} weights of {self.layer}, which has {self.outputs:,} outputs"
+        if not self.comfortable:
+            return f"{rate} At this rate the next gets only {few}; {most}."
+        return f"{rate} At this rate {self.comfortable} more fit before one gets only {few}; {most}."
 
 
 def room_left(layers: Sequence[Layer]) -> Room | None:
@@ -91,7 +92,9 @@ def room_left(layers: Sequence[Layer]) -> Room | None:
         free = [left - taken for left, taken in zip(free, gets, strict=True)]
         at_most = coming + 1
     comfortable, *why = short or (at_most,)
-    return Room(_released(sum(before), sum(layer.free for layer in layers), measured), measured, comfortable, at_most, *why)
+    return Room(
+        _released(sum(before), sum(layer.free for layer in layers), measured), measured, comfortable, at_most, *why
+    )
 
 
 def _released(before: int, after: int, tasks: int) -> float:
