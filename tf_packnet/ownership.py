@@ -82,7 +82,7 @@ def free_fraction(owner: np.ndarray) -> float:
 
 
 def count_by_owner(owner: np.ndarray) -> np.ndarray:
-    """How many weights each task owns: `int64` of 255; entry 0 counts those that no task has committed, entry `k` task `k`'s."""
+    """How many weights each task owns: `int64` `(255,)`, of which entry 0 counts what no task has committed."""
     flat = owner.reshape(-1)
     counts = sum(np.bincount(flat[at : at + _CHUNK], minlength=256) for at in range(0, flat.size, _CHUNK))
     counts = np.zeros(256, np.int64) + counts

@@ -7,7 +7,7 @@ from typing import Any
 from tf_packnet import lifecycle, ownership
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.planning import outputs_of
-from tf_packnet.reporting.opened_pack import PackFile
+from tf_packnet.reporting.opened_pack import FileFacts
 from tf_packnet.reporting.room import Layer, Room, room_left
 
 
@@ -98,12 +98,17 @@ class Inspection:
     environment: dict[str, Any]
     notes: tuple[str, ...]
 
+    def known(self) -> set[str]:
+        """Which of `when_learned`, `accuracy` and `bytes` there are of any task."""
+        names = ("when_learned", "accuracy", "bytes")
+        return {name for name in names if any(getattr(task, name) is not None for task in self.tasks)}
+
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
         return dataclasses.asdict(self)
 
 
-def inspect_pack(packed: PackedModel, file: PackFile | None = None) -> Inspection:
+def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspection:
     """Gathers what a pack holds; memory for it does not depend on how large the kernels are.
 
     Args:
@@ -154,31 +159,32 @@ def inspect_pack(packed: PackedModel, file: PackFile | None = None) -> Inspectio
     )
 
 
-def _tasks(packed: PackedModel, layers, record: dict[str, Any], file: PackFile | None) -> tuple[TaskFacts, ...]:
+def _tasks(packed: PackedModel, layers, record: dict[str, Any], file: FileFacts | None) -> tuple[TaskFacts, ...]:
     weights = sum(layer.weights for layer in layers)
     heads = lifecycle.heads(packed)
-    scores, sizes = record.get("accuracy", ()), (file and file.task_bytes) or {}
+    scores = record.get("accuracy", ())
     found = []
     for index, name in enumerate(packed.task_names[: packed.committed_tasks]):
         owned = sum(layer.owned[index] for layer in layers)
-        known = index < len(scores)
+        known, said = index < len(scores), file.tasks.get(name, {}) if file else {}
+        classes = record["tasks"][index]["class_names"] if known else said.get("class_names")
         found.append(
             TaskFacts(
                 index + 1,
                 name,
                 {place: head.units_of(index + 1) for place, head in heads.items()},
-                tuple(map(str, record["tasks"][index]["class_names"])) if known else None,
+                classes and tuple(map(str, classes)),
                 owned,
                 owned / weights,
                 scores[index][index] if known else None,
-                scores[-1][index] if known else None,
-                sizes.get(name),
+                scores[-1][index] if known else said.get("accuracy"),
+                said.get("bytes"),
             )
         )
     return tuple(found)
 
 
-def _record_of(names: list[str], layers, file: PackFile | None) -> tuple[dict[str, Any], str]:
+def _record_of(names: list[str], layers, file: FileFacts | None) -> tuple[dict[str, Any], str]:
     """What `results.json` says of these very tasks, and what to tell the reader if it says nothing.
 
     It is taken for the pack's if its tasks have the same names and own as many weights of each layer, as far as it

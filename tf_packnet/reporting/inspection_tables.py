@@ -9,6 +9,7 @@ from tf_packnet.reporting.inspection import Inspection
 
 # Tasks with a column of their own; of more, the first and the last ones have.
 COLUMNS = 8
+_HEADINGS = {"when_learned": "when learned", "accuracy": "at the end", "bytes": "bytes"}
 
 
 def tables(found: Inspection, console: Console) -> RenderableType:
@@ -44,17 +45,20 @@ def _tasks(found: Inspection) -> Table:
     table.add_column("task", justify="right")
     for heading in ("name", "classes"):
         table.add_column(heading, overflow="fold")
-    headings = ["own weights", "share"]
-    headings += ["when learned", "at the end"] if found.accuracy else []
-    apart = any(task.bytes is not None for task in found.tasks)
-    headings += ["bytes"] if apart else []
+    cells = {
+        "own weights": lambda task: f"{task.weights:,}",
+        "share": lambda task: f"{task.share:.2%}",
+        "when learned": lambda task: score(task.when_learned),
+        "at the end": lambda task: score(task.accuracy),
+        "bytes": lambda task: "" if task.bytes is None else f"{task.bytes:,}",
+    }
+    known = {"own weights", "share", *(_HEADINGS[name] for name in found.known())}
+    headings = [heading for heading in cells if heading in known]
     for heading in headings:
         table.add_column(heading, justify="right")
     for task in found.tasks:
-        cells = [f"{task.weights:,}", f"{task.share:.2%}"]
-        cells += [score(task.when_learned), score(task.accuracy)] if found.accuracy else []
-        cells += ["" if task.bytes is None else f"{task.bytes:,}"] if apart else []
-        table.add_row(Text(str(task.number)), Text(task.name), Text(task.classes()), *cells)
+        values = [cells[heading](task) for heading in headings]
+        table.add_row(Text(str(task.number)), Text(task.name), Text(task.classes()), *values)
     return table
 
 

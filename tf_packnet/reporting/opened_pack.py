@@ -1,10 +1,11 @@
 """A pack as it lies on disk, opened to be looked at."""
 
 import json
-import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import keras
 
@@ -13,51 +14,77 @@ from tf_packnet.packed_model import PackedModel
 
 
 @dataclass(frozen=True)
-class PackFile:
+class FileFacts:
     """What is known of the file, beside the model in it.
 
     Attributes:
         name: Its name, without folders.
         bytes: Its size.
-        task_bytes: What each task takes of it, by name; None where the tasks do not lie apart.
+        tasks: What it says of each task, by name: `bytes`, `class_names`, `accuracy`, where it has them.
         results: The content of the `results.json` of the run that wrote it; None without one.
         note: What is wrong with that file, if anything is.
     """
 
     name: str
     bytes: int
-    task_bytes: dict[str, int] | None = None
+    tasks: Mapping[str, dict[str, Any]] = MappingProxyType({})
     results: dict[str, Any] | None = None
     note: str = ""
 
 
-def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, PackFile]:
+def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, FileFacts]:
     """Reads a pack, without what only training needs.
 
     Args:
-        path: A `.keras` file that a pack was saved to.
+        path: What `packed.save` or `save_pack` wrote.
         results: The `results.json` that belongs to it, which may be missing.
 
     Raises:
         ArgumentError: If it is no pack, or none that can be read; the message says why.
     """
-    if not zipfile.is_zipfile(path):
+    with open(path, "rb") as file:
+        start = file.read(len(_ONE_FILE))
+    if start == _ONE_FILE:
+        packed, tasks = _read(_of_one_file, path)
+    elif start.startswith(_ZIP):
+        packed, tasks = _read(_of_keras, path), {}
+    else:
         raise ArgumentError("pack", "a pack, as packed.save('pack.keras') writes it", str(path))
-    packed = _read_keras(path)
     found, note = (None, "") if results is None else _read_results(results)
-    return packed, PackFile(path.name, path.stat().st_size, None, found, note)
+    return packed, FileFacts(path.name, path.stat().st_size, tasks, found, note)
 
 
-def _read_keras(path: Path) -> PackedModel:
+# What the files begin with.
+_ZIP, _ONE_FILE = b"PK", b"\x89PACKNET"
+_Read = TypeVar("_Read")
+
+
+def _read(reader: Callable[[Path], _Read], path: Path) -> _Read:
     try:
-        # Keras goes by the suffix, whatever is in the file.
-        model = keras.models.load_model(path, compile=False)
+        return reader(path)
+    except ArgumentError:
+        raise
     except Exception as error:  # Keras raises all kinds
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise ArgumentError("pack", f"a pack that can be read ({reason[:300]})", str(path)) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError("pack", f"a pack that can be read ({lines[0][:300]})", str(path)) from error
+
+
+def _of_keras(path: Path) -> PackedModel:
+    model = keras.models.load_model(path, compile=False)
     if not isinstance(model, PackedModel):
         raise ArgumentError("pack", f"a pack, not a {type(model).__name__} that was not packed", str(path))
     return model
+
+
+def _of_one_file(path: Path) -> tuple[PackedModel, dict[str, dict[str, Any]]]:
+    from tf_packnet.packfile import read_contents
+    from tf_packnet.packfile.loading import load_pack
+
+    contents = read_contents(path)
+    said = {task.name: {"class_names": task.class_names, "accuracy": task.accuracy} for task in contents.tasks}
+    for task in contents.tasks:
+        said[task.name]["bytes"] = contents.part(f"task {task.number}").stored
+    return load_pack(path), said
 
 
 def _read_results(path: Path) -> tuple[dict[str, Any] | None, str]:

@@ -52,7 +52,7 @@ def render(packed: PackedModel, found: Inspection) -> str:
         lead=_lead(found),
         found=found,
         tasks=found.tasks,
-        apart=any(task.bytes is not None for task in found.tasks),
+        known=found.known(),
         score=score,
         colours=[matplotlib.colors.to_hex(colour) for colour in colours],
         scale=_owners(np.arange(1, len(found.tasks) + 1, dtype=np.uint8)[np.newaxis], colours),
@@ -164,8 +164,8 @@ def _filters(packed: PackedModel, maps: Mapping[str, np.ndarray]) -> dict[str, A
     sheet = pack_pixels.filter_sheet(tiles, columns)
     coloured = "" if channels == 3 else "; red is above 0, blue below, white 0 or not owned"
     caption = (
-        f"{path}: the {number} outputs that own most, as pictures of {height} x {width}, each scaled to its own largest "
-        f"weight{coloured}"
+        f"{path}: the {number} outputs that own most, as pictures of {height} x {width}, each scaled to its own "
+        f"largest weight{coloured}"
     )
     picture = {"caption": caption, "alt": f"Filters of {path}", "picture": _png(Image.fromarray(sheet))}
     return {"filters": {**picture, "width": min(960, sheet.shape[1] * max(4, 96 // width))}}

@@ -21,7 +21,7 @@ STYLE = """\
   th { font-weight: 600; }
   thead th { border-bottom: 2px solid var(--soft); background: var(--page); position: sticky; top: 0; }
   .text { text-align: left; }
-  .long { white-space: normal; min-width: 8rem; max-width: 24rem; overflow-wrap: anywhere; }
+  .long { white-space: normal; min-width: 10rem; max-width: 24rem; overflow-wrap: anywhere; }
   tfoot td, tfoot th { border-bottom: 0; border-top: 2px solid var(--line); }
   .heat td { padding: 0.35rem 0.6rem; text-align: center; border: 1px solid var(--page);
     print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -46,7 +46,8 @@ STYLE = """\
 
 MACROS = """\
 {% macro swatch(colour) %}
-<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" fill="{{ colour }}" stroke="#808080"/></svg>
+<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true">
+<rect width="10" height="10" fill="{{ colour }}" stroke="#808080"/></svg>
 {%- endmacro %}
 {% macro legend() %}
 <ul class="legend">
@@ -56,9 +57,12 @@ MACROS = """\
   <li>{{ swatch(colours[task.number]) }}{{ task.number }}: {{ task.name }}</li>
 {% endfor %}
 {% else %}
-  <li>task 1 <img class="thin" src="{{ scale }}" alt="colours from dark, task 1, to bright, task {{ tasks | length }}"> task {{ tasks | length }}</li>
+  <li>task 1 <img class="thin" src="{{ scale }}" alt="from dark to bright"> task {{ tasks | length }}</li>
 {% endif %}
 </ul>
+{% endmacro %}
+{% macro ends() %}
+<div class="ends" aria-hidden="true"><span>-{{ largest }}</span><span>0</span><span>{{ largest }}</span></div>
 {% endmacro %}
 {% macro scroll(label) %}
 <div class="scroll" role="region" tabindex="0" aria-label="{{ label }}">
@@ -73,15 +77,17 @@ TASKS = """\
 <table>
 <thead><tr><th scope="col">task</th><th scope="col" class="text">name</th><th scope="col" class="text">classes</th>
 <th scope="col">own weights</th><th scope="col">share</th>
-{% if found.accuracy %}<th scope="col">when learned</th><th scope="col">at the end</th>{% endif %}
-{% if apart %}<th scope="col">bytes</th>{% endif %}</tr></thead>
+{% if "when_learned" in known %}<th scope="col">when learned</th>{% endif %}
+{% if "accuracy" in known %}<th scope="col">at the end</th>{% endif %}
+{% if "bytes" in known %}<th scope="col">bytes</th>{% endif %}</tr></thead>
 <tbody>
 {% for task in tasks %}
 <tr><th scope="row">{{ swatch(colours[task.number]) }}{{ task.number }}</th><td class="text long">{{ task.name }}</td>
 <td class="text long">{{ task.classes() }}</td><td>{{ "{:,}".format(task.weights) }}</td>
 <td>{{ "{:.2%}".format(task.share) }}</td>
-{% if found.accuracy %}<td>{{ score(task.when_learned) }}</td><td>{{ score(task.accuracy) }}</td>{% endif %}
-{% if apart %}<td>{{ "{:,}".format(task.bytes) if task.bytes is not none }}</td>{% endif %}</tr>
+{% if "when_learned" in known %}<td>{{ score(task.when_learned) }}</td>{% endif %}
+{% if "accuracy" in known %}<td>{{ score(task.accuracy) }}</td>{% endif %}
+{% if "bytes" in known %}<td>{{ "{:,}".format(task.bytes) if task.bytes is not none }}</td>{% endif %}</tr>
 {% endfor %}
 </tbody>
 </table>
@@ -94,7 +100,8 @@ A column that stays the same is a task that was not forgotten.</p>
 {% if matrix %}
 {% call scroll("Accuracy") %}
 <table class="heat">
-<thead><tr><th scope="col">after</th>{% for row in matrix %}<th scope="col">on {{ loop.index }}</th>{% endfor %}</tr></thead>
+<thead><tr><th scope="col">after</th>
+{% for row in matrix %}<th scope="col">on {{ loop.index }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in matrix %}
 <tr><th scope="row">task {{ loop.index }}</th>
@@ -105,8 +112,9 @@ A column that stays the same is a task that was not forgotten.</p>
 </table>
 {% endcall %}
 {% else %}
-<figure><img class="rows" src="{{ matrix_picture }}" alt="Accuracy after each of {{ found.accuracy | length }} tasks (down) on each (across), from {{ lowest }} (dark) to {{ highest }} (bright)">
-<figcaption>tasks learned go down, the tasks they are measured on across; dark is {{ lowest }}, bright {{ highest }}; the table of tasks has the numbers</figcaption></figure>
+<figure><img class="rows" src="{{ matrix_picture }}" alt="Accuracy after each task (down) on each (across)">
+<figcaption>Learned tasks go down, the tasks that they are measured on across; dark is {{ lowest }}, bright
+{{ highest }}. The table of tasks has the numbers.</figcaption></figure>
 {% endif %}
 {% endif %}
 """
@@ -114,19 +122,25 @@ A column that stays the same is a task that was not forgotten.</p>
 LAYERS = """\
 <h2>Room</h2>
 <p>{{ "{:,}".format(found.free) }} of {{ "{:,}".format(found.weights) }} weights are free
-({{ "{:.1%}".format(found.free / found.weights) }}). {{ found.room or "No task is committed yet, so there is no rate to go by." }}</p>
+({{ "{:.1%}".format(found.free / found.weights) }}).
+{{ found.room or "No task is committed yet, so there is no rate to go by." }}</p>
 <h2>Who owns how much of which layer</h2>
 {{ legend() }}
 {% for layer in strips %}
-<div class="layer"><span class="name">{{ layer.path }}</span> <span class="soft">{{ layer.shape }}, {{ layer.free }} free</span>
+<div class="layer">{{ layer.path }}
+<span class="soft">{{ layer.shape }}, {{ layer.free }} free</span>
 <img class="strip" src="{{ layer.whole }}" alt="{{ layer.alt }}">
-{% if layer.owned %}<span class="soft">its owned part, enlarged</span><img class="strip" src="{{ layer.owned }}" alt="The owned part of the same, enlarged">{% endif %}
+{% if layer.owned %}
+<span class="soft">its owned part, enlarged</span>
+<img class="strip" src="{{ layer.owned }}" alt="The owned part of the same, enlarged">
+{% endif %}
 </div>
 {% endfor %}
 {% call scroll("Weights by layer and task") %}
 <table>
 <thead><tr><th scope="col" class="text">kernel</th><th scope="col">weights</th>
-{% for index in shown %}<th scope="col">task {{ index + 1 }}</th>{% endfor %}<th scope="col">free</th><th scope="col">share</th></tr></thead>
+{% for index in shown %}<th scope="col">task {{ index + 1 }}</th>{% endfor %}
+<th scope="col">free</th><th scope="col">share</th></tr></thead>
 <tbody>
 {% for layer in found.layers %}
 <tr><th scope="row" class="text long">{{ layer.path }}</th><td>{{ "{:,}".format(layer.weights) }}</td>
@@ -139,13 +153,16 @@ LAYERS = """\
 <td>{{ "{:,}".format(found.free) }}</td><td>{{ "{:.1%}".format(found.free / found.weights) }}</td></tr></tfoot>
 </table>
 {% endcall %}
-{% if shown | length < tasks | length %}<p class="note">The first and the last tasks; --format=json has them all.</p>{% endif %}
+{% if shown | length < tasks | length %}
+<p class="note">The first and the last tasks; --format=json has them all.</p>
+{% endif %}
 """
 
 PICTURES = """\
 <h2>Owner maps</h2>
 <p class="note">Inputs (or kernel positions and channels) go down, outputs across. A cell of several weights has the
-colour of the task that owns most of them, if any does.{% if not_drawn %} Not drawn: {{ not_drawn }} smaller kernels.{% endif %}</p>
+colour of the task that owns most of them, if any does.
+{% if not_drawn %}Not drawn: {{ not_drawn }} smaller kernels.{% endif %}</p>
 {{ legend() }}
 <div class="cards">
 {% for map in maps %}
@@ -155,19 +172,22 @@ colour of the task that owns most of them, if any does.{% if not_drawn %} Not dr
 </div>
 {% if tasks %}
 <h2>How large the weights of each task are</h2>
-<p class="note">Its own weights of all layers together, on one scale from -{{ largest }} to {{ largest }}; each task to its own height.</p>
+<p class="note">Its own weights of all layers together, on one scale from -{{ largest }} to
+{{ largest }}; each task to its own height.</p>
 {% if histograms %}
 <div class="cards small">
 {% for each in histograms %}
-<figure><svg class="bars" viewBox="0 0 {{ bins }} 100" preserveAspectRatio="none" role="img" aria-label="{{ each.alt }}"><path d="{{ each.path }}" fill="{{ each.colour }}"/></svg>
-<div class="ends" aria-hidden="true"><span>-{{ largest }}</span><span>0</span><span>{{ largest }}</span></div>
+<figure><svg class="bars" viewBox="0 0 {{ bins }} 100" preserveAspectRatio="none" role="img"
+aria-label="{{ each.alt }}"><path d="{{ each.path }}" fill="{{ each.colour }}"/></svg>
+{{ ends() }}
 <figcaption>{{ each.caption }}</figcaption></figure>
 {% endfor %}
 </div>
 {% else %}
-<figure><img class="rows" src="{{ histogram_picture }}" alt="How many weights of each task (down) are how large (across): most where it is bright">
-<div class="ends" aria-hidden="true"><span>-{{ largest }}</span><span>0</span><span>{{ largest }}</span></div>
-<figcaption>task 1 at the top, task {{ tasks | length }} at the bottom; bright is where most weights of a task are</figcaption></figure>
+<figure><img class="rows" src="{{ histogram_picture }}" alt="How many weights of each task (down) are how large (across)">
+{{ ends() }}
+<figcaption>Task 1 at the top, task {{ tasks | length }} at the bottom; bright is where most weights of a task
+are.</figcaption></figure>
 {% endif %}
 {% endif %}
 {% if filters %}
