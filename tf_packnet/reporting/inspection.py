@@ -78,6 +78,7 @@ class Inspection:
         accuracy: `accuracy[i][j]` on task `j` after task `i` (0-based), as the run recorded it; empty without a record.
         file: Name of the file; None for a model that lies in none.
         bytes: Its size.
+        one_file: Whether `save_pack` wrote it, not Keras.
         environment: Versions and machine of the run.
         notes: What a reader should know.
     """
@@ -95,6 +96,7 @@ class Inspection:
     accuracy: tuple[tuple[float, ...], ...]
     file: str | None
     bytes: int | None
+    one_file: bool
     environment: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -154,6 +156,7 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
         tuple(map(tuple, record.get("accuracy", ()))),
         file and file.name,
         file and file.bytes,
+        file is not None and file.one_file,
         record.get("environment", {}),
         tuple(notes),
     )

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import keras
@@ -23,13 +22,15 @@ class FileFacts:
         tasks: What it says of each task, by name: `bytes`, `class_names`, `accuracy`, where it has them.
         results: The content of the `results.json` of the run that wrote it; None without one.
         note: What is wrong with that file, if anything is.
+        one_file: Whether `save_pack` wrote it, not Keras.
     """
 
     name: str
     bytes: int
-    tasks: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    tasks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, Any] | None = None
     note: str = ""
+    one_file: bool = False
 
 
 def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, FileFacts]:
@@ -51,7 +52,7 @@ def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, Fil
     else:
         raise ArgumentError("pack", "a pack, as packed.save('pack.keras') writes it", str(path))
     found, note = (None, "") if results is None else _read_results(results)
-    return packed, FileFacts(path.name, path.stat().st_size, tasks, found, note)
+    return packed, FileFacts(path.name, path.stat().st_size, tasks, found, note, start == _ONE_FILE)
 
 
 # What the files begin with.

@@ -6,7 +6,7 @@ _NEXT = """\
 import keras
 import tf_packnet as tp
 
-packed = keras.models.load_model("{file}")
+packed = {load}("{file}")
 schedule = tp.EqualShare(final_prune={final_prune}, num_tasks={tasks}, rounds=8)
 packed.begin_task("{name}", num_classes={classes})
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -14,27 +14,30 @@ packed.compile(optimizer="adam", loss=loss, metrics=["accuracy"])
 packed.fit(x, y, epochs=40)  # the day
 night = [tp.PruneRoundScheduler(schedule), tp.GradientMask(), tp.TaskMaskSnapshot("masks/")]
 packed.fit(x, y, epochs=40, callbacks=night)  # the night
-packed.save("{file}")"""
+{save}"{file}")"""
 _OPEN = """\
 import keras
 import tf_packnet as tp
 
-packed = keras.models.load_model("{file}")
+packed = {load}("{file}")
 packed.commit_task()  # or the night first: fit with PruneRoundScheduler, GradientMask and TaskMaskSnapshot
-packed.save("{file}")"""
+{save}"{file}")"""
 _USE = """\
 import keras
 import tf_packnet as tp
 
-packed = keras.models.load_model("{file}")
+packed = {load}("{file}")
 packed.select_task("{name}")  # predict, evaluate and __call__ now compute as this task"""
+
+_KERAS = ("keras.models.load_model", "packed.save(")
 
 
 def advice(found: Inspection) -> tuple[str, str]:
     """What to do next, and the code that does it."""
-    file = found.file or "pack.keras"
+    load, save = ("tp.load_pack", "tp.save_pack(packed, ") if found.one_file else _KERAS
+    names = {"file": found.file or "pack.keras", "load": load, "save": save}
     if found.open_task is not None and found.tasks:
-        return f"Task {found.open_task} is open: commit it before the next one begins.", _OPEN.format(file=file)
+        return f"Task {found.open_task} is open: commit it before the next one begins.", _OPEN.format(**names)
     if found.room is not None and found.room.at_most == 0:
         return "The pack is full; its tasks can be used and exported.", _USE.format(
             file=file, name=found.tasks[-1].name
@@ -50,7 +53,7 @@ def advice(found: Inspection) -> tuple[str, str]:
     said += " x and y are its examples."
     name = f"task_{tasks}"
     return said, _NEXT.format(
-        file=file,
+        **names,
         final_prune=f"{rate:.6g}",
         tasks=tasks if found.room else 5,
         name=name,

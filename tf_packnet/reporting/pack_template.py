@@ -184,7 +184,8 @@ aria-label="{{ each.alt }}"><path d="{{ each.path }}" fill="{{ each.colour }}"/>
 {% endfor %}
 </div>
 {% else %}
-<figure><img class="rows" src="{{ histogram_picture }}" alt="How many weights of each task (down) are how large (across)">
+<figure><img class="rows" src="{{ histogram_picture }}"
+alt="How many weights of each task (down) are how large (across)">
 {{ ends() }}
 <figcaption>Task 1 at the top, task {{ tasks | length }} at the bottom; bright is where most weights of a task
 are.</figcaption></figure>
