@@ -30,32 +30,26 @@ packed = {load}("{file}")
 packed.select_task("{name}")  # predict, evaluate and __call__ now compute as this task"""
 
 _KERAS = ("keras.models.load_model", "packed.save(")
+_ONE_FILE = ("tp.load_pack", "tp.save_pack(packed, ")
 
 
 def advice(found: Inspection) -> tuple[str, str]:
     """What to do next, and the code that does it."""
-    load, save = ("tp.load_pack", "tp.save_pack(packed, ") if found.one_file else _KERAS
+    load, save = _ONE_FILE if found.one_file else _KERAS
     names = {"file": found.file or "pack.keras", "load": load, "save": save}
     if found.open_task is not None and found.tasks:
-        return f"Task {found.open_task} is open: commit it before the next one begins.", _OPEN.format(**names)
+        said = f"Task {found.open_task} is open: commit it before the next one begins."
+        return said, _OPEN.format(**names)
     if found.room is not None and found.room.at_most == 0:
-        return "The pack is full; its tasks can be used and exported.", _USE.format(
-            file=file, name=found.tasks[-1].name
-        )
-    tasks = len(found.tasks) + 1
-    rate = found.room.final_prune(tasks) if found.room else 0.75
+        said = "The pack is full; its tasks can be used and exported."
+        return said, _USE.format(**names, name=found.tasks[-1].name)
+    number = len(found.tasks) + 1
+    tasks, rate = (number, found.room.final_prune(number)) if found.room else (5, 0.75)
     said = (
-        f"The next task takes as large a share as the last ones did with final_prune = {rate:.6g} after {tasks} tasks."
+        f"With final_prune = {rate:.6g} after {number} tasks, the next one takes as large a share as the last ones did."
         if found.room
         else "Say how many tasks there will be, and what share of the weights shall be free after them."
     )
     classes = next(iter(found.tasks[-1].outputs.values()), 2) if found.tasks else 2
-    said += " x and y are its examples."
-    name = f"task_{tasks}"
-    return said, _NEXT.format(
-        **names,
-        final_prune=f"{rate:.6g}",
-        tasks=tasks if found.room else 5,
-        name=name,
-        classes=classes,
-    )
+    names |= {"final_prune": f"{rate:.6g}", "tasks": tasks, "name": f"task_{number}", "classes": classes}
+    return f"{said} x and y are its examples.", _NEXT.format(**names)
