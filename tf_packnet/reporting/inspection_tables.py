@@ -16,9 +16,9 @@ def tables(found: Inspection, console: Console) -> RenderableType:
     """The tasks, the layers, and what there is to say, as wide as `console` is."""
     parts: list[RenderableType] = [_tasks(found)] if found.tasks else []
     unlimited = console.options.update(max_width=10_000)
-    drawn = (_layers(found, columns) for columns in range(COLUMNS, 0, -2))
+    drawn = (_layers(found, columns, console.width // 3) for columns in range(COLUMNS, 0, -2))
     fitting = (table for table in drawn if Measurement.get(console, unlimited, table).maximum <= console.width)
-    return Group(*parts, next(fitting, None) or _layers(found, 0), _said(found))
+    return Group(*parts, next(fitting, None) or _layers(found, 0, None), _said(found))
 
 
 def shown_tasks(count: int, columns: int = COLUMNS) -> list[int]:
@@ -62,10 +62,10 @@ def _tasks(found: Inspection) -> Table:
     return table
 
 
-def _layers(found: Inspection, columns: int) -> Table:
+def _layers(found: Inspection, columns: int, widest: int | None) -> Table:
     shown = shown_tasks(len(found.tasks), columns)
     table = Table(title="Who owns how much of which layer", title_justify="left")
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel", overflow="fold", max_width=widest)
     for heading in ("weights", *(f"task {index + 1}" for index in shown), "free", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in found.layers:

@@ -58,7 +58,7 @@ class Room:
         last = "The one task" if self.measured == 1 else f"Each of the last {self.measured} tasks"
         rate = f"{last} took {1 - self.released:.2%} of the weights that it found free (r = {self.released:.4g})."
         if self.at_most == 0:
-            return f"{rate} No more task fits."
+            return f"{rate} No more task fits (a pack holds {MAX_TASKS})."
         most = f"at most {self.at_most} more get any weight (a pack holds {MAX_TASKS} tasks)"
         if self.layer is None:
             return f"{rate} At this rate {self.at_most} more fit, as many as a pack holds."
