@@ -79,7 +79,7 @@ def save(config: Config, paths: RunPaths, results: Results, approach: Approach, 
         approach.packed.save(temporary)
     if config.export and isinstance(approach, PackNet):
         export_task(approach.packed, task.name, paths.export(task.number))
-    tensorboard.log_pack(paths.tensorboard, maps, results.to_json(), task.number)
+    tensorboard.log_pack(paths.tensorboard, approach.packed, maps, results.to_json(), task.number)
     results.write(paths.results)
 
 

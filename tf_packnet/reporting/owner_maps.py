@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from tf_packnet import ownership
-from tf_packnet.reporting.palette import task_colours
+from tf_packnet.reporting.palette import rgb, task_colours
 
 # Cells a picture shows along each axis; a larger map is drawn in blocks.
 MAX_CELLS = 512
@@ -30,7 +30,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(
-        colours[cells],
+        rgb(colours)[cells],
         aspect="auto",
         interpolation="nearest",
         extent=(0, grid.shape[1], grid.shape[0], 0),

@@ -17,7 +17,7 @@ from tf_packnet.reporting.inspection import Inspection, LayerFacts
 from tf_packnet.reporting.inspection_tables import score, shown_tasks, size
 from tf_packnet.reporting.pack_advice import advice
 from tf_packnet.reporting.pack_template import PAGE
-from tf_packnet.reporting.palette import task_colours
+from tf_packnet.reporting.palette import rgb, task_colours
 
 # Of more tasks than these, colours and numbers are shown as scales and pictures.
 MAX_SWATCHES, MAX_CURVES, MAX_NUMBERS = 12, 24, 30
@@ -108,7 +108,7 @@ def _accuracy(found: Inspection) -> dict[str, Any]:
             {
                 "text": f"{value:.3f}",
                 "colour": "#{:02x}{:02x}{:02x}".format(*colour),
-                "ink": "#000" if colour @ (0.299, 0.587, 0.114) > 120 else "#fff",
+                "ink": "#000" if pack_pixels.is_light(colour) else "#fff",
             }
             for value, colour in zip(row, colours[index], strict=False)
         ]
@@ -186,7 +186,7 @@ def _about(found: Inspection) -> dict[str, Any]:
 
 def _owners(cells: np.ndarray, colours: np.ndarray) -> str:
     picture = Image.fromarray(cells)
-    picture.putpalette(np.round(colours * 255).astype(np.uint8).tobytes())
+    picture.putpalette(rgb(colours).tobytes())
     return _png(picture)
 
 

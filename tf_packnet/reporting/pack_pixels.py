@@ -10,6 +10,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.reporting.owner_maps import in_blocks
+from tf_packnet.reporting.palette import rgb
 
 MAX_FILTERS = 32
 BINS = 41  # odd: one bin around 0
@@ -61,6 +62,11 @@ def weight_counts(
         place = np.clip(((value[mine] / (largest or 1.0) + 1.0) * (BINS / 2)).astype(int), 0, BINS - 1)
         counts += np.bincount(owner[mine].astype(int) * BINS + place, minlength=counts.size)
     return largest, counts.reshape(tasks + 1, BINS)[1:]
+
+
+def values_of(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], task: int) -> np.ndarray:
+    """The present values of all that `task` owns, `float32` `(owned,)`."""
+    return np.concatenate([value[owner == task] for owner, value in _pieces(weights, maps)])
 
 
 def _pieces(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray]) -> Iterator[tuple]:
@@ -126,18 +132,19 @@ def filter_sheet(tiles: np.ndarray, columns: int) -> np.ndarray:
         columns: How many there are in a row.
 
     Returns:
-        `uint8` `(height, width, 3)`, a pixel of grey between two filters.
+        `uint8` `(height, width, 3)`, a pixel between two filters.
     """
     largest = np.abs(tiles).max(axis=(1, 2, 3), keepdims=True)
     scaled = tiles / np.where(largest > 0, largest, 1.0) / 2 + 0.5
     pixels = matplotlib.colormaps["RdBu_r"](scaled[..., 0])[..., :3] if tiles.shape[-1] == 1 else scaled
     number, height, width = tiles.shape[:3]
     rows = -(-number // columns)
-    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 0.6)
+    gap = 0.6 if tiles.shape[-1] == 1 else 1.0  # what no weight of 0 looks like
+    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), gap)
     for index, tile in enumerate(pixels):
         top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
         sheet[top : top + height, left : left + width] = tile
-    return np.round(sheet * 255).astype(np.uint8)
+    return rgb(sheet)
 
 
 def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -148,4 +155,9 @@ def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     scaled = np.clip((values - low) / (high - low or 1.0), 0.0, 1.0)
     colours = matplotlib.colormaps["cividis"](np.nan_to_num(scaled))[..., :3]
-    return np.round(np.where(np.isnan(values)[..., np.newaxis], 1.0, colours) * 255).astype(np.uint8)
+    return rgb(np.where(np.isnan(values)[..., np.newaxis], 1.0, colours))
+
+
+def is_light(colour: np.ndarray) -> bool:
+    """Whether black is better read on a colour (`uint8`, red, green, blue) than white."""
+    return bool(colour @ (0.299, 0.587, 0.114) > 120)
