@@ -55,7 +55,7 @@ def render(packed: PackedModel, found: Inspection) -> str:
         known=found.known(),
         score=score,
         colours=[matplotlib.colors.to_hex(colour) for colour in colours],
-        scale=_owners(np.arange(1, len(found.tasks) + 1, dtype=np.uint8)[np.newaxis], colours),
+        scale=_owners(pack_pixels.strip([0, *[1] * len(found.tasks)], 254), colours),
         most_swatches=MAX_SWATCHES,
         shown=shown_tasks(len(found.tasks)),
         strips=[_strip(layer, colours) for layer in found.layers],
