@@ -2,8 +2,8 @@
 
 import base64
 import io
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import matplotlib.colors
@@ -29,7 +29,7 @@ STRIP = 1000
 ENLARGED = 0.1  # if less of a layer is owned, that part is drawn again
 
 
-def write(path: Path, packed: PackedModel, found: Inspection) -> None:
+def write(path: str | os.PathLike, packed: PackedModel, found: Inspection) -> None:
     """Writes the page, atomically.
 
     Args:
