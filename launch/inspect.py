@@ -1,6 +1,6 @@
 """Shows what a pack holds: `python launch/inspect.py --pack=out/digits/pack.keras`. `--help` lists the flags.
 
-Exit codes: 0 done, 1 the page could not be written, 2 bad input, which leaves nothing behind.
+Exit codes: 0 done, 1 the page could not be written, 2 bad input, which leaves nothing behind, 130 interrupted.
 """
 
 import os
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
         return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
     except OSError as error:
         return _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", code=1)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -70,7 +70,7 @@ class Inspection:
         freed_weights: How freed weights start the next task.
         bias_policy: What later tasks do to biases and normalisation.
         tasks: The committed tasks.
-        open_task: Name of the task that is being learned, if one is.
+        open_task: Name of the task that was begun and not committed, if one was.
         layers: The kernels whose weights tasks own.
         weights: How many weights these have.
         free: How many of them no task owns.
@@ -138,9 +138,8 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
     record, note = _record_of(names[:done], layers, file)
     weights = sum(layer.weights for layer in layers)
     notes = [note] if note else []
-    open_task = None
-    if lifecycle.has_open_task(packed):
-        open_task = names[done] if len(names) > done else f"task_{done + 1}"
+    open_task = names[done] if len(names) > done else None  # a fresh pack is open too, but for nobody yet
+    if open_task is not None:
         notes.append(f"task {open_task!r} is open: what it trains is counted as free")
     return Inspection(
         packed.name,

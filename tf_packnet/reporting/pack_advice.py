@@ -37,7 +37,7 @@ def advice(found: Inspection) -> tuple[str, str]:
     """What to do next, and the code that does it."""
     load, save = _ONE_FILE if found.one_file else _KERAS
     names = {"file": found.file or "pack.keras", "load": load, "save": save}
-    if found.open_task is not None and found.tasks:
+    if found.open_task is not None:
         said = f"Task {found.open_task} is open: commit it before the next one begins."
         return said, _OPEN.format(**names)
     if found.room is not None and found.room.at_most == 0:
