@@ -10,6 +10,7 @@ from flags.help import render_help
 from flags.parsing import UsageError
 from tf_packnet import __version__
 from tf_packnet.errors import ArgumentError
+from tf_packnet.reporting.pack_kinds import kind_of
 
 FORMATS = ("table", "json")
 
@@ -81,17 +82,8 @@ def parse_inspection(argv: list[str]) -> Inspect:
     if not values["pack"].value:
         raise UsageError("--pack: expected the file of a pack, such as --pack=out/digits/pack.keras")
     pack, html = Path(values["pack"].value).expanduser(), values["html"].value
-    _check_file(pack)
+    kind_of(pack)  # or an error
     return Inspect(pack, values["format"].value, None if html is None else _checked_page(Path(html).expanduser(), pack))
-
-
-def _check_file(pack: Path) -> None:
-    try:
-        found = pack.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        found = False
-    if not found:
-        raise ArgumentError("pack", "the file of a pack (there is no such file)", str(pack))
 
 
 def _checked_page(page: Path, pack: Path) -> Path:

@@ -402,8 +402,9 @@ def test_tensorboard_shows_the_same(packed, tmp_path):
 BAD = [
     ([], "--pack: expected the file of a pack"),
     (["--pack="], "--pack: expected the file of a pack"),
-    (["--pack=nowhere.keras"], "no such file"),
-    (["--pack=a\0b"], "no such file"),
+    (["--pack=nowhere.keras"], "No such file"),
+    (["--pack=."], "Is a directory"),
+    (["--pack=a\0b"], "null byte"),
     (["--pack=HERE", "--format=xml"], "--format=xml"),
     (["--pack=HERE", "--html=."], "not a folder"),
     (["--pack=HERE", "--html=HERE"], "another file than the pack"),
@@ -479,10 +480,12 @@ def test_no_script_hides_the_inspect_of_python(script):
 def test_workers_find_the_inspect_of_python_wherever_they_start():
     from tf_packnet.experiments import workers
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", workers._WORKER]
-    done = subprocess.run(command, cwd=ROOT / "launch", env=environment, input="", capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}  # as the launcher sets it
+    start, _, _ = workers._WORKER.rpartition("; ")
+    command = [sys.executable, "-c", f"{start}; import inspect; print(inspect.__file__)"]
+    done = subprocess.run(command, cwd=ROOT / "launch", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "launch" not in done.stdout
 
 
 def test_packs_of_one_file(packed, tmp_path):

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.reporting.pack_kinds import ONE_FILE, kind_of
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,16 @@ def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, Fil
     Raises:
         ArgumentError: If it is no pack, or none that can be read; the message says why.
     """
-    with open(path, "rb") as file:
-        start = file.read(len(_ONE_FILE))
-    if start == _ONE_FILE:
-        packed, tasks = _read(_of_one_file, path)
-    elif start.startswith(_ZIP):
-        packed, tasks = _read(_of_keras, path), {}
-    else:
-        raise ArgumentError("pack", "a pack, as packed.save('pack.keras') writes it", str(path))
+    one_file = kind_of(path) == ONE_FILE
+    packed, tasks = _read(_of_one_file if one_file else _of_keras, path)
     found, note = (None, "") if results is None else _read_results(results)
-    return packed, FileFacts(path.name, path.stat().st_size, tasks, found, note, start == _ONE_FILE)
+    return packed, FileFacts(path.name, path.stat().st_size, tasks, found, note, one_file)
 
 
-# What the files begin with.
-_ZIP, _ONE_FILE = b"PK", b"\x89PACKNET"
-_Read = TypeVar("_Read")
+_Said = dict[str, dict[str, Any]]
 
 
-def _read(reader: Callable[[Path], _Read], path: Path) -> _Read:
+def _read(reader: Callable[[Path], tuple[PackedModel, _Said]], path: Path) -> tuple[PackedModel, _Said]:
     try:
         return reader(path)
     except ArgumentError:
@@ -70,14 +63,14 @@ def _read(reader: Callable[[Path], _Read], path: Path) -> _Read:
         raise ArgumentError("pack", f"a pack that can be read ({lines[0][:300]})", str(path)) from error
 
 
-def _of_keras(path: Path) -> PackedModel:
+def _of_keras(path: Path) -> tuple[PackedModel, _Said]:
     model = keras.models.load_model(path, compile=False)
     if not isinstance(model, PackedModel):
         raise ArgumentError("pack", f"a pack, not a {type(model).__name__} that was not packed", str(path))
-    return model
+    return model, {}
 
 
-def _of_one_file(path: Path) -> tuple[PackedModel, dict[str, dict[str, Any]]]:
+def _of_one_file(path: Path) -> tuple[PackedModel, _Said]:
     from tf_packnet.packfile import read_contents
     from tf_packnet.packfile.loading import load_pack
 
