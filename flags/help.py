@@ -18,7 +18,7 @@ A flag file holds one --name=value a line; flags that follow --flagfile override
 
 
 def render_help(values: flags.FlagValues, themes: dict[str, list[str]], usage: str = _USAGE) -> str:
-    """The page as text: `usage`, then the flags of each theme."""
+    """The page as text, which begins with `usage`."""
     sections = [usage]
     for theme, names in themes.items():
         sections.append("\n".join([f"{theme}:", *(_describe(values[name]) for name in names)]))
