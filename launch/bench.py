@@ -3,15 +3,17 @@
 Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile.
 """
 
-import json
 import os
-import subprocess
 import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
+sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
+
+import json
+import subprocess
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 from absl import app, flags

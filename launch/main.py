@@ -1,16 +1,17 @@
 """Learns a stream of tasks: `python launch/main.py --flagfile=flags/presets/digits.flags`. `--help` lists the flags.
 
-Parse, make a config, one library call. Exit codes: 0 done, 1 it cannot go
-on (the training diverged, runs of a sweep failed, a full disk), 2 bad input,
-which leaves nothing behind, 130 interrupted, 143 terminated.
+Parse, make a config, one library call. Exit codes: 0 done, 1 it cannot go on (the training diverged, runs of a sweep
+failed, a full disk), 2 bad input, which leaves nothing behind, 130 interrupted, 143 terminated.
 """
 
 import os
-import signal
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
+sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
+
+import signal
+
 os.environ["KERAS_BACKEND"] = "tensorflow"  # the trainer and the strategies are TensorFlow's
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
@@ -51,8 +52,7 @@ def _terminate(*_: object) -> None:
 
 
 def _stop(reason: str, code: int) -> int:
-    one_line = " ".join(reason.splitlines())
-    print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: {' '.join(reason.splitlines())}", file=sys.stderr)
     return code
 
 

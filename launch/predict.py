@@ -5,9 +5,9 @@ Exit codes: 0 done, 1 the output could not be written, 2 bad input, of which not
 
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
+sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags and the files are known to be there
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _stop(reason: str, code: int) -> int:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"predict.py: {' '.join(reason.split())}", file=sys.stderr)
     return code
 
 

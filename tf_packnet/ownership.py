@@ -10,6 +10,8 @@ import numpy as np
 FREE = 0
 CANDIDATE = 255
 MAX_TASKS = 254
+# So many entries are counted at a time: NumPy counts in 8 bytes an entry.
+_CHUNK = 1 << 20
 
 
 def new_map(shape: tuple[int, ...]) -> np.ndarray:
@@ -77,3 +79,12 @@ def count_uncommitted(owner: np.ndarray) -> int:
 def free_fraction(owner: np.ndarray) -> float:
     """Share of the weights that no task has committed."""
     return count_uncommitted(owner) / owner.size
+
+
+def count_by_owner(owner: np.ndarray) -> np.ndarray:
+    """How many weights each task owns: `int64` `(255,)`, of which entry 0 counts what no task has committed."""
+    flat = owner.reshape(-1)
+    counts = sum(np.bincount(flat[at : at + _CHUNK], minlength=256) for at in range(0, flat.size, _CHUNK))
+    counts = np.zeros(256, np.int64) + counts
+    counts[FREE] += counts[CANDIDATE]
+    return counts[:CANDIDATE]

@@ -137,7 +137,7 @@ def plan(
         LayerPlan(
             path,
             tuple(shape),
-            _outputs(packed, path),
+            outputs_of(packed, path),
             tuple(counts[index] for counts in kept) if known else None,
             free[index] if known else None,
         )
@@ -179,7 +179,8 @@ def _kept_by_a_task(shapes, free, schedule, scope, committed) -> list[int]:
     return left
 
 
-def _outputs(packed: PackedModel, path: str) -> int:
+def outputs_of(packed: PackedModel, path: str) -> int:
+    """How many numbers the kernel at `path` computes from an input, or a place of it."""
     place, _, name = path.rpartition("/")
     layer = by_place(packed)[place]
     shape = getattr(layer, f"_{name}").shape

@@ -85,7 +85,7 @@ def save(config: Config, paths: RunPaths, results: Results, approach: Approach, 
     save_pack(approach.packed, paths.pack)
     if config.export and isinstance(approach, PackNet):
         export_task(approach.packed, task.name, paths.export(task.number))
-    tensorboard.log_pack(paths.tensorboard, maps, results.to_json(), task.number)
+    tensorboard.log_pack(paths.tensorboard, approach.packed, maps, results.to_json(), task.number)
     results.write(paths.results)
 
 

@@ -20,6 +20,8 @@ from tf_packnet.experiments.stages import shared_beginning
 
 # Compiled programs stay in memory after their run, 30 MB for the paper's MLP: now and then a worker starts afresh.
 RUNS_A_PROCESS = 20
+# Not `-m`, which looks for modules where the command was given: in launch/ lies an inspect.py that is not Python's.
+_WORKER = "import sys; sys.path[:] = filter(None, sys.path); from tf_packnet.experiments import worker; worker.main()"
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class _Worker:
             root = str(Path(tf_packnet.__file__).resolve().parent.parent)
             path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tf_packnet.experiments.worker"],
+                [sys.executable, "-c", _WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

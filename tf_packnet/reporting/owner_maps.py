@@ -5,12 +5,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from tf_packnet.reporting.palette import task_colours
+from tf_packnet import ownership
+from tf_packnet.reporting.palette import rgb, task_colours
 
 # Cells a picture shows along each axis; a larger map is drawn in blocks.
 MAX_CELLS = 512
 # Beyond this a legend names the first and the last tasks only.
 MAX_LEGEND = 12
+OWNERS = 256  # values that an owner map can hold
 
 
 def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figure:
@@ -28,7 +30,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(
-        colours[cells],
+        rgb(colours)[cells],
         aspect="auto",
         interpolation="nearest",
         extent=(0, grid.shape[1], grid.shape[0], 0),
@@ -53,15 +55,17 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
     block = tuple(-(-size // most) for size in grid.shape)
     if block == (1, 1):
         return grid, block
-    padded = np.pad(grid, [(0, -size % step) for size, step in zip(grid.shape, block, strict=True)])
-    rows, columns = padded.shape[0] // block[0], padded.shape[1] // block[1]
-    blocks = padded.reshape(rows, block[0], columns, block[1])
-    best = np.zeros((rows, columns), grid.dtype)
-    most_seen = np.zeros((rows, columns), int)
-    for task in np.unique(grid[grid > 0]):
-        seen = (blocks == task).sum(axis=(1, 3))
-        best[seen > most_seen] = task
-        most_seen = np.maximum(most_seen, seen)
+    columns = -(-grid.shape[1] // block[1])
+    # One number for each pair of a cell's column and an owner; they are counted a row of cells at a time, so that what
+    # it takes does not depend on how many tasks there are.
+    column = (np.arange(grid.shape[1]) // block[1]) * OWNERS
+    rows = []
+    for top in range(0, grid.shape[0], block[0]):
+        pairs = column + grid[top : top + block[0]]
+        seen = np.bincount(pairs.ravel(), minlength=columns * OWNERS).reshape(columns, OWNERS)
+        seen[:, ownership.FREE] = seen[:, ownership.CANDIDATE] = 0
+        rows.append(seen.argmax(axis=1))
+    best = np.array(rows, grid.dtype)
     return best, block
 
 
@@ -72,7 +76,7 @@ def to_rgb(figure: Figure) -> np.ndarray:
 
 
 def _legend(owner: np.ndarray, names: list[str], colours: np.ndarray) -> list[Patch]:
-    share = np.bincount(owner.ravel(), minlength=len(names) + 1) / owner.size
+    share = ownership.count_by_owner(owner) / owner.size
     entries = [Patch(facecolor=colours[0], edgecolor="0.6", label=f"free  {share[0]:.1%}")]
     for task, name in enumerate(names, start=1):
         if len(names) <= MAX_LEGEND or task in (1, len(names)):

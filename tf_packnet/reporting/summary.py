@@ -10,12 +10,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tf_packnet import ownership
+
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
     """How many prunable weights there are, and how many each task owns: per task, and per task and layer."""
-    owned = {
-        path: np.bincount(owner.ravel(), minlength=num_tasks + 1)[1:].tolist() for path, owner in owner_maps.items()
-    }
+    owned = {path: ownership.count_by_owner(owner)[1 : num_tasks + 1].tolist() for path, owner in owner_maps.items()}
     return {
         "prunable": sum(owner.size for owner in owner_maps.values()),
         "owned": [sum(counts) for counts in zip(*owned.values(), strict=True)],

@@ -1,0 +1,47 @@
+"""Shows what a pack holds: `python launch/inspect.py --pack=out/digits/pack.keras`. `--help` lists the flags.
+
+Exit codes: 0 done, 1 the page could not be written, 2 bad input, which leaves nothing behind, 130 interrupted.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
+sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
+
+from flags.inspecting import parse_inspection
+from flags.parsing import UsageError
+from tf_packnet.errors import ArgumentError
+
+
+def main(argv: list[str]) -> int:
+    """Does what `argv` asks for; returns the exit code."""
+    try:
+        asked = parse_inspection(argv)
+        from tf_packnet.quiet import start_tensorflow
+
+        start_tensorflow()
+        from tf_packnet.experiments import inspecting
+
+        inspecting.main(asked.pack, asked.format, asked.html)
+    except UsageError as error:
+        return _stop(str(error), code=2)
+    except ArgumentError as error:
+        return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
+    except OSError as error:
+        return _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", code=1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _stop(reason: str, code: int) -> int:
+    print(f"inspect.py: {' '.join(reason.splitlines())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
