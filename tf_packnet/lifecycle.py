@@ -49,14 +49,14 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
 
 def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
     """The committed values of weights that are not pruned: path of the weight, task (1-based), value."""
-    for place, layer in _named_layers(model):
+    for place, layer in named_layers(model):
         for weight in layer.all_task_weights:
             yield from ((f"{place}/{weight.name}", task, value) for task, value in weight.kept.items())
 
 
 def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
     """What training moves, first layer first: path of the weight, its present values."""
-    for place, layer in _named_layers(model):
+    for place, layer in named_layers(model):
         for weight in (*layer.masked_weights, *layer.task_weights):
             yield f"{place}/{weight.name}", view(weight.variable)
 
