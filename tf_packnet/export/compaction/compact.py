@@ -1,7 +1,5 @@
 """A model without what cannot matter to its outputs."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -36,9 +34,10 @@ def compact_model(model: keras.Model) -> keras.Model:
     known = _known(graph, found)
     needed = _needed(graph, found, known)
     values = _values(graph, found, known, needed)
-    inputs = _packed(functional(own)._inputs_struct, [values[number].tensor for number in graph.inputs])
-    outputs = _packed(functional(own)._outputs_struct, [values[number].tensor for number in graph.outputs])
-    return keras.Model(inputs, outputs, name=model.name)
+    outputs = [values[number].tensor for number in graph.outputs]
+    structure = functional(own)._outputs_struct
+    inputs = functional(own)._inputs_struct
+    return keras.Model(inputs, keras.tree.pack_sequence_as(structure, outputs), name=model.name)
 
 
 def _known(graph: Graph, found: list[Rule]) -> dict[int, np.ndarray]:
@@ -69,17 +68,9 @@ def _values(
     graph: Graph, found: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
 ) -> dict[int, Value]:
     """Every tensor in the smaller model."""
-    values = {}
-    for number in graph.inputs:
-        old = graph.tensors[number]
-        tensor = keras.Input(batch_shape=old.shape, dtype=old.dtype, name=old._keras_history.operation.name)
-        values[number] = Value(tensor, np.ones(channels(graph.shape(number)), bool))
+    values = {number: Value(graph.tensors[number], np.ones_like(needed[number])) for number in graph.inputs}
     for each in found:
         inputs, outputs = each.step.inputs, each.step.outputs
         made = each.smaller([known[n] for n in inputs], [needed[n] for n in outputs], [values[n] for n in inputs])
         values.update(zip(outputs, made, strict=True))
     return values
-
-
-def _packed(structure: Any, tensors: list[Any]) -> Any:
-    return keras.tree.pack_sequence_as(structure, tensors)

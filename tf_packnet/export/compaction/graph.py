@@ -1,5 +1,6 @@
 """A model as a list of steps between numbered tensors; models inside it are opened."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ class Step:
 
     Attributes:
         layer: What is called: a layer, or an operation of Keras.
-        name: The layer's name, numbered if another layer of the graph has it too.
+        name: The layer's name, numbered if a step before has it too.
         node: Keras's record of the call.
         inputs: Numbers of the tensors that go in.
         outputs: Numbers of the tensors that come out.
@@ -26,14 +27,6 @@ class Step:
     node: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the call has no arguments but its tensors: `training=True` changes what a layer does."""
-        arguments = self.node.arguments
-        given = [value for value in arguments.args if not _is_tensors(value)]
-        given += [value for name, value in arguments.kwargs.items() if name != "training" or value]
-        return all(value is None for value in given)
 
 
 @dataclass
@@ -56,10 +49,21 @@ class Graph:
         """Shape of a tensor, the batch first."""
         return tuple(self.tensors[number].shape)
 
+    def first_name(self, layer: Any) -> str:
+        """The name of the first step that calls a layer."""
+        return next(step.name for step in self.steps if step.layer is layer)
+
     def shared(self) -> set[int]:
         """The `id` of every layer with weights that is called more than once."""
         calls = Counter(id(step.layer) for step in self.steps if getattr(step.layer, "weights", None))
         return {layer for layer, count in calls.items() if count > 1}
+
+
+def is_plain(node: Any) -> bool:
+    """Whether a call has no arguments but its tensors: `training=True` changes what a layer does."""
+    given = [value for value in node.arguments.args if not _is_tensors(value)]
+    given += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
+    return all(value is None for value in given)
 
 
 def functional(model: keras.Model) -> Any:
@@ -101,7 +105,7 @@ def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
 
 def _can_be_opened(node: Any) -> bool:
     model = node.operation
-    if not isinstance(model, keras.Model) or not is_graph(model):
+    if not isinstance(model, keras.Model) or not is_graph(model) or not is_plain(node):
         return False
     inner = functional(model)
     same = [tuple(t.shape) for t in inner.inputs] == [tuple(t.shape) for t in node.arguments.keras_tensors]
@@ -114,10 +118,9 @@ def _new(graph: Graph, tensor: Any) -> int:
 
 
 def _name(layer: Any, graph: Graph) -> str:
-    for step in graph.steps:
-        if step.layer is layer and layer.get_config().get("name"):
-            return step.name
-    return layer.name
+    taken = {step.name for step in graph.steps}
+    numbered = (f"{layer.name}_{number}" for number in itertools.count(1))
+    return next(name for name in itertools.chain([layer.name], numbered) if name not in taken)
 
 
 def _is_tensors(value: Any) -> bool:

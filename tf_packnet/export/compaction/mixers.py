@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tf_packnet.export.compaction import storage
-from tf_packnet.export.compaction.rules import Channelwise, Rule, Value, applied
+from tf_packnet.export.compaction.rules import Channelwise, Rule, Value, applied, array
 from tf_packnet.export.compaction.sparse import SPARSE_TWINS
 
 # Activations that work on each value by itself.
@@ -36,7 +36,7 @@ class Mixer(Rule):
         self.reads = self._reads()
 
     def _kernels(self) -> list[np.ndarray]:
-        return [_array(self.layer.kernel)]
+        return [array(self.layer.kernel)]
 
     def _reads(self) -> np.ndarray:
         """Which input an output reads, `(inputs, outputs)`."""
@@ -53,7 +53,7 @@ class Mixer(Rule):
         return ~np.isnan(known) & ((known == 0) | (not self.pads))
 
     def _bias(self, known: np.ndarray) -> np.ndarray:
-        own = 0.0 if self.layer.bias is None else _array(self.layer.bias).astype("float64")
+        own = 0.0 if self.layer.bias is None else array(self.layer.bias).astype("float64")
         folded = np.where(self._folded(known), known, 0.0)
         return own + folded @ self._gain()
 
@@ -61,7 +61,9 @@ class Mixer(Rule):
         varies = self.reads[~self._folded(inputs[0])].any(0)
         if not self.pointwise:
             return super().known(inputs)
-        return [applied(self.layer.activation, np.where(varies, np.nan, self._bias(inputs[0])), 2)]
+        return [
+            applied(self.layer.activation, np.where(varies, np.nan, self._bias(inputs[0])), 2, self.layer.compute_dtype)
+        ]
 
     def needed(self, inputs, outputs):
         wanted = self._wanted(outputs[0])
@@ -100,7 +102,7 @@ class SeparableMixer(Mixer):
     """
 
     def _kernels(self):
-        return [_array(self.layer.depthwise_kernel), _array(self.layer.pointwise_kernel)]
+        return [array(self.layer.depthwise_kernel), array(self.layer.pointwise_kernel)]
 
     def _reads(self):
         return self._through(*((kernel != 0).reshape(-1, *kernel.shape[-2:]).any(0) for kernel in self.kernels)) > 0
@@ -140,36 +142,35 @@ class Depthwise(Channelwise):
     """DepthwiseConv1D and 2D of multiplier 1: every channel by itself."""
 
     def known(self, inputs):
-        kernel, own = _array(self.layer.kernel), 0.0 if self.layer.bias is None else _array(self.layer.bias)
+        kernel, own = array(self.layer.kernel), 0.0 if self.layer.bias is None else array(self.layer.bias)
         sums = kernel.astype("float64").reshape(-1, kernel.shape[-2]).sum(0)
         unread = (kernel == 0).reshape(-1, kernel.shape[-2]).all(0)
         constant = unread | (inputs[0] == 0) | (~np.isnan(inputs[0]) & (self.layer.padding == "valid"))
         value = own + np.where(constant & ~unread, inputs[0], 0.0) * sums
-        return [applied(self.layer.activation, np.where(constant, value, np.nan), 2)]
+        return [applied(self.layer.activation, np.where(constant, value, np.nan), 2, self.layer.compute_dtype)]
 
     def smaller(self, inputs, needed, values):
         layer, kept = self.made(), values[0].kept
         tensor = layer(values[0].tensor)
-        layer.kernel.assign(_array(self.layer.kernel)[..., kept, :])
+        layer.kernel.assign(array(self.layer.kernel)[..., kept, :])
         if layer.bias is not None:
-            layer.bias.assign(_array(self.layer.bias)[kept])
+            layer.bias.assign(array(self.layer.bias)[kept])
         return [Value(tensor, kept)]
 
 
 def computed(kind: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray) -> Any:
     """What a new layer with this kernel, stored as is smaller, and this bias makes of `tensor`."""
     config = {**config, "use_bias": bool(bias.any())}
-    if storage.is_smaller(kernel):
-        packed = storage.pack(kernel)
-        layer = SPARSE_TWINS[kind].from_config(
-            {**config, "entries": len(packed.values), "gap_dtype": packed.gaps.dtype.name}
-        )
-        output = layer(tensor)
-        layer.assign_entries(packed)
-    else:
+    packed = storage.packed_if_smaller(kernel)
+    if packed is None:
         layer = kind.from_config(config)
         output = layer(tensor)
         layer.kernel.assign(kernel)
+    else:
+        stored = {"entries": len(packed.values), "gap_dtype": packed.gaps.dtype.name}
+        layer = SPARSE_TWINS[kind].from_config({**config, **stored})
+        output = layer(tensor)
+        layer.assign_entries(packed)
     if layer.bias is not None:
         layer.bias.assign(bias)
     return output
@@ -182,7 +183,3 @@ _WITHOUT_TRAINING = dict.fromkeys(
 
 def _selecting_pays(kept: int, read: int, outputs: int) -> bool:
     return 0 < read < kept and (kept - read) * outputs > SELECTING * read
-
-
-def _array(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))

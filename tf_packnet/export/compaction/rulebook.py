@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tf_packnet.export.compaction import mixers, rules
-from tf_packnet.export.compaction.graph import Graph, Step
+from tf_packnet.export.compaction.graph import Graph, Step, is_plain
 from tf_packnet.export.compaction.rules import Rule
 
 RULES: dict[type, type[Rule]] = {
@@ -41,7 +41,7 @@ def rule(graph: Graph, step: Step) -> Rule:
     known = RULES.get(type(step.layer), Rule)
     if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
         known = rules.Operated
-    if not step.is_plain or id(step.layer) in graph.shared() or not _is_channels_last(step.layer):
+    if not is_plain(step.node) or id(step.layer) in graph.shared() or not _is_channels_last(step.layer):
         return Rule(graph, step)
     shapes = [graph.shape(number) for number in step.inputs + step.outputs]
     if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):

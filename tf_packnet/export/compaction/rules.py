@@ -42,7 +42,7 @@ class Rule:
     """
 
     def __init__(self, graph: Graph, step: Step):
-        self.step, self.layer = step, step.layer
+        self.graph, self.step, self.layer = graph, step, step.layer
         self.input_shapes = [graph.shape(number) for number in step.inputs]
         self.output_shapes = [graph.shape(number) for number in step.outputs]
 
@@ -66,7 +66,7 @@ class Rule:
         tensors = {id(old): new.tensor for old, new in zip(arguments.keras_tensors, values, strict=True)}
         args, kwargs = arguments.fill_in(tensors)
         if isinstance(self.layer, keras.Layer):
-            self.layer.name = self.step.name
+            self.layer.name = self.graph.first_name(self.layer)  # layers of models inside may have the same
         outputs = keras.tree.flatten(self.layer(*args, **kwargs))
         everything = [np.ones(channels(shape), bool) for shape in self.output_shapes]
         return [Value(tensor, kept) for tensor, kept in zip(outputs, everything, strict=True)]
@@ -118,7 +118,7 @@ class Pointwise(Channelwise):
     """An activation: a constant becomes another."""
 
     def known(self, inputs):
-        return [applied(self.layer, inputs[0], len(self.output_shapes[0]))]
+        return [applied(self.layer, inputs[0], len(self.output_shapes[0]), self.layer.compute_dtype)]
 
 
 class Normalized(Pointwise):
@@ -128,7 +128,7 @@ class Normalized(Pointwise):
         layer = self.made()
         tensor = layer(values[0].tensor)
         for new, old in zip(layer.weights, self.layer.weights, strict=True):
-            new.assign(np.asarray(old)[values[0].kept])
+            new.assign(array(old)[values[0].kept])
         return [Value(tensor, values[0].kept)]
 
 
@@ -168,7 +168,7 @@ class Merged(Rule):
         return [np.where(nothing, np.nan, self._merged(filled))]
 
     def _merged(self, inputs: list[np.ndarray]) -> np.ndarray:
-        return eagerly(self.layer, inputs)
+        return eagerly(self.layer, inputs, self.layer.compute_dtype)
 
     def needed(self, inputs, outputs):
         return outputs * len(inputs)
@@ -185,7 +185,7 @@ class Operated(Merged):
     """The same, written with an operator such as `x + y`."""
 
     def _merged(self, inputs):
-        return eagerly(lambda pair: self.layer(*pair), inputs)
+        return eagerly(lambda pair: self.layer(*pair), inputs, "float64")
 
     def made(self, **changes):
         return getattr(keras.layers, type(self.layer).__name__)(name=self.step.name)
@@ -213,13 +213,19 @@ class Stacked(Rule):
         return [Value(tensor, np.concatenate([value.kept for value in values]))]
 
 
-def applied(layer: Any, known: np.ndarray, rank: int) -> np.ndarray:
+def applied(layer: Any, known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
     """What a layer that works channel by channel makes of known values; NaN stays NaN."""
     nothing = np.isnan(known)
-    return np.where(nothing, np.nan, eagerly(layer, np.where(nothing, 0.0, known).reshape((1,) * (rank - 1) + (-1,))))
+    one_position = np.where(nothing, 0.0, known).reshape((1,) * (rank - 1) + (-1,))
+    return np.where(nothing, np.nan, eagerly(layer, one_position, dtype))
 
 
-def eagerly(layer: Any, inputs: Any) -> np.ndarray:
-    """Calls a layer on `float32` arrays of one position, `(channels,)` out."""
-    as_floats = keras.tree.map_structure(lambda array: keras.ops.convert_to_tensor(array, "float32"), inputs)
-    return np.asarray(keras.ops.convert_to_numpy(layer(as_floats)), "float64").reshape(-1)
+def eagerly(layer: Any, inputs: Any, dtype: str) -> np.ndarray:
+    """What a layer makes of arrays of one position, computed in `dtype`: `(channels,)`."""
+    tensors = keras.tree.map_structure(lambda each: keras.ops.convert_to_tensor(each, dtype), inputs)
+    return array(layer(tensors)).astype("float64").reshape(-1)
+
+
+def array(value: Any) -> np.ndarray:
+    """A variable or tensor as a NumPy array."""
+    return np.asarray(keras.ops.convert_to_numpy(value))

@@ -16,7 +16,13 @@ from tf_packnet.export.compaction import storage
 
 
 class DenseKernel(tf.saved_model.experimental.TrackableResource):
-    """The dense kernel in memory: a resource that a loaded SavedModel fills from the stored entries, and never saves."""
+    """The dense kernel in memory: a resource that a loaded SavedModel makes of the stored entries. It is never saved.
+
+    Args:
+        values: The kernel's entries, see `storage.Packed`.
+        gaps: Where they stand.
+        shape: The kernel's shape.
+    """
 
     def __init__(self, values: keras.Variable, gaps: keras.Variable, shape: tuple[int, ...]):
         super().__init__()
@@ -36,7 +42,8 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
     def read(self) -> tf.Tensor:
         """The dense kernel."""
         kernel = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self.dtype)
-        return tf.ensure_shape(kernel, self.shape) if tf.executing_eagerly() else _with_shape(kernel, self.shape)
+        kernel.set_shape(self.shape)
+        return kernel
 
     def _create_resource(self) -> tf.Tensor:
         # Called while a SavedModel is written. The name follows from the content, so that SavedModels loaded side by
@@ -51,11 +58,6 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         values = tf.convert_to_tensor(self.values.value)
         flat = tf.scatter_nd(positions[:, None], values, [int(np.prod(self.shape))])
         return tf.reshape(flat, self.shape)
-
-
-def _with_shape(kernel: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    kernel.set_shape(shape)
-    return kernel
 
 
 class SparseKernel:

@@ -39,9 +39,13 @@ def unpack(packed: Packed, shape: tuple[int, ...]) -> np.ndarray:
     return flat.reshape(shape)
 
 
-def is_smaller(kernel: np.ndarray) -> bool:
-    """Whether a kernel is better stored without its zeros: the one rule, for every layer."""
-    return pack(kernel).nbytes + OVERHEAD < kernel.nbytes
+def packed_if_smaller(kernel: np.ndarray) -> Packed | None:
+    """The kernel without its zeros, or None if it is better stored with them: the one rule, for every layer."""
+    entries = np.count_nonzero(kernel)
+    if entries * (kernel.itemsize + 1) + OVERHEAD >= kernel.nbytes:
+        return None
+    packed = pack(kernel)
+    return packed if packed.nbytes + OVERHEAD < kernel.nbytes else None
 
 
 def _bridged(values: np.ndarray, gaps: np.ndarray, dtype: str) -> Packed:
