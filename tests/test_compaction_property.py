@@ -48,7 +48,7 @@ def block(draw, x, activation):
     if kind == "norm":
         return layers.LayerNormalization()(x)
     if kind == "nested":
-        inputs = keras.Input(x.shape[1:])
+        inputs = keras.Input(x.shape[1:], dtype=x.dtype)
         return keras.Model(inputs, layers.Conv2D(3, 1, activation=activation)(inputs))(x)
     if kind == "again":
         shared = layers.Conv2D(filters, 1, activation=activation)

@@ -104,12 +104,13 @@ def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
 
 
 def _can_be_opened(node: Any) -> bool:
+    """Whether the layers of a model that is called do the same without it: it casts and reshapes no inputs."""
     model = node.operation
     if not isinstance(model, keras.Model) or not is_graph(model) or not is_plain(node):
         return False
     inner = functional(model)
-    same = [tuple(t.shape) for t in inner.inputs] == [tuple(t.shape) for t in node.arguments.keras_tensors]
-    return same and len(inner.inputs) == 1 and len(inner.outputs) == len(node.outputs)
+    inside, outside = ([(t.shape, t.dtype) for t in ts] for ts in (inner.inputs, node.arguments.keras_tensors))
+    return inside == outside and len(inner.inputs) == 1 and len(inner.outputs) == len(node.outputs)
 
 
 def _new(graph: Graph, tensor: Any) -> int:
