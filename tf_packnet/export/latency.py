@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet.export.compaction.graph import inputs_of
+
 
 def latency_ratio(
     path: str | os.PathLike, baseline: str | os.PathLike, model: keras.Model, batch: int, seconds: float = 0.4
@@ -21,8 +23,9 @@ def latency_ratio(
         batch: Examples in a call.
         seconds: About how long to measure; at least three calls of each.
     """
-    examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), _inputs(model))
-    ours, theirs = (tf.saved_model.load(os.fspath(each)).serve for each in (path, baseline))
+    examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), inputs_of(model))
+    loaded = [tf.saved_model.load(os.fspath(each)) for each in (path, baseline)]  # which hold the weights
+    ours, theirs = (each.serve for each in loaded)
     for _ in range(2):  # the first call traces and plans
         ours(examples), theirs(examples)
     ratios: list[float] = []
@@ -39,10 +42,6 @@ def _seconds(serve: Any, examples: Any) -> float:
     began = time.perf_counter()
     serve(examples)
     return time.perf_counter() - began
-
-
-def _inputs(model: keras.Model) -> Any:
-    return model._functional._inputs_struct if isinstance(model, keras.Sequential) else model._inputs_struct
 
 
 def _random(tensor: Any, batch: int) -> tf.Tensor:

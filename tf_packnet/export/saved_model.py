@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_packnet import files
 from tf_packnet.export.compaction import compact_model
+from tf_packnet.export.compaction.graph import inputs_of
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed_model import PackedModel
 
@@ -46,11 +47,15 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
     root = tf.__internal__.tracking.AutoTrackable()
     root.variables = [variable.value for variable in model.variables]
     root.resources = _resources(model)
-    structure = model._functional._inputs_struct if isinstance(model, keras.Sequential) else model._inputs_struct
-    signature = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), structure)
-    root.serve = tf.function(lambda x: model(x, training=False), input_signature=[signature], autograph=False)
+    signature = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), inputs_of(model))
+
+    @tf.function(input_signature=[signature], autograph=False)
+    def serve(x):
+        return model(x, training=False)
+
+    root.serve = serve
     with files.replacing(path) as temporary, _without_asset_messages():
-        tf.saved_model.save(root, os.fspath(temporary), signatures={"serving_default": root.serve})
+        tf.saved_model.save(root, os.fspath(temporary), signatures={"serving_default": serve})
 
 
 def _resources(model: keras.Model) -> list[tf.saved_model.experimental.TrackableResource]:

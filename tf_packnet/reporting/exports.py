@@ -20,19 +20,30 @@ def print_exports(rows: Sequence[TaskExport], console: Console | None = None) ->
 
 def render(rows: Sequence[TaskExport]) -> Table:
     """See `print_exports`."""
-    measured = bool(rows) and bool(rows[0].latency)
-    table = Table(title="SavedModels: compact of dense", caption="kB raw (gzip)" + "; time of a call" * measured)
+    batches = BATCHES if rows and rows[0].latency else ()
+    table = Table(title="SavedModels, compact of dense", caption="flops, and time of a call: share of the dense one's")
     table.add_column("task")
-    for heading in ("weights", "kB", "smaller", "flops", *(f"time, batch {batch}" for batch in BATCHES if measured)):
+    for heading in (
+        "weights",
+        "of",
+        "kB",
+        "of",
+        "gzip kB",
+        "smaller",
+        "flops",
+        *(f"batch {batch}" for batch in batches),
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
-        sizes = [f"{raw / 1000:,.0f} ({packed / 1000:,.0f})" for raw, packed in zip(row.bytes, row.gzip_bytes)]
         table.add_row(
             row.name,
-            f"{row.weights[1]:,} of {row.weights[0]:,}",
-            f"{sizes[1]} of {sizes[0]}",
+            f"{row.weights[1]:,}",
+            f"{row.weights[0]:,}",
+            f"{row.bytes[1] / 1000:,.0f}",
+            f"{row.bytes[0] / 1000:,.0f}",
+            f"{row.gzip_bytes[1] / 1000:,.0f}",
             f"{row.times_smaller:.1f}x",
-            f"{row.flops[1] / row.flops[0]:.1%}",
-            *(f"{row.latency[batch]:.2f}" for batch in BATCHES if measured),
+            f"{row.flops[1] / row.flops[0]:.0%}",
+            *(f"{row.latency[batch]:.2f}" for batch in batches),
         )
     return table

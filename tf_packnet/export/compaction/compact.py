@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from tf_packnet.export.compaction.graph import Graph, functional, trace
+from tf_packnet.export.compaction.graph import Graph, functional, inputs_of, trace
 from tf_packnet.export.compaction.rulebook import rule
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.structure.graphs import copied, copy_state
@@ -35,9 +35,8 @@ def compact_model(model: keras.Model) -> keras.Model:
     needed = _needed(graph, found, known)
     values = _values(graph, found, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
-    structure = functional(own)._outputs_struct
-    inputs = functional(own)._inputs_struct
-    return keras.Model(inputs, keras.tree.pack_sequence_as(structure, outputs), name=model.name)
+    outputs = keras.tree.pack_sequence_as(functional(own)._outputs_struct, outputs)
+    return keras.Model(inputs_of(own), outputs, name=model.name)
 
 
 def _known(graph: Graph, found: list[Rule]) -> dict[int, np.ndarray]:

@@ -71,6 +71,11 @@ def functional(model: keras.Model) -> Any:
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
+def inputs_of(model: keras.Model) -> Any:
+    """The symbolic inputs of a Sequential or functional model, structured as it was made with them."""
+    return functional(model)._inputs_struct
+
+
 def trace(model: keras.Model) -> Graph:
     """The graph of a Sequential or functional model."""
     graph = Graph()
