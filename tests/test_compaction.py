@@ -15,6 +15,7 @@ from tests.conftest import blobs, make_convnet, make_mlp
 from tests.test_export import LOAD_WITHOUT_THE_LIBRARY, pack_of
 from tf_packnet.export import compact_model, dense_model, export_report
 from tf_packnet.export.compaction import SparseConv2D, SparseDense, storage
+from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.reporting import exports
 
 
@@ -99,7 +100,7 @@ def test_a_call_with_training_true_stays():
     agree(model, compact_model(model), np.random.default_rng(1).normal(3, 2, (8, 4)).astype("float32"))
 
 
-def test_several_inputs_and_outputs_keep_their_names():
+def test_several_inputs_and_outputs_keep_their_names(tmp_path):
     a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
     hidden = layers.Dense(4, activation="relu")(layers.Concatenate()([a, b]))
     model = keras.Model(
@@ -108,8 +109,39 @@ def test_several_inputs_and_outputs_keep_their_names():
     x = {"a": np.ones((2, 3), "float32"), "b": np.full((2, 3), 2, "float32")}
     compact = compact_model(model)
     assert compact(x).keys() == {"y", "z"}
+    write_saved_model(compact, tmp_path / "compact")
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
     for name, wanted in model(x).items():
         np.testing.assert_allclose(compact(x)[name], wanted, rtol=1e-6)
+        np.testing.assert_allclose(loaded.serve(x)[name], wanted, rtol=1e-6)
+
+
+def test_lookup_tables_are_served_too(tmp_path):
+    words = layers.StringLookup(vocabulary=["a", "b", "c"], output_mode="multi_hot")
+    model = keras.Sequential([keras.Input((2,), dtype="string"), words, layers.Dense(2)])
+    x = tf.constant([["a", "c"], ["b", "?"]])
+    write_saved_model(compact_model(model), tmp_path / "compact")
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
+
+
+def test_layers_called_twice_and_operators():
+    shared, act = layers.Dense(6), layers.ReLU()
+    inputs = keras.Input((6,))
+    x = act(shared(act(shared(inputs)))) + inputs * 2.0
+    model = keras.Model(inputs, layers.Dense(2)(keras.ops.concatenate([x, x], axis=-1)))
+    shared.kernel.assign(np.where(np.arange(6) < 2, shared.kernel, 0))
+    agree(model, compact_model(model))
+
+
+def test_few_of_many_features_are_selected():
+    model = of(layers.Dense(64, activation="relu"), layers.Dense(64), shape=(600,))
+    kernel = np.where(np.arange(600)[:, None] % 60 == 7, model.layers[0].kernel, 0)
+    model.layers[0].kernel.assign(kernel)
+    compact = compact_model(model)
+    assert compact.layers[1].features == list(range(7, 600, 60))
+    assert kernels(compact)[0] == (10, 64)
+    agree(model, compact)
 
 
 def test_the_model_itself_is_left_alone():

@@ -47,8 +47,8 @@ def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
 
     rng = np.random.default_rng(0)
     packed = tp.pack(conv((32, 32, 3), 2))
-    for number in range(1, num_tasks + 1):
-        packed.begin_task(f"random_{number}", freed_weights="reinit")
+    for _ in range(num_tasks):
+        lifecycle.begin_task(packed, freed_weights="reinit")
         for weight in lifecycle.masked_weights(packed).values():
             weight.prune(rng.random(weight.owner_map().shape) < 1 - final_prune ** (1 / num_tasks))
         lifecycle.commit_task(packed)
