@@ -192,6 +192,23 @@ def test_sparse_layers_survive_a_keras_file(tmp_path, always_sparse):
     np.testing.assert_array_equal(again(x), compact(x))
 
 
+def test_sparse_layers_follow_their_weights(always_sparse):
+    model = sparse_net()
+    compact = compact_model(model)
+    clone = keras.models.clone_model(compact)
+    clone.set_weights(compact.get_weights())
+    agree(model, clone)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_sparse_layers_predict_compiled(always_sparse, jit):
+    model = sparse_net()
+    compact = compact_model(model)
+    compact.compile(jit_compile=jit)
+    x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
+    np.testing.assert_allclose(compact.predict(x, verbose=0), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_keras_exports_sparse_layers_too(tmp_path, always_sparse):
     model = sparse_net()
     compact_model(model).export(tmp_path / "compact", verbose=False)

@@ -5,6 +5,7 @@ dense products beat sparse ones from a batch of a few examples on (docs/compacti
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,6 +33,16 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         with tf.init_scope():
             self.memory = tf.Variable(tf.zeros(shape, self.dtype), trainable=False)
             self._resource_handle = self.memory.handle
+        for variable in (values, gaps):  # whoever assigns them: loading, set_weights
+            variable.assign = self._followed(variable.assign)
+
+    def _followed(self, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def assign_and_refresh(value: Any) -> Any:
+            result = assign(value)
+            self.refresh()
+            return result
+
+        return assign_and_refresh
 
     def refresh(self) -> None:
         """Makes the dense kernel of the entries as they are now."""
@@ -93,7 +104,6 @@ class SparseKernel:
         """Stores other entries, as many as there are."""
         self._kernel.assign(packed.values)
         self.gaps.assign(packed.gaps)
-        self._dense_kernel.refresh()
 
     def save_own_variables(self, store: dict) -> None:
         """Keras's hook: the entries, not the dense kernel."""
@@ -102,7 +112,6 @@ class SparseKernel:
     def load_own_variables(self, store: dict) -> None:
         """Keras's hook, the inverse of `save_own_variables`."""
         keras.Layer.load_own_variables(self, store)
-        self._dense_kernel.refresh()
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "entries": self.entries, "gap_dtype": self.gap_dtype}
