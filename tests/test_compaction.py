@@ -63,6 +63,38 @@ def test_a_constant_channel_stays_where_padding_ends_it(padding, channels_left):
     agree(model, compact)
 
 
+THROUGH = [
+    layers.ZeroPadding2D(1),
+    layers.Cropping2D(1),
+    layers.UpSampling2D(interpolation="bilinear"),
+    layers.MaxPooling2D(2, padding="same"),
+    layers.AveragePooling2D(2, padding="same"),
+    layers.BatchNormalization(),
+    layers.LayerNormalization(),
+    layers.Activation("sigmoid"),
+    layers.Activation("softmax"),
+    layers.LeakyReLU(),
+    layers.SpatialDropout2D(0.5),
+    layers.Reshape((3, 12, 3)),
+    layers.Reshape((6, 3, 6)),
+    layers.DepthwiseConv2D(2, padding="same", bias_initializer="ones"),
+    layers.DepthwiseConv2D(2, depth_multiplier=2),
+    layers.SeparableConv2D(3, 2, padding="same", bias_initializer="ones"),
+    layers.Conv2D(4, 2, padding="same"),
+    layers.Conv2D(3, 2, groups=3),
+    layers.Conv2DTranspose(4, 2),
+]
+
+
+@pytest.mark.parametrize("layer", THROUGH, ids=lambda layer: layer.name)
+def test_constants_go_through(layer):
+    layer = type(layer).from_config(layer.get_config())
+    model = of(layers.Conv2D(3, 1, activation="relu"), layer, layers.Conv2D(2, 3), layers.Flatten(), shape=(6, 6, 1))
+    # Channel 0 varies, channel 1 is 0.7, channel 2 is 0.
+    model.layers[0].set_weights([np.array([1.0, 0, 0]).reshape(1, 1, 1, 3), np.array([0.1, 0.7, -1])])
+    agree(model, compact_model(model))
+
+
 def test_a_dead_relu_channel_is_gone_under_any_padding():
     model = of(layers.Conv2D(2, 1, activation="relu"), layers.Conv2D(1, 3, padding="same"), shape=(4, 4, 1))
     first, last = model.layers
@@ -114,6 +146,13 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path):
     for name, wanted in model(x).items():
         np.testing.assert_allclose(compact(x)[name], wanted, rtol=1e-6)
         np.testing.assert_allclose(loaded.serve(x)[name], wanted, rtol=1e-6)
+
+
+def test_kernels_can_be_kept_dense(always_sparse):
+    model = sparse_net()
+    compact = compact_model(model, sparse=False)
+    assert not any(hasattr(layer, "entries") for layer in compact.layers)
+    agree(model, compact)
 
 
 def test_lookup_tables_are_served_too(tmp_path):

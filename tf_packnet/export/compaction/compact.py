@@ -10,7 +10,7 @@ from tf_packnet.structure.graphs import copied, copy_state
 from tf_packnet.structure.places import is_graph
 
 
-def compact_model(model: keras.Model) -> keras.Model:
+def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """The same function of its inputs by a smaller model, for prediction.
 
     Units and channels that no output depends on are gone, those that are constant are in the next bias, and kernels
@@ -19,6 +19,8 @@ def compact_model(model: keras.Model) -> keras.Model:
 
     Args:
         model: A built model; one that is neither Sequential nor functional is returned as it is.
+        sparse: Whether kernels may be stored without their zeros. Not for converters such as TensorFlow Lite's, which
+            know nothing of what a SavedModel makes when it is loaded.
 
     Returns:
         A functional model of the same inputs and outputs, with weights of its own. It is not for training: dropout and
@@ -29,7 +31,7 @@ def compact_model(model: keras.Model) -> keras.Model:
     own = copied(model)
     for source, target in zip(model._flatten_layers(), own._flatten_layers(), strict=True):
         copy_state(source, target)
-    graph = trace(own)
+    graph = trace(own, sparse)
     found = [rule(graph, step) for step in graph.steps]
     known = _known(graph, found)
     needed = _needed(graph, found, known)

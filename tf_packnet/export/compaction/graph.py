@@ -38,12 +38,14 @@ class Graph:
         steps: The calls.
         inputs: Numbers of the model's inputs, flat.
         outputs: Numbers of its outputs, flat.
+        sparse: Whether kernels of the smaller model may be stored without their zeros.
     """
 
     tensors: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    sparse: bool = True
 
     def shape(self, number: int) -> tuple[int | None, ...]:
         """Shape of a tensor, the batch first."""
@@ -76,9 +78,9 @@ def inputs_of(model: keras.Model) -> Any:
     return functional(model)._inputs_struct
 
 
-def trace(model: keras.Model) -> Graph:
+def trace(model: keras.Model, sparse: bool = True) -> Graph:
     """The graph of a Sequential or functional model."""
-    graph = Graph()
+    graph = Graph(sparse=sparse)
     numbers: dict[int, int] = {}
     for tensor in functional(model).inputs:
         numbers[id(tensor)] = _new(graph, tensor)

@@ -89,7 +89,7 @@ class Mixer(Rule):
     def _computed(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
         (kernel,) = kernels
         size = {"units" if isinstance(self.layer, keras.layers.Dense) else "filters": len(bias)}
-        return computed(type(self.layer), self._config(**size), tensor, kernel, bias)
+        return computed(type(self.layer), self._config(**size), tensor, kernel, bias, self.graph.sparse)
 
     def _config(self, **changes: Any) -> dict[str, Any]:
         return {**self.layer.get_config(), "name": self.step.name, **_WITHOUT_TRAINING, **changes}
@@ -135,7 +135,7 @@ class SeparableMixer(Mixer):
         first.kernel.assign(depthwise)
         second = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D}[rank]
         config = second(len(bias), 1, activation=self.layer.activation, dtype=self.layer.dtype_policy).get_config()
-        return computed(second, {**config, "name": self.step.name}, tensor, pointwise, bias)
+        return computed(second, {**config, "name": self.step.name}, tensor, pointwise, bias, self.graph.sparse)
 
 
 class Depthwise(Channelwise):
@@ -158,10 +158,12 @@ class Depthwise(Channelwise):
         return [Value(tensor, kept)]
 
 
-def computed(kind: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray) -> Any:
-    """What a new layer with this kernel, stored as is smaller, and this bias makes of `tensor`."""
+def computed(
+    kind: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray, sparse: bool
+) -> Any:
+    """What a new layer with this kernel and this bias makes of `tensor`; it is `sparse` if that is allowed and smaller."""
     config = {**config, "use_bias": bool(bias.any())}
-    packed = storage.packed_if_smaller(kernel)
+    packed = storage.packed_if_smaller(kernel) if sparse else None
     if packed is None:
         layer = kind.from_config(config)
         output = layer(tensor)
