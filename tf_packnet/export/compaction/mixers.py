@@ -161,7 +161,7 @@ class Depthwise(Channelwise):
 def computed(
     kind: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray, sparse: bool
 ) -> Any:
-    """What a new layer with this kernel and this bias makes of `tensor`; it is `sparse` if that is allowed and smaller."""
+    """What a new layer with this kernel, `sparse` if it may be and that is smaller, and bias makes of `tensor`."""
     config = {**config, "use_bias": bool(bias.any())}
     packed = storage.packed_if_smaller(kernel) if sparse else None
     if packed is None:
