@@ -1,0 +1,59 @@
+"""What compaction saves: `python -m launch.benchmarks.exports --pack=out/mnist/pack.keras`.
+
+Without a pack it takes the paper's convolutional network with random weights and random owners.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+from absl import app, flags, logging
+
+PACK = flags.DEFINE_string("pack", None, "A pack; default a convolutional network of random weights.")
+FINAL_PRUNE = flags.DEFINE_float("final_prune", 0.95, "Without a pack: p, after five tasks.", 0, 1)
+FOLDER = flags.DEFINE_string("folder", None, "Where the compact SavedModels and report.json go; default nowhere.")
+
+
+def main(argv: list[str]) -> None:
+    """Exports every task, compares each with its dense SavedModel, and prints the table."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    from tf_packnet.quiet import start_tensorflow
+
+    start_tensorflow()
+    import keras
+
+    from tf_packnet.export import export_report, export_task
+    from tf_packnet.reporting.exports import print_exports
+
+    packed = keras.models.load_model(PACK.value) if PACK.value else random_convnet(FINAL_PRUNE.value)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(FOLDER.value or temporary)
+        for number in range(1, packed.committed_tasks + 1):
+            export_task(packed, number, folder / f"task_{number}", compact=True)
+        print_exports(export_report(packed, folder))
+
+
+def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
+    """The paper's convolutional network; each task owns a random share of what was free, as Algorithm 2 shares it."""
+    import numpy as np
+
+    import tf_packnet as tp
+    from tf_packnet import lifecycle
+    from tf_packnet.approaches.networks import conv
+
+    rng = np.random.default_rng(0)
+    packed = tp.pack(conv((32, 32, 3), 2))
+    for _ in range(num_tasks):
+        lifecycle.begin_task(packed, freed_weights="reinit")
+        for weight in lifecycle.masked_weights(packed).values():
+            weight.prune(rng.random(weight.owner_map().shape) < 1 - final_prune ** (1 / num_tasks))
+        lifecycle.commit_task(packed)
+    return packed
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,327 @@
+import io
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from rich.console import Console
+
+import tf_packnet as tp
+from tests.conftest import blobs, make_convnet, make_mlp
+from tests.test_export import LOAD_WITHOUT_THE_LIBRARY, pack_of
+from tf_packnet.export import compact_model, dense_model, export_report
+from tf_packnet.export.compaction import SparseConv2D, SparseDense, storage
+from tf_packnet.export.saved_model import write_saved_model
+from tf_packnet.reporting import exports
+
+
+@pytest.fixture
+def always_sparse(monkeypatch):
+    """Kernels of any size are stored sparse if that is smaller."""
+    monkeypatch.setattr(storage, "OVERHEAD", 0)
+
+
+def of(*stack, shape):
+    return keras.Sequential([keras.Input(shape), *stack])
+
+
+def agree(model, compact, x=None, rtol=1e-5):
+    if x is None:
+        x = np.random.default_rng(0).normal(size=(6, *model.input_shape[1:])).astype("float32")
+    wanted = np.asarray(model(x))
+    np.testing.assert_allclose(compact(x), wanted, rtol=rtol, atol=rtol * np.abs(wanted).max())
+
+
+def kernels(model):
+    return [tuple(layer.kernel.shape) for layer in model.layers if hasattr(layer, "kernel")]
+
+
+def test_units_nobody_reads_and_units_that_read_nothing_are_gone():
+    model = of(layers.Dense(3, activation="relu"), layers.Dense(1), shape=(2,))
+    first, last = model.layers
+    # Unit 0 is read, unit 1 reads nothing and is 0.5 for ever, unit 2 is read by nobody.
+    first.set_weights([np.array([[1.0, 0, 1], [1, 0, 1]]), np.array([0.1, 0.5, 0.0])])
+    last.set_weights([np.array([[2.0], [3], [0]]), np.array([1.0])])
+    compact = compact_model(model)
+    assert kernels(compact) == [(2, 1), (1, 1)]
+    np.testing.assert_allclose(compact.layers[-1].bias, [1 + 3 * 0.5])
+    agree(model, compact)
+
+
+@pytest.mark.parametrize(("padding", "channels_left"), [("valid", 1), ("same", 2)])
+def test_a_constant_channel_stays_where_padding_ends_it(padding, channels_left):
+    model = of(layers.Conv2D(2, 1), layers.Conv2D(1, 3, padding=padding), shape=(4, 4, 1))
+    first, last = model.layers
+    first.set_weights([np.array([1.0, 0]).reshape(1, 1, 1, 2), np.array([0, 5.0])])
+    last.set_weights([np.ones((3, 3, 2, 1)), np.zeros(1)])
+    compact = compact_model(model)
+    assert kernels(compact)[0] == (1, 1, 1, channels_left)
+    agree(model, compact)
+
+
+THROUGH = [
+    layers.ZeroPadding2D(1),
+    layers.Cropping2D(1),
+    layers.UpSampling2D(interpolation="bilinear"),
+    layers.MaxPooling2D(2, padding="same"),
+    layers.AveragePooling2D(2, padding="same"),
+    layers.BatchNormalization(),
+    layers.LayerNormalization(),
+    layers.Activation("sigmoid"),
+    layers.Activation("softmax"),
+    layers.LeakyReLU(),
+    layers.SpatialDropout2D(0.5),
+    layers.Reshape((3, 12, 3)),
+    layers.Reshape((6, 3, 6)),
+    layers.DepthwiseConv2D(2, padding="same", bias_initializer="ones"),
+    layers.DepthwiseConv2D(2, depth_multiplier=2),
+    layers.SeparableConv2D(3, 2, padding="same", bias_initializer="ones"),
+    layers.Conv2D(4, 2, padding="same"),
+    layers.Conv2D(3, 2, groups=3),
+    layers.Conv2DTranspose(4, 2),
+]
+
+
+@pytest.mark.parametrize("layer", THROUGH, ids=lambda layer: layer.name)
+def test_constants_go_through(layer):
+    layer = type(layer).from_config(layer.get_config())
+    model = of(layers.Conv2D(3, 1, activation="relu"), layer, layers.Conv2D(2, 3), layers.Flatten(), shape=(6, 6, 1))
+    # Channel 0 varies, channel 1 is 0.7, channel 2 is 0.
+    model.layers[0].set_weights([np.array([1.0, 0, 0]).reshape(1, 1, 1, 3), np.array([0.1, 0.7, -1])])
+    agree(model, compact_model(model))
+
+
+def test_a_dead_relu_channel_is_gone_under_any_padding():
+    model = of(layers.Conv2D(2, 1, activation="relu"), layers.Conv2D(1, 3, padding="same"), shape=(4, 4, 1))
+    first, last = model.layers
+    first.set_weights([np.array([1.0, 0]).reshape(1, 1, 1, 2), np.array([0, -5.0])])
+    last.set_weights([np.ones((3, 3, 2, 1)), np.zeros(1)])
+    compact = compact_model(model)
+    assert kernels(compact) == [(1, 1, 1, 1), (3, 3, 1, 1)]
+    agree(model, compact)
+
+
+def test_what_is_not_known_stays_as_it_is():
+    inputs = keras.Input((4, 6))
+    x = layers.Dense(8, activation="relu")(inputs)
+    x = layers.MultiHeadAttention(2, 4)(x, x)
+    x = layers.LSTM(5)(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    kernel = model.layers[1].kernel
+    kernel.assign(np.where(np.arange(8) < 3, kernel, 0))
+    compact = compact_model(model)
+    assert kernels(compact)[0] == (6, 8)  # attention may read them all
+    agree(model, compact)
+
+
+def test_softmax_mixes_its_units():
+    model = of(layers.Dense(3, activation="softmax"), layers.Dense(2), shape=(4,))
+    model.layers[1].kernel.assign([[1.0, 1], [0, 0], [0, 0]])
+    assert kernels(compact_model(model)) == [(4, 3), (3, 2)]
+    agree(model, compact_model(model))
+
+
+def test_a_call_with_training_true_stays():
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(2)(layers.BatchNormalization()(inputs, training=True))
+    model = keras.Model(inputs, outputs)
+    agree(model, compact_model(model), np.random.default_rng(1).normal(3, 2, (8, 4)).astype("float32"))
+
+
+def test_several_inputs_and_outputs_keep_their_names(tmp_path):
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    hidden = layers.Dense(4, activation="relu")(layers.Concatenate()([a, b]))
+    model = keras.Model(
+        {"a": a, "b": b}, {"y": layers.Dense(2, name="y")(hidden), "z": layers.Add()([a, hidden[:, :3]])}
+    )
+    x = {"a": np.ones((2, 3), "float32"), "b": np.full((2, 3), 2, "float32")}
+    compact = compact_model(model)
+    assert compact(x).keys() == {"y", "z"}
+    write_saved_model(compact, tmp_path / "compact")
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
+    for name, wanted in model(x).items():
+        np.testing.assert_allclose(compact(x)[name], wanted, rtol=1e-6)
+        np.testing.assert_allclose(loaded.serve(x)[name], wanted, rtol=1e-6)
+
+
+def test_kernels_can_be_kept_dense(always_sparse):
+    model = sparse_net()
+    compact = compact_model(model, sparse=False)
+    assert not any(hasattr(layer, "entries") for layer in compact.layers)
+    agree(model, compact)
+
+
+def test_lookup_tables_are_served_too(tmp_path):
+    words = layers.StringLookup(vocabulary=["a", "b", "c"], output_mode="multi_hot")
+    model = keras.Sequential([keras.Input((2,), dtype="string"), words, layers.Dense(2)])
+    x = tf.constant([["a", "c"], ["b", "?"]])
+    write_saved_model(compact_model(model), tmp_path / "compact")
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
+
+
+def test_layers_called_twice_and_operators():
+    shared, act = layers.Dense(6), layers.ReLU()
+    inputs = keras.Input((6,))
+    x = act(shared(act(shared(inputs)))) + inputs * 2.0
+    model = keras.Model(inputs, layers.Dense(2)(keras.ops.concatenate([x, x], axis=-1)))
+    shared.kernel.assign(np.where(np.arange(6) < 2, shared.kernel, 0))
+    agree(model, compact_model(model))
+
+
+def test_few_of_many_features_are_selected():
+    model = of(layers.Dense(64, activation="relu"), layers.Dense(64), shape=(600,))
+    kernel = np.where(np.arange(600)[:, None] % 60 == 7, model.layers[0].kernel, 0)
+    model.layers[0].kernel.assign(kernel)
+    compact = compact_model(model)
+    assert compact.layers[1].features == list(range(7, 600, 60))
+    assert kernels(compact)[0] == (10, 64)
+    agree(model, compact)
+
+
+def test_the_model_itself_is_left_alone():
+    model = make_mlp()
+    before = model.get_weights()
+    compact_model(model).set_weights([np.zeros_like(w) for w in compact_model(model).get_weights()])
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("make", [make_mlp, make_convnet])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_packed_tasks_agree_with_their_dense_models(make, policy):
+    keras.config.set_dtype_policy(policy)
+    packed = pack_of(make)
+    x = blobs(5, packed.input_shape[1:])[0]
+    for task in (1, 2):
+        dense = dense_model(packed, task)
+        compact = compact_model(dense)
+        agree(dense, compact, x, rtol=1e-5 if policy == "float32" else 2e-2)
+        assert compact.count_params() <= dense.count_params()
+
+
+def sparse_net():
+    rng = np.random.default_rng(0)
+    stack = [
+        layers.Conv2D(8, 3, padding="same", activation="relu"),
+        layers.Flatten(),
+        layers.Dense(9, activation="relu"),
+    ]
+    model = of(*stack, layers.Dense(2), shape=(8, 8, 2))
+    for layer in (model.layers[0], model.layers[2]):
+        layer.kernel.assign(layer.kernel * (rng.random(layer.kernel.shape) < 0.2))
+        layer.bias.assign(rng.normal(size=layer.bias.shape))
+    return model
+
+
+def test_sparse_layers_survive_a_keras_file(tmp_path, always_sparse):
+    model = sparse_net()
+    compact = compact_model(model)
+    assert [type(layer) for layer in compact.layers if hasattr(layer, "entries")] == [SparseConv2D, SparseDense]
+    agree(model, compact)
+    compact.save(tmp_path / "compact.keras")
+    loaded = keras.models.load_model(tmp_path / "compact.keras")
+    x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), compact.predict(x, verbose=0))
+    again = compact_model(loaded)  # sparse layers are known to nobody: they stay
+    np.testing.assert_array_equal(again(x), compact(x))
+
+
+def test_sparse_layers_follow_their_weights(always_sparse):
+    model = sparse_net()
+    compact = compact_model(model)
+    clone = keras.models.clone_model(compact)
+    clone.set_weights(compact.get_weights())
+    agree(model, clone)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_sparse_layers_predict_compiled(always_sparse, jit):
+    model = sparse_net()
+    compact = compact_model(model)
+    compact.compile(jit_compile=jit)
+    x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
+    np.testing.assert_allclose(compact.predict(x, verbose=0), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_keras_exports_sparse_layers_too(tmp_path, always_sparse):
+    model = sparse_net()
+    compact_model(model).export(tmp_path / "compact", verbose=False)
+    x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
+    loaded = tf.saved_model.load(str(tmp_path / "compact"))
+    np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_two_tasks_loaded_side_by_side_keep_their_own_kernels(tmp_path, always_sparse):
+    x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
+    models = [sparse_net(), sparse_net()]
+    models[1].layers[0].kernel.assign(-models[1].layers[0].kernel)
+    for number, model in enumerate(models):
+        compact_model(model).export(tmp_path / str(number), verbose=False)
+    loaded = [tf.saved_model.load(str(tmp_path / number)) for number in ("0", "1", "0")]
+    for each, model in zip(loaded, [*models, models[0]], strict=True):
+        np.testing.assert_allclose(each.serve(x), model(x), rtol=1e-5, atol=1e-5)
+    del loaded[2]
+    np.testing.assert_allclose(loaded[0].serve(x), models[0](x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def wide_pack():
+    def make():
+        hidden = [layers.Dense(96, activation="relu", name=f"dense_{number}") for number in (1, 2)]
+        return of(*hidden, layers.Dense(2, name="head"), shape=(64,))
+
+    keras.utils.set_random_seed(0)
+    return pack_of(make)
+
+
+def test_a_process_without_the_library_serves_a_compact_task(tmp_path, wide_pack):
+    x = blobs(5, (64,), examples=7)[0]
+    np.save(tmp_path / "x.npy", x)
+    tp.export_task(wide_pack, 2, tmp_path / "task_2", compact=True)
+    arguments = [tmp_path / name for name in ("task_2", "x.npy", "y.npy", "weights.npz")]
+    subprocess.run([sys.executable, "-c", LOAD_WITHOUT_THE_LIBRARY, *map(str, arguments)], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), dense_model(wide_pack, 2)(x), rtol=1e-5, atol=1e-6)
+    # No variable of the SavedModel is a dense kernel.
+    largest = max(weight.size for weight in np.load(tmp_path / "weights.npz").values())
+    assert largest < 64 * 96
+
+
+def test_the_report_compares_every_task(tmp_path, wide_pack):
+    for number in (1, 2):
+        tp.export_task(wide_pack, number, tmp_path / f"task_{number}", compact=True)
+    rows = export_report(wide_pack, tmp_path, latency=False)
+    assert [row.name for row in rows] == ["task_1", "task_2"]
+    for row in rows:
+        assert row.weights[0] == 64 * 96 + 96 + 96 * 96 + 96 + 2 * 96 + 2
+        assert row.flops[0] == 2 * (64 * 96 + 96 * 96 + 2 * 96)
+        assert all(after < before for before, after in (row.weights, row.bytes))
+        assert all(packed < raw for packed, raw in zip(row.gzip_bytes, row.bytes, strict=True))
+        on_disk = sum(path.stat().st_size for path in (tmp_path / f"task_{row.task}").rglob("*") if path.is_file())
+        assert row.bytes[1] == on_disk
+
+    saved = json.loads((tmp_path / "report.json").read_text())["tasks"]
+    assert saved[1]["bytes"] == dict(zip(("dense", "exported"), rows[1].bytes, strict=True))
+    console = Console(width=120, record=True, file=io.StringIO())
+    exports.print_exports(rows, console)
+    assert "task_2" in console.export_text()
+
+
+def test_latency_is_measured_if_asked_for(tmp_path, wide_pack):
+    for number in (1, 2):
+        tp.export_task(wide_pack, number, tmp_path / f"task_{number}", compact=True)
+    rows = export_report(wide_pack, tmp_path)
+    assert all(row.latency.keys() == {1, 256} and min(row.latency.values()) > 0 for row in rows)
+    console = Console(width=120, record=True, file=io.StringIO())
+    exports.print_exports(rows, console)
+    assert "batch 256" in console.export_text()
+
+
+def test_a_report_needs_the_exports(tmp_path, wide_pack):
+    with pytest.raises(tp.ArgumentError, match="a folder with a SavedModel task_1"):
+        export_report(wide_pack, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,113 @@
+"""Whatever the architecture and the masks: the compact model computes what the model computes."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+from tf_packnet.export.compaction import compact_model, storage
+
+ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "gelu", "softmax", "leaky_relu")
+BLOCKS = ("conv", "bn", "pool", "residual", "concat", "depthwise", "separable", "pad", "norm", "nested", "again", "op")
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch):
+    """float64 shows any error that is more than rounding; every kernel with a zero is stored sparse."""
+    keras.config.set_dtype_policy("float64")
+    monkeypatch.setattr(storage, "OVERHEAD", 0)
+
+
+def convolution(draw, filters, activation):
+    padding = draw(st.sampled_from(["same", "valid"]))
+    return layers.Conv2D(filters, 2, padding=padding, activation=activation, use_bias=draw(st.booleans()))
+
+
+def block(draw, x, activation):
+    """One more block of a random kind on the images `x`."""
+    kind, filters = draw(st.sampled_from(BLOCKS)), x.shape[-1]
+    if kind == "bn":
+        return layers.Activation(activation)(layers.BatchNormalization()(x))
+    if kind == "pool" and min(x.shape[1:3]) > 1:
+        return draw(st.sampled_from([layers.MaxPooling2D, layers.AveragePooling2D]))(2, padding="same")(x)
+    if kind == "residual":
+        return layers.Add()([x, layers.Conv2D(filters, 3, padding="same", activation=activation)(x)])
+    if kind == "op":
+        return x * layers.Conv2D(filters, 1, activation=activation)(x) + x
+    if kind == "concat":
+        other = layers.Conv2D(2, 1, activation=activation)(x)
+        return layers.Concatenate(axis=draw(st.sampled_from([-1, 3])))([x, other])
+    if kind == "depthwise":
+        return layers.DepthwiseConv2D(2, padding="same", activation=activation)(x)
+    if kind == "separable":
+        return layers.SeparableConv2D(3, 2, padding="same", depth_multiplier=2, activation=activation)(x)
+    if kind == "pad":
+        return layers.ZeroPadding2D(1)(x)
+    if kind == "norm":
+        return layers.LayerNormalization()(x)
+    if kind == "nested":
+        inputs = keras.Input(x.shape[1:], dtype=x.dtype)
+        return keras.Model(inputs, layers.Conv2D(3, 1, activation=activation)(inputs))(x)
+    if kind == "again":
+        shared = layers.Conv2D(filters, 1, activation=activation)
+        return shared(shared(x))
+    if min(x.shape[1:3]) < 2:
+        return x
+    return convolution(draw, draw(st.integers(1, 5)), activation)(x)
+
+
+@st.composite
+def networks(draw):
+    """A convolutional or dense network and the seed of its weights."""
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    if draw(st.booleans()):
+        x = inputs = keras.Input((5, 4, 2))
+        for _ in range(draw(st.integers(1, 4))):
+            x = block(draw, x, activation)
+        x = draw(st.sampled_from([layers.Flatten, layers.GlobalAveragePooling2D]))()(x)
+    else:
+        x = inputs = keras.Input((7,))
+    for _ in range(draw(st.integers(0, 3))):
+        x = layers.Dropout(0.5)(layers.Dense(draw(st.integers(1, 9)), activation=activation)(x))
+    outputs = layers.Dense(2)(x)
+    several = draw(st.booleans())
+    return keras.Model(inputs, {"logits": outputs, "features": x} if several else outputs)
+
+
+def prune(model, rng, density):
+    """Random weights, of which `density` are not 0; biases that leave some units dead, statistics that are none's."""
+    for weight in model.weights:
+        value = rng.normal(size=weight.shape)
+        if "kernel" in weight.name:
+            value = value * (rng.random(weight.shape) < density)
+        elif "variance" in weight.name:
+            value = np.abs(value) + 0.1
+        elif rng.random() < 0.3:
+            value = np.zeros(weight.shape)
+        weight.assign(value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(networks(), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.03, 0.1, 0.3, 0.7]))
+def test_outputs_agree(model, seed, density):
+    rng = np.random.default_rng(seed)
+    prune(model, rng, density)
+    compact = compact_model(model)
+    x = rng.normal(size=(5, *model.input_shape[1:]))
+    for ours, theirs in zip(keras.tree.flatten(compact(x)), keras.tree.flatten(model(x)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert compact.count_params() <= 2 * model.count_params() + 9
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 5), st.integers(1, 900))
+@example(0, 0.0, 1, 1)
+def test_packed_kernels_unpack(seed, density, rows, columns):
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=(rows, columns)).astype("float32") * (rng.random((rows, columns)) < density)
+    packed = storage.pack(kernel)
+    np.testing.assert_array_equal(storage.unpack(packed, kernel.shape), kernel)
+    bridges = len(packed.values) - np.count_nonzero(kernel)
+    assert 0 <= bridges <= kernel.size / 255
