@@ -27,6 +27,8 @@ _HOME = {
     "TaskMaskSnapshot": "callbacks",
     "load_owner_maps": "callbacks",
     "export_task": "export",
+    "export_pack": "export",
+    "export_for_serving": "export",
     "begin_task": "lifecycle",
     "commit_task": "lifecycle",
     "select_task": "lifecycle",

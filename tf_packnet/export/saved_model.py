@@ -1,32 +1,72 @@
-"""One task as a SavedModel that needs nothing but TensorFlow."""
+"""A SavedModel that needs nothing but TensorFlow, with as little beside the weights as TensorFlow allows."""
 
 import contextlib
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from tf_packnet import files
-from tf_packnet.export.dense import dense_model
-from tf_packnet.packed_model import PackedModel
+import keras
+import tensorflow as tf
+
+from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
 
-def export_task(packed: PackedModel, task: int | str, path: str | os.PathLike) -> None:
-    """Writes one committed task as a SavedModel folder, atomically.
+class Servable(tf.Module):
+    """What `tf.saved_model.load` gives back.
 
-    `tf.saved_model.load(path).serve(x)` gives the task's logits, for any batch size.
+    Attributes:
+        variables: Every weight, once.
+    """
+
+    variables: Any = ()  # tf.Module's own is a property, which would not be saved
+
+
+def write(endpoint: Endpoint, path: Path) -> None:
+    """Writes the folder `path`, with `serve`, `variables` and the signature; and `class_names` where they are known."""
+    weights = {id(each): stored(each) for each in endpoint.model.weights}
+    module = Servable()
+    module.variables = list(weights.values())
+    module.serve = endpoint.function({key: weight.read_value for key, weight in weights.items()})
+    signatures = {SIGNATURE: endpoint.signature(module.serve)}
+    if endpoint.class_names:
+        module.class_names = constants(endpoint.class_names)
+        signatures["class_names"] = module.class_names
+    save(module, path, signatures, [endpoint.model])
+
+
+def stored(variable: keras.Variable) -> tf.Variable:
+    """A variable of TensorFlow's own with the same name and content."""
+    return tf.Variable(keras.ops.convert_to_numpy(variable), name=variable.path, trainable=variable.trainable)
+
+
+def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
+    """A function that answers these strings: what a client of a server can ask too."""
+
+    @tf.function(input_signature=[], autograph=False)
+    def answer():
+        return {key: tf.constant(list(values)) for key, values in names.items()}
+
+    return answer
+
+
+def save(
+    module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
+) -> None:
+    """`tf.saved_model.save`, without the keras.Models unless their layers hold more than variables.
 
     Args:
-        packed: The pack.
-        task: Name or number (1-based) of a committed task.
-        path: The folder to write; one that is there is replaced.
-
-    Raises:
-        ArgumentError: If there is no such task.
-        RuntimeError: If the task is still being learned.
+        module: What to save.
+        path: The folder to write.
+        signatures: The functions that a server finds, by name.
+        models: Those whose layers the functions call.
     """
-    model = dense_model(packed, task)
-    with files.replacing(path) as temporary, _without_asset_messages():
-        model.export(os.fspath(temporary), format="tf_saved_model", verbose=False)
+    # Vocabularies lie in tables, which are saved with the layers that hold them.
+    tables = [layer for model in models for layer in model._flatten_layers() if hasattr(layer, "lookup_table")]
+    if tables:
+        module.tables = tables
+    with _without_asset_messages():
+        tf.saved_model.save(module, str(path), signatures=signatures)
 
 
 @contextlib.contextmanager
