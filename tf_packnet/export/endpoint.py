@@ -1,7 +1,9 @@
 """What a file of any format answers: a plain Keras model with named inputs and outputs, its preprocessing inside."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -64,22 +66,20 @@ class Endpoint:
         inputs = self._structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
 
-    def function(self, values: Mapping[int, Callable[[], Any]]) -> Callable[..., Any]:
+    def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Callable[..., Any]:
         """The model as a `tf.function` of its inputs, in the structure that they have in the model.
 
         Args:
             values: By `id` of a variable of the model, what gives the tensor to compute with in its place, called while
-                tracing. Variables without become constants: the seeds.
+                tracing; the function reads the other variables.
         """
-        model = self.model
-        constants = [each for each in model.variables if id(each) not in values]
-        constants = [(each, keras.ops.convert_to_numpy(each)) for each in constants]
 
         @tf.function(input_signature=[self._structured(self.specs)], autograph=False)
         def serve(inputs):
-            given = [(each, values[id(each)]()) for each in model.variables if id(each) in values]
-            with keras.StatelessScope(state_mapping=given + constants):
-                return model(self._preprocessed(inputs), training=False)
+            given = [(each, values[id(each)]()) for each in self.model.variables if id(each) in values]
+            # Around nothing it would keep layers from updating what is theirs, such as seeds.
+            with keras.StatelessScope(state_mapping=given) if given else contextlib.nullcontext():
+                return self.model(self._preprocessed(inputs), training=False)
 
         return serve
 

@@ -99,7 +99,7 @@ class _Store:
     def values(self, model: keras.Model, task: int) -> dict[int, Callable[[], tf.Tensor]]:
         """By `id` of a weight of `model`, the dense one of `task`: what gives the tensor that stands in its place."""
         owned = {key: functools.partial(kernel.of_task, task) for key, kernel in self._owned(model).items()}
-        return {id(each): owned.get(id(each)) or self._once(each).read_value for each in model.weights}
+        return {id(each): owned.get(id(each)) or self._once(each).read_value for each in model.variables}
 
     def _owned(self, model: keras.Model) -> dict[int, SharedKernel]:
         found = {}
@@ -113,7 +113,7 @@ class _Store:
         value = ops.convert_to_numpy(variable)
         key = (value.dtype.name, value.shape, value.tobytes())
         if key not in self.others:
-            self.others[key] = saved_model.stored(variable)
+            self.others[key] = tf.Variable(value, name=variable.path, trainable=False)
         return self.others[key]
 
 

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
+RESOURCE = tf.saved_model.experimental.TrackableResource
+
 
 class Servable(tf.Module):
     """What `tf.saved_model.load` gives back.
@@ -24,20 +26,14 @@ class Servable(tf.Module):
 
 def write(endpoint: Endpoint, path: Path) -> None:
     """Writes the folder `path`, with `serve`, `variables` and the signature; and `class_names` where they are known."""
-    weights = {id(each): stored(each) for each in endpoint.model.weights}
     module = Servable()
-    module.variables = list(weights.values())
-    module.serve = endpoint.function({key: weight.read_value for key, weight in weights.items()})
+    module.variables = [variable.value for variable in endpoint.model.variables]
+    module.serve = endpoint.function()
     signatures = {SIGNATURE: endpoint.signature(module.serve)}
     if endpoint.class_names:
         module.class_names = constants(endpoint.class_names)
         signatures["class_names"] = module.class_names
     save(module, path, signatures, [endpoint.model])
-
-
-def stored(variable: keras.Variable) -> tf.Variable:
-    """A variable of TensorFlow's own with the same name and content."""
-    return tf.Variable(keras.ops.convert_to_numpy(variable), name=variable.path, trainable=variable.trainable)
 
 
 def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
@@ -53,7 +49,7 @@ def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.T
 def save(
     module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
 ) -> None:
-    """`tf.saved_model.save`, without the keras.Models unless their layers hold more than variables.
+    """`tf.saved_model.save`, of what the functions compute with and not of the layers that they call.
 
     Args:
         module: What to save.
@@ -61,10 +57,11 @@ def save(
         signatures: The functions that a server finds, by name.
         models: Those whose layers the functions call.
     """
-    # Vocabularies lie in tables, which are saved with the layers that hold them.
-    tables = [layer for model in models for layer in model._flatten_layers() if hasattr(layer, "lookup_table")]
-    if tables:
-        module.tables = tables
+    # Besides variables: the tables of vocabularies, and kernels that are computed when the file is loaded.
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    held = [value for layer in layers for value in vars(layer).values() if isinstance(value, RESOURCE)]
+    if held:
+        module.resources = held
     with _without_asset_messages():
         tf.saved_model.save(module, str(path), signatures=signatures)
 

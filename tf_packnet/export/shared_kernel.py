@@ -13,10 +13,10 @@ PLACE_BITS = 8 * (4 + 1)  # an int32 place, a uint8 owner
 class SharedKernel(tf.Module):
     """The kernels of all tasks in one.
 
-    At rest: the used weights in the order of their places, and their owners in the smaller of two forms: where each used
-    weight lies, and its owner; or the owner of every entry, used or not, as a digit to the base of one more than there
-    are tasks, with five tasks 24 of them in an `int64`. Both become a dense kernel and its owner map when the file is
-    loaded, of which a task's kernel is computed at every call.
+    At rest: the used weights in the order of their places, and their owners in the smaller of two forms. Either where
+    each used weight lies, and its owner; or the owner of every entry, used or not, as a digit to the base of one more
+    than there are tasks, with five tasks 24 of them in an `int64`. Both become a dense kernel and its owner map when
+    the file is loaded, of which a task's kernel is computed at every call.
 
     Args:
         owner: `uint8` owner map: 0 is free, `k` is owned by task `k`.
