@@ -18,6 +18,7 @@ import tf_packnet as tp
 from tests.conftest import make_convnet, make_mlp
 from tf_packnet import lifecycle, ownership
 from tf_packnet.export import dense_model, task
+from tf_packnet.export.paths import SUFFIXES
 from tf_packnet.export.shared_kernel import SharedKernel, digits_in_a_number, numbers
 
 L = keras.layers
@@ -511,9 +512,10 @@ def test_a_failed_export_leaves_what_was_there(name, tmp_path, monkeypatch):
 
 def test_compact_models_are_exported_as_they_are_given(tmp_path, monkeypatch):
     packed = pack_of(make_mlp())
+    """Whatever compaction does: an endpoint of its model has the names of the task's."""
     asked = []
 
-    def smaller(model):
+    def smaller(model, format):
         asked.append(model)
         return make_mlp()
 
@@ -522,3 +524,23 @@ def test_compact_models_are_exported_as_they_are_given(tmp_path, monkeypatch):
     (model,) = asked
     assert not np.array_equal(model.get_layer("dense_1").kernel, 0)
     assert list(tf.saved_model.load(str(tmp_path / "task")).signatures) == ["serving_default", "class_names"]
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras", "tflite", "tflite_float16", "tflite_int8"])
+@pytest.mark.parametrize("density", [0.03, 0.4])
+def test_compact_files_compute_as_the_task(format, density, tmp_path):
+    pytest.importorskip("tf_packnet.export.compaction")
+    layers = [keras.Input((16, 16, 1), name="x"), L.Flatten(), L.Dense(128, activation="relu"), L.Dense(64)]
+    packed = pack_of(keras.Sequential([*layers, L.Dense(2, name="y")]), density=density)
+    path = tmp_path / f"task{SUFFIXES[format]}"
+    raw = raw_images((16, 16, 1))
+    calibration = raw if format == "tflite_int8" else None
+    tp.export_task(packed, 1, path, format=format, compact=True, preprocessing="uint8", calibration=calibration)
+    if format == "saved_model":
+        loaded = tf.saved_model.load(str(path))
+        found = loaded.serve(raw)
+    else:
+        found = keras.models.load_model(path)(raw) if format == "keras" else lite(path, x=raw)["y"]
+    expected = dense_model(packed, 1)(raw / np.float32(255)).numpy()
+    tolerance = {"tflite_float16": 2e-3, "tflite_int8": 0.1}.get(format, 1e-5)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())

@@ -38,9 +38,10 @@ class Endpoint:
 
     def __init__(self, model: keras.Model, preprocessing: Preprocessing = None, class_names: ClassNames = None):
         self.model = model
-        self._inputs = keras.tree.flatten(model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs)
+        self._graph = model._functional if isinstance(model, keras.Sequential) else model
+        self._inputs = keras.tree.flatten(self._graph._inputs_struct)
         self.input_names = _unique(tensor.name for tensor in self._inputs)
-        self.output_names = _output_names(model)
+        self.output_names = _output_names(self._graph)
         self.scales = _scales(preprocessing, dict(zip(self.input_names, self._inputs, strict=True)))
         outputs = keras.tree.flatten(model.outputs)
         units = {name: each.shape[-1] for name, each in zip(self.output_names, outputs, strict=True)}
@@ -103,17 +104,16 @@ class Endpoint:
         return self._structured(flat)
 
     def _structured(self, flat: Sequence[Any]) -> Any:
-        structure = getattr(self.model, "_inputs_struct", self.model.inputs)
+        structure = self._graph._inputs_struct
         if isinstance(structure, (list, tuple)) and len(flat) == 1:
             return flat[0]
         return keras.tree.pack_sequence_as(structure, list(flat))
 
 
-def _output_names(model: keras.Model) -> list[str]:
-    structure = getattr(model, "_outputs_struct", model.outputs)
-    if isinstance(structure, dict):
-        return _unique(str(path[-1]) for path, _ in keras.tree.flatten_with_path(structure))
-    return _unique(model.output_names)
+def _output_names(graph: keras.Model) -> list[str]:
+    if isinstance(graph._outputs_struct, dict):
+        return _unique(str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph._outputs_struct))
+    return _unique(graph.output_names)
 
 
 def _unique(names: Any) -> list[str]:

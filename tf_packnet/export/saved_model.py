@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_packnet import files
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
 RESOURCE = tf.saved_model.experimental.TrackableResource
@@ -22,6 +24,19 @@ class Servable(tf.Module):
     """
 
     variables: Any = ()  # tf.Module's own is a property, which would not be saved
+
+
+def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
+    """Writes a plain Keras model as a SavedModel folder, atomically.
+
+    Keras's own `export` stores every weight twice.
+
+    Args:
+        model: A built Sequential or functional model.
+        path: The folder to write; one that is there is replaced.
+    """
+    with files.replacing(path) as temporary:
+        write(Endpoint(model), temporary)
 
 
 def write(endpoint: Endpoint, path: Path) -> None:

@@ -11,6 +11,7 @@ from tf_packnet import files
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.export import saved_model, tflite
 from tf_packnet.export.dense import dense_model
+from tf_packnet.export.dense_kernels import with_dense_kernels
 from tf_packnet.export.endpoint import ClassNames, Endpoint, Preprocessing
 from tf_packnet.export.paths import SUFFIXES, check_path
 from tf_packnet.packed_model import PackedModel
@@ -27,7 +28,7 @@ def export_task(
     class_names: ClassNames = None,
     calibration: Any = None,
 ) -> None:
-    """Writes one committed task as a file that needs nothing of this library, atomically.
+    """Writes one committed task as a file or folder that needs nothing of this library, atomically.
 
     Whatever the format, it takes the same inputs, any number of examples at a time, and gives the same `float32`
     outputs. `tf.saved_model.load(path).serve(x)` gives the task's logits.
@@ -39,7 +40,8 @@ def export_task(
         format: `saved_model`, a folder for TensorFlow alone and for TensorFlow Serving; `keras`, a file for
             `keras.models.load_model`; or `tflite`, `tflite_float16` (half the size), `tflite_int8` (a quarter), a file
             for LiteRT.
-        compact: Whether to leave out units and weights that the task does not use.
+        compact: Whether to leave out units and weights that the task does not use. A `.keras` file with kernels that
+            are stored without their zeros needs this library: `import tf_packnet` before `keras.models.load_model`.
         preprocessing: None: inputs are what the network takes. `uint8`: they are raw bytes, which the file multiplies
             by 1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. With several
             inputs, by the name of the input.
@@ -63,7 +65,7 @@ def export_task(
     if calibration is not None:
         calibration = tflite.checked(endpoint, calibration)
     if compact:
-        endpoint = endpoint.of(compacted(endpoint.model))
+        endpoint = endpoint.of(compacted(endpoint.model, format))
     with files.replacing(path) as temporary:
         if format == "saved_model":
             saved_model.write(endpoint, temporary)
@@ -75,11 +77,13 @@ def export_task(
         _add_class_names(endpoint, temporary)
 
 
-def compacted(model: keras.Model) -> keras.Model:
+def compacted(model: keras.Model, format: str) -> keras.Model:
     """The model without what it does not use."""
     from tf_packnet.export.compaction import compact_model
 
-    return compact_model(model)
+    model = compact_model(model)
+    # LiteRT has no kernels that are made of their entries when the file is loaded.
+    return with_dense_kernels(model) if SUFFIXES[format] == ".tflite" else model
 
 
 def _add_class_names(endpoint: Endpoint, path: Path) -> None:
