@@ -233,13 +233,13 @@ def test_whole_numbers_from_raw_bytes_are_as_accurate(trained, tmp_path):
 # All tasks in one
 
 
-@pytest.mark.parametrize("density", [0.02, 0.6])
-@pytest.mark.parametrize("make", [make_mlp, make_convnet])
-def test_all_tasks_in_one_file_compute_as_each_alone(make, density, tmp_path):
+@pytest.mark.parametrize("per_task_kernels", [False, True])
+@pytest.mark.parametrize(("make", "density"), [(make_mlp, 0.02), (make_convnet, 0.6)])
+def test_all_tasks_in_one_file_compute_as_each_alone(make, density, per_task_kernels, tmp_path):
     classes = (2, 3, 2, 5)
     packed = pack_of(make(), classes=classes, density=density, bias_policy="per_task")
     x = tf.constant(np.random.default_rng(1).normal(size=(9, *packed.input_shape[1:])).astype("float32"))
-    tp.export_pack(packed, tmp_path / "all")
+    tp.export_pack(packed, tmp_path / "all", per_task_kernels=per_task_kernels)
     loaded = tf.saved_model.load(str(tmp_path / "all"))
     assert list(loaded.signatures) == packed.task_names
     for number, (name, units) in enumerate(zip(packed.task_names, classes, strict=True), start=1):
@@ -298,18 +298,20 @@ def seen(owner, values, base, task):
     tasks=st.integers(1, 254),
     density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
     with_base=st.booleans(),
+    per_task=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_a_shared_kernel_is_every_tasks(shape, tasks, density, with_base, seed):
+def test_a_shared_kernel_is_every_tasks(shape, tasks, density, with_base, per_task, seed):
     rng = np.random.default_rng(seed)
     owner = np.where(rng.random(shape) < density, rng.integers(1, tasks + 1, shape), 0).astype(np.uint8)
     values, base = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    kernel = SharedKernel(owner, values, base if with_base else None)
-    for resource in (kernel._owner, kernel._kernel):
+    kernel = SharedKernel(owner, values, base if with_base else None, per_task)
+    of_tasks = {number: kernel.of_task(number) for number in {1, (tasks + 1) // 2, tasks}}
+    for resource in kernel._at_hand:
         resource._initialize()
-    for task_number in {1, (tasks + 1) // 2, tasks}:
-        expected = seen(owner, values, base if with_base else np.zeros_like(base), task_number)
-        np.testing.assert_array_equal(kernel.of_task(task_number), expected)
+    for number, found in of_tasks.items():
+        expected = seen(owner, values, base if with_base else np.zeros_like(base), number)
+        np.testing.assert_array_equal(found(), expected)
 
 
 @given(base=st.integers(2, 255), count=st.integers(0, 70), seed=st.integers(0, 2**20))

@@ -1,6 +1,5 @@
 """All tasks of a pack in one SavedModel, which share there what they share in the pack."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ def export_pack(
     *,
     preprocessing: Preprocessing = None,
     class_names: Mapping[str, ClassNames] | None = None,
+    per_task_kernels: bool = False,
 ) -> None:
     """Writes all committed tasks as one SavedModel folder, hardly larger than that of one task, atomically.
 
@@ -41,6 +41,9 @@ def export_pack(
         path: The folder to write; a SavedModel that is there is replaced.
         preprocessing: As for `export_task`, for all tasks.
         class_names: By name of the task, as for `export_task`. `loaded.class_names()` answers them.
+        per_task_kernels: What a process that loaded the file holds in memory. False: one dense kernel and its owner map
+            a layer, of which every call computes the task's kernels. True: dense kernels for each task, as much as all
+            their models take; calls are as fast as those of one model. The weights in the file are the same.
 
     Raises:
         ArgumentError: If no task is committed, the path is no place for a folder, or an option does not fit. Nothing is
@@ -49,7 +52,7 @@ def export_pack(
     path = Path(path)
     check_path(path, "saved_model")
     tasks = _checked_tasks(packed, class_names or {})
-    store = _Store(packed)
+    store = _Store(packed, per_task_kernels)
     module = saved_model.Servable()
     module.serve, signatures, answers, models = {}, {}, {}, []
     for number, task in enumerate(tasks, start=1):
@@ -90,15 +93,15 @@ class _Store:
         others: The other weights by their content: tasks share what is equal, such as the biases of the first.
     """
 
-    def __init__(self, packed: PackedModel):
+    def __init__(self, packed: PackedModel, per_task_kernels: bool):
         self._packed = packed
         weights = lifecycle.masked_weights(packed).values()
-        self.kernels = {id(weight): _shared(weight) for weight in weights}
+        self.kernels = {id(weight): _shared(weight, per_task_kernels) for weight in weights}
         self.others: dict[Any, tf.Variable] = {}
 
     def values(self, model: keras.Model, task: int) -> dict[int, Callable[[], tf.Tensor]]:
         """By `id` of a weight of `model`, the dense one of `task`: what gives the tensor that stands in its place."""
-        owned = {key: functools.partial(kernel.of_task, task) for key, kernel in self._owned(model).items()}
+        owned = {key: kernel.of_task(task) for key, kernel in self._owned(model).items()}
         return {id(each): owned.get(id(each)) or self._once(each).read_value for each in model.variables}
 
     def _owned(self, model: keras.Model) -> dict[int, SharedKernel]:
@@ -117,7 +120,7 @@ class _Store:
         return self.others[key]
 
 
-def _shared(weight: MaskedWeight) -> SharedKernel:
+def _shared(weight: MaskedWeight, per_task: bool) -> SharedKernel:
     base = ops.convert_to_numpy(weight.base) if weight.pretrained == "visible" else None
     owner = ownership.without_candidates(weight.owner_map())
-    return SharedKernel(owner, ops.convert_to_numpy(weight.frozen), base)
+    return SharedKernel(owner, ops.convert_to_numpy(weight.frozen), base, per_task)

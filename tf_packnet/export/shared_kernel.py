@@ -1,5 +1,6 @@
 """A kernel of all tasks at rest: each used weight once, and in as few bytes as may be who owns it."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 
@@ -15,16 +16,17 @@ class SharedKernel(tf.Module):
 
     At rest: the used weights in the order of their places, and their owners in the smaller of two forms. Either where
     each used weight lies, and its owner; or the owner of every entry, used or not, as a digit to the base of one more
-    than there are tasks, with five tasks 24 of them in an `int64`. Both become a dense kernel and its owner map when
-    the file is loaded, of which a task's kernel is computed at every call.
+    than there are tasks, with five tasks 24 of them in an `int64`. When the file is loaded, both become a dense kernel
+    and its owner map, of which a task's kernel is computed at every call; or a dense kernel for each task.
 
     Args:
         owner: `uint8` owner map: 0 is free, `k` is owned by task `k`.
         values: What the owned entries hold, same shape.
         base: What is seen at entries that nobody owns yet, same shape; None for 0.
+        per_task: Whether there is a dense kernel for each task.
     """
 
-    def __init__(self, owner: np.ndarray, values: np.ndarray, base: np.ndarray | None = None):
+    def __init__(self, owner: np.ndarray, values: np.ndarray, base: np.ndarray | None = None, per_task: bool = False):
         super().__init__()
         self._shape, self._size = owner.shape, owner.size
         owner, values = owner.reshape(-1), values.reshape(-1)
@@ -38,13 +40,26 @@ class SharedKernel(tf.Module):
             self._places, self._owners = _at_rest(used.astype(np.int32), "places"), _at_rest(owner[used], "owners")
         self._used = _at_rest(values[used], "values")
         self._base = None if base is None else _at_rest(base, "base")
-        name = hashlib.sha256(repr(self._shape).encode() + owner.tobytes() + values[used].tobytes()).hexdigest()
-        self._owner = AtHand(self._unpacked_owner, tf.uint8, self._shape, f"{name}_owner")
-        self._kernel = AtHand(self._unpacked_kernel, self._used.dtype, self._shape, f"{name}_kernel")
+        content = (owner, values[used], np.zeros(0) if base is None else base)
+        self._name = hashlib.sha256(repr(self._shape).encode() + b"".join(map(bytes, content))).hexdigest()
+        self._parts = {"owner": self._unpacked_owner, "kernel": self._unpacked_kernel}
+        self._per_task = per_task
+        self._at_hand: list[AtHand] = []
+        if not per_task:
+            self._parts = {part: self._kept(part, compute) for part, compute in self._parts.items()}
 
-    def of_task(self, task: int) -> tf.Tensor:
-        """The kernel that `task` (1-based) computes with."""
-        owner, kernel = self._owner.read(), self._kernel.read()
+    def of_task(self, task: int) -> Callable[[], tf.Tensor]:
+        """What gives the kernel that `task` (1-based) computes with."""
+        compute = functools.partial(self._seen, task)
+        return self._kept(str(task), compute) if self._per_task else compute
+
+    def _kept(self, part: str, compute: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
+        dtype = tf.uint8 if part == "owner" else self._used.dtype
+        self._at_hand.append(AtHand(compute, dtype, self._shape, f"{self._name}_{part}"))
+        return self._at_hand[-1].read
+
+    def _seen(self, task: int) -> tf.Tensor:
+        owner, kernel = self._parts["owner"](), self._parts["kernel"]()
         if self._base is None:  # the free ones are 0 already
             return tf.where(owner <= task, kernel, tf.zeros((), kernel.dtype))
         # FREE is 0, so `owner - 1` wraps to 255.
@@ -82,10 +97,13 @@ class AtHand(tf.saved_model.experimental.TrackableResource):
     def __init__(self, compute: Callable[[], tf.Tensor], dtype: tf.DType, shape: tuple[int, ...], name: str):
         super().__init__()
         self._compute, self._dtype, self._shape, self._name = compute, dtype, shape, name
+        self._handle = self.resource_handle  # made now: functions that are traced later capture it
 
     def read(self) -> tf.Tensor:
         """The tensor."""
-        return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self._dtype)
+        tensor = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self._dtype)
+        tensor.set_shape(self._shape)
+        return tensor
 
     def _create_resource(self) -> tf.Tensor:
         return tf.raw_ops.VarHandleOp(dtype=self._dtype, shape=self._shape, shared_name=self._name)
