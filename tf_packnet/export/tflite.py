@@ -1,5 +1,6 @@
 """A task for LiteRT (TensorFlow Lite), in floating point or in whole numbers of 8 bits."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ def _converted(converter: Any, format: str) -> bytes:
         return converter.convert()
     except Exception as error:  # whatever the converter raises, on many lines
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", reason)  # without where in the graph
         raise ArgumentError("format", f"one that can hold this network; LiteRT cannot: {reason}", format) from error
 
 
