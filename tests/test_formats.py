@@ -408,6 +408,7 @@ REFUSED = {
     ),
     "suffix": ({"format": "keras"}, r"a name that ends in .keras \(format='keras'\)"),
     "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one a unit of 'head'"),
+    "no names": ({"class_names": []}, "`class_names`: expected 2 names, one a unit of 'head'"),
     "string": ({"class_names": "ab"}, "`class_names`: expected a list of strings"),
     "no strings": ({"class_names": [0, 1]}, "`class_names`: expected a list of strings"),
     "output": ({"class_names": {"tail": ["a", "b"]}}, "`class_names`: expected by output, among 'head'"),
@@ -458,9 +459,11 @@ def test_what_a_pack_cannot_be_exported_with(tmp_path):
     with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with a committed task"):
         tp.export_pack(fresh, tmp_path / "all")
     packed = pack_of(make_mlp())
-    for names in ({"cats": ["a", "b"]}, ["a", "b"]):
+    for names in ({"cats": ["a", "b"]}, ["a", "b"], []):
         with pytest.raises(tp.ArgumentError, match="`class_names`: expected names by task, among 'task_1', 'task_2'"):
             tp.export_pack(packed, tmp_path / "all", class_names=names)
+    with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one a unit of 'head'"):
+        tp.export_pack(packed, tmp_path / "all", class_names={"task_2": ["a"]})
     for options, message in (
         ({"name": "../up"}, "`name`: expected a name that a folder can have"),
         ({"name": ".hidden"}, "`name`"),

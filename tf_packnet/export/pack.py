@@ -51,23 +51,36 @@ def export_pack(
     """
     path = Path(path)
     check_path(path, "saved_model")
-    tasks = _checked_tasks(packed, class_names or {})
+    class_names = {} if class_names is None else class_names
+    tasks = _checked_tasks(packed, class_names)
+    endpoints = {
+        task: Endpoint(dense_model(packed, number), preprocessing, class_names.get(task))
+        for number, task in enumerate(tasks, start=1)
+    }
+    module, signatures = _servable(packed, endpoints, per_task_kernels)
+    with files.replacing(path) as temporary:
+        saved_model.save(module, temporary, signatures, [endpoint.model for endpoint in endpoints.values()])
+
+
+def _servable(
+    packed: PackedModel, endpoints: dict[str, Endpoint], per_task_kernels: bool
+) -> tuple[saved_model.Servable, dict[str, Callable[..., Any]]]:
+    """What will be loaded, and its signatures, from an endpoint for each task."""
     store = _Store(packed, per_task_kernels)
     module = saved_model.Servable()
-    module.serve, signatures, answers, models = {}, {}, {}, []
-    for number, task in enumerate(tasks, start=1):
-        endpoint = Endpoint(dense_model(packed, number), preprocessing, (class_names or {}).get(task))
+    module.serve, signatures = {}, {}
+    for number, (task, endpoint) in enumerate(endpoints.items(), start=1):
         module.serve[task] = endpoint.function(store.values(endpoint.model, number))
         signatures[task] = endpoint.signature(module.serve[task])
-        several = len(endpoint.output_names) > 1
-        answers |= {f"{task}/{name}" if several else task: each for name, each in endpoint.class_names.items()}
-        models.append(endpoint.model)
     module.kernels, module.variables = list(store.kernels.values()), list(store.others.values())
+    answers = {
+        task if len(endpoint.output_names) == 1 else f"{task}/{output}": names
+        for task, endpoint in endpoints.items()
+        for output, names in endpoint.class_names.items()
+    }
     if answers:
-        module.class_names = saved_model.constants(answers)
-        signatures[CLASS_NAMES] = module.class_names
-    with files.replacing(path) as temporary:
-        saved_model.save(module, temporary, signatures, models)
+        module.class_names = signatures[CLASS_NAMES] = saved_model.constants(answers)
+    return module, signatures
 
 
 def _checked_tasks(packed: PackedModel, class_names: Mapping[str, ClassNames]) -> list[str]:
