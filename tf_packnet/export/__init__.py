@@ -1,8 +1,18 @@
-"""One task out of the pack: a plain Keras model, a SavedModel, without what the task does not need."""
+"""Tasks out of the pack: a plain Keras model, one without what the task does not need, and files for what serves them."""
 
 from tf_packnet.export.compaction import compact_model
 from tf_packnet.export.dense import dense_model
+from tf_packnet.export.pack import export_pack
 from tf_packnet.export.report import TaskExport, export_report
-from tf_packnet.export.saved_model import export_task
+from tf_packnet.export.serving import export_for_serving
+from tf_packnet.export.task import export_task
 
-__all__ = ["TaskExport", "compact_model", "dense_model", "export_report", "export_task"]
+__all__ = [
+    "TaskExport",
+    "compact_model",
+    "dense_model",
+    "export_for_serving",
+    "export_pack",
+    "export_report",
+    "export_task",
+]

@@ -1,67 +1,84 @@
-"""One task as a SavedModel that needs nothing but TensorFlow."""
+"""A SavedModel that needs nothing but TensorFlow, with as little beside the weights as TensorFlow allows."""
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_packnet import files
-from tf_packnet.export.compaction import compact_model
-from tf_packnet.export.compaction.graph import inputs_of
-from tf_packnet.export.dense import dense_model
-from tf_packnet.packed_model import PackedModel
+from tf_packnet.export.endpoint import SIGNATURE, Endpoint
+
+RESOURCE = tf.saved_model.experimental.TrackableResource
 
 
-def export_task(packed: PackedModel, task: int | str, path: str | os.PathLike, compact: bool = False) -> None:
-    """Writes one committed task as a SavedModel folder, atomically.
+class Servable(tf.Module):
+    """What `tf.saved_model.load` gives back.
 
-    `tf.saved_model.load(path).serve(x)` gives the task's logits, for any batch size.
-
-    Args:
-        packed: The pack.
-        task: Name or number (1-based) of a committed task.
-        path: The folder to write; one that is there is replaced.
-        compact: Whether to leave out what the task's outputs do not depend on, see `compact_model`. Otherwise kernels
-            have the shapes of the pack's, with 0 where a weight is not the task's.
-
-    Raises:
-        ArgumentError: If there is no such task.
-        RuntimeError: If the task is still being learned.
+    Attributes:
+        variables: Every weight, once.
     """
-    model = dense_model(packed, task)
-    write_saved_model(compact_model(model) if compact else model, path)
+
+    variables: Any = ()  # tf.Module's own is a property, which would not be saved
 
 
 def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Writes a model as a SavedModel folder with one function `serve`, atomically.
+    """Writes a plain Keras model as a SavedModel folder, atomically.
 
-    Keras's own `export` stores every variable twice.
+    Keras's own `export` stores every weight twice.
 
     Args:
-        model: A Sequential or functional model.
+        model: A built Sequential or functional model.
         path: The folder to write; one that is there is replaced.
     """
-    root = tf.__internal__.tracking.AutoTrackable()
-    root.variables = [variable.value for variable in model.variables]
-    root.resources = _resources(model)
-    signature = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), inputs_of(model))
-
-    @tf.function(input_signature=[signature], autograph=False)
-    def serve(x):
-        return model(x, training=False)
-
-    root.serve = serve
-    with files.replacing(path) as temporary, _without_asset_messages():
-        tf.saved_model.save(root, os.fspath(temporary), signatures={"serving_default": serve})
+    with files.replacing(path) as temporary:
+        write(Endpoint(model), temporary)
 
 
-def _resources(model: keras.Model) -> list[tf.saved_model.experimental.TrackableResource]:
-    """What a loaded SavedModel makes anew before it serves: lookup tables, kernels that are stored without zeros."""
-    held = [child for layer in model._flatten_layers() for child in layer._trackable_children("savedmodel").values()]
-    return [child for child in held if isinstance(child, tf.saved_model.experimental.TrackableResource)]
+def write(endpoint: Endpoint, path: Path) -> None:
+    """Writes the folder `path`, with `serve`, `variables` and the signature; and `class_names` where they are known."""
+    module = Servable()
+    module.variables = [variable.value for variable in endpoint.model.variables]
+    module.serve = endpoint.function()
+    signatures = {SIGNATURE: endpoint.signature(module.serve)}
+    if endpoint.class_names:
+        module.class_names = constants(endpoint.class_names)
+        signatures["class_names"] = module.class_names
+    save(module, path, signatures, [endpoint.model])
+
+
+def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
+    """A function that answers these strings: what a client of a server can ask too."""
+
+    @tf.function(input_signature=[], autograph=False)
+    def answer():
+        return {key: tf.constant(list(values)) for key, values in names.items()}
+
+    return answer
+
+
+def save(
+    module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
+) -> None:
+    """`tf.saved_model.save`, of what the functions compute with and not of the layers that they call.
+
+    Args:
+        module: What to save.
+        path: The folder to write.
+        signatures: The functions that a server finds, by name.
+        models: Those whose layers the functions call.
+    """
+    # Besides variables: the tables of vocabularies, and kernels that are computed when the file is loaded.
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    held = [value for layer in layers for value in vars(layer).values() if isinstance(value, RESOURCE)]
+    if held:
+        module.resources = held
+    with _without_asset_messages():
+        tf.saved_model.save(module, str(path), signatures=signatures)
 
 
 @contextlib.contextmanager
