@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
 from flags.parsing import UsageError, parse_command
-from tf_packnet.errors import ArgumentError, DivergedError, FailedRunsError
+from tf_packnet.errors import ArgumentError, DivergedError, FailedRunsError, one_line
 from tf_packnet.experiments import experiment, suite
 
 
@@ -51,8 +51,7 @@ def _terminate(*_: object) -> None:
 
 
 def _stop(reason: str, code: int) -> int:
-    one_line = " ".join(reason.splitlines())
-    print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {one_line(reason)}", file=sys.stderr)
     return code
 
 

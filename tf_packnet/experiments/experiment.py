@@ -1,12 +1,12 @@
 """What the launcher calls: check what can be checked at once, then start TensorFlow, run, and print."""
 
 import sys
-from pathlib import Path
 
 from absl import logging
 
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import folder
 from tf_packnet.tasks.sources import check_name
 
 
@@ -35,7 +35,7 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)
     from tf_packnet.reporting.summary import print_results
 
-    print_results(results, Path(config.where()))
+    print_results(results, folder(config.where()))
 
 
 def show_plan(config: Config) -> None:

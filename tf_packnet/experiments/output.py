@@ -1,7 +1,6 @@
 """Whose is this output directory? Answered before any work, and without touching it."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ from filelock import FileLock, Timeout
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import reading
 from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import ExperimentPaths, RunPaths
+from tf_packnet.experiments.paths import ExperimentPaths, RunPaths, folder
 from tf_packnet.experiments.plans import Plan
 
 
@@ -26,10 +26,10 @@ def check(config: Config) -> dict[str, Any] | None:
     Raises:
         ArgumentError: If the directory cannot be written, or holds another run or anything else.
     """
-    root = Path(config.where()).expanduser()
+    root = folder(config.where())
     if _is_new(root):
         return None
-    earlier = _read(RunPaths(root).results, {"config", "complete"})
+    earlier = reading.results(RunPaths(root).results, "output_dir")
     if earlier is None:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(root))
     _check_same(root, "run", config.identity(), earlier["config"])
@@ -65,7 +65,7 @@ LOCK = ".lock"
 def experiment_folder(plan: Plan) -> Path:
     """Where an experiment lies: what was asked for, or `out/<dataset>-<experiment>`."""
     where = plan.base.where() if plan.base.output_dir else f"{plan.base.where()}-{plan.name}"
-    return Path(where).expanduser()
+    return folder(where)
 
 
 def experiment_identity(plan: Plan) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def check_experiment(plan: Plan, paths: ExperimentPaths) -> None:
     """
     if _is_new(paths.root):
         return
-    earlier = _read(paths.experiment, {"experiment", "varies", "config"})
+    earlier = reading.experiment(paths.experiment)
     if earlier is None:
         expected = f"a new or empty folder, or that of the same --experiment={plan.name}"
         raise ArgumentError("output_dir", expected, str(paths.root))
@@ -99,7 +99,7 @@ def check_stages_dir(stages_dir: str | None) -> Path | None:
     """
     if stages_dir is None:
         return None
-    root = Path(stages_dir).expanduser()
+    root = folder(stages_dir)
     _is_new(root, "stages_dir")
     return root
 
@@ -128,7 +128,7 @@ def prepared(config: Config) -> Iterator[RunPaths]:
     Raises:
         ArgumentError: If the directory cannot be made, or another process has it.
     """
-    paths = RunPaths(Path(config.where()).expanduser())
+    paths = RunPaths(folder(config.where()))
     with held(paths.root):
         try:
             for path in paths.made_of_stages():
@@ -166,11 +166,3 @@ def _is_writable(folder: Path) -> bool:
 
 
 _NO_NAMELESS_FILES = {21, 95}  # EISDIR, EOPNOTSUPP: an old kernel or file system, not a refusal
-
-
-def _read(path: Path, wanted: set[str]) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if wanted <= set(values) else None
-    except (OSError, ValueError, TypeError):
-        return None

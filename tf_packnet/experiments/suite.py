@@ -1,6 +1,5 @@
 """An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
 
-import json
 import shutil
 import threading
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import output
+from tf_packnet.experiments import output, reading
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import MATCHING, Plan, run_name
@@ -121,7 +120,8 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
 
 
 def _main(plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
-    files.write_json(paths.experiment, output.experiment_identity(plan))
+    version = {"schema_version": reading.SCHEMA_VERSION}
+    files.write_json(paths.experiment, {**output.experiment_identity(plan), **version})
     from tf_packnet.experiments import findings
 
     runs, outcomes, matches = _run_all(plan, paths, layout, store)
@@ -157,13 +157,19 @@ def epochs_of(config: Config) -> int:
 
 
 def read_results(path: Path, config: Config) -> dict[str, Any] | None:
-    """The results of this very run, if they are there."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        same = Config.from_json(results["config"]).identity() == config.identity()
-        return results if same and results["complete"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    """The results of this very run, if they are there.
+
+    Raises:
+        ArgumentError: If a newer version of this library wrote them.
+    """
+    results = reading.results(path, "output_dir")
+    if results is None or not results["complete"]:
         return None
+    try:
+        same = Config.from_json(results["config"]).identity() == config.identity()
+    except (ValueError, TypeError):  # the config of another version
+        return None
+    return results if same else None
 
 
 def print_work(outcomes: Sequence[Outcome], found: int) -> None:

@@ -144,7 +144,7 @@ def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = No
     Raises:
         ArgumentError: If there is no such folder, a class has no images, or they differ in size.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
     apart = (path / "train").is_dir() and (path / "test").is_dir()
@@ -200,7 +200,7 @@ def from_folders(path: str | os.PathLike, image_size: tuple[int, int] | None = N
     Raises:
         ArgumentError: As `from_folder` does, or if there is no task.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
     folders = _classes(path)
