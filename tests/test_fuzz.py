@@ -11,7 +11,7 @@ import pytest
 from flags.definitions import define_flags
 from flags.parsing import UsageError, parse_command
 from launch import main as launcher
-from tests.conftest import ROOT, launch
+from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import config, output, plans
 from tf_packnet.experiments.paths import ExperimentPaths
@@ -42,34 +42,36 @@ JUNK = [
 ]  # fmt: skip
 
 
-def value_of(random: Random, name: str) -> str:
-    kind = random.random()
-    if kind < 0.6 and name in CHOICES:
-        return random.choice(CHOICES[name])
-    if kind < 0.7:
-        return str(random.randint(1, 12))
-    if kind < 0.9:
+def value_of(random: Random, name: str, junk: float) -> str:
+    """A value that the flag may have, but for the share `junk`."""
+    if random.random() >= junk:
+        return random.choice(CHOICES.get(name, ("1", "2", "3", "6")))
+    if random.random() < 0.8:
         return random.choice(JUNK)
     return "".join(random.choice(string.printable) for _ in range(random.randint(0, 40)))
 
 
-def flag(random: Random) -> list[str]:
-    name = random.choice(NAMES if random.random() < 0.9 else SPECIAL)
-    value = value_of(random, name)
-    forms = [[f"--{name}={value}"]] * 6 + [[f"--{name}", value], [f"-{name}={value}"], [f"--{name}"], [value]]
-    return random.choice(forms)
+def flag(random: Random, junk: float) -> list[str]:
+    name = random.choice(SPECIAL if random.random() < junk / 5 else NAMES)
+    value = value_of(random, name, junk)
+    if random.random() > junk:
+        return [f"--{name}={value}"]
+    return random.choice([[f"--{name}={value}"], [f"--{name}", value], [f"-{name}={value}"], [f"--{name}"], [value]])
 
 
 def line(random: Random, folder: os.PathLike) -> list[str]:
     """A command line, some with a file of flags: of text or of bytes, with itself in it or a folder."""
-    flags = [part for _ in range(random.randint(1, 5)) for part in flag(random)]
+    if random.random() < 0.5:  # all is well but for one flag
+        flags = [part for junk in [0.0] * random.randint(0, 3) + [1.0] for part in flag(random, junk)]
+    else:
+        flags = [part for _ in range(random.randint(1, 5)) for part in flag(random, 0.2)]
     if random.random() < 0.25:
         path = os.path.join(folder, f"{random.randrange(8)}.flags")
         kind = random.random()
         if not os.path.isdir(path):
             with open(path, "wb") as file:
                 if kind < 0.6:
-                    inside = [part for _ in range(random.randint(0, 4)) for part in flag(random)]
+                    inside = [part for _ in range(random.randint(0, 4)) for part in flag(random, 0.2)]
                     file.write("\n".join(["# junk", *inside]).encode(errors="surrogatepass"))
                 elif kind < 0.8:
                     file.write(f"--flagfile={folder}/{random.randrange(9)}.flags\n--seed=1".encode())
@@ -122,3 +124,48 @@ def test_random_lines_are_taken_or_refused_and_nothing_else(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_many_random_lines(tmp_path, monkeypatch):
     assert 300 < fuzz(5000, 1, tmp_path, monkeypatch) < 4500
+
+
+def test_dry_runs_of_what_is_taken_end_with_0_or_2(tmp_path, monkeypatch, capsys):
+    """The whole launcher, in this process."""
+    codes = [dry_run(arguments, tmp_path, monkeypatch, capsys) for arguments in valid_lines(60)]
+    assert set(codes) == {0, 2}
+    assert codes.count(0) > 10
+
+
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_dry_runs_of_their_own(number, tmp_path):
+    for arguments in valid_lines(24)[number * 8 : number * 8 + (2 if number == 0 else 8)]:
+        done = launch(*arguments, "--dry_run", f"--output_dir={tmp_path / 'out'}", cwd=tmp_path)
+        assert done.returncode in (0, 2), (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert (done.stdout == "") == (done.returncode == 2)
+        assert list(tmp_path.iterdir()) == []
+
+
+# What a dry run does not read, or what takes long for what it tells.
+NOT_DRY = ("output_dir", "stages_dir", "data_dir", "logical_devices", "strategy", "dry_run", "dataset", "model")
+
+
+def valid_lines(lines: int) -> list[list[str]]:
+    """Lines of values that are possible each by itself."""
+    random = Random(2)
+    names = [name for name in CHOICES if name in config.Config.__dataclass_fields__ and name not in NOT_DRY]
+    names += ["num_tasks", "classes_per_task", "train_epochs", "batch_size", "seed"]
+    return [
+        ["--hidden_units=8,8", *(f"--{name}={value_of(random, name, 0.05)}" for name in random.sample(names, 4))]
+        for _ in range(lines)
+    ]
+
+
+def dry_run(arguments, folder, monkeypatch, capsys) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    code = launcher.main(["main.py", *arguments, "--dry_run"])
+    said = capsys.readouterr()
+    assert (said.out == "") == (code == 2), arguments
+    assert said.err.count("\n") == (code == 2), said.err
+    assert list(folder.iterdir()) == []
+    return code
