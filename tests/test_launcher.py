@@ -220,7 +220,7 @@ class TestOutputDirectory:
             output.check(self.config(tmp_path))
 
     def test_another_run(self, tmp_path):
-        theirs = {"config": self.config(tmp_path, seed=1).to_json(), "complete": True}
+        theirs = results_of(self.config(tmp_path, seed=1))
         (tmp_path / "results.json").write_text(json.dumps(theirs))
         with pytest.raises(ArgumentError, match="holds another run, with --seed=1"):
             output.check(self.config(tmp_path, seed=2))
