@@ -1,5 +1,6 @@
 """Files that anyone may have made: nothing they hold is run, nothing they claim is allocated, nothing is written."""
 
+import contextlib
 import io
 import json
 import os
@@ -95,18 +96,17 @@ class TestOwnerMaps:
         assert not (tmp_path / "ran").exists()
 
     def test_what_expands_to_ten_gigabytes(self, tmp_path):
-        """Ten megabytes of nothing but zeros, as zip bombs are: refused by what the directory says of them."""
-        part = bytes(2**24)
-        with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("a.npy", part)
-        claims = (tmp_path / "bomb.npz").read_bytes()
-        for size, message in ((10 * 2**30, "zip64"), (2**32 - 2, "more than can be in it")):
-            if message == "zip64":
-                continue
-            forged = claims.replace((2**24).to_bytes(4, "little"), size.to_bytes(4, "little"))
-            (tmp_path / "forged.npz").write_bytes(forged)
+        """As zip bombs do: refused by what the directory says of them, before any of it is unpacked."""
+        for copies, message in (
+            (3, "12,884,901,882 bytes, at most 4,294,967,296"),
+            (1, "claims more than can be in it"),
+        ):
+            path = archive(tmp_path / "bomb.npz", [(f"{number}.npy", bytes(2**20)) for number in range(copies)])
+            claims = path.read_bytes().replace((2**20).to_bytes(4, "little"), (2**32 - 2).to_bytes(4, "little"))
+            path.write_bytes(claims)
             with pytest.raises(tp.ArgumentError, match=message):
-                tp.load_owner_maps(tmp_path / "forged.npz")
+                tp.load_owner_maps(path)
+        archive(tmp_path / "bomb.npz", [("a.npy", bytes(2**24))])
         with pytest.raises(tp.ArgumentError, match="16,777,216 bytes, at most 1,000 are read"):
             archives.read_arrays(tmp_path / "bomb.npz", "path", "uint8", 1000)
 
@@ -130,9 +130,11 @@ class TestOwnerMaps:
     @given(st.data())
     @FUZZ
     def test_damaged_in_any_place(self, tmp_path, maps, data):
-        """Bytes changed, cut off or put in: read as they were, or refused; with little memory."""
-        content = damaged(maps.read_bytes(), data)
-        (tmp_path / "damaged.npz").write_bytes(content)
+        """Bytes changed, cut off or put in, with a checksum that fits or not: read or refused, in little memory."""
+        if data.draw(st.booleans()):
+            (tmp_path / "damaged.npz").write_bytes(damaged(maps.read_bytes(), data))
+        else:
+            archive(tmp_path / "damaged.npz", [("a.npy", damaged(member(), data)), ("b.npy", member())])
         tracemalloc.start()
         try:
             found = tp.load_owner_maps(tmp_path / "damaged.npz")
@@ -159,6 +161,10 @@ def damaged(content: bytes, data) -> bytes:
         elif what == "large":
             content[place : place + 4] = b"\xff\xff\xff\x7f"
     return bytes(content)
+
+
+# What Keras's own loader says of a file that is none.
+REFUSALS = (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError)
 
 
 class TestPacks:
@@ -193,19 +199,8 @@ class TestPacks:
         if not path.exists():
             tp.pack(make_mlp()).save(path)
         (tmp_path / "damaged.keras").write_bytes(damaged(path.read_bytes(), data))
-        try:
+        with contextlib.suppress(*REFUSALS):
             keras.models.load_model(tmp_path / "damaged.keras")
-        except (
-            ValueError,
-            OSError,
-            KeyError,
-            TypeError,
-            zipfile.BadZipFile,
-            NotImplementedError,
-            EOFError,
-            RuntimeError,
-        ):
-            pass
         assert sorted(each.name for each in tmp_path.iterdir()) == ["damaged.keras", "pack.keras"]
 
 
@@ -228,11 +223,13 @@ def test_nothing_in_the_library_unpickles_or_unpacks():
 DEEP = '{"config": ' + "[" * 100_000 + "]" * 100_000 + ', "complete": true}'
 # Values in place of one of a complete run's results, by the path that leads there.
 HOSTILE = [
-    (("config",), []), (("config",), None), (("complete",), 1), (("complete",), "true"), (("tasks",), {}), (("tasks",), []),
+    (("config",), []), (("config",), None), (("complete",), 1), (("complete",), "true"), (("tasks",), {}),
+    (("tasks",), []),
     (("tasks",), [1]), (("tasks", 0, "number"), 7), (("tasks", 0, "number"), True), (("tasks", 0, "class_names"), [1]),
     (("accuracy",), []), (("accuracy",), [[]]), (("accuracy",), "ab"), (("accuracy",), [["x"]]), (("weights",), []),
     (("accuracy",), [[0.5, 0.5]]), (("weights", "owned"), []), (("weights", "prunable"), 0), (("free_fraction",), None),
-    (("free_fraction", "layers"), {"a": "b"}), (("average_accuracy",), None), (("environment",), {}), (("seconds",), [{}]),
+    (("free_fraction", "layers"), {"a": "b"}), (("average_accuracy",), None), (("environment",), {}),
+    (("seconds",), [{}]),
     (("schema_version",), "one"), (("schema_version",), 2.5), (("validation_accuracy",), [[0.1, 0.2]]),
 ]  # fmt: skip
 
@@ -294,7 +291,7 @@ class TestStages:
     """The store of stages: what is damaged is not there."""
 
     @given(st.data())
-    @FUZZ
+    @settings(FUZZ, max_examples=50)
     def test_a_damaged_state_is_no_state(self, tmp_path, data):
         store, stage = stored(tmp_path)
         path = store.root / stage.key / "state.npz"
@@ -303,7 +300,7 @@ class TestStages:
         assert store.has_state(stage) == (path.read_bytes() == whole)
 
     @given(st.data())
-    @FUZZ
+    @settings(FUZZ, max_examples=50)
     def test_a_damaged_record_is_none_or_one(self, tmp_path, data):
         store, stage = stored(tmp_path)
         path = store.root / stage.key / "stage.json"
@@ -311,6 +308,12 @@ class TestStages:
         store.record(stage)
         store.has_state(stage)
         store.first_to_compute([stage], with_state=True)
+
+    @pytest.mark.xfail(strict=True, raises=RecursionError, reason="StageStore lets a RecursionError through")
+    def test_a_deep_record_is_none(self, tmp_path):
+        store, stage = stored(tmp_path)
+        (store.root / stage.key / "stage.json").write_text(DEEP)
+        assert store.record(stage) is None
 
 
 def stored(folder):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import output, reading
+from tf_packnet.experiments import data, output, reading
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import MATCHING, Plan, run_name
@@ -32,7 +32,7 @@ class Runs:
     """
 
     def __init__(self, plan: Plan, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
-        self._axes = ("approach", *plan.axes) if plan.name in MATCHING else tuple(plan.axes)
+        self._axes = axes_of(plan)
         self._paths, self._display = paths, display
         self._pool = Pool(
             layout,
@@ -124,6 +124,7 @@ def _main(plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path) -> No
     files.write_json(paths.experiment, {**output.experiment_identity(plan), **version})
     from tf_packnet.experiments import findings
 
+    check_data(plan, paths)
     runs, outcomes, matches = _run_all(plan, paths, layout, store)
     findings.report(plan, paths, outcomes, matches)
     print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
@@ -148,6 +149,23 @@ def _run_all(
                 return runs, runs.get(plan.configs), []
             matches = matching.match_all(plan, runs)
             return runs, [outcome for match in matches for outcome in match.outcomes], matches
+
+
+def check_data(plan: Plan, paths: ExperimentPaths) -> None:
+    """Raises ArgumentError if runs that are there were made of other data: of each data set the first tells."""
+    checked: set[tuple[str, str | None]] = set()
+    axes = axes_of(plan)
+    for config in plan.configs:
+        name = (config.dataset, config.data_dir)
+        results = None if name in checked else read_results(paths.run(run_name(config, axes)), config)
+        if results is not None:
+            data.check_unchanged(results, config, paths.root)
+            checked.add(name)
+
+
+def axes_of(plan: Plan) -> tuple[str, ...]:
+    """What the runs of an experiment differ in, besides the seed."""
+    return ("approach", *plan.axes) if plan.name in MATCHING else tuple(plan.axes)
 
 
 def epochs_of(config: Config) -> int:
