@@ -125,6 +125,11 @@ class TestTasks:
 class TestFit:
     """Of every fit, before a step is taken."""
 
+    @pytest.fixture(scope="class")
+    def made(self):
+        """Packs for many tests: no fit that is refused changes them."""
+        return {}
+
     def packed(self, loss=None, **kwargs):
         packed = tp.pack(make_mlp(), **kwargs)
         packed.compile("sgd", loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -148,8 +153,10 @@ class TestFit:
         ],
     )
     @pytest.mark.parametrize("head", ["per_task", "shared"])
-    def test_arrays(self, x, y, message, head):
-        packed = self.packed(head=head)
+    def test_arrays(self, x, y, message, head, made):
+        if head not in made:
+            made[head] = self.packed(head=head)
+        packed = made[head]
         for given in ({"x": x, "y": y}, {"x": np.ones((8, 6)), "y": np.arange(8) % 2, "validation_data": (x, y)}):
             named = "`validation_data`" if "validation_data" in given else message[:3]
             with pytest.raises(tp.ArgumentError, match=named + message[3:]):
