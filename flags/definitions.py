@@ -11,6 +11,9 @@ from tf_packnet.experiments import config, plans
 
 Define = Callable[..., None]
 
+# Processes, threads or evaluations: more than any machine has use for.
+MANY = 1000
+
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     """Declares all flags on a fresh `FlagValues`.
@@ -91,13 +94,14 @@ def _experiments(values: flags.FlagValues) -> list[str]:
         "--output_dir.",
     )
     for name in ("evaluations", "workers", "threads"):
-        flags.register_validator(name, _at_least_one, flag_values=values)
+        flags.register_validator(name, _from_one_to_many, flag_values=values)
+    flags.register_validator("stages_dir", _validator("output_dir"), flag_values=values)
     return ["experiment", "sweep", "seeds", "evaluations", "workers", "threads", "stages_dir"]
 
 
-def _at_least_one(value: int | None) -> bool:
-    if value is not None and value < 1:
-        raise flags.ValidationError("expected at least 1")
+def _from_one_to_many(value: int | None) -> bool:
+    if value is not None and not 1 <= value <= MANY:
+        raise flags.ValidationError(f"expected at least 1 and at most {MANY:,}")
     return True
 
 

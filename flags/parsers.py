@@ -4,13 +4,24 @@ from typing import Any
 
 from absl import flags
 
+from tf_packnet.experiments.plans import MAX_RUNS
+
+# Longer than any number that a flag may be: Python refuses to print what is much longer.
+LONGEST_NUMBER = 100
+
+
+def _short(argument: Any) -> Any:
+    if isinstance(argument, str) and len(argument) > LONGEST_NUMBER:
+        raise ValueError("too long")
+    return argument
+
 
 class IntegerParser(flags.IntegerParser):
     """A whole number."""
 
     def convert(self, argument: Any) -> int:
         try:
-            return super().convert(argument)
+            return super().convert(_short(argument))
         except (TypeError, ValueError) as error:
             raise ValueError("expected a whole number") from error
 
@@ -42,7 +53,7 @@ class IntegerListParser(flags.ArgumentParser):
         if isinstance(argument, (list, tuple)):
             return tuple(argument)
         try:
-            return tuple(int(part) for part in argument.split(","))
+            return tuple(int(_short(part)) for part in argument.split(","))
         except ValueError as error:
             raise ValueError("expected whole numbers with commas between them, such as 256,256") from error
 
@@ -57,12 +68,13 @@ class SeedsParser(flags.ArgumentParser):
         if not isinstance(argument, str):
             return argument
         try:
-            numbers = tuple(int(part) for part in argument.removesuffix(",").split(","))
+            numbers = tuple(int(_short(part)) for part in argument.removesuffix(",").split(","))
         except ValueError as error:
             raise ValueError("expected how many, or seeds with commas between them, such as 3,5,8") from error
         if "," not in argument:
-            if numbers[0] < 1:
-                raise ValueError("expected at least 1, or seeds with commas between them, such as 3,5,8")
+            if not 1 <= numbers[0] <= MAX_RUNS:
+                expected = f"expected at least 1 and at most {MAX_RUNS:,}"
+                raise ValueError(f"{expected}, or seeds with commas between them, such as 3,5,8")
             return numbers[0]
         if min(numbers) < 0 or len(set(numbers)) < len(numbers):
             raise ValueError("expected different seeds from 0 on")

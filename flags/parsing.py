@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from flags.definitions import define_flags
+from flags.flagfiles import check_flagfiles
 from flags.help import render_help
 from tf_packnet import __version__
 from tf_packnet.errors import ArgumentError
@@ -59,10 +60,10 @@ def parse_command(argv: list[str]) -> Command:
         print(f"tf_packnet {__version__}")
         sys.exit(0)
     try:
+        check_flagfiles(argv[1:])
         rest = values(argv)
-    except flags.CantOpenFlagFileError as error:
-        reason = str(error).rpartition("flagfile: ")[2]
-        raise UsageError(f"--flagfile: expected a file of flags that can be read ({reason})") from error
+    except ArgumentError as error:
+        raise UsageError(f"--{error.argument}={error.received}: expected {error.expected}") from error
     except (flags.Error, OSError, ValueError) as error:  # absl lets some of each through
         raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
     if len(rest) > 1:

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
 from flags.parsing import UsageError, parse_command
-from tf_packnet.errors import ArgumentError, StoppedError
+from tf_packnet.errors import ArgumentError, StoppedError, one_line
 from tf_packnet.experiments import experiment, suite
 
 
@@ -52,7 +52,7 @@ def _terminate(*_: object) -> None:
 
 
 def _stop(reason: str, code: int) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: {' '.join(reason.splitlines())}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: {one_line(reason)}", file=sys.stderr)
     return code
 
 

@@ -28,13 +28,20 @@ LAYERS = [
     ["tf_packnet.trainer"],
     ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.acceleration", "tf_packnet.heads"],
     ["tf_packnet.training_state", "tf_packnet.freeze_guard"],
+    ["tf_packnet.fit_data"],
     ["tf_packnet.lifecycle", "tf_packnet.optimizers"],
     ["tf_packnet.structure"],
     ["tf_packnet.layers"],
     ["tf_packnet.tasks"],
     ["tf_packnet.ranking", "tf_packnet.ownership", "tf_packnet.tfmot", "tf_packnet.files"],
     ["tf_packnet.fit_checks", "tf_packnet.ownership_table", "tf_packnet.plan_table"],
-    ["tf_packnet.schedules", "tf_packnet.selection"],
+    [
+        "tf_packnet.schedules",
+        "tf_packnet.selection",
+        "tf_packnet.archives",
+        "tf_packnet.data_checks",
+        "tf_packnet.pack_format",
+    ],
     ["tf_packnet.errors", "tf_packnet.policies", "tf_packnet.quiet"],
     ["tf_packnet"],  # the package itself: a version, and names that are imported on first use
 ]

@@ -14,6 +14,7 @@ from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config, default
+from tf_packnet.experiments.results import Results
 from tf_packnet.tasks.sources import check_name
 
 BAD_FLAGS = [
@@ -60,7 +61,7 @@ BAD_FLAGS = [
     ("--export=perhaps", "--export=perhaps: expected true or false"),
     ("--logical_devices=2", "--logical_devices=2: expected to be left out, or --strategy=mirrored"),
     ("--final_prun=0.5", "Did you mean: final_prune"),
-    ("--flagfile=nowhere.flags", "--flagfile: expected a file of flags that can be read"),
+    ("--flagfile=nowhere.flags", "--flagfile=nowhere.flags: expected a file of flags that can be read (No such"),
     ("--seed", "Missing value for flag --seed"),
     ("digits", "'digits' is no flag"),
 ]
@@ -151,6 +152,19 @@ def test_config_round_trips_through_json():
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+def results_of(config, complete=True):
+    """What a run of one task leaves."""
+    return Results(
+        config,
+        tasks=[{"number": 1, "name": "0-1", "class_names": ["0", "1"], "examples": {"train": 9}}],
+        accuracy=[[0.5]],
+        free_fraction=[{"overall": 0.5, "layers": {"dense/kernel": 0.5}}],
+        weights={"prunable": 8, "owned": [4]},
+        environment={"packages": {}},
+        complete=complete,
+    ).to_json()
+
+
 VALUES = ["0", "1", "-1", "2", "1e309", "nan", "inf", "", "abc", "0.5", "1,2", "None", "true", "é", "１", "\0", "\n"]
 VALUES += ["9" * 400, "--x", "a b", "/", "..", "-", "1e-320", "0x10", "mnist", "mlp", "mirrored", "on"]
 
@@ -206,14 +220,14 @@ class TestOutputDirectory:
             output.check(self.config(tmp_path))
 
     def test_another_run(self, tmp_path):
-        theirs = {"config": self.config(tmp_path, seed=1).to_json(), "complete": True}
+        theirs = results_of(self.config(tmp_path, seed=1))
         (tmp_path / "results.json").write_text(json.dumps(theirs))
         with pytest.raises(ArgumentError, match="holds another run, with --seed=1"):
             output.check(self.config(tmp_path, seed=2))
 
     def test_the_same_run_is_found_complete_or_begun_again(self, tmp_path):
         for complete in (True, False):
-            theirs = {"config": self.config(tmp_path).to_json(), "complete": complete}
+            theirs = results_of(self.config(tmp_path), complete)
             (tmp_path / "results.json").write_text(json.dumps(theirs))
             assert output.check(self.config(tmp_path)) == (theirs if complete else None)
 

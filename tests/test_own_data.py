@@ -45,6 +45,7 @@ class TestArrays:
 
     def test_bytes_are_scaled(self):
         images = np.full((20, 4, 4, 1), 255, np.uint8)
+        images[0] = 0
         task = tp.tasks.from_arrays("a", images, np.arange(20) % 2, batch_size=4)
         assert next(iter(task.train))[0].numpy().max() == 1.0
 

@@ -25,6 +25,14 @@ class ArgumentError(ValueError):
         return type(self), (self.argument, self.expected, self.received)
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """`text` as one line for a terminal: nothing that steers it, and no more than `longest` characters of it."""
+    printable = "".join(each if each.isprintable() else " " for each in text)
+    line = " ".join(printable.split())
+    half = (longest - 5) // 2
+    return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
+
+
 class PackFileError(ValueError):
     """A pack file that cannot be read: no such file, of a later version, damaged, or forged.
 

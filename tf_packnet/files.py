@@ -104,6 +104,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         DamagedError: If it is not as it was written.
     """
     try:
+        if os.stat(path).st_size > LARGEST_JSON:
+            raise ValueError("too large")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         checksum = value.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -114,6 +116,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 CHECKSUM = "checksum"
+# The results of 254 tasks take 3 MB.
+LARGEST_JSON = 2**26
 
 
 def _digest(value: dict[str, Any]) -> str:

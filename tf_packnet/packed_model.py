@@ -9,8 +9,10 @@ import numpy as np
 from tf_packnet import lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import check_callbacks
+from tf_packnet.fit_data import check_fit_data
 from tf_packnet.heads import heads_of_task
 from tf_packnet.ownership_table import ownership_table
+from tf_packnet.pack_format import FORMAT, checked_format
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.trainer import PackedTrainer
 
@@ -168,12 +170,13 @@ class PackedModel(PackedTrainer):
             **kwargs: As for Keras.
 
         Raises:
-            ArgumentError: If the examples shall lie on the device, and there are several of those.
+            ArgumentError: If the examples do not fit the model, or shall lie on one of several devices.
             RuntimeError: If no task is open: all that there is is frozen.
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
         check_callbacks(self, kwargs.get("callbacks"), kwargs.get("epochs", 1))
+        check_fit_data(self, x, args, kwargs)
         self.select_task(self.committed_tasks + 1)
         return super().fit(x, *args, **kwargs)
 
@@ -226,6 +229,7 @@ class PackedModel(PackedTrainer):
 
     def get_config(self) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "network": self.network().get_config(),
             "head": self.head,
             "freed_weights": self.freed_weights,
@@ -236,7 +240,7 @@ class PackedModel(PackedTrainer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
-        config = dict(config)
+        config = checked_format(config)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
         return cls.of_network(network, Roles(**config.pop("roles", {})), **config)
 

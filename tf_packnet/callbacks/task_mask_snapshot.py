@@ -8,7 +8,11 @@ import keras
 import numpy as np
 
 from tf_packnet import files, lifecycle
+from tf_packnet.archives import read_arrays
 from tf_packnet.errors import ArgumentError
+
+# Owner maps of four thousand million weights.
+MAX_BYTES = 2**32
 
 
 class TaskMaskSnapshot(keras.callbacks.Callback):
@@ -54,6 +58,12 @@ def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> Non
 
 
 def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads owner maps that `TaskMaskSnapshot` wrote: `{weight path: uint8 array}`."""
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+    """Reads owner maps that `TaskMaskSnapshot` wrote: `{weight path: uint8 array}`.
+
+    The file may come from anywhere: it is read without running what it holds, or allocating what it only claims.
+
+    Raises:
+        ArgumentError: If it holds anything else than `uint8` arrays, more than 4 GiB of them, or is damaged.
+        OSError: If there is no such file.
+    """
+    return read_arrays(path, "path", "uint8", MAX_BYTES)

@@ -5,7 +5,6 @@ TensorFlow: bad input is answered before anything heavy starts.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,12 @@ OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
 RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored")
+
+# Far above what anyone needs, and far below what a machine chokes on: a slip of the finger is refused at once.
+MAX_EPOCHS = 1_000_000
+MAX_UNITS = 1_000_000
+MAX_LAYERS = 100
+MAX_DEVICES = 64
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,13 @@ def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: value in choices), "one of " + ", ".join(choices)
 
 
-def _at_least(low: int) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value >= low), f"at least {low}"
+def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
+    expected = f"at least {low}" + (f" and at most {high:,}" if high < _NO_LIMIT else "")
+    return (lambda value: type(value) is int and low <= value <= high), expected
+
+
+# Of what the data set itself limits, as soon as it is loaded.
+_NO_LIMIT = 2**63 - 1
 
 
 def _optional(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
@@ -157,22 +167,40 @@ def _within(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: low <= value < high
 
 
-_PATH = _optional((lambda path: "\0" not in path, "a path"))
+def _is_text(value: Any) -> bool:
+    """Whether `value` can be written into a file as text: a command line may hold any bytes."""
+    try:
+        return "\0" not in value and len(value.encode()) <= MAX_PATH
+    except (AttributeError, UnicodeEncodeError):
+        return False
+
+
+# As much as Linux takes.
+MAX_PATH = 4095
+_PATH = _optional((_is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
+# A number that float32 can hold, in which the weights are: not 0 there, nor infinite.
+_FLOAT32 = (1.2e-38, 3.4e38)
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (bool, "digits, the name of a TFDS image classification set, or a folder"),
+    "dataset": (
+        lambda name: bool(name) and _is_text(name),
+        "digits, the name of a TFDS image classification set, or a folder",
+    ),
     "data_dir": _PATH,
-    "classes_per_task": _at_least(2),
-    "num_tasks": _optional((lambda n: 1 <= n <= MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
+    "classes_per_task": _whole(2, _NO_LIMIT),
+    "num_tasks": _optional((_whole(1, MAX_TASKS)[0], f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
     "validation_fraction": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
     "model": _one_of(MODELS),
-    "hidden_units": (lambda units: len(units) > 0 and min(units) >= 1, "one or more layer sizes of at least 1"),
+    "hidden_units": (
+        lambda units: 1 <= len(units) <= MAX_LAYERS and all(_whole(1, MAX_UNITS)[0](size) for size in units),
+        f"one or more layer sizes of at least 1 and at most {MAX_UNITS:,}, up to {MAX_LAYERS} of them",
+    ),
     "fc8192": _one_of(FC8192),
     "dropout": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
     "approach": _one_of(APPROACHES),
-    "train_epochs": _at_least(1),
-    "retrain_epochs": _at_least(1),
-    "prune_rounds": _at_least(1),
+    "train_epochs": _whole(1, MAX_EPOCHS),
+    "retrain_epochs": _whole(1, MAX_EPOCHS),
+    "prune_rounds": _whole(1, MAX_EPOCHS),
     "final_prune": (lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
     "budget": _one_of(BUDGETS),
     "freed_weights": _one_of(FREED_WEIGHTS),
@@ -180,14 +208,15 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bias_policy": _one_of(BIAS_POLICIES),
     "prune_scope": _one_of(PRUNE_SCOPES),
     "optimizer": _one_of(OPTIMIZERS),
-    "learning_rate": (lambda rate: rate > 0 and math.isfinite(rate), "a positive number"),
-    "batch_size": _at_least(1),
-    "seed": (lambda seed: 0 <= seed < 2**31, "0 to 2147483647"),
+    "learning_rate": (lambda rate: _FLOAT32[0] <= rate <= _FLOAT32[1], "a positive number that float32 can hold"),
+    "batch_size": _whole(1, _NO_LIMIT),
+    "seed": (_whole(0, 2**31 - 1)[0], "0 to 2147483647"),
     "strategy": _one_of(STRATEGIES),
-    "logical_devices": _optional((lambda n: n >= 2, "at least 2")),
+    "logical_devices": _optional(_whole(2, MAX_DEVICES)),
     "precision": _one_of(PRECISIONS),
     "jit": _one_of(JIT),
     "data_residency": _one_of(RESIDENCIES),
     "output_dir": _PATH,
     "on_corruption": _one_of(ON_CORRUPTION),
+    "export": (lambda value: type(value) is bool, "true or false"),
 }

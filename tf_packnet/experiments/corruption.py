@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tf_packnet import files
@@ -49,7 +49,13 @@ class Manifest:
     def read(cls, path: Path, damaged: Damaged) -> "Manifest | None":
         """The manifest at `path`; None if there is none, or it is damaged."""
         value = read_json(path, damaged)
-        return None if value is None else cls(value["identity"], value["files"])
+        if value is None:
+            return None
+        identity, found = value.get("identity"), value.get("files")
+        if isinstance(identity, dict) and isinstance(found, dict) and all(map(_is_below, found)):
+            return cls(identity, found)
+        damaged(path)
+        return None
 
     def write(self, path: Path) -> None:
         """Writes it, atomically."""
@@ -78,6 +84,11 @@ def read_json(path: Path, damaged: Damaged) -> dict[str, Any] | None:
     except files.DamagedError:
         damaged(path)
         return None
+
+
+def _is_below(name: str) -> bool:
+    """Whether a path of a manifest stays in its folder."""
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
 def _checksum(path: Path) -> str | None:

@@ -1,12 +1,12 @@
 """What the launcher calls: check what can be checked at once, then start TensorFlow, run, and print."""
 
 import sys
-from pathlib import Path
 
 from absl import logging
 
-from tf_packnet.experiments import output
+from tf_packnet.experiments import data, output
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import folder
 from tf_packnet.tasks.sources import check_name
 
 
@@ -18,7 +18,8 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         stages_dir: A store of stages to share with other runs; default one of its own.
 
     Raises:
-        ArgumentError: Before any work, if something in `config` cannot be had.
+        ArgumentError: Before any work, if something in `config` cannot be had, or the results that are there are of
+            other data.
     """
     logging.set_verbosity(logging.ERROR)  # what TFDS and TensorFlow remark while all goes well
     check_name(config.dataset, config.data_dir)
@@ -32,10 +33,11 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 
         results = run(config, store).to_json()
     else:
+        data.check_unchanged(results, config, folder(config.where()))
         print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)
     from tf_packnet.reporting.summary import print_results
 
-    print_results(results, Path(config.where()))
+    print_results(results, folder(config.where()))
 
 
 def show_plan(config: Config) -> None:

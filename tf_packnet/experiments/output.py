@@ -11,10 +11,10 @@ from filelock import FileLock, Timeout
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import corruption
+from tf_packnet.experiments import corruption, reading
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.corruption import Manifest
-from tf_packnet.experiments.paths import ExperimentPaths, RunPaths
+from tf_packnet.experiments.paths import ExperimentPaths, RunPaths, folder
 from tf_packnet.experiments.plans import Plan
 
 
@@ -28,12 +28,12 @@ def check(config: Config) -> dict[str, Any] | None:
         ArgumentError: If the directory cannot be written, or holds another run or anything else.
         CorruptionError: If something is damaged, and `on_corruption` is `fail`.
     """
-    paths = RunPaths(Path(config.where()).expanduser())
+    paths = RunPaths(folder(config.where()))
     if _is_new(paths.root):
         return None
     damaged = corruption.handler(config.on_corruption)
     manifest = Manifest.read(paths.manifest, damaged)
-    earlier = _read(paths.results, {"config", "complete"}, damaged)
+    earlier = reading.results(paths.results, "output_dir", damaged)
     if earlier is None and manifest is None:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(paths.root))
     _check_same(paths.root, "run", config.identity(), earlier["config"] if earlier else manifest.identity)
@@ -75,7 +75,7 @@ LOCK = ".lock"
 def experiment_folder(plan: Plan) -> Path:
     """Where an experiment lies: what was asked for, or `out/<dataset>-<experiment>`."""
     where = plan.base.where() if plan.base.output_dir else f"{plan.base.where()}-{plan.name}"
-    return Path(where).expanduser()
+    return folder(where)
 
 
 def experiment_identity(plan: Plan) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def check_experiment(plan: Plan, paths: ExperimentPaths) -> None:
         return
     damaged = corruption.handler(plan.base.on_corruption)
     manifest = Manifest.read(paths.manifest, damaged)
-    earlier = _read(paths.experiment, {"experiment", "varies", "config"}, damaged)
+    earlier = reading.experiment(paths.experiment, damaged)
     if earlier is None and manifest is not None:
         earlier = dict(manifest.identity)
     if earlier is None:
@@ -116,7 +116,7 @@ def check_stages_dir(stages_dir: str | None) -> Path | None:
     """
     if stages_dir is None:
         return None
-    root = Path(stages_dir).expanduser()
+    root = folder(stages_dir)
     _is_new(root, "stages_dir")
     return root
 
@@ -145,7 +145,7 @@ def prepared(config: Config) -> Iterator[RunPaths]:
     Raises:
         ArgumentError: If the directory cannot be made, or another process has it.
     """
-    paths = RunPaths(Path(config.where()).expanduser())
+    paths = RunPaths(folder(config.where()))
     with held(paths.root):
         try:
             earlier = Manifest.read(paths.manifest, damaged=lambda path: None)  # `check` has told
@@ -192,8 +192,3 @@ def _told(wrong: list[Path], damaged: corruption.Damaged) -> bool:
     for path in wrong:
         damaged(path)
     return bool(wrong)
-
-
-def _read(path: Path, wanted: set[str], damaged: corruption.Damaged) -> dict[str, Any] | None:
-    values = corruption.read_json(path, damaged)
-    return values if values is not None and wanted <= set(values) else None

@@ -1,7 +1,13 @@
 """Every path of a run, in one place."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def folder(name: str) -> Path:
+    """The folder that a user calls so; `~` is at home, and stays what it is where there is no such home."""
+    return Path(os.path.expanduser(name))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ VARIES = {
 EXPERIMENTS = (*VARIES, "sweep")
 MATCHING = ("figure3", "table1")
 DEFAULT_SEEDS = {"figure2": 10, "figure4": 10, "sweep": 1}
+# Runs of one experiment, at most: the paper's largest has 360.
+MAX_RUNS = 10_000
+# A run's results are in a file of its name: what file systems take, less a suffix.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,21 @@ def plan(name: str, base: Config, axes: Axes, seeds: Sequence[int] | None = None
         axes = {axis: values for axis, values in axes.items() if axis != "seed"}
     if seeds is None:
         seeds = range(base.seed, base.seed + DEFAULT_SEEDS.get(name, 5))
+    runs = math.prod(map(len, [seeds, *axes.values()]))
+    if runs > MAX_RUNS:
+        raise ArgumentError("sweep" if axes else "seeds", f"at most {MAX_RUNS:,} runs in all", f"{runs:,} runs")
     settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     configs = [_config(name, base, {**setting, "seed": seed}) for seed in seeds for setting in settings]
+    longest = max((run_name(config, tuple(axes)) for config in configs), key=len)
+    if len(longest.encode()) > LONGEST_NAME:
+        raise ArgumentError("sweep", f"values whose names take {LONGEST_NAME} bytes at most in all", longest)
     return Plan(name, base, axes, tuple(seeds), tuple(configs), evaluations)
 
 
 def run_name(config: Config, axes: Sequence[str]) -> str:
     """What a run is called: what varies, and its seed."""
-    return ",".join(f"{axis}={getattr(config, axis)}" for axis in [*axes, "seed"])
+    name = ",".join(f"{axis}={getattr(config, axis)}" for axis in [*axes, "seed"])
+    return name.replace("%", "%25").replace("/", "%2F")  # a file is called so
 
 
 def _paper_values(name: str, axis: str, base: Config) -> Sequence[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tf_packnet import __version__, files
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.reading import SCHEMA_VERSION
 
 _PACKAGES = ("tensorflow", "keras", "tensorflow-model-optimization", "tensorflow-datasets", "numpy")
 
@@ -34,6 +35,7 @@ class Results:
         other_seconds: Wall time of what is no stage, over the whole run: load, evaluate, save.
         environment: Versions, git commit, devices, and what was chosen automatically.
         complete: Whether all tasks were learned and everything was written.
+        data_fingerprint: `TaskStream.fingerprint()` of the examples, so that a later command sees that they changed.
     """
 
     config: Config
@@ -46,6 +48,7 @@ class Results:
     other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
+    data_fingerprint: str | None = None
 
     @property
     def average_accuracy(self) -> float | None:
@@ -67,7 +70,8 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
         return {
-            "schema_version": 2,
+            "schema_version": SCHEMA_VERSION,
+            "data_fingerprint": self.data_fingerprint,
             "complete": self.complete,
             "config": self.config.to_json(),
             "tasks": self.tasks,

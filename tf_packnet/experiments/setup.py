@@ -13,6 +13,7 @@ from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
 from tf_packnet.callbacks import EqualShare
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.memory import check_memory
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.planning import plan
@@ -89,7 +90,8 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
     """The packed network of a config, not compiled.
 
     Raises:
-        ArgumentError: If the approach or the head cannot have tasks of different numbers of classes.
+        ArgumentError: If the approach or the head cannot have tasks of different numbers of classes, or the network
+            does not fit into this machine.
     """
     sizes = sorted({task.num_classes for task in stream})
     if len(sizes) > 1 and (config.approach != "packnet" or config.head == "shared"):
@@ -98,6 +100,8 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
         raise ArgumentError(field, expected, getattr(config, field))
     keras.config.set_dtype_policy(config.precision)
     outputs = stream.num_classes * (len(stream) if has_heads_side_by_side(config) else 1)
+    if config.model == "mlp" or len(stream.input_shape) == 3:  # else `conv` refuses the inputs
+        check_memory(config, stream.input_shape, outputs)
     if config.model == "mlp":
         model = mlp(stream.input_shape, outputs, config.hidden_units)
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import corruption, output
+from tf_packnet.experiments import corruption, data, output, reading
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.corruption import Manifest, checksums
 from tf_packnet.experiments.paths import ExperimentPaths
@@ -33,7 +33,7 @@ class Runs:
     """
 
     def __init__(self, plan: Plan, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
-        self._axes = ("approach", *plan.axes) if plan.name in MATCHING else tuple(plan.axes)
+        self._axes = axes_of(plan)
         self._paths, self._display = paths, display
         self._pool = Pool(
             layout,
@@ -124,9 +124,11 @@ def main(plan: Plan, workers: int | None = None, threads: int = 1, stages_dir: s
 
 def _main(plan: Plan, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
     Manifest(output.experiment_identity(plan), {}).write(paths.manifest)
-    files.write_json(paths.experiment, output.experiment_identity(plan))
+    version = {"schema_version": reading.SCHEMA_VERSION}
+    files.write_json(paths.experiment, {**output.experiment_identity(plan), **version})
     from tf_packnet.experiments import findings
 
+    check_data(plan, paths)
     runs, outcomes, matches = _run_all(plan, paths, layout, store)
     written = findings.report(plan, paths, outcomes, matches)
     Manifest(output.experiment_identity(plan), checksums(paths.root, written)).write(paths.manifest)
@@ -154,6 +156,23 @@ def _run_all(
             return runs, [outcome for match in matches for outcome in match.outcomes], matches
 
 
+def check_data(plan: Plan, paths: ExperimentPaths) -> None:
+    """Raises ArgumentError if runs that are there were made of other data: of each data set the first tells."""
+    checked: set[tuple[str, str | None]] = set()
+    axes = axes_of(plan)
+    for config in plan.configs:
+        name = (config.dataset, config.data_dir)
+        results = None if name in checked else read_results(paths.run(run_name(config, axes)), config)
+        if results is not None:
+            data.check_unchanged(results, config, paths.root)
+            checked.add(name)
+
+
+def axes_of(plan: Plan) -> tuple[str, ...]:
+    """What the runs of an experiment differ in, besides the seed."""
+    return ("approach", *plan.axes) if plan.name in MATCHING else tuple(plan.axes)
+
+
 def epochs_of(config: Config) -> int:
     """Epochs of a run, the first five tasks of a data set where it is not said how many: for the display alone."""
     lessons = 1 if config.approach == "multinet" else config.num_tasks or 5
@@ -161,15 +180,19 @@ def epochs_of(config: Config) -> int:
 
 
 def read_results(path: Path, config: Config, damaged: corruption.Damaged) -> dict[str, Any] | None:
-    """The results of this very run, if they are there and as they were written."""
-    results = corruption.read_json(path, damaged)
-    if results is None:
+    """The results of this very run, if they are there and as they were written.
+
+    Raises:
+        ArgumentError: If a newer version of this library wrote them.
+    """
+    results = reading.results(path, "output_dir", damaged)
+    if results is None or not results["complete"]:
         return None
     try:
         same = Config.from_json(results["config"]).identity() == config.identity()
-        return results if same and results["complete"] else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, TypeError):  # the config of another version
         return None
+    return results if same else None
 
 
 def print_work(outcomes: Sequence[Outcome], found: int) -> None:

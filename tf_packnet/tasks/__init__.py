@@ -46,14 +46,18 @@ def load(
     Raises:
         ArgumentError: If the data set is unknown or unavailable, or the tasks cannot be cut as asked.
     """
-    if is_folder(name):
-        try:
-            stream = from_folders(name, validation_fraction=validation_fraction, batch_size=batch_size, seed=seed)
-        except ArgumentError as error:
-            if error.argument in ("path", "image_size", "tasks"):
-                expected = "images of one size" if error.argument == "image_size" else error.expected
-                raise ArgumentError("dataset", f"{expected}. Received there: {error.received}", name) from error
+    try:
+        return _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed)
+    except ArgumentError as error:
+        if error.argument not in ("path", "image_size", "tasks", "train", "test", "x", "y"):
             raise
+        expected = "images of one size" if error.argument == "image_size" else error.expected
+        raise ArgumentError("dataset", f"{expected}. Received there: {error.received}", name) from error
+
+
+def _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed) -> TaskStream:
+    if is_folder(name):
+        stream = from_folders(name, validation_fraction=validation_fraction, batch_size=batch_size, seed=seed)
         if num_tasks is not None and num_tasks > len(stream):
             raise ArgumentError("num_tasks", f"at most the {len(stream)} folders in {name}", num_tasks)
         return stream if num_tasks is None else TaskStream(stream.name, stream[:num_tasks])

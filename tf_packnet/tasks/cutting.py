@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from tf_packnet.data_checks import check_class_numbers
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
@@ -33,7 +34,8 @@ def split_into_tasks(
         seed: Seeds the held-out choice and the order of the training batches.
 
     Raises:
-        ArgumentError: If a number is out of range, the classes do not suffice, or a task has no full batch.
+        ArgumentError: If a number is out of range, the classes do not suffice, a task has no full batch, or its
+            examples cannot be learned from (see `tasks.checks`).
     """
     if classes_per_task < 1:
         raise ArgumentError("classes_per_task", "at least 1", classes_per_task)
@@ -53,6 +55,8 @@ def split_into_tasks(
             f"at most {possible} ({name} has {len(class_names)} classes, {classes_per_task} a task)",
             num_tasks,
         )
+    for split, data in (("train", train), ("test", test)):
+        check_class_numbers(split, data.labels, len(class_names))
     rng = np.random.default_rng(seed)
     tasks = []
     for number in range(1, num_tasks + 1):

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_packnet.data_checks import check_finite
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.checks import check_task
 from tf_packnet.tasks.cutting import hold_out
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
@@ -48,7 +50,7 @@ def from_arrays(
         ArgumentError: If the arrays do not fit together, hold what is no finite number, or are too few.
     """
     x, y = _checked("x", "y", x, y)
-    labels = np.unique(y)
+    labels = _classes_of(y)
     if class_names is not None and len(class_names) != len(labels):
         raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(class_names))
     if not 0.0 <= validation_fraction < 1.0:
@@ -69,7 +71,9 @@ def from_arrays(
     if not 1 <= batch_size <= len(train):
         raise ArgumentError("batch_size", f"1 to the {len(train)} training examples of task {name!r}", batch_size)
     names = tuple(map(str, labels if class_names is None else class_names))
-    return Task(1, name, names, splits, batch_size, seed, room=len(train))
+    task = Task(1, name, names, splits, batch_size, seed, room=len(train))
+    check_task(task, "x", "y")
+    return task
 
 
 def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -81,11 +85,19 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
         raise ArgumentError(y_name, f"one label for each of the {len(x)} examples", f"an array of shape {y.shape}")
     if len(x) == 0:
         raise ArgumentError(x_name, "at least one example", f"an array of shape {x.shape}")
-    if np.issubdtype(x.dtype, np.floating):
-        broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
-        if len(broken):
-            raise ArgumentError(x_name, "finite numbers", f"NaN or infinity in example {broken[0]}")
+    check_finite(x_name, x)
     return x, y
+
+
+def _classes_of(y: np.ndarray) -> np.ndarray:
+    """The different labels, sorted."""
+    expected = "class numbers or names"
+    if y.dtype.kind in "fc" and not (y == np.floor(y.real)).all():
+        raise ArgumentError("y", expected, f"{y.dtype} labels that are no whole numbers")
+    try:
+        return np.unique(y)
+    except TypeError as error:  # such as names and numbers
+        raise ArgumentError("y", f"{expected}, of one kind", f"labels that cannot be sorted ({error})") from error
 
 
 def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> Split:
@@ -144,7 +156,7 @@ def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = No
     Raises:
         ArgumentError: If there is no such folder, a class has no images, or they differ in size.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
     apart = (path / "train").is_dir() and (path / "test").is_dir()
@@ -200,7 +212,7 @@ def from_folders(path: str | os.PathLike, image_size: tuple[int, int] | None = N
     Raises:
         ArgumentError: As `from_folder` does, or if there is no task.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
     folders = _classes(path)

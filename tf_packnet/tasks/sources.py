@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 
@@ -56,7 +55,7 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
 
 def is_folder(name: str) -> bool:
     """Whether `name` is meant as a folder of one's own: a path with a slash that TFDS cannot mean, or one that is."""
-    return name.startswith((".", "/", "~")) or (os.sep in name and Path(name).is_dir())
+    return name.startswith((".", "/", "~")) or (os.sep in name and os.path.isdir(name))
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
@@ -64,14 +63,14 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     if name == EMBEDDED:
         return
     if is_folder(name):
-        if not Path(name).expanduser().is_dir():
+        if not os.path.isdir(os.path.expanduser(name)):
             raise ArgumentError("dataset", "a folder that is there, with a folder a task in it", name)
         return
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
     base = name.split(":")[0].split("/")[0]
-    on_disk = data_dir is not None and (Path(data_dir).expanduser() / base).is_dir()
+    on_disk = data_dir is not None and os.path.isdir(os.path.join(os.path.expanduser(data_dir), base))
     if base not in known and not on_disk:
         near = difflib.get_close_matches(base, [EMBEDDED, *known], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

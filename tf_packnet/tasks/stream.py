@@ -17,6 +17,7 @@ from tf_packnet.tasks.batches import (
     evaluation_batches,
     untuned,
 )
+from tf_packnet.tasks.checks import check_task
 
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
     import tensorflow as tf
@@ -154,7 +155,8 @@ class TaskStream(Sequence[Task]):
         num_classes: Classes of the first task, and of each where the tasks were cut from one data set.
 
     Raises:
-        ArgumentError: If there is no task, two have one name, or their examples differ in shape.
+        ArgumentError: If there is no task, two have one name, their examples differ in shape, or those of one cannot be
+            learned from (see `tasks.checks`).
     """
 
     def __init__(self, name: str, tasks: Sequence[Task]):
@@ -166,6 +168,8 @@ class TaskStream(Sequence[Task]):
         shapes = {task.splits["train"].images.shape[1:] for task in tasks}
         if len(shapes) > 1:
             raise ArgumentError("tasks", "examples of one shape in all tasks", sorted(shapes))
+        for task in tasks:
+            check_task(task)
         room = max(len(task.splits["train"]) for task in tasks)
         self.name = name
         self._tasks = tuple(

@@ -1,0 +1,97 @@
+"""Results of data that have changed since are not shown as if nothing had happened."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_launcher import results_of
+from tf_packnet import tasks
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import experiment, learning, output, plans, setup, suite
+from tf_packnet.experiments.config import Config
+from tf_packnet.experiments.paths import ExperimentPaths
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run on a folder of one's own."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "pets" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 255, (4, 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "pets" / name / f"{number}.png")
+    return Config(dataset=str(tmp_path / "data"), batch_size=4, output_dir=str(tmp_path / "out"))
+
+
+def fingerprint(config):
+    return tasks.load(config.dataset, validation_fraction=0.1, batch_size=4).fingerprint()
+
+
+def complete(path, config, made_of):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**results_of(config), "data_fingerprint": made_of}))
+
+
+def change_one_pixel(config):
+    path = next(iter(sorted((tasks_folder(config) / "cat").iterdir())))
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+
+
+def tasks_folder(config):
+    return Path(config.dataset) / "pets"
+
+
+class TestRun:
+    def test_the_same_data_show_the_results(self, config, tmp_path, capsys):
+        complete(tmp_path / "out/results.json", config, fingerprint(config))
+        experiment.main(config)
+        said = capsys.readouterr()
+        assert "nothing was computed again" in said.err
+        assert "0.5000" in said.out
+
+    def test_other_data_do_not(self, config, tmp_path, capsys):
+        complete(tmp_path / "out/results.json", config, fingerprint(config))
+        change_one_pixel(config)
+        with pytest.raises(
+            ArgumentError, match="`output_dir`: expected a new folder .the data of .* have changed since"
+        ):
+            experiment.main(config)
+        assert capsys.readouterr().out == ""
+
+    def test_results_of_before_it_was_written_down(self, config, tmp_path, capsys):
+        complete(tmp_path / "out/results.json", config, None)
+        change_one_pixel(config)
+        experiment.main(config)
+        assert "0.5000" in capsys.readouterr().out
+
+    def test_data_that_cannot_be_read_any_more(self, config, tmp_path, capsys):
+        complete(tmp_path / "out/results.json", config, fingerprint(config))
+        for path in (tasks_folder(config) / "dog").iterdir():
+            path.unlink()
+        experiment.main(config)
+        said = capsys.readouterr()
+        assert "cannot be compared with what was learned" in said.err
+        assert "0.5000" in said.out
+
+
+def test_an_experiment_asks_the_first_run_that_is_there(config, tmp_path):
+    plan = plans.plan("sweep", config, {"final_prune": [0.5, 0.7]})
+    paths = ExperimentPaths(output.experiment_folder(plan))
+    suite.check_data(plan, paths)
+    complete(paths.run("final_prune=0.7,seed=0"), plan.configs[1], fingerprint(config))
+    suite.check_data(plan, paths)
+    change_one_pixel(config)
+    with pytest.raises(ArgumentError, match="have changed since"):
+        suite.check_data(plan, paths)
+
+
+@pytest.mark.xfail(strict=True, reason="learning.Run.prepared does not write it down yet")
+def test_a_run_writes_down_what_it_learns_from(config, monkeypatch):
+    monkeypatch.setattr(setup, "make_deterministic", lambda *_: None)
+    assert learning.Run.prepared(config).results.to_json()["data_fingerprint"] == fingerprint(config)

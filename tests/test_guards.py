@@ -1,0 +1,402 @@
+"""What is wrong is said at once, in one line: data, versions, flags, and files that anyone may have made."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_packnet as tp
+from flags.definitions import define_flags
+from flags.parsing import UsageError, parse_command
+from tests.conftest import blobs, compile_model, launch, make_mlp
+from tests.test_launcher import results_of
+from tf_packnet import errors, lifecycle
+from tf_packnet.experiments import memory, output, plans, reading, suite
+from tf_packnet.experiments.config import MAX_EPOCHS, MAX_UNITS, Config
+from tf_packnet.pack_format import FORMAT
+from tf_packnet.tasks import Split, Task, TaskStream
+
+
+def split(examples=20, **change) -> Split:
+    rng = np.random.default_rng(0)
+    values = {"images": rng.integers(0, 9, (examples, 4), dtype=np.uint8), "labels": np.arange(examples) % 2}
+    return Split(**{**values, "scale": 0.1, **change})
+
+
+def task(**splits) -> Task:
+    return Task(1, "a-b", ("a", "b"), {"train": split(), "validation": split(0), "test": split(6), **splits}, 4)
+
+
+def broken(value, dtype="float32"):
+    images = np.random.default_rng(0).random((3000, 4)).astype(dtype)
+    images[2345, 1] = value
+    return images
+
+
+class TestTasks:
+    """Of every stream, whatever made it."""
+
+    def test_a_good_one(self):
+        assert len(TaskStream("good", [task()])) == 1
+
+    @pytest.mark.parametrize(
+        ("splits", "message"),
+        [
+            ({"train": split(labels=np.arange(20) % 3)}, "0 to 1, of 2 classes. Received: tasks='2 in example 2'"),
+            ({"test": split(6, labels=np.arange(6) - 1)}, "0 to 1, of 2 classes. Received: tasks='-1 in example 0'"),
+            (
+                {"train": split(labels=np.zeros(20, int))},
+                "each class of task 'a-b'. Received: tasks=\"none of class 'b'",
+            ),
+            ({"train": split(labels=np.ones(20))}, "labels of whole numbers in train.*float64 labels"),
+            ({"train": split(images=np.ones((20, 4)))}, "float64 examples of shape .* in validation of task 'a-b'"),
+            ({"test": split(6, images=np.ones((6, 5), np.uint8))}, r"in test of task 'a-b'.*shape \(5,\)"),
+            ({"test": split(0)}, "at least one example in test"),
+            ({"train": split(0)}, "at least one example in train"),
+            ({"test": split(6, labels=np.zeros(5, int))}, "a label for each of the 6 examples in test"),
+            ({"train": split(scale=float("nan"))}, "a scale that is a number"),
+            ({"train": split(scale=0.0)}, "a scale that is a number and not 0"),
+            (
+                {"train": split(images=np.full((20, 4), 7, np.uint8))},
+                "examples that differ in train.*20 times the same",
+            ),
+        ],
+    )
+    def test_what_cannot_be_learned_from(self, splits, message):
+        with pytest.raises(tp.ArgumentError, match=message) as caught:
+            TaskStream("bad", [task(**splits)])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    def test_what_is_no_number_is_found_where_it_is(self, value, dtype):
+        with pytest.raises(tp.ArgumentError, match="NaN or infinity in example 2345"):
+            tp.tasks.from_arrays("a", broken(value, dtype), np.arange(3000) % 2)
+
+    def test_large_numbers_are_numbers(self):
+        largest = np.full((20, 4), np.finfo("float32").max, "float32")
+        largest[0] = 0
+        assert len(tp.tasks.from_arrays("a", largest, np.arange(20) % 2, batch_size=4).splits["train"]) > 0
+
+    @pytest.mark.parametrize(
+        ("y", "message"),
+        [
+            (np.linspace(0, 1, 20), "class numbers or names.*no whole numbers"),
+            (np.full(20, np.nan), "class numbers or names"),
+            (np.array(["a", 1] * 10, object), "of one kind"),
+            (np.array(["rare", *["often"] * 19]), "a training example of each class.*none of class 'rare'"),
+        ],
+    )
+    def test_labels_that_are_none(self, y, message):
+        with pytest.raises(tp.ArgumentError, match=f"`y`: expected .*{message}"):
+            tp.tasks.from_arrays("a", split().images, y, batch_size=4, test_fraction=0.6)
+
+    def test_labels_beyond_the_classes_of_a_data_set(self):
+        for labels in (np.arange(20) % 5, np.arange(20) % 4 - 1):
+            with pytest.raises(tp.ArgumentError, match="`test`: expected whole numbers from 0 to 3, of 4 classes"):
+                tp.tasks.split_into_tasks("a", split(labels=np.arange(20) % 4), split(labels=labels), "abcd")
+
+    def test_a_data_set_is_named_by_the_launchers_flag(self, monkeypatch):
+        bad = split(labels=np.arange(20) % 4), split(labels=np.arange(20) % 5), list("abcd")
+        monkeypatch.setattr("tf_packnet.tasks.load_tfds", lambda *_: bad)
+        with pytest.raises(
+            tp.ArgumentError, match="`dataset`: expected whole .* Received there: 4 in example 4"
+        ) as caught:
+            tp.tasks.load("some_set", batch_size=4)
+        assert caught.value.argument == "dataset"
+
+    def test_folders_of_one_image_again_and_again(self, tmp_path):
+        from PIL import Image
+
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / "pets" / name).mkdir(parents=True)
+            for number in range(20):
+                Image.new("L", (4, 4), 9).save(tmp_path / "data" / "pets" / name / f"{number}.png")
+        done = launch(f"--dataset={tmp_path / 'data'}", "--batch_size=4", f"--output_dir={tmp_path / 'out'}")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert "main.py: --dataset=" in done.stderr
+        assert "examples that differ in train of task 'pets'" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+class TestFit:
+    """Of every fit, before a step is taken."""
+
+    @pytest.fixture(scope="class")
+    def made(self):
+        """Packs for many tests: no fit that is refused changes them."""
+        return {}
+
+    def packed(self, loss=None, **kwargs):
+        packed = tp.pack(make_mlp(), **kwargs)
+        packed.compile("sgd", loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        packed.begin_task("first", num_classes=2)
+        return packed
+
+    @pytest.mark.parametrize(
+        ("x", "y", "message"),
+        [
+            (np.zeros((8, 7)), np.zeros(8), r"`x`: expected batches of shape \(None, 6\) .*shape \(8, 7\)"),
+            (np.zeros((8, 6, 2)), np.zeros(8), r"`x`: expected batches of shape"),
+            (np.zeros((0, 6)), np.zeros(0), "`x`: expected at least one example"),
+            (np.array([["a"] * 6]), np.zeros(1), "`x`: expected an array of numbers.*<U1"),
+            (np.array([[None] * 6]), np.zeros(1), "`x`: expected an array of numbers.*object"),
+            (np.full((8, 6), np.nan), np.zeros(8), "`x`: expected finite numbers.*example 0"),
+            (np.zeros((8, 6)), np.arange(8) % 3, "`y`: expected whole numbers from 0 to 1.*2 in example 2"),
+            (np.zeros((8, 6)), np.arange(8) % 2 - 1, "`y`: expected whole numbers from 0 to 1.*-1 in example 0"),
+            (np.zeros((8, 6)), np.full(8, 0.5), "`y`: expected whole numbers.*float64 labels such as 0.5"),
+            (np.zeros((8, 6)), np.full(8, np.nan), "`y`: expected whole numbers"),
+            (np.zeros((8, 6)), np.array(["a"] * 8), "`y`: expected an array of numbers"),
+        ],
+    )
+    @pytest.mark.parametrize("head", ["per_task", "shared"])
+    def test_arrays(self, x, y, message, head, made):
+        if head not in made:
+            made[head] = self.packed(head=head)
+        packed = made[head]
+        for given in ({"x": x, "y": y}, {"x": np.ones((8, 6)), "y": np.arange(8) % 2, "validation_data": (x, y)}):
+            named = "`validation_data`" if "validation_data" in given else message[:3]
+            with pytest.raises(tp.ArgumentError, match=named + message[3:]):
+                packed.fit(**given, verbose=0)
+        assert lifecycle.has_open_task(packed)
+        assert packed.optimizer.iterations == 0
+
+    def test_a_head_of_more_classes_takes_them(self):
+        packed = self.packed()
+        packed.commit_task()
+        with pytest.raises(RuntimeError, match="no task is open"):
+            packed.fit(np.ones((8, 6)), np.arange(8) % 3, verbose=0)
+
+    def test_batches(self):
+        x, y = blobs(0)
+        for kind in (tp.tasks.ResidentBatches, tp.tasks.StreamedBatches):
+            for images, labels, scale, message in (
+                (x[:, :5], y, 1.0, r"`x`: expected batches of shape \(None, 6\)"),
+                (x, y + 1, 1.0, "`y`: expected whole numbers from 0 to 1"),
+                (x * np.float32(np.inf), y, 1.0, "`x`: expected finite numbers"),
+                (x, y, float("nan"), "`scale`: expected a number, not 0"),
+                (x, y, 0.0, "`scale`: expected a number, not 0"),
+            ):
+                with pytest.raises(tp.ArgumentError, match=message):
+                    self.packed().fit(kind(images, labels, scale, 16), verbose=0)
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            (tf.TensorSpec((None, 7), tf.float32), r"`x`: expected batches of shape \(None, 6\).*\(None, 7\)"),
+            (tf.TensorSpec((6,), tf.float32), "`x`: expected batches of shape"),
+            (tf.TensorSpec((None, 6), tf.string), "`x`: expected an array of numbers"),
+        ],
+    )
+    def test_data_sets_by_what_they_say_of_themselves(self, spec, message):
+        def examples():
+            raise AssertionError("an example was taken")
+
+        signature = (spec, tf.TensorSpec((None,), tf.int32))
+        dataset = tf.data.Dataset.from_generator(examples, output_signature=signature)
+        with pytest.raises(tp.ArgumentError, match=message):
+            self.packed().fit(dataset, verbose=0)
+
+    def test_labels_of_two_kinds_and_an_ignored_class(self):
+        packed = self.packed(keras.losses.BinaryCrossentropy(from_logits=True))
+        with pytest.raises(tp.ArgumentError, match="`y`: expected labels from 0 to 1.*from -1 to 1"):
+            packed.fit(np.ones((4, 6)), np.array([[-1, 1]] * 4), verbose=0)
+        ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)
+        packed = self.packed(ignoring)
+        packed.fit(np.ones((4, 6)), np.array([0, 1, 255, 1]), verbose=0)
+
+    def test_whole_numbers_where_an_embedding_reads_them(self):
+        inputs = keras.Input((3,), dtype="int32")
+        x = keras.layers.Flatten()(keras.layers.Embedding(5, 4)(inputs))
+        packed = compile_model(tp.pack(keras.Model(inputs, keras.layers.Dense(2)(x))))
+        with pytest.raises(tp.ArgumentError, match="`x`: expected whole numbers for the input"):
+            packed.fit(np.full((4, 3), 0.5), np.zeros(4), verbose=0)
+
+    def test_several_inputs_by_name_and_by_place(self):
+        a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+        joined = keras.layers.Dense(4)(keras.layers.Concatenate()([a, b]))
+        packed = compile_model(tp.pack(keras.Model([a, b], keras.layers.Dense(2)(joined))))
+        good, bad, y = np.ones((4, 2)), np.ones((4, 4)), np.zeros(4)
+        for x in ({"a": good, "b": bad}, [good, bad]):
+            with pytest.raises(tp.ArgumentError, match=r"\(None, 3\) for the input 'b'.*\(4, 4\)"):
+                packed.fit(x, y, verbose=0)
+
+
+class TestVersions:
+    def test_a_pack_of_a_newer_version(self, tmp_path):
+        packed = tp.pack(make_mlp())
+        packed.save(tmp_path / "pack.keras")
+        assert packed.get_config()["format"] == FORMAT
+        for name, change in {"newer": {"format": FORMAT + 1}, "odd": {"format": "x"}, "older": None}.items():
+            with (
+                zipfile.ZipFile(tmp_path / "pack.keras") as old,
+                zipfile.ZipFile(tmp_path / f"{name}.keras", "w") as new,
+            ):
+                for member in old.infolist():
+                    content = old.read(member)
+                    if member.filename == "config.json":
+                        config = json.loads(content)
+                        del config["config"]["format"]  # as packs were saved before
+                        config["config"].update(change or {})
+                        content = json.dumps(config)
+                    new.writestr(member, content)
+        for name in ("newer", "odd"):
+            with pytest.raises(ValueError, match="a newer tf_packnet saved this pack"):
+                keras.models.load_model(tmp_path / f"{name}.keras")
+        older = keras.models.load_model(tmp_path / "older.keras")
+        for ours, theirs in zip(older.weights, packed.weights, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @pytest.mark.parametrize("complete", [True, False])
+    def test_results_of_a_newer_version(self, complete, tmp_path):
+        config = Config(output_dir=str(tmp_path))
+        newer = {**results_of(config, complete), "schema_version": reading.SCHEMA_VERSION + 1}
+        (tmp_path / "results.json").write_text(json.dumps(newer))
+        with pytest.raises(tp.ArgumentError, match="schema_version 2, .* a newer tf_packnet wrote it"):
+            output.check(config)
+        with pytest.raises(tp.ArgumentError, match="a newer tf_packnet wrote it"):
+            suite.read_results(tmp_path / "results.json", config)
+
+    def test_an_experiment_of_a_newer_version(self, tmp_path):
+        plan = plans.plan("sweep", Config(output_dir=str(tmp_path)), {"final_prune": [0.5]})
+        paths = plans_paths(plan)
+        identity = output.experiment_identity(plan)
+        for version, refused in ((None, False), (1, False), (2, True)):
+            more = {} if version is None else {"schema_version": version}
+            (tmp_path / "experiment.json").write_text(json.dumps({**identity, **more}))
+            if refused:
+                with pytest.raises(tp.ArgumentError, match="a newer tf_packnet wrote it"):
+                    output.check_experiment(plan, paths)
+            else:
+                output.check_experiment(plan, paths)
+
+
+def plans_paths(plan):
+    from tf_packnet.experiments.paths import ExperimentPaths
+
+    return ExperimentPaths(output.experiment_folder(plan))
+
+
+# One value that each flag may not have, and what it says.
+REFUSED = {
+    "dataset": ("a\0b", "expected digits, or|expected digits, the name"),
+    "data_dir": ("x" * 5000, "expected a path"),
+    "classes_per_task": (str(2**63), "at least 2"),
+    "num_tasks": ("255", "1 to 254 tasks"),
+    "validation_fraction": ("-0.1", "a fraction from 0"),
+    "model": ("cnn", "one of mlp, conv"),
+    "hidden_units": (str(MAX_UNITS + 1), "at most 1,000,000, up to 100 of them"),
+    "fc8192": ("x", "one of flatten, dense"),
+    "dropout": ("1", "a fraction from 0"),
+    "approach": ("x", "one of packnet"),
+    "train_epochs": (str(MAX_EPOCHS + 1), "at least 1 and at most 1,000,000"),
+    "retrain_epochs": (str(10**12), "at least 1 and at most 1,000,000"),
+    "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000"),
+    "final_prune": ("1", "both exclusive"),
+    "budget": ("x", "one of steps, epochs"),
+    "freed_weights": ("x", "one of zero"),
+    "head": ("x", "one of per_task"),
+    "bias_policy": ("x", "one of first_task"),
+    "prune_scope": ("x", "one of layer"),
+    "optimizer": ("x", "one of adam"),
+    "learning_rate": ("1e-39", "a positive number that float32 can hold"),
+    "batch_size": ("0x" + "f" * 5000, "a whole number"),
+    "seed": (str(2**31), "0 to 2147483647"),
+    "strategy": ("x", "one of auto"),
+    "logical_devices": ("65", "at least 2 and at most 64"),
+    "precision": ("x", "one of float32"),
+    "jit": ("x", "one of auto"),
+    "data_residency": ("x", "one of auto"),
+    "output_dir": ("\udcff", "expected a path"),
+    "export": ("2", "true or false"),
+    "dry_run": ("x", "true or false"),
+    "experiment": ("figure9", "should be one of <figure1"),
+    "sweep": ("speed=1", "NAME=VALUE,VALUE with a NAME among"),
+    "seeds": (str(10**12), "at least 1 and at most 10,000"),
+    "evaluations": ("1001", "at least 1 and at most 1,000"),
+    "workers": (str(10**9), "at least 1 and at most 1,000"),
+    "threads": ("0", "at least 1 and at most 1,000"),
+    "stages_dir": ("a\0b", "expected a path"),
+}
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises((UsageError, tp.ArgumentError)) as caught:
+        parse_command(["main.py", *arguments])
+    return str(caught.value)
+
+
+class TestFlags:
+    def test_every_flag_refuses_something(self):
+        assert sorted(REFUSED) == sorted(name for names in define_flags()[1].values() for name in names)
+
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_and_says_what_it_expected(self, name):
+        value, message = REFUSED[name]
+        said = refusal(f"--{name}={value}")
+        assert any(each in said for each in message.split("|")), said
+        assert name in said
+
+    def test_too_many_runs(self):
+        sweeps = [f"--sweep=train_epochs={','.join(map(str, range(1, 102)))}", "--sweep=seed=" + "1,2," * 1 + "3"]
+        sweeps += [f"--sweep=batch_size={','.join(map(str, range(1, 102)))}"]
+        assert "at most 10,000 runs in all" in refusal(*sweeps)
+        assert "at most 10,000 runs in all" in refusal("--experiment=figure2", "--seeds=5000")
+
+    def test_runs_whose_names_no_file_can_have(self):
+        assert "200 bytes at most" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
+        runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).plan
+        names = [plans.run_name(config, tuple(runs.axes)) for config in runs.configs]
+        assert names == ["dataset=.%2Fa,seed=0", "dataset=..%2F..%2Fb,seed=0"]
+
+    def test_flag_files(self, tmp_path):
+        def file(name, content):
+            (tmp_path / name).write_bytes(content)
+            return f"--flagfile={tmp_path / name}"
+
+        itself = file("itself", f"--flagfile={tmp_path / 'other'}\n".encode())
+        file("other", f"--seed=1\n--flagfile={tmp_path / 'itself'}\n".encode())
+        assert "a file of flags that is not in itself" in refusal(itself)
+        assert "that can be read (it is no text)" in refusal(file("bytes", b"\xff\xfe\x00"))
+        assert "that can be read (it is no text)" in refusal(file("nul", b"--seed=1\0"))
+        assert "of at most 1,048,576 bytes" in refusal(file("large", b"#" * 2**20 + b"#"))
+        for path in (tmp_path, "/dev/zero"):
+            assert "a file of flags that can be read" in refusal(f"--flagfile={path}")
+            assert "a file of flags that can be read" in refusal(file("outer", f"--flagfile={path}".encode()))
+        for arguments in ([f"--flagfile={tmp_path / 'none'}"], ["--flagfile", str(tmp_path / "none")]):
+            assert "that can be read (No such file" in refusal(*arguments)
+        assert (
+            parse_command(["main.py", file("twice", b"--seed=3"), f"--flagfile={tmp_path / 'twice'}"]).config.seed == 3
+        )
+
+    def test_a_network_larger_than_the_machine_is_refused_before_it_is_made(self, monkeypatch):
+        config = Config(hidden_units=(1000, 2000))
+        weights = 64 * 1000 + 1000 * 2000 + 2000 * 2
+        monkeypatch.setattr(memory, "physical_memory", lambda: 17 * weights)
+        memory.check_memory(config, (8, 8, 1), 2)
+        monkeypatch.setattr(memory, "physical_memory", lambda: 17 * weights - 1)
+        with pytest.raises(tp.ArgumentError, match="64:1000:2000:2 take 0.0 GiB to train.*hidden_units='1000,2000'"):
+            memory.check_memory(config, (8, 8, 1), 2)
+
+    def test_the_sizes_of_the_paper_networks_dense_layers(self):
+        from tf_packnet.approaches import conv
+
+        for fc8192 in ("flatten", "dense"):
+            sizes = memory.dense_sizes(Config(model="conv", fc8192=fc8192), (8, 9, 1), 2)
+            dense = [layer for layer in conv((8, 9, 1), 2, fc8192).layers if isinstance(layer, keras.layers.Dense)]
+            assert [tuple(layer.kernel.shape) for layer in dense] == list(zip(sizes, sizes[1:], strict=False))
+
+    def test_the_launcher_refuses_it_too(self, tmp_path):
+        done = launch("--hidden_units=1000000,1000000", "--dry_run", cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert "--hidden_units=1000000,1000000: expected a network that fits into the" in done.stderr
+
+    def test_a_line_is_a_line_for_a_terminal(self):
+        assert errors.one_line("a\nb\r\x1b[2Jc\u2028d") == "a b [2Jc d"
+        cut = errors.one_line("start" + "x" * 5000 + "end")
+        assert len(cut) <= 1000
+        assert cut.startswith("startx")
+        assert cut.endswith("xend")

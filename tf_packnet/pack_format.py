@@ -1,0 +1,22 @@
+"""The form of a saved pack, written into it, so that a newer one is not misread by this version."""
+
+from typing import Any
+
+from tf_packnet.errors import ArgumentError
+
+# To be raised when a pack is saved in a form that an earlier version would read wrongly.
+FORMAT = 1
+
+
+def checked_format(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a pack's config without its `format`; packs of before there was one have none.
+
+    Raises:
+        ArgumentError: If a newer version of this library saved the pack.
+    """
+    config = dict(config)
+    found = config.pop("format", 1)
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        expected = f"1 to {FORMAT}, which this version reads: a newer tf_packnet saved this pack"
+        raise ArgumentError("format", expected, found)
+    return config
