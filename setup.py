@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21"],
-        "test": ["hypothesis>=6", "pdoc>=15", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+        "test": ["hypothesis>=6", "pdoc>=15", "psutil>=5.9", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

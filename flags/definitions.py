@@ -212,6 +212,7 @@ def _machine(define: Define) -> None:
 def _output(define: Define) -> None:
     define("output_dir", "Where everything goes that comes of it. Default: out/<dataset>[-<experiment>].")
     define("export", "Write one SavedModel a task.", _BOOLEAN)
+    define("compact", "Leave out of the SavedModels what their task does not use.", _BOOLEAN)
     define(
         "on_corruption",
         f"{_or(config.ON_CORRUPTION)}: what to do about a file of --output_dir that is not as it was written: say so "

@@ -141,6 +141,7 @@ PYPI = {
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "PIL": "pillow",
+    "psutil": "psutil",
     "pytest": "pytest",
     "filelock": "filelock",
     "jinja2": "Jinja2",

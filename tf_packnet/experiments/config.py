@@ -75,6 +75,7 @@ class Config:
 
     output_dir: str | None = None
     export: bool = True
+    compact: bool = True
     on_corruption: str = "recompute"
 
     def __post_init__(self):
@@ -218,5 +219,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data_residency": _one_of(RESIDENCIES),
     "output_dir": _PATH,
     "on_corruption": _one_of(ON_CORRUPTION),
+    "compact": (lambda value: type(value) is bool, "true or false"),
     "export": (lambda value: type(value) is bool, "true or false"),
 }

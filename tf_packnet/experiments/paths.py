@@ -38,6 +38,11 @@ class RunPaths:
         return self.root / "pack.keras"
 
     @property
+    def pack_file(self) -> Path:
+        """The same as `pack`, in one small file without the weights that nobody owns."""
+        return self.root / "pack.packnet"
+
+    @property
     def exports(self) -> Path:
         return self.root / "export"
 
@@ -56,7 +61,7 @@ class RunPaths:
 
     def made_of_stages(self) -> list[Path]:
         """What a run writes from what its stages left, and can write again."""
-        return [self.masks, self.tensorboard, self.pack, self.exports]
+        return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
 
 @dataclass(frozen=True)

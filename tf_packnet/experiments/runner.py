@@ -21,6 +21,8 @@ from tf_packnet.experiments.results import Results
 from tf_packnet.experiments.store import StageStore
 from tf_packnet.export import export_task
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.packfile.info import info_of
+from tf_packnet.packfile.saving import save_pack
 from tf_packnet.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.tasks import Task
@@ -56,7 +58,7 @@ def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
 
         for lesson in learn(this, approach, store, with_state=True, found=found):
             with results.timed("save"):
-                save(config, paths, results, approach, stream[lesson - 1])
+                save(this, paths, approach, stream[lesson - 1])
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     Manifest(config.to_json(), checksums(paths.root, [*paths.made_of_stages(), paths.stages])).write(paths.manifest)
     results.complete = True  # said last, when everything else is written
@@ -77,19 +79,36 @@ def chosen(choice: dict[str, Any]) -> str:
     return f"{compiles}; {data[choice['data_residency']]}{devices}"
 
 
-def save(config: Config, paths: RunPaths, results: Results, approach: Approach, task: Task) -> None:
+def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
     """Writes down everything that `task` added: results, owner maps, pack, SavedModel, TensorBoard."""
+    results = this.results
     maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
     save_owner_maps(paths.owner_maps(task.number), maps)
     approach.rest()
-    save_pack(approach.packed, paths.pack)
-    if config.export and isinstance(approach, PackNet):
-        export_task(approach.packed, task.name, paths.export(task.number))
+    save_keras(approach.packed, paths.pack)
+    if isinstance(approach, PackNet):
+        save_for_use(this, paths, approach.packed, task)
     tensorboard.log_pack(paths.tensorboard, approach.packed, maps, results.to_json(), task.number)
     results.write(paths.results)
 
 
-def save_pack(packed: PackedModel, path: Path) -> None:
+def save_for_use(this: Run, paths: RunPaths, packed: PackedModel, task: Task) -> None:
+    """The pack in one file, and the SavedModel of `task`."""
+    learned = this.stream[: task.number]
+    accuracy = dict(zip((each.name for each in learned), this.results.accuracy[-1], strict=True))
+    info = info_of(learned, this.config.dataset, accuracy, {"config": this.config.identity()})
+    save_pack(packed, paths.pack_file, info=info, free_values=this.config.freed_weights == "keep")
+    if this.config.export:
+        export_task(
+            packed,
+            task.name,
+            paths.export(task.number),
+            compact=this.config.compact,
+            class_names=task.class_names,
+        )
+
+
+def save_keras(packed: PackedModel, path: Path) -> None:
     """Writes `packed` as Keras does, atomically; of the same pack the same bytes, whenever that is."""
     with files.replacing(path) as temporary:
         as_it_comes = temporary.with_name("dated.keras")

@@ -26,7 +26,7 @@ JOINT = ["budget"]
 # The examples themselves stand for these, and what was chosen on this machine for those.
 IN_THE_DATA = ["dataset", "classes_per_task", "num_tasks", "validation_fraction"]
 IN_THE_CHOICE = ["strategy", "logical_devices", "jit", "data_residency"]
-NOWHERE = ["data_dir", "output_dir", "export", "on_corruption"]
+NOWHERE = ["data_dir", "output_dir", "export", "compact", "on_corruption"]
 
 
 @dataclass(frozen=True)
