@@ -138,6 +138,7 @@ PYPI = {
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "PIL": "pillow",
+    "psutil": "psutil",
     "pytest": "pytest",
     "filelock": "filelock",
     "jinja2": "Jinja2",
