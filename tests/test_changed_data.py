@@ -91,7 +91,6 @@ def test_an_experiment_asks_the_first_run_that_is_there(config, tmp_path):
         suite.check_data(plan, paths)
 
 
-@pytest.mark.xfail(strict=True, reason="learning.Run.prepared does not write it down yet")
 def test_a_run_writes_down_what_it_learns_from(config, monkeypatch):
     monkeypatch.setattr(setup, "make_deterministic", lambda *_: None)
     assert learning.Run.prepared(config).results.to_json()["data_fingerprint"] == fingerprint(config)

@@ -255,10 +255,10 @@ class TestVersions:
         config = Config(output_dir=str(tmp_path))
         newer = {**results_of(config, complete), "schema_version": reading.SCHEMA_VERSION + 1}
         (tmp_path / "results.json").write_text(json.dumps(newer))
-        with pytest.raises(tp.ArgumentError, match="schema_version 2, .* a newer tf_packnet wrote it"):
+        with pytest.raises(tp.ArgumentError, match="schema_version 3, .* a newer tf_packnet wrote it"):
             output.check(config)
         with pytest.raises(tp.ArgumentError, match="a newer tf_packnet wrote it"):
-            suite.read_results(tmp_path / "results.json", config)
+            suite.read_results(tmp_path / "results.json", config, lambda path: None)
 
     def test_an_experiment_of_a_newer_version(self, tmp_path):
         plan = plans.plan("sweep", Config(output_dir=str(tmp_path)), {"final_prune": [0.5]})

@@ -51,6 +51,7 @@ class Run:
             "threads": setup.threads(),
         }
         results.tasks = [describe(task) for task in stream]
+        results.data_fingerprint = stream.fingerprint()
         results.environment = {**environment(), **choice}
         return cls(config, stream, strategy, choice, results)
 
@@ -94,7 +95,7 @@ def learn(
         After each lesson its number (1-based).
     """
     numbers = approach.lesson_numbers(len(run.stream))
-    plan = chain(run.config, numbers, run.stream.fingerprint(), run.choice)
+    plan = chain(run.config, numbers, run.results.data_fingerprint, run.choice)
     first = store.first_to_compute(plan, with_state)
     if first > 0 and (with_state or first < len(plan)):
         approach.restore(store.state(plan[first - 1]))

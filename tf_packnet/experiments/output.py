@@ -40,7 +40,7 @@ def check(config: Config) -> dict[str, Any] | None:
     if earlier is None or not earlier["complete"]:
         return None
     if manifest is None:  # earlier versions wrote none
-        return earlier if earlier.get("schema_version") == 1 else None
+        return earlier if earlier.get("schema_version", 1) == 1 else None
     return None if _told(manifest.wrong(paths.root), damaged) else earlier
 
 

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet import files
+from tf_packnet.export.canonical import canonicalize
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
 RESOURCE = tf.saved_model.experimental.TrackableResource
@@ -79,6 +80,7 @@ def save(
         module.resources = held
     with _without_asset_messages():
         tf.saved_model.save(module, str(path), signatures=signatures)
+    canonicalize(Path(path))
 
 
 @contextlib.contextmanager
