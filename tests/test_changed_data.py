@@ -1,13 +1,12 @@
 """Results of data that have changed since are not shown as if nothing had happened."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_launcher import results_of
+from tests.test_launcher import leave, results_of
 from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import experiment, learning, output, plans, setup, suite
@@ -32,8 +31,8 @@ def fingerprint(config):
 
 
 def complete(path, config, made_of):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**results_of(config), "data_fingerprint": made_of}))
+    leave(path.parent, {**results_of(config), "data_fingerprint": made_of})
+    (path.parent / "results.json").rename(path)
 
 
 def change_one_pixel(config):

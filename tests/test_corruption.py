@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 
+import keras
 import pytest
 
 from tf_packnet import files
@@ -14,11 +15,19 @@ from tf_packnet.experiments import experiment, learning, output
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.corruption import Manifest, checksums, handler
 
-SMALL = {"num_tasks": 2, "hidden_units": (16,), "train_epochs": 2, "retrain_epochs": 2, "final_prune": 0.6}
+SMALL = {
+    "num_tasks": 2,
+    "hidden_units": (16,),
+    "train_epochs": 2,
+    "retrain_epochs": 2,
+    "prune_rounds": 2,
+    "final_prune": 0.6,
+}
 
 
 def run(root, **more):
     """Runs in this process; returns what was said on standard error."""
+    keras.utils.clear_session()  # layers are called as in a process of their own
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         experiment.main(Config(**SMALL, output_dir=str(root), **more))

@@ -264,7 +264,7 @@ class TestVersions:
         plan = plans.plan("sweep", Config(output_dir=str(tmp_path)), {"final_prune": [0.5]})
         paths = plans_paths(plan)
         identity = output.experiment_identity(plan)
-        for version, refused in ((None, False), (1, False), (2, True)):
+        for version, refused in ((None, False), (1, False), (2, False), (3, True)):
             more = {} if version is None else {"schema_version": version}
             (tmp_path / "experiment.json").write_text(json.dumps({**identity, **more}))
             if refused:
@@ -312,6 +312,8 @@ REFUSED = {
     "data_residency": ("x", "one of auto"),
     "output_dir": ("\udcff", "expected a path"),
     "export": ("2", "true or false"),
+    "compact": ("2", "true or false"),
+    "on_corruption": ("ignore", "one of recompute, fail"),
     "dry_run": ("x", "true or false"),
     "experiment": ("figure9", "should be one of <figure1"),
     "sweep": ("speed=1", "NAME=VALUE,VALUE with a NAME among"),

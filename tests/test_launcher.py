@@ -11,9 +11,11 @@ import pytest
 
 from flags.parsing import UsageError, parse_config
 from tests.conftest import ROOT, launch
+from tf_packnet import files
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import output
 from tf_packnet.experiments.config import Config, default
+from tf_packnet.experiments.corruption import Manifest
 from tf_packnet.experiments.results import Results
 from tf_packnet.tasks.sources import check_name
 
@@ -165,6 +167,12 @@ def results_of(config, complete=True):
     ).to_json()
 
 
+def leave(root, results):
+    """Writes down what a run leaves, its files left out."""
+    files.write_json(root / "results.json", results)
+    Manifest(results["config"], {}).write(root / "checksums.json")
+
+
 VALUES = ["0", "1", "-1", "2", "1e309", "nan", "inf", "", "abc", "0.5", "1,2", "None", "true", "é", "１", "\0", "\n"]
 VALUES += ["9" * 400, "--x", "a b", "/", "..", "-", "1e-320", "0x10", "mnist", "mlp", "mirrored", "on"]
 
@@ -228,7 +236,7 @@ class TestOutputDirectory:
     def test_the_same_run_is_found_complete_or_begun_again(self, tmp_path):
         for complete in (True, False):
             theirs = results_of(self.config(tmp_path), complete)
-            (tmp_path / "results.json").write_text(json.dumps(theirs))
+            leave(tmp_path, theirs)
             assert output.check(self.config(tmp_path)) == (theirs if complete else None)
 
     def test_a_results_file_that_is_none(self, tmp_path):

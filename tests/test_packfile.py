@@ -335,7 +335,7 @@ def test_what_a_stream_records():
         },
     }
     check_info(info, {"0-1": {"head": (2, None)}, "2-3": {"head": (2, None)}})
-    task = tp.tasks.from_arrays("floats", np.zeros((20, 3)), np.arange(20) % 2, scale=0.5, batch_size=4)
+    task = tp.tasks.from_arrays("floats", np.arange(60.0).reshape(20, 3), np.arange(20) % 2, scale=0.5, batch_size=4)
     assert tp.packfile.info_of([task])["tasks"]["floats"] == {"class_names": ["0", "1"], "scale": 0.5}
 
 

@@ -266,6 +266,21 @@ class TestBiases:
 
 
 class TestHeads:
+    def test_a_first_task_that_was_never_begun_keeps_its_number_of_classes(self):
+        packed = compile_model(tp.pack(make_mlp()))
+        x, y = blobs(0)
+        for number in (1, 2):
+            if number == 2:
+                packed.begin_task(num_classes=3)
+            packed.fit(x, y, verbose=0, callbacks=[tp.TaskMaskSnapshot()] if number == 2 else self.night())
+            if number == 1:
+                before = packed.predict(x, verbose=0)
+        packed.select_task(1)
+        np.testing.assert_array_equal(packed.predict(x, verbose=0), before)
+
+    def night(self):
+        return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3)), tp.TaskMaskSnapshot()]
+
     def test_per_task_heads_are_not_pruned_and_start_afresh(self):
         packed = compile_model(tp.pack(make_mlp()), "adam")
         assert "head/kernel" not in packed.owner_maps()

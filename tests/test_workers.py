@@ -55,7 +55,7 @@ def test_seeds_are_a_number_or_themselves():
         (["--workers=2"], "--workers: expected an --experiment or a --sweep with it"),
         (["--threads=2"], "--threads: expected an --experiment or a --sweep with it"),
         (["--sweep=seed=1,2", "--workers=0"], "--workers=0: expected at least 1"),
-        (["--seeds=0"], "--seeds=0: expected at least 1, or seeds with commas"),
+        (["--seeds=0"], "--seeds=0: expected at least 1 and at most 10,000, or seeds with commas"),
         (["--seeds=1,1"], "--seeds=1,1: expected different seeds"),
         (["--seeds=a"], "--seeds=a: expected how many, or seeds with commas"),
         (["--experiment=figure5"], "--experiment=figure5: value should be one of"),
@@ -135,7 +135,7 @@ class FakeWorker:
     def ready_for(self, config):
         return None
 
-    def run(self, config, advanced):
+    def run(self, config, advanced, said):
         self.log.append(("begun", config.seed, config.final_prune))
         time.sleep(0.1)
         self.log.append(("ended", config.seed, config.final_prune))

@@ -136,8 +136,8 @@ def learn_only(config: Config, stages_dir: Path, observers: Observers, damaged: 
     run = Run.prepared(config)
     with run.strategy.scope():
         approach = run.approach(None, observers)
-        for _ in learn(run, approach, StageStore(stages_dir, damaged), with_state=False):
-            pass
+    for _ in learn(run, approach, StageStore(stages_dir, damaged), with_state=False):
+        pass
     run.results.complete = True
     return run.results
 

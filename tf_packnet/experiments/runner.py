@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet import files
+from tf_packnet import files, lifecycle
 from tf_packnet.approaches import Approach, PackNet
 from tf_packnet.approaches.base import Observers
 from tf_packnet.callbacks import EpochLog, save_owner_maps
@@ -47,10 +47,11 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
 def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
     config, results, stream = this.config, this.results, this.stream
     results.write(paths.results)
-    with this.strategy.scope(), progress.RunProgress(stream) as display:
+    with progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
         store = StageStore(stages_dir, corruption.handler(config.on_corruption, display.say))
-        approach = this.approach(paths.masks, observers(config, paths, display))
+        with this.strategy.scope():
+            approach = this.approach(paths.masks, observers(config, paths, display))
 
         def found(record: dict[str, Any]) -> None:
             display.say(f"task {record['task']}/{len(stream)}  {record['stage']}: found, not computed again")
@@ -97,7 +98,8 @@ def save_for_use(this: Run, paths: RunPaths, packed: PackedModel, task: Task) ->
     learned = this.stream[: task.number]
     accuracy = dict(zip((each.name for each in learned), this.results.accuracy[-1], strict=True))
     info = info_of(learned, this.config.dataset, accuracy, {"config": this.config.identity()})
-    save_pack(packed, paths.pack_file, info=info, free_values=this.config.freed_weights == "keep")
+    if not lifecycle.has_open_task(packed):  # else the run goes on with the next task, and writes it after that
+        save_pack(packed, paths.pack_file, info=info, free_values=this.config.freed_weights == "keep")
     if this.config.export:
         export_task(
             packed,

@@ -162,7 +162,9 @@ def check_data(plan: Plan, paths: ExperimentPaths) -> None:
     axes = axes_of(plan)
     for config in plan.configs:
         name = (config.dataset, config.data_dir)
-        results = None if name in checked else read_results(paths.run(run_name(config, axes)), config)
+        path = paths.run(run_name(config, axes))
+        # A damaged one is told when its turn comes.
+        results = None if name in checked else read_results(path, config, damaged=lambda path: None)
         if results is not None:
             data.check_unchanged(results, config, paths.root)
             checked.add(name)

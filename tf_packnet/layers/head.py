@@ -126,6 +126,10 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         if self.activation is not self._own_activation:
             self._activation_of[task] = keras.activations.serialize(self.activation)
 
+    def commit_task(self) -> None:
+        self._units_of.setdefault(self.committed_tasks + 1, self.units)  # the first task need not have been begun
+        super().commit_task()
+
     def units_of(self, task: int) -> int:
         """How many outputs `task` (1-based, committed or open) has."""
         return self._units_of.get(task, self.units)

@@ -50,6 +50,8 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
     ]
+    if results["config"]["approach"] == "packnet":
+        lines.append(f"Pack          {output_dir / 'pack.packnet'}")
     if results["config"]["export"] and results["config"]["approach"] == "packnet":
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
     lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
