@@ -173,7 +173,7 @@ def test_a_full_disk_ends_the_fit(batches, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tf_packnet.files.write_checked", full)
+    monkeypatch.setattr("tf_packnet.files.replacing", full)
     with pytest.raises(OSError, match="No space left"):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
 
@@ -216,3 +216,16 @@ def test_the_backup_of_another_model_is_refused(batches, tmp_path):
     backup.wait()
     with pytest.raises(ArgumentError, match="a path for this model alone"):
         packed_model("momentum").fit(batches, epochs=3, verbose=0, callbacks=[DiesAt(None), backup])
+
+
+def test_a_captured_state_stays_as_it_is_while_training_goes_on(batches):
+    """It is written while the next epoch is computed, without a copy."""
+    packed = fitted(batches)
+    captured = training_state.capture(packed)
+    then = {name: np.array(value) for name, value in captured.items()}
+    packed.fit(batches, epochs=2, verbose=0)
+    now = training_state.capture(packed)
+    for name, value in then.items():
+        np.testing.assert_array_equal(captured[name], value, err_msg=name)
+    moved = [name for name, value in then.items() if not np.array_equal(now[name], value)]
+    assert "pack/dense_1/kernel.variable" in moved

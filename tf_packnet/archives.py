@@ -12,7 +12,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 
 # What zipfile, zlib and NumPy raise on bytes that are no archive of arrays.
-_BROKEN = (
+BROKEN = (
     *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError),
     *(NotImplementedError, RuntimeError, RecursionError, MemoryError, OverflowError, OSError, tokenize.TokenError),
 )
@@ -40,7 +40,7 @@ def read_arrays(path: str | os.PathLike, argument: str, dtype: str, max_bytes: i
             return _read(file, np.dtype(dtype), max_bytes)
         except _Unfit as error:
             reason = str(error)
-        except _BROKEN as error:
+        except BROKEN as error:
             reason = f"it is damaged, or something else: {type(error).__name__}"
     raise ArgumentError(argument, f"an .npz file of {dtype} arrays ({reason})", os.fspath(path))
 

@@ -1,6 +1,6 @@
 """Files that are either there, whole, or not there: written beside, synced, renamed into place.
 
-What has a checksum, in its name or within, is known as it was written.
+What has a checksum in it is known as it was written.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,30 +59,6 @@ def sha256(path: str | os.PathLike) -> str:
         while chunk := file.read(2**20):
             found.update(chunk)
         return found.hexdigest()
-
-
-def write_checked(prefix: str | os.PathLike, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Writes a file that has its checksum in its name, `<prefix>.<sha256><suffix>`, atomically; returns its path.
-
-    Args:
-        prefix: Folder and first part of the name.
-        suffix: Last part of the name, such as `.npz`.
-        write: Called with the path to write to.
-    """
-    prefix = Path(prefix)
-    with _workspace(prefix) as workspace:
-        temporary = workspace / f"new{suffix}"
-        write(temporary)
-        target = prefix.with_name(f"{prefix.name}.{sha256(temporary)}{suffix}")
-        _sync_one(temporary)
-        os.replace(temporary, target)
-        _sync_one(target.parent)
-    return target
-
-
-def is_as_written(path: Path) -> bool:
-    """Whether a file of `write_checked` has the content that its name says."""
-    return sha256(path) == path.name.rsplit(".", 2)[1]
 
 
 class DamagedError(ValueError):

@@ -2,19 +2,22 @@
 
 import keras
 import numpy as np
-from keras import ops
 
 from tf_packnet import lifecycle
 from tf_packnet.layers.base import TaskLayer
+from tf_packnet.layers.weights import view
 
 PACK, OTHER, OPTIMIZER = "pack/", "other/", "optimizer/"
 
 
 def capture(model: keras.Model) -> dict[str, np.ndarray]:
-    """A copy of the state of a compiled model with task-aware layers, by name, for `restore`."""
-    found = {PACK + name: np.array(value) for name, value in lifecycle.state(model).items()}
+    """The state of a compiled model with task-aware layers, by name, for `restore`; it stays as it is.
+
+    On CPU nothing is copied: a variable that changes takes new memory, while somebody looks at the old one.
+    """
+    found = {PACK + name: value for name, value in lifecycle.state(model).items()}
     for prefix, variables in ((OTHER, _other_variables(model)), (OPTIMIZER, model.optimizer.variables)):
-        found.update({f"{prefix}{place}": _value(variable) for place, variable in enumerate(variables)})
+        found.update({f"{prefix}{place}": view(variable) for place, variable in enumerate(variables)})
     return found
 
 
@@ -48,7 +51,3 @@ def _other_variables(model: keras.Model) -> list[keras.Variable]:
             found += layer._trainable_variables + layer._non_trainable_variables
         found += [generator.state for generator in layer._seed_generators]
     return list({id(variable): variable for variable in found}.values())
-
-
-def _value(variable: keras.Variable) -> np.ndarray:
-    return np.array(ops.convert_to_numpy(variable))

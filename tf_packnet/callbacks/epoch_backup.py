@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from tf_packnet import files, lifecycle, training_state
+from tf_packnet.archives import BROKEN
 from tf_packnet.errors import ArgumentError
 
 META = "meta"
@@ -35,15 +36,15 @@ class EpochBackup(keras.callbacks.Callback):
     ```
 
     While an epoch is computed the one before is written, beside the last one, synced and renamed: a crash, whenever it
-    comes, costs the epoch that it falls into and at most the one before. A backup that is damaged is told from a sound
-    one by its checksum, and not used.
+    comes, costs the epoch that it falls into and at most the one before. Every array of a backup has its checksum: one
+    that is damaged is not used.
 
     Place it after all callbacks but `TaskMaskSnapshot`. What these remember is what changed of their public attributes
     since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One
     that has a method `resumed(history)` is called with the logs of the epochs that were done before.
 
     Args:
-        path: Where the backup lies: `<path>.<epochs>.<sha256>.npz`. A name for this one `fit`, a day or a night.
+        path: Where the backup lies: `<path>.<epochs>.npz`. A name for this one `fit`, a day or a night.
         delete_at_end: Whether the backup goes when the `fit` ends. False leaves it until `remove` is called, when what
             the `fit` came to was saved.
         on_damaged: Called with the path of every backup that is damaged; default a warning on the log.
@@ -168,7 +169,8 @@ class EpochBackup(keras.callbacks.Callback):
     def _write(self, epochs: int, state: Mapping[str, np.ndarray]) -> None:
         try:
             earlier = self._backups()
-            files.write_checked(f"{self.path}.{epochs}", ".npz", lambda path: np.savez(path, **state))
+            with files.replacing(f"{self.path}.{epochs}.npz") as temporary:
+                np.savez(temporary, **state)
             for _, path in earlier:
                 path.unlink(missing_ok=True)
         except BaseException as error:  # a full disk, say: the next epoch's end tells it
@@ -191,16 +193,17 @@ class EpochBackup(keras.callbacks.Callback):
         """The last backup that is sound; what a killed process left beside it is removed."""
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
-            if files.is_as_written(path):
+            try:
                 with np.load(path, allow_pickle=False) as archive:
-                    return dict(archive)
-            self._on_damaged(path)
+                    return dict(archive)  # every array with its checksum
+            except BROKEN:
+                self._on_damaged(path)
             path.unlink(missing_ok=True)
         return None
 
     def _backups(self) -> list[tuple[int, Path]]:
         """Every backup that lies there, with its number of epochs."""
-        pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.[0-9a-f]{64}\.npz")
+        pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.npz")
         names = os.listdir(self.path.parent) if self.path.parent.is_dir() else []
         return [(int(match[1]), self.path.parent / name) for name in names if (match := pattern.fullmatch(name))]
 

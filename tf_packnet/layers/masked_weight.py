@@ -150,7 +150,7 @@ class MaskedWeight:
     def save(self, store: dict) -> None:
         """Writes the whole state into a Keras weights store."""
         for part in self._parts():
-            store[f"{self.name}.{part}"] = np.asarray(ops.convert_to_numpy(getattr(self, part)))
+            store[f"{self.name}.{part}"] = view(getattr(self, part))
         if not self.has_free_values:
             store[f"{self.name}.lost"] = np.array(True)
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_packnet.layers.weights import fresh_values, non_trainable
+from tf_packnet.layers.weights import fresh_values, non_trainable, view
 
 
 class TaskWeight:
@@ -64,7 +64,7 @@ class TaskWeight:
     def save(self, store: dict) -> None:
         """Writes the whole state, every task's value included, into a Keras weights store."""
         for part in ("variable", "frozen", "learning"):
-            store[f"{self.name}.{part}"] = np.asarray(ops.convert_to_numpy(getattr(self, part)))
+            store[f"{self.name}.{part}"] = view(getattr(self, part))
         for task, value in self.kept.items():
             store[f"{self.name}.task_{task}"] = value
 
