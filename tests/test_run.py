@@ -94,6 +94,31 @@ def test_exports_serve_the_packs_logits(run):
         assert accuracy == pytest.approx(results["accuracy"][-1][task.number - 1])
 
 
+def test_what_compaction_saved_is_written_down(run):
+    root, _, results = run
+    rows = json.loads((root / "export/report.json").read_text())["tasks"]
+    assert [row["name"] for row in rows] == [task["name"] for task in results["tasks"]]
+    for number, row in enumerate(rows, start=1):
+        on_disk = sum(path.stat().st_size for path in (root / f"export/task_{number}").rglob("*") if path.is_file())
+        assert row["bytes"]["exported"] == on_disk < row["bytes"]["dense"]
+        assert row["weights"]["exported"] < row["weights"]["dense"]
+
+
+def test_the_pack_in_one_file_is_the_pack(run):
+    import keras
+
+    root, _, results = run
+    loaded, kept = tp.load_pack(root / "pack.packnet"), keras.models.load_model(root / "pack.keras")
+    contents = tp.read_contents(root / "pack.packnet")
+    stream = tp.tasks.load("digits", num_tasks=3, batch_size=32, seed=1)
+    for task, found in zip(stream, contents.tasks, strict=True):
+        for packed in (loaded, kept):
+            packed.select_task(task.name)
+        x = task.splits["test"].x
+        np.testing.assert_array_equal(loaded.predict(x, verbose=0), kept.predict(x, verbose=0))
+        assert found.accuracy == results["accuracy"][-1][task.number - 1]
+
+
 def events(path):
     accumulator = EventAccumulator(str(path), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
     accumulator.Reload()

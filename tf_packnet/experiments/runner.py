@@ -19,7 +19,7 @@ from tf_packnet.experiments.learning import Run, learn
 from tf_packnet.experiments.paths import RunPaths
 from tf_packnet.experiments.results import Results
 from tf_packnet.experiments.store import StageStore
-from tf_packnet.export import export_task
+from tf_packnet.export import export_report, export_task
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.info import info_of
 from tf_packnet.packfile.saving import save_pack
@@ -60,6 +60,9 @@ def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
         for lesson in learn(this, approach, store, with_state=True, found=found):
             with results.timed("save"):
                 save(this, paths, approach, stream[lesson - 1])
+    if config.export and config.compact and isinstance(approach, PackNet):
+        with results.timed("save"):
+            export_report(approach.packed, paths.exports, latency=False)
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     Manifest(config.to_json(), checksums(paths.root, [*paths.made_of_stages(), paths.stages])).write(paths.manifest)
     results.complete = True  # said last, when everything else is written
