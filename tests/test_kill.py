@@ -68,3 +68,27 @@ def test_ten_kills(tmp_path):
 @pytest.mark.parametrize(("flags", "longest"), [(MLP, 4.0), (CONV, 12.0)], ids=["mlp", "conv"])
 def test_fifty_kills(flags, longest, tmp_path):
     kill_and_compare(flags, 50, tmp_path, longest)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again(tmp_path):
+    done = launch(*MLP, f"--output_dir={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    disk, full = tmp_path / "disk", 0
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no small disk can be made here")
+    try:
+        for kilobytes in (200, 400, 600, 800, 1000, 1200, 1500, 2000, 8000):
+            subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
+            done = launch(*MLP, f"--output_dir={disk / 'out'}")
+            if done.returncode:
+                full += 1
+                assert done.returncode == 1
+                assert "Traceback" not in done.stderr, done.stderr
+                assert "the same command goes on when that is mended" in done.stderr.splitlines()[-1]
+        assert done.returncode == 0, done.stderr
+        assert full >= 4
+        assert contents(disk / "out") == contents(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", disk], check=True)

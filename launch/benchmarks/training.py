@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from launch.benchmarks import Row, floors
+from tf_packnet.callbacks import EpochBackup
 from tf_packnet.experiments import runner, setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import RunPaths
@@ -91,7 +92,7 @@ def stages(config: Config, stream: TaskStream, validation: bool) -> tuple[float,
         for task in stream:
             for stage in STAGES:
                 began = time.perf_counter()
-                approach.run_stage(task, stage)
+                approach.run_stage(task, stage, EpochBackup(paths.root / f"task_{task.number}-{stage}"))
                 taken.append(time.perf_counter() - began)
     per_stage = float(np.median(taken[-LATER_STAGES:]))
     steps = config.train_epochs * (len(stream[0].splits["train"]) // config.batch_size)
