@@ -1,14 +1,11 @@
 """The flags of `launch/inspect.py`."""
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 
-from flags.help import render_help
-from flags.parsing import UsageError
-from tf_packnet import __version__
+from flags.command_line import UsageError, read
 from tf_packnet.errors import ArgumentError
 from tf_packnet.reporting.pack_kinds import kind_of
 
@@ -67,18 +64,9 @@ def parse_inspection(argv: list[str]) -> Inspect:
         ArgumentError: If there is no such pack, or the page cannot be written where it is wanted.
     """
     values, themes = define_flags()
-    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(render_help(values, themes, _USAGE))
-        sys.exit(0)
-    if "--version" in argv[1:]:
-        print(f"tf_packnet {__version__}")
-        sys.exit(0)
-    try:
-        rest = values(argv)
-    except (flags.Error, OSError, ValueError) as error:
-        raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
-    if len(rest) > 1:
-        raise UsageError(f"{rest[1]!r} is no flag: expected only --name=value (--help lists the flags)")
+    rest = read(argv, values, themes, _USAGE)
+    if rest:
+        raise UsageError(f"{rest[0]!r} is no flag: expected only --name=value (--help lists the flags)")
     if not values["pack"].value:
         raise UsageError("--pack: expected the file of a pack, such as --pack=out/digits/pack.keras")
     pack, html = Path(values["pack"].value).expanduser(), values["html"].value

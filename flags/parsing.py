@@ -1,21 +1,14 @@
 """From the command line to a `Config`."""
 
-import sys
 from typing import Any, NamedTuple
 
 from absl import flags
 
+from flags.command_line import UsageError, read
 from flags.definitions import define_flags
-from flags.flagfiles import check_flagfiles
-from flags.help import render_help
-from tf_packnet import __version__
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config, check_axis, check_field
 from tf_packnet.experiments.plans import Plan, plan
-
-
-class UsageError(Exception):
-    """The command line is wrong; the message is one line."""
 
 
 class Command(NamedTuple):
@@ -53,21 +46,9 @@ def parse_command(argv: list[str]) -> Command:
         ArgumentError: If two flags do not fit together.
     """
     values, themes = define_flags()
-    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(render_help(values, themes))
-        sys.exit(0)
-    if "--version" in argv[1:]:
-        print(f"tf_packnet {__version__}")
-        sys.exit(0)
-    try:
-        check_flagfiles(argv[1:])
-        rest = values(argv)
-    except ArgumentError as error:
-        raise UsageError(f"--{error.argument}={error.received}: expected {error.expected}") from error
-    except (flags.Error, OSError, ValueError) as error:  # absl lets some of each through
-        raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
-    if len(rest) > 1:
-        raise UsageError(f"{rest[1]!r} is no flag: expected only --name=value (--help lists the flags)")
+    rest = read(argv, values, themes)
+    if rest:
+        raise UsageError(f"{rest[0]!r} is no flag: expected only --name=value (--help lists the flags)")
     config = Config(**{name: values[name].value for name in Config.__dataclass_fields__})
     axes = dict(_parse_axis(asked, values) for asked in values["sweep"].value)
     if len(axes) < len(values["sweep"].value):

@@ -1,14 +1,11 @@
 """The flags of `launch/predict.py`, and from its command line to what is asked for."""
 
-import sys
 from typing import Any
 
 from absl import flags
 
-from flags.help import render_help
+from flags.command_line import UsageError, read
 from flags.parsers import IntegerParser
-from flags.parsing import UsageError
-from tf_packnet import __version__
 from tf_packnet.prediction import Asked
 from tf_packnet.prediction.tables import FORMATS
 
@@ -76,19 +73,10 @@ def parse_command(argv: list[str]) -> Asked:
         UsageError: If a flag is unknown, malformed or missing, or its value out of range.
     """
     values, themes = define_flags()
-    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(render_help(values, themes, _USAGE))
-        sys.exit(0)
-    if "--version" in argv[1:]:
-        print(f"tf_packnet {__version__}")
-        sys.exit(0)
     values.set_gnu_getopt(True)  # flags may come after inputs
-    try:
-        rest = values(argv)
-    except (flags.Error, OSError, ValueError) as error:
-        raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
+    rest = read(argv, values, themes, _USAGE)
     asked = {name: values[name].value for name in ("pack", "task", "format", "output", "top", "scale")}
-    inputs = (*values["input"].value, *rest[1:])
+    inputs = (*values["input"].value, *rest)
     for name, value in (("pack", asked["pack"]), ("input", inputs)):
         if not value:
             raise UsageError(f"--{name}: expected to be given (--help lists the flags)")

@@ -13,35 +13,19 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
 from flags.inspecting import parse_inspection
-from flags.parsing import UsageError
-from tf_packnet.errors import ArgumentError
+from launch.ending import exit_code
 
 
-def main(argv: list[str]) -> int:
-    """Does what `argv` asks for; returns the exit code."""
-    try:
-        asked = parse_inspection(argv)
-        from tf_packnet.quiet import start_tensorflow
+def main() -> None:
+    """Does what the command line asks for."""
+    asked = parse_inspection(sys.argv)
+    from tf_packnet.quiet import start_tensorflow
 
-        start_tensorflow()
-        from tf_packnet.experiments import inspecting
+    start_tensorflow()
+    from tf_packnet.experiments import inspecting
 
-        inspecting.main(asked.pack, asked.format, asked.html)
-    except UsageError as error:
-        return _stop(str(error), code=2)
-    except ArgumentError as error:
-        return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
-    except OSError as error:
-        return _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", code=1)
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _stop(reason: str, code: int) -> int:
-    print(f"inspect.py: {' '.join(reason.splitlines())}", file=sys.stderr)
-    return code
+    inspecting.main(asked.pack, asked.format, asked.html)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(exit_code(main))

@@ -16,45 +16,26 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # the trainer and the strategies are
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
 
-from flags.parsing import UsageError, parse_command
-from tf_packnet.errors import ArgumentError, StoppedError, one_line
+from flags.parsing import parse_command
+from launch.ending import exit_code
 from tf_packnet.experiments import experiment, suite
 
 
-def main(argv: list[str]) -> int:
-    """Does what `argv` asks for; returns the exit code."""
+def main() -> None:
+    """Does what the command line asks for."""
     signal.signal(signal.SIGTERM, _terminate)
-    try:
-        asked = parse_command(argv)
-        if asked.dry_run:
-            experiment.show_plan(asked.config)
-        elif asked.plan:
-            suite.main(asked.plan, asked.workers, asked.threads, asked.stages_dir)
-        else:
-            experiment.main(asked.config, asked.stages_dir)
-    except UsageError as error:
-        return _stop(str(error), code=2)
-    except ArgumentError as error:
-        return _stop(f"--{error.argument}={error.received}: expected {error.expected}", code=2)
-    except StoppedError as error:
-        return _stop(str(error), code=1)
-    except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        return _stop(f"{reason}; the same command goes on when that is mended", code=1)
-    except KeyboardInterrupt as stop:
-        print("\nstopped; the same command goes on after the last epoch that was finished", file=sys.stderr)
-        return 143 if stop.args else 130
-    return 0
+    asked = parse_command(sys.argv)
+    if asked.dry_run:
+        experiment.show_plan(asked.config)
+    elif asked.plan:
+        suite.main(asked.plan, asked.workers, asked.threads, asked.stages_dir)
+    else:
+        experiment.main(asked.config, asked.stages_dir)
 
 
 def _terminate(*_: object) -> None:
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _stop(reason: str, code: int) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: {one_line(reason)}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(exit_code(main, goes_on="the same command goes on after the last epoch that was finished"))

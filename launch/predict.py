@@ -12,32 +12,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags and the files are known to be there
 
-from flags.parsing import UsageError
 from flags.predicting import parse_command
-from tf_packnet.errors import ArgumentError, PackFileError
+from launch.ending import exit_code
 from tf_packnet.prediction import predict
 
-
-def main(argv: list[str]) -> int:
-    """Does what `argv` asks for; returns the exit code."""
-    try:
-        predict(parse_command(argv))
-    except (UsageError, PackFileError) as error:
-        return _stop(str(error), code=2)
-    except ArgumentError as error:
-        received = "" if error.received is None else f"={error.received}"
-        return _stop(f"--{error.argument}{received}: expected {error.expected}", code=2)
-    except OSError as error:
-        return _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", code=1)
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _stop(reason: str, code: int) -> int:
-    print(f"predict.py: {' '.join(reason.split())}", file=sys.stderr)
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(exit_code(lambda: predict(parse_command(sys.argv))))

@@ -4,13 +4,16 @@ import contextlib
 import io
 import os
 import string
+import sys
 from random import Random
+from unittest import mock
 
 import pytest
 
 from flags.definitions import define_flags
 from flags.parsing import UsageError, parse_command
 from launch import main as launcher
+from launch.ending import exit_code
 from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import config, output, plans
@@ -166,7 +169,8 @@ def valid_lines(lines: int) -> list[list[str]]:
 def dry_run(arguments, folder, monkeypatch, capsys) -> int:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    code = launcher.main(["main.py", *arguments, "--dry_run"])
+    with mock.patch.object(sys, "argv", ["main.py", *arguments, "--dry_run"]):
+        code = exit_code(launcher.main)
     said = capsys.readouterr()
     assert (said.out == "") == (code == 2), arguments
     assert said.err.count("\n") == (code == 2), said.err

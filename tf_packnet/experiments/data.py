@@ -1,5 +1,6 @@
-"""Whether the data are still those that results were made of: a folder of images is easily changed."""
+"""The tasks of a run, and whether they are still those that results were made of: a folder is easily changed."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,25 @@ from typing import Any
 from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config
+from tf_packnet.tasks import TaskStream
 from tf_packnet.tasks.sources import EMBEDDED, is_folder
+
+
+def load_stream(config: Config) -> TaskStream:
+    """The tasks of a config."""
+    return _load(
+        config.dataset,
+        config.classes_per_task,
+        config.num_tasks,
+        config.data_dir,
+        config.validation_fraction,
+        config.batch_size,
+        config.seed,
+    )
+
+
+# The runs of one process mostly learn the same tasks.
+_load = functools.lru_cache(maxsize=2)(tasks.load)
 
 
 def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None:
@@ -41,15 +60,7 @@ def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None
 def _fingerprint(config: Config) -> str:
     if config.dataset != EMBEDDED and not is_folder(config.dataset):
         _start_without_gpus()
-    return tasks.load(
-        config.dataset,
-        config.classes_per_task,
-        config.num_tasks,
-        config.data_dir,
-        config.validation_fraction,
-        config.batch_size,
-        config.seed,
-    ).fingerprint()
+    return load_stream(config).fingerprint()
 
 
 def _start_without_gpus() -> None:

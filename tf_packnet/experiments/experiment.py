@@ -51,7 +51,7 @@ def show_plan(config: Config) -> None:
     from tf_packnet.quiet import start_tensorflow
 
     start_tensorflow()
-    from tf_packnet.experiments.learning import load_stream
+    from tf_packnet.experiments.data import load_stream
     from tf_packnet.experiments.setup import build_model
     from tf_packnet.planning import plan
 

@@ -10,12 +10,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import freeze_guard, tasks
+from tf_packnet import freeze_guard
 from tf_packnet.approaches import Approach
 from tf_packnet.approaches.base import Observers
 from tf_packnet.experiments import setup
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.corruption import Damaged
+from tf_packnet.experiments.data import load_stream
 from tf_packnet.experiments.results import Results, environment
 from tf_packnet.experiments.stages import Stage, chain
 from tf_packnet.experiments.store import StageStore
@@ -184,23 +185,6 @@ def do_stage(
         store.put(stage, record, approach.state())
         backup.remove()
     return Outcome(record, reused=False)
-
-
-def load_stream(config: Config) -> TaskStream:
-    """The tasks of a config."""
-    return _load(
-        config.dataset,
-        config.classes_per_task,
-        config.num_tasks,
-        config.data_dir,
-        config.validation_fraction,
-        config.batch_size,
-        config.seed,
-    )
-
-
-# The runs of one process mostly learn the same tasks.
-_load = functools.lru_cache(maxsize=2)(tasks.load)
 
 
 def describe(task: Task) -> dict[str, Any]:
