@@ -60,6 +60,7 @@ def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None
 def _fingerprint(config: Config) -> str:
     if config.dataset != EMBEDDED and not is_folder(config.dataset):
         _start_without_gpus()
+    _load.cache_clear()  # as they are now
     return load_stream(config).fingerprint()
 
 
