@@ -159,7 +159,7 @@ def test_the_backup_of_another_fit_is_refused(batches, tmp_path):
     backup = tp.EpochBackup(tmp_path / "night")
     with pytest.raises(CrashError):
         fit(packed_model(), batches, [backup], DiesAt(4))
-    with pytest.raises(ArgumentError, match=re.escape("the backup there is of another one (task 1, 6 epochs")):
+    with pytest.raises(ArgumentError, match=re.escape("the backup there is of another one (task 1, 6 epochs)")):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "night")])
 
 
@@ -229,3 +229,25 @@ def test_a_captured_state_stays_as_it_is_while_training_goes_on(batches):
         np.testing.assert_array_equal(captured[name], value, err_msg=name)
     moved = [name for name, value in then.items() if not np.array_equal(now[name], value)]
     assert "pack/dense_1/kernel.variable" in moved
+
+
+def test_callbacks_that_remember_nothing_may_be_others(batches, tmp_path):
+    """A run that was shown on a terminal goes on as one of an experiment, and the other way round."""
+    whole = packed_model()
+    fit(whole, batches, [])
+    backup = tp.EpochBackup(tmp_path / "night")
+    with pytest.raises(CrashError):
+        fit(packed_model(), batches, [backup], DiesAt(3), keras.callbacks.LambdaCallback())
+    backup.wait()
+    resumed = packed_model()
+    fit(resumed, batches, [tp.EpochBackup(tmp_path / "night")])
+    same(whole, resumed)
+
+
+def test_a_callback_that_remembered_something_must_be_there(batches, tmp_path):
+    backup = tp.EpochBackup(tmp_path / "night")
+    with pytest.raises(CrashError):
+        fit(packed_model(), batches, [backup], DiesAt(3))
+    backup.wait()
+    with pytest.raises(ArgumentError, match="the one that left its backup there had a PruneRoundScheduler"):
+        packed_model().fit(batches, epochs=EPOCHS, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "night")])

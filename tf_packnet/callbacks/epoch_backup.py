@@ -1,7 +1,5 @@
 """After every epoch, all that a `fit` needs to go on as if it had never been interrupted."""
 
-import copy
-import inspect
 import json
 import os
 import re
@@ -9,13 +7,13 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from tf_packnet import files, lifecycle, training_state
 from tf_packnet.archives import BROKEN
+from tf_packnet.callbacks import memories
 from tf_packnet.errors import ArgumentError
 
 META = "meta"
@@ -94,6 +92,10 @@ class EpochBackup(keras.callbacks.Callback):
         if meta["fit"] != ours:
             expected = f"a path for this fit alone ({ours}); the backup there is of another one ({meta['fit']})"
             raise ArgumentError("path", expected, str(self.path))
+        missing = [name for name in meta["callbacks"] if name not in memories.by_name(self._beside)]
+        if missing:
+            expected = f"a path for this fit alone; the one that left its backup there had a {missing[0]}"
+            raise ArgumentError("path", expected, str(self.path))
         self.history = meta["history"]
         return epochs if meta["stopped"] else meta["epoch"] + 1
 
@@ -101,15 +103,12 @@ class EpochBackup(keras.callbacks.Callback):
         if self._beside is None:
             raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
         self._writing, self._failed = None, None
-        self._fresh = [copy.deepcopy(_memory(callback)) for callback in self._beside]
+        self._fresh = memories.fresh(self._beside)
         if self._found is None:
             return
         found, self._found = self._found, None
         meta = json.loads(str(found.pop(META)))
-        for place, (callback, memory) in enumerate(zip(self._beside, meta["callbacks"], strict=True)):
-            vars(callback).update(memory)
-            for name, count in meta["weights"].get(str(place), {}).items():
-                setattr(callback, name, [found.pop(f"callback/{place}/{name}/{i}") for i in range(count)])
+        memories.remind(self._beside, meta, found)
         try:
             training_state.restore(self.model, found)
         except ValueError as error:
@@ -122,14 +121,14 @@ class EpochBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        meta, arrays = self._memories()
+        meta, arrays = memories.changed(self._beside, self._fresh)
         meta |= {
             "fit": self._identity(self.model, self.params["epochs"]),
             "epoch": epoch,
             "stopped": bool(self.model.stop_training),
             "history": self.history,
         }
-        text = json.dumps(meta, default=_plain_number)
+        text = json.dumps(meta, default=memories.plain_number)
         state = {**training_state.capture(self.model), **arrays, META: np.array(text)}
         self.wait()
         self._writing = threading.Thread(target=self._write, args=(epoch + 1, state))
@@ -147,24 +146,7 @@ class EpochBackup(keras.callbacks.Callback):
             path.unlink(missing_ok=True)
 
     def _identity(self, model: keras.Model, epochs: int) -> str:
-        task = lifecycle.committed_tasks(model) + 1
-        beside = ", ".join(type(callback).__name__ for callback in self._beside)
-        return f"task {task}, {epochs} epochs, callbacks: {beside or 'none'}"
-
-    def _memories(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What the callbacks before this one remember: plain values, and lists of weights."""
-        weights, arrays = {}, {}
-        for place, callback in enumerate(self._beside):
-            lists = {name: value for name, value in _public(callback).items() if _is_weights(value)}
-            weights[str(place)] = {name: len(value) for name, value in lists.items()}
-            for name, value in lists.items():
-                arrays.update({f"callback/{place}/{name}/{i}": np.array(array) for i, array in enumerate(value)})
-        pairs = zip(self._beside, self._fresh, strict=True)
-        changed = [
-            {name: value for name, value in _memory(callback).items() if name not in fresh or fresh[name] != value}
-            for callback, fresh in pairs
-        ]
-        return {"callbacks": changed, "weights": weights}, arrays
+        return f"task {lifecycle.committed_tasks(model) + 1}, {epochs} epochs"
 
     def _write(self, epochs: int, state: Mapping[str, np.ndarray]) -> None:
         try:
@@ -206,38 +188,6 @@ class EpochBackup(keras.callbacks.Callback):
         pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.npz")
         names = os.listdir(self.path.parent) if self.path.parent.is_dir() else []
         return [(int(match[1]), self.path.parent / name) for name in names if (match := pattern.fullmatch(name))]
-
-
-def _memory(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """What a callback remembers in plain values: counters, best values, prune rounds. Its private parts it can make."""
-    return {name: value for name, value in _public(callback).items() if _is_plain(value)}
-
-
-def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """The public attributes of a callback, without its settings: these it was given."""
-    settings = inspect.signature(type(callback)).parameters
-    return {
-        name: value
-        for name, value in vars(callback).items()
-        if not name.startswith("_") and name != "params" and name not in settings
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON gives `value` back as it is."""
-    if isinstance(value, (bool, int, float, str, type(None), np.number, np.bool_)):
-        return True
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-
-
-def _is_weights(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(item, np.ndarray) for item in value)
-
-
-def _plain_number(value: np.generic) -> Any:
-    return value.item()
 
 
 def _acts_on(callback: keras.callbacks.Callback, event: str) -> bool:
