@@ -72,7 +72,7 @@ def all_files(root):
 LAST = [(2, "prune+retrain")]
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("damage", [flip, pytest.param(truncate, marks=pytest.mark.slow)])
 def test_every_file_in_turn(finished, computed, damage, tmp_path):
     rng = random.Random(0)
     names = all_files(finished)

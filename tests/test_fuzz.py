@@ -20,6 +20,8 @@ from tf_packnet.experiments import config, output, plans
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.tasks.sources import check_name
 
+del os.environ["TF_PACKNET_LAZY"]  # the launcher has set it, for this process and those that other tests start
+
 NAMES = [name for names in define_flags()[1].values() for name in names]
 SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun", ""]
 CHOICES = {
