@@ -62,7 +62,7 @@ class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if getattr(self, "renorm", False):  # Keras has it from 3.13 on
+        if getattr(self, "renorm", False):  # which Keras 3.12 has not
             raise ArgumentError("renorm", "False: tasks and batch renormalisation do not go together", True)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
