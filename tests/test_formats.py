@@ -518,15 +518,15 @@ def test_a_failed_export_leaves_what_was_there(name, tmp_path, monkeypatch):
 
 
 def test_compact_models_are_exported_as_they_are_given(tmp_path, monkeypatch):
-    packed = pack_of(make_mlp())
     """Whatever compaction does: an endpoint of its model has the names of the task's."""
+    packed = pack_of(make_mlp())
     asked = []
 
-    def smaller(model, format):
+    def smaller(model, sparse):
         asked.append(model)
         return make_mlp()
 
-    monkeypatch.setattr(task, "compacted", smaller)
+    monkeypatch.setattr(task, "compact_model", smaller)
     tp.export_task(packed, 1, tmp_path / "task", compact=True, preprocessing="uint8", class_names=["a", "b"])
     (model,) = asked
     assert not np.array_equal(model.get_layer("dense_1").kernel, 0)
@@ -536,7 +536,6 @@ def test_compact_models_are_exported_as_they_are_given(tmp_path, monkeypatch):
 @pytest.mark.parametrize("format", ["saved_model", "keras", "tflite", "tflite_float16", "tflite_int8"])
 @pytest.mark.parametrize("density", [0.03, 0.4])
 def test_compact_files_compute_as_the_task(format, density, tmp_path):
-    pytest.importorskip("tf_packnet.export.compaction")
     layers = [keras.Input((16, 16, 1), name="x"), L.Flatten(), L.Dense(128, activation="relu"), L.Dense(64)]
     packed = pack_of(keras.Sequential([*layers, L.Dense(2, name="y")]), density=density)
     path = tmp_path / f"task{SUFFIXES[format]}"

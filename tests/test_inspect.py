@@ -492,9 +492,8 @@ def test_workers_find_the_inspect_of_python_wherever_they_start():
 
 
 def test_packs_of_one_file(packed, tmp_path):
-    saving = pytest.importorskip("tf_packnet.packfile.saving")
     said = {name: {"class_names": ["yes", "no"], "accuracy": 0.5} for name in packed.task_names}
-    saving.save_pack(packed, tmp_path / "x.pack", info={"tasks": said})
+    tp.save_pack(packed, tmp_path / "x.pack", info={"tasks": said})
     found = inspect_pack(*open_pack(tmp_path / "x.pack"))
     assert found.layers == inspect_pack(packed).layers
     assert [(task.accuracy, task.class_names) for task in found.tasks] == [(0.5, ("yes", "no"))] * 3

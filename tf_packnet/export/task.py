@@ -5,14 +5,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from tf_packnet import files
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.export import saved_model, tflite
 from tf_packnet.export.compaction import compact_model
 from tf_packnet.export.dense import dense_model
-from tf_packnet.export.dense_kernels import with_dense_kernels
 from tf_packnet.export.endpoint import ClassNames, Endpoint, Preprocessing
 from tf_packnet.export.paths import SUFFIXES, check_path
 from tf_packnet.packed_model import PackedModel
@@ -66,7 +63,8 @@ def export_task(
     if calibration is not None:
         calibration = tflite.checked(endpoint, calibration)
     if compact:
-        endpoint = endpoint.of(compacted(endpoint.model, format))
+        # LiteRT has no kernels that are made of their entries when the file is loaded.
+        endpoint = endpoint.of(compact_model(endpoint.model, sparse=SUFFIXES[format] != ".tflite"))
     with files.replacing(path) as temporary:
         if format == "saved_model":
             saved_model.write(endpoint, temporary)
@@ -76,13 +74,6 @@ def export_task(
         else:
             tflite.write(endpoint, temporary, format, calibration)
         _add_class_names(endpoint, temporary)
-
-
-def compacted(model: keras.Model, format: str) -> keras.Model:
-    """The model without what it does not use."""
-    model = compact_model(model)
-    # LiteRT has no kernels that are made of their entries when the file is loaded.
-    return with_dense_kernels(model) if SUFFIXES[format] == ".tflite" else model
 
 
 def _add_class_names(endpoint: Endpoint, path: Path) -> None:
