@@ -93,6 +93,16 @@ def test_every_file_in_turn(finished, computed, damage, tmp_path):
         shutil.rmtree(root)
 
 
+def test_without_its_stages_a_finished_run_is_finished(finished, computed, tmp_path):
+    root = tmp_path / "out"
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "stages")
+    said = run(root)
+    assert "nothing was computed again" in said
+    assert "is damaged" not in said
+    assert computed == []
+
+
 def test_the_last_state_is_computed_again_from_the_one_before(finished, computed, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)

@@ -41,7 +41,8 @@ def check(config: Config) -> dict[str, Any] | None:
         return None
     if manifest is None:  # earlier versions wrote none
         return earlier if earlier.get("schema_version", 1) == 1 else None
-    return None if _told(manifest.wrong(paths.root), damaged) else earlier
+    wrong = [path for path in manifest.wrong(paths.root) if paths.stages.exists() or paths.stages not in path.parents]
+    return None if _told(wrong, damaged) else earlier
 
 
 @contextlib.contextmanager
