@@ -1,10 +1,14 @@
-# `make demo` and `make test` are all a new machine needs: Python 3.10-3.13, and PyPI within reach.
+# `make demo` and `make test` are all a new machine needs: Python 3.10-3.13, and PyPI within reach (or `make wheels` before).
 PYTHON ?= python3
+# A folder of wheels, which `make wheels` fills: `make setup` installs from it alone where it holds all that is pinned, and
+# needs no network then.
+WHEELS ?= $(HOME)/.cache/tf_packnet/wheels
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-slow bench results docs lint lock clean
+.PHONY: help setup wheels demo test test-slow bench results docs lint lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
@@ -14,6 +18,7 @@ help:
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
 	@echo "make docs       the API reference from the docstrings, into out/api"
 	@echo "make setup      only make .venv with the pinned dependencies"
+	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -23,9 +28,14 @@ $(READY): requirements.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, {v[0]}.{v[1]} found: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --retries 10 --requirement requirements.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@if [ -d "$(WHEELS)" ] && $(PIP_INSTALL) --no-index --find-links "$(WHEELS)" --requirement requirements.txt; \
+	then echo "installed from $(WHEELS)"; \
+	else echo "installing from PyPI"; $(PIP_INSTALL) --retries 10 --requirement requirements.txt; fi
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+wheels: $(READY)
+	$(RUN) -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$(WHEELS)" --requirement requirements.txt
 
 demo: $(READY)
 	$(RUN) launch/main.py --flagfile=flags/presets/digits.flags --output_dir=out/digits
