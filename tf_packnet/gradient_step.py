@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import lifecycle
+from tf_packnet import in_place, lifecycle
 from tf_packnet.layers.masked_weight import MaskedWeight
 
 
@@ -27,7 +27,7 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     weights = _trained_weights(model)
-    kernels = _compiled(lambda: [_in_compute_dtype(layer, weight) for layer, weight in weights])()
+    kernels = _kernels(weights)
     with tf.GradientTape() as tape:
         tape.watch(kernels)
         with _lent(weights, kernels):
@@ -50,8 +50,10 @@ def _trained_weights(model: keras.Model) -> list[tuple[keras.Layer, MaskedWeight
     ]
 
 
-def _in_compute_dtype(layer: keras.Layer, weight: MaskedWeight) -> tf.Tensor:
-    return tf.cast(weight.value(), layer.compute_dtype)
+def _kernels(weights: list[tuple[keras.Layer, MaskedWeight]]) -> list[tf.Tensor]:
+    if all(weight.in_place for _, weight in weights):
+        return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
+    return in_place.compiled(lambda: [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights])()
 
 
 @contextlib.contextmanager
@@ -76,11 +78,8 @@ def _update(model, weights, by_kernel, by_variable) -> None:
             masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
             index = place[id(weight.variable)]
             gradients[index] = masked if gradients[index] is None else gradients[index] + masked
-        model.optimizer.apply(gradients, variables)
+        with in_place.kept(model):
+            model.optimizer.apply(gradients, variables)
         return tf.constant(0)  # XLA's functions must return something
 
-    _compiled(update)(by_kernel, by_variable)
-
-
-def _compiled(function):
-    return tf.function(function, jit_compile=True, autograph=False)
+    in_place.compiled(update)(by_kernel, by_variable)

@@ -7,6 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
+# Each entry of a weight is updated from its own gradient and slots alone. Not so where norms or means of a whole weight
+# come in: LAMB, Adafactor, Muon, and what users write.
+ELEMENTWISE = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "Ftrl", "Lion")
+
+
+def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether an entry of a weight that has no gradient has no influence on any other one, nor on an average of it."""
+    kinds = [getattr(keras.optimizers, name) for name in ELEMENTWISE]
+    return type(optimizer) in kinds and not optimizer.use_ema
+
 
 def reset(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None = None) -> None:
     """Puts every variable of a built `optimizer` (slots, step count, loss scale) back to its initial value.

@@ -1,5 +1,6 @@
 """Many gradient steps in one call of the compiled step, on examples that lie on the device or are brought to it."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet import in_place
 from tf_packnet.tasks.batches import ResidentBatches, decode
 
 
@@ -74,5 +76,6 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         step(batch(number))
         return number + 1
 
-    tf.while_loop(lambda number: number < call["steps"], body, (tf.constant(0),), parallel_iterations=1)
+    with in_place.for_a_call(model) if in_place.possible(model) else contextlib.nullcontext():
+        tf.while_loop(lambda number: number < call["steps"], body, (tf.constant(0),), parallel_iterations=1)
     return model.get_metrics_result()

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, lifecycle
+from tf_packnet import acceleration, freeze_guard, in_place, lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone
 from tf_packnet.gradient_step import gradient_step
@@ -93,8 +93,12 @@ class PackedTrainer(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
-        step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else super().train_step
+        step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else self._whole_step
         return take_steps(self, data, step) if isinstance(data, dict) and "steps" in data else step(data)
+
+    def _whole_step(self, data: Any) -> dict[str, Any]:
+        with in_place.kept(self):
+            return super().train_step(data)
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's, never compiled by XLA: splits differ in size, and each size would be compiled anew."""

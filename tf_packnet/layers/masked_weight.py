@@ -30,6 +30,7 @@ class MaskedWeight:
         learning: Non-trainable `bool` scalar: the candidates are visible too.
         pretrained: None; or what becomes of pretrained values: `prunable` or `visible`, see `tf_packnet.policies`.
         base: Those values, non-trainable, same shape; None without them.
+        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.in_place`.
         has_free_values: Whether the free entries of `frozen` and `base` are what they were: not after a file without
             them, until the next task has begun.
     """
@@ -49,6 +50,7 @@ class MaskedWeight:
         self.pretrained = pretrained
         self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
         self.has_free_values = True
+        self.in_place = False
         self._lent: Any = None
 
     def value(self) -> Any:
@@ -59,6 +61,8 @@ class MaskedWeight:
         if self._lent is not None:
             return self._lent
         trained = self.trained()
+        if self.in_place:  # the choice is for the gradient: XLA leaves it out of the values
+            return ops.where(trained, self.variable, ops.stop_gradient(self.variable))
         # FREE is 0, so `owner - 1` wraps to 255: one comparison hides the free entries and those of later tasks.
         owner = ops.convert_to_tensor(self.owner)
         committed = ops.less(ops.subtract(owner, ops.ones((), "uint8")), self.shown)
