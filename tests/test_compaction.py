@@ -294,7 +294,7 @@ def test_a_process_without_the_library_serves_a_compact_task(tmp_path, wide_pack
 def test_the_report_compares_every_task(tmp_path, wide_pack):
     for number in (1, 2):
         tp.export_task(wide_pack, number, tmp_path / f"task_{number}", compact=True)
-    rows = export_report(wide_pack, tmp_path, latency=False)
+    rows = export_report(wide_pack, tmp_path, seconds=0)
     assert [row.name for row in rows] == ["task_1", "task_2"]
     for row in rows:
         assert row.weights[0] == 64 * 96 + 96 + 96 * 96 + 96 + 2 * 96 + 2

@@ -102,6 +102,8 @@ def test_what_compaction_saved_is_written_down(run):
         on_disk = sum(path.stat().st_size for path in (root / f"export/task_{number}").rglob("*") if path.is_file())
         assert row["bytes"]["exported"] == on_disk < row["bytes"]["dense"]
         assert row["weights"]["exported"] < row["weights"]["dense"]
+        assert row["latency"].keys() == {"1", "256"}
+        assert min(row["latency"].values()) > 0
 
 
 def test_the_pack_in_one_file_is_the_pack(run):

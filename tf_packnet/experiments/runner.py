@@ -27,6 +27,8 @@ from tf_packnet.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.tasks import Task
 
+LATENCY_SECONDS = 0.1  # a task and batch size, for the report of exports: loading what is timed takes longer
+
 
 def run(config: Config, stages_dir: Path | None = None) -> Results:
     """Runs Algorithm 1 over all tasks of a data set: learn, evaluate, export, task by task.
@@ -62,7 +64,7 @@ def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
                 save(this, paths, approach, stream[lesson - 1])
     if config.export and config.compact and isinstance(approach, PackNet):
         with results.timed("save"):
-            export_report(approach.packed, paths.exports, latency=False)
+            export_report(approach.packed, paths.exports, seconds=LATENCY_SECONDS)
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     Manifest(config.to_json(), checksums(paths.root, [*paths.made_of_stages(), paths.stages])).write(paths.manifest)
     results.complete = True  # said last, when everything else is written

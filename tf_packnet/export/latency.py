@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,21 +12,32 @@ import tensorflow as tf
 from tf_packnet.export.compaction.graph import inputs_of
 
 
-def latency_ratio(
-    path: str | os.PathLike, baseline: str | os.PathLike, model: keras.Model, batch: int, seconds: float = 0.4
-) -> float:
+def latency_ratios(
+    path: str | os.PathLike,
+    baseline: str | os.PathLike,
+    model: keras.Model,
+    batches: Sequence[int],
+    seconds: float = 0.4,
+) -> dict[int, float]:
     """Median of the ratios of the time that `path` and `baseline` take, called in turns on random examples.
 
     Args:
         path: A SavedModel folder.
         baseline: Another one, of the same inputs.
         model: A model of the same inputs.
-        batch: Examples in a call.
-        seconds: About how long to measure; at least one call of each.
+        batches: Examples in a call, one measurement each.
+        seconds: About how long to measure each; at least one call of both.
+
+    Returns:
+        The ratio by batch size.
     """
-    examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), inputs_of(model))
     loaded = [tf.saved_model.load(os.fspath(each)) for each in (path, baseline)]  # which hold the weights
     ours, theirs = (each.serve for each in loaded)
+    return {batch: _ratio(ours, theirs, model, batch, seconds) for batch in batches}
+
+
+def _ratio(ours: Any, theirs: Any, model: keras.Model, batch: int, seconds: float) -> float:
+    examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), inputs_of(model))
     ours(examples), theirs(examples)  # the first call plans
     ratios: list[float] = []
     until = time.perf_counter() + seconds

@@ -15,7 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.export.compaction import compact_model
 from tf_packnet.export.compaction.graph import Graph, trace
 from tf_packnet.export.dense import dense_model
-from tf_packnet.export.latency import latency_ratio
+from tf_packnet.export.latency import latency_ratios
 from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.packed_model import PackedModel
 
@@ -53,16 +53,17 @@ class TaskExport:
         """As JSON values, with what follows from them."""
         names = ("weights", "bytes", "gzip_bytes", "flops")
         pairs = {name: dict(zip(("dense", "exported"), getattr(self, name), strict=True)) for name in names}
-        return {**asdict(self), **pairs, "times_smaller": round(self.times_smaller, 2)}
+        latency = {str(batch): round(ratio, 3) for batch, ratio in self.latency.items()}
+        return {**asdict(self), **pairs, "latency": latency, "times_smaller": round(self.times_smaller, 2)}
 
 
-def export_report(packed: PackedModel, folder: str | os.PathLike, latency: bool = True) -> list[TaskExport]:
+def export_report(packed: PackedModel, folder: str | os.PathLike, seconds: float = 0.4) -> list[TaskExport]:
     """Compares `folder/task_<k>`, the compact SavedModel of every committed task, with the dense one.
 
     Args:
         packed: The pack that the tasks were exported from.
         folder: Where the SavedModels are, and `report.json` is written.
-        latency: Whether to measure that, too: a second or two a task.
+        seconds: How long to measure the latency at each batch size, about; 0 leaves it out.
 
     Raises:
         ArgumentError: If a task has no SavedModel there.
@@ -72,12 +73,12 @@ def export_report(packed: PackedModel, folder: str | os.PathLike, latency: bool 
     for number in range(1, len(names) + 1):
         if not (folder / f"task_{number}" / "saved_model.pb").exists():
             raise ArgumentError("folder", f"a folder with a SavedModel task_{number}", str(folder))
-    rows = [_compare(packed, number, name, folder, latency) for number, name in enumerate(names, start=1)]
+    rows = [_compare(packed, number, name, folder, seconds) for number, name in enumerate(names, start=1)]
     files.write_json(folder / "report.json", {"tasks": [row.to_json() for row in rows]})
     return rows
 
 
-def _compare(packed: PackedModel, number: int, name: str, folder: Path, latency: bool) -> TaskExport:
+def _compare(packed: PackedModel, number: int, name: str, folder: Path, seconds: float) -> TaskExport:
     dense = dense_model(packed, number)
     compact, exported = compact_model(dense), folder / f"task_{number}"
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,7 +91,7 @@ def _compare(packed: PackedModel, number: int, name: str, folder: Path, latency:
             bytes=(folder_bytes(before), folder_bytes(exported)),
             gzip_bytes=(folder_bytes(before, compressed=True), folder_bytes(exported, compressed=True)),
             flops=(flops(dense), flops(compact)),
-            latency={batch: latency_ratio(exported, before, dense, batch) for batch in BATCHES} if latency else {},
+            latency=latency_ratios(exported, before, dense, BATCHES, seconds) if seconds else {},
         )
 
 

@@ -1,49 +1,64 @@
 """The table of what compaction saved."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tf_packnet.export.report import BATCHES, TaskExport
+if TYPE_CHECKING:  # a table of what is on disk is there before TensorFlow starts
+    from tf_packnet.export.report import TaskExport
 
 
-def print_exports(rows: Sequence[TaskExport], console: Console | None = None) -> None:
+def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) -> None:
     """Prints one line a task: exported beside dense.
 
     Args:
         rows: What `export_report` returned.
         console: Where to print; default standard output.
     """
-    (console or Console()).print(render(rows))
+    (console or Console()).print(render([row.to_json() for row in rows]))
 
 
-def render(rows: Sequence[TaskExport]) -> Table:
-    """See `print_exports`."""
-    batches = BATCHES if rows and rows[0].latency else ()
-    table = Table(title="SavedModels, compact of dense", caption="flops, and time of a call: share of the dense one's")
+def written(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `report.json`; none where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else []
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of the rows of a `report.json`."""
+    batches = list(rows[0]["latency"]) if rows else []
+    table = Table(
+        title="SavedModels, compact of dense",
+        caption="less: times smaller; flops, and time of a call: share of the dense one's",
+        box=box.SIMPLE_HEAD,  # without lines it has room in 80 columns
+        pad_edge=False,
+    )
     table.add_column("task")
     for heading in (
         "weights",
         "of",
         "kB",
         "of",
-        "gzip kB",
-        "smaller",
+        "gzip",
+        "less",
         "flops",
         *(f"batch {batch}" for batch in batches),
     ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row.name,
-            f"{row.weights[1]:,}",
-            f"{row.weights[0]:,}",
-            f"{row.bytes[1] / 1000:,.0f}",
-            f"{row.bytes[0] / 1000:,.0f}",
-            f"{row.gzip_bytes[1] / 1000:,.0f}",
-            f"{row.times_smaller:.1f}x",
-            f"{row.flops[1] / row.flops[0]:.0%}",
-            *(f"{row.latency[batch]:.2f}" for batch in batches),
+            row["name"],
+            f"{row['weights']['exported']:,}",
+            f"{row['weights']['dense']:,}",
+            f"{row['bytes']['exported'] / 1000:,.0f}",
+            f"{row['bytes']['dense'] / 1000:,.0f}",
+            f"{row['gzip_bytes']['exported'] / 1000:,.0f}",
+            f"{row['times_smaller']:.1f}x",
+            f"{row['flops']['exported'] / row['flops']['dense']:.0%}",
+            *(f"{row['latency'][batch]:.2f}" for batch in batches),
         )
     return table

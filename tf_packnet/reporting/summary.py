@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tf_packnet import ownership
+from tf_packnet.reporting import exports
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
@@ -55,7 +56,9 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     if results["config"]["export"] and results["config"]["approach"] == "packnet":
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
     lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
-    return Group(_table(results), Text("\n".join(lines) + "\n"))
+    compacted = exports.written(output_dir / "export/report.json")
+    above = [exports.render(compacted)] if compacted else []
+    return Group(*above, _table(results), Text("\n".join(lines) + "\n"))
 
 
 def _tensorboard() -> str:
