@@ -217,3 +217,20 @@ def test_the_examples_on_the_device_are_no_part_of_the_model(tmp_path):
     again = keras.models.load_model(tmp_path / "pack.keras")
     assert lifecycle.has_open_task(again)
     again.fit(batches(ResidentBatches), epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize("kind", [None, StreamedBatches, ResidentBatches])
+def test_the_logs_of_an_epoch_are_what_its_metrics_say(kind):
+    said = []
+
+    class Asks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            said.append((logs, {name: float(value) for name, value in self.model.get_metrics_result().items()}))
+
+    packed = compile_model(tp.pack(make_mlp()))
+    data = (*blobs(1), 16) if kind is None else (batches(kind, steps_per_call=2),)
+    packed.fit(*data, epochs=3, verbose=0, callbacks=[Asks()])
+    assert len(said) == 3
+    for logs, metrics in said:
+        assert logs == metrics
+        assert logs.keys() == {"loss", "accuracy"}
