@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import in_place, lifecycle
+from tf_packnet import in_place
 from tf_packnet.layers.masked_weight import MaskedWeight
 
 
@@ -26,7 +26,7 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
         The metrics so far, by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    weights = _trained_weights(model)
+    weights = in_place.trained_weights(model)
     kernels = _kernels(weights)
     with tf.GradientTape() as tape:
         tape.watch(kernels)
@@ -38,16 +38,6 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
     _update(model, weights, by_kernel, by_variable)
     model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
     return model.compute_metrics(x, y, y_pred, sample_weight)
-
-
-def _trained_weights(model: keras.Model) -> list[tuple[keras.Layer, MaskedWeight]]:
-    trainable = {id(variable) for variable in model.trainable_variables}
-    return [
-        (layer, weight)
-        for layer in lifecycle.task_layers(model)
-        for weight in layer.masked_weights
-        if id(weight.variable) in trainable
-    ]
 
 
 def _kernels(weights: list[tuple[keras.Layer, MaskedWeight]]) -> list[tf.Tensor]:

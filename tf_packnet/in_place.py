@@ -16,7 +16,19 @@ import tensorflow as tf
 from keras import ops
 
 from tf_packnet import acceleration, lifecycle, optimizers
+from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
+
+
+def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
+    """The masked kernels that are trained now, each with its layer."""
+    trainable = {id(variable) for variable in model.trainable_variables}
+    return [
+        (layer, weight)
+        for layer in lifecycle.task_layers(model)
+        for weight in layer.masked_weights
+        if id(weight.variable) in trainable
+    ]
 
 
 def possible(model: keras.Model) -> bool:
@@ -24,14 +36,14 @@ def possible(model: keras.Model) -> bool:
 
     Regularisers, constraints and the optimizers that take norms of whole weights do. Without XLA nothing is gained.
     """
-    free = all(w.variable.regularizer is None and w.variable.constraint is None for w in _weights(model))
+    free = all(w.variable.regularizer is None and w.variable.constraint is None for _, w in trained_weights(model))
     return free and model.xla != acceleration.OFF and optimizers.is_elementwise(model.optimizer)
 
 
 @contextlib.contextmanager
 def for_a_call(model: keras.Model) -> Iterator[None]:
     """While it lasts the masked kernels of `model` lie whole in their trainable variables; then only the candidates."""
-    weights = _weights(model)
+    weights = [weight for _, weight in trained_weights(model)]
     before = [tf.convert_to_tensor(weight.variable) for weight in weights]
 
     def show():
@@ -57,7 +69,7 @@ def for_a_call(model: keras.Model) -> Iterator[None]:
 @contextlib.contextmanager
 def kept(model: keras.Model) -> Iterator[None]:
     """What optimizers do in the block to kernels in place reaches the candidates alone."""
-    weights = [weight for weight in _weights(model) if weight.in_place]
+    weights = [weight for _, weight in trained_weights(model) if weight.in_place]
     before = [tf.convert_to_tensor(weight.variable) for weight in weights]
     yield
     _put_back(weights, before)
@@ -71,9 +83,3 @@ def compiled(function):
 def _put_back(weights: Sequence[MaskedWeight], before: Sequence[tf.Tensor]) -> None:
     for weight, values in zip(weights, before, strict=True):
         weight.variable.assign(ops.where(weight.trained(), weight.variable, values))
-
-
-def _weights(model: keras.Model) -> list[MaskedWeight]:
-    trainable = {id(variable) for variable in model.trainable_variables}
-    found = [weight for layer in lifecycle.task_layers(model) for weight in layer.masked_weights]
-    return [weight for weight in found if id(weight.variable) in trainable]
