@@ -170,13 +170,23 @@ def test_it_comes_after_what_acts_on_epochs(batches, tmp_path):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=callbacks)
 
 
-def test_a_full_disk_ends_the_fit(batches, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+def test_a_full_disk_ends_the_fit_and_leaves_the_epochs_before(batches, tmp_path, monkeypatch):
+    write, written = np.savez, []
 
-    monkeypatch.setattr("tf_packnet.files.replacing", full)
+    def full(file, **arrays):
+        written.append(arrays)
+        if len(written) > 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        write(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space left"):
-        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+        packed_model().fit(batches, epochs=5, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    assert [path.name for path in tmp_path.iterdir()] == ["day.2.npz"]
+    monkeypatch.undo()
+    resumed = packed_model().fit(batches, epochs=5, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    assert resumed.history == packed_model().fit(batches, epochs=5, verbose=0).history
 
 
 def test_state_of_another_model_is_refused(batches):
@@ -208,6 +218,48 @@ def test_a_loss_that_is_no_number_ends_the_fit_at_the_last_good_epoch(batches, t
     with np.load(path) as archive:
         numbers = [archive[name] for name in archive.files if archive[name].dtype == np.float32]
     assert all(np.isfinite(values).all() for values in numbers)
+
+
+class Looks(keras.callbacks.Callback):
+    """Sees which files are there while an epoch is computed."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.seen = folder, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append({path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set())
+
+
+def test_no_more_than_two_files_are_there(batches, tmp_path):
+    looks = Looks(tmp_path / "backup")
+    backup = tp.EpochBackup(tmp_path / "backup" / "day", delete_at_end=False)
+    packed_model().fit(batches, epochs=8, verbose=0, callbacks=[looks, backup])
+    assert len(looks.seen) == 8
+    assert max(map(len, looks.seen)) == 2
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["day.8.npz"]
+    backup.remove()
+    assert list((tmp_path / "backup").iterdir()) == []
+
+
+@pytest.mark.parametrize("leftover", ["folder", "file"])
+def test_what_a_killed_process_left_goes(batches, leftover, tmp_path):
+    (tmp_path / ".day.spare.unfinished").write_bytes(b"half") if leftover == "file" else None
+    (tmp_path / ".day.3.npz.abc.unfinished").mkdir() if leftover == "folder" else None
+    packed_model().fit(batches, epochs=2, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_whole_epoch_is_on_disk_whatever_ended_the_fit(batches, tmp_path):
+    class EndsBadly(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    callbacks = [EndsBadly(), tp.EpochBackup(tmp_path / "day")]
+    with pytest.raises(KeyboardInterrupt):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=callbacks)
+    assert (tmp_path / "day.2.npz").exists()
 
 
 def test_the_backup_of_another_model_is_refused(batches, tmp_path):

@@ -54,3 +54,29 @@ def test_folders_are_replaced_whole(tmp_path):
         (temporary / "three").write_text("the folder was never made")
     assert os.listdir(folder) == ["two"]
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_file_is_written_over_a_spare_one(tmp_path):
+    path, spare = tmp_path / "new", tmp_path / ".spare"
+    spare.write_bytes(b"longer than what comes")
+    place = spare.stat().st_ino
+    with files.rewriting(path, spare) as file:
+        file.write(b"short")
+        assert not path.exists()
+    assert path.read_bytes() == b"short"
+    assert path.stat().st_ino == place
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_failed_write_over_a_spare_file_leaves_what_was_there(tmp_path):
+    path, spare = tmp_path / "new", tmp_path / ".spare"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="read only"), files.rewriting(path, spare) as file:
+        _write_half(file)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def _write_half(file):
+    file.write(b"half")
+    raise OSError("the disk is read only by now")

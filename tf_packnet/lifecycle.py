@@ -5,7 +5,7 @@ Every function takes any Keras model that contains task-aware layers: one made b
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
@@ -158,8 +158,13 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
     """Everything that the task-aware layers hold, by name, for `load_state`: not the optimizer, not other layers."""
+    return state_of(named_layers(model))
+
+
+def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
+    """What `layers` hold, each under its place, see `state`."""
     found: dict[str, np.ndarray] = {}
-    for place, layer in named_layers(model):
+    for place, layer in layers:
         part: dict[str, np.ndarray] = {}
         layer.save_own_variables(part)
         found.update({f"{place}/{name}": value for name, value in part.items()})

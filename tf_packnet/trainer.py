@@ -85,8 +85,12 @@ class PackedTrainer(keras.Model):
             kwargs["shuffle"] = False  # it comes shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
-        with freeze_guard.guarded(self):
-            history = super().fit(x, *args, **kwargs)
+        try:
+            with freeze_guard.guarded(self):
+                history = super().fit(x, *args, **kwargs)
+        finally:  # whatever ended it, the last whole epoch is on disk
+            if backup is not None:
+                backup.wait()
         if backup is not None:
             history.history, history.epoch = backup.history, list(range(len(backup.history.get("loss", []))))
         return history

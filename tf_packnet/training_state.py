@@ -1,5 +1,7 @@
 """All that training goes on from in the middle of a `fit`: weights, owners, optimizer, random generators."""
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 
@@ -10,13 +12,30 @@ from tf_packnet.layers.weights import view
 PACK, OTHER, OPTIMIZER = "pack/", "other/", "optimizer/"
 
 
-def capture(model: keras.Model) -> dict[str, np.ndarray]:
+class Parts(NamedTuple):
+    """Where the state of a model lies. Looking for it takes as long as capturing it."""
+
+    layers: list[tuple[str, TaskLayer]]
+    others: list[keras.Variable]
+
+
+def parts(model: keras.Model) -> Parts:
+    """Where the state of `model` lies, for every `capture` of one `fit`: the optimizer may still be built in it."""
+    return Parts(lifecycle.named_layers(model), _other_variables(model))
+
+
+def capture(model: keras.Model, where: Parts | None = None) -> dict[str, np.ndarray]:
     """The state of a compiled model with task-aware layers, by name, for `restore`; it stays as it is.
 
     On CPU nothing is copied: a variable that changes takes new memory, while somebody looks at the old one.
+
+    Args:
+        model: The model.
+        where: Its `parts`, if they are known.
     """
-    found = {PACK + name: value for name, value in lifecycle.state(model).items()}
-    for prefix, variables in ((OTHER, _other_variables(model)), (OPTIMIZER, model.optimizer.variables)):
+    layers, others = where or parts(model)
+    found = {PACK + name: value for name, value in lifecycle.state_of(layers).items()}
+    for prefix, variables in ((OTHER, others), (OPTIMIZER, model.optimizer.variables)):
         found.update({f"{prefix}{place}": view(variable) for place, variable in enumerate(variables)})
     return found
 

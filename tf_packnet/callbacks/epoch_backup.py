@@ -33,9 +33,9 @@ class EpochBackup(keras.callbacks.Callback):
     packed.fit(batches, epochs=72, callbacks=[tp.EpochBackup("backup/cats_dogs-day")])
     ```
 
-    While an epoch is computed the one before is written, beside the last one, synced and renamed: a crash, whenever it
-    comes, costs the epoch that it falls into and at most the one before. Every array of a backup has its checksum: one
-    that is damaged is not used.
+    While an epoch is computed the one before is written, beside the last one and over the one before that, synced and
+    renamed: a crash, whenever it comes, costs the epoch that it falls into and at most the one before. Every array of a
+    backup has its checksum: one that is damaged is not used.
 
     Place it after all callbacks but `TaskMaskSnapshot`. What these remember is what changed of their public attributes
     since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One
@@ -63,9 +63,11 @@ class EpochBackup(keras.callbacks.Callback):
         self.history: dict[str, list[float]] = {}
         self._on_damaged = on_damaged or _warn
         self._beside: Sequence[keras.callbacks.Callback] | None = None
+        self._spare = self.path.with_name(f".{self.path.name}.spare{files.UNFINISHED}")
         self._writing: threading.Thread | None = None
         self._failed: BaseException | None = None
         self._found: dict[str, np.ndarray] | None = None
+        self._parts: training_state.Parts | None = None
 
     def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
         """Raises ArgumentError if a callback after it acts on epochs: the backup would not know what it did."""
@@ -102,7 +104,7 @@ class EpochBackup(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._beside is None:
             raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
-        self._writing, self._failed = None, None
+        self._writing, self._failed, self._parts = None, None, None
         self._fresh = memories.fresh(self._beside)
         if self._found is None:
             return
@@ -129,13 +131,18 @@ class EpochBackup(keras.callbacks.Callback):
             "history": self.history,
         }
         text = json.dumps(meta, default=memories.plain_number)
-        state = {**training_state.capture(self.model), **arrays, META: np.array(text)}
+        self._parts = self._parts or training_state.parts(self.model)
+        state = {**training_state.capture(self.model, self._parts), **arrays, META: np.array(text)}
         self.wait()
         self._writing = threading.Thread(target=self._write, args=(epoch + 1, state))
-        self._writing.start()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        # Not before: until the next epoch is computed, Python would go to and fro between the two threads.
+        self._start()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self.wait()
+        self._spare.unlink(missing_ok=True)
         if self.delete_at_end:
             self.remove()
 
@@ -145,16 +152,20 @@ class EpochBackup(keras.callbacks.Callback):
         for _, path in self._backups():
             path.unlink(missing_ok=True)
 
+    def _start(self) -> None:
+        if self._writing is not None and self._writing.ident is None:
+            self._writing.start()
+
     def _identity(self, model: keras.Model, epochs: int) -> str:
         return f"task {lifecycle.committed_tasks(model) + 1}, {epochs} epochs"
 
     def _write(self, epochs: int, state: Mapping[str, np.ndarray]) -> None:
         try:
             earlier = self._backups()
-            with files.replacing(f"{self.path}.{epochs}.npz") as temporary:
-                np.savez(temporary, **state)
+            with files.rewriting(f"{self.path}.{epochs}.npz", self._spare) as file:
+                np.savez(file, **state)
             for _, path in earlier:
-                path.unlink(missing_ok=True)
+                os.replace(path, self._spare)
         except BaseException as error:  # a full disk, say: the next epoch's end tells it
             self._failed = error
 
@@ -165,6 +176,7 @@ class EpochBackup(keras.callbacks.Callback):
             OSError: If it could not be written.
         """
         if self._writing is not None:
+            self._start()
             self._writing.join()
             self._writing = None
         if self._failed is not None:
