@@ -318,7 +318,34 @@ def test_latency_is_measured_if_asked_for(tmp_path, wide_pack):
     assert all(row.latency.keys() == {1, 256} and min(row.latency.values()) > 0 for row in rows)
     console = Console(width=120, record=True, file=io.StringIO())
     exports.print_exports(rows, console)
-    assert "batch 256" in console.export_text()
+    assert "batch  batch" in console.export_text()
+
+
+def test_the_table_has_room_in_a_terminal():
+    sizes = {"exported": 433_840, "dense": 8_632_514}
+    batches = {"latency": {"1": 1.02, "256": 0.98}, "times_smaller": 115.5}
+    row = {
+        "name": "airplane-automobile",
+        **dict.fromkeys(("weights", "bytes", "gzip_bytes", "flops"), sizes),
+        **batches,
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    table = exports.render([row])
+
+    console.print(table)
+    text = console.export_text()
+    assert "\u2026" not in text
+    assert "434k" in text
+    assert "8.63M" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "short"),
+    [(0, "0"), (999, "999"), (1000, "1.00k"), (9994, "9.99k"), (99_949, "99.9k"), (267_266, "267k"), (999_499, "999k")]
+    + [(999_500, "1.00M"), (8_632_514, "8.63M"), (34_582_000, "34.6M"), (1_300_000_000, "1.30G")],
+)
+def test_counts_are_short(count, short):
+    assert exports.in_short(count) == short
 
 
 def test_a_report_needs_the_exports(tmp_path, wide_pack):

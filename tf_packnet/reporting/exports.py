@@ -1,6 +1,7 @@
 """The table of what compaction saved."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,32 +34,44 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     batches = list(rows[0]["latency"]) if rows else []
     table = Table(
         title="SavedModels, compact of dense",
-        caption="less: times smaller; flops, and time of a call: share of the dense one's",
+        caption="less: times smaller; flops, time of a call: share of dense",
         box=box.SIMPLE_HEAD,  # without lines it has room in 80 columns
         pad_edge=False,
+        collapse_padding=True,
     )
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     for heading in (
         "weights",
         "of",
-        "kB",
+        "bytes",
         "of",
         "gzip",
         "less",
         "flops",
-        *(f"batch {batch}" for batch in batches),
+        *(f"batch\n{batch}" for batch in batches),
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["name"],
-            f"{row['weights']['exported']:,}",
-            f"{row['weights']['dense']:,}",
-            f"{row['bytes']['exported'] / 1000:,.0f}",
-            f"{row['bytes']['dense'] / 1000:,.0f}",
-            f"{row['gzip_bytes']['exported'] / 1000:,.0f}",
+            in_short(row["weights"]["exported"]),
+            in_short(row["weights"]["dense"]),
+            in_short(row["bytes"]["exported"]),
+            in_short(row["bytes"]["dense"]),
+            in_short(row["gzip_bytes"]["exported"]),
             f"{row['times_smaller']:.1f}x",
             f"{row['flops']['exported'] / row['flops']['dense']:.0%}",
             *(f"{row['latency'][batch]:.2f}" for batch in batches),
         )
     return table
+
+
+def in_short(count: int) -> str:
+    """A count in five characters at most: three digits, in thousands (k), millions (M) or billions (G)."""
+    if count < 1000:
+        return str(count)
+    for unit in "kMG":
+        count /= 1000
+        if count < 999.5 or unit == "G":
+            break
+    return f"{count:.{max(0, 2 - int(math.log10(count)))}f}{unit}"
