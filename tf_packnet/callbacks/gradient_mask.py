@@ -20,6 +20,7 @@ class GradientMask(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        self._weights = lifecycle.masked_weights(self.model)
         self._candidates: dict[str, int] = {}
         self._apply()
 
@@ -28,7 +29,7 @@ class GradientMask(keras.callbacks.Callback):
 
     def _apply(self) -> None:
         with lifecycle.strategy_scope(self.model):
-            for path, weight in lifecycle.masked_weights(self.model).items():
+            for path, weight in self._weights.items():
                 mask = ownership.candidates(weight.owner_map())
                 count = int(np.count_nonzero(mask))
                 if self._candidates.get(path) == count:

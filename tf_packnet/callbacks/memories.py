@@ -1,6 +1,7 @@
 """What Keras callbacks remember in the middle of a `fit`: counters, best values, best weights, prune rounds."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,12 +66,17 @@ def _memory(callback: keras.callbacks.Callback) -> dict[str, Any]:
 
 def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """The public attributes of a callback, without its settings: these it was given."""
-    settings = inspect.signature(type(callback)).parameters
+    settings = _settings(type(callback))
     return {
         name: value
         for name, value in vars(callback).items()
         if not name.startswith("_") and name != "params" and name not in settings
     }
+
+
+@functools.cache  # looked up after every epoch
+def _settings(kind: type[keras.callbacks.Callback]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind).parameters)
 
 
 def _is_plain(value: Any) -> bool:
