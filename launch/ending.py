@@ -1,8 +1,10 @@
 """How a launcher ends: an exit code, and one line on standard error where something is wrong."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flags.command_line import UsageError
 from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
@@ -16,8 +18,10 @@ def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
         work: What the launcher does.
         goes_on: What is said after an interruption and a full disk, if the same command goes on then.
     """
+    received: list[int] = []
     try:
-        work()
+        with _interruptible(received) if goes_on else contextlib.nullcontext():
+            work()
     except (UsageError, PackFileError) as error:
         return _stop(str(error), code=2)
     except ArgumentError as error:
@@ -31,11 +35,31 @@ def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
     except OSError as error:
         reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         return _stop(reason + ("; the same command goes on when that is mended" if goes_on else ""), code=1)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         if goes_on:
             print(f"\nstopped; {goes_on}", file=sys.stderr)
-        return 143 if stop.args else 130
+        return 143 if signal.SIGTERM in received else 130
     return 0
+
+
+@contextlib.contextmanager
+def _interruptible(received: list[int]) -> Iterator[None]:
+    """In the block SIGINT and SIGTERM end in KeyboardInterrupt, whatever is made of it on its way; `received` has them."""
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except BaseException as error:
+        if received:  # TensorFlow's C++ makes a TypeError of it, if it comes while that asks Python something
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(reason: str, code: int) -> int:

@@ -10,7 +10,6 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
 sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
 
-import signal
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # the trainer and the strategies are TensorFlow's
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,7 +22,6 @@ from tf_packnet.experiments import experiment, suite
 
 def main() -> None:
     """Does what the command line asks for."""
-    signal.signal(signal.SIGTERM, _terminate)
     asked = parse_command(sys.argv)
     if asked.dry_run:
         experiment.show_plan(asked.config)
@@ -31,10 +29,6 @@ def main() -> None:
         suite.main(asked.plan, asked.workers, asked.threads, asked.stages_dir)
     else:
         experiment.main(asked.config, asked.stages_dir)
-
-
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt("SIGTERM")
 
 
 if __name__ == "__main__":

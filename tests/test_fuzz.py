@@ -170,7 +170,6 @@ def valid_lines(lines: int) -> list[list[str]]:
 
 def dry_run(arguments, folder, monkeypatch, capsys) -> int:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     with mock.patch.object(sys, "argv", ["main.py", *arguments, "--dry_run"]):
         code = exit_code(launcher.main)
     said = capsys.readouterr()
