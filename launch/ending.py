@@ -44,7 +44,7 @@ def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
 
 @contextlib.contextmanager
 def _interruptible(received: list[int]) -> Iterator[None]:
-    """In the block SIGINT and SIGTERM end in KeyboardInterrupt, whatever is made of it on its way; `received` has them."""
+    """In the block SIGINT and SIGTERM, put down in `received`, end in KeyboardInterrupt, whatever is made of it."""
 
     def interrupt(number: int, _: object) -> None:
         received.append(number)
