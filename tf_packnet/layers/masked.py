@@ -3,8 +3,10 @@
 from types import MappingProxyType
 
 import keras
+from keras import ops
 
 from tf_packnet.layers.base import Routed, TaskLayer
+from tf_packnet.layers.products import product
 
 _register = keras.saving.register_keras_serializable(package="tf_packnet")
 
@@ -15,6 +17,12 @@ class MaskedDense(TaskLayer, keras.layers.Dense):
 
     kernel = Routed()
     bias = Routed()
+
+    def call(self, inputs, training=None):
+        x = product(inputs, self.kernel)
+        if self.bias is not None:
+            x = ops.add(x, self.bias)
+        return x if self.activation is None else self.activation(x)
 
 
 @_register

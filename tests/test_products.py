@@ -1,0 +1,62 @@
+"""Products with gradients of their own: the same sums as those that TensorFlow derives."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_packnet.layers import MaskedDense, products
+
+
+def whole_numbers(*shape):
+    """Of such, sums are exact in float32 and in any order."""
+    return np.random.default_rng(len(shape) + shape[0]).integers(-8, 9, shape).astype("float32")
+
+
+def values_and_gradients(function, x, kernel, weights):
+    x, kernel = tf.constant(x), tf.constant(kernel)
+    with tf.GradientTape() as tape:
+        tape.watch((x, kernel))
+        y = function(x, kernel)
+        loss = tf.reduce_sum(y * weights)
+    return [y, *tape.gradient(loss, (x, kernel))]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("function", [products.large_product, products.narrow_product, products.product])
+def test_the_very_sums_that_tensorflow_derives(function, mode, monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 1)
+    arguments = whole_numbers(5, 7), whole_numbers(7, 3), whole_numbers(5, 3)
+    compile_ = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}[mode]
+    expected = values_and_gradients(tf.matmul, *arguments)
+    actual = compile_(lambda: values_and_gradients(function, *arguments))()
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "large"), [((4, 7), True), ((4, 6), False), ((2, 3, 7), False)], ids=["large", "small", "sequence"]
+)
+def test_only_large_kernels_take_gradients_of_their_own(x_shape, large, monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 7 * 5)
+    taken = []
+    monkeypatch.setattr(products, "large_product", lambda x, kernel: taken.append(x) or tf.matmul(x, kernel))
+    x, kernel = whole_numbers(*x_shape), whole_numbers(x_shape[-1], 5)
+    np.testing.assert_array_equal(products.product(tf.constant(x), tf.constant(kernel)), x @ kernel)
+    assert bool(taken) == large
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_large_masked_layer_learns_as_keras_own(policy, activation, monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 1)
+    arguments = {"units": 3, "activation": activation, "dtype": policy, "kernel_initializer": "ones"}
+    x = whole_numbers(6, 7) / 8
+    gradients = []
+    for layer in (MaskedDense(**arguments), keras.layers.Dense(**arguments)):
+        layer.build(x.shape)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(layer(x), "float32") ** 2)
+        gradients.append(tape.gradient(loss, layer.trainable_variables))
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
