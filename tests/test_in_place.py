@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from tests.conftest import make_convnet, make_mlp
+from tests.conftest import blobs, make_convnet, make_mlp
 from tests.test_fast_paths import batches, fresh, learn
 from tf_packnet import acceleration, in_place, lifecycle
 from tf_packnet.tasks import ResidentBatches
@@ -109,6 +109,26 @@ def test_without_xla_nothing_is_gained():
     packed = fresh(make_mlp, ADAMS_OWN, jit_compile=False)
     packed.begin_task()
     assert not in_place.possible(packed)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("make_model", "shape"), [(make_mlp, (6,)), (convnet, (8, 8, 1))])
+def test_kernels_chosen_in_one_pass_answer_with_the_same_bits(make_model, shape, precision, monkeypatch):
+    keras.config.set_dtype_policy(precision)
+    packed = fresh(make_model, OPTIMIZERS["adam"])
+    learn(packed, lambda task, n: batches(ResidentBatches, task, n, shape), tasks=2)
+    x, y = blobs(5, shape)
+    answers = {}
+    for chosen in (True, False):
+        if not chosen:
+            monkeypatch.setattr(in_place, "masked_weights", lambda model: [])
+        lifecycle.drop_compiled_functions(packed)
+        for task in (1, 2):
+            packed.select_task(task)
+            answers[chosen, task] = (packed.predict(x, verbose=0), packed.evaluate(x, y, verbose=0))
+    for task in (1, 2):
+        np.testing.assert_array_equal(answers[True, task][0], answers[False, task][0])
+        assert answers[True, task][1] == answers[False, task][1]
 
 
 def test_kernels_are_put_back_when_a_step_fails():

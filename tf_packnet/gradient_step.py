@@ -5,14 +5,12 @@ the kernels by owner, to mask their gradients, to update moments and weights. Co
 layers and one after them.
 """
 
-import contextlib
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_packnet import in_place
-from tf_packnet.layers.masked_weight import MaskedWeight
 
 
 def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
@@ -27,10 +25,10 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     weights = in_place.trained_weights(model)
-    kernels = _kernels(weights)
+    kernels = in_place.chosen(weights)
     with tf.GradientTape() as tape:
         tape.watch(kernels)
-        with _lent(weights, kernels):
+        with in_place.lent(weights, kernels):
             y_pred = model(x, training=True)
             loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
         scaled_loss = model.optimizer.scale_loss(loss)
@@ -38,20 +36,6 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
     _update(model, weights, by_kernel, by_variable)
     model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
     return model.compute_metrics(x, y, y_pred, sample_weight)
-
-
-def _kernels(weights: list[tuple[keras.Layer, MaskedWeight]]) -> list[tf.Tensor]:
-    if all(weight.in_place for _, weight in weights):
-        return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
-    return in_place.compiled(lambda: [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights])()
-
-
-@contextlib.contextmanager
-def _lent(weights, kernels):
-    with contextlib.ExitStack() as stack:
-        for (_, weight), kernel in zip(weights, kernels, strict=True):
-            stack.enter_context(weight.lend(kernel))
-        yield
 
 
 def _update(model, weights, by_kernel, by_variable) -> None:

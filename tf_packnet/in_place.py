@@ -20,15 +20,15 @@ from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
 
 
+def masked_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
+    """The masked kernels, each with its layer."""
+    return [(layer, weight) for layer in lifecycle.task_layers(model) for weight in layer.masked_weights]
+
+
 def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels that are trained now, each with its layer."""
+    """Those that are trained now."""
     trainable = {id(variable) for variable in model.trainable_variables}
-    return [
-        (layer, weight)
-        for layer in lifecycle.task_layers(model)
-        for weight in layer.masked_weights
-        if id(weight.variable) in trainable
-    ]
+    return [(layer, weight) for layer, weight in masked_weights(model) if id(weight.variable) in trainable]
 
 
 def possible(model: keras.Model) -> bool:
@@ -73,6 +73,22 @@ def kept(model: keras.Model) -> Iterator[None]:
     before = [tf.convert_to_tensor(weight.variable) for weight in weights]
     yield
     _put_back(weights, before)
+
+
+def chosen(weights: Sequence[tuple[TaskLayer, MaskedWeight]]) -> list[tf.Tensor]:
+    """The kernels that the layers compute with, in their compute dtypes: chosen in one pass, which XLA compiles."""
+    if all(weight.in_place for _, weight in weights):
+        return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
+    return compiled(lambda: [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights])()
+
+
+@contextlib.contextmanager
+def lent(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequence[tf.Tensor]) -> Iterator[None]:
+    """While it lasts the layers compute with `kernels`, see `chosen`."""
+    with contextlib.ExitStack() as stack:
+        for (_, weight), kernel in zip(weights, kernels, strict=True):
+            stack.enter_context(weight.lend(kernel))
+        yield
 
 
 def compiled(function):

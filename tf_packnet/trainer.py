@@ -100,6 +100,20 @@ class PackedTrainer(keras.Model):
         step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else self._whole_step
         return take_steps(self, data, step) if isinstance(data, dict) and "steps" in data else step(data)
 
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """As Keras's, with kernels that XLA chose in one pass."""
+        with self._chosen_kernels():
+            return super().test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        """As Keras's, with kernels that XLA chose in one pass."""
+        with self._chosen_kernels():
+            return super().predict_step(data)
+
+    def _chosen_kernels(self) -> contextlib.AbstractContextManager:
+        weights = in_place.masked_weights(self) if self.xla != acceleration.OFF else []
+        return in_place.lent(weights, in_place.chosen(weights)) if weights else contextlib.nullcontext()
+
     def _whole_step(self, data: Any) -> dict[str, Any]:
         with in_place.kept(self):
             return super().train_step(data)

@@ -27,7 +27,7 @@ from tf_packnet.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.tasks import Task
 
-LATENCY_SECONDS = 0.1  # a task and batch size, for the report of exports: loading what is timed takes longer
+LATENCY_SECONDS = 0.04  # a task and batch size, for the report of exports: loading what is timed takes longer
 
 
 def run(config: Config, stages_dir: Path | None = None) -> Results:
