@@ -71,7 +71,8 @@ def test_unknown_sections_are_told_in_one_line():
 
 def test_the_picture_shows_every_part_of_the_run(tmp_path):
     rows = [
-        Row("mlp", "fit, all callbacks", 1.2, "ms/step", 1.0),
+        Row("mlp", "fit, all callbacks", 0.9, "ms/step", 1.0),
+        Row("mlp", "fit, all callbacks, against the products it needs", 0.9, "ms/step", 0.7),
         Row("mlp", "fit, all callbacks, validation after each epoch", 1.3, "ms/step", 1.0),
         Row("mlp", "compiling, once a run", 1.0, "s"),
         Row("run", "MNIST", 90.0, "s", 60.0),
@@ -79,7 +80,9 @@ def test_the_picture_shows_every_part_of_the_run(tmp_path):
     ]
     parts = report.parts_of_the_run(rows)
     assert sum(parts.values()) == pytest.approx(90.0)
+    assert parts["matrix products that training needs"] == pytest.approx(42.0)
+    assert min(parts.values()) >= 0  # the floor takes a product that training does not need
     report.draw_run(rows, tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
-    report.draw_run(rows[:2], tmp_path / "none.png")  # the whole run was not measured
+    report.draw_run(rows[:3], tmp_path / "none.png")  # the whole run was not measured
     assert not (tmp_path / "none.png").exists()
