@@ -14,7 +14,7 @@ from tf_packnet.experiments.config import Config
 from tf_packnet.policies import PRUNE_RETRAIN, TRAIN
 
 # To be raised when a change of the code changes what a stage computes.
-SCHEMA = 1
+SCHEMA = 2
 
 # What each field of a config decides. A test sees to it that every field is in one of these.
 NETWORK = ["approach", "model", "hidden_units", "fc8192", "dropout", "head", "bias_policy"]
