@@ -9,6 +9,7 @@ The MNIST preset's MLP takes 0.94 for 1.00 of the time of a step, the CIFAR-10 p
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -18,6 +19,9 @@ from keras import ops
 from tf_packnet import acceleration, lifecycle, optimizers
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
+
+# To choose fewer weights in one pass saves less than it takes to compile that.
+MANY = 2**16
 
 
 def masked_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
@@ -73,6 +77,13 @@ def kept(model: keras.Model) -> Iterator[None]:
     before = [tf.convert_to_tensor(weight.variable) for weight in weights]
     yield
     _put_back(weights, before)
+
+
+def worth_choosing(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
+    """The masked kernels, if XLA may compile and they are large enough for `chosen` to pay when nothing is trained."""
+    weights = masked_weights(model)
+    many = sum(math.prod(weight.variable.shape) for _, weight in weights) >= MANY
+    return weights if many and model.xla != acceleration.OFF else []
 
 
 def chosen(weights: Sequence[tuple[TaskLayer, MaskedWeight]]) -> list[tf.Tensor]:

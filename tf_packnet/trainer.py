@@ -111,7 +111,7 @@ class PackedTrainer(keras.Model):
             return super().predict_step(data)
 
     def _chosen_kernels(self) -> contextlib.AbstractContextManager:
-        weights = in_place.masked_weights(self) if self.xla != acceleration.OFF else []
+        weights = in_place.worth_choosing(self)
         return in_place.lent(weights, in_place.chosen(weights)) if weights else contextlib.nullcontext()
 
     def _whole_step(self, data: Any) -> dict[str, Any]:
