@@ -28,6 +28,7 @@ LAYERS = [
     ["tf_packnet.trainer"],
     ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.heads"],
     ["tf_packnet.in_place"],
+    ["tf_packnet.kernels"],
     ["tf_packnet.acceleration"],
     ["tf_packnet.training_state", "tf_packnet.freeze_guard"],
     ["tf_packnet.fit_data"],

@@ -7,7 +7,7 @@ import pytest
 import tf_packnet as tp
 from tests.conftest import blobs, make_convnet, make_mlp
 from tests.test_fast_paths import batches, fresh, learn
-from tf_packnet import acceleration, in_place, lifecycle
+from tf_packnet import acceleration, in_place, kernels, lifecycle
 from tf_packnet.tasks import ResidentBatches
 
 ADAMS_OWN = keras.optimizers.Adam
@@ -120,8 +120,8 @@ def test_kernels_chosen_in_one_pass_answer_with_the_same_bits(make_model, shape,
     x, y = blobs(5, shape)
     answers = {}
     for chosen in (True, False):
-        monkeypatch.setattr(in_place, "MANY", 0 if chosen else np.inf)
-        assert bool(in_place.worth_choosing(packed)) == chosen
+        monkeypatch.setattr(kernels, "MANY", 0 if chosen else np.inf)
+        assert bool(kernels.worth_choosing(packed)) == chosen
         lifecycle.drop_compiled_functions(packed)
         for task in (1, 2):
             packed.select_task(task)

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet import in_place
+from tf_packnet.kernels import chosen, compiled, lent, trained_weights
 
 
 def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
@@ -24,11 +25,11 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
         The metrics so far, by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    weights = in_place.trained_weights(model)
-    kernels = in_place.chosen(weights)
+    weights = trained_weights(model)
+    kernels = chosen(weights)
     with tf.GradientTape() as tape:
         tape.watch(kernels)
-        with in_place.lent(weights, kernels):
+        with lent(weights, kernels):
             y_pred = model(x, training=True)
             loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
         scaled_loss = model.optimizer.scale_loss(loss)
@@ -56,4 +57,4 @@ def _update(model, weights, by_kernel, by_variable) -> None:
             model.optimizer.apply(gradients, variables)
         return tf.constant(0)  # XLA's functions must return something
 
-    in_place.compiled(update)(by_kernel, by_variable)
+    compiled(update)(by_kernel, by_variable)

@@ -9,30 +9,15 @@ The MNIST preset's MLP takes 0.94 for 1.00 of the time of a step, the CIFAR-10 p
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_packnet import acceleration, lifecycle, optimizers
-from tf_packnet.layers.base import TaskLayer
+from tf_packnet import acceleration, optimizers
+from tf_packnet.kernels import compiled, trained_weights
 from tf_packnet.layers.masked_weight import MaskedWeight
-
-# To choose fewer weights in one pass saves less than it takes to compile that.
-MANY = 2**16
-
-
-def masked_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels, each with its layer."""
-    return [(layer, weight) for layer in lifecycle.task_layers(model) for weight in layer.masked_weights]
-
-
-def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """Those that are trained now."""
-    trainable = {id(variable) for variable in model.trainable_variables}
-    return [(layer, weight) for layer, weight in masked_weights(model) if id(weight.variable) in trainable]
 
 
 def possible(model: keras.Model) -> bool:
@@ -77,34 +62,6 @@ def kept(model: keras.Model) -> Iterator[None]:
     before = [tf.convert_to_tensor(weight.variable) for weight in weights]
     yield
     _put_back(weights, before)
-
-
-def worth_choosing(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels, if XLA may compile and they are large enough for `chosen` to pay when nothing is trained."""
-    weights = masked_weights(model)
-    many = sum(math.prod(weight.variable.shape) for _, weight in weights) >= MANY
-    return weights if many and model.xla != acceleration.OFF else []
-
-
-def chosen(weights: Sequence[tuple[TaskLayer, MaskedWeight]]) -> list[tf.Tensor]:
-    """The kernels that the layers compute with, in their compute dtypes: chosen in one pass, which XLA compiles."""
-    if all(weight.in_place for _, weight in weights):
-        return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
-    return compiled(lambda: [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights])()
-
-
-@contextlib.contextmanager
-def lent(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequence[tf.Tensor]) -> Iterator[None]:
-    """While it lasts the layers compute with `kernels`, see `chosen`."""
-    with contextlib.ExitStack() as stack:
-        for (_, weight), kernel in zip(weights, kernels, strict=True):
-            stack.enter_context(weight.lend(kernel))
-        yield
-
-
-def compiled(function):
-    """`function` compiled by XLA, whatever calls it."""
-    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def _put_back(weights: Sequence[MaskedWeight], before: Sequence[tf.Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, in_place, lifecycle
+from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone
 from tf_packnet.gradient_step import gradient_step
@@ -111,8 +111,8 @@ class PackedTrainer(keras.Model):
             return super().predict_step(data)
 
     def _chosen_kernels(self) -> contextlib.AbstractContextManager:
-        weights = in_place.worth_choosing(self)
-        return in_place.lent(weights, in_place.chosen(weights)) if weights else contextlib.nullcontext()
+        weights = kernels.worth_choosing(self)
+        return kernels.lent(weights, kernels.chosen(weights)) if weights else contextlib.nullcontext()
 
     def _whole_step(self, data: Any) -> dict[str, Any]:
         with in_place.kept(self):

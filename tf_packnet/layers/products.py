@@ -46,14 +46,10 @@ def large_product(x: Any, kernel: Any) -> Any:
 
     def gradients(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
-        return input_gradient(upstream, kernel), ops.matmul(ops.transpose(x), upstream)
+        by_x = ops.transpose(ops.matmul(kernel, ops.transpose(upstream)))
+        return by_x, ops.matmul(ops.transpose(x), upstream)
 
     return ops.matmul(x, kernel), gradients
-
-
-def input_gradient(upstream: Any, kernel: Any) -> Any:
-    """`upstream @ kernel.T`, `(batch, inputs)`, see `large_product`."""
-    return ops.transpose(ops.matmul(kernel, ops.transpose(upstream)))
 
 
 @ops.custom_gradient
