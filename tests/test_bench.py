@@ -47,6 +47,7 @@ def test_the_floor_of_the_convolutions_has_every_product():
     assert all(tf.reduce_all(tf.math.is_finite(output)) for output in outputs)
 
 
+@pytest.mark.slow
 def test_the_benchmark_from_the_command_line(tmp_path):
     command = [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlp", "--epochs=1", f"--output_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
