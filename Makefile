@@ -11,7 +11,7 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 .PHONY: help setup wheels demo test test-slow bench results docs lint lock clean
 
 help:
-	@echo "make demo       learn five tasks on the embedded digits and show what came of it (under two minutes)"
+	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
 	@echo "make test       ruff and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: a quarter of an hour on a machine that does nothing else"
