@@ -21,13 +21,24 @@ from absl import app, flags
 from launch import benchmarks
 
 SECTIONS = ("start", "mlp", "conv", "prune", "run", "sweep")
+AVALANCHE = "avalanche"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS)}.")
+flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS)}, {AVALANCHE}.")
 flags.DEFINE_string("output_dir", "out/bench", "Where bench.json and run.png go.")
-flags.DEFINE_integer("epochs", 72, "Epochs of a stage of the MLP and of the whole run.", lower_bound=1)
+flags.DEFINE_integer("epochs", 72, "Epochs of a stage of the MLP and of the whole run.", lower_bound=2)
 flags.DEFINE_string("rows", None, "Used between processes: write the rows of one section there.")
-flags.register_validator("only", lambda only: set(only) <= set(SECTIONS), f"expected some of {', '.join(SECTIONS)}")
+flags.DEFINE_string("avalanche_python", None, f"A Python that imports avalanche-lib, for --only={AVALANCHE}.")
+flags.register_validator(
+    "only",
+    lambda only: set(only) <= {*SECTIONS, AVALANCHE},
+    f"expected some of {', '.join(SECTIONS)}, {AVALANCHE}",
+)
+flags.register_multi_flags_validator(
+    ["only", "avalanche_python"],
+    lambda values: AVALANCHE not in values["only"] or values["avalanche_python"],
+    f"--only={AVALANCHE} needs --avalanche_python",
+)
 
 
 def measure(section: str) -> list[benchmarks.Row]:
@@ -36,15 +47,16 @@ def measure(section: str) -> list[benchmarks.Row]:
     from tf_packnet.quiet import start_tensorflow
 
     start_tensorflow()
-    from launch.benchmarks import rounds, training
+    from launch.benchmarks import rounds, side_by_side, training
 
     return {
         "start": processes.start,
         "mlp": lambda: training.mlp(FLAGS.epochs),
-        "conv": lambda: training.conv(epochs=2),
+        "conv": lambda: training.conv(epochs=1),
         "prune": rounds.prune,
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
+        AVALANCHE: lambda: side_by_side.avalanche(FLAGS.avalanche_python, max(1, FLAGS.epochs // 3)),
     }[section]()
 
 
@@ -53,6 +65,8 @@ def measure_apart(section: str) -> list[benchmarks.Row]:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         command = [sys.executable, __file__, f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
+        if FLAGS.avalanche_python:
+            command.append(f"--avalanche_python={FLAGS.avalanche_python}")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         return [benchmarks.Row.from_json(row) for row in json.loads(rows.read_text())]
 

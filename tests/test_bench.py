@@ -7,7 +7,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from launch.benchmarks import Row, floors, quickest, report
+from launch.benchmarks import Row, floors, processes, quickest, report, training, typical
 from tests.conftest import ROOT
 
 
@@ -21,10 +21,22 @@ def test_a_row_knows_its_ratio_and_whether_its_bound_holds():
     assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
-def test_the_quickest_of_several_calls():
+@pytest.mark.parametrize(("measure", "expected"), [(quickest, 1.0), (typical, 2.0)])
+def test_the_quickest_and_the_typical_of_several_calls(measure, expected, monkeypatch):
+    clock = iter([0.0, 50.0, 100.0, 105.0, 110.0, 120.0])  # of five calls each: 10, 1 and 2 seconds a call
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     calls = []
-    assert quickest(lambda: calls.append(1), repeats=3, calls=5) > 0
-    assert len(calls) == 1 + 3 * 5
+    assert measure(lambda: calls.append(1), repeats=3, calls=5) == expected
+    assert len(calls) == 1 + 3 * 5  # the first is not counted
+
+
+def test_a_step_is_held_against_its_floor_at_the_time():
+    floors = [{"all": 1.0}, {"all": 3.0}, {"all": 1.0}, {"all": 1.0}]
+    stages = training.Stages([4.0, 3.0, 1.0], floors, compiling=1.0, bytes_a_weight=1.0)
+    assert stages.against("all") == (3.0, 2.0)  # of the ratios 2, 1.5 and 1
+    assert stages.floor("all") == 1.0
+    row = training.paired("mlp", "fit", stages, "all", ("at most", 1.5))
+    assert (row.value, row.floor, row.holds) == (3.0, 2.0, True)
 
 
 @pytest.mark.parametrize(("every_product", "products"), [(True, 9), (False, 8)])
@@ -49,7 +61,7 @@ def test_the_floor_of_the_convolutions_has_every_product():
 
 @pytest.mark.slow
 def test_the_benchmark_from_the_command_line(tmp_path):
-    command = [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlp", "--epochs=1", f"--output_dir={tmp_path}"]
+    command = [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlp", "--epochs=2", f"--output_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
@@ -61,13 +73,26 @@ def test_the_benchmark_from_the_command_line(tmp_path):
     assert written["machine"]["cores"] >= 1
 
 
-def test_unknown_sections_are_told_in_one_line():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlpp"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--only=mlpp", "expected some of start, mlp, conv, prune, run, sweep, avalanche"),
+        ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(flag, said):
+    done = subprocess.run([sys.executable, str(ROOT / "launch/bench.py"), flag], capture_output=True, text=True)
     assert done.returncode != 0
-    assert "expected some of start, mlp, conv, prune, run, sweep" in done.stderr
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_work_of_a_command_is_that_of_its_processes(tmp_path):
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    script = f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {busy!r}])"
+    seconds, work = processes.timed([sys.executable, "-c", script])
+    assert seconds > 0
+    assert work >= 1.0
 
 
 def test_the_picture_shows_every_part_of_the_run(tmp_path):

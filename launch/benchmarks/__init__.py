@@ -1,6 +1,7 @@
 """What training costs beside what it could cost: each module measures one thing against its floor."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -55,8 +56,17 @@ class Row:
         return cls(**{**fields, "bound": None if bound is None else (bound[0], bound[1])})
 
 
+def typical(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
+    """Seconds that a call of `function` takes, the median of `repeats` times `calls`."""
+    return statistics.median(_seconds(function, repeats, calls))
+
+
 def quickest(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
     """Seconds that a call of `function` takes, the best of `repeats` times `calls`: what the machine can do."""
+    return min(_seconds(function, repeats, calls))
+
+
+def _seconds(function, repeats, calls) -> list[float]:
     function()
     seconds = []
     for _ in range(repeats):
@@ -64,7 +74,7 @@ def quickest(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> f
         for _ in range(calls):
             function()
         seconds.append((time.perf_counter() - began) / calls)
-    return min(seconds)
+    return seconds
 
 
 def resident_bytes() -> int:

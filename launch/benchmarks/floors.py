@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from launch.benchmarks import quickest
+from launch.benchmarks import typical
 
 MLP = (784, 256, 256, 2)
 BATCH = 128
@@ -15,19 +15,22 @@ CONV_DENSE = ((8192, 1024), (1024, 2))
 CONV_BATCH = 32
 
 
-def dense_products(every_product: bool) -> dict[str, float]:
-    """Seconds for the matrix products of one step of the MLP, by NumPy and by XLA.
+def dense_products(every_product: bool) -> Callable[[], float]:
+    """What measures the seconds for the matrix products of one step of the MLP, by NumPy or by XLA: the faster.
 
     Args:
         every_product: Forward, weight gradient and input gradient of every layer; without it the input gradient of the
             first layer, which training does not need, is left out.
     """
-    steps = 200
+    steps = 100
+    numpy_step = numpy_products(every_product)
     compiled, arguments = xla_products(every_product, steps)
-    return {
-        "NumPy": quickest(numpy_products(every_product), calls=steps),
-        "XLA": quickest(lambda: compiled(*arguments).numpy()) / steps,
-    }
+
+    def measure() -> float:
+        by_numpy = typical(numpy_step, repeats=5, calls=steps)
+        return min(by_numpy, typical(lambda: compiled(*arguments).numpy(), repeats=5) / steps)
+
+    return measure
 
 
 def numpy_products(every_product: bool) -> Callable[[], None]:
@@ -73,10 +76,10 @@ def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     return x, w, g
 
 
-def convolution_products(dtype: str) -> float:
-    """Seconds for the convolutions and products of one step of the convolutional network, by oneDNN."""
+def convolution_products(dtype: str) -> Callable[[], float]:
+    """What measures the seconds for the convolutions and products of a step of the convolutional network, by oneDNN."""
     step, arguments = convolution_step(dtype)
-    return quickest(lambda: step(*arguments)[-1].numpy(), repeats=25)
+    return lambda: typical(lambda: step(*arguments)[-1].numpy(), calls=5)
 
 
 def convolution_step(dtype: str) -> tuple[Any, list]:

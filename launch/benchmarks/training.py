@@ -1,14 +1,17 @@
 """Gradient steps: the MLP with all callbacks on, and the convolutional network."""
 
 import dataclasses
+import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from launch.benchmarks import Row, floors
+from launch.benchmarks import Row, floors, typical
 from tf_packnet.callbacks import EpochBackup
 from tf_packnet.experiments import runner, setup
 from tf_packnet.experiments.config import Config
@@ -18,49 +21,83 @@ from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.tasks import Split, Task, TaskStream, split_into_tasks
 
 
+class Stages(NamedTuple):
+    """What stages of `fit` took, each between two measurements of its floors: a machine is slower at times.
+
+    Attributes:
+        steps: Milliseconds a gradient step, of each stage after the first task.
+        floors: Milliseconds of what they are held against, by name: before each of them, and after the last.
+        compiling: Seconds that the first call of the compiled step took longer, from the beginning of its stage.
+        bytes_a_weight: Of the owner maps.
+    """
+
+    steps: list[float]
+    floors: list[dict[str, float]]
+    compiling: float
+    bytes_a_weight: float
+
+    def against(self, name: str) -> tuple[float, float]:
+        """Step and floor of the stage with the median ratio; of two such, the one with the larger."""
+        around = zip(self.floors, self.floors[1:], strict=False)
+        pairs = [(step, (a[name] + b[name]) / 2) for step, (a, b) in zip(self.steps, around, strict=True)]
+        return sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
+
+    def floor(self, name: str) -> float:
+        """The median of the measurements of a floor."""
+        return statistics.median(floors[name] for floors in self.floors)
+
+
 def mlp(epochs: int) -> list[Row]:
     """The MNIST preset's step: a whole stage of `fit` with every callback, against its matrix products."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=floors.BATCH)
     stream = made_up_images((28, 28, 1), examples=12_000, tasks=3, batch_size=floors.BATCH)
-    strict, literal = (floors.dense_products(every_product=every) for every in (False, True))
-    per_step, compiling, kernels = stages(config, stream, validation=False)
-    observed, _, _ = stages(config, stream, validation=True)
-    plain = keras_default(config, stream)
-    again = floors.dense_products(every_product=False)
-    best = {name: min(strict[name], again[name]) for name in strict}
-    floor, all_products = 1e3 * min(best.values()), 1e3 * min(literal.values())
-    quicker = min(best, key=best.get)
+    products = {"all": floors.dense_products(every_product=True)}
+    others = {
+        "needed": floors.dense_products(every_product=False),
+        "arrays": keras_default(config, stream, from_tf_data=False),
+        "tf.data": keras_default(config, stream, from_tf_data=True),
+    }
+    alone = stages(config, stream, validation=False, floors={**products, **others})
+    observed = stages(config, stream, validation=True, floors=products)
+    step, on_arrays = alone.against("arrays")
+    step_again, from_tf_data = alone.against("tf.data")
     return [
-        Row("mlp", "matrix products, forward and both gradients of every layer", all_products, "ms/step"),
-        Row("mlp", "matrix products that training needs", floor, "ms/step", note=f"{quicker} was the faster"),
-        Row("mlp", "fit, all callbacks", per_step, "ms/step", all_products, ("at most", 1.15)),
-        Row("mlp", "fit, all callbacks, against the products it needs", per_step, "ms/step", floor),
-        Row("mlp", "fit, all callbacks, validation after each epoch", observed, "ms/step", all_products),
-        Row("mlp", "Keras's default fit of the same model", plain, "ms/step", per_step, ("at least", 3.5)),
-        Row("mlp", "compiling, once a run", compiling, "s", bound=("at most", 2.0)),
-        Row("mlp", "masks at rest", kernels, "bytes/weight", bound=("at most", 1.0), note="the owner map"),
+        Row("mlp", "matrix products, forward and both gradients of every layer", alone.floor("all"), "ms/step"),
+        Row("mlp", "matrix products that training needs", alone.floor("needed"), "ms/step"),
+        paired("mlp", "fit, all callbacks", alone, "all", ("at most", 1.15)),
+        paired("mlp", "fit, all callbacks, against the products it needs", alone, "needed"),
+        paired("mlp", "fit, all callbacks, validation after each epoch", observed, "all"),
+        Row("mlp", "Keras's default fit of the same model, on arrays", on_arrays, "ms/step", step, ("at least", 3.5)),
+        Row("mlp", "the same, fed by tf.data without autotuning", from_tf_data, "ms/step", step_again),
+        Row("mlp", "compiling, once a run", alone.compiling, "s", bound=("at most", 2.0)),
+        Row("mlp", "masks at rest", alone.bytes_a_weight, "bytes/weight", bound=("at most", 1.0)),
     ]
 
 
 def conv(epochs: int) -> list[Row]:
     """The CIFAR-10 preset's step, in float32 and in bfloat16, in epochs as long as the preset's."""
+    config = Config(model="conv", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1)
+    config = dataclasses.replace(config, batch_size=floors.CONV_BATCH)
+    stream = made_up_images((32, 32, 3), examples=10_000, tasks=3, batch_size=floors.CONV_BATCH)
     rows, steps = [], {}
     for precision, dtype in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
-        config = Config(
-            model="conv", precision=precision, train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=32
-        )
-        stream = made_up_images((32, 32, 3), examples=10_000, tasks=2, batch_size=floors.CONV_BATCH)
-        before = floors.convolution_products(dtype)
-        steps[dtype], compiling, _ = stages(config, stream, validation=False)
-        floor = 1e3 * min(before, floors.convolution_products(dtype))
+        products = {"all": floors.convolution_products(dtype)}
+        measured = stages(dataclasses.replace(config, precision=precision), stream, validation=False, floors=products)
         bound = ("at most", 1.25) if dtype == "float32" else None
+        steps[dtype] = statistics.median(measured.steps)
         rows += [
-            Row("conv", f"convolutions and products, {dtype}", floor, "ms/step", note="oneDNN"),
-            Row("conv", f"fit, all callbacks, {precision}", steps[dtype], "ms/step", floor, bound),
-            Row("conv", f"tracing and compiling, {precision}", compiling, "s"),
+            Row("conv", f"convolutions and products, {dtype}", measured.floor("all"), "ms/step", note="oneDNN"),
+            paired("conv", f"fit, all callbacks, {precision}", measured, "all", bound),
+            Row("conv", f"tracing and compiling, {precision}", measured.compiling, "s"),
         ]
     speedup = Row("conv", "float32 against bfloat16", steps["float32"], "ms/step", steps["bfloat16"], ("at least", 1.7))
     return [*rows, speedup]
+
+
+def paired(section: str, what: str, measured: Stages, name: str, bound: tuple[str, float] | None = None) -> Row:
+    """A row for a gradient step and one of its floors."""
+    step, floor = measured.against(name)
+    return Row(section, what, step, "ms/step", floor, bound)
 
 
 def made_up_images(shape: tuple[int, ...], examples: int, tasks: int, batch_size: int) -> TaskStream:
@@ -72,31 +109,54 @@ def made_up_images(shape: tuple[int, ...], examples: int, tasks: int, batch_size
     return split_into_tasks("noise", split, split.take(np.arange(64)), names, 2, tasks, 0.1, batch_size)
 
 
-def stages(config: Config, stream: TaskStream, validation: bool) -> tuple[float, float, float]:
+def stages(config: Config, stream: TaskStream, validation: bool, floors: Mapping[str, Callable[[], float]]) -> Stages:
     """Learns the tasks of `stream` as the launcher does.
 
-    Returns:
-        Milliseconds a gradient step, the median of the stages after the first task; seconds that the first stage took
-        longer, which is what compiling takes; bytes of owner map a weight.
+    Args:
+        config: The network and its schedule.
+        stream: The tasks; the first one is not counted.
+        validation: Whether each epoch ends with one.
+        floors: What measures the floors, by name: in seconds a step.
     """
     xla = setup.choose_xla(config, setup.choose_strategy(config))
     if not validation:
         stream = TaskStream(stream.name, [without_validation(task) for task in stream])
+    taken, around, calls = [], [], CallTimes()
     with tempfile.TemporaryDirectory() as folder, RunProgress(stream) as display:
         paths = RunPaths(Path(folder))
         watched = runner.observers(config, paths, display)
-        approach = setup.build_approach(config, stream, xla, True, paths.masks, watched)
-        taken = []
+        approach = setup.build_approach(
+            config, stream, xla, True, paths.masks, lambda task, stage: [*watched(task, stage), calls]
+        )
         for task in stream:
             for stage in STAGES:
-                began = time.perf_counter()
+                around.append({name: 1e3 * measure() for name, measure in floors.items()})
+                calls.ended.append(time.perf_counter())
                 approach.run_stage(task, stage, EpochBackup(paths.root / f"task_{task.number}-{stage}"))
-                taken.append(time.perf_counter() - began)
-    per_stage = float(np.median(taken[len(STAGES) :]))
+                taken.append(time.perf_counter() - calls.ended[0])
+                if len(taken) == 1:
+                    first, *later = np.diff(calls.ended).tolist()
+                calls.ended.clear()
+    around.append({name: 1e3 * measure() for name, measure in floors.items()})
     steps = config.train_epochs * (len(stream[0].splits["train"]) // config.batch_size)
     owners = approach.packed.owner_maps().values()
-    bytes_a_weight = sum(owner.nbytes for owner in owners) / sum(owner.size for owner in owners)
-    return 1e3 * per_stage / steps, taken[0] - per_stage, bytes_a_weight
+    return Stages(
+        steps=[1e3 * seconds / steps for seconds in taken[len(STAGES) :]],
+        floors=around[len(STAGES) :],
+        compiling=first - statistics.median(later),
+        bytes_a_weight=sum(owner.nbytes for owner in owners) / sum(owner.size for owner in owners),
+    )
+
+
+class CallTimes(keras.callbacks.Callback):
+    """When the calls of the compiled step ended, each many gradient steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self.ended.append(time.perf_counter())
 
 
 def without_validation(task: Task) -> Task:
@@ -105,13 +165,19 @@ def without_validation(task: Task) -> Task:
     return dataclasses.replace(task, splits={**task.splits, "validation": nothing})
 
 
-def keras_default(config: Config, stream: TaskStream) -> float:
-    """Milliseconds a step of a plain `keras.Model` with the same masked layers, compiled and fed as Keras would."""
+def keras_default(config: Config, stream: TaskStream, from_tf_data: bool) -> Callable[[], float]:
+    """What measures the seconds a step of a plain `keras.Model` with the same masked layers, compiled as Keras would.
+
+    Args:
+        config: The network and the batch size.
+        stream: Tasks, of which it learns the first.
+        from_tf_data: Whether the examples come from our data set, not from arrays and Keras's own adapter.
+    """
     packed = setup.build_model(config, stream)
     model = keras.Model(packed.input, packed.output)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    data = stream[0].train
-    model.fit(data, epochs=1, shuffle=False, verbose=0)
-    began = time.perf_counter()
-    model.fit(data, epochs=4, shuffle=False, verbose=0)
-    return 1e3 * (time.perf_counter() - began) / (4 * len(data))
+    task, steps = stream[0], len(stream[0].train)
+    split = task.splits["train"].take(np.arange(steps * config.batch_size))  # full batches alone
+    data = {"x": task.train, "shuffle": False} if from_tf_data else {"x": split.x, "y": split.y}
+    batch_size = None if from_tf_data else config.batch_size
+    return lambda: typical(lambda: model.fit(**data, batch_size=batch_size, verbose=0), repeats=3) / steps

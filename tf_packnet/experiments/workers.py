@@ -130,6 +130,7 @@ class Pool:
         for process in self._processes:
             if process is not None:
                 process.kill()
+                process.wait()
 
     def _work(self, number: int) -> None:
         worker = _Worker(self._layout, self._stages_dir)
