@@ -202,8 +202,9 @@ def test_or_as_many_epochs():
     assert taken == [4 * (count // 8) for count in examples for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind", [PackNet, Memory, Multinet])
-@pytest.mark.parametrize("freed", ["zero", "keep"])
+@pytest.mark.parametrize(
+    ("kind", "freed"), [(PackNet, "zero"), (PackNet, "keep"), (Memory, "zero"), (Multinet, "keep")]
+)
 def test_a_restored_approach_goes_on_as_if_it_had_never_stopped(kind, freed):
     stream = make_stream()
     through = make_approach(kind, stream, freed=freed)
