@@ -25,7 +25,7 @@ class Stages(NamedTuple):
     """What stages of `fit` took, each between two measurements of its floors: a machine is slower at times.
 
     Attributes:
-        steps: Milliseconds a gradient step, of each stage after the first task.
+        steps: Milliseconds a gradient step, of each stage but the first, which compiles.
         floors: Milliseconds of what they are held against, by name: before each of them, and after the last.
         compiling: Seconds that the first call of the compiled step took longer, from the beginning of its stage.
         bytes_a_weight: Of the owner maps.
@@ -50,15 +50,15 @@ class Stages(NamedTuple):
 def mlp(epochs: int) -> list[Row]:
     """The MNIST preset's step: a whole stage of `fit` with every callback, against its matrix products."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=floors.BATCH)
-    stream = made_up_images((28, 28, 1), examples=12_000, tasks=3, batch_size=floors.BATCH)
+    stream = made_up_images((28, 28, 1), examples=12_000, tasks=4, batch_size=floors.BATCH)
     products = {"all": floors.dense_products(every_product=True)}
     others = {
         "needed": floors.dense_products(every_product=False),
         "arrays": keras_default(config, stream, from_tf_data=False),
         "tf.data": keras_default(config, stream, from_tf_data=True),
     }
-    alone = stages(config, stream, validation=False, floors={**products, **others})
-    observed = stages(config, stream, validation=True, floors=products)
+    alone = stages(config, stream, validation=False, products={**products, **others})
+    observed = stages(config, TaskStream(stream.name, stream[:3]), validation=True, products=products)
     step, on_arrays = alone.against("arrays")
     step_again, from_tf_data = alone.against("tf.data")
     return [
@@ -76,13 +76,13 @@ def mlp(epochs: int) -> list[Row]:
 
 def conv(epochs: int) -> list[Row]:
     """The CIFAR-10 preset's step, in float32 and in bfloat16, in epochs as long as the preset's."""
-    config = Config(model="conv", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1)
-    config = dataclasses.replace(config, batch_size=floors.CONV_BATCH)
-    stream = made_up_images((32, 32, 3), examples=10_000, tasks=3, batch_size=floors.CONV_BATCH)
+    batch = floors.CONV_BATCH
+    config = Config(model="conv", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=batch)
+    stream = made_up_images((32, 32, 3), examples=10_000, tasks=2, batch_size=batch)
     rows, steps = [], {}
     for precision, dtype in (("float32", "float32"), ("mixed_bfloat16", "bfloat16")):
         products = {"all": floors.convolution_products(dtype)}
-        measured = stages(dataclasses.replace(config, precision=precision), stream, validation=False, floors=products)
+        measured = stages(dataclasses.replace(config, precision=precision), stream, validation=False, products=products)
         bound = ("at most", 1.25) if dtype == "float32" else None
         steps[dtype] = statistics.median(measured.steps)
         rows += [
@@ -109,14 +109,14 @@ def made_up_images(shape: tuple[int, ...], examples: int, tasks: int, batch_size
     return split_into_tasks("noise", split, split.take(np.arange(64)), names, 2, tasks, 0.1, batch_size)
 
 
-def stages(config: Config, stream: TaskStream, validation: bool, floors: Mapping[str, Callable[[], float]]) -> Stages:
+def stages(config: Config, stream: TaskStream, validation: bool, products: Mapping[str, Callable[[], float]]) -> Stages:
     """Learns the tasks of `stream` as the launcher does.
 
     Args:
         config: The network and its schedule.
-        stream: The tasks; the first one is not counted.
+        stream: The tasks.
         validation: Whether each epoch ends with one.
-        floors: What measures the floors, by name: in seconds a step.
+        products: What measures the floors, by name: in seconds a step.
     """
     xla = setup.choose_xla(config, setup.choose_strategy(config))
     if not validation:
@@ -130,19 +130,19 @@ def stages(config: Config, stream: TaskStream, validation: bool, floors: Mapping
         )
         for task in stream:
             for stage in STAGES:
-                around.append({name: 1e3 * measure() for name, measure in floors.items()})
+                around.append({name: 1e3 * measure() for name, measure in products.items()})
                 calls.ended.append(time.perf_counter())
                 approach.run_stage(task, stage, EpochBackup(paths.root / f"task_{task.number}-{stage}"))
                 taken.append(time.perf_counter() - calls.ended[0])
                 if len(taken) == 1:
                     first, *later = np.diff(calls.ended).tolist()
                 calls.ended.clear()
-    around.append({name: 1e3 * measure() for name, measure in floors.items()})
+    around.append({name: 1e3 * measure() for name, measure in products.items()})
     steps = config.train_epochs * (len(stream[0].splits["train"]) // config.batch_size)
     owners = approach.packed.owner_maps().values()
     return Stages(
-        steps=[1e3 * seconds / steps for seconds in taken[len(STAGES) :]],
-        floors=around[len(STAGES) :],
+        steps=[1e3 * seconds / steps for seconds in taken[1:]],
+        floors=around[1:],
         compiling=first - statistics.median(later),
         bytes_a_weight=sum(owner.nbytes for owner in owners) / sum(owner.size for owner in owners),
     )
