@@ -71,6 +71,19 @@ def measure_apart(section: str) -> list[benchmarks.Row]:
         return [benchmarks.Row.from_json(row) for row in json.loads(rows.read_text())]
 
 
+def check_avalanche(python: str) -> None:
+    """Ends with one line unless `python` can import avalanche: before minutes of measuring."""
+    try:
+        tried = subprocess.run([python, "-c", "import avalanche"], capture_output=True, text=True)
+    except OSError as error:
+        reason = str(error)
+    else:
+        if not tried.returncode:
+            return
+        reason = (tried.stderr.strip() or "it does not say why not").splitlines()[-1]
+    sys.exit(f"bench.py: --avalanche_python: expected a Python with avalanche-lib ({reason}). Received: {python}")
+
+
 def main(argv: list[str]) -> None:
     """Measures, prints and writes."""
     del argv
@@ -80,6 +93,8 @@ def main(argv: list[str]) -> None:
         return
     from launch.benchmarks import report
 
+    if AVALANCHE in FLAGS.only:
+        check_avalanche(FLAGS.avalanche_python)
     rows = []
     for section in FLAGS.only:
         print(f"measuring {section} ...", file=sys.stderr)

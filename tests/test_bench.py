@@ -78,10 +78,13 @@ def test_the_benchmark_from_the_command_line(tmp_path):
     [
         ("--only=mlpp", "expected some of start, mlp, conv, prune, run, sweep, avalanche"),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
+        ("--only=avalanche --avalanche_python=no/python", "expected a Python with avalanche-lib ([Errno 2]"),
+        ("--only=avalanche --avalanche_python=false", "Received: false"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_line(flag, said):
-    done = subprocess.run([sys.executable, str(ROOT / "launch/bench.py"), flag], capture_output=True, text=True)
+    command = [sys.executable, str(ROOT / "launch/bench.py"), *flag.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
