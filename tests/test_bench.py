@@ -90,12 +90,11 @@ def test_what_cannot_be_measured_is_told_in_one_line(flag, said):
     assert "Traceback" not in done.stderr
 
 
-def test_the_work_of_a_command_is_that_of_its_processes(tmp_path):
+def test_the_work_of_a_command_is_that_of_its_processes():
     busy = "import time\nwhile time.process_time() < 0.5: pass"
     script = f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {busy!r}])"
-    seconds, work = processes.timed([sys.executable, "-c", script])
-    assert seconds > 0
-    assert work >= 1.0
+    _, work = processes.timed([sys.executable, "-c", script])
+    assert work >= 1.0  # of two processes, each half a second of a core
 
 
 def test_the_picture_shows_every_part_of_the_run(tmp_path):

@@ -20,20 +20,15 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 MANY = 2**16
 
 
-def masked_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels, each with its layer."""
-    return [(layer, weight) for layer in lifecycle.task_layers(model) for weight in layer.masked_weights]
-
-
 def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """Those that are trained now."""
+    """The masked kernels that are trained now, each with its layer."""
     trainable = {id(variable) for variable in model.trainable_variables}
-    return [(layer, weight) for layer, weight in masked_weights(model) if id(weight.variable) in trainable]
+    return [(layer, weight) for layer, weight in _with_layers(model) if id(weight.variable) in trainable]
 
 
 def worth_choosing(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
     """The masked kernels, if XLA may compile and they are large enough for `chosen` to pay when nothing is trained."""
-    weights = masked_weights(model)
+    weights = _with_layers(model)
     many = sum(math.prod(weight.variable.shape) for _, weight in weights) >= MANY
     return weights if many and model.xla != acceleration.OFF else []
 
@@ -57,3 +52,7 @@ def lent(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequence[tf
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled by XLA, whatever calls it."""
     return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _with_layers(model) -> list[tuple[TaskLayer, MaskedWeight]]:
+    return [(layer, weight) for layer in lifecycle.task_layers(model) for weight in layer.masked_weights]
