@@ -1,6 +1,9 @@
 """A `fit` that dies goes on after its last epoch, and ends in the same bits."""
 
+import json
+import os
 import re
+import threading
 
 import keras
 import numpy as np
@@ -260,6 +263,65 @@ def test_the_last_whole_epoch_is_on_disk_whatever_ended_the_fit(batches, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=callbacks)
     assert (tmp_path / "day.2.npz").exists()
+
+
+@pytest.mark.parametrize("thread_comes", ["never", "late", "at once"])
+def test_a_signal_while_the_thread_that_writes_is_started(batches, thread_comes, tmp_path, monkeypatch):
+    started, failures = [], []
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        started.append(threading.Timer({"late": 0.2, "at once": 0, "never": 60}[thread_comes], start, [thread]))
+        started[0].start()
+        if thread_comes == "at once":
+            started[0].join()
+        raise KeyboardInterrupt
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                monkeypatch.setattr(threading.Thread, "start", interrupted)
+
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    callbacks = [Interrupts(), tp.EpochBackup(tmp_path / "day")]
+    with pytest.raises(KeyboardInterrupt):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=callbacks)
+    if thread_comes == "never":
+        started[0].cancel()
+    started[0].join()
+    assert failures == []
+    with np.load(tmp_path / "day.2.npz") as backup:
+        assert json.loads(str(backup["meta"]))["epoch"] == 1
+
+
+@pytest.mark.parametrize("while_it", ["writes", "puts away the one before"])
+def test_a_signal_while_the_last_epoch_is_written(batches, while_it, tmp_path, monkeypatch):
+    owner, name = {"writes": (np, "savez"), "puts away the one before": (os, "replace")}[while_it]
+    function, interrupted = getattr(owner, name), []
+
+    def interrupts(target, *args, **arrays):
+        if not interrupted and target == (tmp_path / "day.2.npz" if owner is os else target):
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return function(target, *args, **arrays)
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                backup.wait()
+                monkeypatch.setattr(owner, name, interrupts)
+
+    backup = tp.EpochBackup(tmp_path / "day")
+    with pytest.raises(KeyboardInterrupt):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[Interrupts(), backup])
+    assert interrupted
+    assert "day.3.npz" in os.listdir(tmp_path)
+    resumed = packed_model()
+    resumed.fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    whole = packed_model()
+    whole.fit(batches, epochs=3, verbose=0)
+    same(whole, resumed)
 
 
 def test_the_backup_of_another_model_is_refused(batches, tmp_path):

@@ -64,8 +64,9 @@ class EpochBackup(keras.callbacks.Callback):
         self._on_damaged = on_damaged or _warn
         self._beside: Sequence[keras.callbacks.Callback] | None = None
         self._spare = self.path.with_name(f".{self.path.name}.spare{files.UNFINISHED}")
-        self._writing: threading.Thread | None = None
-        self._failed: BaseException | None = None
+        self._unwritten: tuple[int, Mapping[str, np.ndarray]] | None = None
+        self._lock = threading.Lock()
+        self._failed: Exception | None = None
         self._found: dict[str, np.ndarray] | None = None
         self._parts: training_state.Parts | None = None
 
@@ -104,7 +105,7 @@ class EpochBackup(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._beside is None:
             raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
-        self._writing, self._failed, self._parts = None, None, None
+        self._unwritten, self._failed, self._parts = None, None, None
         self._fresh = memories.fresh(self._beside)
         if self._found is None:
             return
@@ -134,11 +135,12 @@ class EpochBackup(keras.callbacks.Callback):
         self._parts = self._parts or training_state.parts(self.model)
         state = {**training_state.capture(self.model, self._parts), **arrays, META: np.array(text)}
         self.wait()
-        self._writing = threading.Thread(target=self._write, args=(epoch + 1, state))
+        self._unwritten = epoch + 1, state
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         # Not before: until the next epoch is computed, Python would go to and fro between the two threads.
-        self._start()
+        if self._unwritten is not None:
+            threading.Thread(target=self._write).start()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self.wait()
@@ -152,22 +154,8 @@ class EpochBackup(keras.callbacks.Callback):
         for _, path in self._backups():
             path.unlink(missing_ok=True)
 
-    def _start(self) -> None:
-        if self._writing is not None and self._writing.ident is None:
-            self._writing.start()
-
     def _identity(self, model: keras.Model, epochs: int) -> str:
         return f"task {lifecycle.committed_tasks(model) + 1}, {epochs} epochs"
-
-    def _write(self, epochs: int, state: Mapping[str, np.ndarray]) -> None:
-        try:
-            earlier = self._backups()
-            with files.rewriting(f"{self.path}.{epochs}.npz", self._spare) as file:
-                np.savez(file, **state)
-            for _, path in earlier:
-                os.replace(path, self._spare)
-        except BaseException as error:  # a full disk, say: the next epoch's end tells it
-            self._failed = error
 
     def wait(self) -> None:
         """Waits until what was put down last is on disk.
@@ -175,13 +163,25 @@ class EpochBackup(keras.callbacks.Callback):
         Raises:
             OSError: If it could not be written.
         """
-        if self._writing is not None:
-            self._start()
-            self._writing.join()
-            self._writing = None
+        self._write()  # unless a thread does, or has: a signal may have come while that was being started
         if self._failed is not None:
             failed, self._failed = self._failed, None
             raise failed
+
+    def _write(self) -> None:
+        with self._lock:
+            if self._unwritten is None:
+                return
+            epochs, state = self._unwritten
+            try:
+                earlier = [path for epoch, path in self._backups() if epoch != epochs]
+                with files.rewriting(f"{self.path}.{epochs}.npz", self._spare) as file:
+                    np.savez(file, **state)
+                for path in earlier:
+                    os.replace(path, self._spare)
+            except Exception as error:  # a full disk, say: the next epoch's end tells it
+                self._failed = error
+            self._unwritten = None
 
     def _read(self) -> dict[str, np.ndarray] | None:
         """The last backup that is sound; what a killed process left beside it is removed."""
