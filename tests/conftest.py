@@ -55,9 +55,13 @@ def blobs(seed: int, shape=(6,), examples: int = 64, classes: int = 2) -> tuple[
     return (centres[y] + 0.3 * rng.normal(size=(examples, *shape))).astype("float32"), y.astype("int32")
 
 
-def compile_model(model, optimizer="adam", **kwargs):
+def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
+    """Without XLA, which takes three times as long to compile a small model as TensorFlow to trace and train it.
+
+    Tests of what XLA comes to ask for "auto", which is what users have by default.
+    """
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **kwargs)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=jit_compile, **kwargs)
     return model
 
 

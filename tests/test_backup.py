@@ -37,7 +37,7 @@ def batches():
     return tp.tasks.load("digits", num_tasks=2, batch_size=32)[0].training_batches(seed=3, resident=True)
 
 
-def packed_model(optimizer="adamw"):
+def packed_model(optimizer="adamw", jit=False):
     keras.utils.set_random_seed(1)
     dense = keras.layers.Dense
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), dense(24, activation="relu", name="dense_1")]
@@ -48,7 +48,7 @@ def packed_model(optimizer="adamw"):
         "momentum": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
     }
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    packed.compile(optimizers[optimizer](), loss, metrics=["accuracy"])
+    packed.compile(optimizers[optimizer](), loss, metrics=["accuracy"], jit_compile=jit)
     packed.begin_task("first")
     return packed
 
@@ -70,14 +70,14 @@ def same(one, two):
         np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
-def test_a_night_that_dies_twice_ends_in_the_same_bits(batches, optimizer, tmp_path):
-    whole = packed_model(optimizer)
+@pytest.mark.parametrize("how", [("adamw", "auto"), ("momentum", False)], ids=["XLA", "plain"])
+def test_a_night_that_dies_twice_ends_in_the_same_bits(batches, how, tmp_path):
+    whole = packed_model(*how)
     expected = fit(whole, batches, [])
     for epoch in (2, 5):
         with pytest.raises(CrashError):
-            fit(packed_model(optimizer), batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(epoch))
-    resumed = packed_model(optimizer)
+            fit(packed_model(*how), batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(epoch))
+    resumed = packed_model(*how)
     history = fit(resumed, batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(None))
     same(whole, resumed)
     assert history.history == expected.history

@@ -22,6 +22,7 @@ SMALL = {
     "retrain_epochs": 2,
     "prune_rounds": 2,
     "final_prune": 0.6,
+    "jit": "off",
 }
 
 

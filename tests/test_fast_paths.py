@@ -31,10 +31,10 @@ def learn(packed, make_batches, tasks=3):
     return trace, packed.owner_maps(), [np.array(v) for v in packed.variables]
 
 
-def fresh(make_model, optimizer, **kwargs):
+def fresh(make_model, optimizer, jit_compile="auto"):
     """The same pack every time."""
     keras.utils.set_random_seed(1)
-    return compile_model(tp.pack(make_model()), optimizer(), **kwargs)
+    return compile_model(tp.pack(make_model()), optimizer(), jit_compile)
 
 
 def plain(optimizer, make_model=make_mlp, shape=(6,)):
@@ -117,7 +117,7 @@ def test_the_gradient_step_is_keras_own(name):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_the_gradient_step_in_mixed_precision_freezes_to_the_bit(precision):
     keras.config.set_dtype_policy(precision)
-    packed = compile_model(tp.pack(make_convnet()), "adamw")
+    packed = compile_model(tp.pack(make_convnet()), "adamw", "auto")
     assert packed.xla == acceleration.UPDATE
     x = blobs(9, (8, 8, 1))[0]
     committed = {}
@@ -151,15 +151,15 @@ def test_one_trace_serves_all_tasks_rounds_and_sizes(xla, monkeypatch):
 
 
 def test_auto_compiles_dense_models_and_leaves_convolutions_to_onednn():
-    assert compile_model(tp.pack(make_mlp())).xla == acceleration.STEP
-    assert compile_model(tp.pack(make_convnet())).xla == acceleration.UPDATE
+    assert compile_model(tp.pack(make_mlp()), jit_compile="auto").xla == acceleration.STEP
+    assert compile_model(tp.pack(make_convnet()), jit_compile="auto").xla == acceleration.UPDATE
     assert compile_model(tp.pack(make_convnet()), jit_compile=True).xla == acceleration.STEP
     assert compile_model(tp.pack(make_convnet()), jit_compile=False).xla == acceleration.OFF
-    assert compile_model(tp.pack(make_mlp()), run_eagerly=True).xla == acceleration.OFF
+    assert compile_model(tp.pack(make_mlp()), jit_compile="auto", run_eagerly=True).xla == acceleration.OFF
 
 
 def test_what_was_asked_for_is_saved_not_what_it_came_to(tmp_path):
-    packed = compile_model(tp.pack(make_convnet()))
+    packed = compile_model(tp.pack(make_convnet()), jit_compile="auto")
     packed.save(tmp_path / "pack.keras")
     assert keras.models.load_model(tmp_path / "pack.keras").xla == acceleration.UPDATE
 
@@ -195,7 +195,7 @@ def test_examples_of_another_kind_take_the_place_of_the_first():
 
 
 def test_more_room_than_the_first_task_reserved():
-    packed = compile_model(tp.pack(make_mlp()), sgd())
+    packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     for examples in (32, 200, 48):
         x, y = blobs(examples, examples=examples)
         packed.fit(ResidentBatches(x, y, 1.0, batch_size=16), epochs=1, verbose=0)
@@ -209,7 +209,7 @@ def test_steps_per_execution_would_run_past_the_epoch():
 
 
 def test_the_examples_on_the_device_are_no_part_of_the_model(tmp_path):
-    packed = compile_model(tp.pack(make_mlp()), sgd())
+    packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     before = len(packed.variables)
     packed.fit(batches(ResidentBatches), epochs=1, verbose=0)
     assert len(packed.variables) == before

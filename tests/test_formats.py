@@ -75,7 +75,9 @@ def trained():
     stream = tp.tasks.load("digits", classes_per_task=2, num_tasks=2, batch_size=32)
     layers = [keras.Input(stream.input_shape, name="image"), L.Flatten(), L.Dense(32, activation="relu")]
     packed = tp.pack(keras.Sequential([*layers, L.Dense(2, name="head")]))
-    packed.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    packed.compile(
+        keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
     schedule = tp.EqualShare(final_prune=0.5, num_tasks=2, rounds=1)
     for each in stream:
         packed.begin_task(each.name)

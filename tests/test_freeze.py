@@ -53,7 +53,7 @@ def assert_nothing_is_forgotten(packed, num_tasks=3, shape=(6,)):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_under_every_optimizer(optimizer):
-    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS[optimizer]())
+    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS[optimizer](), "auto")
     probe, committed = assert_nothing_is_forgotten(packed)
     # The test would prove nothing if all tasks answered alike.
     assert not np.array_equal(committed[1], committed[2])
@@ -63,7 +63,7 @@ def test_under_every_optimizer(optimizer):
 @pytest.mark.parametrize("make", [make_mlp, make_convnet])
 def test_under_mixed_precision(policy, make):
     keras.config.set_dtype_policy(policy)
-    packed = compile_model(tp.pack(make()), keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    packed = compile_model(tp.pack(make()), keras.optimizers.AdamW(0.01, weight_decay=0.1), "auto")
     assert_nothing_is_forgotten(packed, shape=packed.input_shape[1:])
 
 
@@ -78,7 +78,7 @@ def test_under_every_policy(head, bias_policy, freed_weights):
 
 def test_with_regularizers_and_constraints():
     model = make_mlp(kernel_regularizer="l2", bias_regularizer="l2", kernel_constraint=keras.constraints.MaxNorm(0.5))
-    assert_nothing_is_forgotten(compile_model(tp.pack(model), OPTIMIZERS["adam"]()))
+    assert_nothing_is_forgotten(compile_model(tp.pack(model), OPTIMIZERS["adam"](), "auto"))
 
 
 @pytest.mark.parametrize("jit", [True, False])
@@ -98,7 +98,7 @@ def test_across_saving_and_loading_between_all_tasks(tmp_path, jit):
 
 def test_without_any_callback_but_a_commit():
     """The freeze does not lean on GradientMask."""
-    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS["adamw"]())
+    packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS["adamw"](), "auto")
     x, y = blobs(1)
     packed.begin_task()
     packed.fit(x, y, epochs=2, verbose=0)
@@ -174,7 +174,7 @@ def test_looking_back_from_an_open_task_with_another_number_of_classes(tmp_path)
 
 def test_hidden_means_hidden():
     """While a task retrains, what it pruned stays out of the forward pass, whatever momentum it had gathered."""
-    packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1, momentum=0.95))
+    packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1, momentum=0.95), "auto")
     seen = []
 
     class Watch(keras.callbacks.Callback):

@@ -147,7 +147,14 @@ class TestFolders:
     def test_the_launcher_learns_a_folder_a_task(self, tmp_path):
         write_images(tmp_path / "data" / "first", ["a", "b"])
         write_images(tmp_path / "data" / "second", ["c", "d", "e"])
-        flags = ["--train_epochs=1", "--retrain_epochs=1", "--prune_rounds=1", "--batch_size=8", "--hidden_units=8"]
+        flags = [
+            "--train_epochs=1",
+            "--retrain_epochs=1",
+            "--prune_rounds=1",
+            "--batch_size=8",
+            "--hidden_units=8",
+            "--jit=off",
+        ]
         done = launch(f"--dataset={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", "--noexport", *flags)
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -68,7 +68,7 @@ def test_the_size_on_disk(tmp_path, bias_policy):
     x = L.BatchNormalization()(L.Dense(300, activation="relu")(inputs))
     packed = tp.pack(keras.Model(inputs, L.Dense(50)(L.Dense(400)(x))), bias_policy=bias_policy)
     planned = tp.plan(packed, 2, 0.5)
-    packed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    compile_model(packed, "sgd")
     for number in (1, 2):
         learn(packed, number, 0.5, 2, 1, "layer")
     packed.save(tmp_path / "pack.keras")

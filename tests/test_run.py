@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_pa
 
 @pytest.mark.parametrize("approach", ["memory", "multinet"])
 def test_the_bounds_from_the_command_line(approach, tmp_path):
-    done = launch(*FLAGS, f"--approach={approach}", f"--output_dir={tmp_path}/out")
+    done = launch(*FLAGS, "--jit=off", f"--approach={approach}", f"--output_dir={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["average_accuracy"] > 0.9
@@ -308,7 +308,8 @@ def test_convolutions_every_policy_and_mixed_precision_from_the_command_line(tmp
 
 
 def test_training_that_diverges_ends_in_one_line(tmp_path):
-    done = launch("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", f"--output_dir={tmp_path}/out")
+    flags = ("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", "--jit=off")
+    done = launch(*flags, f"--output_dir={tmp_path}/out")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
         "main.py: task 1, train: the loss is not a number in epoch 1, the training has diverged"
@@ -317,7 +318,8 @@ def test_training_that_diverges_ends_in_one_line(tmp_path):
 
 
 def test_a_validation_fraction_too_small_for_one_example(tmp_path):
-    done = launch(*FLAGS, "--num_tasks=1", "--validation_fraction=0.001", "--noexport", f"--output_dir={tmp_path}/out")
+    flags = ("--num_tasks=1", "--validation_fraction=0.001", "--noexport", "--jit=off")
+    done = launch(*FLAGS, *flags, f"--output_dir={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/results.json").read_text())["validation_accuracy"] == []
 
@@ -346,7 +348,7 @@ def test_split_mnist_as_in_the_paper(real_mnist, tmp_path, final_prune, at_least
 
 
 def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_one_goes_on(tmp_path):
-    flags = ["--noexport", "--num_tasks=1", "--hidden_units=16", "--prune_rounds=1"]
+    flags = ["--noexport", "--num_tasks=1", "--hidden_units=16", "--prune_rounds=1", "--jit=off"]
     flags += ["--train_epochs=20", "--retrain_epochs=100000", f"--output_dir={tmp_path / 'out'}"]
 
     def until_it_says(words):

@@ -178,7 +178,7 @@ def test_an_interrupted_pool_begins_nothing_more(fake, tmp_path):
     assert len([entry for entry in fake if entry[0] == "begun"]) <= 3
 
 
-TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,)}
+TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,), "jit": "off"}
 
 
 def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path):
