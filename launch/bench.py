@@ -103,6 +103,8 @@ def main(argv: list[str]) -> None:
         except subprocess.CalledProcessError as error:
             sys.exit(f"bench.py: {section} failed:\n{error.stderr.decode()}")
     report.print_table(rows)
+    if "conv" in FLAGS.only and not report.machine()["bfloat16"]:
+        print("bfloat16 was not measured: this CPU has no instructions for it")
     report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")
     report.draw_run(rows, Path(FLAGS.output_dir) / "run.png")
     print(f"Written to {FLAGS.output_dir}/bench.json")

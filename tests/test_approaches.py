@@ -171,7 +171,7 @@ def test_a_joint_networks_tasks_answer_with_their_own_classes():
     approach = make_approach(Multinet, stream)
     learn_all(approach, stream)
     x = stream[1].splits["test"].x
-    everything = approach.packed.predict(x, verbose=0)
+    everything = approach.logits(x)
     np.testing.assert_array_equal(approach.predict(stream[1], x), everything[:, 2:4])
 
 

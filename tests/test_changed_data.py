@@ -23,7 +23,7 @@ def config(tmp_path):
         for number in range(20):
             pixels = rng.integers(0, 255, (4, 4), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / "pets" / name / f"{number}.png")
-    return Config(dataset=str(tmp_path / "data"), batch_size=4, jit="off", output_dir=str(tmp_path / "out"))
+    return Config(dataset=str(tmp_path / "data"), batch_size=4, output_dir=str(tmp_path / "out"))
 
 
 def fingerprint(config):

@@ -5,7 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tf_packnet as tp
@@ -54,6 +54,7 @@ def test_training_keeps_what_was_planned(scope):
     p=st.floats(0.01, 0.99),
     scope=st.sampled_from(["layer", "global", "erk"]),
 )
+@example(sizes=[1, 1, 1], tasks=1, rounds=1, p=0.5, scope="global")
 @settings(max_examples=60, deadline=None)
 def test_no_task_gets_more_than_there_is(sizes, tasks, rounds, p, scope):
     kept = _kept_by_a_task([(size, 1) for size in sizes], sizes, EqualShare(p, tasks, rounds), scope, 0)

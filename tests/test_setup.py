@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tf_packnet import tasks
+from tf_packnet import acceleration, tasks
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import setup
 from tf_packnet.experiments.config import OPTIMIZERS, Config
@@ -69,6 +69,27 @@ def test_auto_compiles_but_for_convolutions_on_cpu(machine, jit, model, gpus, ex
     assert setup.choose_xla(config, tf.distribute.get_strategy()) == expected
     if jit == "auto":
         assert setup.choose_xla(config, FakeMirrored(None)) == "off"
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "gpus", "expected"),
+    [
+        ("float32", "fpu avx2", 0, True),
+        ("mixed_bfloat16", "fpu avx2 avx512f", 0, False),
+        ("mixed_bfloat16", "fpu avx2 avx512_bf16", 0, True),
+        ("mixed_bfloat16", "fpu amx_bf16", 0, True),
+        ("mixed_bfloat16", "fpu avx2", 1, True),
+        ("mixed_float16", "fpu avx512_bf16", 0, False),
+        ("mixed_float16", "fpu avx512_fp16", 0, True),
+        ("mixed_float16", None, 0, True),
+    ],
+)
+def test_which_precisions_a_cpu_computes_in(machine, precision, flags, gpus, expected, tmp_path, monkeypatch):
+    machine(gpus)
+    monkeypatch.setattr(acceleration, "CPUINFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    assert acceleration.computes_in(precision) is expected
 
 
 @pytest.mark.parametrize(

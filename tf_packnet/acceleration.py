@@ -1,4 +1,6 @@
-"""How much of a gradient step XLA compiles."""
+"""What makes a gradient step fast on a machine: how much of it XLA compiles, and in which precision it pays."""
+
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -26,6 +28,21 @@ def choose(convolutional: bool, replicas: int = 1) -> str:
         return OFF
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return UPDATE if convolutional and not on_gpu else STEP
+
+
+CPUINFO = Path("/proc/cpuinfo")
+# What Linux calls them on x86 and ARM. Without them oneDNN and XLA convert to float32 and back, number by number.
+INSTRUCTIONS = {
+    "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "mixed_float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
+
+def computes_in(precision: str) -> bool:
+    """Whether the devices have instructions for a dtype policy; True where that cannot be known."""
+    if precision not in INSTRUCTIONS or tf.config.list_physical_devices("GPU") or not CPUINFO.exists():
+        return True
+    return not INSTRUCTIONS[precision].isdisjoint(CPUINFO.read_text().split())
 
 
 def is_convolutional(model: keras.Model) -> bool:

@@ -171,12 +171,20 @@ def _kept_by_a_task(shapes, free, schedule, scope, committed) -> list[int]:
     for prune_round in range(1, schedule.rounds + 1):
         fraction = schedule.kept_fraction(prune_round)
         if scope == "global":  # only the sum is known; it is shared out evenly to go on counting
-            total = remaining(sum(free), fraction)
-            left = [min(f, total * f // max(1, sum(free))) for f in free]
-            left[left.index(max(left))] += total - sum(left)
+            left = _shared_out(remaining(sum(free), fraction), free)
         else:
             left = counts_to_keep(shapes, left, free, fraction, scope, schedule.largest_share(committed))
     return left
+
+
+def _shared_out(total: int, sizes: list[int]) -> list[int]:
+    """`total` in whole shares in proportion to `sizes`: none is larger than its size, the most cut get one more."""
+    whole = max(1, sum(sizes))
+    shares = [total * size // whole for size in sizes]
+    most_cut = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % whole))
+    for place in most_cut[: total - sum(shares)]:
+        shares[place] += 1
+    return shares
 
 
 def outputs_of(packed: PackedModel, path: str) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.benchmarks import Row
-from tf_packnet import files
+from tf_packnet import acceleration, files
 
 
 def machine() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "bfloat16": "avx512_bf16" in cpuinfo or "amx_bf16" in cpuinfo,
+        "bfloat16": acceleration.computes_in("mixed_bfloat16"),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet import files, lifecycle
+from tf_packnet import acceleration, files, lifecycle
 from tf_packnet.approaches import Approach, PackNet
 from tf_packnet.approaches.base import Observers
 from tf_packnet.callbacks import EpochLog, save_owner_maps
@@ -51,6 +51,8 @@ def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
     results.write(paths.results)
     with progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
+        if not acceleration.computes_in(config.precision):
+            display.say(f"this CPU has no instructions for --precision={config.precision}: float32 is faster")
         store = StageStore(stages_dir, corruption.handler(config.on_corruption, display.say))
         with this.strategy.scope():
             approach = this.approach(paths.masks, observers(config, paths, display))
