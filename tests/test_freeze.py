@@ -67,9 +67,17 @@ def test_under_mixed_precision(policy, make):
     assert_nothing_is_forgotten(packed, shape=packed.input_shape[1:])
 
 
-@pytest.mark.parametrize("head", ["per_task", "shared"])
-@pytest.mark.parametrize("bias_policy", ["first_task", "per_task"])
-@pytest.mark.parametrize("freed_weights", ["zero", "keep", "reinit"])
+@pytest.mark.parametrize(  # every pair of two policies
+    ("head", "bias_policy", "freed_weights"),
+    [
+        ("per_task", "first_task", "zero"),
+        ("per_task", "per_task", "keep"),
+        ("per_task", "first_task", "reinit"),
+        ("shared", "per_task", "zero"),
+        ("shared", "first_task", "keep"),
+        ("shared", "per_task", "reinit"),
+    ],
+)
 def test_under_every_policy(head, bias_policy, freed_weights):
     packed = tp.pack(make_mlp(), head=head, bias_policy=bias_policy, freed_weights=freed_weights)
     compile_model(packed, keras.optimizers.AdamW(0.01, weight_decay=0.1))

@@ -21,6 +21,13 @@ CONVOLUTIONS = (
     keras.layers.SeparableConv2D,
 )
 
+CPUINFO = Path("/proc/cpuinfo")
+# What Linux calls them on x86 and ARM. Without them oneDNN and XLA convert to float32 and back, number by number.
+INSTRUCTIONS = {
+    "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "mixed_float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
 
 def choose(convolutional: bool, replicas: int = 1) -> str:
     """What pays: on CPU oneDNN's convolutions are faster than XLA's; on replicas TensorFlow cannot compile at all."""
@@ -28,14 +35,6 @@ def choose(convolutional: bool, replicas: int = 1) -> str:
         return OFF
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return UPDATE if convolutional and not on_gpu else STEP
-
-
-CPUINFO = Path("/proc/cpuinfo")
-# What Linux calls them on x86 and ARM. Without them oneDNN and XLA convert to float32 and back, number by number.
-INSTRUCTIONS = {
-    "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
-    "mixed_float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
-}
 
 
 def computes_in(precision: str) -> bool:

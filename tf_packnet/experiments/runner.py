@@ -52,7 +52,7 @@ def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
     with progress.RunProgress(stream) as display:
         display.say(chosen(this.choice))
         if not acceleration.computes_in(config.precision):
-            display.say(f"this CPU has no instructions for --precision={config.precision}: float32 is faster")
+            display.say(f"this CPU has no instructions for --precision={config.precision}: expect float32 to be faster")
         store = StageStore(stages_dir, corruption.handler(config.on_corruption, display.say))
         with this.strategy.scope():
             approach = this.approach(paths.masks, observers(config, paths, display))
