@@ -8,8 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from tf_packnet import allocation
-
 # What TensorFlow's C++ side says on every start, on any machine: which CPU features and GPUs it found or did not.
 _NOISE = re.compile(
     rb"^(WARNING: All log messages before absl::InitializeLog|To enable the following instructions"
@@ -38,7 +36,6 @@ def start_tensorflow() -> None:
     # a short run's time.
     gc.collect()
     gc.freeze()
-    allocation.keep_freed()
 
 
 @contextlib.contextmanager
