@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tf_packnet as tp
-from tests.conftest import make_convnet, make_mlp
+from tests.conftest import compile_model, make_convnet, make_mlp
 from tf_packnet import lifecycle, ownership
 from tf_packnet.export import dense_model, task
 from tf_packnet.export.paths import SUFFIXES
@@ -75,9 +75,7 @@ def trained():
     stream = tp.tasks.load("digits", classes_per_task=2, num_tasks=2, batch_size=32)
     layers = [keras.Input(stream.input_shape, name="image"), L.Flatten(), L.Dense(32, activation="relu")]
     packed = tp.pack(keras.Sequential([*layers, L.Dense(2, name="head")]))
-    packed.compile(
-        keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
-    )
+    compile_model(packed, keras.optimizers.Adam(1e-2))
     schedule = tp.EqualShare(final_prune=0.5, num_tasks=2, rounds=1)
     for each in stream:
         packed.begin_task(each.name)
