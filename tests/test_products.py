@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_packnet.layers import MaskedDense, products
+from tf_packnet.layers import MaskedConv2D, MaskedDense, products
 
 
 def whole_numbers(*shape):
@@ -58,5 +58,39 @@ def test_a_large_masked_layer_learns_as_keras_own(policy, activation, monkeypatc
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.cast(layer(x), "float32") ** 2)
         gradients.append(tape.gradient(loss, layer.trainable_variables))
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 6, 3), (2, 4, 4, 3)], ids=["dense", "sequence", "image"])
+def test_a_bias_takes_the_sum_of_what_comes_back(shape, mode):
+    arguments = whole_numbers(*shape), whole_numbers(3), whole_numbers(*shape)
+    compile_ = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}[mode]
+    actual = compile_(lambda: values_and_gradients(products.biased, *arguments))()
+    x, bias, weights = arguments
+    expected = x + bias, weights, weights.reshape(-1, 3).sum(axis=0)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"activation": "relu"}, {"use_bias": False}, {"strides": 2, "padding": "same"}, {"dilation_rate": 2}],
+    ids=lambda arguments: "-".join(map(str, arguments)) or "plain",
+)
+def test_a_masked_convolution_learns_as_keras_own(policy, arguments):
+    arguments = {"filters": 3, "kernel_size": 3, "dtype": policy, "kernel_initializer": "ones", **arguments}
+    x = whole_numbers(2, 6, 6, 2) / 8
+    outputs, gradients = [], []
+    for layer in (MaskedConv2D(**arguments), keras.layers.Conv2D(**arguments)):
+        layer.build(x.shape)
+        with tf.GradientTape() as tape:
+            y = layer(x)
+            loss = tf.reduce_sum(tf.cast(y, "float32") ** 2)
+        outputs.append(y)
+        gradients.append(tape.gradient(loss, layer.trainable_variables))
+    np.testing.assert_array_equal(*outputs)
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)

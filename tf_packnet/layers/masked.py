@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from tf_packnet.layers.base import Routed, TaskLayer
-from tf_packnet.layers.products import product
+from tf_packnet.layers.products import biased, product
 
 _register = keras.saving.register_keras_serializable(package="tf_packnet")
 
@@ -47,6 +47,12 @@ class MaskedConv2D(TaskLayer, keras.layers.Conv2D):
 
     kernel = Routed()
     bias = Routed()
+
+    def call(self, inputs):
+        if not self.use_bias or self.data_format != "channels_last" or self.compute_dtype != "float32":
+            return super().call(inputs)
+        x = biased(self.convolution_op(inputs, self.kernel), self.bias)
+        return x if self.activation is None else self.activation(x)
 
 
 @_register

@@ -53,6 +53,29 @@ def large_product(x: Any, kernel: Any) -> Any:
 
 
 @ops.custom_gradient
+def biased(x: Any, bias: Any) -> Any:
+    """`x + bias`, whose gradient by `bias` is a sum of its own.
+
+    TensorFlow takes that of a bias after a convolution together with the gradient of its kernel, where oneDNN goes
+    through the images in a plain loop in float32: 0.4 to 1 ms a layer of the paper's convolutional network, and 4% of
+    its gradient step. In bfloat16 oneDNN's is as fast, and adds up in float32.
+
+    Args:
+        x: `(batch, ..., channels)`.
+        bias: `(channels,)`.
+
+    Returns:
+        `(batch, ..., channels)`.
+    """
+
+    def gradients(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        return upstream, ops.sum(upstream, axis=tuple(range(len(x.shape) - 1)))
+
+    return ops.add(x, bias), gradients
+
+
+@ops.custom_gradient
 def narrow_product(x: Any, kernel: Any) -> Any:
     """`x @ kernel` for a few columns, with gradients taken column by column.
 
