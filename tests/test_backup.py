@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -204,7 +205,7 @@ def fitted(batches, optimizer="adamw"):
     return packed
 
 
-def test_a_loss_that_is_no_number_ends_the_fit_at_the_last_good_epoch(batches, tmp_path):
+def test_weights_that_are_no_numbers_end_the_fit_at_the_last_good_epoch(batches, tmp_path):
     class Poison(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 3:
@@ -212,7 +213,7 @@ def test_a_loss_that_is_no_number_ends_the_fit_at_the_last_good_epoch(batches, t
                 weight.variable.assign(np.full(weight.variable.shape, np.nan))
 
     callbacks = [Poison(), tp.StopWhenDiverged("task 1, train"), tp.EpochBackup(tmp_path / "day")]
-    with pytest.raises(DivergedError, match="task 1, train: the loss is not a number in epoch 4") as stopped:
+    with pytest.raises(DivergedError, match="task 1, train: .* in epoch 4, the training has diverged") as stopped:
         packed_model().fit(batches, epochs=6, verbose=0, callbacks=callbacks)
     assert "dense" in str(stopped.value)
     callbacks[-1].wait()
@@ -221,6 +222,23 @@ def test_a_loss_that_is_no_number_ends_the_fit_at_the_last_good_epoch(batches, t
     with np.load(path) as archive:
         numbers = [archive[name] for name in archive.files if archive[name].dtype == np.float32]
     assert all(np.isfinite(values).all() for values in numbers)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", ["loss", "weight", "both"])
+def test_whichever_is_not_finite_is_told(batches, broken, value):
+    stop = tp.StopWhenDiverged()
+    stop.set_model(fitted(batches))
+    stop.on_epoch_end(0, {"loss": 0.5})
+    if broken != "loss":
+        kernel = lifecycle.masked_weights(stop.model)["dense_1/kernel"].variable
+        kernel.assign(np.where(np.arange(24) == 7, value, kernel))  # one column
+    with pytest.raises(DivergedError) as stopped:
+        stop.on_epoch_end(1, {"loss": 0.5 if broken == "weight" else value})
+    kind = "not a number" if np.isnan(value) else "infinite"
+    what = "weights are broken" if broken == "weight" else f"the loss is {kind}"
+    where = "its weights are finite, its outputs too large" if broken == "loss" else "not finite: dense_1/kernel"
+    assert str(stopped.value).startswith(f"fit: {what} in epoch 2, the training has diverged ({where}). Try a smaller")
 
 
 class Looks(keras.callbacks.Callback):
@@ -251,6 +269,29 @@ def test_what_a_killed_process_left_goes(batches, leftover, tmp_path):
     (tmp_path / ".day.3.npz.abc.unfinished").mkdir() if leftover == "folder" else None
     packed_model().fit(batches, epochs=2, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_at_the_end_is_not_written_before(batches, tmp_path, monkeypatch):
+    written = []
+    write = np.savez
+    monkeypatch.setattr(np, "savez", lambda *args, **arrays: written.append(args) or write(*args, **arrays))
+    packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    assert len(written) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_the_backup_goes_leaves_the_last_epoch(batches, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def interrupts(path, missing_ok=False):
+        unlink(path, missing_ok)
+        if path.name == "day.2.npz":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day")])
+    assert "day.3.npz" in os.listdir(tmp_path)
 
 
 def test_the_last_whole_epoch_is_on_disk_whatever_ended_the_fit(batches, tmp_path):
@@ -312,7 +353,7 @@ def test_a_signal_while_the_last_epoch_is_written(batches, while_it, tmp_path, m
                 backup.wait()
                 monkeypatch.setattr(owner, name, interrupts)
 
-    backup = tp.EpochBackup(tmp_path / "day")
+    backup = tp.EpochBackup(tmp_path / "day", delete_at_end=False)
     with pytest.raises(KeyboardInterrupt):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=[Interrupts(), backup])
     assert interrupted

@@ -1,6 +1,7 @@
 """Runs side by side: what is varied, who does what, and what happens when one fails or its process dies."""
 
 import os
+import re
 import signal
 import time
 
@@ -226,7 +227,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
     lines = done.stderr.splitlines()
     assert lines[0].startswith("sweep: ")
     assert "learning_rate=1e+30" in next(line for line in lines if "failed: " in line)
-    assert "task 1, train: the loss is not a number in epoch 1, the training has diverged" in done.stderr
+    assert re.search("task 1, train: .* in epoch 1, the training has diverged", done.stderr)
     name = "learning_rate=1e+30,seed=0"
     assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command tries them again"
     assert "1 of 3 runs failed and are missing here." in done.stdout

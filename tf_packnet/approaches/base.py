@@ -97,7 +97,7 @@ class Approach(abc.ABC):
             The logs of all epochs of the stage, by name.
 
         Raises:
-            DivergedError: If the loss of an epoch is not a number; the backup is that of the epoch before.
+            DivergedError: If the loss or a weight is not finite after an epoch; the backup is that of the epoch before.
         """
         if stage == TRAIN:
             self.begin(lesson)

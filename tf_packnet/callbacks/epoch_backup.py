@@ -143,16 +143,18 @@ class EpochBackup(keras.callbacks.Callback):
             threading.Thread(target=self._write).start()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self.wait()
-        self._spare.unlink(missing_ok=True)
         if self.delete_at_end:
-            self.remove()
+            self.remove()  # the last epoch need not be written for that
+        else:
+            self.wait()
+        self._spare.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes the backup: what the `fit` came to lies elsewhere by now."""
-        self.wait()
-        for _, path in self._backups():
-            path.unlink(missing_ok=True)
+        with self._lock:
+            for _, path in self._backups():
+                path.unlink(missing_ok=True)
+            self._unwritten = None  # after that: if a signal comes before, `fit` still writes it
 
     def _identity(self, model: keras.Model, epochs: int) -> str:
         return f"task {lifecycle.committed_tasks(model) + 1}, {epochs} epochs"

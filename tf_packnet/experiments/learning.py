@@ -157,7 +157,7 @@ def do_stage(
         committed: Checksums of what each task had committed when the stage before ended.
 
     Raises:
-        DivergedError: If the loss of an epoch is not a number.
+        DivergedError: If the loss or a weight is not finite after an epoch.
         FreezeError: If a value that a task had committed has changed.
     """
     if store.has_state(stage):
