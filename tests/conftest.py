@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # flags/ and launch/ are not installed
 
+from tests import forked  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -65,16 +67,10 @@ def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
     return model
 
 
-def launch(*arguments: str, cwd=ROOT, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+def launch(*arguments: str, cwd=ROOT, timeout: int = 300) -> subprocess.CompletedProcess:
     """Runs the launcher in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch/main.py"), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "COLUMNS": "120", **environment},
-    )
+    environment = {**os.environ, "COLUMNS": "120"}
+    return forked.run(ROOT / "launch/main.py", arguments, cwd, timeout, environment)
 
 
 def is_prepared(name: str) -> bool:

@@ -217,7 +217,7 @@ def test_workers_go_when_whoever_gave_the_jobs_is_gone(tmp_path):
         assert process.wait(10) == 0
 
 
-FLAGS = ("--num_tasks=1", "--train_epochs=2", "--retrain_epochs=2", "--prune_rounds=2", "--optimizer=sgd")
+FLAGS = ("--num_tasks=1", "--train_epochs=2", "--retrain_epochs=2", "--prune_rounds=2", "--optimizer=sgd", "--jit=off")
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):

@@ -1,0 +1,53 @@
+"""Processes that begin with TensorFlow imported, which takes longer than most runs that the tests launch.
+
+They are forked from a server in which nothing was computed yet: no device looked for, no thread of TensorFlow's.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PRELOADED = ["tensorflow", "keras", "pandas", "scipy.stats", "matplotlib.pyplot", "tensorboard.summary"]
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(_PRELOADED)
+
+
+def run(
+    script: Path, arguments: Sequence[str], cwd: Path, timeout: float, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess:
+    """As `subprocess.run([sys.executable, script, *arguments], ...)`, with what it wrote as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
+        command = [str(script), *arguments]
+        process = _server.Process(target=_main, args=(command, str(cwd), dict(environment), outputs))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(command, timeout)
+        written = [Path(path).read_text() for path in outputs]
+    return subprocess.CompletedProcess(command, process.exitcode, *written)
+
+
+def _main(command: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number in (0, 1, 2):  # Python's own, which may still be those of the server
+        mode = "r" if number == 0 else "w"
+        stream = open(number, mode, encoding="utf-8", closefd=False, buffering=1 if number == 2 else -1)  # noqa: SIM115
+        setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # a forked process leaves without
+        sys.stdout.flush()
