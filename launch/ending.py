@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from flags.command_line import UsageError
 from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
+from tf_packnet.interruption import interruptible
 
 
 def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
@@ -18,9 +19,9 @@ def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
         work: What the launcher does.
         goes_on: What is said after an interruption and a full disk, if the same command goes on then.
     """
-    received: list[int] = []
+    signals: list[int] = []
     try:
-        with _interruptible(received) if goes_on else contextlib.nullcontext():
+        with interruptible() if goes_on else contextlib.nullcontext(signals) as signals:
             work()
     except (UsageError, PackFileError) as error:
         return _stop(str(error), code=2)
@@ -38,28 +39,8 @@ def exit_code(work: Callable[[], None], goes_on: str = "") -> int:
     except KeyboardInterrupt:
         if goes_on:
             print(f"\nstopped; {goes_on}", file=sys.stderr)
-        return 143 if signal.SIGTERM in received else 130
+        return 143 if signal.SIGTERM in signals else 130
     return 0
-
-
-@contextlib.contextmanager
-def _interruptible(received: list[int]) -> Iterator[None]:
-    """In the block SIGINT and SIGTERM, put down in `received`, end in KeyboardInterrupt, whatever is made of it."""
-
-    def interrupt(number: int, _: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except BaseException as error:
-        if received:  # TensorFlow's C++ makes a TypeError of it, if it comes while that asks Python something
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(reason: str, code: int) -> int:

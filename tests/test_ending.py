@@ -1,10 +1,15 @@
 """How a launcher ends when it is told to stop."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from launch.ending import exit_code
+from tests.conftest import ROOT
+from tf_packnet import interruption
+from tf_packnet.callbacks import StopWhenInterrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -24,6 +29,44 @@ def test_a_signal_ends_it_even_if_something_on_the_way_makes_another_error_of_it
 
     assert exit_code(work, goes_on="it goes on") == code
     assert capfd.readouterr().err == "\nstopped; it goes on\n"
+
+
+class Loses:
+    """What a signal raises while this goes, nobody hears of."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_lost_ends_it_at_the_next_look(capfd):
+    looked = []
+
+    def work():
+        Loses()
+        looked.append(True)  # it went on
+        StopWhenInterrupted().on_train_batch_end(0)
+        looked.append(True)
+
+    assert exit_code(work, goes_on="it goes on") == 143
+    assert len(looked) == 1
+    assert capfd.readouterr().err.endswith("\nstopped; it goes on\n")
+    assert exit_code(interruption.check, goes_on="it goes on") == 0  # the next one begins without it
+
+
+def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}]\n"
+        f"sys.argv = ['main.py', '--jit=off', '--train_epochs=100000', '--output_dir={tmp_path}/out']\n"
+        "from tests.test_ending import Loses\n"
+        "from tf_packnet.callbacks import EpochLog\n"
+        "EpochLog.on_epoch_begin = lambda self, epoch, logs=None: Loses() and None if epoch == 3 else None\n"
+        f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.endswith("\nstopped; the same command goes on after the last epoch that was finished\n")
 
 
 def test_errors_without_a_signal_stay_what_they_are():

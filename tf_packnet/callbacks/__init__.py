@@ -6,6 +6,7 @@ from tf_packnet.callbacks.equal_share import EqualShare, GrowingShare
 from tf_packnet.callbacks.gradient_mask import GradientMask
 from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
 from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged
+from tf_packnet.callbacks.stop_when_interrupted import StopWhenInterrupted
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GrowingShare",
     "PruneRoundScheduler",
     "StopWhenDiverged",
+    "StopWhenInterrupted",
     "TaskMaskSnapshot",
     "load_owner_maps",
     "save_owner_maps",

@@ -11,7 +11,7 @@ import keras
 from tf_packnet import acceleration, files, lifecycle
 from tf_packnet.approaches import Approach, PackNet
 from tf_packnet.approaches.base import Observers
-from tf_packnet.callbacks import EpochLog, save_owner_maps
+from tf_packnet.callbacks import EpochLog, StopWhenInterrupted, save_owner_maps
 from tf_packnet.experiments import corruption, output
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.corruption import Manifest, checksums
@@ -138,9 +138,9 @@ def log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
 
 
 def observers(config: Config, paths: RunPaths, display: progress.RunProgress) -> Observers:
-    """What watches every stage: the TensorBoard curves and the progress display."""
+    """What watches every stage: the TensorBoard curves, the progress display, and signals that were lost."""
 
     def watch(task: Task, stage: str) -> list[keras.callbacks.Callback]:
-        return [log(config, paths, task, stage), display.stage(task, stage)]
+        return [log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
 
     return watch
