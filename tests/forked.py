@@ -30,6 +30,7 @@ def run(
         process.join(timeout)
         if process.is_alive():
             process.kill()
+            process.join()
             raise subprocess.TimeoutExpired(command, timeout)
         written = [Path(path).read_text() for path in outputs]
     return subprocess.CompletedProcess(command, process.exitcode, *written)
