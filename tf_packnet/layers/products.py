@@ -58,7 +58,7 @@ def biased(x: Any, bias: Any) -> Any:
 
     TensorFlow takes that of a bias after a convolution together with the gradient of its kernel, where oneDNN goes
     through the images in a plain loop in float32: 0.4 to 1 ms a layer of the paper's convolutional network, and 4% of
-    its gradient step. In bfloat16 oneDNN's is as fast, and adds up in float32.
+    its gradient step. In bfloat16 oneDNN's is as fast.
 
     Args:
         x: `(batch, ..., channels)`.
