@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM end a run, even where Python loses what their handlers raise.
 
-It does in finalizers and where C++ calls Python: what is raised there is printed and forgotten. It was seen in a run whose
-epochs took milliseconds.
+It does in finalizers and where C++ calls Python: what is raised there is printed and forgotten. It was seen in a run
+whose epochs took milliseconds.
 """
 
 import contextlib
