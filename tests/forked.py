@@ -37,12 +37,9 @@ def run(
 
 
 def _main(command: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
-    for number, path in enumerate(outputs, start=1):
+    for number, (name, path) in enumerate(zip(("stdout", "stderr"), outputs, strict=True), start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    for number in (0, 1, 2):  # Python's own, which may still be those of the server
-        mode = "r" if number == 0 else "w"
-        stream = open(number, mode, encoding="utf-8", closefd=False, buffering=1 if number == 2 else -1)  # noqa: SIM115
-        setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
+        setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  instead of the server's
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -51,4 +48,3 @@ def _main(command: list[str], cwd: str, environment: dict[str, str], outputs: li
         runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # a forked process leaves without
-        sys.stdout.flush()

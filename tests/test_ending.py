@@ -61,7 +61,7 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
         f"sys.argv = ['main.py', '--jit=off', '--train_epochs=100000', '--output_dir={tmp_path}/out']\n"
         "from tests.test_ending import Loses\n"
         "from tf_packnet.callbacks import EpochLog\n"
-        "EpochLog.on_epoch_begin = lambda self, epoch, logs=None: Loses() and None if epoch == 3 else None\n"
+        "EpochLog.on_epoch_begin = lambda self, epoch, logs=None: epoch == 3 and Loses()\n"
         f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
