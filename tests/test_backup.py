@@ -387,6 +387,15 @@ def test_a_captured_state_stays_as_it_is_while_training_goes_on(batches):
     assert "pack/dense_1/kernel.variable" in moved
 
 
+def test_every_epoch_is_copied_into_the_memory_of_the_one_before(batches, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(np, "savez", lambda file, **state: written.append(state))
+    packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "day", delete_at_end=False)])
+    name = "pack/dense_1/kernel.variable"
+    assert written[0][name] is written[1][name] is written[2][name]
+    assert not any(np.shares_memory(written[0][name], values) for other, values in written[0].items() if other != name)
+
+
 def test_callbacks_that_remember_nothing_may_be_others(batches, tmp_path):
     """A run that was shown on a terminal goes on as one of an experiment, and the other way round."""
     whole = packed_model()

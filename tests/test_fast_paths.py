@@ -202,6 +202,27 @@ def test_more_room_than_the_first_task_reserved():
         assert packed.device_examples.labels.numpy()[:examples].tolist() == y.tolist()
 
 
+def test_examples_that_lie_on_the_device_are_not_brought_there_again():
+    packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
+    x, y = blobs(1, examples=80)
+
+    def fit_and_look():
+        packed.fit(ResidentBatches(x, y, 1.0, batch_size=16), epochs=1, verbose=0)
+        lying = packed.device_examples
+        images, labels = np.asarray(lying.images.value()), np.asarray(lying.labels.value())
+        assert np.array_equal(images, x.reshape(80, -1))
+        assert np.array_equal(labels, y)
+        return images.ctypes.data, labels.ctypes.data
+
+    first = fit_and_look()
+    assert fit_and_look() == first
+    x[79, -1] += 1  # the last of all values
+    assert fit_and_look() != first
+    second = fit_and_look()
+    y[79] = 1 - y[79]
+    assert fit_and_look() != second
+
+
 def test_steps_per_execution_would_run_past_the_epoch():
     packed = compile_model(tp.pack(make_mlp()), steps_per_execution=4)
     with pytest.raises(ArgumentError, match="`steps_per_execution`: expected 1: .* Received: steps_per_execution=4"):

@@ -11,6 +11,9 @@ import tensorflow as tf
 from tf_packnet import in_place
 from tf_packnet.tasks.batches import ResidentBatches, decode
 
+# Examples that are compared at a time, so that no memory is needed for it.
+LOOKED_AT = 64
+
 
 class DeviceExamples:
     """The examples of one task in device memory; those of the next task take their place.
@@ -38,9 +41,20 @@ class DeviceExamples:
 
     def load(self, batches: ResidentBatches) -> None:
         """Replaces the examples. As long as they fit into the rows there are, compiled steps stay valid."""
+        if self._hold(batches):
+            return  # a night follows its day: 0.5 s for 27 MB, where memory that was given back is slow to come again
         images, labels = _with_room(batches, at_least=int(tf.shape(self.labels)[0]))
         self.images.assign(images)
         self.labels.assign(labels)
+
+    def _hold(self, batches: ResidentBatches) -> bool:
+        examples = len(batches.labels)
+        images, labels = np.asarray(self.images.value()), np.asarray(self.labels.value())  # on CPU no copies
+        if len(labels) < batches.reserved or not np.array_equal(labels[:examples], batches.labels):
+            return False
+        ours, theirs = images[:examples], batches.images.reshape(examples, -1)
+        pieces = range(0, examples, LOOKED_AT)
+        return all(np.array_equal(ours[at : at + LOOKED_AT], theirs[at : at + LOOKED_AT]) for at in pieces)
 
     def batch(self, rows: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The examples at `rows`, decoded, and their labels."""
@@ -52,6 +66,8 @@ def _with_room(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray,
     rows = max(at_least, batches.reserved)
     spare = rows - len(batches.labels)
     images = batches.images.reshape(len(batches.labels), -1)
+    if not spare:
+        return images, batches.labels
     return np.pad(images, [(0, spare), (0, 0)]), np.pad(batches.labels, (0, spare))
 
 
