@@ -198,8 +198,10 @@ def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path
     assert killed
 
 
-def test_a_worker_starts_afresh_now_and_then(tmp_path, monkeypatch):
+def test_a_worker_starts_afresh_now_and_then_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "RUNS_A_PROCESS", 1)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     with Pool(Layout(1, 1), tmp_path / "stages") as pool:
         processes = []
         for seed in (0, 1):
@@ -207,6 +209,7 @@ def test_a_worker_starts_afresh_now_and_then(tmp_path, monkeypatch):
             processes.append(pool._processes[0])
     assert processes[0].pid != processes[1].pid
     assert processes[0].returncode is not None
+    assert not list((tmp_path / "tmp").iterdir())  # whatever ends a worker, it leaves nothing
 
 
 def test_workers_go_when_whoever_gave_the_jobs_is_gone(tmp_path):

@@ -2,6 +2,8 @@
 
 The order of epoch `e` is a permutation drawn from `(seed, e)` alone, so that any epoch can be had without those before
 it. Keras sees one data set without an end, and is told how much of it makes an epoch.
+
+No function here is converted by AutoGraph: it writes temporary files, which a process that is killed leaves behind.
 """
 
 from dataclasses import dataclass
@@ -121,6 +123,7 @@ class StreamedBatches:
 
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
+        @tf.autograph.experimental.do_not_convert
         def gather(call):
             rows = call.pop("rows")
             return {**call, "images": tf.gather(images, rows), "labels": tf.gather(labels, rows)}
@@ -133,9 +136,11 @@ class StreamedBatches:
 
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
+        @tf.autograph.experimental.do_not_convert
         def order(epoch):
             return tf.data.Dataset.from_tensor_slices(self._order(epoch))
 
+        @tf.autograph.experimental.do_not_convert
         def batch(rows):
             return decode(tf.gather(images, rows), self.scale), tf.gather(labels, rows)
 
@@ -151,6 +156,7 @@ class StreamedBatches:
         steps = np.full(self.calls, self.steps_in_a_call, np.int32)
         steps[-1] -= missing
 
+        @tf.autograph.experimental.do_not_convert
         def calls(epoch):
             rows = tf.pad(self._order(epoch), [[0, missing], [0, 0]])
             rows = tf.reshape(rows, (self.calls, self.steps_in_a_call, self.batch_size))
