@@ -52,24 +52,31 @@ def write_json(rows: list[Row], path: Path) -> None:
 
 
 def parts_of_the_run(rows: list[Row]) -> dict[str, float]:
-    """Seconds of the whole run by what they went to; empty if it, or a gradient step, was not measured."""
+    """Seconds of the whole run by what they went to; empty if it, or a gradient step, was not measured.
+
+    Its parts were measured in the run itself. What its stages went to was not: it is shared out as in the stages that
+    were measured apart.
+    """
     found = {row.what: row for row in rows}
     whole = next((row for row in rows if row.section == "run" and row.floor), None)
     step, watched = (found.get(f"fit, all callbacks{more}") for more in ("", ", validation after each epoch"))
     if whole is None or step is None or watched is None:
         return {}
     needed = found["fit, all callbacks, against the products it needs"]
-    seconds_a_millisecond = whole.floor / step.floor
-    parts = {
-        "matrix products that training needs": seconds_a_millisecond * needed.floor,
-        "masks, optimizer, loss, metrics": seconds_a_millisecond * (step.value - needed.floor),
-        "validation and Keras, each epoch": seconds_a_millisecond * (watched.value - step.value),
-        "compiling": found["compiling, once a run"].value,
+    compiling = found["compiling, once a run"].value
+    in_epochs = found["of it stages"].value - compiling
+    in_steps = in_epochs * step.value / watched.value
+    in_products = in_steps * needed.floor / needed.value
+    return {
+        "matrix products that training needs": in_products,
+        "masks, optimizer, loss, metrics": in_steps - in_products,
+        "validation and Keras, each epoch": in_epochs - in_steps,
+        "compiling": compiling,
         "loading the data": found["of it load"].value,
         "evaluation": found["of it evaluate"].value,
-        "pack, exports, TensorBoard": found["of it save"].value,
+        "pack, exports, TensorBoard": found["of it save"].value + found["of it store"].value,
+        "start, and the rest": found["of it start and the rest"].value,
     }
-    return {**parts, "start, and what is not accounted for": whole.value - sum(parts.values())}
 
 
 def draw_run(rows: list[Row], path: Path) -> None:
