@@ -375,7 +375,7 @@ def test_the_backup_of_another_model_is_refused(batches, tmp_path):
 
 
 def test_a_captured_state_stays_as_it_is_while_training_goes_on(batches):
-    """It is written while the next epoch is computed, without a copy."""
+    """Whoever looks at it may take his time, without a copy."""
     packed = fitted(batches)
     captured = training_state.capture(packed)
     then = {name: np.array(value) for name, value in captured.items()}
