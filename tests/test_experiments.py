@@ -24,7 +24,7 @@ from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import EXPERIMENTS, plan
 from tf_packnet.experiments.workers import Outcome
-from tf_packnet.reporting import frames
+from tf_packnet.reporting import charts, frames
 
 PRESETS = ROOT / "flags/presets"
 
@@ -333,3 +333,13 @@ def test_another_experiments_folder_is_refused(tmp_path):
     done = launch("--experiment=figure2", f"--output_dir={tmp_path}")
     assert "expected a new or empty folder, or that of the same --experiment=figure2" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
+
+
+@pytest.mark.parametrize("approaches", [("packnet",), ("packnet", "memory"), ("packnet", "memory", "multinet")])
+def test_the_bars_of_a_task_stand_around_its_name(approaches):
+    rows = [(approach, name, 0.9, 0.01) for approach in approaches for name in ("0-1", "2-3")]
+    frame = pd.DataFrame(rows, columns=["approach", "task_name", "accuracy", "standard_error"])
+    panel = charts.task_bars({0.5: frame}, "title", "note").axes[0]
+    middles = np.array([bar.get_x() + bar.get_width() / 2 for bar in panel.patches]).reshape(len(approaches), 2)
+    np.testing.assert_allclose(middles.mean(0), panel.get_xticks(), atol=1e-12)
+    assert np.all(np.diff(middles, axis=0) > 0.25)  # beside each other

@@ -98,8 +98,9 @@ def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figur
     colours = task_colours(len(APPROACH_NAMES))[1:]
     for panel, (p, frame) in zip(panels, frames.items(), strict=True):
         names = list(dict.fromkeys(frame["task_name"]))
+        middle = (frame["approach"].nunique() - 1) / 2
         for index, (approach, group) in enumerate(frame.groupby("approach", sort=False)):
-            at = np.arange(len(group)) + (index - 1) * 0.27
+            at = np.arange(len(group)) + (index - middle) * 0.27
             whiskers = group["standard_error"].fillna(0.0)
             panel.bar(
                 at,

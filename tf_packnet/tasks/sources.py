@@ -164,7 +164,7 @@ def _read_records(builder, split: str) -> dict[str, np.ndarray]:
         values = features.deserialize_example(record)
         return {name: values[name] for name in wanted}
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # see batches.py
     def examples(records):
         return tf.map_fn(example, records, fn_output_signature=wanted, parallel_iterations=1)
 

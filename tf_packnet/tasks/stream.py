@@ -94,7 +94,7 @@ class Task:
         order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=self.seed)
         batches = order.batch(self.batch_size, drop_remainder=True)
 
-        @tf.autograph.experimental.do_not_convert
+        @tf.autograph.experimental.do_not_convert  # see batches.py
         def gather(rows):
             return decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows)
 
