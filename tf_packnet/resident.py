@@ -14,18 +14,24 @@ from tf_packnet.tasks.batches import ResidentBatches, decode
 # Examples that are compared at a time: all at once would take as much memory as they do.
 LOOKED_AT = 64
 
+# TensorFlow keeps int32 variables in the host's memory, out of reach of what XLA compiles for a GPU.
+HELD_AS = {np.dtype(np.int32): np.int64}
+
 
 class DeviceExamples:
     """The examples of one task in device memory; those of the next task take their place.
 
     Attributes:
-        images: Variable `(rows, features)` in the data's own dtype. Flat: XLA gathers rows several times as fast.
-        labels: Variable `(rows,)`.
+        images: Variable `(rows, features)` in the data's own dtype, int32 as int64. Flat: XLA gathers rows several times
+            as fast.
+        labels: Variable `(rows,)`, likewise.
         shape: Shape of one example.
+        dtypes: Of the data's own images and labels.
     """
 
     def __init__(self, batches: ResidentBatches):
         self.shape = batches.images.shape[1:]
+        self.dtypes = batches.images.dtype, batches.labels.dtype
         images, labels = _with_room(batches)
         # Another number of rows may follow: the shape is left open.
         self.images = tf.Variable(images, trainable=False, shape=(None, images.shape[1]))
@@ -33,11 +39,7 @@ class DeviceExamples:
 
     def fits(self, batches: ResidentBatches) -> bool:
         """Whether `batches` are examples of the same kind, so that a compiled step can take them from here."""
-        return (
-            batches.images.shape[1:] == self.shape
-            and batches.images.dtype == self.images.dtype.as_numpy_dtype
-            and batches.labels.dtype == self.labels.dtype.as_numpy_dtype
-        )
+        return batches.images.shape[1:] == self.shape and (batches.images.dtype, batches.labels.dtype) == self.dtypes
 
     def load(self, batches: ResidentBatches) -> None:
         """Replaces the examples. As long as they fit into the rows there are, compiled steps stay valid."""
@@ -59,16 +61,21 @@ class DeviceExamples:
     def batch(self, rows: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The examples at `rows`, decoded, and their labels."""
         images = decode(tf.gather(self.images, rows), scale)
-        return tf.reshape(images, (*rows.shape, *self.shape)), tf.gather(self.labels, rows)
+        labels = tf.cast(tf.gather(self.labels, rows), self.dtypes[1])
+        return tf.reshape(images, (*rows.shape, *self.shape)), labels
 
 
 def _with_room(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rows = max(at_least, batches.reserved)
     spare = rows - len(batches.labels)
-    images = batches.images.reshape(len(batches.labels), -1)
-    if not spare:
-        return images, batches.labels
-    return np.pad(images, [(0, spare), (0, 0)]), np.pad(batches.labels, (0, spare))
+    images, labels = batches.images.reshape(len(batches.labels), -1), batches.labels
+    if spare:
+        images, labels = np.pad(images, [(0, spare), (0, 0)]), np.pad(labels, (0, spare))
+    return _holdable(images), _holdable(labels)
+
+
+def _holdable(values: np.ndarray) -> np.ndarray:
+    return values.astype(HELD_AS.get(values.dtype, values.dtype), copy=False)
 
 
 def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
