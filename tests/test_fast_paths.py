@@ -202,6 +202,20 @@ def test_more_room_than_the_first_task_reserved():
         assert packed.device_examples.labels.numpy()[:examples].tolist() == y.tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int32"])
+def test_examples_lie_where_a_gpu_can_reach_them(dtype):
+    """TensorFlow keeps int32 variables in the host's memory: XLA could not compile a step that reads them."""
+    packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
+    x, y = blobs(1)
+    packed.fit(ResidentBatches((10 * x).astype(dtype), y, 0.1, batch_size=16), epochs=1, verbose=0)
+    lying = packed.device_examples
+    assert tf.int32 not in (lying.images.dtype, lying.labels.dtype)
+    images, labels = lying.batch(tf.constant([3, 1]), 1.0)
+    assert (images.dtype, labels.dtype) == (tf.float32, tf.int32)
+    assert np.array_equal(images, (10 * x).astype(dtype)[[3, 1]].astype("float32"))
+    assert np.array_equal(labels, y[[3, 1]])
+
+
 def test_examples_that_lie_on_the_device_are_not_brought_there_again():
     packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     x, y = blobs(1, examples=80)

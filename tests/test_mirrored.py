@@ -1,12 +1,17 @@
-"""`MirroredStrategy` on two logical CPU devices, which must be set before TensorFlow starts: a process of its own."""
+"""`MirroredStrategy`: on two logical CPU devices, which must be set in a process of their own, and on one device."""
 
+import contextlib
 import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 
-from tests.conftest import ROOT, launch
+import tf_packnet as tp
+from tests.conftest import ROOT, blobs, compile_model, launch, make_mlp
 
 LEARN = """
 import json, sys
@@ -61,6 +66,46 @@ def test_two_replicas_do_what_one_device_does(tmp_path):
     assert two["steps"] == one["steps"]
     assert two["owned"] == one["owned"]
     np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=0.03)
+
+
+def test_a_strategy_of_one_device_does_what_the_device_does():
+    """What it costs is XLA and the loop of steps, which no strategy allows."""
+    packs = []
+    for scope in (
+        contextlib.nullcontext(),
+        tf.distribute.MirroredStrategy(tf.config.list_logical_devices()[-1:]).scope(),
+    ):
+        keras.utils.set_random_seed(1)
+        with scope:
+            packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.05, momentum=0.9), "auto")
+        for task in (1, 2):
+            x, y = blobs(task)
+            data = tp.tasks.StreamedBatches(x, y, 1.0, batch_size=16, seed=task)
+            packed.begin_task()
+            packed.fit(data, epochs=2, verbose=0)
+            callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+            packed.fit(data, epochs=2, verbose=0, callbacks=callbacks)
+        packs.append(packed)
+    assert [packed.xla for packed in packs] == ["step", "off"]
+    one, other = (packed.owner_maps() for packed in packs)
+    assert all(np.array_equal(one[path], other[path]) for path in one)
+    np.testing.assert_allclose(*(packed.predict(x, verbose=0) for packed in packs), rtol=1e-4, atol=1e-6)
+
+
+def test_examples_cannot_lie_on_the_device_in_a_strategy():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        packed = compile_model(tp.pack(make_mlp()))
+    x, y = blobs(1)
+    with pytest.raises(tp.ArgumentError, match="expected StreamedBatches in a distribution strategy"):
+        packed.fit(tp.tasks.ResidentBatches(x, y, 1.0, batch_size=16), verbose=0)
+
+
+def test_mirrored_over_the_one_device_there_is(tmp_path):
+    done = launch(
+        "--strategy=mirrored", "--num_tasks=1", "--train_epochs=1", f"--output_dir={tmp_path}/out", "--noexport"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/results.json").read_text())["environment"]["replicas"] == 1
 
 
 def test_from_the_command_line(tmp_path):

@@ -31,9 +31,12 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize(
     ("strategy", "gpus", "mirrored"),
-    [("auto", 0, False), ("auto", 1, False), ("auto", 2, True), ("none", 4, False), ("mirrored", 0, True)],
+    [
+        *[("auto", 0, False), ("auto", 1, False), ("auto", 2, True), ("none", 4, False)],
+        *[("mirrored", 0, False), ("mirrored", 1, False), ("mirrored", 2, True)],
+    ],
 )
-def test_auto_mirrors_over_two_gpus_or_more(machine, strategy, gpus, mirrored):
+def test_two_gpus_or_more_are_mirrored_over(machine, strategy, gpus, mirrored):
     machine(gpus)
     chosen = setup.choose_strategy(Config(strategy=strategy))
     assert isinstance(chosen, FakeMirrored) == mirrored

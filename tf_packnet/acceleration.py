@@ -29,9 +29,9 @@ INSTRUCTIONS = {
 }
 
 
-def choose(convolutional: bool, replicas: int = 1) -> str:
-    """What pays: on CPU oneDNN's convolutions are faster than XLA's; on replicas TensorFlow cannot compile at all."""
-    if replicas > 1:
+def choose(convolutional: bool, distributed: bool = False) -> str:
+    """What pays: on CPU oneDNN's convolutions are faster than XLA's; in a strategy TensorFlow cannot compile at all."""
+    if distributed:
         return OFF
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return UPDATE if convolutional and not on_gpu else STEP
@@ -42,6 +42,14 @@ def computes_in(precision: str) -> bool:
     if precision not in INSTRUCTIONS or tf.config.list_physical_devices("GPU") or not CPUINFO.exists():
         return True
     return not INSTRUCTIONS[precision].isdisjoint(CPUINFO.read_text().split())
+
+
+def is_distributed(model: keras.Model) -> bool:
+    """Whether `model` was made in the scope of a strategy, where steps can be neither compiled nor made a loop of.
+
+    One replica is enough for that: it could wait for others, too.
+    """
+    return model._distribute_strategy is not None
 
 
 def is_convolutional(model: keras.Model) -> bool:

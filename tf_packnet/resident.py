@@ -22,8 +22,8 @@ class DeviceExamples:
     """The examples of one task in device memory; those of the next task take their place.
 
     Attributes:
-        images: Variable `(rows, features)` in the data's own dtype, int32 as int64. Flat: XLA gathers rows several times
-            as fast.
+        images: Variable `(rows, features)` in the data's own dtype, or int64 for int32. Flat: XLA gathers rows several
+            times as fast.
         labels: Variable `(rows,)`, likewise.
         shape: Shape of one example.
         dtypes: Of the data's own images and labels.

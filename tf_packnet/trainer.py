@@ -42,11 +42,10 @@ class PackedTrainer(keras.Model):
                 for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
             **kwargs: As for Keras.
         """
-        replicas = self.distribute_strategy.num_replicas_in_sync
         xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
-            xla = acceleration.OFF if eager else acceleration.choose(acceleration.is_convolutional(self), replicas)
+            xla = acceleration.OFF if eager else self._best_xla()
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
@@ -57,6 +56,9 @@ class PackedTrainer(keras.Model):
         object.__setattr__(self, "_jit_asked", jit_compile)
         config = self.optimizer.get_config() if self.optimizer is not None else None
         object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
+
+    def _best_xla(self) -> str:
+        return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
 
     def get_compile_config(self) -> dict[str, Any]:
         """As Keras's own, with `jit_compile` as it was asked for: another machine may choose otherwise."""
@@ -121,8 +123,11 @@ class PackedTrainer(keras.Model):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras asks the metrics again, since its steps may run ahead of each other. On one device the last logs are the
         # last: half a millisecond less, twice an epoch.
-        alone = self.distribute_strategy.num_replicas_in_sync == 1
-        return logs if alone and isinstance(logs, dict) and logs else super()._get_metrics_result_or_logs(logs)
+        return (
+            logs
+            if not acceleration.is_distributed(self) and isinstance(logs, dict) and logs
+            else super()._get_metrics_result_or_logs(logs)
+        )
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's, never compiled by XLA: splits differ in size, and each size would be compiled anew."""
@@ -148,9 +153,9 @@ class PackedTrainer(keras.Model):
             expected = "1: these batches bring many steps to a call by themselves"
             raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)
         resident = isinstance(batches, ResidentBatches)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
+        if acceleration.is_distributed(self):
             if resident:
-                raise ArgumentError("x", "StreamedBatches on several replicas", type(batches).__name__)
+                raise ArgumentError("x", "StreamedBatches in a distribution strategy", type(batches).__name__)
             return batches.single_batches(first_epoch), batches.steps
         if resident:
             self._put_on_device(batches)

@@ -82,9 +82,9 @@ def chosen(choice: dict[str, Any]) -> str:
         "off": "XLA is off",
     }[choice["xla"]]
     data = {"device": "training data on the device", "stream": "training data streamed"}
-    replicas = choice["replicas"]
-    devices = f"; {replicas} replicas" if replicas > 1 else ""
-    return f"{compiles}; {data[choice['data_residency']]}{devices}"
+    device, replicas = choice["device"], choice["replicas"]
+    devices = [f"{replicas} replicas"] * (replicas > 1) + [device] * (device != "CPU")
+    return "; ".join([compiles, data[choice["data_residency"]], *devices])
 
 
 def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:

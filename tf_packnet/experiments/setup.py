@@ -32,13 +32,13 @@ def make_deterministic(config: Config, xla: str) -> None:
 
 
 def choose_strategy(config: Config) -> tf.distribute.Strategy:
-    """`MirroredStrategy` over all GPUs or over logical CPU devices, or TensorFlow's default.
+    """`MirroredStrategy` over all GPUs or over logical CPU devices; TensorFlow's default for one device.
 
     Raises:
         ArgumentError: If logical devices are asked for after TensorFlow has started, or the batch cannot be shared.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    if config.strategy == "none" or (config.strategy == "auto" and len(gpus) < 2):
+    if config.strategy == "none" or (config.logical_devices is None and len(gpus) < 2):
         return tf.distribute.get_strategy()
     devices = None
     if config.logical_devices is not None:
@@ -57,11 +57,17 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
+def device() -> str:
+    """The name of what computes, which decides how sums are rounded: the first GPU's, or `CPU`."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
+
+
 def choose_xla(config: Config, strategy: tf.distribute.Strategy) -> str:
     """How much XLA compiles: `step`, `update` or `off`, see `tf_packnet.acceleration`."""
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
-    return acceleration.choose(config.model == "conv", strategy.num_replicas_in_sync)
+    return acceleration.choose(config.model == "conv", strategy.num_replicas_in_sync > 1)
 
 
 def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:

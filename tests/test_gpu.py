@@ -1,0 +1,82 @@
+"""What needs a GPU: training runs there, wherever the data lie and whatever XLA compiles, and freezes to the bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, VISIBLE_GPUS
+
+pytestmark = pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="needs an NVIDIA GPU")
+
+FREEZE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import keras
+import numpy as np
+import tensorflow as tf
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, make_convnet, make_mlp
+
+if not tf.config.list_physical_devices("GPU"):
+    sys.exit("TensorFlow sees no GPU")
+make_model, shape = {"mlp": (make_mlp, (6,)), "conv": (make_convnet, (8, 8, 1))}[sys.argv[2]]
+jit = {"on": True, "off": False, "auto": "auto"}[sys.argv[3]]
+packed = compile_model(tp.pack(make_model()), jit_compile=jit)
+assert packed.xla == ("off" if sys.argv[3] == "off" else "step"), packed.xla
+assert all("GPU" in variable.value.device for variable in packed.variables)
+kept = {}
+for task in (1, 2, 3):
+    x, y = blobs(task, shape)
+    kinds = {"resident": tp.tasks.ResidentBatches, "streamed": tp.tasks.StreamedBatches}
+    data = kinds[sys.argv[4]](x, y, 1.0, batch_size=16, seed=task)
+    packed.begin_task()
+    packed.fit(data, epochs=3, verbose=0)
+    callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    packed.fit(data, epochs=4, verbose=0, callbacks=callbacks)
+    owners = packed.owner_maps()
+    kernels = {variable.path: np.array(variable) for variable in packed.variables if variable.path in owners}
+    for path, (places, values) in kept.items():
+        assert np.array_equal(kernels[path][places], values), path
+    kept = {path: (owner > 0, kernels[path][owner > 0]) for path, owner in owners.items()}
+    shares = [(owner == 0).mean() for owner in owners.values()]
+    assert np.allclose(shares, 0.5**task, atol=0.02), shares
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    if VISIBLE_GPUS is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
+    environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # somebody else may be there, too
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("model", "jit", "data"),
+    [
+        ("mlp", "auto", "resident"),
+        ("mlp", "off", "streamed"),
+        ("conv", "auto", "streamed"),
+        ("conv", "off", "resident"),
+    ],
+)
+def test_old_tasks_lose_no_bit(model, jit, data):
+    done = run("-c", FREEZE, str(ROOT), model, jit, data)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["auto", "mirrored"])
+def test_the_main_job(tmp_path, strategy):
+    flags = ("--num_tasks=2", "--train_epochs=4", "--retrain_epochs=4", "--prune_rounds=2", "--final_prune=0.5")
+    done = run(str(ROOT / "launch/main.py"), *flags, f"--strategy={strategy}", f"--output_dir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["environment"]["device"] in done.stderr
+    assert results["environment"]["device"] != "CPU"
+    assert results["average_accuracy"] > 0.9
+    noise = [line for line in done.stderr.splitlines() if not line.startswith(("task ", "XLA "))]
+    assert noise == []
