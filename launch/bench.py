@@ -1,6 +1,7 @@
-"""Measures what training costs beside what it could cost: `python launch/bench.py`, or `make bench`.
+"""Measures what training costs on CPU beside what it could cost: `python launch/bench.py`, or `make bench`.
 
-Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile.
+Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile. What was
+measured is written after each.
 """
 
 import os
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the floors are a CPU's
 
 from absl import app, flags
 
@@ -102,10 +104,10 @@ def main(argv: list[str]) -> None:
             rows += measure_apart(section)
         except subprocess.CalledProcessError as error:
             sys.exit(f"bench.py: {section} failed:\n{error.stderr.decode()}")
+        report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")  # half an hour may lie before the last
     report.print_table(rows)
     if "conv" in FLAGS.only and not report.machine()["bfloat16"]:
         print("bfloat16 was not measured: this CPU has no instructions for it")
-    report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")
     report.draw_run(rows, Path(FLAGS.output_dir) / "run.png")
     print(f"Written to {FLAGS.output_dir}/bench.json")
 

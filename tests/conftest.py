@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 # What is claimed to the bit is claimed on CPU; GPUs round from run to run. What needs one is in test_gpu.py.
-VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # pytest-xdist comes here twice
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import keras  # noqa: E402

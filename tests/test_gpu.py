@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, VISIBLE_GPUS
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="needs an NVIDIA GPU")
 
@@ -19,10 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_packnet as tp
-from tests.conftest import blobs, compile_model, make_convnet, make_mlp
 
 if not tf.config.list_physical_devices("GPU"):
     sys.exit("TensorFlow sees no GPU")
+from tests.conftest import blobs, compile_model, make_convnet, make_mlp  # hides the GPUs: too late
+
 make_model, shape = {"mlp": (make_mlp, (6,)), "conv": (make_convnet, (8, 8, 1))}[sys.argv[2]]
 jit = {"on": True, "off": False, "auto": "auto"}[sys.argv[3]]
 packed = compile_model(tp.pack(make_model()), jit_compile=jit)
@@ -49,8 +50,8 @@ for task in (1, 2, 3):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    if VISIBLE_GPUS is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = VISIBLE_GPUS
+    if os.environ["TEST_GPUS"]:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ["TEST_GPUS"]
     environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # somebody else may be there, too
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
