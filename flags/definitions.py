@@ -193,7 +193,7 @@ def _training(define: Define) -> None:
 
 
 def _machine(define: Define) -> None:
-    define("strategy", f"{_or(config.STRATEGIES)}: auto mirrors over all GPUs when there are two or more.")
+    define("strategy", f"{_or(config.STRATEGIES)}: auto and mirrored use all GPUs, when there are two or more.")
     define("logical_devices", "With --strategy=mirrored: run on that many logical CPU devices.", _INTEGER)
     define(
         "precision",

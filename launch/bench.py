@@ -1,5 +1,7 @@
 """Measures what training costs on CPU beside what it could cost: `python launch/bench.py`, or `make bench`.
 
+`--only=xla` measures how much of a step XLA should compile, on a GPU where there is one.
+
 Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile. What was
 measured is written after each.
 """
@@ -16,25 +18,25 @@ import tempfile
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the floors are a CPU's
 
 from absl import app, flags
 
 from launch import benchmarks
 
 SECTIONS = ("start", "mlp", "conv", "prune", "run", "sweep")
-AVALANCHE = "avalanche"
+AVALANCHE, XLA = "avalanche", "xla"
+OTHERS = (AVALANCHE, XLA)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS)}, {AVALANCHE}.")
+flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS + OTHERS)}.")
 flags.DEFINE_string("output_dir", "out/bench", "Where bench.json and run.png go.")
 flags.DEFINE_integer("epochs", 72, "Epochs of a stage of the MLP and of the whole run.", lower_bound=2)
 flags.DEFINE_string("rows", None, "Used between processes: write the rows of one section there.")
 flags.DEFINE_string("avalanche_python", None, f"A Python that imports avalanche-lib, for --only={AVALANCHE}.")
 flags.register_validator(
     "only",
-    lambda only: set(only) <= {*SECTIONS, AVALANCHE},
-    f"expected some of {', '.join(SECTIONS)}, {AVALANCHE}",
+    lambda only: set(only) <= {*SECTIONS, *OTHERS},
+    f"expected some of {', '.join(SECTIONS + OTHERS)}",
 )
 flags.register_multi_flags_validator(
     ["only", "avalanche_python"],
@@ -59,6 +61,7 @@ def measure(section: str) -> list[benchmarks.Row]:
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
         AVALANCHE: lambda: side_by_side.avalanche(FLAGS.avalanche_python, max(1, FLAGS.epochs // 3)),
+        XLA: lambda: training.choices_of_xla(max(2, FLAGS.epochs // 9)),
     }[section]()
 
 
@@ -69,7 +72,9 @@ def measure_apart(section: str) -> list[benchmarks.Row]:
         command = [sys.executable, __file__, f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
         if FLAGS.avalanche_python:
             command.append(f"--avalanche_python={FLAGS.avalanche_python}")
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # All floors are a CPU's; what XLA is good for is asked of any device.
+        environment = os.environ if section == XLA else {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
         return [benchmarks.Row.from_json(row) for row in json.loads(rows.read_text())]
 
 

@@ -73,10 +73,34 @@ def test_the_benchmark_from_the_command_line(tmp_path):
     assert written["machine"]["cores"] >= 1
 
 
+BREAKS = """
+import subprocess, sys
+from absl import app
+sys.path.insert(0, sys.argv.pop(1))
+from launch import bench, benchmarks
+
+def measure_apart(section):
+    if section == "prune":
+        raise subprocess.CalledProcessError(1, "prune", stderr=b"no memory")
+    return [benchmarks.Row(section, "--help", 0.1, "s")]
+
+bench.measure_apart = measure_apart
+app.run(bench.main)
+"""
+
+
+def test_what_was_measured_stays_when_a_later_section_fails(tmp_path):
+    command = [sys.executable, "-c", BREAKS, str(ROOT), "--only=start,prune,run", f"--output_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "bench.py: prune failed:\nno memory" in done.stderr
+    assert [row["section"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == ["start"]
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--only=mlpp", "expected some of start, mlp, conv, prune, run, sweep, avalanche"),
+        ("--only=mlpp", "expected some of start, mlp, conv, prune, run, sweep, avalanche, xla"),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
         ("--only=avalanche --avalanche_python=no/python", "expected a Python with avalanche-lib ([Errno 2]"),
         ("--only=avalanche --avalanche_python=false", "Received: false"),

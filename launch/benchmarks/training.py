@@ -21,6 +21,8 @@ from tf_packnet.policies import STAGES
 from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.tasks import Split, Task, TaskStream, split_into_tasks
 
+COMPILED = {acceleration.STEP: "whole steps", acceleration.UPDATE: "masks and optimizer", acceleration.OFF: "nothing"}
+
 
 class Stages(NamedTuple):
     """What stages of `fit` took, each between two measurements of its floors: a machine is slower at times.
@@ -97,6 +99,26 @@ def conv(epochs: int) -> list[Row]:
     return [*rows, speedup]
 
 
+def choices_of_xla(epochs: int) -> list[Row]:
+    """Steps of both networks, with as much of them compiled as there is to choose from, on the device there is."""
+    mlp = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=floors.BATCH)
+    conv = dataclasses.replace(mlp, model="conv", train_epochs=2, retrain_epochs=2, batch_size=floors.CONV_BATCH)
+    rows = []
+    for config, shape, examples in ((mlp, (28, 28, 1), 12_000), (conv, (32, 32, 3), 10_000)):
+        stream = made_up_images(shape, examples, tasks=2, batch_size=config.batch_size)
+        for xla in COMPILED:
+            if config.model == "conv" and xla == acceleration.STEP and setup.device() == "CPU":
+                continue  # many times as slow: it would take an hour
+            measured = stages(config, stream, validation=False, products={}, xla=xla)
+            what = f"{config.model} on {setup.device()}, compiled by XLA: {COMPILED[xla]}"
+            _, second_day, _ = measured.steps  # the only one with neither compilation nor prune round in it
+            rows += [
+                Row("xla", what, second_day, "ms/step"),
+                Row("xla", f"{what}, tracing and compiling", measured.compiling, "s"),
+            ]
+    return rows
+
+
 def paired(section: str, what: str, measured: Stages, name: str, bound: tuple[str, float] | None = None) -> Row:
     """A row for a gradient step and one of its floors."""
     step, floor = measured.against(name)
@@ -112,7 +134,13 @@ def made_up_images(shape: tuple[int, ...], examples: int, tasks: int, batch_size
     return split_into_tasks("noise", split, split.take(np.arange(64)), names, 2, tasks, 0.1, batch_size)
 
 
-def stages(config: Config, stream: TaskStream, validation: bool, products: Mapping[str, Callable[[], float]]) -> Stages:
+def stages(
+    config: Config,
+    stream: TaskStream,
+    validation: bool,
+    products: Mapping[str, Callable[[], float]],
+    xla: str | None = None,
+) -> Stages:
     """Learns the tasks of `stream` as the launcher does.
 
     Args:
@@ -120,8 +148,9 @@ def stages(config: Config, stream: TaskStream, validation: bool, products: Mappi
         stream: The tasks.
         validation: Whether each epoch ends with one.
         products: What measures the floors, by name: in seconds a step.
+        xla: How much XLA compiles; default what pays.
     """
-    xla = setup.choose_xla(config, setup.choose_strategy(config))
+    xla = xla or setup.choose_xla(config, setup.choose_strategy(config))
     if not validation:
         stream = TaskStream(stream.name, [without_validation(task) for task in stream])
     taken, around, calls = [], [], CallTimes()
