@@ -23,7 +23,7 @@ def machine(monkeypatch):
 
     def with_gpus(count):
         devices = {"GPU": [f"GPU:{i}" for i in range(count)], "CPU": ["CPU:0"]}
-        monkeypatch.setattr(tf.config, "list_physical_devices", devices.get)
+        monkeypatch.setattr(tf.config, "get_visible_devices", devices.get)
         monkeypatch.setattr(tf.distribute, "MirroredStrategy", FakeMirrored)
 
     return with_gpus
@@ -42,6 +42,13 @@ def test_two_gpus_or_more_are_mirrored_over(machine, strategy, gpus, mirrored):
     assert isinstance(chosen, FakeMirrored) == mirrored
     if mirrored:
         assert chosen.devices is None  # all there are
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_device_is_named(machine, gpus, monkeypatch):
+    machine(gpus)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", {"GPU:0": {"device_name": "H100"}}.get)
+    assert setup.device() == ("H100" if gpus else "CPU")
 
 
 def test_a_batch_that_the_replicas_cannot_share(machine):

@@ -29,17 +29,21 @@ INSTRUCTIONS = {
 }
 
 
+def gpus() -> list[tf.config.PhysicalDevice]:
+    """The GPUs that TensorFlow computes on: those that a program hid from it are left out."""
+    return tf.config.get_visible_devices("GPU")
+
+
 def choose(convolutional: bool, distributed: bool = False) -> str:
     """What pays: on CPU oneDNN's convolutions are faster than XLA's; in a strategy TensorFlow cannot compile at all."""
     if distributed:
         return OFF
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return UPDATE if convolutional and not on_gpu else STEP
+    return UPDATE if convolutional and not gpus() else STEP
 
 
 def computes_in(precision: str) -> bool:
     """Whether the devices have instructions for a dtype policy; True where that cannot be known."""
-    if precision not in INSTRUCTIONS or tf.config.list_physical_devices("GPU") or not CPUINFO.exists():
+    if precision not in INSTRUCTIONS or gpus() or not CPUINFO.exists():
         return True
     return not INSTRUCTIONS[precision].isdisjoint(CPUINFO.read_text().split())
 

@@ -37,7 +37,7 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     Raises:
         ArgumentError: If logical devices are asked for after TensorFlow has started, or the batch cannot be shared.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = acceleration.gpus()
     if config.strategy == "none" or (config.logical_devices is None and len(gpus) < 2):
         return tf.distribute.get_strategy()
     devices = None
@@ -59,7 +59,7 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
 
 def device() -> str:
     """The name of what computes, which decides how sums are rounded: the first GPU's, or `CPU`."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = acceleration.gpus()
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
 
 
