@@ -21,7 +21,7 @@ def main() -> None:
     asked = parse_inspection(sys.argv)
     from tf_packnet.quiet import start_tensorflow
 
-    start_tensorflow()
+    start_tensorflow(on_cpu=True)
     from tf_packnet.experiments import inspecting
 
     inspecting.main(asked.pack, asked.format, asked.html)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tf_packnet.quiet import standard_error_filtered
 
@@ -17,6 +19,17 @@ def run(code, **kwargs):
 def test_importing_the_package_is_silent():
     done = run("import tf_packnet; print(tf_packnet.pack.__name__)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "pack\n", "")
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_what_learns_nothing_keeps_off_the_gpus(on_cpu):
+    done = run(
+        "import tensorflow as tf\n"
+        "from tf_packnet.quiet import start_tensorflow\n"
+        "tf.config.set_visible_devices = lambda devices, kind: print('visible:', devices, kind)\n"
+        f"start_tensorflow(on_cpu={on_cpu})\n"
+    )
+    assert (done.returncode, done.stdout) == (0, "visible: [] GPU\n" * on_cpu), done.stderr
 
 
 def test_what_is_no_noise_is_let_through():

@@ -25,13 +25,21 @@ def import_keras() -> None:
             import keras  # noqa: F401
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow and Keras and looks for devices, with their known noise kept off standard error."""
+def start_tensorflow(on_cpu: bool = False) -> None:
+    """Imports TensorFlow and Keras and looks for devices, with their known noise kept off standard error.
+
+    Args:
+        on_cpu: Keeps this process off the GPUs: for what learns nothing. Training that goes on there leaves no memory
+            to others; and a number beyond a vocabulary is an error on CPU, a vector of zeros on GPUs.
+    """
     with standard_error_filtered():
         import_keras()
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        if on_cpu:
+            with contextlib.suppress(RuntimeError):  # it was started before, by whoever uses this as a library
+                tf.config.set_visible_devices([], "GPU")
     # What was imported stays: a million objects that Python would otherwise go through again and again, for a tenth of
     # a short run's time.
     gc.collect()

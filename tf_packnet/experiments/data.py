@@ -59,18 +59,8 @@ def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None
 
 def _fingerprint(config: Config) -> str:
     if config.dataset != EMBEDDED and not is_folder(config.dataset):
-        _start_without_gpus()
+        from tf_packnet.quiet import start_tensorflow
+
+        start_tensorflow(on_cpu=True)
     _load.cache_clear()  # as they are now
     return load_stream(config).fingerprint()
-
-
-def _start_without_gpus() -> None:
-    from tf_packnet.quiet import start_tensorflow
-
-    start_tensorflow()
-    import tensorflow as tf
-
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:  # it was started before, by whoever uses this as a library
-        return

@@ -50,7 +50,7 @@ def show_plan(config: Config) -> None:
     check_name(config.dataset, config.data_dir)
     from tf_packnet.quiet import start_tensorflow
 
-    start_tensorflow()
+    start_tensorflow(on_cpu=True)
     from tf_packnet.experiments.data import load_stream
     from tf_packnet.experiments.setup import build_model
     from tf_packnet.planning import plan

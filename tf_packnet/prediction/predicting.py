@@ -47,7 +47,7 @@ def predict(asked: Asked) -> None:
     choice = choose(asked.pack, asked.task)
     paths = examples.files_of(asked.inputs)
     tables.check_output(asked.output)
-    quiet.start_tensorflow()
+    quiet.start_tensorflow(on_cpu=True)
     import_layers()
     model = choice.network()
     shape, dtype = _input_of(model, choice)
