@@ -8,7 +8,7 @@ from flags.command_line import UsageError, read
 from flags.definitions import define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.config import Config, check_axis, check_field
-from tf_packnet.experiments.plans import Plan, plan
+from tf_packnet.experiments.plans import VARIES, Plan, plan
 
 
 class Command(NamedTuple):
@@ -49,10 +49,11 @@ def parse_command(argv: list[str]) -> Command:
     rest = read(argv, values, themes)
     if rest:
         raise UsageError(f"{rest[0]!r} is no flag: expected only --name=value (--help lists the flags)")
-    config = Config(**{name: values[name].value for name in Config.__dataclass_fields__})
     axes = dict(_parse_axis(asked, values) for asked in values["sweep"].value)
     if len(axes) < len(values["sweep"].value):
         raise UsageError("--sweep: expected another flag each time it is given")
+    given = {name: values[name].value for name in Config.__dataclass_fields__}
+    config = Config(**given | _of_some_run(values["experiment"].value, axes))
     seeds = values["seeds"].value
     name = values["experiment"].value or ("sweep" if axes or seeds is not None else None)
     stages_dir = values["stages_dir"].value
@@ -69,6 +70,12 @@ def parse_command(argv: list[str]) -> Command:
         raise UsageError("--seeds: expected no --sweep=seed=... with it")
     asked = plan(name, config, axes, seeds, values["evaluations"].value)
     return Command(config, asked, values["workers"].value, values["threads"].value, stages_dir)
+
+
+def _of_some_run(experiment: str | None, axes: dict[str, list[Any]]) -> dict[str, Any]:
+    """Of what varies the first value: no run may have what the flags say, and it need not fit to the rest."""
+    rounds = {"prune_rounds": 1} if "prune_rounds" in VARIES.get(experiment, ()) else {}
+    return rounds | {name: listed[0] for name, listed in axes.items()}
 
 
 def _parse_axis(asked: str, values: flags.FlagValues) -> tuple[str, list[Any]]:

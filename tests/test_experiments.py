@@ -65,6 +65,13 @@ class TestPlans:
         assert asked.axes["final_prune"] == (0.95, 0.99, 0.995)
         assert asked.seeds == (4, 9)
 
+    @pytest.mark.parametrize("asked", [("sweep", "--sweep=prune_rounds=1,2"), ("figure2",), ("figure4",)])
+    def test_what_varies_need_not_fit_by_itself(self, asked):
+        """The preset's three rounds do not divide four epochs; no run has three."""
+        plan = planned(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
+        assert {config.prune_rounds for config in plan.configs} >= {1, 2}
+        assert "--prune_rounds" not in plan.command()
+
     def test_what_an_experiment_does_not_vary(self):
         with pytest.raises(ArgumentError, match="final_prune or prune_rounds with --experiment=figure2"):
             planned("figure2", "mnist", "--sweep=learning_rate=1,2")

@@ -56,7 +56,7 @@ class Plan:
 
     def command(self) -> str:
         """The command line that runs it, every flag that is not at its default."""
-        left_out = ("seed", "output_dir", "data_dir")
+        left_out = ("seed", "output_dir", "data_dir", *self.axes)
         fields = {name: value for name, value in self.base.to_json().items() if name not in left_out}
         given = [_as_flag(name, value) for name, value in fields.items() if value != Config().to_json()[name]]
         seeds = ",".join(map(str, self.seeds)) + ("," if len(self.seeds) == 1 else "")
