@@ -40,7 +40,7 @@ for task in (1, 2, 3):
     callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
     packed.fit(data, epochs=4, verbose=0, callbacks=callbacks)
     owners = packed.owner_maps()
-    kernels = {path: np.array(weight.values()) for path, weight in lifecycle.masked_weights(packed).items()}
+    kernels = {path: np.array(weight.value()) for path, weight in lifecycle.masked_weights(packed).items()}
     for path, (places, values) in kept.items():
         assert np.array_equal(kernels[path][places], values), path
     kept = {path: (owner > 0, kernels[path][owner > 0]) for path, owner in owners.items()}
