@@ -1,5 +1,6 @@
 """Killed at random moments, again and again, a run ends in the bytes of one that was never interrupted."""
 
+import itertools
 import json
 import random
 import signal
@@ -59,9 +60,9 @@ def interrupt(flags, longest, rng):
 def kill_and_compare(flags, kills, tmp_path, longest):
     done = launch(*flags, f"--output_dir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
-    rng, times = random.Random(7), 0
+    rng, times, folders = random.Random(7), 0, itertools.count()
     while times < kills:
-        root = tmp_path / f"killed_{times}"
+        root = tmp_path / f"killed_{next(folders)}"  # a run that was done before it was killed needs no more kills
         while times < kills and interrupt([*flags, f"--output_dir={root}"], longest, rng) is not None:
             times += 1
         done = launch(*flags, f"--output_dir={root}")  # the last kills may leave it unfinished
