@@ -26,9 +26,9 @@ from tests.conftest import blobs, compile_model, make_convnet, make_mlp  # hides
 from tf_packnet import lifecycle
 
 make_model, shape = {"mlp": (make_mlp, (6,)), "conv": (make_convnet, (8, 8, 1))}[sys.argv[2]]
-jit = {"on": True, "off": False, "auto": "auto"}[sys.argv[3]]
+jit, xla = {"off": (False, "off"), "auto": ("auto", "step")}[sys.argv[3]]
 packed = compile_model(tp.pack(make_model()), jit_compile=jit)
-assert packed.xla == ("off" if sys.argv[3] == "off" else "step"), packed.xla
+assert packed.xla == xla, packed.xla
 assert all("GPU" in variable.value.device for variable in packed.variables)
 kept = {}
 for task in (1, 2, 3):

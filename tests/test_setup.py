@@ -44,11 +44,12 @@ def test_two_gpus_or_more_are_mirrored_over(machine, strategy, gpus, mirrored):
         assert chosen.devices is None  # all there are
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_the_device_is_named(machine, gpus, monkeypatch):
+@pytest.mark.parametrize(("gpus", "logical_devices", "expected"), [(0, None, "CPU"), (2, None, "H100"), (2, 2, "CPU")])
+def test_the_device_is_named(machine, gpus, logical_devices, expected, monkeypatch):
     machine(gpus)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", {"GPU:0": {"device_name": "H100"}}.get)
-    assert setup.device() == ("H100" if gpus else "CPU")
+    config = Config(strategy="mirrored" if logical_devices else "auto", logical_devices=logical_devices)
+    assert setup.device(config) == expected
 
 
 def test_a_batch_that_the_replicas_cannot_share(machine):

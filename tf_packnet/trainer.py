@@ -123,11 +123,8 @@ class PackedTrainer(keras.Model):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras asks the metrics again, since its steps may run ahead of each other. On one device the last logs are the
         # last: half a millisecond less, twice an epoch.
-        return (
-            logs
-            if not acceleration.is_distributed(self) and isinstance(logs, dict) and logs
-            else super()._get_metrics_result_or_logs(logs)
-        )
+        alone = not acceleration.is_distributed(self)
+        return logs if alone and isinstance(logs, dict) and logs else super()._get_metrics_result_or_logs(logs)
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's, never compiled by XLA: splits differ in size, and each size would be compiled anew."""

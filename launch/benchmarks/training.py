@@ -107,10 +107,10 @@ def choices_of_xla(epochs: int) -> list[Row]:
     for config, shape, examples in ((mlp, (28, 28, 1), 12_000), (conv, (32, 32, 3), 10_000)):
         stream = made_up_images(shape, examples, tasks=2, batch_size=config.batch_size)
         for xla in COMPILED:
-            if config.model == "conv" and xla == acceleration.STEP and setup.device() == "CPU":
+            if config.model == "conv" and xla == acceleration.STEP and setup.device(config) == "CPU":
                 continue  # many times as slow: it would take an hour
             measured = stages(config, stream, validation=False, products={}, xla=xla)
-            what = f"{config.model} on {setup.device()}, compiled by XLA: {COMPILED[xla]}"
+            what = f"{config.model} on {setup.device(config)}, compiled by XLA: {COMPILED[xla]}"
             _, second_day, _ = measured.steps  # the only one with neither compilation nor prune round in it
             rows += [
                 Row("xla", what, second_day, "ms/step"),

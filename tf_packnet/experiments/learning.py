@@ -48,7 +48,7 @@ class Run:
         choice = {
             "xla": xla,
             "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",
-            "device": setup.device(),
+            "device": setup.device(config),
             "replicas": strategy.num_replicas_in_sync,
             "threads": setup.threads(),
         }

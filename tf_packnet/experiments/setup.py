@@ -57,10 +57,12 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
-def device() -> str:
+def device(config: Config) -> str:
     """The name of what computes, which decides how sums are rounded: the first GPU's, or `CPU`."""
     gpus = acceleration.gpus()
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
+    if not gpus or config.logical_devices is not None:
+        return "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
 def choose_xla(config: Config, strategy: tf.distribute.Strategy) -> str:
