@@ -14,7 +14,7 @@ help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
 	@echo "make test       ruff and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
-	@echo "make bench      what training costs beside its matrix products: twenty minutes on a machine that does nothing else"
+	@echo "make bench      what training costs beside its matrix products: twenty minutes or more on a machine that does nothing else"
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
 	@echo "make docs       the API reference from the docstrings, into out/api"
 	@echo "make setup      only make .venv with the pinned dependencies"

@@ -56,7 +56,7 @@ def measure(section: str) -> list[benchmarks.Row]:
     return {
         "start": processes.start,
         "mlp": lambda: training.mlp(FLAGS.epochs),
-        "conv": lambda: training.conv(epochs=2),
+        "conv": lambda: training.conv(epochs=6),
         "prune": rounds.prune,
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),

@@ -78,7 +78,10 @@ def mlp(epochs: int) -> list[Row]:
 
 
 def conv(epochs: int) -> list[Row]:
-    """The CIFAR-10 preset's step in float32, and in bfloat16 where the CPU has that, in epochs of its length."""
+    """The CIFAR-10 preset's step in float32, and in bfloat16 where the CPU has that, in epochs of its length.
+
+    A stage takes a second besides its steps: `epochs` are to be as many as the preset's nights have.
+    """
     batch = floors.CONV_BATCH
     config = Config(model="conv", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=batch)
     stream = made_up_images((32, 32, 3), examples=10_000, tasks=2, batch_size=batch)
