@@ -73,9 +73,12 @@ def parse_command(argv: list[str]) -> Command:
 
 
 def _of_some_run(experiment: str | None, axes: dict[str, list[Any]]) -> dict[str, Any]:
-    """Of what varies the first value: no run may have what the flags say, and it need not fit to the rest."""
+    """Of what varies the first value: no run may have what the flags say, and it need not fit to the rest.
+
+    But not of the data: the folder is called after those that the flags say, whatever comes first.
+    """
     rounds = {"prune_rounds": 1} if "prune_rounds" in VARIES.get(experiment, ()) else {}
-    return rounds | {name: listed[0] for name, listed in axes.items()}
+    return rounds | {name: listed[0] for name, listed in axes.items() if name != "dataset"}
 
 
 def _parse_axis(asked: str, values: flags.FlagValues) -> tuple[str, list[Any]]:

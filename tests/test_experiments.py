@@ -19,7 +19,7 @@ from scipy import stats
 from flags.parsing import parse_command
 from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import findings, matching, paper
+from tf_packnet.experiments import findings, matching, output, paper
 from tf_packnet.experiments.config import Config
 from tf_packnet.experiments.paths import ExperimentPaths
 from tf_packnet.experiments.plans import EXPERIMENTS, plan
@@ -71,6 +71,11 @@ class TestPlans:
         plan = planned(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
         assert {config.prune_rounds for config in plan.configs} >= {1, 2}
         assert "--prune_rounds" not in plan.command()
+
+    def test_the_order_of_what_varies_moves_no_folder(self):
+        for datasets in ("mnist,cifar10", "cifar10,mnist"):
+            asked = planned("sweep", "digits", f"--sweep=dataset={datasets}")
+            assert output.experiment_folder(asked).name == "digits-sweep"
 
     def test_what_an_experiment_does_not_vary(self):
         with pytest.raises(ArgumentError, match="final_prune or prune_rounds with --experiment=figure2"):
