@@ -100,7 +100,7 @@ def test_keras_is_imported_as_keras(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_modules_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 250
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def test_the_launcher_stays_a_launcher():

@@ -1,11 +1,26 @@
 """What a `fit` is asked for, looked at before it takes any time."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from tf_packnet.errors import ArgumentError
+
+
+_FIT = inspect.signature(keras.Model.fit)
+
+
+def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given to `fit(*args, **kwargs)`, each argument by its name.
+
+    Raises:
+        TypeError: If `keras.Model.fit` has no such argument, or it is given twice.
+    """
+    given = dict(_FIT.bind(None, *args, **kwargs).arguments)
+    del given["self"]
+    return given
 
 
 def check_callbacks(model: keras.Model, callbacks: Any, epochs: int) -> None:
@@ -33,14 +48,13 @@ def _each(callbacks: Any) -> list[keras.callbacks.Callback]:
     return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
 
 
-def check_batches_alone(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_batches_alone(arguments: Mapping[str, Any]) -> None:
     """Checks what is given to `fit` beside `ResidentBatches` or `StreamedBatches`, which bring all of that.
 
     Raises:
         ArgumentError: If it would be ignored.
     """
-    given = dict(zip(("y", "batch_size"), args, strict=False))
     for name in ("y", "batch_size", "sample_weight", "class_weight", "validation_split", "steps_per_epoch"):
-        value = kwargs.get(name, given.get(name))
+        value = arguments.get(name)
         if value is not None and not (name == "validation_split" and value == 0.0):
             raise ArgumentError(name, "None: these batches bring all (or arrays or a tf.data.Dataset for x)", value)

@@ -13,8 +13,8 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import StreamedBatches
 
 
-def check_fit_data(model: keras.Model, x: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Checks what is given to `model.fit(x, *args, **kwargs)`: arrays by their values, data sets by their shapes.
+def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
+    """Checks what is given to `model.fit(**arguments)`: arrays by their values, data sets by their shapes.
 
     Nothing is taken out of a data set or a generator; what Keras alone understands is left to it.
 
@@ -22,6 +22,7 @@ def check_fit_data(model: keras.Model, x: Any, args: Sequence[Any], kwargs: Mapp
         ArgumentError: If examples have another shape than the model's inputs, are no finite numbers, or are none; or
             labels are no classes of the open task's head.
     """
+    x = arguments.get("x")
     if isinstance(x, StreamedBatches):
         if not (math.isfinite(x.scale) and x.scale != 0):
             raise ArgumentError("scale", "a number, not 0", x.scale)
@@ -29,8 +30,8 @@ def check_fit_data(model: keras.Model, x: Any, args: Sequence[Any], kwargs: Mapp
     elif hasattr(x, "element_spec"):
         _check_spec(model, "x", x.element_spec)
     else:
-        _check_arrays(model, "x", "y", x, args[0] if args else kwargs.get("y"))
-    held_out = kwargs.get("validation_data")
+        _check_arrays(model, "x", "y", x, arguments.get("y"))
+    held_out = arguments.get("validation_data")
     if isinstance(held_out, (tuple, list)) and len(held_out) in (2, 3):
         _check_arrays(model, "validation_data", "validation_data", *held_out[:2])
     elif hasattr(held_out, "element_spec"):

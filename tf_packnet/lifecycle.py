@@ -15,6 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.records import TaskRecords
 from tf_packnet.layers.weights import check_freed_weights, check_task_number, view
 from tf_packnet.structure.places import by_place
 
@@ -35,6 +36,14 @@ def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
     """The task-aware layers of `model`, each with its place, see `tf_packnet.structure.places`."""
     task_layers(model)  # or an error
     return [(place, layer) for place, layer in by_place(model).items() if isinstance(layer, TaskLayer)]
+
+
+def records(model: keras.Model) -> TaskRecords:
+    """What `model` keeps of its tasks besides their weights: names, prune rounds."""
+    first = task_layers(model)[0]
+    if first.records is None:
+        object.__setattr__(first, "records", TaskRecords())
+    return first.records
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
@@ -101,6 +110,7 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
     with strategy_scope(model):
         for position, layer in enumerate(task_layers(model)):
             layer.begin_task(freed_weights, derived_seed(seed, task, position))
+    records(model).begin()
     return task
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_packnet import lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import check_callbacks
+from tf_packnet.fit_checks import check_callbacks, fit_arguments
 from tf_packnet.fit_data import check_fit_data
 from tf_packnet.heads import heads_of_task
 from tf_packnet.ownership_table import ownership_table
@@ -37,7 +37,7 @@ class PackedModel(PackedTrainer):
         head: `per_task` or `shared`.
         freed_weights: How freed weights start the next task: `zero`, `keep` or `reinit`.
         seed: Seeds every draw that a new task needs.
-        tasks: Names of the tasks that were begun, in order.
+        tasks: Names of the tasks that were begun, in order: files of earlier versions have them in the config.
         name: Name of the model.
         roles: How the layers of layers were packed, such as those of MultiHeadAttention.
     """
@@ -58,14 +58,15 @@ class PackedModel(PackedTrainer):
         self.head = head
         self.freed_weights = freed_weights
         self.seed = seed
-        object.__setattr__(self, "_task_names", list(tasks))
+        lifecycle.records(self).names = list(tasks)
 
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order they were learned; the last may still be open."""
         # A fresh pack can be trained and committed without `begin_task`: that task goes by its number.
-        unnamed = range(len(self._task_names) + 1, self.committed_tasks + 1)
-        return [*self._task_names, *(f"task_{number}" for number in unnamed)]
+        names = lifecycle.records(self).names
+        unnamed = range(len(names) + 1, self.committed_tasks + 1)
+        return [*names, *(f"task_{number}" for number in unnamed)]
 
     @property
     def committed_tasks(self) -> int:
@@ -113,7 +114,7 @@ class PackedModel(PackedTrainer):
         if any(reshaped):
             lifecycle.drop_compiled_functions(self)
         lifecycle.begin_task(self, self.freed_weights, self.seed)
-        self._task_names[:] = [*names, name]
+        lifecycle.records(self).names = [*names, name]
         self._start_optimizer_afresh()
         return number
 
@@ -135,7 +136,7 @@ class PackedModel(PackedTrainer):
         """Brings back what `lifecycle.state` gave, with the names of the tasks; the optimizer starts afresh."""
         lifecycle.load_state(self, state)
         lifecycle.drop_compiled_functions(self)  # a head may have another number of units
-        self._task_names[:] = task_names
+        lifecycle.records(self).names = list(task_names)
         self._start_optimizer_afresh()
 
     def _start_optimizer_afresh(self) -> None:
@@ -160,14 +161,13 @@ class PackedModel(PackedTrainer):
         """
         lifecycle.select_task(self, self.task_number(task))
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`, on the open task, whichever was selected.
 
         Args:
-            x: What Keras takes, or `tp.tasks.ResidentBatches` (`tp.tasks.StreamedBatches`), which bring their labels,
-                batch size and order: `fit(batches, epochs=10)`.
-            *args: As for Keras.
-            **kwargs: As for Keras.
+            *args: As for Keras, by position. `x` may also be `tp.tasks.ResidentBatches` or `StreamedBatches`, which
+                bring their labels, batch size and order: `fit(batches, epochs=10)`.
+            **kwargs: As for Keras, by name.
 
         Raises:
             ArgumentError: If the examples do not fit the model, or shall lie on one of several devices.
@@ -175,10 +175,11 @@ class PackedModel(PackedTrainer):
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
-        check_callbacks(self, kwargs.get("callbacks"), kwargs.get("epochs", 1))
-        check_fit_data(self, x, args, kwargs)
+        arguments = fit_arguments(args, kwargs)
+        check_callbacks(self, arguments.get("callbacks"), arguments.get("epochs", 1))
+        check_fit_data(self, arguments)
         self.select_task(self.committed_tasks + 1)
-        return super().fit(x, *args, **kwargs)
+        return super().fit(**arguments)
 
     def task_number(self, task: int | str) -> int:
         """Number (1-based) of the task with this name or number.
@@ -234,7 +235,6 @@ class PackedModel(PackedTrainer):
             "head": self.head,
             "freed_weights": self.freed_weights,
             "seed": self.seed,
-            "tasks": self.task_names,
             "roles": self.roles.to_json(),
         }
 

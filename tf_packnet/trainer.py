@@ -71,7 +71,7 @@ class PackedTrainer(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+    def fit(self, x: Any = None, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too.
 
         Raises:
@@ -82,14 +82,14 @@ class PackedTrainer(keras.Model):
             done = backup.initial_epoch(self, kwargs.get("epochs", 1))
             kwargs["initial_epoch"] = max(kwargs.get("initial_epoch", 0), done)
         if isinstance(x, StreamedBatches):
-            check_batches_alone(args, kwargs)
+            check_batches_alone(kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
             kwargs["shuffle"] = False  # it comes shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
         try:
             with freeze_guard.guarded(self):
-                history = super().fit(x, *args, **kwargs)
+                history = super().fit(x, **kwargs)
         finally:  # whatever ended it, the last whole epoch is on disk
             if backup is not None:
                 backup.wait()

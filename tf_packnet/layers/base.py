@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
 from tf_packnet.policies import BIAS_POLICIES, PRETRAINED
@@ -64,6 +65,8 @@ class TaskLayer:
         self.committed_tasks = 0
         self.selected_task = 1
         self.open = True  # a fresh layer can be trained at once, as its first task
+        # Past Keras's tracking. Only the first task-aware layer of a model has any, see `lifecycle.records`.
+        object.__setattr__(self, "records", None)
         self._set_routes({})
 
     def build(self, input_shape):
@@ -136,12 +139,17 @@ class TaskLayer:
         store["committed_tasks"] = np.array(self.committed_tasks)
         store["open"] = np.array(self.open)
         store["selected_task"] = np.array(self.selected_task)
+        if self.records is not None:
+            self.records.save(store)
 
     def load_life(self, store: dict) -> None:
         """Reads it back."""
         self.committed_tasks = int(store["committed_tasks"][()])
         self.open = bool(store["open"][()])
         self.selected_task = int(store["selected_task"][()])
+        if RECORDS in store:
+            object.__setattr__(self, "records", self.records or TaskRecords())
+            self.records.load(store)
 
     def save_own_variables(self, store: dict) -> None:
         """Keras's hook: owner maps and every task's values are saved with the layer."""
