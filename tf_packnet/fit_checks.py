@@ -8,7 +8,6 @@ import keras
 
 from tf_packnet.errors import ArgumentError
 
-
 _FIT = inspect.signature(keras.Model.fit)
 
 

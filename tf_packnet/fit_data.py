@@ -1,7 +1,7 @@
 """The examples that a `fit` is given, held against the model: what would be learned wrong, or fail late, is refused."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
