@@ -236,8 +236,8 @@ def test_whichever_is_not_finite_is_told(batches, broken, value):
     with pytest.raises(DivergedError) as stopped:
         stop.on_epoch_end(1, {"loss": 0.5 if broken == "weight" else value})
     kind = "not a number" if np.isnan(value) else "infinite"
-    what = "weights are broken" if broken == "weight" else f"the loss is {kind}"
-    where = "its weights are finite, its outputs too large" if broken == "loss" else "not finite: dense_1/kernel"
+    what = "weights are NaN or infinite" if broken == "weight" else f"the loss is {kind}"
+    where = "the weights are finite" if broken == "loss" else "not finite: dense_1/kernel"
     assert str(stopped.value).startswith(f"fit: {what} in epoch 2, the training has diverged ({where}). Try a smaller")
 
 

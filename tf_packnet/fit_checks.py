@@ -39,6 +39,20 @@ def backup_of(callbacks: Any) -> Any | None:
     return next((callback for callback in _each(callbacks) if hasattr(callback, "initial_epoch")), None)
 
 
+def title_of(callbacks: Any) -> str:
+    """What is being trained, in the words of a callback such as `tp.StopWhenDiverged`; `fit` without one."""
+    return next((each.title for each in _each(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")
+
+
+def with_first(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
+    """What to give to Keras's `fit` so that `callback` is called before the others."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callback.set_model(callbacks.model)
+        callbacks.callbacks.insert(0, callback)
+        return callbacks
+    return [callback, *_each(callbacks)]
+
+
 def _each(callbacks: Any) -> list[keras.callbacks.Callback]:
     if callbacks is None:
         return []

@@ -33,11 +33,15 @@ def worth_choosing(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
     return weights if many and model.xla != acceleration.OFF else []
 
 
-def chosen(weights: Sequence[tuple[TaskLayer, MaskedWeight]]) -> list[tf.Tensor]:
-    """The kernels that the layers compute with, in their compute dtypes: chosen in one pass, which XLA compiles."""
+def chosen(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str) -> list[tf.Tensor]:
+    """The kernels that the layers compute with, in their compute dtypes: in one pass, if XLA compiles anything."""
     if all(weight.in_place for _, weight in weights):
         return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
-    return compiled(lambda: [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights])()
+
+    def choose():
+        return [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights]
+
+    return choose() if xla == acceleration.OFF else compiled(choose)()
 
 
 @contextlib.contextmanager

@@ -81,8 +81,10 @@ def _holdable(values: np.ndarray) -> np.ndarray:
 def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
     """Takes the gradient steps of one call, one after another, without leaving the compiled function.
 
+    It ends before a step that follows a problem; `model.step_record.taken` is then the number of steps before that problem.
+
     Args:
-        model: The model, with the metrics that `step` updates.
+        model: A `PackedTrainer`, with the metrics that `step` updates.
         call: An element of a `dataset` of `ResidentBatches` or `StreamedBatches`.
         step: One gradient step on a batch `(x, y)`.
 
@@ -95,10 +97,14 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
             return model.device_examples.batch(call["rows"][number], call["scale"])
         return decode(call["images"][number], call["scale"]), call["labels"][number]
 
+    def goes_on(number):
+        return (number < call["steps"]) & tf.equal(model.step_record.problem, 0)
+
     def body(number):
         step(batch(number))
         return number + 1
 
     with in_place.for_a_call(model) if in_place.possible(model) else contextlib.nullcontext():
-        tf.while_loop(lambda number: number < call["steps"], body, (tf.constant(0),), parallel_iterations=1)
+        (ended,) = tf.while_loop(goes_on, body, (tf.constant(0),), parallel_iterations=1)
+    model.step_record.taken.assign(tf.maximum(tf.cast(ended, model.step_record.taken.dtype) - 1, 0))
     return model.get_metrics_result()

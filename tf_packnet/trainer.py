@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle
+from tf_packnet import acceleration, freeze_guard, kernels, lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import backup_of, check_batches_alone
-from tf_packnet.gradient_step import gradient_step
+from tf_packnet.fit_checks import backup_of, check_batches_alone, title_of, with_first
+from tf_packnet.fit_guard import FitGuard
+from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
 from tf_packnet.resident import DeviceExamples, take_steps
+from tf_packnet.step_check import StepRecord, record_inputs
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 
 
@@ -32,6 +34,7 @@ class PackedTrainer(keras.Model):
         # Past Keras's tracking: they are no part of the model.
         object.__setattr__(self, "device_examples", None)
         object.__setattr__(self, "optimizer_config", None)
+        object.__setattr__(self, "step_record", StepRecord())
 
     def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
         """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them.
@@ -87,10 +90,16 @@ class PackedTrainer(keras.Model):
             kwargs["shuffle"] = False  # it comes shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
+        self._build_optimizer()
+        guard = FitGuard(title_of(kwargs.get("callbacks")))
+        kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
         try:
             with freeze_guard.guarded(self):
                 history = super().fit(x, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            raise guard.failed(error) from error
         finally:  # whatever ended it, the last whole epoch is on disk
+            self._initial_epoch = None  # BackupAndRestore leaves it behind, for later fits as well
             if backup is not None:
                 backup.wait()
         if backup is not None:
@@ -99,8 +108,53 @@ class PackedTrainer(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
-        step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else self._whole_step
-        return take_steps(self, data, step) if isinstance(data, dict) and "steps" in data else step(data)
+        if acceleration.is_distributed(self):
+            return super().train_step(data)
+        if self.xla == acceleration.STEP:
+            return self._undoable(data)
+        return self._steps(data)
+
+    def _steps(self, data: Any) -> dict[str, Any]:
+        if isinstance(data, dict) and "steps" in data:  # whose inputs were checked before the fit
+            return take_steps(self, data, functools.partial(gradient_step, self, check_inputs=False))
+        return gradient_step(self, data, check_inputs=self.xla != acceleration.STEP)
+
+    def _undoable(self, data: Any) -> dict[str, Any]:
+        """The steps of a call, compiled as a whole; what is wrong is undone afterwards.
+
+        To choose in every step whether its changes count would cost a tenth of its time.
+        """
+        self._build_optimizer()
+        changing = [*self.trainable_variables, *moving_state(self), *self.optimizer.variables]
+        problem_before = tf.convert_to_tensor(self.step_record.problem)
+        before = [tf.convert_to_tensor(variable) for variable in changing]
+        steps = kernels.compiled(self._steps)
+        logs = steps(data)
+        many = isinstance(data, dict) and "steps" in data
+        if not many:  # uncompiled, beside the step: XLA on CPU is slow to reduce
+            record_inputs(self.step_record.problem, problem_before, data)
+
+        def undo():
+            assign_all(changing, before)
+            if many:  # the steps before the one that was wrong
+                problem = tf.convert_to_tensor(self.step_record.problem)
+                self.step_record.problem.assign(0)
+                steps({**data, "steps": tf.cast(self.step_record.taken, data["steps"].dtype)})
+                self.step_record.problem.assign(problem)
+            return True
+
+        tf.cond(tf.equal(self.step_record.problem, 0), lambda: True, undo)
+        return logs
+
+    def _build_optimizer(self) -> None:
+        if self.optimizer is not None and not self.optimizer.built:
+            with lifecycle.strategy_scope(self):
+                self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's; what XLA compiles is decided in `train_step`."""
+        with self._without_xla():
+            super().make_train_function(force)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """As Keras's, with kernels that XLA chose in one pass."""
@@ -114,11 +168,7 @@ class PackedTrainer(keras.Model):
 
     def _chosen_kernels(self) -> contextlib.AbstractContextManager:
         weights = kernels.worth_choosing(self)
-        return kernels.lent(weights, kernels.chosen(weights)) if weights else contextlib.nullcontext()
-
-    def _whole_step(self, data: Any) -> dict[str, Any]:
-        with in_place.kept(self):
-            return super().train_step(data)
+        return kernels.lent(weights, kernels.chosen(weights, self.xla)) if weights else contextlib.nullcontext()
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras asks the metrics again, since its steps may run ahead of each other. On one device the last logs are the

@@ -103,6 +103,12 @@ class TaskLayer:
         """Those in use, and those of tasks that have other ones."""
         return self.task_weights
 
+    @property
+    def bookkeeping(self) -> list[keras.Variable]:
+        """The variables that the library adds to the layer's own, which only the life of tasks changes."""
+        weights = [*self.masked_weights, *self.all_task_weights]
+        return [variable for weight in weights for variable in weight.bookkeeping]
+
     def get_prunable_weights(self) -> list[keras.Variable]:
         """The variables that pruning ranks: TF-MOT's `PrunableLayer` interface."""
         return [w.variable for w in self.masked_weights]

@@ -70,6 +70,11 @@ class MaskedWeight:
         at_rest = ops.where(committed, self.frozen, unseen)
         return ops.where(trained, self.variable, at_rest)
 
+    @property
+    def bookkeeping(self) -> list[keras.Variable]:
+        """The variables besides the trainable one."""
+        return [each for each in (self.frozen, self.owner, self.shown, self.learning, self.base) if each is not None]
+
     def trained(self) -> Any:
         """Boolean mask of the entries that are read from the trainable variable, where gradients go."""
         owner = ops.convert_to_tensor(self.owner)

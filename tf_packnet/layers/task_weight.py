@@ -38,6 +38,11 @@ class TaskWeight:
         """The value that the selected task computes with."""
         return ops.where(self.learning, self.variable, self.frozen)
 
+    @property
+    def bookkeeping(self) -> list[keras.Variable]:
+        """The variables besides the trainable one."""
+        return [self.frozen, self.learning]
+
     def begin(self, task: int, seed: int) -> None:
         """Starts `task`: a head from a fresh draw, any other weight from the value of the task before."""
         if task > 1 and self.policy == "per_task":
