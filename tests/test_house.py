@@ -34,6 +34,8 @@ LAYERS = [
     ["tf_packnet.training_state", "tf_packnet.freeze_guard"],
     ["tf_packnet.fit_data", "tf_packnet.step_check"],
     ["tf_packnet.lifecycle", "tf_packnet.optimizers"],
+    ["tf_packnet.task_checks"],
+    ["tf_packnet.model_tasks", "tf_packnet.witness", "tf_packnet.checksums"],
     ["tf_packnet.structure"],
     ["tf_packnet.layers"],
     ["tf_packnet.tasks"],

@@ -39,6 +39,19 @@ def backup_of(callbacks: Any) -> Any | None:
     return next((callback for callback in _each(callbacks) if hasattr(callback, "initial_epoch")), None)
 
 
+def check_trained(model: keras.Model) -> None:
+    """Raises ArgumentError if training `model` would change a variable that no task owns."""
+    owned = {id(variable) for layer in model._flatten_layers() for variable in getattr(layer, "trained_variables", ())}
+    strange = [variable.path for variable in model.trainable_variables if id(variable) not in owned]
+    if strange:
+        listed = ", ".join(strange[:5]) + " and others" * (len(strange) > 5)
+        raise ArgumentError(
+            "trainable",
+            "False for everything that no task owns, since training it would change the tasks that were learned before",
+            f"True for {listed}",
+        )
+
+
 def title_of(callbacks: Any) -> str:
     """What is being trained, in the words of a callback such as `tp.StopWhenDiverged`; `fit` without one."""
     return next((each.title for each in _each(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")

@@ -81,7 +81,7 @@ def _holdable(values: np.ndarray) -> np.ndarray:
 def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
     """Takes the gradient steps of one call, one after another, without leaving the compiled function.
 
-    It ends before a step that follows a problem; `model.step_record.taken` is then the number of steps before that problem.
+    It ends after the first problem; `model.step_record.taken` is then the number of steps before it.
 
     Args:
         model: A `PackedTrainer`, with the metrics that `step` updates.

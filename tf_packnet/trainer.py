@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_packnet import acceleration, freeze_guard, kernels, lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import backup_of, check_batches_alone, title_of, with_first
+from tf_packnet.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.fit_guard import FitGuard
 from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
 from tf_packnet.resident import DeviceExamples, take_steps
@@ -90,6 +90,7 @@ class PackedTrainer(keras.Model):
             kwargs["shuffle"] = False  # it comes shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
+        check_trained(self)
         self._build_optimizer()
         guard = FitGuard(title_of(kwargs.get("callbacks")))
         kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
@@ -108,6 +109,7 @@ class PackedTrainer(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
+        check_trained(self)  # again: a callback may have changed it since the fit began
         if acceleration.is_distributed(self):
             return super().train_step(data)
         if self.xla == acceleration.STEP:

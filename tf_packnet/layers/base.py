@@ -104,6 +104,11 @@ class TaskLayer:
         return self.task_weights
 
     @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """The variables that training may change: those of the open task."""
+        return [weight.variable for weight in (*self.masked_weights, *self.all_task_weights)]
+
+    @property
     def bookkeeping(self) -> list[keras.Variable]:
         """The variables that the library adds to the layer's own, which only the life of tasks changes."""
         weights = [*self.masked_weights, *self.all_task_weights]
@@ -164,7 +169,19 @@ class TaskLayer:
             weight.save(store)
 
     def load_own_variables(self, store: dict) -> None:
-        """Keras's hook, the inverse of `save_own_variables`."""
+        """Keras's hook, the inverse of `save_own_variables`.
+
+        Raises:
+            ArgumentError: If it would lower the number of committed tasks.
+        """
+        committed = int(store["committed_tasks"][()])
+        if committed < self.committed_tasks:
+            expected = f"of a model with at least the {self.committed_tasks} committed tasks that {self.name!r} has"
+            raise ArgumentError("weights", expected, committed)
+        self.restore_own_variables(store)
+
+    def restore_own_variables(self, store: dict) -> None:
+        """As `load_own_variables`, whatever the layer held before."""
         self.load_life(store)
         for weight in self._routes.values():
             if isinstance(weight, MaskedWeight):

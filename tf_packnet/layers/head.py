@@ -127,7 +127,7 @@ class TaskHead(TaskLayer, keras.layers.Dense):
             for weight in slot.values():
                 weight.save(_Prefixed(store, f"units_{units}."))
 
-    def load_own_variables(self, store: dict) -> None:
+    def restore_own_variables(self, store: dict) -> None:
         self.load_life(store)
         self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
         named = (

@@ -156,6 +156,10 @@ class MaskedWeight:
         self.shown.assign(np.uint8(task))
         self.learning.assign(learning)
 
+    def shows(self, task: int) -> bool:
+        """Whether the layer computes as the committed `task` (1-based)."""
+        return not bool(view(self.learning)) and int(view(self.shown)) == task
+
     def save(self, store: dict) -> None:
         """Writes the whole state into a Keras weights store."""
         for part in self._parts():

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_packnet.layers.records import same
 from tf_packnet.layers.weights import fresh_values, non_trainable, view
 
 
@@ -65,6 +66,11 @@ class TaskWeight:
         self.learning.assign(learning and source == task)
         if source in self.kept:
             self.frozen.assign(self.kept[source])
+
+    def shows(self, task: int) -> bool:
+        """Whether the layer computes with what the committed `task` (1-based) has kept."""
+        kept = self.kept.get(1 if self.policy == "first_task" else task)
+        return kept is None or (not bool(view(self.learning)) and same(view(self.frozen), kept))
 
     def save(self, store: dict) -> None:
         """Writes the whole state, every task's value included, into a Keras weights store."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import places
+from tf_packnet.structure.state import tensor_variables
 
 
 def as_graph(model: Any, inputs: Any = None) -> keras.Model:
@@ -93,10 +94,15 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         source: A built layer.
         target: A built layer of the same type, or one with variables of the same names.
     """
+    theirs = dict(tensor_variables(target))
+    for name, variable in tensor_variables(source):
+        if name in theirs:
+            theirs[name].assign(variable)
     if type(source) is not type(target) or source._layers:
         own = {variable.name: variable for variable in target._trainable_variables + target._non_trainable_variables}
         for variable in source._trainable_variables + source._non_trainable_variables:
-            own[variable.name].assign(variable)
+            if variable.name in own or not isinstance(source, TaskLayer):
+                own[variable.name].assign(variable)
         return
     # As saving does: some layers compute more from it, such as Normalization.
     store: dict[str, Any] = {}

@@ -7,7 +7,7 @@ one differ between processes: it numbers them in the order they are made.
 
 import itertools
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import keras
@@ -39,6 +39,22 @@ def by_place(model: keras.Model) -> dict[str, keras.Layer]:
 def places(model: keras.Model) -> dict[int, str]:
     """The place of every layer below `model`, by the layer's `id`."""
     return {id(layer): place for place, layer in by_place(model).items()}
+
+
+def stable_names(paths: Iterable[str]) -> list[str]:
+    """For each of `paths`, in the order of the layers, a name that does not depend on how Keras numbered the layers.
+
+    A model that is built twice in one process has `dense` and `dense_1` the first time, `dense_2` and `dense_3` the
+    second time; both are `dense` and `dense:1` here.
+    """
+    found: list[str] = []
+    count: dict[str, int] = {}
+    for path in paths:
+        plain = re.sub(r"_\d+(?=/|$)", "", path)
+        number = count.get(plain, 0)
+        count[plain] = number + 1
+        found.append(f"{plain}:{number}" if number else plain)
+    return found
 
 
 def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
