@@ -77,10 +77,11 @@ class PackedTrainer(keras.Model):
         Raises:
             FreezeError: If a value that a task had committed is another one at the end.
         """
+        self._initial_epoch = None  # where an earlier fit resumed, which Keras would do again
         backup = backup_of(kwargs.get("callbacks"))
+        first_epoch = kwargs.get("initial_epoch", 0)
         if backup is not None:
-            done = backup.initial_epoch(self, kwargs.get("epochs", 1))
-            kwargs["initial_epoch"] = max(kwargs.get("initial_epoch", 0), done)
+            kwargs["initial_epoch"] = backup.initial_epoch(self)
         if isinstance(x, StreamedBatches):
             check_batches_alone(kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
@@ -94,7 +95,8 @@ class PackedTrainer(keras.Model):
             if backup is not None:
                 backup.wait()
         if backup is not None:
-            history.history, history.epoch = backup.history, list(range(len(backup.history.get("loss", []))))
+            done = len(backup.history.get("loss", []))
+            history.history, history.epoch = backup.history, list(range(first_epoch, first_epoch + done))
         return history
 
     def train_step(self, data: Any) -> dict[str, Any]:
