@@ -203,7 +203,7 @@ class TestMistakes:
         packed = compile_model(tp.pack(make_mlp()), "adam")
         packed.begin_task()
         stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
-        with pytest.warns(UserWarning, match="after 2 of 4 prune rounds: the task keeps more than its share"):
+        with pytest.warns(UserWarning, match="2 of its 4 prune rounds did not run before the fit ended"):
             packed.fit(
                 *blobs(1), epochs=4, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 4)), stop]
             )

@@ -1,5 +1,6 @@
 """What a `fit` is asked for, looked at before it takes any time."""
 
+import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,37 @@ import keras
 from tf_packnet.errors import ArgumentError
 
 _FIT = inspect.signature(keras.Model.fit)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitRequest:
+    """What callbacks need to know of a `fit` before it begins.
+
+    Attributes:
+        callbacks: All its callbacks, in order.
+        initial_epoch: Its first epoch, as the user gave it: one that resumes from a backup begins later.
+        epochs: The epoch before which it ends.
+    """
+
+    callbacks: Sequence[keras.callbacks.Callback]
+    initial_epoch: int
+    epochs: int
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "FitRequest":
+        """The request in the arguments of a `fit`, each by its name.
+
+        Raises:
+            ArgumentError: If the callbacks come as a `CallbackList` that was made for another number of epochs.
+        """
+        callbacks, epochs = arguments.get("callbacks"), arguments.get("epochs", 1)
+        limit = keras.config.max_epochs()
+        epochs = min(epochs, limit) if limit else epochs
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            made_for = (callbacks.params or {}).get("epochs")
+            if made_for != epochs:
+                raise ArgumentError("epochs", f"{epochs} in CallbackList(...), the epochs of the fit", made_for)
+        return cls(_each(callbacks), arguments.get("initial_epoch", 0), epochs)
 
 
 def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,21 +54,25 @@ def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, A
     return given
 
 
-def check_callbacks(model: keras.Model, callbacks: Any, epochs: int) -> None:
-    """Lets each callback that has a `check_fit(model, callbacks, epochs)` object to what is beside it.
+def check_callbacks(model: keras.Model, arguments: Mapping[str, Any]) -> None:
+    """Lets each callback that has a `check_fit(model, request)` object to the `fit` that it is given to.
+
+    Args:
+        model: The model that is fitted.
+        arguments: The arguments of the `fit`, each by its name.
 
     Raises:
         ArgumentError: If one does.
     """
-    each = _each(callbacks)
-    for callback in each:
+    request = FitRequest.of(arguments)
+    for callback in request.callbacks:
         if hasattr(callback, "check_fit"):
-            callback.check_fit(model, each, epochs)
+            callback.check_fit(model, request)
 
 
 def backup_of(callbacks: Any) -> Any | None:
     """The callback that knows from which epoch on a `fit` is to be done, see `tp.EpochBackup`; None without one."""
-    return next((callback for callback in _each(callbacks) if hasattr(callback, "initial_epoch")), None)
+    return next((each for each in _each(callbacks) if callable(getattr(each, "initial_epoch", None))), None)
 
 
 def check_trained(model: keras.Model) -> None:
@@ -67,11 +103,10 @@ def with_first(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
 
 
 def _each(callbacks: Any) -> list[keras.callbacks.Callback]:
-    if callbacks is None:
-        return []
+    """As Keras takes them: None, one, a list (of lists), or a `CallbackList`."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        return list(callbacks.callbacks)
+    return [] if callbacks is None else keras.tree.flatten(callbacks)
 
 
 def check_batches_alone(arguments: Mapping[str, Any]) -> None:

@@ -155,6 +155,7 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
     with strategy_scope(model):
         for position, weight in enumerate(masked_weights(model).values()):
             weight.reopen(freed_weights, derived_seed(seed, position))
+    records(model).begin()
 
 
 def commit_task(model: keras.Model) -> int:

@@ -170,13 +170,14 @@ class PackedModel(PackedTrainer):
             **kwargs: As for Keras, by name.
 
         Raises:
-            ArgumentError: If the examples do not fit the model, or shall lie on one of several devices.
+            ArgumentError: If the examples do not fit the model, shall lie on one of several devices, or not every
+                scheduled prune round would run.
             RuntimeError: If no task is open: all that there is is frozen.
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
         arguments = fit_arguments(args, kwargs)
-        check_callbacks(self, arguments.get("callbacks"), arguments.get("epochs", 1))
+        check_callbacks(self, arguments)
         check_fit_data(self, arguments)
         self.select_task(self.committed_tasks + 1)
         return super().fit(**arguments)

@@ -107,8 +107,8 @@ def check_tasks(model: keras.Model) -> None:
         if difference is not None:
             raise FreezeError(
                 f"the outputs of task {kept.name_of(task)!r} have changed since it was committed, by {difference:.2g} "
-                "of their size, but none of its variables has: a layer computes something else (an attribute that is no "
-                "variable, other code, another version). What was trained since cannot be relied on"
+                "of their size, but none of its variables has: a layer computes something else (an attribute that is "
+                "no variable, other code, another version). What was trained since cannot be relied on"
             )
 
 

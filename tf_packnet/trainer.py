@@ -56,6 +56,7 @@ class PackedTrainer(keras.Model):
         if xla == acceleration.STEP and not self.jit_compile:  # a layer, or op determinism, is against it
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
         self.xla = xla
+        lifecycle.records(self).functions.clear()
         object.__setattr__(self, "_jit_asked", jit_compile)
         config = self.optimizer.get_config() if self.optimizer is not None else None
         object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
@@ -80,10 +81,11 @@ class PackedTrainer(keras.Model):
         Raises:
             FreezeError: If a value that a task had committed is another one at the end.
         """
+        self._initial_epoch = None  # where an earlier fit resumed, which Keras would do again
         backup = backup_of(kwargs.get("callbacks"))
+        first_epoch = kwargs.get("initial_epoch", 0)
         if backup is not None:
-            done = backup.initial_epoch(self, kwargs.get("epochs", 1))
-            kwargs["initial_epoch"] = max(kwargs.get("initial_epoch", 0), done)
+            kwargs["initial_epoch"] = backup.initial_epoch(self)
         if isinstance(x, StreamedBatches):
             check_batches_alone(kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
@@ -100,11 +102,11 @@ class PackedTrainer(keras.Model):
         except tf.errors.InvalidArgumentError as error:
             raise guard.failed(error) from error
         finally:  # whatever ended it, the last whole epoch is on disk
-            self._initial_epoch = None  # BackupAndRestore leaves it behind, for later fits as well
             if backup is not None:
                 backup.wait()
         if backup is not None:
-            history.history, history.epoch = backup.history, list(range(len(backup.history.get("loss", []))))
+            done = len(backup.history.get("loss", []))
+            history.history, history.epoch = backup.history, list(range(first_epoch, first_epoch + done))
         return history
 
     def train_step(self, data: Any) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def prune() -> list[Row]:
             with Peak() as peak:
                 for callback in callbacks:
                     callback.on_epoch_begin(epoch)
+                    callback.on_train_batch_begin(0)
             peaks.append(peak)
         seconds, extra = max(p.seconds for p in peaks), max(p.extra for p in peaks)
         rows += [

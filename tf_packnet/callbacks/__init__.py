@@ -1,4 +1,4 @@
-"""The phases of a task's night, as Keras callbacks."""
+"""Keras callbacks that prune, retrain, commit and back up a task."""
 
 from tf_packnet.callbacks.epoch_backup import EpochBackup
 from tf_packnet.callbacks.epoch_log import EpochLog

@@ -15,6 +15,7 @@ from tf_packnet import files, lifecycle, training_state
 from tf_packnet.archives import BROKEN
 from tf_packnet.callbacks import memories
 from tf_packnet.errors import ArgumentError
+from tf_packnet.fit_checks import FitRequest
 
 META = "meta"
 
@@ -62,6 +63,7 @@ class EpochBackup(keras.callbacks.Callback):
         self.delete_at_end = delete_at_end
         self.history: dict[str, list[float]] = {}
         self._on_damaged = on_damaged or _warn
+        self._request: FitRequest | None = None
         self._beside: Sequence[keras.callbacks.Callback] | None = None
         self._spare = self.path.with_name(f".{self.path.name}.spare{files.UNFINISHED}")
         self._unwritten: tuple[int, Mapping[str, np.ndarray]] | None = None
@@ -71,17 +73,18 @@ class EpochBackup(keras.callbacks.Callback):
         self._parts: training_state.Parts | None = None
         self._copies: dict[str, np.ndarray] = {}
 
-    def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+    def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raises ArgumentError if a callback after it acts on epochs: the backup would not know what it did."""
-        place = callbacks.index(self)
-        self._beside = callbacks[:place]
-        for other in callbacks[place + 1 :]:
+        place = request.callbacks.index(self)
+        self._request = request
+        self._beside = request.callbacks[:place]
+        for other in request.callbacks[place + 1 :]:
             if any(_acts_on(other, event) for event in ("on_epoch_begin", "on_epoch_end")):
                 name = type(other).__name__
                 raise ArgumentError("callbacks", f"{name} before EpochBackup, which keeps what it remembers", name)
 
-    def initial_epoch(self, model: keras.Model, epochs: int) -> int:
-        """How many of the `epochs` of this `fit` were done before, in this process or another one.
+    def initial_epoch(self, model: keras.Model) -> int:
+        """The epoch from which this `fit` goes on, since those before were done, in this process or another one.
 
         Raises:
             ArgumentError: If the backup is that of another `fit`.
@@ -90,9 +93,9 @@ class EpochBackup(keras.callbacks.Callback):
         self._found = self._read()
         self.history = {}
         if self._found is None:
-            return 0
+            return self._request.initial_epoch
         meta = json.loads(str(self._found[META]))
-        ours = self._identity(model, epochs)
+        ours = self._identity(model)
         if meta["fit"] != ours:
             expected = f"a path for this fit alone ({ours}); the backup there is of another one ({meta['fit']})"
             raise ArgumentError("path", expected, str(self.path))
@@ -101,7 +104,8 @@ class EpochBackup(keras.callbacks.Callback):
             expected = f"a path for this fit alone; the one that left its backup there had a {missing[0]}"
             raise ArgumentError("path", expected, str(self.path))
         self.history = meta["history"]
-        return epochs if meta["stopped"] else meta["epoch"] + 1
+        self._goes_on_at = self._request.epochs if meta["stopped"] else meta["epoch"] + 1
+        return self._goes_on_at
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if self._beside is None:
@@ -118,6 +122,7 @@ class EpochBackup(keras.callbacks.Callback):
         except ValueError as error:
             expected = "a path for this model alone; the backup there is of another one"
             raise ArgumentError("path", expected, str(self.path)) from error
+        self.model._initial_epoch = self._goes_on_at  # as BackupAndRestore says to Keras that a fit resumes
         for callback in self._beside:
             if hasattr(callback, "resumed"):
                 callback.resumed(self.history)
@@ -127,7 +132,7 @@ class EpochBackup(keras.callbacks.Callback):
             self.history.setdefault(name, []).append(float(value))
         meta, arrays = memories.changed(self._beside, self._fresh)
         meta |= {
-            "fit": self._identity(self.model, self.params["epochs"]),
+            "fit": self._identity(self.model),
             "epoch": epoch,
             "stopped": bool(self.model.stop_training),
             "history": self.history,
@@ -170,8 +175,10 @@ class EpochBackup(keras.callbacks.Callback):
                 path.unlink(missing_ok=True)
             self._unwritten = None  # after that: if a signal comes before, `fit` still writes it
 
-    def _identity(self, model: keras.Model, epochs: int) -> str:
-        return f"task {lifecycle.committed_tasks(model) + 1}, {epochs} epochs"
+    def _identity(self, model: keras.Model) -> str:
+        first = self._request.initial_epoch
+        begin = f" from epoch {first}" if first else ""
+        return f"task {lifecycle.committed_tasks(model) + 1}, {self._request.epochs} epochs{begin}"
 
     def wait(self) -> None:
         """Waits until what was put down last is on disk.

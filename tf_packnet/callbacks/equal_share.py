@@ -15,13 +15,14 @@ class EqualShare(PruningSchedule):
     Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. Of the `rounds`
     prune rounds, one every `epochs / rounds` epochs, each prunes `z = 1 - (1-r)^(1/rounds)` of what is left.
 
-    As for every TF-MOT schedule that `PruneRoundScheduler` follows, a step is one epoch of the night.
+    As for every TF-MOT schedule that `PruneRoundScheduler` follows, a step is one epoch of the `fit`.
 
     Args:
         final_prune: `p`, the fraction of the prunable weights that is free after all tasks, in (0, 1).
         num_tasks: `T`, how many tasks share the network.
         rounds: `N`, prune rounds a task.
-        epochs: `B`, the budget of retraining epochs a task; default the `epochs` of the `fit` that it is used in.
+        epochs: `B`, the budget of retraining epochs a task; default the number of epochs of the `fit` that it is used
+            in. With another number than that, the `fit` is refused.
 
     Raises:
         ArgumentError: If an argument is out of range, or `rounds` does not divide `epochs`.

@@ -16,16 +16,21 @@ class GradientMask(keras.callbacks.Callback):
     LARS-like trust ratios, norm constraints) count the candidates alone, and no momentum gathered before a round lives
     on in a weight that it pruned.
 
-    Place it after `PruneRoundScheduler`.
+    It acts before the first gradient step of each epoch, whatever its place in the list of callbacks.
     """
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._weights = lifecycle.masked_weights(self.model)
         self._candidates: dict[str, int] = {}
-        self._apply()
+        self._due = True
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._apply()
+        self._due = True
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if self._due:
+            self._due = False
+            self._apply()
 
     def _apply(self) -> None:
         with lifecycle.strategy_scope(self.model):

@@ -1,7 +1,7 @@
-"""The end of the night: commit the task and write down which weights are whose."""
+"""The end of a task: commit it and save which weights belong to which task."""
 
 import os
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 
 import keras
@@ -9,7 +9,9 @@ import numpy as np
 
 from tf_packnet import files, lifecycle
 from tf_packnet.archives import read_arrays
+from tf_packnet.callbacks.prune_round_scheduler import SCHEDULER, SNAPSHOT, missing_rounds
 from tf_packnet.errors import ArgumentError
+from tf_packnet.fit_checks import FitRequest
 
 # Owner maps of four thousand million weights.
 MAX_BYTES = 2**32
@@ -21,20 +23,25 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
     From then on the task's logits are the same to the bit, whatever is trained later. `task_<k>.npz` holds one `uint8`
     owner map a kernel under its path (`0` free, `k` owned by task `k`), written atomically.
 
-    Place it last. A `fit` that ends with an exception commits nothing.
+    Place it after all callbacks that change weights. A `fit` that ends with an exception commits nothing. One that
+    stops before its last prune round commits nothing either, and warns: the task would keep more than its share of the
+    network. The task then stays open.
 
     Args:
         directory: Where to write the maps; None writes nothing.
+        commit_incomplete: Whether to commit a task whose prune rounds did not all run.
     """
 
-    def __init__(self, directory: str | os.PathLike | None = None):
+    def __init__(self, directory: str | os.PathLike | None = None, commit_incomplete: bool = False):
         super().__init__()
         self.directory = None if directory is None else Path(directory)
+        self.commit_incomplete = commit_incomplete
 
-    def check_fit(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], epochs: int) -> None:
+    def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raises ArgumentError if a callback after it would change the weights that it commits."""
-        after = callbacks[callbacks.index(self) + 1 :]
-        for other in after:
+        for other in request.callbacks[request.callbacks.index(self) + 1 :]:
+            if isinstance(other, TaskMaskSnapshot):
+                raise ArgumentError("callbacks", "one TaskMaskSnapshot a fit", "several")
             if getattr(other, "restore_best_weights", False) or isinstance(other, keras.callbacks.SwapEMAWeights):
                 name = type(other).__name__
                 raise ArgumentError("callbacks", f"TaskMaskSnapshot last: {name} changes the weights at the end", name)
@@ -42,10 +49,18 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if not lifecycle.has_open_task(self.model):
             raise RuntimeError("no task is open, so there is nothing to commit: call begin_task before this fit")
+        self.params[SNAPSHOT] = self
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
 
     def on_train_end(self, logs: dict | None = None) -> None:
+        scheduler = self.params.get(SCHEDULER)
+        if scheduler is not None:
+            scheduler.settle()
+        if lifecycle.records(self.model).rounds_due and not self.commit_incomplete:
+            advice = "or commit it as it is with TaskMaskSnapshot(commit_incomplete=True) or packed.commit_task()"
+            warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)
+            return
         task = lifecycle.commit_task(self.model)
         if self.directory is not None:
             save_owner_maps(self.directory / f"task_{task}.npz", lifecycle.owner_maps(self.model))

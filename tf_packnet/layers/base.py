@@ -160,6 +160,7 @@ class TaskLayer:
         self.selected_task = int(store["selected_task"][()])
         if RECORDS in store:
             object.__setattr__(self, "records", self.records or TaskRecords())
+        if self.records is not None:
             self.records.load(store)
 
     def save_own_variables(self, store: dict) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 RECORDS = "records"
+COUNTS = ("rounds_done", "rounds_due", "rounds_planned", "rounds_from")
 
 Values = dict[str, np.ndarray]
 
@@ -47,6 +48,8 @@ class TaskRecords:
         names: Names of the tasks that were begun, in order; the last may still be open.
         rounds_done: Prune rounds that the open task has had since it was begun.
         rounds_due: Prune rounds that its schedule still has to run; 0 without one.
+        rounds_planned: Prune rounds of the last `fit` with a schedule.
+        rounds_from: The epoch from which that `fit` counts its rounds.
         state: By committed task (1-based), the values of the variables that no weight of a task holds, by name. Tasks
             share the arrays that are equal.
         open_state: The same of the open task, while another one is selected; empty otherwise.
@@ -59,8 +62,6 @@ class TaskRecords:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.rounds_done = 0
-        self.rounds_due = 0
         self.state: dict[int, Values] = {}
         self.open_state: Values = {}
         self.volatile: set[str] = set()
@@ -68,6 +69,7 @@ class TaskRecords:
         self.variables: dict[str, Any] = {}
         self.loaded: Values = {}
         self.functions: dict[Any, Any] = {}
+        self.begin()
 
     def name_of(self, task: int) -> str:
         """The name of a task (1-based), or its number."""
@@ -75,7 +77,22 @@ class TaskRecords:
 
     def begin(self) -> None:
         """Starts the count of prune rounds for a new task."""
-        self.rounds_done = self.rounds_due = 0
+        self.rounds_done = self.rounds_due = self.rounds_planned = self.rounds_from = 0
+
+    def plan_rounds(self, rounds: int, first_epoch: int) -> None:
+        """A `fit` begins that has to run so many prune rounds, counted from `first_epoch`."""
+        self.rounds_due = self.rounds_planned = rounds
+        self.rounds_from = first_epoch
+
+    def round_was_run(self) -> None:
+        """One of the planned rounds is done."""
+        self.rounds_done += 1
+        self.rounds_due -= 1
+
+    def round_was_undone(self) -> None:
+        """The weights of before the last round are back."""
+        self.rounds_done -= 1
+        self.rounds_due += 1
 
     def keep_state(self, task: int, values: Mapping[str, np.ndarray]) -> None:
         """Keeps the state of a committed task; what is equal to the state of the task before shares its memory."""
@@ -98,8 +115,7 @@ class TaskRecords:
 
         facts = {
             "names": self.names,
-            "rounds_done": self.rounds_done,
-            "rounds_due": self.rounds_due,
+            **{name: getattr(self, name) for name in COUNTS},
             "state": {
                 task: {name: put(value) for name, value in values.items()} for task, values in self.state.items()
             },
@@ -120,8 +136,9 @@ class TaskRecords:
             store[f"{RECORDS}.{number}"] = array
 
     def load(self, store: dict) -> None:
-        """Reads the records back. Files of earlier versions have none."""
+        """Reads the records back. Weights without any, as those of earlier versions, have had no prune rounds."""
         if RECORDS not in store:
+            self.begin()
             return
         facts = json.loads(np.asarray(store[RECORDS], np.uint8).tobytes())
         arrays: dict[int, np.ndarray] = {}
@@ -135,7 +152,8 @@ class TaskRecords:
             return {name: get(number) for name, number in places.items()}
 
         self.names = [str(name) for name in facts["names"]]
-        self.rounds_done, self.rounds_due = int(facts["rounds_done"]), int(facts["rounds_due"])
+        for name in COUNTS:
+            setattr(self, name, int(facts.get(name, 0)))
         self.state = {int(task): values(places) for task, places in facts["state"].items()}
         self.open_state, self.loaded = values(facts["open_state"]), values(facts["shown"])
         self.volatile = set(facts["volatile"])

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.layers.base import TaskLayer
 from tf_packnet.structure import places
 from tf_packnet.structure.state import tensor_variables
 
