@@ -25,7 +25,7 @@ LAYERS = [
     ["tf_packnet.callbacks"],
     ["tf_packnet.packing"],
     ["tf_packnet.packed_model"],
-    ["tf_packnet.trainer"],
+    ["tf_packnet.trainer", "tf_packnet.safe_loading"],
     ["tf_packnet.fit_guard"],
     ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.heads"],
     ["tf_packnet.in_place"],

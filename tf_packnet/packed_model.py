@@ -1,18 +1,20 @@
 """A Keras model that learns one task after another."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, optimizers
+from tf_packnet import lifecycle, optimizers, safe_loading
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import check_callbacks, fit_arguments
 from tf_packnet.fit_data import check_fit_data
 from tf_packnet.heads import heads_of_task
 from tf_packnet.ownership_table import ownership_table
 from tf_packnet.pack_format import FORMAT, checked_format
+from tf_packnet.safe_loading import INSTEAD
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.trainer import PackedTrainer
 
@@ -59,6 +61,7 @@ class PackedModel(PackedTrainer):
         self.freed_weights = freed_weights
         self.seed = seed
         lifecycle.records(self).names = list(tasks)
+        object.__setattr__(self, "_task_check", safe_loading.TaskCheck(self))
 
     @property
     def task_names(self) -> list[str]:
@@ -176,6 +179,7 @@ class PackedModel(PackedTrainer):
         """
         if not lifecycle.has_open_task(self):
             raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
+        safe_loading.check_whole(self)
         arguments = fit_arguments(args, kwargs)
         check_callbacks(self, arguments)
         check_fit_data(self, arguments)
@@ -194,6 +198,68 @@ class PackedModel(PackedTrainer):
                 raise ArgumentError("task", "one of " + ", ".join(map(repr, names)), task)
             return names.index(task) + 1
         return task
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`, as the selected task."""
+        safe_loading.check_whole(self)
+        return super().predict(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, as the selected task."""
+        safe_loading.check_whole(self)
+        return super().evaluate(*args, **kwargs)
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`, into a `.keras` file that holds all tasks.
+
+        Raises:
+            ArgumentError: If the path is that of an HDF5 file, which cannot hold tasks.
+        """
+        safe_loading.check_save_path(filepath)
+        safe_loading.check_whole(self)
+        super().save(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`, of a later or equal state of the same tasks; otherwise nothing changes.
+
+        Raises:
+            ArgumentError: If the file lacks a committed task or a prune round of this pack, or is no such file.
+            FreezeError: If a committed task in it does not compute what it did when it was committed.
+        """
+        if skip_mismatch:
+            raise ArgumentError("skip_mismatch", "False: a pack is loaded completely, or not at all", skip_mismatch)
+        safe_loading.check_weights_path(filepath)
+        with self._loading("filepath", str(filepath)):
+            super().load_weights(filepath, **kwargs)
+
+    def set_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """As `keras.Model.set_weights`, with what `get_weights` gave for the same tasks, such as by EarlyStopping.
+
+        Raises:
+            ArgumentError: If they lack a committed task or a prune round of this pack. Nothing changes then.
+        """
+        with self._loading("weights", f"{len(weights)} arrays"):
+            super().set_weights(weights)
+
+    def set_state_tree(self, state_tree: Any) -> None:
+        """As `keras.Model.set_state_tree`, with the same conditions as `set_weights`."""
+        with self._loading("state_tree", type(state_tree).__name__):
+            super().set_state_tree(state_tree)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        """TensorFlow's hook, from which `tf.train.Checkpoint` learns what there is to save or to restore."""
+        if save_type == "checkpoint":
+            expected = f"saved as a pack: tf.train.Checkpoint does not hold tasks ({INSTEAD})"
+            raise ArgumentError("model", expected, self.name)
+        return super()._trackable_children(save_type, **kwargs)
+
+    @contextlib.contextmanager
+    def _loading(self, argument: str, value: Any) -> Iterator[None]:
+        units = [head.units for head in lifecycle.heads(self).values()]
+        with safe_loading.keeping_tasks(self, argument, value):
+            yield
+        if units != [head.units for head in lifecycle.heads(self).values()]:
+            lifecycle.drop_compiled_functions(self)
 
     def owner_maps(self) -> dict[str, np.ndarray]:
         """A `uint8` owner map a kernel, by path: 0 is free, `k` is owned by task `k`."""
