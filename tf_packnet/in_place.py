@@ -23,9 +23,9 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 def possible(model: keras.Model) -> bool:
     """Whether nothing in a step but its gradients looks at a whole trainable variable, where it holds more than usual.
 
-    Regularisers, constraints and the optimizers that take norms of whole weights do. Without XLA nothing is gained.
+    Constraints and the optimizers that take norms of whole weights do. Without XLA nothing is gained.
     """
-    free = all(w.variable.regularizer is None and w.variable.constraint is None for _, w in trained_weights(model))
+    free = all(w.variable.constraint is None for _, w in trained_weights(model))
     return free and model.xla != acceleration.OFF and optimizers.is_elementwise(model.optimizer)
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_packnet import files
 from tf_packnet.export.canonical import canonicalize
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
+from tf_packnet.structure.state import tensor_variables
 
 RESOURCE = tf.saved_model.experimental.TrackableResource
 
@@ -76,6 +77,13 @@ def save(
     # Besides variables: the tables of vocabularies, and kernels that are computed when the file is loaded.
     layers = [layer for model in models for layer in model._flatten_layers()]
     held = [value for layer in layers for value in vars(layer).values() if isinstance(value, RESOURCE)]
+    # And variables that Keras does not know: in attributes of layers, or those that a layer's code refers to.
+    found = [variable for layer in layers for _, variable in tensor_variables(layer)]
+    for function in signatures.values():
+        with contextlib.suppress(AssertionError):  # one that was only there while tracing
+            found += function.get_concrete_function().graph.variables
+    known = {id(variable) for variable in module.variables}
+    held += list({id(each): each for each in found if id(each) not in known}.values())
     if held:
         module.resources = held
     with _without_asset_messages():

@@ -75,6 +75,16 @@ class TaskLayer:
             {name: self._route(name) for name in self.masked + self.per_task if self._raw(name) is not None}
         )
 
+    def _get_own_losses(self) -> list[Any]:
+        """Keras's hook: regularisers see the kernel that the selected task computes with.
+
+        Keras itself would give them the trainable variable, which later tasks change.
+        """
+        losses = super()._get_own_losses()
+        if self.trainable:
+            losses += [w.regularizer(w.whole_value()) for w in self._routes.values() if w.regularizer is not None]
+        return losses
+
     def _set_routes(self, routes: dict[str, MaskedWeight | TaskWeight]) -> None:
         # Set past Keras's tracking: the variables inside were all added by `add_weight`.
         object.__setattr__(self, "_routes", routes)

@@ -23,6 +23,7 @@ class MaskedWeight:
     Attributes:
         name: Name of the weight in its layer.
         variable: The trainable Keras variable. Only its candidates' entries are ever read.
+        regularizer: That of the variable, None without one.
         frozen: Values at rest, non-trainable, same shape: an owned entry's committed value, a freed entry's value at
             the moment it was pruned.
         owner: Non-trainable `uint8` map, see `tf_packnet.ownership`.
@@ -40,6 +41,7 @@ class MaskedWeight:
     ):
         self.name = name
         self.variable = variable
+        self.regularizer, variable.regularizer = variable.regularizer, None  # see TaskLayer._get_own_losses
         self.initializer = initializer
         shape = tuple(variable.shape)
         add = non_trainable(layer, variable)
@@ -58,8 +60,10 @@ class MaskedWeight:
 
         Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
         """
-        if self._lent is not None:
-            return self._lent
+        return self.whole_value() if self._lent is None else self._lent
+
+    def whole_value(self) -> Any:
+        """The same in the dtype of the variable, whatever the layer was lent."""
         trained = self.trained()
         if self.in_place:  # the choice is for the gradient: XLA leaves it out of the values
             return ops.where(trained, self.variable, ops.stop_gradient(self.variable))

@@ -18,6 +18,7 @@ class TaskWeight:
         name: Name of the weight in its layer.
         policy: `first_task` (trained by task 1, then frozen for all) or `per_task` (one value a task).
         variable: The trainable Keras variable of the task being learned.
+        regularizer: That of the variable, None without one.
         frozen: Non-trainable, same shape: the value of the selected committed task.
         learning: Non-trainable `bool` scalar: read `variable` rather than `frozen`.
         kept: The committed value of each task that has one, NumPy, by task number (1-based).
@@ -29,6 +30,7 @@ class TaskWeight:
         self.name = name
         self.policy = policy
         self.variable = variable
+        self.regularizer, variable.regularizer = variable.regularizer, None  # see TaskLayer._get_own_losses
         self.kept: dict[int, np.ndarray] = {}
         self._fresh_initializer = fresh_initializer
         add = non_trainable(layer, variable)
@@ -38,6 +40,10 @@ class TaskWeight:
     def value(self) -> Any:
         """The value that the selected task computes with."""
         return ops.where(self.learning, self.variable, self.frozen)
+
+    def whole_value(self) -> Any:
+        """The same."""
+        return self.value()
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:

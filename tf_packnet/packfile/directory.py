@@ -9,7 +9,7 @@ from tf_packnet.packfile.container import ArrayEntry, Part, check_arrays
 from tf_packnet.packfile.info import check_info
 
 # What an array may be, see docs/pack-format.md.
-KINDS = ("config", "gaps", "values", "own", "base", "free", "variable", "asset")
+KINDS = ("config", "gaps", "values", "own", "state", "witness", "base", "free", "variable", "asset")
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, PackFileError
+from tf_packnet.errors import ArgumentError, FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.packfile import model_config, restoring
+from tf_packnet.packfile import model_config, restoring, witnesses
 from tf_packnet.packfile.container import PackFile
 from tf_packnet.packfile.contents import Contents, opened
 from tf_packnet.structure.places import by_place
@@ -36,6 +36,7 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedM
     Raises:
         OSError: If there is no such file, or it cannot be read.
         PackFileError: If the file is damaged, of a later version or none of a pack; the message names the part.
+        FreezeError: If a task does not compute what it did when it was committed.
     """
     with opened(path) as (file, contents):
         return _loaded(file, contents, len(contents.tasks), max_bytes)
@@ -93,9 +94,14 @@ def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> Pa
         _load_shared(packed, parts["shared"])
         name = "parts of the tasks"
         packed.restore(restoring.state(packed, contents, parts, last), contents.task_names[:last])
+        witnesses.restore(lifecycle.records(packed), parts, last)
+        lifecycle.complete_records(packed)
+        packed.select_task(last if last < len(contents.tasks) else contents.selected_task)
+        lifecycle.check_tasks(packed)
+    except FreezeError:
+        raise
     except Exception as error:  # a forged file: Keras raises what it likes at arrays that do not fit
         raise PackFileError(file.path, name, f"does not fit its network: {_first_line(error)}") from error
-    packed.select_task(last if last < len(contents.tasks) else contents.selected_task)
     if "free" not in parts:
         lifecycle.forget_free_values(packed)
     return packed

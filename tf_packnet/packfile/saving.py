@@ -14,7 +14,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TaskHead, TaskLayer
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.packfile import container, model_config
+from tf_packnet.packfile import container, model_config, witnesses
 from tf_packnet.packfile.coding import ITEM_BYTES, to_gaps
 from tf_packnet.packfile.info import check_info
 from tf_packnet.structure.places import by_place
@@ -109,6 +109,12 @@ def _of_task(packed: PackedModel, task: int) -> Arrays:
         for weight in _task_weights(layer, task):
             if task in weight.kept:
                 yield "own", f"{place}/{weight.name}", weight.kept[task]
+    records = lifecycle.records(packed)
+    before, state = records.state.get(task - 1, {}), records.state.get(task, {})
+    for name, value in state.items():
+        if value is not before.get(name):  # most state is that of the task before
+            yield "state", name, _storable(name, value)
+    yield from witnesses.to_arrays(records, task)
 
 
 def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
@@ -124,13 +130,16 @@ def _shared(packed: PackedModel) -> Arrays:
         store: dict[str, Any] = {}
         layer.save_own_variables(store)
         for name, value in store.items():
-            value = np.asarray(keras.ops.convert_to_numpy(value))
-            if value.dtype.name not in ITEM_BYTES:
-                expected = f"variables of a dtype among {', '.join(ITEM_BYTES)} ({place!r} has another)"
-                raise ArgumentError("packed", expected, value.dtype.name)
-            yield "variable", f"{place}/{name}", value
+            yield "variable", f"{place}/{name}", _storable(place, np.asarray(keras.ops.convert_to_numpy(value)))
         if hasattr(layer, "save_assets") and not layer._layers:
             yield from _assets(place, layer)
+
+
+def _storable(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype.name not in ITEM_BYTES:
+        expected = f"variables of a dtype among {', '.join(ITEM_BYTES)} ({name!r} has another)"
+        raise ArgumentError("packed", expected, value.dtype.name)
+    return value
 
 
 def _assets(place: str, layer: keras.Layer) -> Arrays:

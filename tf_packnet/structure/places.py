@@ -73,7 +73,7 @@ def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
             found.setdefault(id(value), (name.strip("_"), value))
         return value
 
-    for attribute, value in _attributes(owner):
+    for attribute, value in attributes(owner):
         _mapped(attribute, value, collect)
     return [*found.values(), *((layer.name, layer) for layer in owner._layers if id(layer) in held - found.keys())]
 
@@ -102,7 +102,7 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
         return changed[id(value)]
 
     with unlocked(owner):
-        for attribute, value in _attributes(owner):
+        for attribute, value in attributes(owner):
             new = _mapped(attribute, value, replace)
             if new is not value:
                 setattr(owner, attribute, new)
@@ -115,7 +115,8 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
         owner._layers[:] = [changed.get(id(layer), layer) for layer in before]
 
 
-def _attributes(owner: keras.Layer) -> list[tuple[str, Any]]:
+def attributes(owner: keras.Layer) -> list[tuple[str, Any]]:
+    """The attributes of a layer that are its own, not Keras's or TensorFlow's bookkeeping."""
     ours = (item for item in vars(owner).items() if item[0] not in _BOOKKEEPING)
     return [(name, value) for name, value in ours if not name.startswith("_self_")]  # TensorFlow's
 

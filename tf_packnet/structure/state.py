@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.layers.base import TaskLayer
-from tf_packnet.structure.places import by_place, stable_names
+from tf_packnet.structure.places import attributes, by_place, stable_names
 
 Variable = keras.Variable | tf.Variable
 
@@ -50,7 +50,7 @@ def _of_layer(layer: keras.Layer) -> Iterator[tuple[str, Variable]]:
 
 def tensor_variables(layer: keras.Layer) -> Iterator[tuple[str, tf.Variable]]:
     """Every `tf.Variable` in an attribute of `layer`, by name: Keras neither trains nor saves them."""
-    for attribute, value in vars(layer).items():
+    for attribute, value in attributes(layer):
         yield from _inside(attribute, value, set())
 
 

@@ -1,0 +1,47 @@
+"""What a pack file keeps of each task besides its weights: the state that no weight holds, and its witness."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tf_packnet.layers.records import TaskRecords, Witness
+from tf_packnet.packfile.coding import ITEM_BYTES
+
+FACTS = "facts"
+
+Arrays = Mapping[tuple[str, str], np.ndarray]
+
+
+def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The witness of a task (1-based) as arrays of its part: kind, name, array."""
+    witness = records.witnesses.get(task)
+    if witness is None:
+        return
+    storable = all(output.dtype.name in ITEM_BYTES for output in witness.outputs)
+    outputs = witness.outputs if storable else []
+    facts = {**witness.facts(), "outputs": len(outputs), "volatile": sorted(records.volatile)}
+    yield "witness", FACTS, np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    for number, output in enumerate(outputs):
+        yield "witness", str(number), output
+
+
+def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> None:
+    """Gives `records` the state and the witnesses of the tasks up to `last` (1-based), as far as a file has them.
+
+    Raises:
+        KeyError: If an array is missing.
+        ValueError: If the facts are none.
+    """
+    for task in range(1, last + 1):
+        arrays = parts[f"task {task}"]
+        own = {name: value for (kind, name), value in arrays.items() if kind == "state"}
+        if own or task - 1 in records.state:
+            records.state[task] = {**records.state.get(task - 1, {}), **own}
+        if ("witness", FACTS) not in arrays:  # a file of an earlier version
+            continue
+        facts = json.loads(arrays["witness", FACTS].tobytes())
+        outputs = [arrays["witness", str(number)] for number in range(int(facts["outputs"]))]
+        checksums = {str(name): str(value) for name, value in facts["checksums"].items()}
+        records.witnesses[task] = Witness(outputs, facts["inputs"], checksums, dict(facts["environment"]))
+        records.volatile |= set(map(str, facts["volatile"]))
