@@ -15,6 +15,7 @@ import tf_packnet as tp
 from tests.conftest import make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.packfile import checking, container
+from tf_packnet.prediction.predicting import is_probability
 from tf_packnet.structure import places
 
 L = keras.layers
@@ -628,6 +629,13 @@ class TestAnActivationBehindTheHead:
         assert outputs(packed)[0].min() < 0  # neither a softmax nor a relu
         plain = tp.load_task(tmp_path / "pack.packnet", 2)
         np.testing.assert_allclose(outputs(plain)[0], outputs(packed)[0], rtol=1e-5, atol=1e-6)
+
+    def test_is_known_to_give_probabilities(self):
+        packed = tp.pack(sequential(L.Activation("sigmoid")))
+        commit(packed, 1)
+        commit(packed, 2, activation="linear")
+        found = [is_probability(tp.export.dense_model(packed, task), np.full((1, 2), 0.3)) for task in (1, 2)]
+        assert found == [True, False]
 
     def test_in_a_model_within_a_model(self, tmp_path):
         inner = graph(L.Dense(2, name="head"), L.Softmax(name="act"), name="top")
