@@ -598,6 +598,13 @@ class TestWeightsOfLayersWithoutATwin:
         assert "Layer 'norm' is a SpectralNormalization that keeps weights of others (kernel of 'norm/layer')" in text
         tp.pack(around(L.SpectralNormalization(L.Dense(6), name="norm")), exclude=["norm"])  # as the message says
 
+    @pytest.mark.parametrize("exclude", [(), ("gru",)])
+    def test_of_no_layer_are_refused(self, exclude):
+        inputs = keras.Input((6,), batch_size=5)
+        x = L.GRU(4, stateful=True, name="gru")(L.Reshape((3, 2))(inputs))
+        text = refusal(keras.Model(inputs, L.Dense(2)(L.Dense(3)(x)), name="model"), exclude=exclude)
+        assert re.search(r"Layer 'gru' is a GRU that (keeps variables|computes with).*: nothing would save th", text)
+
 
 def two_heads(*, separate):
     inputs = keras.Input((6,))

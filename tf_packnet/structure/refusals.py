@@ -108,8 +108,8 @@ def _made_by(variable: keras.Variable, layer: keras.Layer) -> bool:
     return variable.path.rpartition("/")[0] == layer.path
 
 
-def borrowed(layer: keras.Layer, belongs: dict[int, tuple[str, keras.Layer]]) -> list[str]:
-    """The variables that `layer` keeps and that belong to other layers, in words.
+def borrowed(layer: keras.Layer, belongs: dict[int, tuple[str, keras.Layer]]) -> tuple[list[str], list[str]]:
+    """The variables that `layer` keeps and that are not its own: those of other layers, in words, and those of none.
 
     Args:
         layer: A built layer.
@@ -118,12 +118,12 @@ def borrowed(layer: keras.Layer, belongs: dict[int, tuple[str, keras.Layer]]) ->
     listed = layer._trainable_variables + layer._non_trainable_variables
     seeds = {id(generator.state) for generator in layer._seed_generators}
     found = {id(v): v for v in [*listed, *_variables_in(vars(layer))] if id(v) not in seeds}
-    words = []
-    for key, variable in found.items():
-        place, owner = belongs.get(key, (None, None))
-        if owner is not layer:
-            words.append(f"{variable.name} of {'no layer' if place is None else repr(place)}")
-    return words
+    of_others = [
+        f"{variable.name} of {belongs[key][0]!r}"
+        for key, variable in found.items()
+        if key in belongs and belongs[key][1] is not layer
+    ]
+    return of_others, [variable.name for key, variable in found.items() if key not in belongs]
 
 
 def _variables_in(value: Any) -> Iterator[keras.Variable]:

@@ -86,9 +86,14 @@ class Roles:
         return TWINS[type(layer)].from_config({**config, **ours})
 
     def _objection(self, layer: keras.Layer, place: str, belongs: dict[int, tuple[str, keras.Layer]]) -> str | None:
-        borrowed = refusals.borrowed(layer, belongs)
-        if borrowed:
-            return f"that keeps weights of others ({', '.join(borrowed)}): {_excluding(place)}"
+        of_others, of_none = refusals.borrowed(layer, belongs)
+        if of_others:
+            return f"that keeps weights of others ({', '.join(of_others)}): {_excluding(place)}"
+        if of_none:
+            return (
+                f"that keeps variables which Keras lists with no layer ({', '.join(of_none)}), as a stateful RNN does: "
+                "nothing would save them"
+            )
         try:
             has_twin = self._twin(layer, place) is not None
         except Exception as error:  # of the twin, or of the layer's get_config()
