@@ -47,6 +47,7 @@ LAYERS = [
         "tf_packnet.archives",
         "tf_packnet.data_checks",
         "tf_packnet.pack_format",
+        "tf_packnet.task_names",
     ],
     ["tf_packnet.errors", "tf_packnet.interruption", "tf_packnet.policies", "tf_packnet.quiet"],
     ["tf_packnet"],  # the package itself: a version, and names that are imported on first use

@@ -1,6 +1,7 @@
 """A Keras model that learns one task after another."""
 
 import contextlib
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from tf_packnet.ownership_table import ownership_table
 from tf_packnet.pack_format import FORMAT, checked_format
 from tf_packnet.safe_loading import INSTEAD
 from tf_packnet.structure.roles import Roles, convert
+from tf_packnet.task_names import check_task_name, default_task_name
 from tf_packnet.trainer import PackedTrainer
 
 
@@ -67,9 +69,10 @@ class PackedModel(PackedTrainer):
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order they were learned; the last may still be open."""
         # A fresh pack can be trained and committed without `begin_task`: that task goes by its number.
-        names = lifecycle.records(self).names
-        unnamed = range(len(names) + 1, self.committed_tasks + 1)
-        return [*names, *(f"task_{number}" for number in unnamed)]
+        names = list(lifecycle.records(self).names)
+        for number in range(len(names) + 1, self.committed_tasks + 1):
+            names.append(default_task_name(number, names))
+        return names
 
     @property
     def committed_tasks(self) -> int:
@@ -90,21 +93,22 @@ class PackedModel(PackedTrainer):
         """Opens every free weight for a new task; returns its number (1-based).
 
         Args:
-            name: How the task is called from now on; default `task_<number>`.
+            name: How the task is called from now on: a text of at most 200 bytes in UTF-8, without control characters,
+                that no other task has. Default `task_<number>`; if a task has that name, `task_<number>_1` and so on.
             num_classes: Outputs of the task's head, 1 for a regression; with several heads, by head. Default as many
                 as the task before had.
             activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, by head.
                 Default the model's own.
 
         Raises:
-            ArgumentError: If the name is taken, the head cannot have so many classes, or no weight is free.
+            ArgumentError: If the name is taken or cannot be one, the head cannot have so many classes or this
+                activation, or no weight is free.
             RuntimeError: If the task before was not committed.
         """
         number = self.committed_tasks + 1
-        name = name or f"task_{number}"
         names = self.task_names
-        if name in names[: number - 1]:
-            raise ArgumentError("name", "a name that no task of this pack has yet", name)
+        taken = names[: number - 1]
+        name = default_task_name(number, taken) if name is None else check_task_name(name, taken)
         if len(names) >= number:
             raise RuntimeError(
                 f"task {names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
@@ -152,6 +156,14 @@ class PackedModel(PackedTrainer):
                 self.optimizer = optimizers.fresh(self.optimizer, self.optimizer_config)
                 lifecycle.drop_compiled_functions(self)
 
+    def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Not for a pack: export a task, and quantize the plain model.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError("mode", "no quantization of a pack: export a task first, then quantize that model", mode)
+
     def commit_task(self) -> int:
         """Freezes the open task for ever; returns its number. `TaskMaskSnapshot` does this at the end of a `fit`."""
         return lifecycle.commit_task(self)
@@ -197,7 +209,9 @@ class PackedModel(PackedTrainer):
             if task not in names:
                 raise ArgumentError("task", "one of " + ", ".join(map(repr, names)), task)
             return names.index(task) + 1
-        return task
+        if isinstance(task, bool) or not isinstance(task, numbers.Integral):
+            raise ArgumentError("task", "the name or the number of a task", task)
+        return int(task)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`, as the selected task."""

@@ -1,5 +1,6 @@
 """`pack(model)`: a Keras model in, its masked twin out, ready to learn task after task."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
-from tf_packnet.structure import places
-from tf_packnet.structure.graphs import as_graph, copied, copy_state, heads_of
+from tf_packnet.structure import places, refusals
+from tf_packnet.structure.graphs import Copies, as_graph, copy_state
 from tf_packnet.structure.roles import Roles
+from tf_packnet.structure.tails import fold, folds, heads_of
+from tf_packnet.structure.untracked import of_untracked
 
 
 def pack(
@@ -57,7 +60,7 @@ def pack(
         A `PackedModel`; its first `begin_task` opens all of its weights.
 
     Raises:
-        ArgumentError: If an argument is unknown, or a layer cannot be packed; the message names it.
+        ArgumentError: If an argument is unknown, or layers cannot be packed; the message names all of them.
     """
     check_choice("head", head, HEADS)
     check_choice("bias_policy", bias_policy, BIAS_POLICIES)
@@ -68,23 +71,52 @@ def pack(
     graph = as_graph(model, inputs)
     if any(isinstance(layer, TaskLayer) for layer in graph._flatten_layers()):
         raise ArgumentError("model", "a model that was not packed before", model.name)
-    if head == "shared":
-        if head_layers:
-            raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
-        heads = []
-    else:
-        heads = heads_of(graph) if head_layers is None else _resolved("head_layers", head_layers, graph)
-        there = places.by_place(graph)
-        for place in heads:
-            if type(there[place]) is not keras.layers.Dense:
-                expected = f"Dense layers; {place!r} is a {type(there[place]).__name__}"
-                raise ArgumentError("head_layers", expected, head_layers)
-    roles = Roles(tuple(heads), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
-    packed = PackedModel.of_network(copied(graph), roles, head=head, freed_weights=freed_weights, seed=seed)
+    roles = Roles((), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
+    copies = _copies(graph, roles)
+    roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers)))
+    copy = copies.joined(graph)
+    _refuse(graph, refusals.of_copy(graph, copy))
+    copy = fold(graph, copy, folds(graph, roles.heads))
+    packed = PackedModel.of_network(copy, roles, head=head, freed_weights=freed_weights, seed=seed)
     _copy_weights(graph, packed)
+    _refuse(graph, of_untracked(packed, graph))
     for weight in lifecycle.masked_weights(packed).values():
         weight.take_as_pretrained()
     return packed
+
+
+def _copies(graph: keras.Model, roles: Roles) -> Copies:
+    """The layers of `graph` made anew, once all are known to be such that they can be packed."""
+    found = [*refusals.of_layers(graph), *refusals.of_graphs(graph), *roles.objections(graph)]
+    copies = Copies(graph)
+    known = {id(refusal.layer) for refusal in found}
+    found += [refusal for refusal in copies.refusals if id(refusal.layer) not in known]
+    if found:  # and what is looked for in the pack otherwise
+        found += [refusal for refusal in of_untracked(graph) if id(refusal.layer) not in known]
+    _refuse(graph, found)
+    return copies
+
+
+def _refuse(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None:
+    if found:
+        raise refusals.refused(found, graph.name)
+
+
+def _heads(graph: keras.Model, head: str, head_layers: Sequence[str] | None) -> list[str]:
+    """The places of the heads."""
+    if head == "shared":
+        if head_layers:
+            raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
+        return []
+    if head_layers is None:
+        return heads_of(graph)
+    heads = _resolved("head_layers", head_layers, graph)
+    there = places.by_place(graph)
+    for place in heads:
+        if type(there[place]) is not keras.layers.Dense:
+            expected = f"Dense layers; {place!r} is a {type(there[place]).__name__}"
+            raise ArgumentError("head_layers", expected, head_layers)
+    return heads
 
 
 def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
@@ -103,5 +135,7 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    for old, new in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
-        copy_state(old, new)
+    there = places.by_place(target)
+    for place, old in places.by_place(source).items():
+        if isinstance(old, keras.Layer) and not isinstance(old, keras.layers.InputLayer):
+            copy_state(old, there[place])

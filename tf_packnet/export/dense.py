@@ -10,6 +10,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.graphs import copied, copy_state
 from tf_packnet.structure.places import by_place
 from tf_packnet.structure.roles import convert
+from tf_packnet.structure.state import own_state
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
@@ -58,6 +59,10 @@ def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
             value = getattr(source, name)
             if value is not None:
                 _variable(target, name).assign(np.asarray(ops.convert_to_numpy(value)))
+        there = dict(own_state(target))
+        for name, variable in own_state(source):
+            if name in there:
+                there[name].assign(variable)
         return
     copy_state(source, target)
 

@@ -47,6 +47,11 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))
 
     @property
+    def own_activation(self) -> Any:
+        """The activation of tasks that were begun without one."""
+        return self._own_activation
+
+    @property
     def all_task_weights(self) -> list[TaskWeight]:
         return [weight for slot in self._slots.values() for weight in slot.values()]
 

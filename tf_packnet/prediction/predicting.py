@@ -120,13 +120,23 @@ def is_probability(model: "keras.Model", found: np.ndarray) -> bool:
     """Whether the outputs are probabilities already: by the last layer, or else by what they are."""
     import keras
 
-    last = model.outputs[0]._keras_history.operation
+    last = _last_change(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
     if isinstance(last, (keras.layers.Dense, keras.layers.Activation)) and activation is not None:
         return activation in (keras.activations.softmax, keras.activations.sigmoid)
     return bool((found >= 0).all() and (found <= 1).all() and np.allclose(found.sum(axis=1), 1, atol=1e-3))
+
+
+def _last_change(tensor: Any) -> Any:
+    """The last layer before `tensor` that is not an activation `linear`."""
+    import keras
+
+    operation, index, _ = tensor._keras_history
+    inputs = operation._inbound_nodes[index].input_tensors
+    passes_on = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+    return _last_change(inputs[0]) if passes_on else operation
 
 
 def ranked(found: np.ndarray, choice: Choice, top: int) -> list[list[tuple[Any, float]]]:

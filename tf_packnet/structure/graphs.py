@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers.base import TaskLayer
 from tf_packnet.structure import places
+from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
 
 
@@ -38,7 +38,7 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
 
 def _inputs_it_was_built_for(model: keras.Model) -> Any:
     shapes = list((model._build_shapes_dict or {}).values())
-    if not model.built or len(shapes) != 1:
+    if not model.built or len(shapes) != 1 or shapes[0] is None:
         expected = "a Sequential model with an Input, a functional model, or a subclassed model that was called"
         raise ArgumentError("model", expected + " (or give pack inputs=keras.Input(...))", model.name)
     if any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers()):
@@ -55,37 +55,91 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
     return [_map_shapes(function, shape) for shape in shapes]
 
 
+class Copies:
+    """The layers of a model made anew from their configs, one by one.
+
+    Attributes:
+        refusals: The layers that cannot be made anew.
+    """
+
+    def __init__(self, graph: keras.Model):
+        self.refusals: list[Refusal] = []
+        self._made: dict[int, Any] = {}
+        self._make(graph, "", places.places(graph))
+
+    def _make(self, graph: keras.Model, prefix: str, where: dict[int, str]) -> None:
+        for layer in graph.operations if hasattr(graph, "operations") else graph.layers:
+            if id(layer) in self._made or isinstance(layer, keras.layers.InputLayer):
+                continue
+            # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
+            self._made[id(layer)] = layer
+            if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
+                continue
+            if places.is_graph(layer):
+                self._make(layer, f"{prefix}{layer.name}/", where)
+                continue
+            new, reason = _anew(layer)
+            if reason is None:
+                self._made[id(layer)] = new
+            else:
+                self.refusals.append(Refusal(where.get(id(layer), prefix + layer.name), layer, reason))
+
+    def joined(self, graph: keras.Model) -> keras.Model:
+        """The copies, joined as the layers of `graph` are.
+
+        Raises:
+            ArgumentError: If a layer cannot be made anew, or its copy cannot be called.
+        """
+        if self.refusals:
+            raise refused(self.refusals, graph.name)
+        try:
+            return keras.models.clone_model(graph, clone_function=self._copy)
+        except Exception as error:  # whatever the code of a layer raises
+            expected = f"a model whose layers, made anew from their get_config(), can be called ({quoted(error, 0)})"
+            raise ArgumentError("model", expected, graph.name) from error
+
+    def _copy(self, layer: Any) -> Any:
+        if places.is_graph(layer) and self._made[id(layer)] is layer:
+            self._made[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy)
+        return self._made[id(layer)]
+
+
 def copied(graph: keras.Model) -> keras.Model:
     """The same graph of layers of the same kinds, with weights of their own.
 
     Raises:
-        ArgumentError: If a layer cannot be made anew from its config; the message names it.
+        ArgumentError: If layers cannot be made anew from their configs; the message names them.
     """
-
-    def copy(layer: keras.Layer) -> keras.Layer:
-        # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
-        if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
-            return layer
-        try:
-            new = type(layer).from_config(layer.get_config())
-        except Exception as error:  # whatever the layer's own code raises
-            raise _not_copied(layer, (str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
-        if new.name != layer.name:
-            raise _not_copied(layer, "its name is lost")
-        return new
-
-    return keras.models.clone_model(graph, clone_function=copy, recursive=True)
+    return Copies(graph).joined(graph)
 
 
-def _not_copied(layer: keras.Layer, reason: str) -> ArgumentError:
+def _anew(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
+    """The layer made from its config, or what is wrong with it."""
     kind = type(layer).__name__
-    return ArgumentError(
-        "model",
-        f"layers that Keras can make anew from their get_config(), as loading a saved model needs too; not so "
-        f"{layer.name!r}, a {kind}: {reason}. Let {kind}.__init__ take **kwargs and hand them to super().__init__, and "
-        "get_config() return its arguments",
-        layer.name,
-    )
+    try:
+        config = layer.get_config()
+    except Exception as error:  # whatever the layer's own code raises
+        return None, f"whose get_config() fails, so that it cannot be made anew: {quoted(error, 0)}"
+    named = "name" in config
+    try:
+        new = type(layer).from_config(config)
+    except Exception as error:  # whatever the layer's own code raises
+        advice = (
+            f": let {kind}.__init__ take **kwargs and hand them to super().__init__, and get_config() return the rest"
+        )
+        of_arguments = isinstance(error, TypeError)
+        return None, f"that cannot be made anew from its get_config() ({quoted(error)}){advice if of_arguments else ''}"
+    if type(new) is not type(layer):
+        return None, f"whose from_config() makes a {type(new).__name__}"
+    # Without a name in the config the two may be alike by chance.
+    if new.name == layer.name and (named or type(layer).from_config(layer.get_config()).name == layer.name):
+        return new, None
+    if not named:
+        return None, (
+            f"whose get_config() gives no name, so that it is another one when it is made anew: let {kind}.__init__ "
+            "take `**kwargs` (Keras looks for this word) and hand them to super().__init__"
+        )
+    return None, f"that is called {new.name!r} when it is made anew: let {kind} hand its name to super().__init__"
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
@@ -95,15 +149,19 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         source: A built layer.
         target: A built layer of the same type, or one with variables of the same names.
     """
-    theirs = dict(tensor_variables(target))
+    tensors = dict(tensor_variables(target))
     for name, variable in tensor_variables(source):
-        if name in theirs:
-            theirs[name].assign(variable)
-    if type(source) is not type(target) or source._layers:
-        own = {variable.name: variable for variable in target._trainable_variables + target._non_trainable_variables}
-        for variable in source._trainable_variables + source._non_trainable_variables:
-            if variable.name in own or not isinstance(source, TaskLayer):
-                own[variable.name].assign(variable)
+        if name in tensors:
+            tensors[name].assign(variable)
+    ours, theirs = (layer._trainable_variables + layer._non_trainable_variables for layer in (source, target))
+    if type(source) is not type(target):
+        own = {variable.name: variable for variable in theirs}
+        for variable in ours:
+            own[variable.name].assign(variable)
+        return
+    if source._layers:
+        for variable, own in zip(ours, theirs, strict=True):
+            own.assign(variable)
         return
     # As saving does: some layers compute more from it, such as Normalization.
     store: dict[str, Any] = {}
@@ -114,66 +172,3 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         with tempfile.TemporaryDirectory() as folder:
             source.save_assets(folder)
             target.load_assets(folder)
-
-
-def heads_of(graph: keras.Model) -> list[str]:
-    """The places of the Dense layers that the outputs come from, straight or through layers that keep their shape.
-
-    Raises:
-        ArgumentError: If an output comes from something else.
-    """
-    found = places.places(graph)
-    heads = []
-    for output in keras.tree.flatten(graph._outputs_struct if hasattr(graph, "_outputs_struct") else graph.outputs):
-        head = _dense_before(output)
-        if head is None or id(head) not in found:
-            raise ArgumentError(
-                "model",
-                "a model that ends in a Dense layer, the head of which each task gets its own (or head='shared', or "
-                f"head_layers=[...] with the names of the heads). Output {output.name!r} comes from a "
-                f"{type(output._keras_history.operation).__name__}",
-                graph.name,
-            )
-        if found[id(head)] not in heads:
-            heads.append(found[id(head)])
-    return heads
-
-
-def _dense_before(tensor: Any) -> keras.layers.Dense | None:
-    """The Dense layer that `tensor` comes from, with nothing but activations and the like in between."""
-    while True:
-        operation, node, _ = tensor._keras_history
-        if type(operation) is keras.layers.Dense:
-            return operation
-        if isinstance(operation, keras.Model) and places.is_graph(operation):
-            outputs = keras.tree.flatten(operation.outputs)
-            if len(outputs) != 1:
-                return None
-            tensor = outputs[0]
-            continue
-        if isinstance(operation, keras.Model):
-            outputs = _outputs_inside(operation, operation._inbound_nodes[node])
-            if len(outputs) != 1:
-                return None
-            tensor = outputs[0]
-            continue
-        inputs = operation._inbound_nodes[node].input_tensors
-        if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
-            return None
-        tensor = inputs[0]
-
-
-def _outputs_inside(model: keras.Model, node: Any) -> list[Any]:
-    """Where a subclassed model's outputs come from: its `call`, followed from layer to layer. Empty if that fails."""
-    arguments = node.arguments
-    inputs = keras.tree.map_structure(
-        lambda tensor: (
-            keras.KerasTensor(tensor.shape, tensor.dtype) if isinstance(tensor, keras.KerasTensor) else tensor
-        ),
-        (arguments.args, arguments.kwargs),
-    )
-    try:
-        outputs = keras.tree.flatten(model.call(*inputs[0], **inputs[1]))
-    except Exception:  # a call that computes with values, not with layers
-        return []
-    return [output for output in outputs if hasattr(output, "_keras_history")]

@@ -5,6 +5,8 @@ functional model the names of its layers, below that the attributes that hold th
 one differ between processes: it numbers them in the order they are made.
 """
 
+import collections
+import functools
 import itertools
 import re
 from collections.abc import Callable, Container, Iterable
@@ -15,7 +17,21 @@ import keras
 from tf_packnet.layers.weights import unlocked
 
 # Attributes of Keras's own, in which layers lie that are held elsewhere.
-_BOOKKEEPING = {"_layers", "_metrics", "_tracker", "_functional", "_operations", "_nodes"}
+_OF_LAYERS = {"_layers", "_metrics", "_tracker"}
+_KEEPING_GRAPHS = (keras.Sequential, keras.Function)
+_OF_MODELS = {"_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"}
+# TensorFlow's own, in every object that it tracks.
+_OF_TENSORFLOW = {
+    "_self_setattr_tracking",
+    "_self_unconditional_checkpoint_dependencies",
+    "_self_unconditional_dependency_names",
+    "_self_unconditional_deferred_dependencies",
+    "_self_update_uid",
+    "_self_name_based_restores",
+    "_self_saveable_object_factories",
+}
+# Whether Keras saves layers in lists of lists; 3.12 does not.
+_SAVES_NESTED = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
 
 
 def by_place(model: keras.Model) -> dict[str, keras.Layer]:
@@ -24,7 +40,7 @@ def by_place(model: keras.Model) -> dict[str, keras.Layer]:
     seen: set[int] = set()
 
     def visit(owner: keras.Layer, prefix: str, saved: bool) -> None:
-        for name, child in _children(owner, saved):
+        for name, child in children(owner, saved):
             if id(child) in seen:
                 continue
             seen.add(id(child))
@@ -57,7 +73,7 @@ def stable_names(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
+def children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
     """The layers that `owner` holds itself, each with the last part of its place.
 
     The names of a graph's layers are `saved` with it, unless it is made by the code of a layer that holds it.
@@ -65,17 +81,87 @@ def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
     if is_graph(owner):
         layers = enumerate(owner.layers)
         return [(layer.name if saved else _numbered(layer, index), layer) for index, layer in layers]
-    held = {id(layer) for layer in owner._layers if not isinstance(layer, keras.metrics.Metric)}
+    found = _in_attributes(owner)
+    return [*found.values(), *((layer.name, layer) for layer in _held(owner) if id(layer) not in found)]
+
+
+def out_of_reach(owner: keras.Layer) -> list[keras.Layer]:
+    """The layers of `owner` that no attribute, list, tuple or dict holds: no other can take their place."""
+    if is_graph(owner):
+        return []
+    found = _in_attributes(owner)
+    return [layer for layer in _held(owner) if id(layer) not in found]
+
+
+def unsaved(owner: keras.Layer) -> list[keras.Layer]:
+    """The layers of `owner` that a Keras file of it would not have: Keras looks into attributes, but not everywhere."""
+    if is_graph(owner):
+        return []
+    passed_over = _names_of_any_layer()
+    found: set[int] = set()
+
+    def look_into(parts: Any, deeper: bool) -> None:
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            found.add(id(part))
+            if deeper and isinstance(part, (list, dict, tuple)):
+                look_into(part, deeper)
+
+    for attribute in dir(owner):
+        if attribute.startswith("__") or attribute in passed_over:
+            continue
+        try:
+            value = getattr(owner, attribute)
+        except Exception:  # noqa: S112 (as Keras does)
+            continue
+        look_into(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
+    return [layer for layer in _held(owner) if id(layer) not in found]
+
+
+@functools.cache
+def _names_of_any_layer() -> frozenset[str]:
+    return frozenset(dir(keras.layers.Layer(name="layer"))) | _OF_TENSORFLOW
+
+
+def hides_layers(owner: keras.Layer) -> str | None:
+    """The attribute of `owner` that hides a list of Keras's own, of its layers or metrics; None if there is none."""
+    lists = owner._tracker.config
+    for attribute, name in (("_layers", "layers"), ("_metrics", "metrics")):
+        if getattr(owner, attribute) is not lists[name][1] and not isinstance(owner, _KEEPING_GRAPHS):
+            return attribute
+    return None
+
+
+def _held(owner: keras.Layer) -> list[keras.Layer]:
+    return [layer for layer in owner._layers if not isinstance(layer, keras.metrics.Metric)]
+
+
+def _in_attributes(owner: keras.Layer) -> dict[int, tuple[str, keras.Layer]]:
+    """The layers that attributes of `owner` hold, by their `id`, each with the last part of its place."""
+    held = {id(layer) for layer in _held(owner)}
     found: dict[int, tuple[str, keras.Layer]] = {}
+    for attribute, value in sorted(attributes(owner), key=lambda item: _was_passed_over(item[0])):
 
-    def collect(name: str, value: Any) -> Any:
-        if isinstance(value, keras.Layer) and id(value) in held:
-            found.setdefault(id(value), (name.strip("_"), value))
-        return value
+        def collect(name: str, layer: keras.Layer, own_name: bool = _was_passed_over(attribute)) -> keras.Layer:
+            if id(layer) in held:
+                own = own_name and not _is_numbered(layer)
+                found.setdefault(id(layer), (layer.name if own else name.strip("_"), layer))
+            return layer
 
-    for attribute, value in attributes(owner):
         _mapped(attribute, value, collect)
-    return [*found.values(), *((layer.name, layer) for layer in owner._layers if id(layer) in held - found.keys())]
+    return found
+
+
+def _was_passed_over(attribute: str) -> bool:
+    """Whether earlier versions did not look into it: layers in it come last, and keep the names they were given."""
+    return attribute.startswith("_self_") or attribute in _OF_MODELS
+
+
+def _is_numbered(layer: keras.Layer) -> bool:
+    """Whether Keras has named the layer, by its class and a number that differs between processes."""
+    kind = re.sub(r"\W+", "", type(layer).__name__)
+    kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
+    kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
+    return re.fullmatch(rf"{re.escape(kind)}(_\d+)?", layer.name) is not None
 
 
 def is_graph(layer: keras.Layer) -> bool:
@@ -91,7 +177,7 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
         LookupError: If a layer that would change is held in no such place; its argument is the layer.
     """
     before = list(owner._layers)
-    held = {id(layer) for layer in before if not isinstance(layer, keras.metrics.Metric)}
+    held = {id(layer) for layer in _held(owner)}
     changed: dict[int, keras.Layer] = {}
 
     def replace(name: str, value: Any) -> Any:
@@ -117,8 +203,8 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
 
 def attributes(owner: keras.Layer) -> list[tuple[str, Any]]:
     """The attributes of a layer that are its own, not Keras's or TensorFlow's bookkeeping."""
-    ours = (item for item in vars(owner).items() if item[0] not in _BOOKKEEPING)
-    return [(name, value) for name, value in ours if not name.startswith("_self_")]  # TensorFlow's
+    passed_over = _OF_LAYERS | _OF_TENSORFLOW | (_OF_MODELS if isinstance(owner, _KEEPING_GRAPHS) else set())
+    return [(name, value) for name, value in vars(owner).items() if name not in passed_over]
 
 
 def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
@@ -126,14 +212,26 @@ def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
     if isinstance(value, keras.Layer):
         return function(name, value)
     if isinstance(value, dict):
-        new = {key: _mapped(f"{name}_{key}", part, function) for key, part in value.items()}
-        return new if any(new[key] is not value[key] for key in new) else value
-    if type(value) is tuple or isinstance(value, list):
+        new = {
+            key: _mapped(f"{name}_{_of_key(key, index)}", part, function)
+            for index, (key, part) in enumerate(value.items())
+        }
+        if all(new[key] is value[key] for key in new):
+            return value
+        return collections.OrderedDict(new) if isinstance(value, collections.OrderedDict) else new
+    if isinstance(value, (tuple, list)):
         new = [_mapped(f"{name}_{index}", part, function) for index, part in enumerate(value)]
         if all(ours is theirs for ours, theirs in zip(new, value, strict=True)):
             return value
+        if hasattr(value, "_fields"):  # a namedtuple, in a wrapper of TensorFlow's
+            return value._make(new)
         return tuple(new) if isinstance(value, tuple) else new
     return value
+
+
+def _of_key(key: Any, index: int) -> Any:
+    """What stands for a key of a dict in a place: itself, or its number if it prints otherwise in every process."""
+    return index if type(key).__str__ is object.__str__ and type(key).__repr__ is object.__repr__ else key
 
 
 def _numbered(layer: keras.Layer, index: int) -> str:

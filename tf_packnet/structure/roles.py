@@ -1,6 +1,7 @@
 """What each layer of a model becomes in a pack: its masked twin, a head, itself, or an error that names it."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
-from tf_packnet.structure import places
+from tf_packnet.structure import places, refusals
+from tf_packnet.structure.refusals import Refusal
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ class Roles:
         """As JSON values; `Roles(**values)` is the inverse."""
         return {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
 
+    def objections(self, model: keras.Model) -> list[Refusal]:
+        """The layers of `model` without a role: trainable weights of their own, or weights of others, have no task."""
+        belongs = refusals.owners(model)
+        found: list[Refusal] = []
+        as_they_are: tuple[str, ...] = ()
+        for place, layer in refusals.by_place(model).items():
+            if place.startswith(as_they_are):
+                continue
+            if self._stays(layer, place) or isinstance(layer, TaskLayer):
+                as_they_are += (f"{place}/",)
+            else:
+                reason = self._objection(layer, place, belongs)
+                found += [] if reason is None else [Refusal(place, layer, reason)]
+        return found
+
     def replacement(self, layer: keras.Layer, place: str) -> keras.Layer:
         """What `layer` becomes: a new layer, not built, or `layer` itself, whose own layers are then to be looked at.
 
@@ -44,27 +61,63 @@ class Roles:
         """
         if isinstance(layer, TaskLayer):
             return layer
-        if place in self.exclude or not layer.trainable:
+        if self._stays(layer, place):
             for inner in layer._flatten_layers():  # Keras makes those anew that can be trained
                 inner.trainable = False
             return layer
-        config = layer.get_config()
-        config["name"] = place.rpartition("/")[2]
+        twin = self._twin(layer, place)
+        if twin is not None:
+            return twin
+        reason = self._own_weights(layer, place)
+        if reason is not None:
+            raise refusals.refused([Refusal(place, layer, reason)], layer.name)
+        return layer
+
+    def _stays(self, layer: keras.Layer, place: str) -> bool:
+        return place in self.exclude or not layer.trainable
+
+    def _twin(self, layer: keras.Layer, place: str) -> TaskLayer | None:
+        if place not in self.heads and type(layer) not in TWINS:
+            return None
+        config = {**layer.get_config(), "name": _layer_name(place)}
         if place in self.heads:
             return TaskHead.from_config(config)
-        if type(layer) in TWINS:
-            ours = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
-            return TWINS[type(layer)].from_config({**config, **ours})
-        of_its_own = layer._trainable_variables + (layer._non_trainable_variables if layer._layers else [])
-        if of_its_own:
-            raise ArgumentError(
-                "model",
-                f"no trainable weights outside the layers that tp.layers.TWINS lists. Layer {place!r} is a "
-                f"{type(layer).__name__} with weights of its own ({', '.join(v.name for v in of_its_own)}): give pack "
-                f"exclude=[{place!r}] to keep it as it is for all tasks, or the layer a twin",
-                layer.name,
+        ours = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
+        return TWINS[type(layer)].from_config({**config, **ours})
+
+    def _objection(self, layer: keras.Layer, place: str, belongs: dict[int, tuple[str, keras.Layer]]) -> str | None:
+        of_others, of_none = refusals.borrowed(layer, belongs)
+        if of_others:
+            return f"that keeps weights of others ({', '.join(of_others)}): {_excluding(place)}"
+        if of_none:
+            return (
+                f"that keeps variables which Keras lists with no layer ({', '.join(of_none)}), as a stateful RNN does: "
+                "nothing would save them"
             )
-        return layer
+        try:
+            has_twin = self._twin(layer, place) is not None
+        except Exception as error:  # of the twin, or of the layer's get_config()
+            return f"that has no twin as it is: {refusals.quoted(error)}"
+        return None if has_twin else self._own_weights(layer, place)
+
+    def _own_weights(self, layer: keras.Layer, place: str) -> str | None:
+        own = ", ".join(variable.name for variable in layer._trainable_variables)
+        if not own:
+            return None
+        return (
+            f"with trainable weights of its own ({own}), which belong to no task: {_excluding(place)}, or add a twin "
+            "of the layer to tp.layers.TWINS"
+        )
+
+
+def _layer_name(place: str) -> str:
+    """What the layer at `place` is called: an attribute or the key of a dict may have a name that no layer can have."""
+    name = place.rpartition("/")[2]
+    return name if re.fullmatch(r"[\w.>-]*", name, re.ASCII) else "x_" + re.sub(r"[^\w.>-]", "_", name, flags=re.ASCII)
+
+
+def _excluding(place: str) -> str:
+    return f"give pack exclude=[{place!r}] so that it is not trained"
 
 
 def convert(model: keras.Model, role: Callable[[keras.Layer, str], keras.Layer]) -> keras.Model:

@@ -25,7 +25,7 @@ def unowned_variables(model: keras.Model) -> dict[str, Variable]:
     found: list[tuple[str, Variable]] = []
     seen: set[int] = set()
     for place, layer in {"": model, **by_place(model)}.items():
-        for name, variable in _of_layer(layer):
+        for name, variable in own_state(layer):
             if id(variable) not in seen:
                 seen.add(id(variable))
                 found.append((f"{place}/{name}" if place else name, variable))
@@ -38,7 +38,8 @@ def seeds(model: keras.Model) -> list[keras.Variable]:
     return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
 
 
-def _of_layer(layer: keras.Layer) -> Iterator[tuple[str, Variable]]:
+def own_state(layer: keras.Layer) -> Iterator[tuple[str, Variable]]:
+    """The variables that `layer` holds itself and that belong to no weight of a task, by name."""
     owned: set[int] = set()
     if isinstance(layer, TaskLayer):
         owned = {id(variable) for variable in (*layer.trained_variables, *layer.bookkeeping)}

@@ -1,0 +1,134 @@
+"""What a pack file holds, part by part, as arrays: of the pack that is saved, and of the one that is loaded."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_packnet import lifecycle
+from tf_packnet.errors import ArgumentError
+from tf_packnet.layers import TaskHead, TaskLayer
+from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.packed_model import PackedModel
+from tf_packnet.packfile import witnesses
+from tf_packnet.packfile.coding import ITEM_BYTES, to_gaps
+from tf_packnet.structure.places import by_place
+
+Arrays = Iterator[tuple[str, str, np.ndarray]]
+
+
+def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
+    """The parts of a pack file by their names, but for its config: kind, owner and value of each array.
+
+    Args:
+        packed: The pack.
+        free_values: Whether the values of free weights are among them.
+
+    Raises:
+        ArgumentError: If a variable has a dtype that no file can have.
+    """
+    yield "shared", _shared(packed)
+    for task in range(1, packed.committed_tasks + 1):
+        yield f"task {task}", _of_task(packed, task)
+    if free_values:
+        yield "free", _free(packed)
+
+
+def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
+    """The name of each task, and its heads: units and activation by place."""
+    heads = lifecycle.heads(packed)
+    return [
+        {
+            "name": name,
+            "heads": {place: (head.units_of(number), head.activation_of(number)) for place, head in heads.items()},
+        }
+        for number, name in enumerate(packed.task_names, start=1)
+    ]
+
+
+def compared(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
+    """What a file has to give back, part by part: as `arrays_of`, with owner maps instead of the gaps in them."""
+    yield "shared", _shared(packed)
+    yield "tasks", _owned(packed, free_values)
+    for task in range(1, packed.committed_tasks + 1):
+        yield f"task {task}", _own(packed, task)
+    if free_values:
+        yield "free", _base(packed, "prunable")
+
+
+def _owned(packed: PackedModel, free_values: bool) -> Arrays:
+    for path, weight in lifecycle.masked_weights(packed).items():
+        owner, frozen = weight.owner_map(), np.asarray(keras.ops.convert_to_numpy(weight.frozen))
+        yield "owners", path, owner
+        yield "values", path, frozen if free_values else np.where(owner > 0, frozen, np.zeros((), frozen.dtype))
+
+
+def _of_task(packed: PackedModel, task: int) -> Arrays:
+    """What belongs to one task: where its weights are and what they are, its head, its biases."""
+    for path, weight in lifecycle.masked_weights(packed).items():
+        owner = weight.owner_map()
+        yield "gaps", path, to_gaps(owner, task)
+        yield "values", path, np.asarray(keras.ops.convert_to_numpy(weight.frozen))[owner == task]
+    yield from _own(packed, task)
+
+
+def _own(packed: PackedModel, task: int) -> Arrays:
+    for place, layer in lifecycle.named_layers(packed):
+        for weight in _task_weights(layer, task):
+            if task in weight.kept:
+                yield "own", f"{place}/{weight.name}", weight.kept[task]
+    records = lifecycle.records(packed)
+    before, state = records.state.get(task - 1, {}), records.state.get(task, {})
+    for name, value in state.items():
+        if value is not before.get(name):  # most state is that of the task before
+            yield "state", name, _storable(name, value)
+    yield from witnesses.to_arrays(records, task)
+
+
+def _storable(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype.name not in ITEM_BYTES:
+        expected = f"variables of a dtype among {', '.join(ITEM_BYTES)} ({name!r} has another)"
+        raise ArgumentError("packed", expected, value.dtype.name)
+    return value
+
+
+def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
+    return layer.weights_of(task) if isinstance(layer, TaskHead) else layer.task_weights
+
+
+def _shared(packed: PackedModel) -> Arrays:
+    """What all tasks see: layers that belong to none, and pretrained values that show through."""
+    yield from _base(packed, "visible")
+    for place, layer in by_place(packed).items():
+        if isinstance(layer, TaskLayer):
+            continue
+        store: dict[str, Any] = {}
+        layer.save_own_variables(store)
+        for name, value in store.items():
+            yield "variable", f"{place}/{name}", _storable(place, np.asarray(keras.ops.convert_to_numpy(value)))
+        if hasattr(layer, "save_assets") and not layer._layers:
+            yield from _assets(place, layer)
+
+
+def _assets(place: str, layer: keras.Layer) -> Arrays:
+    with tempfile.TemporaryDirectory() as folder:
+        layer.save_assets(folder)
+        for file in sorted(Path(folder).iterdir()):
+            yield "asset", f"{place}/{file.name}", np.frombuffer(file.read_bytes(), np.uint8)
+
+
+def _free(packed: PackedModel) -> Arrays:
+    """What later tasks may start from."""
+    yield from _base(packed, "prunable")
+    for path, weight in lifecycle.masked_weights(packed).items():
+        frozen = np.asarray(keras.ops.convert_to_numpy(weight.frozen))
+        yield "free", path, frozen[weight.owner_map() == 0]
+
+
+def _base(packed: PackedModel, pretrained: str) -> Arrays:
+    for path, weight in lifecycle.masked_weights(packed).items():
+        if weight.pretrained == pretrained:
+            yield "base", path, np.asarray(keras.ops.convert_to_numpy(weight.base))
