@@ -76,7 +76,6 @@ def make_stateful() -> keras.Model:
         base,
         Center(name="center"),
         Normalised(name="block"),
-        Outside(name="outside"),
         keras.layers.Dense(16, "relu", name="dense"),
         keras.layers.BatchNormalization(name="norm"),
         keras.layers.Dense(2, name="head"),
