@@ -144,9 +144,9 @@ class PackedModel(PackedTrainer):
             return
         with lifecycle.strategy_scope(self):
             if optimizers.knows(self.optimizer, self.trainable_variables):
-                optimizers.reset(self.optimizer, self.optimizer_config)
+                optimizers.reset(self.optimizer)
             else:  # it was built for a head of another size
-                self.optimizer = optimizers.fresh(self.optimizer, self.optimizer_config)
+                self.optimizer = optimizers.fresh(self.optimizer)
                 lifecycle.drop_compiled_functions(self)
 
     def commit_task(self) -> int:

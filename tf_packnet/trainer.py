@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle
+from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle, optimizers
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone
 from tf_packnet.gradient_step import gradient_step
@@ -23,7 +24,6 @@ class PackedTrainer(keras.Model):
     Attributes:
         xla: What XLA compiles of a gradient step: `step`, `update` or `off`, see `tf_packnet.acceleration`.
         device_examples: The examples that lie on the device, once `fit` was given `ResidentBatches`.
-        optimizer_config: The optimizer's settings when the model was compiled.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -31,10 +31,10 @@ class PackedTrainer(keras.Model):
         self.xla = acceleration.OFF
         # Past Keras's tracking: they are no part of the model.
         object.__setattr__(self, "device_examples", None)
-        object.__setattr__(self, "optimizer_config", None)
+        object.__setattr__(self, "_stepped_by", ())
 
     def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
-        """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them.
+        """As `keras.Model.compile`.
 
         Args:
             *args: As for Keras.
@@ -54,8 +54,6 @@ class PackedTrainer(keras.Model):
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
         self.xla = xla
         object.__setattr__(self, "_jit_asked", jit_compile)
-        config = self.optimizer.get_config() if self.optimizer is not None else None
-        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
 
     def _best_xla(self) -> str:
         return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
@@ -63,7 +61,15 @@ class PackedTrainer(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         """As Keras's own, with `jit_compile` as it was asked for: another machine may choose otherwise."""
         config = super().get_compile_config()
-        return config and {**config, "jit_compile": self._jit_asked}
+        if not config:
+            return config
+        if config.get("optimizer") is not None and self.optimizer is not None:  # it may have been replaced since
+            optimizer = self.optimizer
+            wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+            same = type(optimizer).__name__ == config["optimizer"]["class_name"]
+            optimizer = optimizer if same or not wrapped else optimizer.inner_optimizer
+            config = {**config, "optimizer": keras.saving.serialize_keras_object(optimizer)}
+        return {**config, "jit_compile": self._jit_asked}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
@@ -88,7 +94,7 @@ class PackedTrainer(keras.Model):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
         try:
-            with freeze_guard.guarded(self):
+            with freeze_guard.guarded(self), self._learning_rate_kept():
                 history = super().fit(x, **kwargs)
         finally:  # whatever ended it, the last whole epoch is on disk
             if backup is not None:
@@ -96,6 +102,24 @@ class PackedTrainer(keras.Model):
         if backup is not None:
             history.history, history.epoch = backup.history, list(range(len(backup.history.get("loss", []))))
         return history
+
+    @contextlib.contextmanager
+    def _learning_rate_kept(self) -> Iterator[None]:
+        if getattr(self, "optimizer", None) is None:
+            yield
+            return
+        # Keras traces a step once. It would go on with an optimizer or a schedule that has been replaced since.
+        stepped_by = self.optimizer, optimizers.holder_of_rate(self.optimizer)._learning_rate
+        if any(now is not then for now, then in itertools.zip_longest(stepped_by, self._stepped_by)):
+            self.train_function = None
+        object.__setattr__(self, "_stepped_by", stepped_by)
+        put_back = optimizers.remembered_rate(self.optimizer)
+        try:
+            yield
+        finally:
+            with lifecycle.strategy_scope(self):
+                if put_back():
+                    self.train_function = None
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""

@@ -127,7 +127,7 @@ class Approach(abc.ABC):
         with lifecycle.strategy_scope(self.packed):
             if not self.packed.optimizer.built:
                 self.packed.optimizer.build(self.packed.trainable_variables)
-            optimizers.reset(self.packed.optimizer, self.packed.optimizer_config)
+            optimizers.reset(self.packed.optimizer)
         reseed(self.packed, self.seed)
 
     @property

@@ -78,7 +78,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self._bind(self.params["epochs"])
         if self.reset_optimizer:
             with lifecycle.strategy_scope(self.model):
-                optimizers.reset(self.model.optimizer, getattr(self.model, "optimizer_config", None))
+                optimizers.reset(self.model.optimizer)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         kept_fraction = self._kept_fraction(epoch)
