@@ -31,12 +31,12 @@ def gradient_step(model: keras.Model, data: Any) -> dict[str, Any]:
         tape.watch(kernels)
         with lent(weights, kernels):
             y_pred = model(x, training=True)
-            loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
+            loss = model._compute_loss(x, y, y_pred, sample_weight, training=True)
         scaled_loss = model.optimizer.scale_loss(loss)
     by_kernel, by_variable = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
     _update(model, weights, by_kernel, by_variable)
     model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
-    return model.compute_metrics(x, y, y_pred, sample_weight)
+    return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
 def _update(model, weights, by_kernel, by_variable) -> None:

@@ -1,7 +1,7 @@
 """What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import keras
@@ -83,9 +83,31 @@ def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def of_user(model: keras.Model) -> list[tuple[keras.Model, str, keras.optimizers.Optimizer]]:
+    """Further optimizers that a user's class has for steps of its own: who holds it, in which attribute, itself."""
+    holders = [holder for holder in (model, vars(model).get("_user_layer")) if holder is not None]
+    return [
+        (holder, name, value)
+        for holder in holders
+        for name, value in sorted(vars(holder).items())
+        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer"
+    ]
+
+
+def all_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Every optimizer that trains `model`: the one it was compiled with, then those of `of_user`."""
+    own = [] if getattr(model, "optimizer", None) is None else [model.optimizer]
+    return [*own, *(optimizer for _, _, optimizer in of_user(model))]
+
+
 def knows(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
     """Whether `optimizer` can train exactly these variables: it was built for them, or not at all yet."""
     return not optimizer.built or [id(v) for v in _trainable(optimizer)] == [id(v) for v in variables]
+
+
+def trains_only(optimizer: keras.optimizers.Optimizer, variables: Container[int]) -> bool:
+    """Whether all that `optimizer` was built for is among these variables, given by their `id`."""
+    return not optimizer.built or all(id(variable) in variables for variable in _trainable(optimizer))
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:

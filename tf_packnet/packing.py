@@ -5,15 +5,16 @@ from typing import Any
 
 import keras
 
-from tf_packnet import lifecycle
+from tf_packnet import lifecycle, model_class, overrides
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import places
-from tf_packnet.structure.graphs import as_graph, copied, copy_state, heads_of
+from tf_packnet.structure.graphs import as_graph, copied, copy_state, graph_layers, heads_of
 from tf_packnet.structure.roles import Roles
+from tf_packnet.structure.tracing import unused_layers
 
 
 def pack(
@@ -68,6 +69,9 @@ def pack(
     graph = as_graph(model, inputs)
     if any(isinstance(layer, TaskLayer) for layer in graph._flatten_layers()):
         raise ArgumentError("model", "a model that was not packed before", model.name)
+    own = [variable.name for variable in graph._trainable_variables + graph._non_trainable_variables]
+    if own:
+        raise ArgumentError("model", f"no weights outside its layers; it has {', '.join(own)} of its own", model.name)
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
@@ -79,9 +83,16 @@ def pack(
             if type(there[place]) is not keras.layers.Dense:
                 expected = f"Dense layers; {place!r} is a {type(there[place]).__name__}"
                 raise ArgumentError("head_layers", expected, head_layers)
-    roles = Roles(tuple(heads), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
-    packed = PackedModel.of_network(copied(graph), roles, head=head, freed_weights=freed_weights, seed=seed)
+    excluded = _resolved("exclude", exclude, graph)
+    excluded += [] if graph is model else _unused(model, graph, excluded)
+    roles = Roles(tuple(heads), tuple(excluded), bias_policy, base)
+    own_class = overrides.own_class(model)
+    description = None if own_class is None else model_class.describe(model)
+    arguments = {"head": head, "freed_weights": freed_weights, "seed": seed}
+    packed = PackedModel.of_network(copied(graph), roles, own_class, **arguments)
     _copy_weights(graph, packed)
+    if description is not None:
+        model_class.become(packed, description, model)
     for weight in lifecycle.masked_weights(packed).values():
         weight.take_as_pretrained()
     return packed
@@ -102,6 +113,23 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
     return found
 
 
+def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> list[str]:
+    """The places of the layers that a subclassed model does not compute with, such as a teacher; warns of them."""
+    there = places.by_place(graph)
+    known = {id(inner) for place in excluded for inner in there[place]._flatten_layers()}
+    unused = {id(layer) for layer in unused_layers(model, graph._inputs_struct)}
+    found = []
+    for place, layer in there.items():
+        inner = layer._flatten_layers()
+        with_weights = [each for each in inner if each._trainable_variables or id(each) in unused]
+        if not with_weights or id(layer) in known or not all(id(each) in unused for each in with_weights):
+            continue
+        known |= {id(each) for each in inner}  # the whole of it
+        found += [place] if layer.trainable else []
+    model_class.say_frozen(found, type(model).__name__)
+    return found
+
+
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    for old, new in zip(source._flatten_layers(), target._flatten_layers(), strict=True):
+    for old, new in zip(graph_layers(source), graph_layers(target), strict=True):
         copy_state(old, new)

@@ -10,15 +10,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle, optimizers
+from tf_packnet import acceleration, freeze_guard, in_place, kernels, lifecycle, optimizers, overrides
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone
 from tf_packnet.gradient_step import gradient_step
+from tf_packnet.keras_internals import Functional
 from tf_packnet.resident import DeviceExamples, take_steps
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 
 
-class PackedTrainer(keras.Model):
+class PackedTrainer(Functional):
     """A Keras model with masked layers whose gradient steps cost little more than their matrix products.
 
     Attributes:
@@ -32,6 +33,7 @@ class PackedTrainer(keras.Model):
         # Past Keras's tracking: they are no part of the model.
         object.__setattr__(self, "device_examples", None)
         object.__setattr__(self, "_stepped_by", ())
+        object.__setattr__(self, "_jit_asked", "auto")
 
     def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
         """As `keras.Model.compile`.
@@ -42,6 +44,7 @@ class PackedTrainer(keras.Model):
                 for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
             **kwargs: As for Keras.
         """
+        own_step = overrides.replaced(self, "train_step")
         xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
@@ -49,9 +52,15 @@ class PackedTrainer(keras.Model):
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
-            super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
+            if overrides.takes(super().compile, "jit_compile"):
+                super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
+            else:  # the user's own
+                super().compile(*args, **kwargs)
+                self.jit_compile = xla == acceleration.STEP
         if xla == acceleration.STEP and not self.jit_compile:  # a layer, or op determinism, is against it
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
+        if xla == acceleration.UPDATE and own_step:  # that would be another step
+            xla = acceleration.OFF
         self.xla = xla
         object.__setattr__(self, "_jit_asked", jit_compile)
 
@@ -63,7 +72,8 @@ class PackedTrainer(keras.Model):
         config = super().get_compile_config()
         if not config:
             return config
-        if config.get("optimizer") is not None and self.optimizer is not None:  # it may have been replaced since
+        own = overrides.replaced(self, "compile", "get_compile_config")
+        if not own and config["optimizer"] is not None and self.optimizer is not None:  # it may have been replaced
             optimizer = self.optimizer
             wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
             same = type(optimizer).__name__ == config["optimizer"]["class_name"]
@@ -73,6 +83,9 @@ class PackedTrainer(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        if overrides.replaced(self, "compile", "compile_from_config"):
+            super().compile_from_config(config)
+            return
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -94,7 +107,7 @@ class PackedTrainer(keras.Model):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns of its own default
         try:
-            with freeze_guard.guarded(self), self._learning_rate_kept():
+            with freeze_guard.guarded(self), self._learning_rates_kept():
                 history = super().fit(x, **kwargs)
         finally:  # whatever ended it, the last whole epoch is on disk
             if backup is not None:
@@ -104,26 +117,25 @@ class PackedTrainer(keras.Model):
         return history
 
     @contextlib.contextmanager
-    def _learning_rate_kept(self) -> Iterator[None]:
-        if getattr(self, "optimizer", None) is None:
-            yield
-            return
+    def _learning_rates_kept(self) -> Iterator[None]:
+        every = optimizers.all_of(self)
         # Keras traces a step once. It would go on with an optimizer or a schedule that has been replaced since.
-        stepped_by = self.optimizer, optimizers.holder_of_rate(self.optimizer)._learning_rate
+        stepped_by = [part for each in every for part in (each, optimizers.holder_of_rate(each)._learning_rate)]
         if any(now is not then for now, then in itertools.zip_longest(stepped_by, self._stepped_by)):
             self.train_function = None
         object.__setattr__(self, "_stepped_by", stepped_by)
-        put_back = optimizers.remembered_rate(self.optimizer)
+        put_back = [optimizers.remembered_rate(each) for each in every]
         try:
             yield
         finally:
             with lifecycle.strategy_scope(self):
-                if put_back():
+                if sum(each() for each in put_back):
                     self.train_function = None
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
-        step = functools.partial(gradient_step, self) if self.xla == acceleration.UPDATE else self._whole_step
+        ours = self.xla == acceleration.UPDATE and not overrides.replaced(self, "train_step")
+        step = functools.partial(gradient_step, self) if ours else self._whole_step
         return take_steps(self, data, step) if isinstance(data, dict) and "steps" in data else step(data)
 
     def test_step(self, data: Any) -> dict[str, Any]:

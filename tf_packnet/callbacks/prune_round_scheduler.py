@@ -78,7 +78,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self._bind(self.params["epochs"])
         if self.reset_optimizer:
             with lifecycle.strategy_scope(self.model):
-                optimizers.reset(self.model.optimizer)
+                for optimizer in optimizers.all_of(self.model):
+                    optimizers.reset(optimizer)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         kept_fraction = self._kept_fraction(epoch)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import __version__, files, lifecycle
+from tf_packnet import __version__, files, lifecycle, model_class
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TaskHead, TaskLayer
 from tf_packnet.layers.task_weight import TaskWeight
@@ -67,10 +67,10 @@ def save_pack(
         "info": info,
         "pack": {
             "name": packed.name,
-            "head": packed.head,
-            "freed_weights": packed.freed_weights,
-            "bias_policy": packed.roles.bias_policy,
-            "pretrained": packed.roles.pretrained,
+            "head": packed.pack_settings.head,
+            "freed_weights": packed.pack_settings.freed_weights,
+            "bias_policy": packed.pack_settings.roles.bias_policy,
+            "pretrained": packed.pack_settings.roles.pretrained,
             "written_by": f"tf_packnet {__version__}, keras {keras.__version__}",
         },
     }
@@ -118,7 +118,7 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 def _shared(packed: PackedModel) -> Arrays:
     """What all tasks see: layers that belong to none, and pretrained values that show through."""
     yield from _base(packed, "visible")
-    for place, layer in by_place(packed).items():
+    for place, layer in (by_place(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
             continue
         store: dict[str, Any] = {}

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import places
+from tf_packnet.structure.tracing import heads_inside
 
 
 def as_graph(model: Any, inputs: Any = None) -> keras.Model:
@@ -53,6 +54,20 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
     return [_map_shapes(function, shape) for shape in shapes]
 
 
+def ends(model: keras.Model) -> tuple[Any, Any]:
+    """The inputs and outputs of a graph, in the structure that they were given in."""
+    if isinstance(model, keras.Sequential) and not hasattr(model, "_inputs_struct"):
+        return model.inputs, model.outputs
+    return model._inputs_struct, model._outputs_struct
+
+
+def graph_layers(model: keras.Layer) -> list[keras.Layer]:
+    """The layers of a model, itself first; of a graph those on the way to its outputs, no others that it holds."""
+    if places.is_graph(model):
+        return [model, *keras.Model(*ends(model), name=model.name)._flatten_layers(include_self=False)]
+    return model._flatten_layers()
+
+
 def copied(graph: keras.Model) -> keras.Model:
     """The same graph of layers of the same kinds, with weights of their own.
 
@@ -60,19 +75,25 @@ def copied(graph: keras.Model) -> keras.Model:
         ArgumentError: If a layer cannot be made anew from its config; the message names it.
     """
 
-    def copy(layer: keras.Layer) -> keras.Layer:
-        # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
-        if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
-            return layer
-        try:
-            new = type(layer).from_config(layer.get_config())
-        except Exception as error:  # whatever the layer's own code raises
-            raise _not_copied(layer, (str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
-        if new.name != layer.name:
-            raise _not_copied(layer, "its name is lost")
-        return new
+    return keras.models.clone_model(graph, clone_function=_copy, recursive=True)
 
-    return keras.models.clone_model(graph, clone_function=copy, recursive=True)
+
+def copied_layer(layer: keras.Layer) -> keras.Layer:
+    """The same for any layer, a model or not; it may not be built."""
+    return copied(layer) if places.is_graph(layer) else _copy(layer)
+
+
+def _copy(layer: keras.Layer) -> keras.Layer:
+    # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
+    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
+        return layer
+    try:
+        new = type(layer).from_config(layer.get_config())
+    except Exception as error:  # whatever the layer's own code raises
+        raise _not_copied(layer, (str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
+    if new.name != layer.name:
+        raise _not_copied(layer, "its name is lost")
+    return new
 
 
 def _not_copied(layer: keras.Layer, reason: str) -> ArgumentError:
@@ -145,28 +166,12 @@ def _dense_before(tensor: Any) -> keras.layers.Dense | None:
             tensor = outputs[0]
             continue
         if isinstance(operation, keras.Model):
-            outputs = _outputs_inside(operation, operation._inbound_nodes[node])
-            if len(outputs) != 1:
-                return None
-            tensor = outputs[0]
-            continue
+            node = operation._inbound_nodes[node]
+            places_of = {id(output): place for place, output in enumerate(node.output_tensors)}
+            found = heads_inside(operation, node.arguments)
+            place = places_of.get(id(tensor))
+            return found[place] if place is not None and place < len(found) else None
         inputs = operation._inbound_nodes[node].input_tensors
         if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
             return None
         tensor = inputs[0]
-
-
-def _outputs_inside(model: keras.Model, node: Any) -> list[Any]:
-    """Where a subclassed model's outputs come from: its `call`, followed from layer to layer. Empty if that fails."""
-    arguments = node.arguments
-    inputs = keras.tree.map_structure(
-        lambda tensor: (
-            keras.KerasTensor(tensor.shape, tensor.dtype) if isinstance(tensor, keras.KerasTensor) else tensor
-        ),
-        (arguments.args, arguments.kwargs),
-    )
-    try:
-        outputs = keras.tree.flatten(model.call(*inputs[0], **inputs[1]))
-    except Exception:  # a call that computes with values, not with layers
-        return []
-    return [output for output in outputs if hasattr(output, "_keras_history")]
