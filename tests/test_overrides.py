@@ -1,5 +1,6 @@
 """What a user's model class replaces of Keras's is honoured by its pack: in training, evaluation, files and copies."""
 
+import contextlib
 import copy
 import pickle
 import subprocess
@@ -547,6 +548,64 @@ class TwoOptimizers(keras.Model):
         for optimizer, layer in ((self.optimizer, self.body), (self.head_optimizer, self.out)):
             optimizer.apply(tape.gradient(loss, layer.trainable_weights), layer.trainable_weights)
         return {"loss": loss, "rate": self.head_optimizer.learning_rate + 0.0}
+
+
+def test_a_fit_with_further_optimizers_is_resumed_exactly(tmp_path):
+    class Dies(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    packs = [compiled(tp.pack(called(TwoOptimizers(name="two")))) for _ in range(3)]
+    start = packs[0].get_weights()
+    for packed, path, callbacks in zip(packs, ("a", "b", "b"), ([], [Dies()], []), strict=True):
+        packed.set_weights(start)
+        packed.begin_task()
+        packed.optimizer.build(packed.trainable_variables)
+        with contextlib.suppress(KeyboardInterrupt):
+            backup = tp.EpochBackup(tmp_path / path)
+            packed.fit(*blobs(1), epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks, backup])
+    same_weights(packs[0], packs[2])
+
+
+@register
+class LeavesOut(keras.Model):
+    """A head that only `train_step` uses."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.body, self.out, self.aside = L.Dense(8, activation="relu"), L.Dense(2), L.Dense(3)
+
+    def call(self, x):
+        return self.out(self.body(x))
+
+    def train_step(self, data):
+        return {**super().train_step(data), "aside": ops.mean(self.aside(self.body(data[0])))}
+
+
+def test_a_layer_that_call_leaves_out_is_frozen_and_saved(tmp_path):
+    model = called(LeavesOut(name="leaves_out"))
+    model.aside(np.zeros((1, 8), "float32"))
+    with pytest.warns(UserWarning, match="leaves_out/aside: layers that LeavesOut has"):
+        packed = compiled(tp.pack(model))
+    assert set(packed.owner_maps()) == {"leaves_out/body/kernel"}
+    assert "aside" in learn(packed, 1)
+    packed.save(tmp_path / "pack.keras")
+    tp.save_pack(packed, tmp_path / "pack.packnet")
+    for again in (keras.models.load_model(tmp_path / "pack.keras"), tp.load_pack(tmp_path / "pack.packnet")):
+        np.testing.assert_array_equal(again.aside.kernel, model.aside.kernel)
+        assert "aside" in learn(compiled(again), 2)
+
+
+def test_a_graph_with_a_call_of_its_own_is_refused():
+    class Both(Counted):
+        def call(self, x, training=None):
+            return 2 * super().call(x, training=training)
+
+    inputs = keras.Input((6,))
+    for model in (Both(*graph()), keras.Model(inputs, L.Dense(2)(Both(*graph(), name="both")(inputs)))):
+        with pytest.raises(tp.ArgumentError, match="a graph of layers or a `call` of their own; 'both.*' has both"):
+            tp.pack(model)
 
 
 def test_further_optimizers_start_afresh_too_and_keep_their_rate():

@@ -22,7 +22,7 @@ from tf_packnet import overrides
 from tf_packnet.errors import ArgumentError
 from tf_packnet.keras_internals import Functional, in_stateless_scope
 from tf_packnet.optimizers import fresh
-from tf_packnet.structure.graphs import copied_layer, copy_state, ends, graph_layers
+from tf_packnet.structure.graphs import build_again, copied_layer, copy_state, ends, graph_layers
 
 _GRAPH = ("layers", "input_layers", "output_layers")
 
@@ -155,6 +155,7 @@ def become(packed: keras.Model, description: Mapping[str, Any], source: keras.Mo
         source: The user's model, which stays as it was; None if there is only its description.
     """
     object.__setattr__(packed, "_description", dict(description))
+    build_again(packed, description["left_out"])
     if overrides.is_subclassed(packed._user_class):
         inner = next(layer for layer in packed.layers if isinstance(layer, packed._user_class))
         _check_attributes(packed, inner)
@@ -329,8 +330,8 @@ def say_frozen(names: list[str], cls: str) -> None:
     """Warns of layers that a model has and does not compute its outputs with: no task trains them."""
     if names:
         warnings.warn(
-            f"{', '.join(names)}: layers that {cls} has, but does not compute its outputs with. They are frozen as they "
-            "are, for all tasks; `trainable = False` says the same without this warning",
+            f"{', '.join(names)}: layers that {cls} has, but does not compute its outputs with. They are frozen as "
+            "they are, for all tasks; `trainable = False` says the same without this warning",
             stacklevel=2,
         )
 

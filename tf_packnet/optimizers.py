@@ -31,7 +31,7 @@ def reset(optimizer: keras.optimizers.Optimizer) -> None:
     if not optimizer.built:
         return
     twin = fresh(optimizer)
-    twin.build(_trainable(optimizer))
+    twin.build(trained_by(optimizer))
     rate = holder_of_rate(optimizer)._learning_rate
     for variable, initial in zip(optimizer.variables, twin.variables, strict=True):
         if variable is not rate:
@@ -102,12 +102,12 @@ def all_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
 def knows(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
     """Whether `optimizer` can train exactly these variables: it was built for them, or not at all yet."""
-    return not optimizer.built or [id(v) for v in _trainable(optimizer)] == [id(v) for v in variables]
+    return not optimizer.built or [id(v) for v in trained_by(optimizer)] == [id(v) for v in variables]
 
 
 def trains_only(optimizer: keras.optimizers.Optimizer, variables: Container[int]) -> bool:
     """Whether all that `optimizer` was built for is among these variables, given by their `id`."""
-    return not optimizer.built or all(id(variable) in variables for variable in _trainable(optimizer))
+    return not optimizer.built or all(id(variable) in variables for variable in trained_by(optimizer))
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:
@@ -125,7 +125,8 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
             slot.assign(ops.where(keep, slot, ops.zeros((), slot.dtype)))
 
 
-def _trainable(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that a built `optimizer` was built for."""
     return holder_of_rate(optimizer)._trainable_variables
 
 

@@ -31,7 +31,7 @@ def trainer_methods() -> frozenset[str]:
 
 def is_subclassed(cls: type[keras.Model]) -> bool:
     """Whether models of this class compute with a `call` of their own, not as Keras's graphs of layers do."""
-    return not cls.call.__module__.startswith("keras.")
+    return not cls.call.__module__.startswith(("keras.", "tf_packnet."))
 
 
 def further_arguments(cls: type[keras.Model]) -> list[str]:

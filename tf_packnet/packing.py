@@ -12,7 +12,7 @@ from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import places
-from tf_packnet.structure.graphs import as_graph, copied, copy_state, graph_layers, heads_of
+from tf_packnet.structure.graphs import as_graph, build_left_out, copied, copy_state, graph_layers, heads_of
 from tf_packnet.structure.roles import Roles
 from tf_packnet.structure.tracing import unused_layers
 
@@ -90,9 +90,10 @@ def pack(
     description = None if own_class is None else model_class.describe(model)
     arguments = {"head": head, "freed_weights": freed_weights, "seed": seed}
     packed = PackedModel.of_network(copied(graph), roles, own_class, **arguments)
+    left_out = build_left_out(graph, packed)
     _copy_weights(graph, packed)
     if description is not None:
-        model_class.become(packed, description, model)
+        model_class.become(packed, {**description, "left_out": left_out}, model)
     for weight in lifecycle.masked_weights(packed).values():
         weight.take_as_pretrained()
     return packed

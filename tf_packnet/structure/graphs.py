@@ -7,6 +7,8 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.keras_internals import Functional
+from tf_packnet.overrides import is_subclassed
 from tf_packnet.structure import places
 from tf_packnet.structure.tracing import heads_inside
 
@@ -23,6 +25,10 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise ArgumentError("model", "a Keras model", model)
+    for layer in model._flatten_layers():
+        if isinstance(layer, (Functional, keras.Sequential)) and is_subclassed(type(layer)):
+            expected = f"models with a graph of layers or a `call` of their own; {layer.name!r} has both"
+            raise ArgumentError("model", expected, type(layer).__name__)
     if places.is_graph(model):
         return model
     if inputs is None:
@@ -94,6 +100,22 @@ def _copy(layer: keras.Layer) -> keras.Layer:
     if new.name != layer.name:
         raise _not_copied(layer, "its name is lost")
     return new
+
+
+def build_left_out(source: keras.Model, target: keras.Model) -> list[list[Any]]:
+    """Builds the layers of `target` that no call does, as those of `source` are; returns what `build_again` needs."""
+    pairs = enumerate(zip(graph_layers(source), graph_layers(target), strict=True))
+    found = [[number, old.get_build_config()] for number, (old, new) in pairs if old.built and not new.built]
+    build_again(target, found)
+    return found
+
+
+def build_again(model: keras.Model, left_out: list[list[Any]]) -> None:
+    """Builds layers that `build_left_out` has found in another model of the same layers."""
+    layers = graph_layers(model)
+    for number, config in left_out:
+        if not layers[number].built and config:
+            layers[number].build_from_config(config)
 
 
 def _not_copied(layer: keras.Layer, reason: str) -> ArgumentError:
