@@ -27,6 +27,7 @@ LAYERS = [
     ["tf_packnet.packed_model"],
     ["tf_packnet.trainer", "tf_packnet.safe_loading"],
     ["tf_packnet.fit_guard"],
+    ["tf_packnet.model_class"],
     ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.heads"],
     ["tf_packnet.in_place"],
     ["tf_packnet.kernels"],
@@ -49,7 +50,14 @@ LAYERS = [
         "tf_packnet.pack_format",
         "tf_packnet.task_names",
     ],
-    ["tf_packnet.errors", "tf_packnet.interruption", "tf_packnet.policies", "tf_packnet.quiet"],
+    [
+        "tf_packnet.errors",
+        "tf_packnet.interruption",
+        "tf_packnet.keras_internals",
+        "tf_packnet.overrides",
+        "tf_packnet.policies",
+        "tf_packnet.quiet",
+    ],
     ["tf_packnet"],  # the package itself: a version, and names that are imported on first use
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -161,7 +161,7 @@ class TestUnfreezing:
             def on_train_begin(self, logs=None):
                 self.model.get_layer("base").trainable = True
 
-        packed = two_tasks()
+        packed = compile_model(two_tasks())  # the step is traced anew
         before = outputs(packed, X)
         packed.begin_task("c")
         with pytest.raises(tp.ArgumentError, match="expected False for everything that no task owns"):
@@ -379,8 +379,7 @@ class TestWitness:
         inputs = keras.Input((6,))
         hidden = stateful.Outside()(tp.layers.MaskedDense(12, activation="relu", name="dense")(inputs))
         model = compile_model(keras.Model(inputs, tp.layers.TaskHead(2, name="head")(hidden)))
-        tp.commit_task(model)
-        tp.begin_task(model)
+        model.fit(X, Y, verbose=0, callbacks=stateful.prune_and_commit())
         stateful.OUTSIDE.assign(2.0)
         with pytest.raises(tp.FreezeError, match="captured Variable"):
             lifecycle.check_tasks(model)

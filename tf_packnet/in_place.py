@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_packnet import acceleration, optimizers
+from tf_packnet import acceleration, optimizers, overrides
 from tf_packnet.kernels import compiled, trained_weights
 from tf_packnet.layers.masked_weight import MaskedWeight
 
@@ -23,8 +23,11 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 def possible(model: keras.Model) -> bool:
     """Whether nothing in a step but its gradients looks at a whole trainable variable, where it holds more than usual.
 
-    Constraints and the optimizers that take norms of whole weights do. Without XLA nothing is gained.
+    Constraints and the optimizers that take norms of whole weights do, and what a user's class replaces may. Without
+    XLA nothing is gained.
     """
+    if overrides.replaced(model, "train_step", "compute_loss", "compute_metrics"):
+        return False
     free = all(w.variable.constraint is None for _, w in trained_weights(model))
     return free and model.xla != acceleration.OFF and optimizers.is_elementwise(model.optimizer)
 

@@ -1,6 +1,7 @@
 """What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
 
 import copy
+from collections.abc import Callable, Container
 from typing import Any
 
 import keras
@@ -18,37 +19,100 @@ def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     return type(optimizer) in kinds and not optimizer.use_ema
 
 
-def reset(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None = None) -> None:
+def reset(optimizer: keras.optimizers.Optimizer) -> None:
     """Puts every variable of a built `optimizer` (slots, step count, loss scale) back to its initial value.
 
-    The variables stay the same objects, so that compiled training steps stay valid.
+    The learning rate stays as it is; a schedule begins again with the step count. The variables stay the same objects,
+    so that compiled training steps stay valid.
 
     Args:
         optimizer: A Keras optimizer; one that was not built yet is left alone, it is fresh.
-        config: Its config at compile time. Without it, a learning rate that a callback changed stays changed.
     """
     if not optimizer.built:
         return
-    twin = fresh(optimizer, config)
-    twin.build(_trainable(optimizer))
+    twin = fresh(optimizer)
+    twin.build(trained_by(optimizer))
+    rate = holder_of_rate(optimizer)._learning_rate
     for variable, initial in zip(optimizer.variables, twin.variables, strict=True):
-        variable.assign(initial)
+        if variable is not rate:
+            variable.assign(initial)
 
 
-def fresh(optimizer: keras.optimizers.Optimizer, config: dict[str, Any] | None = None) -> keras.optimizers.Optimizer:
-    """A new optimizer, not built, with the settings of `optimizer` or those in `config`."""
+def fresh(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """A new optimizer, not built, with the present settings of `optimizer`, its learning rate included."""
     # A copy, since some of Keras's `from_config` take their argument apart.
-    return type(optimizer).from_config(copy.deepcopy(config or optimizer.get_config()))
+    new = type(optimizer).from_config(copy.deepcopy(optimizer.get_config()))
+    now, then = (holder_of_rate(each)._learning_rate for each in (optimizer, new))
+    if isinstance(now, keras.Variable) and isinstance(then, keras.Variable):  # whatever its `get_config` says
+        then.assign(now)
+    return new
+
+
+def remembered_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
+    """A function that puts the present learning rate of `optimizer` back: a number, a schedule or a function.
+
+    It says whether another object was there, which a compiled step may have taken up.
+
+    Args:
+        optimizer: A Keras optimizer, built or not.
+    """
+    holder = holder_of_rate(optimizer)
+    rate = holder._learning_rate
+    value = _value(rate)
+
+    def put_back() -> bool:
+        replaced = holder._learning_rate is not rate
+        if replaced and isinstance(rate, keras.Variable):
+            object.__setattr__(holder, "_learning_rate", rate)  # Keras itself sets no number over a schedule
+            holder._variables.insert(1, rate)  # behind the step count, where Keras has it
+        elif replaced:
+            holder.learning_rate = rate
+        if value is not None and not np.array_equal(_value(rate), value):
+            rate.assign(value)
+        return replaced
+
+    return put_back
+
+
+def _value(rate: Any) -> np.ndarray | None:
+    return np.array(ops.convert_to_numpy(rate)) if isinstance(rate, keras.Variable) else None
+
+
+def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that has the learning rate: the inner one of a LossScaleOptimizer."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def of_user(model: keras.Model) -> list[tuple[keras.Model, str, keras.optimizers.Optimizer]]:
+    """Further optimizers that a user's class has for steps of its own: who holds it, in which attribute, itself."""
+    holders = [holder for holder in (model, vars(model).get("_user_layer")) if holder is not None]
+    return [
+        (holder, name, value)
+        for holder in holders
+        for name, value in sorted(vars(holder).items())
+        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer"
+    ]
+
+
+def all_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Every optimizer that trains `model`: the one it was compiled with, then those of `of_user`."""
+    own = [] if getattr(model, "optimizer", None) is None else [model.optimizer]
+    return [*own, *(optimizer for _, _, optimizer in of_user(model))]
 
 
 def knows(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
     """Whether `optimizer` can train exactly these variables: it was built for them, or not at all yet."""
-    return not optimizer.built or [id(v) for v in _trainable(optimizer)] == [id(v) for v in variables]
+    return not optimizer.built or [id(v) for v in trained_by(optimizer)] == [id(v) for v in variables]
+
+
+def trains_only(optimizer: keras.optimizers.Optimizer, variables: Container[int]) -> bool:
+    """Whether all that `optimizer` was built for is among these variables, given by their `id`."""
+    return not optimizer.built or all(id(variable) in variables for variable in trained_by(optimizer))
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:
     """Sets what `optimizer` remembers of `variable` (momentum, moments, averages) to 0 outside the mask `keep`."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = holder_of_rate(optimizer)
     if not inner.built:
         return
     known = [v is variable for v in inner._trainable_variables]
@@ -61,8 +125,9 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
             slot.assign(ops.where(keep, slot, ops.zeros((), slot.dtype)))
 
 
-def _trainable(optimizer):
-    return getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
+def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that a built `optimizer` was built for."""
+    return holder_of_rate(optimizer)._trainable_variables
 
 
 def _slot_lists(optimizer):

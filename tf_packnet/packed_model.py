@@ -3,12 +3,13 @@
 import contextlib
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, optimizers, safe_loading
+from tf_packnet import lifecycle, model_class, optimizers, safe_loading
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import check_callbacks, fit_arguments
 from tf_packnet.fit_data import check_fit_data
@@ -16,9 +17,27 @@ from tf_packnet.heads import heads_of_task
 from tf_packnet.ownership_table import ownership_table
 from tf_packnet.pack_format import FORMAT, checked_format
 from tf_packnet.safe_loading import INSTEAD
+from tf_packnet.structure.graphs import ends
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.task_names import check_task_name, default_task_name
 from tf_packnet.trainer import PackedTrainer
+
+
+@dataclass
+class PackSettings:
+    """What `pack` was asked for. A pack has these as attributes too, unless its user's model has others so called.
+
+    Attributes:
+        head: `per_task` or `shared`.
+        freed_weights: `zero`, `keep` or `reinit`.
+        seed: Seeds every draw that a new task needs.
+        roles: How the layers were packed.
+    """
+
+    head: str
+    freed_weights: str
+    seed: int
+    roles: Roles
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
@@ -58,12 +77,24 @@ class PackedModel(PackedTrainer):
         roles: Roles = Roles(),  # noqa: B008 (frozen)
     ):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        object.__setattr__(self, "roles", roles)  # past Keras's tracking, which would wrap its lists
-        self.head = head
-        self.freed_weights = freed_weights
-        self.seed = seed
+        # Past Keras's tracking, which would wrap its lists.
+        object.__setattr__(self, "pack_settings", PackSettings(head, freed_weights, seed, roles))
         lifecycle.records(self).names = list(tasks)
         object.__setattr__(self, "_task_check", safe_loading.TaskCheck(self))
+        object.__setattr__(self, "_names_of_pack", frozenset(vars(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        settings = vars(self).get("pack_settings")
+        if settings is not None and name in vars(settings):
+            return getattr(settings, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        settings = vars(self).get("pack_settings")
+        if settings is not None and name in vars(settings) and name not in vars(self):
+            setattr(settings, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def task_names(self) -> list[str]:
@@ -115,12 +146,12 @@ class PackedModel(PackedTrainer):
                 "packed.commit_task() before the next one begins"
             )
         wanted = heads_of_task(self, number, num_classes, activation)
-        lifecycle.check_room(self, self.freed_weights)
+        lifecycle.check_room(self, self.pack_settings.freed_weights)
         with lifecycle.strategy_scope(self):
             reshaped = [head.use(units, shape) for head, units, shape in wanted]
         if any(reshaped):
             lifecycle.drop_compiled_functions(self)
-        lifecycle.begin_task(self, self.freed_weights, self.seed)
+        lifecycle.begin_task(self, self.pack_settings.freed_weights, self.pack_settings.seed)
         lifecycle.records(self).names = [*names, name]
         self._start_optimizer_afresh()
         return number
@@ -136,7 +167,8 @@ class PackedModel(PackedTrainer):
         Raises:
             RuntimeError: If no task is open.
         """
-        lifecycle.reopen_task(self, self.freed_weights, self.seed if seed is None else seed)
+        settings = self.pack_settings
+        lifecycle.reopen_task(self, settings.freed_weights, settings.seed if seed is None else seed)
         self._start_optimizer_afresh()
 
     def restore(self, state: dict[str, np.ndarray], task_names: Sequence[str]) -> None:
@@ -147,13 +179,20 @@ class PackedModel(PackedTrainer):
         self._start_optimizer_afresh()
 
     def _start_optimizer_afresh(self) -> None:
-        if getattr(self, "optimizer", None) is None:
-            return
+        variables = {id(variable) for variable in self.trainable_variables}
         with lifecycle.strategy_scope(self):
+            for holder, name, optimizer in optimizers.of_user(self):
+                if optimizers.trains_only(optimizer, variables):
+                    optimizers.reset(optimizer)
+                else:
+                    setattr(holder, name, optimizers.fresh(optimizer))
+                    lifecycle.drop_compiled_functions(self)
+            if getattr(self, "optimizer", None) is None:
+                return
             if optimizers.knows(self.optimizer, self.trainable_variables):
-                optimizers.reset(self.optimizer, self.optimizer_config)
+                optimizers.reset(self.optimizer)
             else:  # it was built for a head of another size
-                self.optimizer = optimizers.fresh(self.optimizer, self.optimizer_config)
+                self.optimizer = optimizers.fresh(self.optimizer)
                 lifecycle.drop_compiled_functions(self)
 
     def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -284,25 +323,28 @@ class PackedModel(PackedTrainer):
         return lifecycle.free_fraction(self)
 
     @classmethod
-    def of_network(cls, network: keras.Model, roles: Roles, **kwargs: Any) -> "PackedModel":
+    def of_network(
+        cls, network: keras.Model, roles: Roles, own_class: type[keras.Model] | None = None, **kwargs: Any
+    ) -> "PackedModel":
         """The pack of a Sequential or functional model, whose layers become what `roles` says; it is used up.
 
         Args:
             network: The model; layers that are masked already stay as they are.
             roles: What becomes of its layers.
+            own_class: The class of the user's model, if the pack shall be of it too: `model_class.become` comes next.
             **kwargs: Arguments of `PackedModel`.
 
         Raises:
             ArgumentError: If a layer cannot be packed; the message names it.
         """
         network = convert(network, roles.replacement)
-        ends = (network.inputs, network.outputs) if isinstance(network, keras.Sequential) else _ends(network)
-        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends)
+        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends(network))
+        cls = cls if own_class is None else model_class.packed_class(cls, own_class)
         return cls(inputs, outputs, name=network.name, roles=roles, **kwargs)
 
     def network(self) -> keras.Model:
         """The same layers as a plain functional model."""
-        return keras.Model(*_ends(self), name=self.name)
+        return keras.Model(*ends(self), name=self.name)
 
     def summary(self, *args: Any, print_fn: Callable[[str], None] | None = None, **kwargs: Any) -> None:
         """As `keras.Model.summary`, and then who owns how many of the prunable weights."""
@@ -310,22 +352,25 @@ class PackedModel(PackedTrainer):
         (print_fn or print)(ownership_table(self.owner_maps(), self.task_names[: self.committed_tasks]))
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        settings = self.pack_settings
+        config = {
             "format": FORMAT,
             "network": self.network().get_config(),
-            "head": self.head,
-            "freed_weights": self.freed_weights,
-            "seed": self.seed,
-            "roles": self.roles.to_json(),
+            "head": settings.head,
+            "freed_weights": settings.freed_weights,
+            "seed": settings.seed,
+            "roles": settings.roles.to_json(),
         }
+        own = model_class.description_of(self)
+        return config if own is None else {**config, "model": own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
         config = checked_format(config)
+        own = config.pop("model", None)
+        own_class = None if own is None else model_class.user_class(own, custom_objects)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
-        return cls.of_network(network, Roles(**config.pop("roles", {})), **config)
-
-
-def _ends(model: keras.Model) -> tuple[Any, Any]:
-    """The model's inputs and outputs, in the structure that they were given in."""
-    return model._inputs_struct, model._outputs_struct
+        packed = cls.of_network(network, Roles(**config.pop("roles", {})), own_class, **config)
+        if own is not None:
+            model_class.become(packed, own)
+        return packed

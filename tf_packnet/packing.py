@@ -6,16 +6,17 @@ from typing import Any
 
 import keras
 
-from tf_packnet import lifecycle
+from tf_packnet import lifecycle, model_class, overrides
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import places, refusals
-from tf_packnet.structure.graphs import Copies, as_graph, copy_state
+from tf_packnet.structure.graphs import Copies, as_graph, build_left_out, copy_state
 from tf_packnet.structure.roles import Roles
 from tf_packnet.structure.tails import fold, folds, heads_of
+from tf_packnet.structure.tracing import unused_layers
 from tf_packnet.structure.untracked import of_untracked
 
 
@@ -71,15 +72,26 @@ def pack(
     graph = as_graph(model, inputs)
     if any(isinstance(layer, TaskLayer) for layer in graph._flatten_layers()):
         raise ArgumentError("model", "a model that was not packed before", model.name)
-    roles = Roles((), tuple(_resolved("exclude", exclude, graph)), bias_policy, base)
+    own = [variable.name for variable in graph._trainable_variables + graph._non_trainable_variables]
+    if own:
+        raise ArgumentError("model", f"no weights outside its layers; it has {', '.join(own)} of its own", model.name)
+    excluded = _resolved("exclude", exclude, graph)
+    excluded += [] if graph is model else _unused(model, graph, excluded)
+    roles = Roles((), tuple(excluded), bias_policy, base)
     copies = _copies(graph, roles)
     roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers)))
     copy = copies.joined(graph)
     _refuse(graph, refusals.of_copy(graph, copy))
     copy = fold(graph, copy, folds(graph, roles.heads))
-    packed = PackedModel.of_network(copy, roles, head=head, freed_weights=freed_weights, seed=seed)
+    own_class = overrides.own_class(model)
+    description = None if own_class is None else model_class.describe(model)
+    arguments = {"head": head, "freed_weights": freed_weights, "seed": seed}
+    packed = PackedModel.of_network(copy, roles, own_class, **arguments)
+    left_out = build_left_out(graph, packed)
     _copy_weights(graph, packed)
     _refuse(graph, of_untracked(packed, graph))
+    if description is not None:
+        model_class.become(packed, {**description, "left_out": left_out}, model)
     for weight in lifecycle.masked_weights(packed).values():
         weight.take_as_pretrained()
     return packed
@@ -131,6 +143,23 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
             expected = "names of layers of the model, among " + ", ".join(map(repr, matches or called))
             raise ArgumentError(argument, expected, name)
         found += matches
+    return found
+
+
+def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> list[str]:
+    """The places of the layers that a subclassed model does not compute with, such as a teacher; warns of them."""
+    there = places.by_place(graph)
+    known = {id(inner) for place in excluded for inner in there[place]._flatten_layers()}
+    unused = {id(layer) for layer in unused_layers(model, graph._inputs_struct)}
+    found = []
+    for place, layer in there.items():
+        inner = layer._flatten_layers()
+        with_weights = [each for each in inner if each._trainable_variables or id(each) in unused]
+        if not with_weights or id(layer) in known or not all(id(each) in unused for each in with_weights):
+            continue
+        known |= {id(each) for each in inner}  # the whole of it
+        found += [place] if layer.trainable else []
+    model_class.say_frozen(found, type(model).__name__)
     return found
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet import in_place
+from tf_packnet import in_place, overrides
 from tf_packnet.tasks.batches import ResidentBatches, decode
 
 # Examples that are compared at a time: all at once would take as much memory as they do.
@@ -104,7 +104,24 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         step(batch(number))
         return number + 1
 
+    if overrides.replaced(model, "train_step", "compute_metrics"):
+        return _take_own_steps(model, call["steps"], lambda number: step(batch(number)))
     with in_place.for_a_call(model) if in_place.possible(model) else contextlib.nullcontext():
         (ended,) = tf.while_loop(goes_on, body, (tf.constant(0),), parallel_iterations=1)
     model.step_record.taken.assign(tf.maximum(tf.cast(ended, model.step_record.taken.dtype) - 1, 0))
     return model.get_metrics_result()
+
+
+def _take_own_steps(model: keras.Model, steps: tf.Tensor, step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:
+    """The same with steps that the user's class has replaced, whose logs may be other than the model's metrics."""
+    traced = tf.function(lambda: step(tf.constant(0)), autograph=False).get_concrete_function()  # it is not run
+    empty = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), traced.structured_outputs)
+
+    def body(number: tf.Tensor, logs: Any) -> tuple[tf.Tensor, Any]:
+        return number + 1, keras.tree.map_structure(tf.convert_to_tensor, step(number))
+
+    first = (tf.constant(0), empty)
+    _, logs = tf.while_loop(lambda number, logs: number < steps, body, first, parallel_iterations=1)
+    if isinstance(logs, dict) and logs.keys() == model.get_metrics_result().keys():
+        return model.get_metrics_result()  # as Keras does
+    return logs

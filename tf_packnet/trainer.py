@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -9,23 +10,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, freeze_guard, kernels, lifecycle
+from tf_packnet import acceleration, freeze_guard, kernels, lifecycle, optimizers, overrides
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.fit_guard import FitGuard
 from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
+from tf_packnet.keras_internals import Functional
 from tf_packnet.resident import DeviceExamples, take_steps
-from tf_packnet.step_check import StepRecord, record_inputs
+from tf_packnet.step_check import StepCheck, StepRecord, record_inputs
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 
 
-class PackedTrainer(keras.Model):
+class PackedTrainer(Functional):
     """A Keras model with masked layers whose gradient steps cost little more than their matrix products.
 
     Attributes:
         xla: What XLA compiles of a gradient step: `step`, `update` or `off`, see `tf_packnet.acceleration`.
         device_examples: The examples that lie on the device, once `fit` was given `ResidentBatches`.
-        optimizer_config: The optimizer's settings when the model was compiled.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -33,11 +34,12 @@ class PackedTrainer(keras.Model):
         self.xla = acceleration.OFF
         # Past Keras's tracking: they are no part of the model.
         object.__setattr__(self, "device_examples", None)
-        object.__setattr__(self, "optimizer_config", None)
         object.__setattr__(self, "step_record", StepRecord())
+        object.__setattr__(self, "_stepped_by", ())
+        object.__setattr__(self, "_jit_asked", "auto")
 
     def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
-        """As `keras.Model.compile`; remembers the optimizer's settings, so that every stage can start from them.
+        """As `keras.Model.compile`.
 
         Args:
             *args: As for Keras.
@@ -45,6 +47,7 @@ class PackedTrainer(keras.Model):
                 for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
             **kwargs: As for Keras.
         """
+        own_step = overrides.replaced(self, "train_step")
         xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
@@ -52,14 +55,18 @@ class PackedTrainer(keras.Model):
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
-            super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
+            if overrides.takes(super().compile, "jit_compile"):
+                super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
+            else:  # the user's own
+                super().compile(*args, **kwargs)
+                self.jit_compile = xla == acceleration.STEP
         if xla == acceleration.STEP and not self.jit_compile:  # a layer, or op determinism, is against it
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
+        if xla == acceleration.UPDATE and own_step:  # that would be another step
+            xla = acceleration.OFF
         self.xla = xla
         lifecycle.records(self).functions.clear()
         object.__setattr__(self, "_jit_asked", jit_compile)
-        config = self.optimizer.get_config() if self.optimizer is not None else None
-        object.__setattr__(self, "optimizer_config", config)  # past Keras's tracking, which would wrap it
 
     def _best_xla(self) -> str:
         return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
@@ -67,10 +74,22 @@ class PackedTrainer(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         """As Keras's own, with `jit_compile` as it was asked for: another machine may choose otherwise."""
         config = super().get_compile_config()
-        return config and {**config, "jit_compile": self._jit_asked}
+        if not config:
+            return config
+        own = overrides.replaced(self, "compile", "get_compile_config")
+        if not own and config["optimizer"] is not None and self.optimizer is not None:  # it may have been replaced
+            optimizer = self.optimizer
+            wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+            same = type(optimizer).__name__ == config["optimizer"]["class_name"]
+            optimizer = optimizer if same or not wrapped else optimizer.inner_optimizer
+            config = {**config, "optimizer": keras.saving.serialize_keras_object(optimizer)}
+        return {**config, "jit_compile": self._jit_asked}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        if overrides.replaced(self, "compile", "compile_from_config"):
+            super().compile_from_config(config)
+            return
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -97,7 +116,7 @@ class PackedTrainer(keras.Model):
         guard = FitGuard(title_of(kwargs.get("callbacks")))
         kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
         try:
-            with freeze_guard.guarded(self):
+            with freeze_guard.guarded(self), self._learning_rates_kept():
                 history = super().fit(x, **kwargs)
         except tf.errors.InvalidArgumentError as error:
             raise guard.failed(error) from error
@@ -109,30 +128,58 @@ class PackedTrainer(keras.Model):
             history.history, history.epoch = backup.history, list(range(first_epoch, first_epoch + done))
         return history
 
+    @contextlib.contextmanager
+    def _learning_rates_kept(self) -> Iterator[None]:
+        every = optimizers.all_of(self)
+        # Keras traces a step once. It would go on with an optimizer or a schedule that has been replaced since.
+        stepped_by = [part for each in every for part in (each, optimizers.holder_of_rate(each)._learning_rate)]
+        if any(now is not then for now, then in itertools.zip_longest(stepped_by, self._stepped_by)):
+            self.train_function = None
+        object.__setattr__(self, "_stepped_by", stepped_by)
+        put_back = [optimizers.remembered_rate(each) for each in every]
+        try:
+            yield
+        finally:
+            with lifecycle.strategy_scope(self):
+                if sum(each() for each in put_back):
+                    self.train_function = None
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
         check_trained(self)  # again: a callback may have changed it since the fit began
         if acceleration.is_distributed(self):
             return super().train_step(data)
-        if self.xla == acceleration.STEP:
+        if self.xla == acceleration.STEP or overrides.replaced(self, "train_step"):
             return self._undoable(data)
         return self._steps(data)
 
     def _steps(self, data: Any) -> dict[str, Any]:
-        if isinstance(data, dict) and "steps" in data:  # whose inputs were checked before the fit
-            return take_steps(self, data, functools.partial(gradient_step, self, check_inputs=False))
-        return gradient_step(self, data, check_inputs=self.xla != acceleration.STEP)
+        many = isinstance(data, dict) and "steps" in data  # whose inputs were checked before the fit
+        if overrides.replaced(self, "train_step"):
+            step = self._own_step
+        else:
+            step = functools.partial(gradient_step, self, check_inputs=not many and self.xla != acceleration.STEP)
+        return take_steps(self, data, step) if many else step(data)
+
+    def _own_step(self, data: Any) -> dict[str, Any]:
+        """The step of the user's class. Its logs say whether its loss is finite."""
+        logs = super().train_step(data)
+        loss = logs.get("loss") if isinstance(logs, dict) else None
+        weights = [tf.convert_to_tensor(variable) for variable in self.trainable_variables]
+        StepCheck(self.step_record.problem).result(tf.constant(0.0) if loss is None else loss, weights)
+        return logs
 
     def _undoable(self, data: Any) -> dict[str, Any]:
-        """The steps of a call, compiled as a whole; what is wrong is undone afterwards.
+        """The steps of a call; what is wrong is undone afterwards.
 
-        To choose in every step whether its changes count would cost a tenth of its time.
+        Where XLA compiles them, to choose in every step whether its changes count would cost a tenth of its time.
         """
         self._build_optimizer()
-        changing = [*self.trainable_variables, *moving_state(self), *self.optimizer.variables]
+        slots = [variable for optimizer in optimizers.all_of(self) for variable in optimizer.variables]
+        changing = [*self.trainable_variables, *moving_state(self), *slots]
         problem_before = tf.convert_to_tensor(self.step_record.problem)
         before = [tf.convert_to_tensor(variable) for variable in changing]
-        steps = kernels.compiled(self._steps)
+        steps = kernels.compiled(self._steps) if self.xla == acceleration.STEP else self._steps
         logs = steps(data)
         many = isinstance(data, dict) and "steps" in data
         if not many:  # uncompiled, beside the step: XLA on CPU is slow to reduce

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle
+from tf_packnet import lifecycle, optimizers
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.weights import view
 
-PACK, OTHER, OPTIMIZER = "pack/", "other/", "optimizer/"
+PACK, OTHER, OPTIMIZER, BUILT = "pack/", "other/", "optimizer/", "built/"
 
 
 class Parts(NamedTuple):
@@ -35,8 +35,13 @@ def capture(model: keras.Model, where: Parts | None = None) -> dict[str, np.ndar
     """
     layers, others = where or parts(model)
     found = {PACK + name: value for name, value in lifecycle.state_of(layers).items()}
-    for prefix, variables in ((OTHER, others), (OPTIMIZER, model.optimizer.variables)):
+    for prefix, variables in ((OTHER, others), (OPTIMIZER, _optimizer_variables(model))):
         found.update({f"{prefix}{place}": view(variable) for place, variable in enumerate(variables)})
+    place_of = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
+    for number, (_, _, optimizer) in enumerate(optimizers.of_user(model)):  # Keras builds them in their first step
+        if optimizer.built:
+            trained = [place_of[id(variable)] for variable in optimizers.trained_by(optimizer)]
+            found[f"{BUILT}{number}"] = np.array(trained, np.int64)
     return found
 
 
@@ -47,9 +52,12 @@ def restore(model: keras.Model, state: dict[str, np.ndarray]) -> None:
         ValueError: If `state` is that of another model or optimizer.
     """
     pack = {name.removeprefix(PACK): state[name] for name in state if name.startswith(PACK)}
-    groups = {OTHER: _other_variables(model), OPTIMIZER: model.optimizer.variables}
+    for number, (_, _, optimizer) in enumerate(optimizers.of_user(model)):
+        if f"{BUILT}{number}" in state and not optimizer.built:
+            optimizer.build([model.trainable_variables[place] for place in state[f"{BUILT}{number}"]])
+    groups = {OTHER: _other_variables(model), OPTIMIZER: _optimizer_variables(model)}
     ours = {f"{prefix}{place}": variable for prefix, some in groups.items() for place, variable in enumerate(some)}
-    theirs = {name for name in state if not name.startswith(PACK)}
+    theirs = {name for name in state if not name.startswith((PACK, BUILT))}
     different = [name for name in ours if name in theirs and tuple(ours[name].shape) != state[name].shape]
     if set(ours) != theirs or different:
         raise ValueError("the state is that of another model, or of another optimizer")
@@ -60,6 +68,10 @@ def restore(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     with lifecycle.strategy_scope(model):
         for name, variable in ours.items():
             variable.assign(state[name])
+
+
+def _optimizer_variables(model: keras.Model) -> list[keras.Variable]:
+    return [variable for optimizer in optimizers.all_of(model) for variable in optimizer.variables]
 
 
 def _other_variables(model: keras.Model) -> list[keras.Variable]:

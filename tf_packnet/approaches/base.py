@@ -127,7 +127,8 @@ class Approach(abc.ABC):
         with lifecycle.strategy_scope(self.packed):
             if not self.packed.optimizer.built:
                 self.packed.optimizer.build(self.packed.trainable_variables)
-            optimizers.reset(self.packed.optimizer, self.packed.optimizer_config)
+            for optimizer in optimizers.all_of(self.packed):
+                optimizers.reset(optimizer)
         reseed(self.packed, self.seed)
 
     @property

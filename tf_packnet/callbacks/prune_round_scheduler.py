@@ -156,10 +156,11 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return RoundPlan.of(self.schedule, first_epoch, epochs)
 
     def _reset_optimizer(self) -> None:
-        optimizer = self.model.optimizer
-        self._before_reset = [(variable, view(variable)) for variable in optimizer.variables]
+        every = optimizers.all_of(self.model)
+        self._before_reset = [(variable, view(variable)) for each in every for variable in each.variables]
         with lifecycle.strategy_scope(self.model):
-            optimizers.reset(optimizer, getattr(self.model, "optimizer_config", None))
+            for optimizer in every:
+                optimizers.reset(optimizer)
 
     def _undo_reset(self) -> None:
         with lifecycle.strategy_scope(self.model):

@@ -7,7 +7,7 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.structure.graphs import copied, copy_state
+from tf_packnet.structure.graphs import copied, copy_state, graph_layers
 from tf_packnet.structure.places import by_place
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import own_state
@@ -15,6 +15,8 @@ from tf_packnet.structure.state import own_state
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     """The network of one committed task, without anything of this library in it.
+
+    It is a plain Keras model: what the user's model class replaces, such as `predict_step`, does not come along.
 
     Args:
         packed: The pack; the task it has selected stays selected.
@@ -33,7 +35,7 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
         sources = by_place(packed)
         # Layers made of layers are made anew as their class makes them, of masked layers or of plain ones.
         model = convert(copied(packed.network()), lambda layer, place: _plain(layer, sources[place]))
-        for source, target in zip(packed._flatten_layers(), model._flatten_layers(), strict=True):
+        for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
             _copy_seen_values(source, target)
     finally:
         packed.select_task(selected)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle
+from tf_packnet import lifecycle, model_class
 from tf_packnet.errors import ArgumentError, FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed_model import PackedModel
@@ -120,7 +120,7 @@ def _first_line(error: Exception) -> str:
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
     """Gives the layers that belong to no task their variables and assets."""
-    layers = by_place(packed)
+    layers = by_place(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
     for (kind, whose), array in arrays.items():
         if kind in stores:

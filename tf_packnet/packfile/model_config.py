@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 import keras
-from keras.src.backend.common import global_state  # nothing public forgets variables that were only sketched
 
+from tf_packnet.keras_internals import global_state  # nothing public forgets variables that were only sketched
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.coding import nbytes
 
@@ -68,7 +68,7 @@ def variable_bytes(model: keras.Model) -> int:
 
 def _made(config: dict[str, Any]) -> PackedModel:
     packed = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    if type(packed) is not PackedModel:
+    if not isinstance(packed, PackedModel):
         raise ValueError(f"is a {type(packed).__name__}, no pack")
     return packed
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle
+from tf_packnet import lifecycle, model_class
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TaskHead, TaskLayer
 from tf_packnet.layers.task_weight import TaskWeight
@@ -102,7 +102,7 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 def _shared(packed: PackedModel) -> Arrays:
     """What all tasks see: layers that belong to none, and pretrained values that show through."""
     yield from _base(packed, "visible")
-    for place, layer in by_place(packed).items():
+    for place, layer in (by_place(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
             continue
         store: dict[str, Any] = {}

@@ -61,10 +61,10 @@ def save_pack(
         "info": info,
         "pack": {
             "name": packed.name,
-            "head": packed.head,
-            "freed_weights": packed.freed_weights,
-            "bias_policy": packed.roles.bias_policy,
-            "pretrained": packed.roles.pretrained,
+            "head": packed.pack_settings.head,
+            "freed_weights": packed.pack_settings.freed_weights,
+            "bias_policy": packed.pack_settings.roles.bias_policy,
+            "pretrained": packed.pack_settings.roles.pretrained,
             "written_by": f"tf_packnet {__version__}, keras {keras.__version__}",
         },
     }

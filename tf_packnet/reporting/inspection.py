@@ -143,9 +143,9 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
         notes.append(f"task {open_task!r} is open: what it trains is counted as free")
     return Inspection(
         packed.name,
-        packed.head,
-        packed.freed_weights,
-        packed.roles.bias_policy,
+        packed.pack_settings.head,
+        packed.pack_settings.freed_weights,
+        packed.pack_settings.roles.bias_policy,
         _tasks(packed, layers, record, file),
         open_task,
         layers,

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.keras_internals import Functional
+from tf_packnet.overrides import is_subclassed
 from tf_packnet.structure import places
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
@@ -24,6 +26,10 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise ArgumentError("model", "a Keras model", model)
+    for layer in model._flatten_layers():
+        if isinstance(layer, (Functional, keras.Sequential)) and is_subclassed(type(layer)):
+            expected = f"models with a graph of layers or a `call` of their own; {layer.name!r} has both"
+            raise ArgumentError("model", expected, type(layer).__name__)
     if places.is_graph(model):
         return model
     if inputs is None:
@@ -53,6 +59,20 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
     if all(size is None or isinstance(size, int) for size in shapes):
         return function(tuple(shapes))
     return [_map_shapes(function, shape) for shape in shapes]
+
+
+def ends(model: keras.Model) -> tuple[Any, Any]:
+    """The inputs and outputs of a graph, in the structure that they were given in."""
+    if isinstance(model, keras.Sequential) and not hasattr(model, "_inputs_struct"):
+        return model.inputs, model.outputs
+    return model._inputs_struct, model._outputs_struct
+
+
+def graph_layers(model: keras.Layer) -> list[keras.Layer]:
+    """The layers of a model, itself first; of a graph those on the way to its outputs, no others that it holds."""
+    if places.is_graph(model):
+        return [model, *keras.Model(*ends(model), name=model.name)._flatten_layers(include_self=False)]
+    return model._flatten_layers()
 
 
 class Copies:
@@ -111,6 +131,40 @@ def copied(graph: keras.Model) -> keras.Model:
         ArgumentError: If layers cannot be made anew from their configs; the message names them.
     """
     return Copies(graph).joined(graph)
+
+
+def copied_layer(layer: keras.Layer) -> keras.Layer:
+    """The same for any layer, a model or not; it may not be built.
+
+    Raises:
+        ArgumentError: If it cannot be made anew from its config.
+    """
+    if places.is_graph(layer):
+        return copied(layer)
+    new, reason = _anew(layer)
+    if reason is not None:
+        raise refused([Refusal(layer.name, layer, reason)], layer.name)
+    return new
+
+
+def build_left_out(source: keras.Model, target: keras.Model) -> list[list[Any]]:
+    """Builds the layers of `target` that no call does, as those of `source` are; returns what `build_again` needs."""
+    there = places.by_place(target)
+    found = [
+        [place, layer.get_build_config()]
+        for place, layer in places.by_place(source).items()
+        if isinstance(layer, keras.Layer) and layer.built and place in there and not there[place].built
+    ]
+    build_again(target, found)
+    return found
+
+
+def build_again(model: keras.Model, left_out: list[list[Any]]) -> None:
+    """Builds layers that `build_left_out` has found in another model of the same layers."""
+    there = places.by_place(model)
+    for place, config in left_out:
+        if place in there and not there[place].built and config:
+            there[place].build_from_config(config)
 
 
 def _anew(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:

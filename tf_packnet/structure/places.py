@@ -166,7 +166,7 @@ def _is_numbered(layer: keras.Layer) -> bool:
 
 def is_graph(layer: keras.Layer) -> bool:
     """Whether Keras itself knows how the layers of this model are joined: a built Sequential, or functional."""
-    of_keras = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
+    of_keras = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith(("keras.", "tf_packnet."))
     return of_keras and (hasattr(layer, "_inputs_struct") or (isinstance(layer, keras.Sequential) and layer.built))
 
 

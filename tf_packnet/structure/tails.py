@@ -9,6 +9,7 @@ import keras
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import places
 from tf_packnet.structure.refusals import quoted
+from tf_packnet.structure.tracing import heads_inside
 
 # Layers that hand on what they get, when the model predicts.
 _PASSING = (
@@ -65,6 +66,9 @@ def _dense_before(tensor: Any) -> tuple[keras.layers.Dense | None, str]:
             try:
                 outputs = _followed(operation, operation._inbound_nodes[node]).outputs
             except Exception as error:  # whatever the model's own code raises
+                head = _traced_head(operation, operation._inbound_nodes[node], tensor)
+                if head is not None:
+                    return head, ""
                 return None, f"{of_kind}, whose call cannot be followed from layer to layer ({quoted(error)})"
             if len(outputs) != 1:
                 return None, f"{of_kind} with {len(outputs)} outputs"
@@ -74,6 +78,13 @@ def _dense_before(tensor: Any) -> tuple[keras.layers.Dense | None, str]:
         if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
             return None, of_kind
         tensor = inputs[0]
+
+
+def _traced_head(model: keras.Model, node: Any, tensor: Any) -> keras.layers.Dense | None:
+    """The Dense layer inside a subclassed model that an output of one of its calls comes from, where tracing tells."""
+    found = heads_inside(model, node.arguments)
+    place = next((place for place, output in enumerate(node.output_tensors) if output is tensor), len(found))
+    return found[place] if place < len(found) else None
 
 
 def _followed(layer: keras.Layer, node: Any) -> keras.Function:
