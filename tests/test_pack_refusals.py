@@ -551,24 +551,6 @@ class TestOneErrorListsAll:
         block.more.build((None, 6))
         assert "whose from_config() makes other layers than it has (lacks more)" in refusal(model)
 
-    def test_a_model_that_adds_a_loss(self):
-        class Losing(keras.Model):
-            def __init__(self, **kwargs):
-                super().__init__(**kwargs)
-                self.body, self.classifier = hidden(), L.Dense(2)
-
-            def call(self, x):
-                self.add_loss(keras.ops.sum(x))
-                return self.classifier(self.body(x))
-
-        model = Losing(name="losing")
-        model(X)
-        text = refusal_without_layers(model)
-        assert "comes from a Losing, whose call cannot be followed from layer to layer (" in text
-        assert "add_loss" in text
-        packed = tp.pack(model, head_layers=["classifier"])  # as the message says
-        assert list(packed.owner_maps()) == ["losing/body/kernel"]
-
 
 def refusal_without_layers(model):
     with pytest.raises(tp.ArgumentError) as caught:

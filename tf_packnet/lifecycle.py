@@ -177,6 +177,5 @@ def commit_task(model: keras.Model) -> int:
         for layer in task_layers(model):
             layer.commit_task()
         kept.keep_state(task, {name: view_of(variable) for name, variable in bind_state(model).items()})
-    kept.begin()
     record_witness(model, task)
     return task

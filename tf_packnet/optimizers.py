@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_packnet.layers.weights import view
+
 # Each entry of a weight is updated from its own gradient and slots alone. Not so where norms or means of a whole weight
 # come in: LAMB, Adafactor, Muon, and what users write.
 ELEMENTWISE = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "Ftrl", "Lion")
@@ -75,7 +77,7 @@ def remembered_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]
 
 
 def _value(rate: Any) -> np.ndarray | None:
-    return np.array(ops.convert_to_numpy(rate)) if isinstance(rate, keras.Variable) else None
+    return np.array(view(rate)) if isinstance(rate, keras.Variable) else None
 
 
 def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

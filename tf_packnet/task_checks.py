@@ -25,6 +25,7 @@ from tf_packnet.model_tasks import (
     view_of,
 )
 from tf_packnet.structure.places import stable_names
+from tf_packnet.structure.state import metric_variables
 
 # Variables that the model reads although no layer of it holds them, such as those in a Lambda.
 CAPTURED = "captured "
@@ -45,6 +46,7 @@ def shared_checksums(model: keras.Model) -> dict[str, str]:
         if weight.pretrained == "visible"
     }
     known = {id(variable.value) for variable in model.variables} | {id(each) for each in model.variables}
+    known |= {id(variable.value) for variable in metric_variables(model)}
     known |= {id(variable) for variable in records(model).variables.values()}
     strange = [each for each in witness.captured_variables(records(model)) if id(each) not in known]
     for name, variable in zip(stable_names(f"{CAPTURED}{each.name}" for each in strange), strange, strict=True):

@@ -154,14 +154,14 @@ class TaskRecords:
         self.names = [str(name) for name in facts["names"]]
         for name in COUNTS:
             setattr(self, name, int(facts.get(name, 0)))
-        self.state = {int(task): values(places) for task, places in facts["state"].items()}
-        self.open_state, self.loaded = values(facts["open_state"]), values(facts["shown"])
-        self.volatile = set(facts["volatile"])
+        self.state = {int(task): values(places) for task, places in facts.get("state", {}).items()}
+        self.open_state, self.loaded = values(facts.get("open_state", {})), values(facts.get("shown", {}))
+        self.volatile = set(facts.get("volatile", ()))
         self.witnesses = {
             int(task): Witness(
                 [get(number) for number in told["outputs"]], told["inputs"], told["checksums"], told["environment"]
             )
-            for task, told in facts["witnesses"].items()
+            for task, told in facts.get("witnesses", {}).items()
         }
 
 

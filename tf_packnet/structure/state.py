@@ -38,6 +38,11 @@ def seeds(model: keras.Model) -> list[keras.Variable]:
     return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
 
 
+def metric_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of all metrics that the layers of `model` hold: what they count is no state of a task."""
+    return [v for layer in model._flatten_layers() for metric in layer._metrics for v in metric.variables]
+
+
 def own_state(layer: keras.Layer) -> Iterator[tuple[str, Variable]]:
     """The variables that `layer` holds itself and that belong to no weight of a task, by name."""
     owned: set[int] = set()

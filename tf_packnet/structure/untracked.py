@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_packnet.structure import places
 from tf_packnet.structure.refusals import Refusal
-from tf_packnet.structure.state import unowned_variables
+from tf_packnet.structure.state import metric_variables, unowned_variables
 
 
 def of_untracked(model: keras.Model, called: keras.Model | None = None) -> list[Refusal]:
@@ -48,10 +48,11 @@ def untracked(model: keras.Model) -> list[str]:
         graph = tf.function(call, autograph=False).get_concrete_function(inputs).graph
     except Exception:  # whatever the code of a layer raises when TensorFlow traces it
         return []
-    known = {id(variable) for variable in model.variables}
-    variables = [variable for variable in reads.found.values() if id(variable) not in known]
+    keras_variables = [*model.variables, *metric_variables(model)]
+    known = {id(variable) for variable in keras_variables}
     known |= {id(variable) for variable in unowned_variables(model).values()}  # `tf.Variable`s in attributes
-    listed = known | {id(variable._value) for variable in (*model.variables, *reads.found.values())}
+    variables = [variable for variable in reads.found.values() if id(variable) not in known]
+    listed = known | {id(variable._value) for variable in (*keras_variables, *reads.found.values())}
     of_tensorflow = [variable for variable in graph.variables if id(variable) not in listed]
     return [variable.path for variable in variables] + [variable.name for variable in of_tensorflow]
 
