@@ -151,6 +151,7 @@ def test_build_has_one_target_a_package_with_its_files():
 
 PYPI = {
     "absl": "absl-py",
+    "h5py": "h5py",
     "hypothesis": "hypothesis",
     "keras": "keras",
     "matplotlib": "matplotlib",

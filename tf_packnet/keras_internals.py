@@ -3,5 +3,6 @@
 from keras.src.backend import in_stateless_scope
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
+from keras.src.saving.keras_saveable import KerasSaveable
 
-__all__ = ["Functional", "global_state", "in_stateless_scope"]
+__all__ = ["Functional", "KerasSaveable", "global_state", "in_stateless_scope"]

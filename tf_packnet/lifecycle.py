@@ -36,6 +36,7 @@ from tf_packnet.model_tasks import (
     view_of,
 )
 from tf_packnet.task_checks import (
+    check_committed_finite,
     check_finite,
     check_tasks,
     committed_checksums,
@@ -49,6 +50,7 @@ __all__ = [
     "STATE",
     "begin_task",
     "bind_state",
+    "check_committed_finite",
     "check_finite",
     "check_room",
     "check_tasks",

@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.saving.keras_saveable import KerasSaveable  # no public class takes part in loading without being a layer
 
 from tf_packnet import lifecycle, ownership
 from tf_packnet.errors import ArgumentError, FreezeError
+from tf_packnet.keras_internals import KerasSaveable
+from tf_packnet.layers.base import COMPARES_AFTERWARDS
 from tf_packnet.layers.weights import view
 
 INSTEAD = "use save and keras.models.load_model, save_weights and load_weights, or tp.save_pack and tp.load_pack"
@@ -33,6 +34,7 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
         OSError: If a file cannot be read.
     """
     before = _Snapshot(model)
+    token = COMPARES_AFTERWARDS.set(True)
     try:
         yield
         wrong = before.contradicted() or incomplete(model)
@@ -43,6 +45,8 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
         before.restore()
         reason = next((line for line in reversed(str(error).splitlines()) if "Invalid `" in line), str(error))
         raise ArgumentError(argument, f"the weights of a pack like this one ({_first_line(reason)})", value) from error
+    finally:
+        COMPARES_AFTERWARDS.reset(token)
     if wrong:
         before.restore()
         raise ArgumentError(argument, wrong, value)

@@ -31,6 +31,15 @@ from tf_packnet.structure.state import metric_variables
 CAPTURED = "captured "
 
 
+def check_committed_finite(model: keras.Model) -> None:
+    """Raises DivergedError if a committed value is NaN or infinite: such a model is neither saved nor exported."""
+    broken = [path for path, weight in masked_weights(model).items() if not np.isfinite(view(weight.frozen)).all()]
+    broken += [path for path, _, value in kept_values(model) if not np.isfinite(value).all()]
+    if broken:
+        listed = ", ".join(dict.fromkeys(broken[:3])) + " and others" * (len(broken) > 3)
+        raise DivergedError(f"model {model.name!r} has committed weights that are NaN or infinite, in {listed}")
+
+
 def committed_checksums(model: keras.Model) -> dict[int, dict[str, str]]:
     """A checksum in hex of every value that a committed task has of its own, by task (1-based) and name."""
     kept = records(model)

@@ -25,10 +25,12 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     Raises:
         ArgumentError: If there is no such task.
         RuntimeError: If the task is still being learned.
+        DivergedError: If committed weights are NaN or infinite.
     """
     number = packed.task_number(task)
     if number == packed.committed_tasks + 1 and lifecycle.has_open_task(packed):
         raise RuntimeError(f"task {task!r} is still being learned: it can be exported once it is committed")
+    lifecycle.check_committed_finite(packed)
     selected = packed.selected_task
     packed.select_task(number)
     try:

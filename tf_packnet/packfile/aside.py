@@ -5,7 +5,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 
-from keras.src.backend.common import global_state  # nothing public gives back names that were counted
+from tf_packnet.keras_internals import global_state
 
 _NAMES = "object_name_uids"
 

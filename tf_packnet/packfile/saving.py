@@ -36,6 +36,7 @@ def save_pack(
             (and a pack with pruned pretrained weights, from those); without them, `begin_task` says so.
 
     Raises:
+        DivergedError: If committed weights are NaN or infinite.
         ArgumentError: If `info` is not as it says above, the pack has no task or an open one, or lacks the free
             values, or cannot be made again from a file to the bit. A file that was there is then as it was.
     """
@@ -81,6 +82,7 @@ def _check(packed: PackedModel, free_values: bool) -> None:
         name = dict(enumerate(packed.task_names, start=1)).get(number, f"task_{number}")
         expected = f"a pack without an open task: this one has task {name!r} open, so commit it first"
         raise ArgumentError("packed", expected, packed.name)
+    lifecycle.check_committed_finite(packed)
     if free_values and lifecycle.lacks_free_values(packed):
         expected = "False: this pack was loaded from a file without the values of its free weights"
         raise ArgumentError("free_values", expected, free_values)

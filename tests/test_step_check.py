@@ -1,0 +1,270 @@
+"""A step with bad data, a non-finite loss or non-finite gradients changes nothing, and the fit says so."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model
+from tests.stateful import prune_and_commit
+from tf_packnet import lifecycle
+from tf_packnet.step_check import is_finite
+
+L = keras.layers
+X, Y = blobs(0, (20,), examples=256)
+BAD = 167  # in the sixth batch of 32
+BATCHES_BEFORE = 5
+
+
+def broken(name: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = X.copy(), Y.copy()
+    if name in ("nan", "inf"):
+        x[BAD, 3] = {"nan": np.nan, "inf": np.inf}[name]
+    else:
+        y[BAD] = {"too large": 2, "negative": -1}[name]
+    return x, y
+
+
+class PyData(keras.utils.PyDataset):
+    def __init__(self, x, y, batches):
+        super().__init__()
+        self.x, self.y, self.batches = x, y, batches
+
+    def __len__(self):
+        return self.batches
+
+    def __getitem__(self, index):
+        rows = slice(index * 32, (index + 1) * 32)
+        return self.x[rows], self.y[rows]
+
+
+def given(kind: str, x: np.ndarray, y: np.ndarray, batches: int = 8) -> dict:
+    """What `fit` is given: the first `batches` batches of an epoch."""
+    if kind == "tf.data":
+        return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(32).take(batches)}
+    if kind == "generator":
+        parts = ((x[i * 32 : i * 32 + 32], y[i * 32 : i * 32 + 32]) for _ in range(9) for i in range(batches))
+        return {"x": parts, "steps_per_epoch": batches}
+    if kind == "PyDataset":
+        return {"x": PyData(x, y, batches), "shuffle": False}
+    rows = slice(0, batches * 32)
+    return {"x": tf.constant(x[rows]), "y": tf.constant(y[rows]), "batch_size": 32, "shuffle": False}
+
+
+def make_model() -> keras.Model:
+    inner = [L.Dense(64, "relu"), L.BatchNormalization(), L.Dropout(0.1), L.Dense(2)]
+    return keras.Sequential([keras.Input((20,)), *inner])
+
+
+def stateful_model(jit, model=None, optimizer="adam", **kwargs) -> tp.PackedModel:
+    """With everything that a step changes: weights, slots, moving statistics, dropout."""
+    keras.utils.set_random_seed(1)
+    packed = tp.pack((model or make_model)(), bias_policy="per_task")
+    compile_model(packed, optimizer, jit_compile=jit, **kwargs)
+    packed.begin_task("a")
+    return packed
+
+
+def everything(packed: tp.PackedModel) -> list[np.ndarray]:
+    found = [*packed.variables, *packed.optimizer.variables]
+    return [np.array(lifecycle.view_of(variable)) for variable in found]
+
+
+WHAT = {
+    "nan": "the inputs of a batch contain NaN or infinity in epoch 1",
+    "inf": "the inputs of a batch contain NaN or infinity in epoch 1",
+    "too large": "labels outside the range of the loss.* in epoch 1",
+    "negative": "labels outside the range of the loss.* in epoch 1",
+}
+
+
+@pytest.mark.parametrize("kind", ["tf.data", "generator", "PyDataset", "tensors"])
+@pytest.mark.parametrize("name", ["nan", "too large"])
+def test_whatever_fit_is_given(kind, name):
+    assert_refused(kind, name, jit=False)
+
+
+@pytest.mark.parametrize("name", WHAT)
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_with_and_without_xla(name, jit):
+    assert_refused("tf.data", name, jit)
+
+
+def assert_refused(kind, name, jit):
+    x, y = broken(name)
+    packed = stateful_model(jit)
+    with pytest.raises(tp.DivergedError, match=WHAT[name]) as caught:
+        packed.fit(**given(kind, x, y), epochs=2, verbose=0, callbacks=prune_and_commit())
+    assert "\n" not in str(caught.value)
+    assert packed.committed_tasks == 0
+    assert lifecycle.has_open_task(packed)
+    good = stateful_model(jit)
+    good.fit(**given(kind, x, y, BATCHES_BEFORE), verbose=0, callbacks=prune_and_commit()[:2])
+    for now, expected in zip(everything(packed), everything(good), strict=True):
+        np.testing.assert_array_equal(now, expected)
+    packed.fit(X, Y, verbose=0, callbacks=prune_and_commit())  # goes on with sound data
+    assert packed.committed_tasks == 1
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_convolutions_where_xla_compiles_the_update_alone(jit):
+    x, y = blobs(0, (8, 8, 1), examples=64)
+    y[40] = 7
+    packed, good = (
+        stateful_model(
+            jit,
+            lambda: keras.Sequential(
+                [keras.Input((8, 8, 1)), L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
+            ),
+        )
+        for _ in range(2)
+    )
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    with pytest.raises(tp.DivergedError, match="labels outside the range"):
+        packed.fit(data, verbose=0)
+    good.fit(data.take(2), verbose=0)
+    for now, expected in zip(everything(packed), everything(good), strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+@pytest.mark.parametrize("kind", [tp.tasks.ResidentBatches, tp.tasks.StreamedBatches])
+def test_the_steps_before_it_in_one_call_count(jit, kind):
+    """Gradient steps of one call of the compiled step: those before the one that diverged are taken."""
+
+    @keras.saving.register_keras_serializable("tests.step_check")
+    class BreaksAt(keras.layers.Layer):
+        """Gives NaN in the training step of this number, from 0."""
+
+        def __init__(self, step, **kwargs):
+            super().__init__(**kwargs)
+            self.step = step
+
+        def build(self, shape):
+            self.done = self.add_weight(shape=(), initializer="zeros", trainable=False, name="done")
+
+        def call(self, z, training=None):
+            if not training:
+                return z
+            self.done.assign_add(1.0)
+            return z * keras.ops.where(self.done > self.step, np.float32("nan"), np.float32(1.0))
+
+        def get_config(self):
+            return {**super().get_config(), "step": self.step}
+
+    def learn(step, batches):
+        def make():
+            inner = [BreaksAt(step), L.Dense(32, "relu"), L.Dropout(0.1), L.Dense(2)]
+            return keras.Sequential([keras.Input((20,)), *inner])
+
+        packed = stateful_model(jit, make)
+        if batches == 8:
+            with pytest.raises(tp.DivergedError, match="NaN or infinite in epoch 1, the training has diverged"):
+                packed.fit(kind(X, Y, 1.0, 32, seed=3), epochs=2, verbose=0)
+        else:
+            packed.fit(kind(X, Y, 1.0, 32, seed=3, epoch_steps=batches), verbose=0)
+        return everything(packed)
+
+    for now, expected in zip(learn(5, 8), learn(99, 5), strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_ids_outside_a_vocabulary(jit):
+    ids = np.random.default_rng(0).integers(0, 5, (64, 6))
+    for value in (7, -1):
+        ids[40, 2] = value
+        inputs = keras.Input((6,), dtype="int32")
+        hidden = L.Flatten()(L.Embedding(5, 4)(inputs))
+        packed = stateful_model(
+            jit, lambda hidden=hidden, inputs=inputs: keras.Model(inputs, L.Dense(2)(L.Dense(4, "relu")(hidden)))
+        )
+        before = everything(packed)
+        with pytest.raises(tp.DivergedError, match="ids outside the vocabulary of an embedding layer in epoch 1"):
+            packed.fit(tf.data.Dataset.from_tensor_slices((ids, Y[:64])).batch(64), verbose=0)
+        for now, expected in zip(everything(packed)[: len(before)], before, strict=True):
+            np.testing.assert_array_equal(now, expected)
+
+
+def test_ids_in_code_that_looks_up_by_itself():
+    """TensorFlow's own error, where XLA does not compile: it names the place, we name the epoch."""
+
+    @keras.saving.register_keras_serializable("tests.step_check")
+    class LooksUp(keras.layers.Layer):
+        def call(self, ids):
+            return tf.gather(tf.eye(5), ids)
+
+    inputs = keras.Input((6,), dtype="int32")
+    model = keras.Model(inputs, L.Dense(2)(L.Dense(4)(L.Flatten()(LooksUp()(inputs)))))
+    packed = stateful_model(False, lambda: model)
+    with pytest.raises(tp.DivergedError, match=r"fit: epoch 1: .*indices\[\d+,2\] = 7 is not in \[0, 5\)"):
+        packed.fit(np.full((32, 6), 7) * (np.arange(6) == 2), Y[:32], verbose=0)
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD(1e4), keras.optimizers.Adam(1e30)])
+def test_training_that_diverges_leaves_finite_weights(jit, optimizer):
+    packed = tp.pack(keras.Sequential([keras.Input((20,)), L.Dense(16, "relu"), L.Dense(1)]))
+    packed.begin_task("bad")
+    packed.compile(type(optimizer).from_config(optimizer.get_config()), "mse", jit_compile=jit)
+    with pytest.raises(tp.DivergedError, match=r"fit: .* in epoch \d, the training has diverged"):
+        packed.fit(X, X[:, :1], epochs=4, verbose=0, callbacks=prune_and_commit())
+    assert packed.committed_tasks == 0
+    assert all(np.isfinite(values).all() for _, values in lifecycle.trained_values(packed))
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_gradients_that_are_not_finite_with_a_loss_that_is(jit):
+    """The gradient of a norm at 0 is NaN."""
+
+    @keras.saving.register_keras_serializable("tests.step_check")
+    class Norm(keras.layers.Layer):
+        def call(self, z):
+            return keras.ops.sqrt(keras.ops.sum(keras.ops.square(z), axis=-1, keepdims=True))
+
+    inputs = keras.Input((20,))
+    hidden = L.Dense(128, use_bias=False)(L.Dense(128, use_bias=False)(inputs))
+    packed = stateful_model(jit, lambda: keras.Model(inputs, L.Dense(2)(Norm()(hidden))))
+    before = everything(packed)
+    with pytest.raises(tp.DivergedError, match="gradients are NaN or infinite in epoch 1"):
+        packed.fit(tf.data.Dataset.from_tensor_slices((X * 0, Y)).batch(32), verbose=0)
+    for now, expected in zip(everything(packed)[: len(before)], before, strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_a_train_step_of_the_users(jit):
+    @keras.saving.register_keras_serializable("tests.step_check")
+    class OwnStep(keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    x, y = broken("nan")
+    inputs = keras.Input((20,))
+    packed = stateful_model(jit, lambda: OwnStep(inputs, L.Dense(2)(L.Dense(8, "relu")(inputs))))
+    with pytest.raises(tp.DivergedError, match="the inputs of a batch contain NaN or infinity in epoch 1"):
+        packed.fit(**given("tf.data", x, y), verbose=0, callbacks=prune_and_commit())
+    assert packed.committed_tasks == 0
+    assert all(np.isfinite(values).all() for _, values in lifecycle.trained_values(packed))
+
+
+def test_labels_of_two_kinds_and_an_ignored_class():
+    packed = stateful_model(False)
+    packed.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    hot = np.eye(2)[Y]
+    packed.fit(tf.data.Dataset.from_tensor_slices((X, hot)).batch(32), verbose=0)
+    with pytest.raises(tp.DivergedError, match="labels outside the range"):
+        packed.fit(tf.data.Dataset.from_tensor_slices((X, hot * 2)).batch(32), verbose=0)
+    packed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255))
+    packed.fit(tf.data.Dataset.from_tensor_slices((X, np.where(Y == 1, 255, 0))).batch(32), verbose=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 4, 5)])
+def test_is_finite(value, shape):
+    values = np.full(shape, 3e38, np.float32)
+    assert bool(is_finite(tf.constant(values)))
+    values.reshape(-1)[-1] = value
+    assert not bool(is_finite(tf.constant(values)))
+    assert not bool(tf.function(is_finite, jit_compile=True)(tf.constant(values)))
