@@ -23,7 +23,7 @@ from absl import app, flags
 
 from launch import benchmarks
 
-SECTIONS = ("start", "mlp", "conv", "prune", "run", "sweep")
+SECTIONS = ("start", "mlp", "conv", "prune", "checks", "run", "sweep")
 AVALANCHE, XLA = "avalanche", "xla"
 OTHERS = (AVALANCHE, XLA)
 
@@ -51,13 +51,14 @@ def measure(section: str) -> list[benchmarks.Row]:
     from tf_packnet.quiet import start_tensorflow
 
     start_tensorflow()
-    from launch.benchmarks import rounds, side_by_side, training
+    from launch.benchmarks import checks, rounds, side_by_side, training
 
     return {
         "start": processes.start,
         "mlp": lambda: training.mlp(FLAGS.epochs),
         "conv": lambda: training.conv(epochs=6),
         "prune": rounds.prune,
+        "checks": lambda: checks.checks(FLAGS.epochs),
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
         AVALANCHE: lambda: side_by_side.avalanche(FLAGS.avalanche_python, max(1, FLAGS.epochs // 3)),

@@ -415,9 +415,12 @@ class TestDamage:
 
     def test_a_later_version(self, saved, tmp_path):
         data = bytearray(saved[0].read_bytes())
-        data[8:12] = (2).to_bytes(4, "little")
+        data[8:12] = (3).to_bytes(4, "little")
         (tmp_path / "later.packnet").write_bytes(data)
-        with pytest.raises(tp.PackFileError, match="header says format 2, .*reads format 1: a later one is needed$"):
+        message = "header says format 3, .*reads formats 1 to 2: a later one is needed$"
+        with pytest.raises(tp.PackFileError, match=message):
+            tp.PackFileError, match="header says format 3, .*reads formats 1 to 2: a later one is needed$"
+        ):
             tp.load_pack(tmp_path / "later.packnet")
 
     def test_no_file(self, tmp_path):

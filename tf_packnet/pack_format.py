@@ -5,7 +5,8 @@ from typing import Any
 from tf_packnet.errors import ArgumentError
 
 # To be raised when a pack is saved in a form that an earlier version would read wrongly.
-FORMAT = 1
+# 2 since task names, state and witnesses are saved with the weights; packs of format 1 are read.
+FORMAT = 2
 
 
 def checked_format(config: dict[str, Any]) -> dict[str, Any]:

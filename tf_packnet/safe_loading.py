@@ -108,6 +108,12 @@ class TaskCheck(KerasSaveable):
     def load_own_variables(self, store: dict) -> None:
         """Keras's hook."""
         self._error, model = None, self._model()
+        layers = lifecycle.task_layers(model)
+        complete = all(layer.was_loaded for layer in layers)
+        for layer in layers:
+            layer.was_loaded = False
+        if not complete:  # Keras says which layers failed
+            return
         try:
             lifecycle.complete_records(model)
             lifecycle.check_tasks(model)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle, optimizers, ownership
+from tf_packnet.packed_model import PackedModel
 
 
 class GradientMask(keras.callbacks.Callback):
@@ -12,17 +13,28 @@ class GradientMask(keras.callbacks.Callback):
     The forward pass of a masked layer never reads a committed or pruned entry from the trainable variable, so their
     gradients are exactly 0 and the freeze holds without this callback. What it adds is that the optimizer's own view
     agrees: after every prune round the entries of the trainable kernels and of the optimizer's slots (momentum,
-    moments, weight averages) outside the candidates are 0. So norms over a whole kernel (L2 regularisers, LAMB- or
-    LARS-like trust ratios, norm constraints) count the candidates alone, and no momentum gathered before a round lives
+    moments, weight averages) outside the candidates are 0. So norms over a whole kernel (LAMB- or LARS-like trust
+    ratios, norm constraints) count the candidates alone, and no momentum gathered before a round lives
     on in a weight that it pruned.
+
+    In a `fit` of a plain `keras.Model` it also checks, before and after, that committed tasks compute what they did; a
+    `PackedModel` does that itself.
 
     It acts before the first gradient step of each epoch, whatever its place in the list of callbacks.
     """
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        self._check_tasks()
         self._weights = lifecycle.masked_weights(self.model)
         self._candidates: dict[str, int] = {}
         self._due = True
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        if not isinstance(self.model, PackedModel):
+            lifecycle.check_tasks(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._due = True

@@ -69,6 +69,7 @@ class TaskLayer:
         self.committed_tasks = 0
         self.selected_task = 1
         self.open = True  # a fresh layer can be trained at once, as its first task
+        self.was_loaded = False  # since somebody looked, see `safe_loading.TaskCheck`
         # Past Keras's tracking. Only the first task-aware layer of a model has any, see `lifecycle.records`.
         object.__setattr__(self, "records", None)
         self._set_routes({})
@@ -194,6 +195,7 @@ class TaskLayer:
             expected = f"of a model with at least the {self.committed_tasks} committed tasks that {self.name!r} has"
             raise ArgumentError("weights", expected, committed)
         self.restore_own_variables(store)
+        self.was_loaded = True
 
     def restore_own_variables(self, store: dict) -> None:
         """As `load_own_variables`, whatever the layer held before."""

@@ -15,7 +15,8 @@ from tf_packnet.errors import PackFileError
 from tf_packnet.packfile.coding import ITEM_BYTES, from_planes, nbytes, to_planes
 
 MAGIC = b"\x89PACKNET"
-VERSION = 1
+# 2 since tasks have state and a witness; files of version 1 are read.
+VERSION = 2
 # magic, version, stored and plain length of the directory; the SHA-256 of all this and of the stored directory follows.
 _HEADER = struct.Struct("<8sIII")
 _HASH_BYTES = 32
@@ -99,11 +100,11 @@ class PackFile:
         if len(header) < HEADER_BYTES:
             raise PackFileError(self.path, "header", "is cut short")
         _, version, stored, plain = _HEADER.unpack(header[: _HEADER.size])
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise PackFileError(
                 self.path,
                 "header",
-                f"says format {version}, and this version of tf_packnet reads format {VERSION}"
+                f"says format {version}, and this version of tf_packnet reads formats 1 to {VERSION}"
                 + (": a later one is needed" if version > VERSION else ""),
             )
         if stored > MAX_DIRECTORY or plain > MAX_DIRECTORY:
