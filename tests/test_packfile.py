@@ -419,8 +419,6 @@ class TestDamage:
         (tmp_path / "later.packnet").write_bytes(data)
         message = "header says format 3, .*reads formats 1 to 2: a later one is needed$"
         with pytest.raises(tp.PackFileError, match=message):
-            tp.PackFileError, match="header says format 3, .*reads formats 1 to 2: a later one is needed$"
-        ):
             tp.load_pack(tmp_path / "later.packnet")
 
     def test_no_file(self, tmp_path):
