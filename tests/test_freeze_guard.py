@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from tf_packnet import freeze_guard, lifecycle
+from tf_packnet import checksums, freeze_guard, lifecycle
 from tf_packnet.errors import FreezeError
 
 
@@ -63,7 +63,7 @@ def test_one_bit_of_a_committed_weight(packed, data, task):
         weight = lifecycle.masked_weights(model)["dense/kernel"]
         weight.frozen.assign(flip_one_bit(weight.frozen, weight.owner_map() == task))
 
-    with pytest.raises(FreezeError, match=f"committed weights have changed, of task {task} in dense/kernel:"):
+    with pytest.raises(FreezeError, match=f"committed weights have changed, of task {task} .*in 'dense/kernel'"):
         packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
 
 
@@ -74,7 +74,7 @@ def test_an_owner_that_changes(packed, data):
         owner.flat[np.flatnonzero(owner == 1)[0]] = 2
         weight.owner.assign(owner)
 
-    with pytest.raises(FreezeError, match=r"of task 1 in dense/kernel, task 2 in dense/kernel:"):
+    with pytest.raises(FreezeError, match="of task 1 .*in 'dense/kernel', task 2 .*in 'dense/kernel':"):
         packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
 
 
@@ -84,7 +84,7 @@ def test_the_head_of_a_task_with_other_classes(packed, data):
         weight = next(weight for weight in head.all_task_weights if 2 in weight.kept)
         weight.kept[2] = flip_one_bit(weight.kept[2], weight.kept[2] != 0)
 
-    with pytest.raises(FreezeError, match="of task 2 in head/kernel:"):
+    with pytest.raises(FreezeError, match="of task 2 .*in 'head/kernel':"):
         packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
 
 
@@ -93,7 +93,7 @@ def test_statistics_of_a_task(packed, data):
         layer = model.get_layer("norm")
         layer.task_weights[-1].kept[1] = layer.task_weights[-1].kept[1] + 1e-3
 
-    with pytest.raises(FreezeError, match="of task 1 in norm/"):
+    with pytest.raises(FreezeError, match="of task 1 .*in 'norm/"):
         packed.fit(*data, epochs=1, verbose=0, callbacks=[Assigns(change)])
 
 
@@ -106,7 +106,7 @@ def test_training_itself_changes_nothing(packed, data):
 
 def test_checksums_of_a_kernel_in_chunks_are_those_of_its_parts(packed, monkeypatch):
     """The chunks are small, and still every entry, wherever it stands, counts."""
-    monkeypatch.setattr(freeze_guard, "CHUNK", 7)
+    monkeypatch.setattr(checksums, "CHUNK", 7)
     before = freeze_guard.checksums(packed)
     weight = lifecycle.masked_weights(packed)["dense/kernel"]
     owner, values = weight.owner_map(), np.array(weight.frozen)

@@ -18,6 +18,7 @@ import tf_packnet as tp
 from tests.conftest import ROOT, blobs, make_convnet, make_mlp
 from tests.test_any_model import MODELS, two_outputs
 from tf_packnet import lifecycle
+from tf_packnet.layers.records import COUNTS
 from tf_packnet.packfile import coding, container, loading, model_config
 from tf_packnet.packfile.contents import WeightEntry
 from tf_packnet.packfile.info import check_info
@@ -67,6 +68,12 @@ def assert_same(packed, loaded, x, free_values):
     assert {name for name in now if not name.endswith(".lost")} == set(then)
     for name, value in then.items():
         path, _, part = name.rpartition(".")
+        if name.endswith("/records"):  # a file does not keep how a task was pruned
+            facts = [
+                {k: v for k, v in json.loads(each.tobytes()).items() if k not in COUNTS} for each in (value, now[name])
+            ]
+            assert facts[0] == facts[1]
+            continue
         if part == "variable" or "/units_" in name and part == "frozen":
             continue  # nothing reads these before the next task begins
         if not free_values and path in maps and part == "base" and packed.roles.pretrained == "prunable":
@@ -568,7 +575,7 @@ class TestForgery:
         for _ in range(3):
             plain[data.draw(st.integers(0, len(plain) - 1))] = data.draw(st.integers(0, 255))
         path = forged(saved[0], tmp_path / "forged.packnet", task_1=bytes(plain))
-        with contextlib.suppress(tp.PackFileError):
+        with contextlib.suppress(tp.PackFileError, tp.FreezeError):
             assert tp.load_pack(path).committed_tasks == 2
 
     @pytest.mark.parametrize("name", ["..", "../../evil", "/etc/evil", "a\\b", "", "a\0b"])

@@ -314,7 +314,7 @@ def test_training_that_diverges_ends_in_one_line(tmp_path):
     flags = ("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", "--jit=off")
     done = launch(*flags, f"--output_dir={tmp_path}/out")
     assert done.returncode == 1
-    said = r"main\.py: task 1, train: .* in epoch 1, the training has diverged \(.*/.*\)\. Try"
+    said = r"main\.py: task 1, train: .* in epoch 1, the training has diverged\. Try"
     assert re.match(said, done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
 

@@ -111,9 +111,8 @@ def diverged(title: str, epoch: int, loss: float, broken: Iterable[str]) -> str:
     broken = list(broken)
     kind = "not a number" if math.isnan(loss) else "infinite"
     what = f"the loss is {kind}" if not math.isfinite(loss) else "weights are NaN or infinite"
-    where = (
-        f"not finite: {', '.join(broken[:3])}{' and others' * (len(broken) > 3)}" if broken else "weights are finite"
-    )
+    listed = ", ".join(broken[:3]) + " and others" * (len(broken) > 3)
+    where = f"not finite: {listed}" if broken else "the weights are finite"
     return (
         f"{title}: {what} in epoch {epoch + 1}, the training has diverged ({where}). {_ADVICE}; nothing of this epoch "
         "is kept"

@@ -17,6 +17,8 @@ def checked_format(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = dict(config)
     found = config.pop("format", 1)
+    if found != 1:  # the names come with the weights: a config alone has no tasks
+        config.pop("tasks", None)
     if type(found) is not int or not 1 <= found <= FORMAT:
         expected = f"1 to {FORMAT}, which this version reads: a newer tf_packnet saved this pack"
         raise ArgumentError("format", expected, found)

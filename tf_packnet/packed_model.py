@@ -360,6 +360,7 @@ class PackedModel(PackedTrainer):
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,
             "roles": settings.roles.to_json(),
+            "tasks": self.task_names,  # for whoever reads the file without loading it; the weights have them too
         }
         own = model_class.description_of(self)
         return config if own is None else {**config, "model": own}

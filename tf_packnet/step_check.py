@@ -76,7 +76,7 @@ class StepCheck:
         return tf.nest.pack_sequence_as(y, checked)
 
     def _of_one(self, loss: Any, labels: Any, output: Any) -> Any:
-        if not isinstance(labels, tf.Tensor) or labels.dtype == tf.string:
+        if not isinstance(labels, tf.Tensor) or labels.dtype in (tf.string, tf.bool):
             return labels
         if isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or loss in SPARSE:
             valid = (labels >= 0) & (labels < tf.cast(output.shape[-1], labels.dtype))
@@ -86,7 +86,7 @@ class StepCheck:
             if ignored is not None:
                 valid |= labels == tf.cast(ignored, labels.dtype)
         elif isinstance(loss, keras.losses.BinaryCrossentropy) or loss in BINARY:
-            valid = (labels >= 0) & (labels <= 1) if labels.dtype != tf.bool else tf.ones_like(labels)
+            valid = (labels >= 0) & (labels <= 1)
         else:
             return labels
         self._require(Problem.LABELS, tf.reduce_all(valid))

@@ -1,7 +1,7 @@
 """Checks that committed tasks compute what they did when they were committed: witnesses and checksums."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_packnet import checksums, witness
 from tf_packnet.errors import DivergedError, FreezeError
-from tf_packnet.layers.records import TaskRecords, Witness, checksum, same
+from tf_packnet.layers.records import Witness, checksum, same
 from tf_packnet.layers.weights import view
 from tf_packnet.model_tasks import (
     bind_state,
@@ -54,6 +54,8 @@ def shared_checksums(model: keras.Model) -> dict[str, str]:
         for path, weight in masked_weights(model).items()
         if weight.pretrained == "visible"
     }
+    if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):  # its variables are several each
+        return found
     known = {id(variable.value) for variable in model.variables} | {id(each) for each in model.variables}
     known |= {id(variable.value) for variable in metric_variables(model)}
     known |= {id(variable) for variable in records(model).variables.values()}
@@ -108,12 +110,18 @@ def check_tasks(model: keras.Model) -> None:
     finally:
         select_task(model, selected)
     own, shared = committed_checksums(model), shared_checksums(model)
+    changes: list[str] = []
     for task, recorded in kept.witnesses.items():
         now = _read_by(own[task], shared)
         changed = [path for name, (path, value) in now.items() if recorded.checksums.get(name, value) != value]
         changed += [name for name in recorded.checksums if name not in now and not name.startswith(CAPTURED)]
-        if changed:
-            raise FreezeError(_changed(kept, task, changed))
+        changes += [f"task {task} ({kept.name_of(task)!r}) in {name!r}" for name in changed]
+    if changes:
+        listed = ", ".join(changes[:5]) + " and others" * (len(changes) > 5)
+        raise FreezeError(
+            f"committed weights have changed, of {listed}: something assigned to them (a callback?), or the file or "
+            "memory is damaged. What was trained since cannot be relied on"
+        )
     for task, difference in moved.items():
         if difference is not None:
             raise FreezeError(
@@ -121,14 +129,6 @@ def check_tasks(model: keras.Model) -> None:
                 "of their size, but none of its variables has: a layer computes something else (an attribute that is "
                 "no variable, other code, another version). What was trained since cannot be relied on"
             )
-
-
-def _changed(kept: TaskRecords, task: int, names: Sequence[str]) -> str:
-    listed = ", ".join(repr(name) for name in names[:5]) + " and others" * (len(names) > 5)
-    return (
-        f"committed weights have changed, of task {task} ({kept.name_of(task)!r}) in {listed}: something assigned to "
-        "them (a callback?), or memory is damaged. What was trained since cannot be relied on"
-    )
 
 
 def _check_shown(model: keras.Model) -> None:

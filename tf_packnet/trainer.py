@@ -82,7 +82,9 @@ class PackedTrainer(Functional):
             wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
             same = type(optimizer).__name__ == config["optimizer"]["class_name"]
             optimizer = optimizer if same or not wrapped else optimizer.inner_optimizer
-            config = {**config, "optimizer": keras.saving.serialize_keras_object(optimizer)}
+            serialized = keras.saving.serialize_keras_object(optimizer)
+            serialized.pop("shared_object_id", None)  # Keras has serialized it before; the number is an address
+            config = {**config, "optimizer": serialized}
         return {**config, "jit_compile": self._jit_asked}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from tf_packnet.structure.state import seeds
 
 SEED = 20200903
 # Examples, at most; fewer of large ones.
-EXAMPLES = 16
+EXAMPLES = 8
 MOST_VALUES = 2**18
 # Output values that are kept of each output, at most: evenly spaced ones of larger outputs, and a checksum of all.
 MOST_OUTPUTS = 2**14
@@ -90,7 +90,7 @@ def outputs(
 
 def differences(witness: Witness, found: list[np.ndarray], tolerance: float) -> float | None:
     """The largest difference of outputs to those of `witness`, relative to their size; None if they agree."""
-    if not witness.outputs or not found:
+    if not witness.outputs:
         return None
     if [each.shape for each in found] != [each.shape for each in witness.outputs]:
         return float("inf")
@@ -150,6 +150,10 @@ def _inputs(model: keras.Model, specs: Any, how: dict[str, Any]) -> Any:
     # NumPy guarantees the stream of this generator for good.
     draw = np.random.RandomState(SEED)  # noqa: NPY002
     entries = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+
+    fixed = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}
+    if how["examples"] not in {*range(1, EXAMPLES + 1), *fixed} or how["size"] not in (0, *SIZES):
+        raise ValueError(f"a witness is not made of {how}")  # what a file claims is not made
 
     def values(spec: Any) -> Any:
         shape = (how["examples"], *(size or how["size"] for size in spec.shape[1:]))

@@ -21,7 +21,15 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
     storable = all(output.dtype.name in ITEM_BYTES for output in witness.outputs)
     outputs = witness.outputs if storable else []
     facts = {**witness.facts(), "outputs": len(outputs), "volatile": sorted(records.volatile)}
-    yield "witness", FACTS, np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    before = records.witnesses.get(task - 1)
+    if before is not None:  # most facts are those of the task before
+        earlier = {**before.facts(), "volatile": facts["volatile"]}
+        same_names = list(witness.checksums) == list(before.checksums)
+        facts = {name: value for name, value in facts.items() if earlier.get(name) != value}
+        if same_names and "checksums" in facts:
+            facts["checksums"] = list(witness.checksums.values())
+    text = json.dumps(facts, separators=(",", ":"))
+    yield "witness", FACTS, np.frombuffer(text.encode(), np.uint8)
     for number, output in enumerate(outputs):
         yield "witness", str(number), output
 
@@ -36,11 +44,16 @@ def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> Non
     for task in range(1, last + 1):
         arrays = parts[f"task {task}"]
         own = {name: value for (kind, name), value in arrays.items() if kind == "state"}
-        if own or task - 1 in records.state:
+        if own or ("witness", FACTS) in arrays:
             records.state[task] = {**records.state.get(task - 1, {}), **own}
         if ("witness", FACTS) not in arrays:  # a file of an earlier version
             continue
         facts = json.loads(arrays["witness", FACTS].tobytes())
+        before = records.witnesses.get(task - 1)
+        if before is not None:
+            facts = {**before.facts(), "volatile": (), **facts}
+            if isinstance(facts["checksums"], list):
+                facts["checksums"] = dict(zip(before.checksums, facts["checksums"], strict=True))
         outputs = [arrays["witness", str(number)] for number in range(int(facts["outputs"]))]
         checksums = {str(name): str(value) for name, value in facts["checksums"].items()}
         records.witnesses[task] = Witness(outputs, facts["inputs"], checksums, dict(facts["environment"]))
