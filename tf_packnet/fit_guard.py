@@ -16,7 +16,7 @@ from tf_packnet.layers.weights import view
 from tf_packnet.ownership import candidates
 from tf_packnet.step_check import Problem
 
-# Between two looks at what the compiled steps recorded.
+# Between two looks at what the compiled steps recorded, and at least between two copies of the weights.
 SECONDS = 1.0
 
 _WHAT = {
@@ -32,8 +32,8 @@ _ADVICE = "Try a smaller learning rate, or clipped gradients"
 class FitGuard(keras.callbacks.Callback):
     """Raises DivergedError when a step was refused, see `StepCheck`, or when loss or weights are not finite.
 
-    A refused step has changed nothing. Steps that cannot be checked one by one (in a distribution strategy, or by a
-    `train_step` of the user's) are checked after every epoch, and those of an epoch that went wrong are undone.
+    A refused step has changed nothing. Steps that cannot be checked one by one, in a distribution strategy, are checked
+    after every epoch. Weights that are not finite then are put back as they were at most an epoch or a second before.
 
     Args:
         title: What is being trained, for the message.
@@ -44,10 +44,11 @@ class FitGuard(keras.callbacks.Callback):
         self.title = title
         self.epoch = 0
         self._kept: list[tuple[Any, np.ndarray]] = []
-        self._looked = 0.0
+        self._looked = self._copied = 0.0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.model.step_record.problem.assign(0)
+        self.model.step_record.guarded = True
         self._kept = []
         self._looked = time.monotonic()
 
@@ -56,6 +57,9 @@ class FitGuard(keras.callbacks.Callback):
         if not self._kept:
             variables = [*self.model.trainable_variables, *moving_state(self.model)]
             self._kept = [(variable, np.empty_like(view(variable))) for variable in variables]
+        elif time.monotonic() - self._copied < SECONDS:
+            return
+        self._copied = time.monotonic()
         for variable, kept in self._kept:  # into the same memory each time: new memory takes longer than the copy
             np.copyto(kept, view(variable))
 
@@ -68,11 +72,18 @@ class FitGuard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._check_steps()
         loss = float((logs or {}).get("loss", 0.0))
-        broken = broken_weights(self.model)
-        if math.isfinite(loss) and not broken:
+        if math.isfinite(loss) and self._finite():
             return
-        self.undo_epoch()
+        broken = broken_weights(self.model)
+        self.undo()
         raise DivergedError(diverged(self.title, epoch, loss, broken))
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.model.step_record.guarded = False
+
+    def _finite(self) -> bool:
+        values = (view(variable) for variable, _ in self._kept)
+        return all(np.isfinite(value).all() for value in values if value.dtype.kind not in "iub")
 
     def failed(self, error: tf.errors.InvalidArgumentError) -> DivergedError:
         """What to raise for an error of TensorFlow's in the middle of a step."""
@@ -80,21 +91,21 @@ class FitGuard(keras.callbacks.Callback):
             weight.confine(candidates(weight.owner_map()))
         return DivergedError(f"{self.title}: epoch {self.epoch + 1}: {_reason(error)}. The step was not taken")
 
-    def undo_epoch(self) -> None:
-        """If any are not finite, puts back the weights and statistics from the beginning of the epoch."""
-        values = (view(variable) for variable, _ in self._kept)
-        if all(np.isfinite(value).all() for value in values if value.dtype.kind not in "iub"):
+    def undo(self) -> None:
+        """If any weights or statistics are not finite, puts back those of at most an epoch or a second before."""
+        if self._finite():
             return
         with lifecycle.strategy_scope(self.model):
             for variable, kept in self._kept:
                 variable.assign(kept)
-            optimizers.reset(self.model.optimizer)
+            for optimizer in optimizers.all_of(self.model):
+                optimizers.reset(optimizer)
 
     def _check_steps(self) -> None:
         problem = Problem(int(self.model.step_record.problem.numpy()))
         if problem == Problem.NONE:
             return
-        self.undo_epoch()
+        self.undo()
         said = f"{self.title}: {_WHAT[problem]} in epoch {self.epoch + 1}"
         if problem in (Problem.LOSS, Problem.GRADIENTS):
             said += f", the training has diverged. {_ADVICE}"

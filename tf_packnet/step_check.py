@@ -35,11 +35,13 @@ class StepRecord:
     Attributes:
         problem: The first `Problem` of this fit.
         taken: Steps of the last call before that problem.
+        guarded: Whether a `FitGuard` looks at them.
     """
 
     def __init__(self) -> None:
         # int64, since TensorFlow keeps int32 variables in host memory, where XLA cannot reach them for a GPU.
         self.problem = tf.Variable(0, dtype=tf.int64, trainable=False, name="step_problem")
+        self.guarded = False
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_taken")
 
 

@@ -123,6 +123,7 @@ class PackedTrainer(Functional):
         except tf.errors.InvalidArgumentError as error:
             raise guard.failed(error) from error
         finally:  # whatever ended it, the last whole epoch is on disk
+            self.step_record.guarded = False
             if backup is not None:
                 backup.wait()
         if backup is not None:

@@ -28,6 +28,9 @@ class StopWhenDiverged(keras.callbacks.Callback):
         self.title = title
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        record = getattr(self.model, "step_record", None)
+        if record is not None and record.guarded:  # the fit has checked this by itself
+            return
         loss = float((logs or {}).get("loss", 0.0))
         broken = broken_weights(self.model)
         if broken or not math.isfinite(loss):
