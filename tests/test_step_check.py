@@ -268,3 +268,20 @@ def test_is_finite(value, shape):
     values.reshape(-1)[-1] = value
     assert not bool(is_finite(tf.constant(values)))
     assert not bool(tf.function(is_finite, jit_compile=True)(tf.constant(values)))
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_single_batches(jit):
+    x, y = broken("nan")
+    packed, good = (stateful_model(jit) for _ in range(2))
+    for model in (packed, good):
+        model.train_on_batch(X[:32], Y[:32])
+    with pytest.raises(tp.DivergedError, match="train_on_batch: the inputs of a batch contain NaN or infinity"):
+        packed.train_on_batch(x[160:192], y[160:192])
+    for model in (packed, good):
+        model.train_on_batch(X[32:64], Y[32:64])
+    for now, expected in zip(everything(packed), everything(good), strict=True):
+        np.testing.assert_array_equal(now, expected)
+    packed.commit_task()
+    with pytest.raises(RuntimeError, match="no task is open"):
+        packed.train_on_batch(X[:32], Y[:32])

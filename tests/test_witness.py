@@ -404,3 +404,25 @@ def test_weights_that_are_not_finite_are_not_committed():
             packed.commit_task()
         assert packed.committed_tasks == 2
     assert task_checks.check_tasks(packed) is None
+
+
+@pytest.mark.parametrize("jit", ["auto", False])
+def test_a_layer_that_is_adapted_to_each_task(jit):
+    """Normalization computes with tensors that it derives from its variables."""
+    inputs = keras.Input((6,))
+    scaled = keras.layers.Normalization(name="scaled")
+    hidden = keras.layers.Dense(8, "relu")(scaled(inputs))
+    scaled.adapt(X)
+    packed = compile_model(tp.pack(keras.Model(inputs, keras.layers.Dense(2)(hidden))), jit_compile=jit)
+    learn(packed, "a", X, Y)
+    before = outputs(packed, X)["a"]
+    packed.begin_task("b")
+    packed.get_layer("scaled").adapt(5 * X + 3)
+    compile_model(packed, jit_compile=jit)
+    packed.fit(5 * X + 3, 1 - Y, epochs=2, verbose=0, callbacks=stateful.prune_and_commit())
+    found = outputs(packed, X)
+    np.testing.assert_array_equal(found["a"], before)
+    packed.select_task("b")
+    plain = tp.dense_model(packed, "b")
+    np.testing.assert_allclose(plain.predict(X, verbose=0), found["b"], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found["a"], found["b"])

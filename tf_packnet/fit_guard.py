@@ -102,14 +102,28 @@ class FitGuard(keras.callbacks.Callback):
                 optimizers.reset(optimizer)
 
     def _check_steps(self) -> None:
-        problem = Problem(int(self.model.step_record.problem.numpy()))
-        if problem == Problem.NONE:
-            return
-        self.undo()
-        said = f"{self.title}: {_WHAT[problem]} in epoch {self.epoch + 1}"
-        if problem in (Problem.LOSS, Problem.GRADIENTS):
-            said += f", the training has diverged. {_ADVICE}"
-        raise DivergedError(f"{said}. That step changed nothing, and the task is still open")
+        try:
+            check_steps(self.model, f"{self.title}: ", f" in epoch {self.epoch + 1}")
+        except DivergedError:
+            self.undo()
+            raise
+
+
+def check_steps(model: keras.Model, before: str = "", after: str = "") -> None:
+    """Raises DivergedError if a compiled step of `model` was refused, see `StepCheck`.
+
+    Args:
+        model: A `PackedTrainer`.
+        before: What the message begins with.
+        after: When it was, for the message.
+    """
+    problem = Problem(int(model.step_record.problem.numpy()))
+    if problem == Problem.NONE:
+        return
+    said = f"{before}{_WHAT[problem]}{after}"
+    if problem in (Problem.LOSS, Problem.GRADIENTS):
+        said += f", the training has diverged. {_ADVICE}"
+    raise DivergedError(f"{said}. That step changed nothing, and the task is still open")
 
 
 def broken_weights(model: keras.Model) -> list[str]:

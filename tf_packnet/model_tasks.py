@@ -136,10 +136,25 @@ def bind_state(model: keras.Model) -> dict[str, Variable]:
 
 def show_state(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
     """Assigns `values` to the variables that no weight of a task holds, where they hold others."""
+    kept, changed = records(model), set()
     for name, value in values.items():
-        variable = records(model).variables.get(name)
+        variable = kept.variables.get(name)
         if variable is not None and not same(view_of(variable), value):
             variable.assign(value)
+            changed.add(id(variable))
+    if changed:
+        _finalize(model, changed)
+
+
+def _finalize(model: keras.Model, changed: set[int]) -> None:
+    """Lets layers such as Normalization derive from their variables what traced functions have as constants."""
+    layers = [layer for layer in model._flatten_layers() if callable(getattr(layer, "finalize_state", None))]
+    derived = [layer for layer in layers if any(id(variable) in changed for variable in layer.variables)]
+    for layer in derived:
+        layer.finalize_state()
+    if derived:
+        drop_compiled_functions(model)
+        records(model).functions.clear()
 
 
 def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:

@@ -237,6 +237,20 @@ class PackedModel(PackedTrainer):
         self.select_task(self.committed_tasks + 1)
         return super().fit(**arguments)
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`, on the open task, whichever was selected.
+
+        Raises:
+            RuntimeError: If no task is open.
+            DivergedError: If the data, the loss or the gradients are not finite or out of range; nothing has changed.
+        """
+        if not lifecycle.has_open_task(self):
+            raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
+        safe_loading.check_whole(self)
+        if self.selected_task <= self.committed_tasks:
+            self.select_task(self.committed_tasks + 1)
+        return super().train_on_batch(*args, **kwargs)
+
     def task_number(self, task: int | str) -> int:
         """Number (1-based) of the task with this name or number.
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_packnet import acceleration, freeze_guard, kernels, lifecycle, optimizers, overrides
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
-from tf_packnet.fit_guard import FitGuard
+from tf_packnet.fit_guard import FitGuard, check_steps
 from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
 from tf_packnet.keras_internals import Functional
 from tf_packnet.resident import DeviceExamples, take_steps
@@ -146,6 +146,18 @@ class PackedTrainer(Functional):
             with lifecycle.strategy_scope(self):
                 if sum(each() for each in put_back):
                     self.train_function = None
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's.
+
+        Raises:
+            DivergedError: If the data, the loss or the gradients are not finite or out of range; nothing has changed.
+        """
+        self._build_optimizer()
+        self.step_record.problem.assign(0)
+        logs = super().train_on_batch(*args, **kwargs)
+        check_steps(self, "train_on_batch: ")
+        return logs
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
