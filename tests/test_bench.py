@@ -100,7 +100,7 @@ def test_what_was_measured_stays_when_a_later_section_fails(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--only=mlpp", "expected some of start, mlp, conv, prune, run, sweep, avalanche, xla"),
+        ("--only=mlpp", "expected some of start, mlp, conv, prune, checks, run, sweep, avalanche, xla"),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
         ("--only=avalanche --avalanche_python=no/python", "expected a Python with avalanche-lib ([Errno 2]"),
         ("--only=avalanche --avalanche_python=false", "Received: false"),

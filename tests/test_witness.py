@@ -320,7 +320,7 @@ class TestWitness:
         packed.begin_task("a")
         packed.fit(tf.data.Dataset.from_tensor_slices((x, np.arange(8) % 2)).batch(4), verbose=0)
         packed.commit_task()
-        assert lifecycle.records(packed).witnesses[1].outputs[0].size == 32
+        assert lifecycle.records(packed).witnesses[1].outputs[0].size == 2 * witness.EXAMPLES
 
     def test_a_model_that_draws_random_numbers_has_checksums_alone(self):
         @keras.saving.register_keras_serializable("tests.witness")

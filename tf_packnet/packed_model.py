@@ -374,10 +374,16 @@ class PackedModel(PackedTrainer):
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,
             "roles": settings.roles.to_json(),
-            "tasks": self.task_names,  # for whoever reads the file without loading it; the weights have them too
         }
         own = model_class.description_of(self)
         return config if own is None else {**config, "model": own}
+
+    def get_build_config(self) -> dict[str, Any]:
+        """Keras's hook. With the tasks, which can be read from a `.keras` file without loading it."""
+        return {**(super().get_build_config() or {}), "tasks": self.task_names}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Keras's hook: a pack is built when it is made."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":

@@ -109,7 +109,8 @@ def _tasks_of_keras_file(path: str) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
-        return [str(name) for name in config["config"]["tasks"]]
+        where = config["config"] if "tasks" in config["config"] else config["build_config"]  # where format 1 has them
+        return [str(name) for name in where["tasks"]]
     except (zipfile.BadZipFile, KeyError, TypeError, RecursionError, zlib.error) as error:
         raise ValueError("no pack") from error
 
