@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
 from tf_packnet import acceleration, in_place, lifecycle
 from tf_packnet.kernels import chosen, compiled, lent, trained_weights
@@ -49,7 +48,7 @@ def gradient_step(model: keras.Model, data: Any, check_inputs: bool = True) -> d
     by_kernel, by_variable = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
     passed = check.result(loss, [] if _skips_steps(model) else _values((*by_kernel, *by_variable)))
     if model.xla != acceleration.STEP and moving:
-        unlowered(tf.cond(passed, lambda: True, lambda: assign_all(moving, before)))
+        tf.cond(passed, lambda: True, lambda: assign_all(moving, before))
     _update(model, weights, by_kernel, by_variable, passed)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -65,21 +64,6 @@ def assign_all(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> bool:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return True
-
-
-def unlowered(result: Any) -> None:
-    """Lets TensorFlow call only the branch of a conditional that is taken.
-
-    Otherwise it puts both branches into the graph, with a switch for each tensor that they read: 0.1 ms a call.
-
-    Args:
-        result: What `tf.cond` returned.
-    """
-    if tf.executing_eagerly() or not isinstance(result, tf.Tensor):
-        return
-    operation = result.op.inputs[0].op if result.op.type == "Identity" else result.op
-    if operation.type in ("If", "StatelessIf"):
-        operation._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
 
 
 def _skips_steps(model: keras.Model) -> bool:
@@ -120,4 +104,4 @@ def _update(model, weights, by_kernel, by_variable, passed) -> None:
         apply = compiled(update)
     else:  # a function of its own: inside `tf.cond` Keras's optimizers take gradients of the same graph only
         apply = update if tf.executing_eagerly() else tf.function(update, autograph=False)
-    unlowered(tf.cond(passed, lambda: apply(by_kernel, by_variable), lambda: tf.constant(0)))
+    tf.cond(passed, lambda: apply(by_kernel, by_variable), lambda: tf.constant(0))

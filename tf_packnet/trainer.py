@@ -14,7 +14,7 @@ from tf_packnet import acceleration, freeze_guard, kernels, lifecycle, optimizer
 from tf_packnet.errors import ArgumentError
 from tf_packnet.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.fit_guard import FitGuard, check_steps
-from tf_packnet.gradient_step import assign_all, gradient_step, moving_state, unlowered
+from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
 from tf_packnet.keras_internals import Functional
 from tf_packnet.resident import DeviceExamples, take_steps
 from tf_packnet.step_check import StepCheck, StepRecord, record_inputs
@@ -209,7 +209,7 @@ class PackedTrainer(Functional):
                 self.step_record.problem.assign(problem)
             return True
 
-        unlowered(tf.cond(tf.equal(self.step_record.problem, 0), lambda: True, undo))
+        tf.cond(tf.equal(self.step_record.problem, 0), lambda: True, undo)
         return logs
 
     def _build_optimizer(self) -> None:
