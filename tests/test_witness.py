@@ -162,7 +162,7 @@ class TestUnfreezing:
             def on_train_begin(self, logs=None):
                 self.model.get_layer("base").trainable = True
 
-        packed = compile_model(two_tasks())  # the step is traced anew
+        packed = compile_model(two_tasks())  # so that the step is traced again
         before = outputs(packed, X)
         packed.begin_task("c")
         with pytest.raises(tp.ArgumentError, match="expected False for everything that no task owns"):

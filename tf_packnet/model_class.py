@@ -5,7 +5,7 @@ code reaches Keras's. The user's `__init__` is not run on it. What it has set is
 
 - A subclassed model is the only layer of the pack's graph. Its attributes are looked up, and set, on that layer.
 - A functional or Sequential model has become a graph of packed layers. Its attributes are taken over by the pack, with
-  packed layers in the place of the model's. When a pack is loaded they come from a model that is made anew from the
+  packed layers in the place of the model's. When a pack is loaded they come from a model that is created from the
   config of the user's class.
 """
 

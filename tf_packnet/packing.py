@@ -98,7 +98,7 @@ def pack(
 
 
 def _copies(graph: keras.Model, roles: Roles) -> Copies:
-    """The layers of `graph` made anew, once all are known to be such that they can be packed."""
+    """Copies of the layers of `graph`, after checking that all of them can be packed."""
     found = [*refusals.of_layers(graph), *refusals.of_graphs(graph), *roles.objections(graph)]
     copies = Copies(graph)
     known = {id(refusal.layer) for refusal in found}

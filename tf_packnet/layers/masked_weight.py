@@ -63,7 +63,7 @@ class MaskedWeight:
         return self.whole_value() if self._lent is None else self._lent
 
     def whole_value(self) -> Any:
-        """The same in the dtype of the variable, whatever the layer was lent."""
+        """The same in the dtype of the variable, also while the layer computes with a kernel from `lend`."""
         trained = self.trained()
         if self.in_place:  # the choice is for the gradient: XLA leaves it out of the values
             return ops.where(trained, self.variable, ops.stop_gradient(self.variable))
