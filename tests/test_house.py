@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import ROOT
 
@@ -202,10 +203,11 @@ def test_what_is_imported_is_required():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add what lies there from before
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "wheel.lock"):  # two test processes would share build/
+        shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add files of earlier builds
+        subprocess.run(command, check=True, capture_output=True)
     (built,) = folder.glob("*.whl")
     return built
 
