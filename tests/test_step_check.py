@@ -107,6 +107,59 @@ def assert_refused(kind, name, jit):
     assert packed.committed_tasks == 1
 
 
+class DirectMomentum(keras.optimizers.SGD):
+    """Assigns to variables itself, where Keras's optimizers call `self.assign`."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate)
+        variable.assign(variable * 0.999)
+
+
+def optimizer_named(name: str) -> keras.optimizers.Optimizer:
+    known = keras.optimizers
+    return {
+        "adamw, clipped": lambda: known.AdamW(weight_decay=0.01, global_clipnorm=1.0),
+        "momentum, nesterov": lambda: known.SGD(0.1, momentum=0.9, nesterov=True),
+        "scheduled": lambda: known.RMSprop(known.schedules.ExponentialDecay(0.01, 3, 0.5), centered=True),
+        "amsgrad": lambda: known.Adam(amsgrad=True),
+        "averaged": lambda: known.Adam(use_ema=True, ema_overwrite_frequency=2),
+        "accumulated": lambda: known.Adam(gradient_accumulation_steps=3),
+        "norms": lambda: known.Lamb(),
+        "lion": lambda: known.Lion(),
+        "ftrl": lambda: known.Ftrl(0.1),
+        "loss scale": lambda: known.LossScaleOptimizer(known.Adam()),
+        "direct": lambda: DirectMomentum(0.1, momentum=0.9),
+    }[name]()
+
+
+NAMES = ["adamw, clipped", "momentum, nesterov", "scheduled", "amsgrad", "averaged", "accumulated", "norms", "lion"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ftrl", "loss scale", "direct"])
+def test_no_optimizer_moves_with_a_bad_step(name):
+    x, y = broken("too large")
+    packed, good = (stateful_model("auto", optimizer=optimizer_named(name)) for _ in range(2))
+    with pytest.raises(tp.DivergedError, match="labels outside the range"):
+        packed.fit(**given("tf.data", x, y), verbose=0)
+    packed.optimizer.finalize_variable_values(packed.trainable_variables)  # as at the end of a fit
+    good.fit(**given("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    for now, expected in zip(everything(packed), everything(good), strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+
+def test_no_constraint_moves_weights_with_a_bad_step():
+    def constrained():
+        return keras.Sequential([keras.Input((20,)), L.Dense(64, kernel_constraint="max_norm"), L.Dense(2)])
+
+    x, y = broken("nan")
+    packed, good = (stateful_model("auto", constrained) for _ in range(2))
+    with pytest.raises(tp.DivergedError, match="inputs of a batch"):
+        packed.fit(**given("tf.data", x, y), verbose=0)
+    good.fit(**given("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    for now, expected in zip(everything(packed), everything(good), strict=True):
+        np.testing.assert_array_equal(now, expected)
+
+
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_convolutions_where_xla_compiles_the_update_alone(jit):
     x, y = blobs(0, (8, 8, 1), examples=64)

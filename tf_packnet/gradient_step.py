@@ -6,34 +6,35 @@ every weight many times: to choose the kernels by owner, to mask their gradients
 Compiled, that is one pass before the layers and one after them.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_packnet import acceleration, in_place, lifecycle
+from tf_packnet import acceleration, in_place, lifecycle, optimizers
 from tf_packnet.kernels import chosen, compiled, lent, trained_weights
 from tf_packnet.step_check import StepCheck
 
 
-def gradient_step(model: keras.Model, data: Any, check_inputs: bool = True) -> dict[str, Any]:
+def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
     """What Keras's own `train_step` does, with a `StepCheck`.
-
-    If XLA compiles the whole step, the caller undoes a step that does not pass the check; otherwise it is not taken.
 
     Args:
         model: A compiled `PackedTrainer` with task-aware layers.
         data: A batch `(x, y)` or `(x, y, sample_weight)`.
-        check_inputs: Whether it is not known yet that the inputs are finite.
+        inputs_finite: Whether the inputs of the batch are finite, a `bool` scalar. A step that does not pass the check
+            then changes nothing but metrics. None if that is known, for one of many steps in a call: where XLA compiles
+            whole steps, the caller undoes the one that does not pass.
 
     Returns:
         The metrics so far, by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     check = StepCheck(model.step_record.problem)
-    if check_inputs:
-        check.inputs(x)
+    if inputs_finite is not None:
+        check.inputs(inputs_finite)
     weights = trained_weights(model)
     kernels = chosen(weights, model.xla)
     moving = moving_state(model)
@@ -47,9 +48,12 @@ def gradient_step(model: keras.Model, data: Any, check_inputs: bool = True) -> d
     model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
     by_kernel, by_variable = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
     passed = check.result(loss, [] if _skips_steps(model) else _values((*by_kernel, *by_variable)))
-    if model.xla != acceleration.STEP and moving:
+    compiled_alone = model.xla == acceleration.STEP and inputs_finite is not None
+    if compiled_alone:
+        assign_all(moving, [tf.where(passed, variable, kept) for variable, kept in zip(moving, before, strict=True)])
+    elif model.xla != acceleration.STEP and moving:
         tf.cond(passed, lambda: True, lambda: assign_all(moving, before))
-    _update(model, weights, by_kernel, by_variable, passed)
+    _update(model, weights, by_kernel, by_variable, passed, compiled_alone)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
@@ -76,7 +80,7 @@ def _values(gradients: Sequence[Any]) -> list[tf.Tensor]:
     return [each.values if isinstance(each, tf.IndexedSlices) else each for each in given]
 
 
-def _update(model, weights, by_kernel, by_variable, passed) -> None:
+def _update(model, weights, by_kernel, by_variable, passed, compiled_alone) -> None:
     """Applies the optimizer: gradients reach a masked kernel at its candidates and are 0 elsewhere."""
     variables = model.trainable_variables
     if not variables:
@@ -93,7 +97,8 @@ def _update(model, weights, by_kernel, by_variable, passed) -> None:
             masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
             index = place[id(weight.variable)]
             gradients[index] = masked if gradients[index] is None else gradients[index] + masked
-        with in_place.kept(model):
+        chosen_by = optimizers.applied_if(passed, optimizer, variables) if compiled_alone else contextlib.nullcontext()
+        with chosen_by, in_place.kept(model):
             optimizer.apply(gradients, variables)
         return tf.constant(0)  # XLA's functions must return something
 

@@ -1,11 +1,13 @@
 """What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tf_packnet.layers.weights import view
@@ -19,6 +21,54 @@ def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether an entry of a weight that has no gradient has no influence on any other one, nor on an average of it."""
     kinds = [getattr(keras.optimizers, name) for name in ELEMENTWISE]
     return type(optimizer) in kinds and not optimizer.use_ema
+
+
+@contextlib.contextmanager
+def applied_if(
+    passed: tf.Tensor, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> Iterator[None]:
+    """Lets `optimizer.apply` in the block change `variables` and the optimizer's own only if `passed`.
+
+    The choice is made wherever the optimizer assigns a value, so that XLA makes it in the pass that computes the value.
+    A choice after the update makes XLA copy every slot first: 9% of a step of the MNIST preset's network, against 3%.
+
+    Args:
+        passed: Scalar of dtype bool.
+        optimizer: A built Keras optimizer.
+        variables: The variables that it trains.
+    """
+    changing = [variable.value for variable in (*variables, *optimizer.variables)]
+    before = {variable.ref(): tf.convert_to_tensor(variable) for variable in changing}
+    chosen = set()
+
+    def choosing(method: str) -> Callable[..., None]:
+        def assign(variable: Any, value: Any) -> None:
+            variable = variable.value if isinstance(variable, keras.Variable) else variable
+            if isinstance(value, tf.IndexedSlices) or variable.ref() not in before:
+                getattr(type(optimizer), method)(optimizer, variable, value)
+                chosen.discard(variable.ref())
+                return
+            value, now = tf.cast(value, variable.dtype), tf.convert_to_tensor(variable)
+            new = {"assign": value, "assign_add": now + value, "assign_sub": now - value}[method]
+            variable.assign(tf.where(passed, new, before[variable.ref()]))
+            chosen.add(variable.ref())
+
+        return assign
+
+    # Others may also assign to variables directly, after these methods.
+    by_methods = is_elementwise(optimizer) and not optimizer.gradient_accumulation_steps
+    by_methods = by_methods and all(variable.constraint is None for variable in variables)
+    methods = ("assign", "assign_add", "assign_sub") if by_methods else ()
+    for method in methods:
+        object.__setattr__(optimizer, method, choosing(method))
+    try:
+        yield
+    finally:
+        for method in methods:
+            object.__delattr__(optimizer, method)
+    for variable in changing:
+        if variable.ref() not in chosen:
+            variable.assign(tf.where(passed, tf.convert_to_tensor(variable), before[variable.ref()]))
 
 
 def reset(optimizer: keras.optimizers.Optimizer) -> None:

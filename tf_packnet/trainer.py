@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,7 +17,7 @@ from tf_packnet.fit_guard import FitGuard, check_steps
 from tf_packnet.gradient_step import assign_all, gradient_step, moving_state
 from tf_packnet.keras_internals import Functional
 from tf_packnet.resident import DeviceExamples, take_steps
-from tf_packnet.step_check import StepCheck, StepRecord, record_inputs
+from tf_packnet.step_check import StepCheck, StepRecord, all_finite
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 
 
@@ -164,45 +164,53 @@ class PackedTrainer(Functional):
         check_trained(self)  # again: a callback may have changed it since the fit began
         if acceleration.is_distributed(self):
             return super().train_step(data)
-        if self.xla == acceleration.STEP or overrides.replaced(self, "train_step"):
-            return self._undoable(data)
-        return self._steps(data)
-
-    def _steps(self, data: Any) -> dict[str, Any]:
-        many = isinstance(data, dict) and "steps" in data  # whose inputs were checked before the fit
+        self._build_optimizer()
+        if isinstance(data, dict) and "steps" in data:  # whose inputs were checked before the fit
+            undoable = self.xla == acceleration.STEP or overrides.replaced(self, "train_step")
+            return self._undoable(data) if undoable else take_steps(self, data, self._one_step)
+        # Uncompiled: XLA on CPU is slow to reduce.
+        inputs_finite = all_finite(keras.utils.unpack_x_y_sample_weight(data)[0])
         if overrides.replaced(self, "train_step"):
-            step = self._own_step
-        else:
-            step = functools.partial(gradient_step, self, check_inputs=not many and self.xla != acceleration.STEP)
-        return take_steps(self, data, step) if many else step(data)
+            return self._undoable(data, inputs_finite)
+        return self._compiled_steps(self._one_step)(data, inputs_finite)
 
-    def _own_step(self, data: Any) -> dict[str, Any]:
-        """The step of the user's class. Its logs say whether its loss is finite."""
+    def _one_step(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
+        if not overrides.replaced(self, "train_step"):
+            return gradient_step(self, data, inputs_finite)
+        # The step of the user's class. Its logs say whether its loss is finite.
         logs = super().train_step(data)
         loss = logs.get("loss") if isinstance(logs, dict) else None
         weights = [tf.convert_to_tensor(variable) for variable in self.trainable_variables]
-        StepCheck(self.step_record.problem).result(tf.constant(0.0) if loss is None else loss, weights)
+        check = StepCheck(self.step_record.problem)
+        if inputs_finite is not None:
+            check.inputs(inputs_finite)
+        check.result(tf.constant(0.0) if loss is None else loss, weights)
         return logs
 
-    def _undoable(self, data: Any) -> dict[str, Any]:
-        """The steps of a call; what is wrong is undone afterwards.
+    def _compiled_steps(self, steps: Callable[..., Any]) -> Callable[..., Any]:
+        return kernels.compiled(steps) if self.xla == acceleration.STEP else steps
 
-        Where XLA compiles them, to choose in every step whether its changes count would cost a tenth of its time.
+    def _undoable(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
+        """The steps of a call that cannot choose whether their changes count; what is wrong is undone afterwards.
+
+        In many steps that XLA compiles the choice would cost a tenth of their time.
+
+        Args:
+            data: A batch, or what `take_steps` takes.
+            inputs_finite: Of a batch, whether its inputs are finite.
         """
-        self._build_optimizer()
         slots = [variable for optimizer in optimizers.all_of(self) for variable in optimizer.variables]
         changing = [*self.trainable_variables, *moving_state(self), *slots]
-        problem_before = tf.convert_to_tensor(self.step_record.problem)
         before = [tf.convert_to_tensor(variable) for variable in changing]
-        steps = kernels.compiled(self._steps) if self.xla == acceleration.STEP else self._steps
-        logs = steps(data)
-        many = isinstance(data, dict) and "steps" in data
-        if not many:  # uncompiled, beside the step: XLA on CPU is slow to reduce
-            record_inputs(self.step_record.problem, problem_before, data)
+        if inputs_finite is None:
+            steps = self._compiled_steps(functools.partial(take_steps, self, step=self._one_step))
+            logs = steps(data)
+        else:
+            logs = self._compiled_steps(self._one_step)(data, inputs_finite)
 
         def undo():
             assign_all(changing, before)
-            if many:  # the steps before the one that was wrong
+            if inputs_finite is None:  # the steps before the one that was wrong
                 problem = tf.convert_to_tensor(self.step_record.problem)
                 self.step_record.problem.assign(0)
                 steps({**data, "steps": tf.cast(self.step_record.taken, data["steps"].dtype)})
