@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup wheels demo test test-slow bench results docs lint lock clean
+.PHONY: help setup wheels demo test test-slow bench results docs build-file lint lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs       the API reference from the docstrings, into out/api"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
+	@echo "make build-file  write BUILD from the imports"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -39,6 +40,9 @@ wheels: $(READY)
 
 demo: $(READY)
 	$(RUN) launch/main.py --flagfile=flags/presets/digits.flags --output_dir=out/digits
+
+build-file: $(READY)
+	$(RUN) -m tests.house
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tf_packnet/__init__.py").read_text(), re.MULTILINE).group(1)
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tf_packnet/version.py").read_text(), re.MULTILINE).group(1)
 
 setup(
     name="tf_packnet",

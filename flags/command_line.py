@@ -6,8 +6,8 @@ from absl import flags
 
 from flags.flagfiles import check_flagfiles
 from flags.help import render_help
-from tf_packnet import __version__
 from tf_packnet.errors import ArgumentError
+from tf_packnet.version import __version__
 
 
 class UsageError(Exception):

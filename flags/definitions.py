@@ -7,7 +7,8 @@ from absl import flags
 
 from flags.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, SeedsParser
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import config, plans
+from tf_packnet.experiments import definitions
+from tf_packnet.runs import config
 
 Define = Callable[..., None]
 
@@ -56,7 +57,7 @@ def _experiments(values: flags.FlagValues) -> list[str]:
     flags.DEFINE_enum(
         "experiment",
         None,
-        plans.EXPERIMENTS,
+        definitions.EXPERIMENTS,
         "The paper's figures and table, with the paper's values: figure1 accuracy against p for the three approaches; "
         "figure2 against N on a fixed budget; figure3 and table1 the pruning at which the bounds are as accurate as "
         "packnet; figure4 against N without a budget. sweep: what --sweep names.",

@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_packnet.experiments.plans import MAX_RUNS
+from tf_packnet.experiments.definitions import MAX_RUNS
 
 # Longer than any number that a flag may be: Python refuses to print what is much longer.
 LONGEST_NUMBER = 100

@@ -7,8 +7,8 @@ from absl import flags
 from flags.command_line import UsageError, read
 from flags.definitions import define_flags
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments.config import Config, check_axis, check_field
-from tf_packnet.experiments.plans import VARIES, Plan, plan
+from tf_packnet.experiments.definitions import VARIES, Experiment, define
+from tf_packnet.runs.config import Config, check_axis, check_field
 
 
 class Command(NamedTuple):
@@ -16,7 +16,7 @@ class Command(NamedTuple):
 
     Attributes:
         config: One run.
-        plan: An experiment of many runs like it; None for that one run.
+        experiment: An experiment of many runs like it; None for that one run.
         workers: How many runs of an experiment at once; None for what suits the machine.
         threads: Threads of each.
         stages_dir: Where the outcomes of stages lie; None for beside the results.
@@ -24,7 +24,7 @@ class Command(NamedTuple):
     """
 
     config: Config
-    plan: Plan | None = None
+    experiment: Experiment | None = None
     workers: int | None = None
     threads: int = 1
     stages_dir: str | None = None
@@ -68,7 +68,7 @@ def parse_command(argv: list[str]) -> Command:
         seeds = range(config.seed, config.seed + seeds)
     if seeds is not None and "seed" in axes:
         raise UsageError("--seeds: expected no --sweep=seed=... with it")
-    asked = plan(name, config, axes, seeds, values["evaluations"].value)
+    asked = define(name, config, axes, seeds, values["evaluations"].value)
     return Command(config, asked, values["workers"].value, values["threads"].value, stages_dir)
 
 

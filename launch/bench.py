@@ -48,7 +48,7 @@ flags.register_multi_flags_validator(
 def measure(section: str) -> list[benchmarks.Row]:
     """The rows of one section, measured in this process."""
     from launch.benchmarks import processes
-    from tf_packnet.quiet import start_tensorflow
+    from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
     from launch.benchmarks import checks, rounds, side_by_side, training

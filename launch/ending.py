@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from flags.command_line import UsageError
 from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
-from tf_packnet.interruption import interruptible
+from tf_packnet.system.interruption import interruptible
 
 
 def exit_code(work: Callable[[], None], goes_on: str = "") -> int:

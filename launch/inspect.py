@@ -19,10 +19,10 @@ from launch.ending import exit_code
 def main() -> None:
     """Does what the command line asks for."""
     asked = parse_inspection(sys.argv)
-    from tf_packnet.quiet import start_tensorflow
+    from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow(on_cpu=True)
-    from tf_packnet.experiments import inspecting
+    from tf_packnet.command_line import inspecting
 
     inspecting.main(asked.pack, asked.format, asked.html)
 

@@ -17,18 +17,19 @@ os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are know
 
 from flags.parsing import parse_command
 from launch.ending import exit_code
-from tf_packnet.experiments import experiment, suite
+from tf_packnet.experiments import suite
+from tf_packnet.runs import single_run
 
 
 def main() -> None:
     """Does what the command line asks for."""
     asked = parse_command(sys.argv)
     if asked.dry_run:
-        experiment.show_plan(asked.config)
-    elif asked.plan:
-        suite.main(asked.plan, asked.workers, asked.threads, asked.stages_dir)
+        single_run.show_plan(asked.config)
+    elif asked.experiment:
+        suite.main(asked.experiment, asked.workers, asked.threads, asked.stages_dir)
     else:
-        experiment.main(asked.config, asked.stages_dir)
+        single_run.main(asked.config, asked.stages_dir)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from tf_packnet import lifecycle, training_state
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, DivergedError
+from tf_packnet.training import training_state
 
 EPOCHS = 6
 

@@ -4,8 +4,9 @@ import pytest
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_convnet, make_mlp
-from tf_packnet import lifecycle, ownership
+from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense
+from tf_packnet.pruning import ownership
 
 
 def open_counts(model):

@@ -9,9 +9,10 @@ from PIL import Image
 from tests.test_launcher import leave, results_of
 from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import experiment, learning, output, plans, setup, suite
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import ExperimentPaths
+from tf_packnet.experiments import definitions, suite
+from tf_packnet.runs import learning, setup, single_run
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import ExperimentPaths
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def tasks_folder(config):
 class TestRun:
     def test_the_same_data_show_the_results(self, config, tmp_path, capsys):
         complete(tmp_path / "out/results.json", config, fingerprint(config))
-        experiment.main(config)
+        single_run.main(config)
         said = capsys.readouterr()
         assert "nothing was computed again" in said.err
         assert "0.5000" in said.out
@@ -60,34 +61,34 @@ class TestRun:
         with pytest.raises(
             ArgumentError, match="`output_dir`: expected a new folder .the data of .* have changed since"
         ):
-            experiment.main(config)
+            single_run.main(config)
         assert capsys.readouterr().out == ""
 
     def test_results_of_before_it_was_written_down(self, config, tmp_path, capsys):
         complete(tmp_path / "out/results.json", config, None)
         change_one_pixel(config)
-        experiment.main(config)
+        single_run.main(config)
         assert "0.5000" in capsys.readouterr().out
 
     def test_data_that_cannot_be_read_any_more(self, config, tmp_path, capsys):
         complete(tmp_path / "out/results.json", config, fingerprint(config))
         for path in (tasks_folder(config) / "dog").iterdir():
             path.unlink()
-        experiment.main(config)
+        single_run.main(config)
         said = capsys.readouterr()
         assert "cannot be compared with what was learned" in said.err
         assert "0.5000" in said.out
 
 
 def test_an_experiment_asks_the_first_run_that_is_there(config, tmp_path):
-    plan = plans.plan("sweep", config, {"final_prune": [0.5, 0.7]})
-    paths = ExperimentPaths(output.experiment_folder(plan))
-    suite.check_data(plan, paths)
-    complete(paths.run("final_prune=0.7,seed=0"), plan.configs[1], fingerprint(config))
-    suite.check_data(plan, paths)
+    experiment = definitions.define("sweep", config, {"final_prune": [0.5, 0.7]})
+    paths = ExperimentPaths(definitions.experiment_folder(experiment))
+    suite.check_data(experiment, paths)
+    complete(paths.run("final_prune=0.7,seed=0"), experiment.configs[1], fingerprint(config))
+    suite.check_data(experiment, paths)
     change_one_pixel(config)
     with pytest.raises(ArgumentError, match="have changed since"):
-        suite.check_data(plan, paths)
+        suite.check_data(experiment, paths)
 
 
 def test_a_run_writes_down_what_it_learns_from(config, monkeypatch):

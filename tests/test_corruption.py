@@ -10,11 +10,11 @@ import shutil
 import keras
 import pytest
 
-from tf_packnet import files
 from tf_packnet.errors import CorruptionError
-from tf_packnet.experiments import experiment, learning, output
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.corruption import Manifest, checksums, handler
+from tf_packnet.runs import learning, output, single_run
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.corruption import Manifest, checksums, handler
+from tf_packnet.system import files
 
 SMALL = {
     "num_tasks": 2,
@@ -31,7 +31,7 @@ def run(root, **more):
     keras.utils.clear_session()  # layers are called as in a process of their own
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        experiment.main(Config(**SMALL, output_dir=str(root), **more))
+        single_run.main(Config(**SMALL, output_dir=str(root), **more))
     return said.getvalue()
 
 

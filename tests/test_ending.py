@@ -8,8 +8,8 @@ import pytest
 
 from launch.ending import exit_code
 from tests.conftest import ROOT
-from tf_packnet import interruption
 from tf_packnet.callbacks import StopWhenInterrupted
+from tf_packnet.system import interruption
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -19,18 +19,20 @@ from scipy import stats
 from flags.parsing import parse_command
 from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import findings, matching, output, paper
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import ExperimentPaths
-from tf_packnet.experiments.plans import EXPERIMENTS, plan
+from tf_packnet.experiments import definitions, findings, matching
+from tf_packnet.experiments.definitions import EXPERIMENTS, define
 from tf_packnet.experiments.workers import Outcome
 from tf_packnet.reporting import charts, frames
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import ExperimentPaths
 
 PRESETS = ROOT / "flags/presets"
 
 
 def planned(experiment, preset="mnist", *flags):
-    return parse_command(["main.py", f"--experiment={experiment}", f"--flagfile={PRESETS / preset}.flags", *flags]).plan
+    return parse_command(
+        ["main.py", f"--experiment={experiment}", f"--flagfile={PRESETS / preset}.flags", *flags]
+    ).experiment
 
 
 class TestPlans:
@@ -68,26 +70,26 @@ class TestPlans:
     @pytest.mark.parametrize("asked", [("sweep", "--sweep=prune_rounds=1,2"), ("figure2",), ("figure4",)])
     def test_what_varies_need_not_fit_by_itself(self, asked):
         """The preset's three rounds do not divide four epochs; no run has three."""
-        plan = planned(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
-        assert {config.prune_rounds for config in plan.configs} >= {1, 2}
-        assert "--prune_rounds" not in plan.command()
+        experiment = planned(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
+        assert {config.prune_rounds for config in experiment.configs} >= {1, 2}
+        assert "--prune_rounds" not in experiment.command()
 
     def test_the_order_of_what_varies_moves_no_folder(self):
         for datasets in ("mnist,cifar10", "cifar10,mnist"):
             asked = planned("sweep", "digits", f"--sweep=dataset={datasets}")
-            assert output.experiment_folder(asked).name == "digits-sweep"
+            assert definitions.experiment_folder(asked).name == "digits-sweep"
 
     def test_what_an_experiment_does_not_vary(self):
         with pytest.raises(ArgumentError, match="final_prune or prune_rounds with --experiment=figure2"):
             planned("figure2", "mnist", "--sweep=learning_rate=1,2")
         with pytest.raises(ArgumentError, match="to say what it varies"):
-            plan("sweep", Config(), {})
+            define("sweep", Config(), {})
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
     def test_the_command_in_the_report_asks_for_the_same(self, name):
         asked = planned(name, "smoke", "--sweep=final_prune=0.5,0.75", "--freed_weights=keep", "--seeds=3,")
         flags = asked.command().replace("\\\n", " ").split()[2:]
-        again = parse_command(["main.py", *flags]).plan
+        again = parse_command(["main.py", *flags]).experiment
         assert (again.name, again.seeds, again.configs) == (asked.name, asked.seeds, asked.configs)
         assert again.evaluations == (3 if name in ("figure3", "table1") else 10)
 
@@ -116,7 +118,7 @@ class TestMatching:
     BASE = Config(model="mlp")
 
     def match(self, accuracy, evaluations=30):
-        asked = plan("table1", self.BASE, {"final_prune": [0.9]}, seeds=[0, 1], evaluations=evaluations)
+        asked = define("table1", self.BASE, {"final_prune": [0.9]}, seeds=[0, 1], evaluations=evaluations)
         return {match.approach: match for match in matching.match_all(asked, FakeRuns(accuracy))}
 
     def test_it_finds_the_pruning_at_which_accuracies_are_equal(self):
@@ -162,9 +164,9 @@ class TestMatching:
 
 def test_the_papers_values():
     mnist = {"dataset": "mnist", "approach": "packnet", "prune_rounds": 1, "final_prune": 0.995}
-    assert paper.accuracy(mnist) == 0.970
-    assert paper.accuracy({**mnist, "prune_rounds": 2}) is None
-    assert paper.accuracy({**mnist, "approach": "memory"}) is None
+    assert findings.paper_accuracy(mnist) == 0.970
+    assert findings.paper_accuracy({**mnist, "prune_rounds": 2}) is None
+    assert findings.paper_accuracy({**mnist, "approach": "memory"}) is None
 
 
 def results_of(accuracies, approach="packnet", **config):
@@ -208,7 +210,7 @@ class TestTables:
 
 
 def test_a_matching_whose_runs_failed_in_part_reports_the_rest(tmp_path, capsys):
-    asked = plan("table1", Config(), {"final_prune": [0.9, 0.95]}, seeds=[0])
+    asked = define("table1", Config(), {"final_prune": [0.9, 0.95]}, seeds=[0])
 
     def outcome(p, value, approach="packnet"):
         config = dataclasses.replace(Config(), approach=approach, final_prune=p)
@@ -238,7 +240,7 @@ def test_a_matching_whose_runs_failed_in_part_reports_the_rest(tmp_path, capsys)
 
 
 def test_an_experiment_of_which_nothing_came_writes_no_report(tmp_path):
-    asked = plan("figure1", Config(), {"final_prune": [0.9], "approach": ["packnet"]}, seeds=[0])
+    asked = define("figure1", Config(), {"final_prune": [0.9], "approach": ["packnet"]}, seeds=[0])
     findings.report(asked, ExperimentPaths(tmp_path), [Outcome(Config(), None, "broke", 0.0)], [])
     assert list(tmp_path.iterdir()) == []
 

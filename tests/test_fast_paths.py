@@ -7,10 +7,11 @@ import tensorflow as tf
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_convnet, make_mlp
-from tf_packnet import acceleration, lifecycle
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.gradient_step import gradient_step
 from tf_packnet.tasks import ResidentBatches, StreamedBatches
+from tf_packnet.training import acceleration
+from tf_packnet.training.gradient_step import gradient_step
 
 
 def batches(kind, task=1, examples=70, shape=(6,), **kwargs):

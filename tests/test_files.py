@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tf_packnet import files
+from tf_packnet.system import files
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

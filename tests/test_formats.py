@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tests.conftest import compile_model, make_convnet, make_mlp
-from tf_packnet import lifecycle, ownership
+from tf_packnet import lifecycle
 from tf_packnet.export import dense_model, task
 from tf_packnet.export.paths import SUFFIXES
 from tf_packnet.export.shared_kernel import SharedKernel, digits_in_a_number, numbers
+from tf_packnet.pruning import ownership
 
 L = keras.layers
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from tf_packnet import checksums, freeze_guard, lifecycle
+from tf_packnet import lifecycle
 from tf_packnet.errors import FreezeError
+from tf_packnet.lifecycle import task_checks
+from tf_packnet.training import freeze_guard
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_training_itself_changes_nothing(packed, data):
 
 def test_checksums_of_a_kernel_in_chunks_are_those_of_its_parts(packed, monkeypatch):
     """The chunks are small, and still every entry, wherever it stands, counts."""
-    monkeypatch.setattr(checksums, "CHUNK", 7)
+    monkeypatch.setattr(task_checks, "CHUNK", 7)
     before = freeze_guard.checksums(packed)
     weight = lifecycle.masked_weights(packed)["dense/kernel"]
     owner, values = weight.owner_map(), np.array(weight.frozen)

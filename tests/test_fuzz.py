@@ -16,8 +16,9 @@ from launch import main as launcher
 from launch.ending import exit_code
 from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import config, output, plans
-from tf_packnet.experiments.paths import ExperimentPaths
+from tf_packnet.experiments import definitions
+from tf_packnet.runs import config, output
+from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.tasks.sources import check_name
 
 del os.environ["TF_PACKNET_LAZY"]  # the launcher has set it, for this process and those that other tests start
@@ -29,7 +30,7 @@ CHOICES = {
     "freed_weights": config.FREED_WEIGHTS, "head": config.HEADS, "bias_policy": config.BIAS_POLICIES,
     "prune_scope": config.PRUNE_SCOPES, "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
     "precision": config.PRECISIONS, "jit": config.JIT, "data_residency": config.RESIDENCIES,
-    "experiment": plans.EXPERIMENTS, "export": ("true", "false"), "dry_run": ("true", "false"),
+    "experiment": definitions.EXPERIMENTS, "export": ("true", "false"), "dry_run": ("true", "false"),
     "dataset": ("digits", "mnist", "."), "hidden_units": ("8", "8,8", "16,4,2"), "seeds": ("2", "3,4", "5,"),
     "final_prune": ("0.5", "0.75", "1e-9", "0.999999"), "learning_rate": ("1e-3", "1e30", "1"),
     "validation_fraction": ("0", "0.5"), "dropout": ("0", "0.9"), "output_dir": ("out", "a/b"),
@@ -95,13 +96,13 @@ def looked_at(arguments: list[str]) -> None:
     """All that the launcher looks at before it starts TensorFlow."""
     asked = parse_command(["main.py", *arguments])
     output.check_stages_dir(asked.stages_dir)
-    if asked.plan is None:
+    if asked.experiment is None:
         check_name(asked.config.dataset, asked.config.data_dir)
         output.check(asked.config)
     else:
-        for each in asked.plan.configs[:5]:
+        for each in asked.experiment.configs[:5]:
             check_name(each.dataset, each.data_dir)
-        output.check_experiment(asked.plan, ExperimentPaths(output.experiment_folder(asked.plan)))
+        definitions.check_experiment(asked.experiment, ExperimentPaths(definitions.experiment_folder(asked.experiment)))
 
 
 def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:

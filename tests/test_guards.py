@@ -14,9 +14,11 @@ from flags.parsing import UsageError, parse_command
 from tests.conftest import blobs, compile_model, launch, make_mlp
 from tests.test_launcher import results_of
 from tf_packnet import errors, lifecycle
-from tf_packnet.experiments import memory, output, plans, reading, suite
-from tf_packnet.experiments.config import MAX_EPOCHS, MAX_UNITS, Config
-from tf_packnet.pack_format import FORMAT
+from tf_packnet.experiments import definitions, executor
+from tf_packnet.packed.safe_loading import FORMAT
+from tf_packnet.runs import output, setup
+from tf_packnet.runs.config import MAX_EPOCHS, MAX_UNITS, Config
+from tf_packnet.runs.results import SCHEMA_VERSION
 from tf_packnet.tasks import Split, Task, TaskStream
 
 
@@ -253,31 +255,31 @@ class TestVersions:
     @pytest.mark.parametrize("complete", [True, False])
     def test_results_of_a_newer_version(self, complete, tmp_path):
         config = Config(output_dir=str(tmp_path))
-        newer = {**results_of(config, complete), "schema_version": reading.SCHEMA_VERSION + 1}
+        newer = {**results_of(config, complete), "schema_version": SCHEMA_VERSION + 1}
         (tmp_path / "results.json").write_text(json.dumps(newer))
         with pytest.raises(tp.ArgumentError, match="schema_version 3, .* a newer tf_packnet wrote it"):
             output.check(config)
         with pytest.raises(tp.ArgumentError, match="a newer tf_packnet wrote it"):
-            suite.read_results(tmp_path / "results.json", config, lambda path: None)
+            executor.completed_results(tmp_path / "results.json", config, lambda path: None)
 
     def test_an_experiment_of_a_newer_version(self, tmp_path):
-        plan = plans.plan("sweep", Config(output_dir=str(tmp_path)), {"final_prune": [0.5]})
-        paths = plans_paths(plan)
-        identity = output.experiment_identity(plan)
+        experiment = definitions.define("sweep", Config(output_dir=str(tmp_path)), {"final_prune": [0.5]})
+        paths = experiment_paths(experiment)
+        identity = definitions.experiment_identity(experiment)
         for version, refused in ((None, False), (1, False), (2, False), (3, True)):
             more = {} if version is None else {"schema_version": version}
             (tmp_path / "experiment.json").write_text(json.dumps({**identity, **more}))
             if refused:
                 with pytest.raises(tp.ArgumentError, match="a newer tf_packnet wrote it"):
-                    output.check_experiment(plan, paths)
+                    definitions.check_experiment(experiment, paths)
             else:
-                output.check_experiment(plan, paths)
+                definitions.check_experiment(experiment, paths)
 
 
-def plans_paths(plan):
-    from tf_packnet.experiments.paths import ExperimentPaths
+def experiment_paths(experiment):
+    from tf_packnet.runs.paths import ExperimentPaths
 
-    return ExperimentPaths(output.experiment_folder(plan))
+    return ExperimentPaths(definitions.experiment_folder(experiment))
 
 
 # One value that each flag may not have, and what it says.
@@ -350,8 +352,8 @@ class TestFlags:
 
     def test_runs_whose_names_no_file_can_have(self):
         assert "200 bytes at most" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
-        runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).plan
-        names = [plans.run_name(config, tuple(runs.axes)) for config in runs.configs]
+        runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).experiment
+        names = [definitions.run_name(config, tuple(runs.axes)) for config in runs.configs]
         assert names == ["dataset=.%2Fa,seed=0", "dataset=..%2F..%2Fb,seed=0"]
 
     def test_flag_files(self, tmp_path):
@@ -377,17 +379,17 @@ class TestFlags:
     def test_a_network_larger_than_the_machine_is_refused_before_it_is_made(self, monkeypatch):
         config = Config(hidden_units=(1000, 2000))
         weights = 64 * 1000 + 1000 * 2000 + 2000 * 2
-        monkeypatch.setattr(memory, "physical_memory", lambda: 17 * weights)
-        memory.check_memory(config, (8, 8, 1), 2)
-        monkeypatch.setattr(memory, "physical_memory", lambda: 17 * weights - 1)
+        monkeypatch.setattr(setup, "physical_memory", lambda: 17 * weights)
+        setup.check_memory(config, (8, 8, 1), 2)
+        monkeypatch.setattr(setup, "physical_memory", lambda: 17 * weights - 1)
         with pytest.raises(tp.ArgumentError, match="64:1000:2000:2 take 0.0 GiB to train.*hidden_units='1000,2000'"):
-            memory.check_memory(config, (8, 8, 1), 2)
+            setup.check_memory(config, (8, 8, 1), 2)
 
     def test_the_sizes_of_the_paper_networks_dense_layers(self):
         from tf_packnet.approaches import conv
 
         for fc8192 in ("flatten", "dense"):
-            sizes = memory.dense_sizes(Config(model="conv", fc8192=fc8192), (8, 9, 1), 2)
+            sizes = setup.dense_sizes(Config(model="conv", fc8192=fc8192), (8, 9, 1), 2)
             dense = [layer for layer in conv((8, 9, 1), 2, fc8192).layers if isinstance(layer, keras.layers.Dense)]
             assert [tuple(layer.kernel.shape) for layer in dense] == list(zip(sizes, sizes[1:], strict=False))
 

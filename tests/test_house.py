@@ -1,23 +1,24 @@
 """The house stands as it was drawn: layers import downwards, BUILD says what is there, the wheel holds the library."""
 
-import ast
 import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from tests.conftest import ROOT
+from tests.house import FILES, PYPI, ROOT, SOURCES, build_file, cycle, imports, module_of, targets
 
 # Top to bottom: a module imports only from its own row's package or from rows below.
 LAYERS = [
     ["launch"],
-    ["flags"],
+    ["flags", "tf_packnet.command_line"],
+    ["tf_packnet"],  # a version, and names that are imported on first use
     ["tf_packnet.experiments"],
+    ["tf_packnet.runs"],
     ["tf_packnet.reporting"],
+    ["tf_packnet.inspection"],
     ["tf_packnet.prediction"],
     ["tf_packnet.packfile"],
     ["tf_packnet.export"],
@@ -26,48 +27,17 @@ LAYERS = [
     ["tf_packnet.callbacks"],
     ["tf_packnet.packing"],
     ["tf_packnet.packed_model"],
-    ["tf_packnet.trainer", "tf_packnet.safe_loading"],
-    ["tf_packnet.fit_guard"],
-    ["tf_packnet.model_class"],
-    ["tf_packnet.gradient_step", "tf_packnet.resident", "tf_packnet.heads"],
-    ["tf_packnet.in_place"],
-    ["tf_packnet.kernels"],
-    ["tf_packnet.acceleration"],
-    ["tf_packnet.training_state", "tf_packnet.freeze_guard"],
-    ["tf_packnet.fit_data", "tf_packnet.step_check"],
-    ["tf_packnet.lifecycle", "tf_packnet.optimizers"],
-    ["tf_packnet.task_checks"],
-    ["tf_packnet.model_tasks", "tf_packnet.witness", "tf_packnet.checksums"],
+    ["tf_packnet.packed"],
+    ["tf_packnet.training"],
+    ["tf_packnet.lifecycle"],
     ["tf_packnet.structure"],
     ["tf_packnet.layers"],
     ["tf_packnet.tasks"],
-    ["tf_packnet.ranking", "tf_packnet.ownership", "tf_packnet.tfmot", "tf_packnet.files"],
-    ["tf_packnet.fit_checks", "tf_packnet.ownership_table", "tf_packnet.plan_table"],
-    [
-        "tf_packnet.schedules",
-        "tf_packnet.selection",
-        "tf_packnet.archives",
-        "tf_packnet.data_checks",
-        "tf_packnet.pack_format",
-        "tf_packnet.task_names",
-    ],
-    [
-        "tf_packnet.errors",
-        "tf_packnet.interruption",
-        "tf_packnet.keras_internals",
-        "tf_packnet.overrides",
-        "tf_packnet.policies",
-        "tf_packnet.quiet",
-    ],
-    ["tf_packnet"],  # the package itself: a version, and names that are imported on first use
+    ["tf_packnet.pruning"],
+    ["tf_packnet.system"],
+    ["tf_packnet.errors", "tf_packnet.version"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
-SOURCES = [path for folder in ("tf_packnet", "flags", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def component(module: str) -> str | None:
@@ -77,21 +47,6 @@ def component(module: str) -> str | None:
         if ".".join(parts[:length]) in ROW and len(parts) >= length:
             return ".".join(parts[:length])
     return None
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            # `from package import module` imports the module.
-            for alias in node.names:
-                deeper = f"{node.module}.{alias.name}"
-                found.add(deeper if component(deeper) != component(node.module) else node.module)
-    return found
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
@@ -120,76 +75,17 @@ def test_the_launcher_stays_a_launcher():
     assert len((ROOT / "launch/main.py").read_text().splitlines()) <= 60
 
 
-def targets() -> dict[str, dict]:
-    """What BUILD declares: its calls are Python calls with literal arguments."""
-    found = {}
-    for node in ast.parse((ROOT / "BUILD").read_text()).body:
-        call = node.value
-        if not isinstance(call, ast.Call):
-            continue  # the docstring
-        if call.func.id in ("py_library", "py_binary", "py_test"):
-            arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-            found[arguments["name"]] = {"kind": call.func.id, **arguments}
-    return found
+def test_no_files_import_each_other_in_a_circle():
+    assert cycle({module_of(path): imports(path) & FILES.keys() for path in SOURCES}) is None
 
 
-def packages() -> dict[str, list[Path]]:
-    """Source files by package."""
-    found: dict[str, list[Path]] = {}
-    for path in [*SOURCES, *sorted((ROOT / "tests").glob("*.py"))]:
-        found.setdefault(str(path.parent.relative_to(ROOT)), []).append(path)
-    return found
+def test_build_file_is_generated():
+    assert (ROOT / "BUILD").read_text() == build_file(), "run `make build-file`"
 
 
-def test_build_has_one_target_a_package_with_its_files():
-    declared = {name: sorted(target["srcs"]) for name, target in targets().items()}
-    actual = {
-        package.replace("/", "_"): sorted(str(path.relative_to(ROOT)) for path in paths)
-        for package, paths in packages().items()
-    }
-    assert declared == actual
-
-
-PYPI = {
-    "absl": "absl-py",
-    "h5py": "h5py",
-    "hypothesis": "hypothesis",
-    "keras": "keras",
-    "matplotlib": "matplotlib",
-    "numpy": "numpy",
-    "PIL": "pillow",
-    "psutil": "psutil",
-    "pytest": "pytest",
-    "filelock": "filelock",
-    "jinja2": "Jinja2",
-    "pandas": "pandas",
-    "rich": "rich",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "tensorboard": "tensorboard",
-    "tensorflow": "tensorflow",
-    "tensorflow_datasets": "tensorflow-datasets",
-    "tensorflow_model_optimization": "tensorflow-model-optimization",
-    "tf_keras": "tf-keras",
-}
-
-
-@pytest.mark.parametrize("package", packages())
-def test_build_deps_are_the_imports(package):
-    name = package.replace("/", "_")
-    needed = set()
-    for path in packages()[package]:
-        for module in imports(path):
-            top = module.split(".")[0]
-            if top in ("tf_packnet", "flags", "launch", "tests"):
-                folder = ROOT / Path(*module.split("."))
-                while not folder.is_dir():
-                    folder = folder.parent
-                needed.add(":" + str(folder.relative_to(ROOT)).replace("/", "_"))
-            elif top not in sys.stdlib_module_names:
-                needed.add("@pypi//" + PYPI[top])
-    needed.discard(":" + name)
-    assert sorted(needed) == sorted(targets()[name].get("deps", []))
+def test_build_targets_do_not_depend_on_each_other_in_a_circle():
+    graph = {name: {each[1:] for each in needed if each[0] == ":"} for name, (_, needed) in targets().items()}
+    assert cycle(graph) is None
 
 
 def test_what_is_imported_is_required():

@@ -7,8 +7,9 @@ import pytest
 import tf_packnet as tp
 from tests.conftest import blobs, make_convnet, make_mlp
 from tests.test_fast_paths import batches, fresh, learn
-from tf_packnet import acceleration, in_place, kernels, lifecycle
+from tf_packnet import lifecycle
 from tf_packnet.tasks import ResidentBatches
+from tf_packnet.training import acceleration, in_place, kernels
 
 ADAMS_OWN = keras.optimizers.Adam
 

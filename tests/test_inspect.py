@@ -16,15 +16,17 @@ import tf_packnet as tp
 from flags.inspecting import parse_inspection
 from flags.parsing import UsageError
 from tests.conftest import ROOT
-from tf_packnet import lifecycle, ownership
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
+from tf_packnet.inspection import html_page, pixels
+from tf_packnet.inspection.capacity import Layer, room_left
+from tf_packnet.inspection.contents import inspect_pack
+from tf_packnet.inspection.opened_pack import FileFacts, open_pack
+from tf_packnet.inspection.owner_maps import in_blocks
 from tf_packnet.layers.weights import view
-from tf_packnet.ranking import remaining
-from tf_packnet.reporting import pack_page, pack_pixels, tensorboard
-from tf_packnet.reporting.inspection import inspect_pack
-from tf_packnet.reporting.opened_pack import FileFacts, open_pack
-from tf_packnet.reporting.owner_maps import in_blocks
-from tf_packnet.reporting.room import Layer, room_left
+from tf_packnet.pruning import ownership
+from tf_packnet.pruning.ranking import remaining
+from tf_packnet.reporting import tensorboard
 
 SHARE = 0.25
 
@@ -192,34 +194,32 @@ def test_blocks_show_the_most_frequent_owner_and_take_little_memory():
 
 
 def test_strips_are_in_proportion():
-    row = pack_pixels.strip([50, 20, 30], 10)[0].tolist()
+    row = pixels.strip([50, 20, 30], 10)[0].tolist()
     assert row == [1, 1, 2, 2, 2, 0, 0, 0, 0, 0]
-    assert pack_pixels.strip([3], 4)[0].tolist() == [0, 0, 0, 0]
+    assert pixels.strip([3], 4)[0].tolist() == [0, 0, 0, 0]
 
 
 def test_weight_counts_are_histograms(packed):
     weights = lifecycle.masked_weights(packed)
     maps = packed.owner_maps()
-    largest, counts = pack_pixels.weight_counts(weights, maps, 3)
+    largest, counts = pixels.weight_counts(weights, maps, 3)
     owner, value = maps["dense_1/kernel"], view(weights["dense_1/kernel"].frozen)
     assert largest == np.abs(value[owner > 0]).max()
     for task in (1, 2, 3):
-        expected, _ = np.histogram(value[owner == task], bins=pack_pixels.BINS, range=(-largest, largest))
+        expected, _ = np.histogram(value[owner == task], bins=pixels.BINS, range=(-largest, largest))
         assert counts[task - 1].sum() == expected.sum()
         assert np.abs(counts[task - 1] - expected).sum() <= 2  # values on an edge
-        np.testing.assert_array_equal(
-            np.sort(pack_pixels.values_of(weights, maps, task)), np.sort(value[owner == task])
-        )
+        np.testing.assert_array_equal(np.sort(pixels.values_of(weights, maps, task)), np.sort(value[owner == task]))
 
 
 def test_filters_are_the_weights_as_pictures(packed):
-    path, tiles = pack_pixels.filters(packed, packed.owner_maps())
+    path, tiles = pixels.filters(packed, packed.owner_maps())
     assert (path, tiles.shape) == ("dense_1/kernel", (12, 6, 5, 1))
     packed.select_task(3)
     kernel = np.asarray(packed.get_layer("dense_1").kernel)  # all that tasks own, nothing else
     for unit in range(12):
         np.testing.assert_array_equal(tiles[unit, ..., 0], kernel[:, unit].reshape(6, 5))
-    sheet = pack_pixels.filter_sheet(tiles, 8)
+    sheet = pixels.filter_sheet(tiles, 8)
     assert sheet.shape == (2 * 7 + 1, 8 * 6 + 1, 3)
 
 
@@ -227,7 +227,7 @@ def test_filters_of_convolutions():
     layers = [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, (3, 2)), keras.layers.Flatten(), keras.layers.Dense(2)]
     packed = tp.pack(keras.Sequential(layers))
     learn(packed, 1)
-    _, tiles = pack_pixels.filters(packed, packed.owner_maps())
+    _, tiles = pixels.filters(packed, packed.owner_maps())
     kernel = np.asarray(packed.layers[1].kernel)
     np.testing.assert_array_equal(tiles, np.moveaxis(kernel, -1, 0))
 
@@ -283,7 +283,7 @@ def check_page(page: str) -> Reader:
 def test_pages_of_any_model(make, tasks):
     packed = tp.pack(make())
     learn(packed, tasks)
-    read = check_page(pack_page.render(packed, inspect_pack(packed)))
+    read = check_page(html_page.render(packed, inspect_pack(packed)))
     assert ("What the first layer looks for" in read.text) == (make is image_model)
     assert "is open" not in read.text
     assert ("No task owns anything" in read.text) == (tasks == 0)
@@ -295,7 +295,7 @@ def test_a_page_with_many_tasks_stays_small_and_escapes_names(tmp_path):
     names = [f"<script>{number}</script>&" for number in range(60)]
     learn(packed, 60, share=0.02, names=names)
     found = inspect_pack(packed, FileFacts("pack.keras", 10, results=run_record(packed, [0.9] * 60)))
-    pack_page.write(tmp_path / "deeper" / "page.html", packed, found)
+    html_page.write(tmp_path / "deeper" / "page.html", packed, found)
     page = (tmp_path / "deeper" / "page.html").read_text()
     read = check_page(page)
     assert "<script>59</script>&" in read.text
@@ -306,7 +306,7 @@ def test_a_page_with_many_tasks_stays_small_and_escapes_names(tmp_path):
 def test_the_page_tells_how_to_go_on(packed, folder, tmp_path):
     """The code of the page runs as it stands, and the task takes what the others did."""
     found = inspect_pack(packed, FileFacts("pack.keras", 10))
-    said, code = pack_page.advice(found)
+    said, code = html_page.advice(found)
     shutil.copy(folder / "pack.keras", tmp_path)
     rng = np.random.default_rng(0)
     code = code.replace('"pack.keras"', repr(str(tmp_path / "pack.keras"))).replace("masks/", str(tmp_path))
@@ -324,7 +324,7 @@ def test_an_open_task_is_said_to_be_open(packed, tmp_path):
     again.begin_task("fourth")
     found = inspect_pack(again)
     assert (found.open_task, len(found.tasks), found.free) == ("fourth", 3, inspect_pack(packed).free)
-    assert "commit_task" in pack_page.advice(found)[1]
+    assert "commit_task" in html_page.advice(found)[1]
 
 
 PROBE = """<!doctype html><body><script>
@@ -358,7 +358,7 @@ def test_the_page_in_a_browser(packed, tmp_path):
     other = tp.pack(image_model())
     learn(other, 3, names=names)
     found = inspect_pack(other, FileFacts("pack.keras", 10, results=run_record(other, [0.5, 0.75, 1.0])))
-    page = json.dumps(pack_page.render(other, found)).replace("</", "<\\/")
+    page = json.dumps(html_page.render(other, found)).replace("</", "<\\/")
     (tmp_path / "probe.html").write_text(PROBE % (page, [1280, 400], [1280, 400]))
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
     command += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -448,7 +448,7 @@ def test_the_command_refuses_in_one_line(tmp_path):
 def test_tables_fit_the_terminal(packed):
     from rich.console import Console
 
-    from tf_packnet.reporting.inspection_tables import tables
+    from tf_packnet.inspection.tables import tables
 
     found = inspect_pack(packed)
     for width in (60, 80, 140):
@@ -498,4 +498,4 @@ def test_packs_of_one_file(packed, tmp_path):
     assert found.layers == inspect_pack(packed).layers
     assert [(task.accuracy, task.class_names) for task in found.tasks] == [(0.5, ("yes", "no"))] * 3
     assert 0 < sum(task.bytes for task in found.tasks) < found.bytes
-    assert "tp.load_pack" in pack_page.advice(found)[1]
+    assert "tp.load_pack" in html_page.advice(found)[1]

@@ -11,12 +11,12 @@ import pytest
 
 from flags.parsing import UsageError, parse_config
 from tests.conftest import ROOT, launch
-from tf_packnet import files
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import output
-from tf_packnet.experiments.config import Config, default
-from tf_packnet.experiments.corruption import Manifest
-from tf_packnet.experiments.results import Results
+from tf_packnet.runs import output
+from tf_packnet.runs.config import Config, default
+from tf_packnet.runs.corruption import Manifest
+from tf_packnet.runs.results import Results
+from tf_packnet.system import files
 from tf_packnet.tasks.sources import check_name
 
 BAD_FLAGS = [

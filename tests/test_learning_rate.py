@@ -6,7 +6,7 @@ import pytest
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
-from tf_packnet import optimizers
+from tf_packnet.training import optimizers
 
 C = keras.callbacks
 

@@ -18,12 +18,13 @@ from hypothesis.extra import numpy as hnp
 import tf_packnet as tp
 from tests.conftest import ROOT, make_mlp
 from tests.test_launcher import results_of
-from tf_packnet import archives, files
 from tf_packnet.callbacks import save_owner_maps
-from tf_packnet.experiments import corruption, output, reading, suite
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.stages import chain
-from tf_packnet.experiments.store import StageStore
+from tf_packnet.experiments import executor
+from tf_packnet.runs import corruption, output, results
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.stages import chain
+from tf_packnet.runs.store import StageStore
+from tf_packnet.system import archives, files
 
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MAPS = {"dense/kernel": np.arange(12, dtype=np.uint8).reshape(3, 4), "other": np.zeros(5, np.uint8)}
@@ -245,9 +246,9 @@ class TestResults:
         config = Config(output_dir=str(tmp_path))
         with pytest.raises(tp.ArgumentError, match="a new or empty folder, or that of the same run"):
             output.check(config)
-        assert suite.read_results(tmp_path / "results.json", config, told.append) is None
+        assert executor.completed_results(tmp_path / "results.json", config, told.append) is None
         (tmp_path / "experiment.json").write_text(text)
-        assert reading.experiment(tmp_path / "experiment.json", told.append) is None
+        assert results.read_experiment(tmp_path / "experiment.json", told.append) is None
 
     def test_what_is_no_text_or_too_much_of_it(self, tmp_path):
         told = []
@@ -263,7 +264,7 @@ class TestResults:
     def test_complete_results_of_another_form(self, tmp_path, where, value):
         config = Config(output_dir=str(tmp_path))
         found = results_of(config)
-        assert reading.has_form(found, {"config": dict})
+        assert results.has_form(found, {"config": dict})
         *path, last = where
         inner = found
         for name in path:

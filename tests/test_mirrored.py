@@ -20,8 +20,8 @@ sys.path.insert(0, sys.argv[1])
 import keras
 import numpy as np
 from tf_packnet import lifecycle
-from tf_packnet.experiments import learning, runner, setup
-from tf_packnet.experiments.config import Config
+from tf_packnet.runs import learning, runner, setup
+from tf_packnet.runs.config import Config
 
 mirrored = sys.argv[2] == "mirrored"
 config = Config(strategy=sys.argv[2], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,

@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import blobs, compile_model, make_mlp
 from tests.test_freeze import OPTIMIZERS
-from tf_packnet import optimizers
+from tf_packnet.training import optimizers
 
 WITH_LOSS_SCALE = {**OPTIMIZERS, "loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))}
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 import tf_packnet as tp
 from tests.conftest import blobs, make_mlp
-from tf_packnet import acceleration
 from tf_packnet.tasks import ResidentBatches, StreamedBatches
+from tf_packnet.training import acceleration
 
 L, ops = keras.layers, keras.ops
 register = keras.saving.register_keras_serializable("overrides")

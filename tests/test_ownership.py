@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tf_packnet import ownership
+from tf_packnet.pruning import ownership
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=4, max_side=5)
 committed_maps = hnp.arrays(np.uint8, shapes, elements=st.integers(0, 254))

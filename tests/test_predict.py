@@ -186,7 +186,7 @@ class TestBadInput:
         ],
     )
     def test_that_is_seen_before_tensorflow_starts(self, here, monkeypatch, asked, message):
-        monkeypatch.setattr("tf_packnet.quiet.start_tensorflow", lambda: pytest.fail("too late"))
+        monkeypatch.setattr("tf_packnet.system.quiet.start_tensorflow", lambda: pytest.fail("too late"))
         folder = here[0]
         asked = {"pack": "pack.packnet", "task": "pets", "inputs": ["x.npz"], **asked}
         asked["pack"] = str(folder / asked["pack"])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tf_packnet.quiet import standard_error_filtered
+from tf_packnet.system.quiet import standard_error_filtered
 
 NOISE = "2026-01-01 00:00:00.000000: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on. You may see\n"
 
@@ -25,7 +25,7 @@ def test_importing_the_package_is_silent():
 def test_what_learns_nothing_keeps_off_the_gpus(on_cpu):
     done = run(
         "import tensorflow as tf\n"
-        "from tf_packnet.quiet import start_tensorflow\n"
+        "from tf_packnet.system.quiet import start_tensorflow\n"
         "tf.config.set_visible_devices = lambda devices, kind: print('visible:', devices, kind)\n"
         f"start_tensorflow(on_cpu={on_cpu})\n"
     )
@@ -35,7 +35,7 @@ def test_what_learns_nothing_keeps_off_the_gpus(on_cpu):
 def test_what_is_no_noise_is_let_through():
     done = run(
         "import os, sys\n"
-        "from tf_packnet.quiet import standard_error_filtered\n"
+        "from tf_packnet.system.quiet import standard_error_filtered\n"
         "with standard_error_filtered():\n"
         f"    os.write(2, {NOISE!r}.encode())\n"
         "    print('a warning', file=sys.stderr)\n"
@@ -46,7 +46,7 @@ def test_what_is_no_noise_is_let_through():
 
 def test_an_error_inside_is_told_and_the_error_output_comes_back():
     done = run(
-        "from tf_packnet.quiet import standard_error_filtered\n"
+        "from tf_packnet.system.quiet import standard_error_filtered\n"
         "with standard_error_filtered():\n"
         "    raise RuntimeError('so it is')\n"
     )

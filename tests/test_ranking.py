@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tf_packnet.errors import ArgumentError, DivergedError
-from tf_packnet.ranking import erk_densities, keep_largest, keep_masks
+from tf_packnet.pruning.ranking import erk_densities, keep_largest, keep_masks
 
 # Few distinct values, so that ties are the rule.
 scores = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=st.sampled_from([0, 0.5, 1, 2]))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
-from tf_packnet import lifecycle, training_state
-from tf_packnet.callbacks.round_plan import RoundPlan
+from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedDense
 from tf_packnet.layers.records import COUNTS
+from tf_packnet.pruning.round_plan import RoundPlan
+from tf_packnet.training import training_state
 
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
 ConstantSparsity = tfmot.sparsity.keras.ConstantSparsity

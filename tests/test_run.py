@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tf_packnet as tp
 from tests.conftest import ROOT, launch
-from tf_packnet import acceleration, files
+from tf_packnet.system import files
+from tf_packnet.training import acceleration
 
 FLAGS = ("--train_epochs=4", "--retrain_epochs=4", "--prune_rounds=2", "--final_prune=0.5", "--num_tasks=3", "--seed=1")
 

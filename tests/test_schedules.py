@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tf_packnet import EqualShare
 from tf_packnet.errors import ArgumentError
-from tf_packnet.schedules import pruned_per_round, released_fraction, remaining, rounds_that_divide
-from tf_packnet.tfmot import PruningSchedule
+from tf_packnet.pruning.shares import pruned_per_round, released_fraction, remaining, rounds_that_divide
+from tf_packnet.pruning.tfmot import PruningSchedule
 
 fractions = st.floats(0.001, 0.999)
 

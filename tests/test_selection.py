@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tf_packnet import selection
-from tf_packnet.ranking import keep_largest, keep_masks
+from tf_packnet.pruning import selection
+from tf_packnet.pruning.ranking import keep_largest, keep_masks
 
 LARGE = 3 * selection.CHUNK + 17
 

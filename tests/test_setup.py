@@ -4,10 +4,11 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tf_packnet import acceleration, tasks
+from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import setup
-from tf_packnet.experiments.config import OPTIMIZERS, Config
+from tf_packnet.runs import setup
+from tf_packnet.runs.config import OPTIMIZERS, Config
+from tf_packnet.training import acceleration
 
 
 class FakeMirrored:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tf_packnet.experiments import stages
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.stages import chain, shared_beginning
-from tf_packnet.experiments.store import StageStore
+from tf_packnet.runs import stages
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.stages import chain, shared_beginning
+from tf_packnet.runs.store import StageStore
 
 CHOICE = {"xla": "step", "threads": 1}
 OTHER = {
@@ -167,9 +167,9 @@ def test_a_stage_is_one_processs_at_a_time_and_free_when_that_dies(store, plan):
     hold = (
         "import sys, time; from pathlib import Path\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tf_packnet.experiments.config import Config\n"
-        "from tf_packnet.experiments.stages import chain\n"
-        "from tf_packnet.experiments.store import StageStore\n"
+        "from tf_packnet.runs.config import Config\n"
+        "from tf_packnet.runs.stages import chain\n"
+        "from tf_packnet.runs.store import StageStore\n"
         f"stage = chain(Config(), (1, 2), 'data', {CHOICE!r})[0]\n"
         f"with StageStore(Path({str(store.root)!r})).lock(stage):\n"
         "    print('held', flush=True); time.sleep(600)\n"

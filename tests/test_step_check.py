@@ -9,7 +9,7 @@ import tf_packnet as tp
 from tests.conftest import blobs, compile_model
 from tests.stateful import prune_and_commit
 from tf_packnet import lifecycle
-from tf_packnet.step_check import is_finite
+from tf_packnet.training.step_check import is_finite
 
 L = keras.layers
 X, Y = blobs(0, (20,), examples=256)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.conftest import make_mlp
 from tf_packnet import lifecycle
+from tf_packnet.lifecycle.begin_commit import MAX_BYTES, check_task_name, default_task_name
 from tf_packnet.packfile import container
-from tf_packnet.task_names import MAX_BYTES, check_task_name, default_task_name
 
 
 class Animals(str, enum.Enum):

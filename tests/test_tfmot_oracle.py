@@ -5,13 +5,13 @@ import os
 import numpy as np
 import pytest
 
-from tf_packnet.ranking import keep_masks
+from tf_packnet.pruning.ranking import keep_masks
 
 
 def test_tf_keras_was_left_alone():
     import tensorflow as tf
 
-    import tf_packnet.tfmot  # noqa: F401
+    import tf_packnet.pruning.tfmot  # noqa: F401
 
     assert tf.keras.__version__.startswith("3.")
     assert "TF_USE_LEGACY_KERAS" not in os.environ

@@ -11,7 +11,8 @@ import tf_packnet as tp
 from tests import stateful
 from tests.conftest import blobs, compile_model, make_convnet, make_mlp
 from tests.stateful import learn, outputs, pack_stateful
-from tf_packnet import lifecycle, task_checks, witness
+from tf_packnet import lifecycle
+from tf_packnet.lifecycle import task_checks, witness
 from tf_packnet.structure.state import unowned_variables
 
 X, Y = blobs(0)

@@ -11,36 +11,36 @@ from flags.parsing import Command, UsageError, parse_command
 from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import workers
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.plans import run_name
+from tf_packnet.experiments.definitions import run_name
 from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
+from tf_packnet.runs.config import Config
 
 
 def test_every_combination_is_a_run():
     command = parse_command(["main.py", "--sweep=seed=0,1", "--sweep=final_prune=0.5,0.9,0.95", "--workers=3"])
-    assert command.plan.axes == {"final_prune": [0.5, 0.9, 0.95]}
-    assert command.plan.seeds == (0, 1)
+    assert command.experiment.axes == {"final_prune": [0.5, 0.9, 0.95]}
+    assert command.experiment.seeds == (0, 1)
     assert command.workers == 3
-    assert [(config.seed, config.final_prune) for config in command.plan.configs] == [
+    assert [(config.seed, config.final_prune) for config in command.experiment.configs] == [
         (seed, final_prune) for seed in (0, 1) for final_prune in (0.5, 0.9, 0.95)
     ]
-    assert run_name(command.plan.configs[1], ["final_prune"]) == "final_prune=0.9,seed=0"
+    assert run_name(command.experiment.configs[1], ["final_prune"]) == "final_prune=0.9,seed=0"
 
 
 def test_without_a_sweep_there_is_one_run():
-    assert parse_command(["main.py"]) == Command(Config(), plan=None, dry_run=False)
+    assert parse_command(["main.py"]) == Command(Config(), experiment=None, dry_run=False)
 
 
 def test_seeds_are_a_number_or_themselves():
     def seeds(*flags):
-        return parse_command(["main.py", "--sweep=final_prune=0.5", *flags]).plan.seeds
+        return parse_command(["main.py", "--sweep=final_prune=0.5", *flags]).experiment.seeds
 
     assert seeds() == (0,)
     assert seeds("--seeds=3") == (0, 1, 2)
     assert seeds("--seeds=3", "--seed=7") == (7, 8, 9)
     assert seeds("--seeds=3,") == (3,)
     assert seeds("--seeds=5,2") == (5, 2)
-    assert len(parse_command(["main.py", "--seeds=4"]).plan.configs) == 4
+    assert len(parse_command(["main.py", "--seeds=4"]).experiment.configs) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import importlib
 import os
 from typing import Any
 
-__version__ = "0.1.0"
+from tf_packnet.version import __version__
 
 _HOME = {
     "pack": "packing",
     "plan": "planning",
     "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
-    "EqualShare": "callbacks",
+    "EqualShare": "pruning.schedules",
     "GradientMask": "callbacks",
     "TaskMaskSnapshot": "callbacks",
     "EpochBackup": "callbacks",
@@ -69,5 +69,5 @@ def __dir__() -> list[str]:
 
 # The launcher sets this: it answers --help and bad flags without starting TensorFlow, and loads no pack by surprise.
 if "TF_PACKNET_LAZY" not in os.environ:
-    importlib.import_module("tf_packnet.quiet").import_keras()
+    importlib.import_module("tf_packnet.system.quiet").import_keras()
     importlib.import_module("tf_packnet.packed_model")

@@ -9,18 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, model_class, optimizers, safe_loading
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import check_callbacks, fit_arguments
-from tf_packnet.fit_data import check_fit_data
-from tf_packnet.heads import heads_of_task
-from tf_packnet.ownership_table import ownership_table
-from tf_packnet.pack_format import FORMAT, checked_format
-from tf_packnet.safe_loading import INSTEAD
+from tf_packnet.lifecycle.begin_commit import check_task_name, default_task_name
+from tf_packnet.packed import model_class, safe_loading
+from tf_packnet.packed.heads import heads_of_task
+from tf_packnet.packed.ownership_table import ownership_table
+from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
 from tf_packnet.structure.graphs import ends
 from tf_packnet.structure.roles import Roles, convert
-from tf_packnet.task_names import check_task_name, default_task_name
-from tf_packnet.trainer import PackedTrainer
+from tf_packnet.training import optimizers
+from tf_packnet.training.fit_checks import check_callbacks, check_fit_data, fit_arguments
+from tf_packnet.training.trainer import PackedTrainer
 
 
 @dataclass

@@ -6,13 +6,14 @@ from typing import Any
 
 import keras
 
-from tf_packnet import lifecycle, model_class, overrides
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
+from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.policies import BIAS_POLICIES, HEADS
-from tf_packnet.structure import places, refusals
+from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
+from tf_packnet.structure import overrides, places, refusals
 from tf_packnet.structure.graphs import Copies, as_graph, build_left_out, copy_state
 from tf_packnet.structure.roles import Roles
 from tf_packnet.structure.tails import fold, folds, heads_of

@@ -7,10 +7,11 @@ from unittest import mock
 
 from launch.benchmarks import Row
 from launch.benchmarks.training import made_up_images
-from tf_packnet import lifecycle, trainer
-from tf_packnet.experiments import setup
-from tf_packnet.experiments.config import Config
-from tf_packnet.fit_guard import FitGuard
+from tf_packnet import lifecycle
+from tf_packnet.runs import setup
+from tf_packnet.runs.config import Config
+from tf_packnet.training import trainer
+from tf_packnet.training.fit_guard import FitGuard
 
 
 class Stopwatch:

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     """Exports every task, compares each with its dense SavedModel, and prints the table."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    from tf_packnet.quiet import start_tensorflow
+    from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
     import keras

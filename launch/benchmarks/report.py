@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.benchmarks import Row
-from tf_packnet import acceleration, files
+from tf_packnet.system import files
+from tf_packnet.training import acceleration
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from flags.parsing import parse_command
 from launch.benchmarks import Row
 from launch.benchmarks.processes import LAUNCHER, MNIST, ROOT
-from tf_packnet.experiments.data import load_stream
+from tf_packnet.runs.data import load_stream
 
 SCRIPT = ROOT / "docs/comparison/avalanche_packnet.py"
 

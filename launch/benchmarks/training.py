@@ -12,14 +12,14 @@ import keras
 import numpy as np
 
 from launch.benchmarks import Row, floors, typical
-from tf_packnet import acceleration
 from tf_packnet.callbacks import EpochBackup
-from tf_packnet.experiments import runner, setup
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.paths import RunPaths
-from tf_packnet.policies import STAGES
+from tf_packnet.pruning.policies import STAGES
 from tf_packnet.reporting.progress import RunProgress
+from tf_packnet.runs import runner, setup
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import RunPaths
 from tf_packnet.tasks import Split, Task, TaskStream, split_into_tasks
+from tf_packnet.training import acceleration
 
 COMPILED = {acceleration.STEP: "whole steps", acceleration.UPDATE: "masks and optimizer", acceleration.OFF: "nothing"}
 

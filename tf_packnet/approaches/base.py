@@ -12,12 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet import acceleration, lifecycle, optimizers
+from tf_packnet import lifecycle
 from tf_packnet.callbacks import EpochBackup, EqualShare, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.policies import PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
+from tf_packnet.training import acceleration, optimizers
 
 Observers = Callable[[Task, str], Sequence[keras.callbacks.Callback]]
 

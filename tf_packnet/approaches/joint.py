@@ -12,8 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_packnet import lifecycle, ownership
+from tf_packnet import lifecycle
 from tf_packnet.approaches.base import Approach
+from tf_packnet.pruning import ownership
 from tf_packnet.tasks import Split, Task, TaskStream
 
 

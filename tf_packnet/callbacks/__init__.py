@@ -2,12 +2,11 @@
 
 from tf_packnet.callbacks.epoch_backup import EpochBackup
 from tf_packnet.callbacks.epoch_log import EpochLog
-from tf_packnet.callbacks.equal_share import EqualShare, GrowingShare
 from tf_packnet.callbacks.gradient_mask import GradientMask
 from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
-from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged
-from tf_packnet.callbacks.stop_when_interrupted import StopWhenInterrupted
+from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged, StopWhenInterrupted
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
+from tf_packnet.pruning.schedules import EqualShare, GrowingShare
 
 __all__ = [
     "EpochBackup",

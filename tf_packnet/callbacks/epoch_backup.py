@@ -1,5 +1,8 @@
 """After every epoch, all that a `fit` needs to go on as if it had never been interrupted."""
 
+import copy
+import functools
+import inspect
 import json
 import os
 import re
@@ -7,15 +10,17 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from tf_packnet import files, lifecycle, training_state
-from tf_packnet.archives import BROKEN
-from tf_packnet.callbacks import memories
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import FitRequest
+from tf_packnet.system import files
+from tf_packnet.system.archives import BROKEN
+from tf_packnet.training import training_state
+from tf_packnet.training.fit_checks import FitRequest
 
 META = "meta"
 
@@ -99,7 +104,7 @@ class EpochBackup(keras.callbacks.Callback):
         if meta["fit"] != ours:
             expected = f"a path for this fit alone ({ours}); the backup there is of another one ({meta['fit']})"
             raise ArgumentError("path", expected, str(self.path))
-        missing = [name for name in meta["callbacks"] if name not in memories.by_name(self._beside)]
+        missing = [name for name in meta["callbacks"] if name not in _by_name(self._beside)]
         if missing:
             expected = f"a path for this fit alone; the one that left its backup there had a {missing[0]}"
             raise ArgumentError("path", expected, str(self.path))
@@ -111,12 +116,12 @@ class EpochBackup(keras.callbacks.Callback):
         if self._beside is None:
             raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
         self._unwritten, self._failed, self._parts, self._copies = None, None, None, {}
-        self._fresh = memories.fresh(self._beside)
+        self._fresh = _fresh_state(self._beside)
         if self._found is None:
             return
         found, self._found = self._found, None
         meta = json.loads(str(found.pop(META)))
-        memories.remind(self._beside, meta, found)
+        _restore_state(self._beside, meta, found)
         try:
             training_state.restore(self.model, found)
         except ValueError as error:
@@ -130,14 +135,14 @@ class EpochBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        meta, arrays = memories.changed(self._beside, self._fresh)
+        meta, arrays = _changed_state(self._beside, self._fresh)
         meta |= {
             "fit": self._identity(self.model),
             "epoch": epoch,
             "stopped": bool(self.model.stop_training),
             "history": self.history,
         }
-        text = json.dumps(meta, default=memories.plain_number)
+        text = json.dumps(meta, default=_plain_number)
         self._parts = self._parts or training_state.parts(self.model)
         state = {**training_state.capture(self.model, self._parts), **arrays, META: np.array(text)}
         self.wait()
@@ -231,3 +236,90 @@ def _acts_on(callback: keras.callbacks.Callback, event: str) -> bool:
 
 def _warn(path: Path) -> None:
     warnings.warn(f"{path} is damaged: the fit goes on from an earlier epoch", stacklevel=2)
+
+
+_CallbackState = dict[str, dict[str, Any]]
+
+
+def _fresh_state(callbacks: Sequence[keras.callbacks.Callback]) -> _CallbackState:
+    """What each has when a `fit` begins, a copy."""
+    return {name: copy.deepcopy(_memory(callback)) for name, callback in _by_name(callbacks).items()}
+
+
+def _changed_state(
+    callbacks: Sequence[keras.callbacks.Callback], fresh: _CallbackState
+) -> tuple[dict[str, _CallbackState], dict[str, np.ndarray]]:
+    """What they remember that they had not when the `fit` began: plain values, and lists of weights.
+
+    Returns:
+        Values for JSON, and arrays by name: what `remind` takes.
+    """
+    plain, weights, arrays = {}, {}, {}
+    for name, callback in _by_name(callbacks).items():
+        values = {key: value for key, value in _memory(callback).items() if fresh[name].get(key, fresh) != value}
+        lists = {key: value for key, value in _public(callback).items() if _is_weights(value)}
+        if values or lists:
+            plain[name] = values
+            weights[name] = {key: len(value) for key, value in lists.items()}
+        for key, value in lists.items():
+            arrays.update({f"{name}/{key}/{i}": np.array(array) for i, array in enumerate(value)})
+    return {"callbacks": plain, "weights": weights}, arrays
+
+
+def _restore_state(
+    callbacks: Sequence[keras.callbacks.Callback], values: Mapping[str, _CallbackState], arrays: dict[str, np.ndarray]
+) -> None:
+    """Gives them back what `changed` found, and takes their arrays out of `arrays`."""
+    beside = _by_name(callbacks)
+    for name, memory in values["callbacks"].items():
+        vars(beside[name]).update(memory)
+    for name, lists in values["weights"].items():
+        for attribute, count in lists.items():
+            setattr(beside[name], attribute, [arrays.pop(f"{name}/{attribute}/{i}") for i in range(count)])
+
+
+def _by_name(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, keras.callbacks.Callback]:
+    """Each by its class, numbered where there are several: the same in every process that does this `fit`."""
+    found: dict[str, keras.callbacks.Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        same = sum(each.partition(" ")[0] == name for each in found)
+        found[name if same == 0 else f"{name} {same + 1}"] = callback
+    return found
+
+
+def _memory(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """What a callback remembers in plain values: counters, best values, prune rounds. Its private parts it can make."""
+    return {name: value for name, value in _public(callback).items() if _is_plain(value)}
+
+
+def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """The public attributes of a callback, without its settings: these it was given."""
+    settings = _settings(type(callback))
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if not name.startswith("_") and name != "params" and name not in settings
+    }
+
+
+@functools.cache  # looked up after every epoch
+def _settings(kind: type[keras.callbacks.Callback]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind).parameters)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives `value` back as it is."""
+    if isinstance(value, (bool, int, float, str, type(None), np.number, np.bool_)):
+        return True
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+
+
+def _is_weights(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, np.ndarray) for item in value)
+
+
+def _plain_number(value: np.generic) -> Any:
+    return value.item()

@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, optimizers, ownership
+from tf_packnet import lifecycle
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.pruning import ownership
+from tf_packnet.training import optimizers
 
 
 class GradientMask(keras.callbacks.Callback):

@@ -6,15 +6,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, optimizers, ownership
-from tf_packnet.callbacks.equal_share import EqualShare
-from tf_packnet.callbacks.round_plan import RoundPlan
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.fit_checks import FitRequest
 from tf_packnet.layers.weights import view
-from tf_packnet.policies import PRUNE_SCOPES
-from tf_packnet.ranking import keep_masks
-from tf_packnet.tfmot import PruningSchedule
+from tf_packnet.pruning import ownership
+from tf_packnet.pruning.policies import PRUNE_SCOPES
+from tf_packnet.pruning.ranking import keep_masks
+from tf_packnet.pruning.round_plan import RoundPlan
+from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.pruning.tfmot import PruningSchedule
+from tf_packnet.training import optimizers
+from tf_packnet.training.fit_checks import FitRequest
 
 # Under these names the callbacks of one `fit` find each other in `params`, a dict that Keras gives to all of them.
 SCHEDULER, SNAPSHOT = "tf_packnet/scheduler", "tf_packnet/snapshot"

@@ -5,7 +5,8 @@ import math
 import keras
 
 from tf_packnet.errors import DivergedError
-from tf_packnet.fit_guard import broken_weights, diverged
+from tf_packnet.system import interruption
+from tf_packnet.training.fit_guard import broken_weights, diverged
 
 
 class StopWhenDiverged(keras.callbacks.Callback):
@@ -35,3 +36,10 @@ class StopWhenDiverged(keras.callbacks.Callback):
         broken = broken_weights(self.model)
         if broken or not math.isfinite(loss):
             raise DivergedError(diverged(self.title, epoch, loss, broken))
+
+
+class StopWhenInterrupted(keras.callbacks.Callback):
+    """Ends a `fit` with KeyboardInterrupt after the call of the compiled step in which a signal was lost."""
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        interruption.check()

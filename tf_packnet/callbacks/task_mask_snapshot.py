@@ -7,11 +7,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tf_packnet import files, lifecycle
-from tf_packnet.archives import read_arrays
+from tf_packnet import lifecycle
 from tf_packnet.callbacks.prune_round_scheduler import SCHEDULER, SNAPSHOT, missing_rounds
 from tf_packnet.errors import ArgumentError
-from tf_packnet.fit_checks import FitRequest
+from tf_packnet.system import files
+from tf_packnet.system.archives import read_arrays
+from tf_packnet.training.fit_checks import FitRequest
 
 # Owner maps of four thousand million weights.
 MAX_BYTES = 2**32

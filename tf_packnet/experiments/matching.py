@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import optimize
 
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.plans import Plan
+from tf_packnet.experiments.definitions import Experiment
+from tf_packnet.runs.config import Config
 
 if TYPE_CHECKING:
-    from tf_packnet.experiments.suite import Runs
+    from tf_packnet.experiments.executor import Runs
     from tf_packnet.experiments.workers import Outcome
 
 BOUNDS = ("memory", "multinet")
@@ -70,15 +70,15 @@ class Match:
         }
 
 
-def match_all(plan: Plan, runs: "Runs") -> list[Match]:
-    """PackNet at every `p` of the plan, and the matching of both bounds to each, side by side."""
-    prunes = plan.axes["final_prune"]
-    for config in plan.configs:
+def match_all(experiment: Experiment, runs: "Runs") -> list[Match]:
+    """PackNet at every `p` of the experiment, and the matching of both bounds to each, side by side."""
+    prunes = experiment.axes["final_prune"]
+    for config in experiment.configs:
         runs.submit(config)
     with ThreadPoolExecutor(len(prunes) * (1 + len(BOUNDS))) as threads:
         wanted = [(p, approach) for p in prunes for approach in ("packnet", *BOUNDS)]
         try:
-            return list(threads.map(lambda one: _match(plan, runs, *one), wanted))
+            return list(threads.map(lambda one: _match(experiment, runs, *one), wanted))
         except BaseException:  # interrupted: the threads would wait for runs that never come
             runs.close()
             raise
@@ -89,8 +89,8 @@ def compression(final_prune: float, matched_prune: float) -> float:
     return (1.0 - final_prune) / (1.0 - matched_prune)
 
 
-def _match(plan: Plan, runs: "Runs", final_prune: float, approach: str) -> Match:
-    target, outcomes = _evaluate(plan, runs, "packnet", final_prune)
+def _match(experiment: Experiment, runs: "Runs", final_prune: float, approach: str) -> Match:
+    target, outcomes = _evaluate(experiment, runs, "packnet", final_prune)
     if approach == "packnet" or target is None:
         return Match(final_prune, approach, target, [], outcomes if approach == "packnet" else [])
     found = Match(final_prune, approach, target, [], [])
@@ -98,7 +98,7 @@ def _match(plan: Plan, runs: "Runs", final_prune: float, approach: str) -> Match
     def difference(log2_compression: float) -> float:
         # Rounded, so that the setting can be written down and asked for again.
         prune = round(1.0 - (1.0 - final_prune) / 2.0**log2_compression, 6)
-        accuracy, its_outcomes = _evaluate(plan, runs, approach, prune)
+        accuracy, its_outcomes = _evaluate(experiment, runs, approach, prune)
         found.outcomes.extend(its_outcomes)
         if accuracy is None:
             raise _FailedEvaluation
@@ -106,15 +106,17 @@ def _match(plan: Plan, runs: "Runs", final_prune: float, approach: str) -> Match
         found.evaluations.append({"final_prune": prune, "compression": ratio, "accuracy": accuracy})
         return (accuracy - target) ** 2
 
-    options = {"xatol": LOG2_TOLERANCE, "maxiter": plan.evaluations}
+    options = {"xatol": LOG2_TOLERANCE, "maxiter": experiment.evaluations}
     with contextlib.suppress(_FailedEvaluation):  # its runs are among the failed ones
         optimize.minimize_scalar(difference, bounds=LOG2_COMPRESSION, method="bounded", options=options)
     return found
 
 
-def _evaluate(plan: Plan, runs: "Runs", approach: str, final_prune: float) -> "tuple[float | None, list[Outcome]]":
+def _evaluate(
+    experiment: Experiment, runs: "Runs", approach: str, final_prune: float
+) -> "tuple[float | None, list[Outcome]]":
     """Mean accuracy over the seeds, None if a run failed; and the runs."""
-    outcomes = runs.get([setting(plan.base, approach, final_prune, seed) for seed in plan.seeds])
+    outcomes = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
     if any(outcome.results is None for outcome in outcomes):
         return None, outcomes
     return float(np.mean([outcome.results["average_accuracy"] for outcome in outcomes])), outcomes

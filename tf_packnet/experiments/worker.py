@@ -19,8 +19,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_PACKNET_LAZY"] = "1"
 
 from tf_packnet.errors import ArgumentError, StoppedError
-from tf_packnet.experiments import corruption
-from tf_packnet.experiments.config import Config
+from tf_packnet.runs import corruption
+from tf_packnet.runs.config import Config
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print shall not be taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
-    from tf_packnet.quiet import start_tensorflow
+    from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
     while True:
@@ -48,7 +48,7 @@ def main() -> None:
 def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
     import keras
 
-    from tf_packnet.experiments.learning import learn_only
+    from tf_packnet.runs.learning import learn_only
 
     keras.backend.clear_session()
     gc.collect()

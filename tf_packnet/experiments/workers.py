@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tf_packnet
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments.config import Config
-from tf_packnet.experiments.stages import shared_beginning
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.stages import shared_beginning
 
 # Compiled programs stay in memory after their run, 30 MB for the paper's MLP: now and then a worker starts afresh.
 RUNS_A_PROCESS = 20
@@ -201,7 +200,7 @@ class _Worker:
                 self._process.wait()
             self._settings, self._runs = settings, 0
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
-            root = str(Path(tf_packnet.__file__).resolve().parent.parent)
+            root = str(Path(__file__).resolve().parents[2])
             path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _WORKER],

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_packnet import files, lifecycle, ownership
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export import saved_model
 from tf_packnet.export.dense import dense_model
@@ -19,6 +19,8 @@ from tf_packnet.export.shared_kernel import SharedKernel
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.pruning import ownership
+from tf_packnet.system import files
 
 CLASS_NAMES = "class_names"
 

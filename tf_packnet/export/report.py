@@ -3,21 +3,23 @@
 import gzip
 import os
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tf_packnet import files
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export.compaction import compact_model
-from tf_packnet.export.compaction.graph import Graph, trace
+from tf_packnet.export.compaction.graph import Graph, inputs_of, trace
 from tf_packnet.export.dense import dense_model
-from tf_packnet.export.latency import latency_ratios
 from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.system import files
 
 BATCHES = (1, 256)
 
@@ -118,3 +120,53 @@ def folder_bytes(folder: Path, compressed: bool = False) -> int:
     """Bytes of the files in a folder, as they are or compressed one by one."""
     contents = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
     return sum(len(gzip.compress(content)) if compressed else len(content) for content in contents)
+
+
+def latency_ratios(
+    path: str | os.PathLike,
+    baseline: str | os.PathLike,
+    model: keras.Model,
+    batches: Sequence[int],
+    seconds: float = 0.4,
+) -> dict[int, float]:
+    """Median of the ratios of the time that `path` and `baseline` take, called in turns on random examples.
+
+    Args:
+        path: A SavedModel folder.
+        baseline: Another one, of the same inputs.
+        model: A model of the same inputs.
+        batches: Examples in a call, one measurement each.
+        seconds: About how long to measure each; at least one call of both.
+
+    Returns:
+        The ratio by batch size.
+    """
+    loaded = [tf.saved_model.load(os.fspath(each)) for each in (path, baseline)]  # which hold the weights
+    ours, theirs = (each.serve for each in loaded)
+    return {batch: _ratio(ours, theirs, model, batch, seconds) for batch in batches}
+
+
+def _ratio(ours: Any, theirs: Any, model: keras.Model, batch: int, seconds: float) -> float:
+    examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), inputs_of(model))
+    ours(examples), theirs(examples)  # the first call plans
+    ratios: list[float] = []
+    until = time.perf_counter() + seconds
+    while not ratios or time.perf_counter() < until:
+        # Who comes second finds warm caches: they take turns in that, too.
+        pair = [ours, theirs] if len(ratios) % 2 else [theirs, ours]
+        took = {serve: _seconds(serve, examples) for serve in pair}
+        ratios.append(took[ours] / took[theirs])
+    return float(np.median(ratios))
+
+
+def _seconds(serve: Any, examples: Any) -> float:
+    began = time.perf_counter()
+    serve(examples)
+    return time.perf_counter() - began
+
+
+def _random(tensor: Any, batch: int) -> tf.Tensor:
+    shape = [batch, *(size or 16 for size in tensor.shape[1:])]
+    if tf.as_dtype(tensor.dtype).is_floating:
+        return tf.random.uniform(shape, dtype=tensor.dtype)
+    return tf.zeros(shape, tensor.dtype)

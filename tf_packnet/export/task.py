@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tf_packnet import files
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.export import saved_model, tflite
 from tf_packnet.export.compaction import compact_model
@@ -13,6 +12,7 @@ from tf_packnet.export.dense import dense_model
 from tf_packnet.export.endpoint import ClassNames, Endpoint, Preprocessing
 from tf_packnet.export.paths import SUFFIXES, check_path
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.system import files
 
 
 def export_task(

@@ -17,7 +17,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
-from tf_packnet.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
 
 # Whether whoever loads compares the tasks of the whole model afterwards, and puts back what was there.
 COMPARES_AFTERWARDS = contextvars.ContextVar("compares_afterwards", default=False)
@@ -49,7 +49,7 @@ class TaskLayer:
 
     Args:
         bias_policy: What later tasks do to the biases: `first_task` or `per_task`.
-        pretrained: None, or whether pretrained kernels are `prunable` or `visible`, see `tf_packnet.policies`.
+        pretrained: None, or whether pretrained kernels are `prunable` or `visible`, see `tf_packnet.pruning.policies`.
     """
 
     masked: tuple[str, ...] = ("kernel",)

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_packnet import ownership
 from tf_packnet.layers.weights import fresh_values, non_trainable, view
+from tf_packnet.pruning import ownership
 
 
 class MaskedWeight:
@@ -26,12 +26,12 @@ class MaskedWeight:
         regularizer: That of the variable, None without one.
         frozen: Values at rest, non-trainable, same shape: an owned entry's committed value, a freed entry's value at
             the moment it was pruned.
-        owner: Non-trainable `uint8` map, see `tf_packnet.ownership`.
+        owner: Non-trainable `uint8` map, see `tf_packnet.pruning.ownership`.
         shown: Non-trainable `uint8` scalar: the weights of tasks `1..shown` are visible.
         learning: Non-trainable `bool` scalar: the candidates are visible too.
-        pretrained: None; or what becomes of pretrained values: `prunable` or `visible`, see `tf_packnet.policies`.
+        pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         base: Those values, non-trainable, same shape; None without them.
-        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.in_place`.
+        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.training.in_place`.
         has_free_values: Whether the free entries of `frozen` and `base` are what they were: not after a file without
             them, until the next task has begun.
     """

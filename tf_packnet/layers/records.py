@@ -19,7 +19,7 @@ class Witness:
 
     Attributes:
         outputs: Its outputs on synthetic inputs; none if the model could not be called with such.
-        inputs: How the inputs were made, see `tf_packnet.witness`.
+        inputs: How the inputs were made, see `tf_packnet.lifecycle.witness`.
         checksums: Of every value that the task reads, by name, such as `dense_1/kernel`.
         environment: What decides the last bits of outputs: versions, threads, device.
     """

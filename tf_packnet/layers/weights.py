@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_packnet import ownership
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.policies import FREED_WEIGHTS
+from tf_packnet.pruning import ownership
+from tf_packnet.pruning.policies import FREED_WEIGHTS
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:

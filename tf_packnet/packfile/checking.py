@@ -1,7 +1,10 @@
 """A pack file is read back before it takes the place of an earlier one: it has to give the pack that was saved."""
 
+import collections
+import contextlib
 import itertools
 import os
+import random
 import sys
 from collections.abc import Iterator
 
@@ -10,10 +13,10 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, PackFileError
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.packfile.aside import aside
 from tf_packnet.packfile.loading import load_pack
 from tf_packnet.packfile.parts import compared, heads_of_tasks
 from tf_packnet.structure.places import by_place
+from tf_packnet.system.keras_internals import global_state
 
 
 def check_file(path: str | os.PathLike, packed: PackedModel, free_values: bool) -> None:
@@ -63,3 +66,18 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
         return False
     views = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
     return np.array_equal(*views)
+
+
+_NAMES = "object_name_uids"
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Layers that are made while it lasts change neither the names nor the seeds of those made later."""
+    names = collections.defaultdict(int, global_state.get_global_attribute(_NAMES, {}))
+    seeds = random.getstate()  # Keras draws the seed of an initializer and a Dropout from it
+    try:
+        yield
+    finally:
+        random.setstate(seeds)
+        global_state.set_global_attribute(_NAMES, names)

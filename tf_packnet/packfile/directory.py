@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from tf_packnet.ownership import MAX_TASKS
 from tf_packnet.packfile.coding import ITEM_BYTES
 from tf_packnet.packfile.container import ArrayEntry, Part, check_arrays
 from tf_packnet.packfile.info import check_info
+from tf_packnet.pruning.ownership import MAX_TASKS
 
 # What an array may be, see docs/pack-format.md.
 KINDS = ("config", "gaps", "values", "own", "state", "witness", "base", "free", "variable", "asset")

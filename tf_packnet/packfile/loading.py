@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, model_class
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
+from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import model_config, restoring, witnesses
 from tf_packnet.packfile.container import PackFile

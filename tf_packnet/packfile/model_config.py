@@ -6,9 +6,9 @@ from typing import Any
 
 import keras
 
-from tf_packnet.keras_internals import global_state  # nothing public forgets variables that were only sketched
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.coding import nbytes
+from tf_packnet.system.keras_internals import global_state  # nothing public forgets variables that were only sketched
 
 # What Keras writes for values that JSON has no word for.
 _VALUES = {"__tuple__", "__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import lifecycle, model_class
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TaskHead, TaskLayer
 from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import witnesses
 from tf_packnet.packfile.coding import ITEM_BYTES, to_gaps

@@ -7,14 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet import __version__, files, lifecycle
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import container, model_config
-from tf_packnet.packfile.aside import aside
-from tf_packnet.packfile.checking import check_file
+from tf_packnet.packfile.checking import aside, check_file
 from tf_packnet.packfile.info import check_info
 from tf_packnet.packfile.parts import arrays_of, heads_of_tasks
+from tf_packnet.system import files
+from tf_packnet.version import __version__
 
 
 def save_pack(

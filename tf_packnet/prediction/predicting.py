@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import expit, softmax
 
-from tf_packnet import files, quiet
 from tf_packnet.errors import ArgumentError
 from tf_packnet.prediction import examples, tables
 from tf_packnet.prediction.packs import Choice, choose
+from tf_packnet.system import files, quiet
 
 if TYPE_CHECKING:
     import keras

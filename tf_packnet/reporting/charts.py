@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from tf_packnet.reporting.palette import task_colours
+from tf_packnet.inspection.palette import task_colours
 
 _MARKERS = "osD^vPX*"
 APPROACH_NAMES = {"packnet": "PackNet", "memory": "Memory", "multinet": "Multinet"}

@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tf_packnet import files
+from tf_packnet.system import files
 
 
 @dataclass

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tf_packnet import ownership
+from tf_packnet.pruning import ownership
 from tf_packnet.reporting import exports
 
 

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.keras_internals import Functional
-from tf_packnet.overrides import is_subclassed
 from tf_packnet.structure import places
+from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
+from tf_packnet.system.keras_internals import Functional
 
 
 def as_graph(model: Any, inputs: Any = None) -> keras.Model:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from tf_packnet.data_checks import check_class_numbers
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.data_checks import check_class_numbers
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_packnet.data_checks import check_finite
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks.checks import check_task
 from tf_packnet.tasks.cutting import hold_out
-from tf_packnet.tasks.stream import Split, Task, TaskStream
+from tf_packnet.tasks.data_checks import check_finite
+from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
 
 if TYPE_CHECKING:
     import tensorflow as tf

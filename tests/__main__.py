@@ -1,0 +1,9 @@
+"""Runs all tests: what Bazel's `tests` target starts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([str(Path(__file__).parent), *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""What a pack holds: tables and a page."""

@@ -1,0 +1,1 @@
+"""Which weights a task keeps: owners, ranking, selection, schedules."""

@@ -1,0 +1,121 @@
+"""Algorithm 2 as a TF-MOT pruning schedule, so that TF-MOT's own schedules drop in beside it."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.shares import pruned_per_round, released_fraction, rounds_that_divide
+from tf_packnet.pruning.tfmot import PruningSchedule
+
+
+class EqualShare(PruningSchedule):
+    """An equal share of the network for every task, reached in equal rounds on a budget of epochs (Algorithm 2).
+
+    Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. Of the `rounds`
+    prune rounds, one every `epochs / rounds` epochs, each prunes `z = 1 - (1-r)^(1/rounds)` of what is left.
+
+    As for every TF-MOT schedule that `PruneRoundScheduler` follows, a step is one epoch of the `fit`.
+
+    Args:
+        final_prune: `p`, the fraction of the prunable weights that is free after all tasks, in (0, 1).
+        num_tasks: `T`, how many tasks share the network.
+        rounds: `N`, prune rounds a task.
+        epochs: `B`, the budget of retraining epochs a task; default the number of epochs of the `fit` that it is used
+            in. With another number than that, the `fit` is refused.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or `rounds` does not divide `epochs`.
+    """
+
+    def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None):
+        if not 0.0 < final_prune < 1.0:
+            raise ArgumentError("final_prune", "a fraction between 0 and 1, both exclusive", final_prune)
+        if num_tasks < 1:
+            raise ArgumentError("num_tasks", "at least 1", num_tasks)
+        if rounds < 1:
+            raise ArgumentError("rounds", "at least 1", rounds)
+        if epochs is not None and (epochs < 1 or epochs % rounds):
+            fitting = ", ".join(map(str, rounds_that_divide(epochs)))
+            raise ArgumentError("rounds", f"a divisor of the {epochs} epochs ({fitting})", rounds)
+        self.final_prune = final_prune
+        self.num_tasks = num_tasks
+        self.rounds = rounds
+        self.epochs = epochs
+
+    @property
+    def released(self) -> float:
+        """`r`: the share of the free weights that a task gives back."""
+        return released_fraction(self.final_prune, self.num_tasks)
+
+    @property
+    def pruned_per_round(self) -> float:
+        """`z`: the share of the remaining candidates that a round prunes."""
+        return pruned_per_round(self.released, self.rounds)
+
+    def kept_fraction(self, prune_round: int) -> float:
+        """`(1-z)^n`: the share of a task's candidates that is left after round `n` (1-based; 0 is before any)."""
+        return (1.0 - self.pruned_per_round) ** prune_round
+
+    def largest_share(self, committed_tasks: int) -> float:
+        """The most of a layer's candidates that a task may keep, so that those to come find as much: for `erk`."""
+        return 1.0 / max(1, self.num_tasks - committed_tasks)
+
+    def for_epochs(self, epochs: int) -> "EqualShare":
+        """This schedule on a budget of `epochs`."""
+        return type(self)(**{**self.get_config(), "epochs": epochs})
+
+    def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Whether a round falls on epoch `step` (0-based), and the sparsity reached by then: TF-MOT's interface."""
+        step = int(step)
+        done = min(step // self._spacing + 1, self.rounds)
+        return tf.constant(self.round_at(step) is not None), tf.constant(1.0 - self.kept_fraction(done), tf.float64)
+
+    def round_at(self, epoch: int) -> int | None:
+        """Number of the round (1-based) at the start of `epoch` (0-based), or None."""
+        prune_round, rest = divmod(epoch, self._spacing)
+        return prune_round + 1 if rest == 0 and prune_round < self.rounds else None
+
+    @property
+    def _spacing(self) -> int:
+        if self.epochs is None:
+            raise ValueError("EqualShare has no budget yet: pass `epochs`, or give it to PruneRoundScheduler")
+        return self.epochs // self.rounds
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "final_prune": self.final_prune,
+            "num_tasks": self.num_tasks,
+            "rounds": self.rounds,
+            "epochs": self.epochs,
+        }
+
+
+class GrowingShare(EqualShare):
+    """One mask for all tasks, which grows to what PackNet would have used after `task` of them.
+
+    Args:
+        final_prune: As for `EqualShare`.
+        num_tasks: As for `EqualShare`.
+        rounds: As for `EqualShare`.
+        epochs: As for `EqualShare`.
+        task: Number (1-based) of the task that is being learned.
+    """
+
+    def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None, task: int = 1):
+        super().__init__(final_prune, num_tasks, rounds, epochs)
+        if not 1 <= task <= num_tasks:
+            raise ArgumentError("task", f"the number of a task, 1 to {num_tasks}", task)
+        self.task = task
+
+    def kept_fraction(self, prune_round: int) -> float:
+        """Share of all weights that is left after round `n`: the old mask, and what a task of PackNet's has left."""
+        used = 1.0 - self.released ** (self.task - 1)
+        return used + (1.0 - used) * super().kept_fraction(prune_round)
+
+    def largest_share(self, committed_tasks: int) -> float:
+        """No limit: what one task takes serves all."""
+        return 1.0
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "task": self.task}

@@ -1,0 +1,1 @@
+"""Files, archives, signals, start-up output, and Keras's private modules."""

@@ -1,0 +1,1 @@
+"""Everything that makes training fast and checks it: see docs/performance.md."""
