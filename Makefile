@@ -42,7 +42,7 @@ demo: $(READY)
 	$(RUN) launch/main.py --flagfile=flags/presets/digits.flags --output_dir=out/digits
 
 build-file: $(READY)
-	$(RUN) -m tests.house
+	$(RUN) -m tests.architecture
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Reads the imports of all source files and writes `BUILD` from them: `python -m tests.house`."""
+"""Reads the imports of all source files and writes `BUILD` from them: `python -m tests.architecture`."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""The house stands as it was drawn: layers import downwards, BUILD says what is there, the wheel holds the library."""
+"""Imports go downwards, BUILD matches the imports, and the wheel contains the library alone."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from filelock import FileLock
 
-from tests.house import FILES, PYPI, ROOT, SOURCES, build_file, cycle, imports, module_of, targets
+from tests.architecture import FILES, PYPI, ROOT, SOURCES, build_file, cycle, imports, module_of, targets
 
 # Top to bottom: a module imports only from its own row's package or from rows below.
 LAYERS = [
