@@ -33,6 +33,17 @@ def one_line(text: str, longest: int = 1000) -> str:
     return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
 
 
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """The first line of an exception's message, or its class name if the message is empty.
+
+    Args:
+        error: The exception.
+        longest: Maximum number of characters to return.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:longest]
+
+
 class PackFileError(ValueError):
     """A pack file that cannot be read: no such file, of a later version, damaged, or forged.
 

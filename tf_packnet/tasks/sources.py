@@ -10,7 +10,7 @@ import urllib.request
 
 import numpy as np
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.stream import Split
 
@@ -42,7 +42,7 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # a version or config that does not exist: TFDS raises what it likes
-        raise ArgumentError("dataset", f"a data set that TFDS can build ({_first_line(error)})", name) from error
+        raise ArgumentError("dataset", f"a data set that TFDS can build ({first_line(error)})", name) from error
     _check_is_image_classification(name, builder.info)
     _prepare(name, builder)
     for wanted in ("train", "test"):
@@ -100,7 +100,7 @@ def _prepare(name, builder) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks there, where only results belong
             builder.download_and_prepare()
     except Exception as error:  # TFDS lets through whatever its downloader, file system or checksums raise
-        raise _unavailable(name, builder, _first_line(error)) from error
+        raise _unavailable(name, builder, first_line(error)) from error
 
 
 # Where TFDS keeps data sets that are prepared already, and the original MNIST.
@@ -126,11 +126,6 @@ def _unavailable(name: str, builder, reason: str) -> ArgumentError:
         f"there is a network run: {command} and copy the folder, or point --data_dir at it",
         name,
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 def _read(builder, split: str) -> Split:
