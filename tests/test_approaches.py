@@ -8,9 +8,9 @@ from tests.conftest import make_mlp
 from tf_packnet import lifecycle, pack
 from tf_packnet.approaches import Memory, Multinet, PackNet
 from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy, own_task
-from tf_packnet.callbacks import EqualShare, GrowingShare
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
+from tf_packnet.pruning.schedules import EqualShare, GrowingShare
 from tf_packnet.tasks import Split, TaskStream, split_into_tasks
 
 TASKS, CLASSES, P = 3, 2, 0.5

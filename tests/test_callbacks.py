@@ -4,9 +4,9 @@ import pytest
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_convnet, make_mlp
-from tf_packnet import lifecycle
+from tf_packnet import callbacks, lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense
-from tf_packnet.pruning import ownership
+from tf_packnet.pruning import ownership, schedules
 
 
 def open_counts(model):
@@ -235,3 +235,17 @@ class TestMistakes:
         with pytest.raises(InterruptedError):
             packed.fit(*blobs(1), verbose=0, callbacks=[Stop(), tp.TaskMaskSnapshot()])
         assert packed.committed_tasks == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [("EqualShare", "tp.EqualShare"), ("GrowingShare", "tf_packnet.pruning.schedules.GrowingShare")],
+)
+def test_schedules_can_still_be_imported_from_callbacks_with_a_deprecation_warning(name, replacement):
+    with pytest.warns(DeprecationWarning, match=f"tf_packnet.callbacks.{name} is deprecated: use {replacement}"):
+        assert getattr(callbacks, name) is getattr(schedules, name)
+
+
+def test_callbacks_has_no_other_attribute():
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = callbacks.Nothing

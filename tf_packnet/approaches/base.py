@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks import EpochBackup, EqualShare, StopWhenDiverged, TaskMaskSnapshot
+from tf_packnet.callbacks import EpochBackup, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.training import acceleration, optimizers

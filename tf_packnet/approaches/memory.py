@@ -7,7 +7,8 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.approaches.joint import Joint, steps_an_epoch
-from tf_packnet.callbacks import GradientMask, GrowingShare, PruneRoundScheduler
+from tf_packnet.callbacks import GradientMask, PruneRoundScheduler
+from tf_packnet.pruning.schedules import GrowingShare
 from tf_packnet.tasks import Task, TaskStream
 
 JOINED, PRESENT = "joined/", "present"

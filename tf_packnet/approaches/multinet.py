@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 from tf_packnet.approaches.joint import Joint, steps_an_epoch
-from tf_packnet.callbacks import EqualShare, GradientMask, PruneRoundScheduler
+from tf_packnet.callbacks import GradientMask, PruneRoundScheduler
+from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.tasks import Task, TaskStream
 
 
