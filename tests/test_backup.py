@@ -157,7 +157,7 @@ def test_a_damaged_backup_is_told_and_not_used(batches, tmp_path):
         assert not path.exists()
         same(whole, resumed)
     path.write_bytes(content[:-1])
-    with pytest.warns(UserWarning, match="is damaged: the fit goes on from an earlier epoch"):
+    with pytest.warns(UserWarning, match="is damaged: the fit resumes from an earlier epoch"):
         fit(packed_model(), batches, [tp.EpochBackup(tmp_path / "night")], DiesAt(None))
 
 
@@ -165,7 +165,7 @@ def test_the_backup_of_another_fit_is_refused(batches, tmp_path):
     backup = tp.EpochBackup(tmp_path / "night")
     with pytest.raises(CrashError):
         fit(packed_model(), batches, [backup], DiesAt(4))
-    with pytest.raises(ArgumentError, match=re.escape("the backup there is of another one (task 1, 6 epochs)")):
+    with pytest.raises(ArgumentError, match=re.escape("the backup there is from another fit (task 1, 6 epochs)")):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "night")])
 
 
@@ -196,7 +196,7 @@ def test_a_full_disk_ends_the_fit_and_leaves_the_epochs_before(batches, tmp_path
 
 def test_state_of_another_model_is_refused(batches):
     state = training_state.capture(fitted(batches))
-    with pytest.raises(ValueError, match="another model, or of another optimizer"):
+    with pytest.raises(ValueError, match="from another model or another optimizer"):
         training_state.restore(fitted(batches, "momentum"), state)
 
 
@@ -371,7 +371,7 @@ def test_the_backup_of_another_model_is_refused(batches, tmp_path):
     with pytest.raises(CrashError):
         packed_model().fit(batches, epochs=3, verbose=0, callbacks=[DiesAt(1), backup])
     backup.wait()
-    with pytest.raises(ArgumentError, match="a path for this model alone"):
+    with pytest.raises(ArgumentError, match="a path for this model only"):
         packed_model("momentum").fit(batches, epochs=3, verbose=0, callbacks=[DiesAt(None), backup])
 
 
@@ -415,5 +415,5 @@ def test_a_callback_that_remembered_something_must_be_there(batches, tmp_path):
     with pytest.raises(CrashError):
         fit(packed_model(), batches, [backup], DiesAt(3))
     backup.wait()
-    with pytest.raises(ArgumentError, match="the one that left its backup there had a PruneRoundScheduler"):
+    with pytest.raises(ArgumentError, match="the backup there is from a fit with the callback PruneRoundScheduler"):
         packed_model().fit(batches, epochs=EPOCHS, verbose=0, callbacks=[tp.EpochBackup(tmp_path / "night")])
