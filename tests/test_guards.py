@@ -63,7 +63,7 @@ class TestTasks:
             ({"train": split(scale=0.0)}, "a scale that is a number and not 0"),
             (
                 {"train": split(images=np.full((20, 4), 7, np.uint8))},
-                "examples that differ in train.*20 times the same",
+                "examples that differ in train.*20 equal examples",
             ),
         ],
     )
@@ -179,8 +179,8 @@ class TestFit:
                 (x[:, :5], y, 1.0, r"`x`: expected batches of shape \(None, 6\)"),
                 (x, y + 1, 1.0, "`y`: expected whole numbers from 0 to 1"),
                 (x * np.float32(np.inf), y, 1.0, "`x`: expected finite numbers"),
-                (x, y, float("nan"), "`scale`: expected a number, not 0"),
-                (x, y, 0.0, "`scale`: expected a number, not 0"),
+                (x, y, float("nan"), "`scale`: expected a finite number other than 0"),
+                (x, y, 0.0, "`scale`: expected a finite number other than 0"),
             ):
                 with pytest.raises(tp.ArgumentError, match=message):
                     self.packed().fit(kind(images, labels, scale, 16), verbose=0)

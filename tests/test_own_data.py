@@ -84,7 +84,7 @@ class TestDataSets:
 
     def test_what_is_no_finite_set_of_pairs(self):
         pairs = tf.data.Dataset.from_tensor_slices(blobs(0))
-        with pytest.raises(tp.ArgumentError, match="with an end"):
+        with pytest.raises(tp.ArgumentError, match="a finite data set"):
             tp.tasks.from_dataset("a", pairs.repeat())
         with pytest.raises(tp.ArgumentError, match="of pairs"):
             tp.tasks.from_dataset("a", tf.data.Dataset.range(3))
@@ -123,7 +123,7 @@ class TestFolders:
         write_images(tmp_path / "pets", ["cat", "dog"])
         write_images(tmp_path / "pets", ["eel"], size=(6, 8))
         with pytest.raises(
-            tp.ArgumentError, match=r"`image_size`: expected given: the images have 2 sizes, from \(6, 8\)"
+            tp.ArgumentError, match=r"`image_size`: expected a size, as the images have 2 sizes from \(6, 8\)"
         ):
             tp.tasks.from_folder(tmp_path / "pets", batch_size=8)
         assert tp.tasks.from_folder(tmp_path / "pets", (4, 5), batch_size=8).splits["test"].images.shape[1:] == (
@@ -135,7 +135,7 @@ class TestFolders:
     def test_folders_that_hold_nothing(self, tmp_path):
         with pytest.raises(tp.ArgumentError, match="`path`: expected a folder. Received"):
             tp.tasks.from_folder(tmp_path / "none")
-        with pytest.raises(tp.ArgumentError, match="a folder with a folder a class"):
+        with pytest.raises(tp.ArgumentError, match="a folder with one folder per class"):
             tp.tasks.from_folder(tmp_path)
         (tmp_path / "cat").mkdir()
         with pytest.raises(tp.ArgumentError, match=r"images \(.png, .*\) in .*cat"):
@@ -163,7 +163,7 @@ class TestFolders:
     def test_the_launcher_names_what_is_wrong(self, tmp_path):
         done = launch(f"--dataset={tmp_path / 'none'}", f"--output_dir={tmp_path / 'out'}")
         assert (done.returncode, done.stdout) == (2, "")
-        assert "expected a folder that is there, with a folder a task in it" in done.stderr
+        assert "expected an existing folder, with one folder per task" in done.stderr
         (tmp_path / "data" / "task" / "a").mkdir(parents=True)
         done = launch(f"--dataset={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}")
         assert done.returncode == 2
@@ -176,7 +176,7 @@ def test_a_stream_of_ones_own():
     tasks = [tp.tasks.from_arrays(name, *blobs(seed, examples=80), batch_size=8) for seed, name in enumerate("ab")]
     stream = tp.tasks.TaskStream("mine", tasks)
     assert [(task.number, task.room) for task in stream] == [(1, 57), (2, 57)]
-    with pytest.raises(tp.ArgumentError, match="names of their own"):
+    with pytest.raises(tp.ArgumentError, match="tasks with different names"):
         tp.tasks.TaskStream("mine", [tasks[0], tasks[0]])
     other = tp.tasks.from_arrays("c", *blobs(0, (7,)), batch_size=8)
     with pytest.raises(tp.ArgumentError, match="of one shape"):

@@ -108,7 +108,7 @@ def test_the_test_split_does_not_depend_on_the_seed():
     [
         (
             {"num_tasks": 4},
-            r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 a task\). Received: num_tasks=4",
+            r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 per task\). Received: num_tasks=4",
         ),
         ({"classes_per_task": 7}, "`classes_per_task`: expected at most the 6 classes of numbers"),
         ({"num_tasks": 0}, "`num_tasks`: expected at least 1"),
@@ -129,7 +129,7 @@ def test_unknown_data_sets_get_a_suggestion():
 
 
 def test_a_data_set_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="an image classification set, with the features image and label"):
+    with pytest.raises(ArgumentError, match="an image classification data set, with the features image and label"):
         tp.tasks.load("imdb_reviews", data_dir=str(tmp_path))
 
 
@@ -150,7 +150,7 @@ def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "is_online", lambda: True)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", broken)
-    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\); where there is a network run"):
+    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\); Where there is a network, run"):
         tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
 
 
