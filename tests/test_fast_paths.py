@@ -240,7 +240,9 @@ def test_examples_that_lie_on_the_device_are_not_brought_there_again():
 
 def test_steps_per_execution_would_run_past_the_epoch():
     packed = compile_model(tp.pack(make_mlp()), steps_per_execution=4)
-    with pytest.raises(ArgumentError, match="`steps_per_execution`: expected 1: .* Received: steps_per_execution=4"):
+    with pytest.raises(
+        ArgumentError, match="`steps_per_execution`: expected 1, because .* Received: steps_per_execution=4"
+    ):
         packed.fit(batches(ResidentBatches), epochs=1, verbose=0)
 
 

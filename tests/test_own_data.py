@@ -58,7 +58,10 @@ class TestArrays:
             ({"y": np.zeros(99)}, "`y`: expected one label for each of the 100 examples"),
             ({"class_names": ["a"]}, "`class_names`: expected 3, one for each label"),
             ({"test": (np.zeros((5, 7), "float32"), np.zeros(5))}, "`test`: expected float32 examples of shape"),
-            ({"test": (np.zeros((1, 6), "float32"), ["fox"])}, r"labels that are in y too. Received: test=\['fox'\]"),
+            (
+                {"test": (np.zeros((1, 6), "float32"), ["fox"])},
+                r"only labels also in y. Received: test=\['fox'\]",
+            ),
             ({"test_fraction": 0.0}, "`test_fraction`: expected a fraction between"),
             ({"validation_fraction": 1.0}, "`validation_fraction`: expected a fraction from 0"),
             ({"batch_size": 1000}, "1 to the 70 training examples of task 'pets'"),

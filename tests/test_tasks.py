@@ -150,7 +150,7 @@ def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "is_online", lambda: True)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", broken)
-    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\); Where there is a network, run"):
+    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\). Where there is a network, run"):
         tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
 
 

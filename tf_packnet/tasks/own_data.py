@@ -111,7 +111,7 @@ def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> S
         raise ArgumentError("test", expected, f"{examples.dtype} of shape {examples.shape[1:]}")
     unknown = np.setdiff1d(test_labels, labels)
     if len(unknown):
-        raise ArgumentError("test", "only labels that are also in y", unknown.tolist()[:5])
+        raise ArgumentError("test", "only labels also in y", unknown.tolist()[:5])
     return Split(examples, np.searchsorted(labels, test_labels).astype(np.int32), scale)
 
 
