@@ -10,7 +10,7 @@
    forward and backward pass, masks the gradients, and applies the optimizer. So each kernel is masked in one pass
    before the layers and one after them.
 5. `multi_step` takes many gradient steps in one call of the compiled function, because Keras needs 2 ms per call. The
-   examples of a task are copied to the device once (`ResidentBatches`), or brought to each call (`StreamedBatches`);
+   examples of a task are copied to the device once (`ResidentBatches`), or copied for each call (`StreamedBatches`);
    see `tf_packnet.tasks.batches` for both.
 6. `kernels` computes masked kernels: once per step, or, if nothing but the candidates can change, once per call, in
    place in the trainable variables.
@@ -25,14 +25,15 @@ Two more modules are used by callbacks as well. `optimizers` resets Keras optimi
 restores learning rates. `training_state` captures and restores all that a `fit` needs to resume, for `tp.EpochBackup`.
 
 Example: `packed.fit(task.training_batches(seed, resident=True), epochs=72)` on an MLP. `fit` copies the examples to the
-device. Keras calls `train_step` once per call of up to 512 gradient steps; it runs `multi_step.take_steps`, compiled by
-XLA, which runs `gradient_step` in a loop. After the epoch `FitGuard` looks at the recorded problem, the loss and the
-weights.
+device. Keras traces `train_step` once, and calls the traced function once for up to 512 gradient steps. In it XLA has
+compiled `multi_step.take_steps`, which runs `gradient_step` in a loop. After each epoch `FitGuard` checks the recorded
+problem, the loss and the weights.
 
 Rules that the code relies on:
 
 - Frozen values, owner maps and other state of masked layers are non-trainable variables: no optimizer changes them.
-- Variables that are no part of the model, such as resident examples, are set past Keras's attribute tracking.
+- Variables that are not part of the model, such as resident examples, are hidden from Keras's attribute tracking with
+  `object.__setattr__`.
 - No `int32` variable is read in a compiled step: TensorFlow keeps those in host memory.
 
 `docs/performance.md` has the measurements.

@@ -32,7 +32,7 @@ class Problem(enum.IntEnum):
 
 
 class StepRecord:
-    """What compiled steps record, in variables that are no part of the model.
+    """What compiled steps record, in variables that are not part of the model.
 
     Attributes:
         problem: The first `Problem` of this `fit`, a scalar `int64` variable.

@@ -35,7 +35,7 @@ class PackedTrainer(Functional):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.xla = acceleration.OFF
-        # Set past Keras's attribute tracking: they are no part of the model.
+        # Hidden from Keras's attribute tracking: they are not part of the model.
         object.__setattr__(self, "device_examples", None)
         object.__setattr__(self, "step_record", StepRecord())
         object.__setattr__(self, "_traced_optimizers", ())
@@ -309,6 +309,6 @@ class PackedTrainer(Functional):
     def _put_on_device(self, batches: ResidentBatches) -> None:
         if self.device_examples is not None and self.device_examples.fits(batches):
             self.device_examples.load(batches)
-        else:  # set past Keras's attribute tracking: they are no part of the model
+        else:  # hidden from Keras's attribute tracking: they are not part of the model
             object.__setattr__(self, "device_examples", DeviceExamples(batches))
             lifecycle.drop_compiled_functions(self)
