@@ -1,4 +1,4 @@
-"""The two bounds beside PackNet: what they see, how their mask grows, that nothing is frozen, and the same budget."""
+"""The baselines: which examples they train on, how their mask grows, that nothing is frozen, and their budget."""
 
 import keras
 import numpy as np
@@ -7,24 +7,24 @@ import pytest
 from tests.conftest import make_mlp
 from tf_packnet import lifecycle, pack
 from tf_packnet.approaches import Memory, Multinet, PackNet
-from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy, own_task
-from tf_packnet.callbacks import EqualShare, GrowingShare
+from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy, select_own_task
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
+from tf_packnet.pruning.schedules import EqualShare, GrowingShare
 from tf_packnet.tasks import Split, TaskStream, split_into_tasks
 
 TASKS, CLASSES, P = 3, 2, 0.5
 
 
 def make_stream(examples=(60, 90, 75), seed=0) -> TaskStream:
-    """Tasks of different sizes, so that what depends on them shows."""
+    """Tasks of different sizes, to test that they are used."""
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(n) % CLASSES + CLASSES * task for task, n in enumerate(examples)])
-    centres = rng.normal(size=(TASKS * CLASSES, 6))
-    images = (centres[labels] + 0.3 * rng.normal(size=(len(labels), 6))).astype("float32")
-    everything = Split(images, labels)
+    centers = rng.normal(size=(TASKS * CLASSES, 6))
+    images = (centers[labels] + 0.3 * rng.normal(size=(len(labels), 6))).astype("float32")
+    examples = Split(images, labels)
     names = [str(label) for label in range(TASKS * CLASSES)]
-    return split_into_tasks("made", everything, everything, names, CLASSES, validation_fraction=0.2, batch_size=8)
+    return split_into_tasks("made", examples, examples, names, CLASSES, validation_fraction=0.2, batch_size=8)
 
 
 def make_approach(kind, stream, steps=None, budget="steps", rounds=2, scope="layer", freed="zero", heads=True):
@@ -39,7 +39,7 @@ def make_approach(kind, stream, steps=None, budget="steps", rounds=2, scope="lay
         metrics=[TaskwiseAccuracy(CLASSES)] if sliced else ["accuracy"],
         jit_compile=False,
     )
-    more = {"num_classes": CLASSES, "own_heads": heads, "budget": budget} if joint else {}
+    joint_arguments = {"num_classes": CLASSES, "own_heads": heads, "budget": budget} if joint else {}
     count = keras.callbacks.LambdaCallback(
         on_train_end=lambda logs: steps is not None and steps.append(int(packed.optimizer.iterations))
     )
@@ -50,7 +50,7 @@ def make_approach(kind, stream, steps=None, budget="steps", rounds=2, scope="lay
         retrain_epochs=4,
         prune_scope=scope,
         observers=lambda task, stage: [count],
-        **more,
+        **joint_arguments,
     )
 
 
@@ -62,30 +62,30 @@ def make_mlp_with_outputs(units):
 
 
 def learn_all(approach, stream):
-    for number in approach.lesson_numbers(len(stream)):
-        approach.learn(approach.lesson(stream, number))
+    for number in approach.training_task_numbers(len(stream)):
+        approach.learn(approach.training_task(stream, number))
 
 
 @pytest.mark.parametrize("heads", [True, False])
-def test_a_union_has_the_examples_of_its_tasks_and_tells_them_apart(heads):
+def test_a_union_has_the_examples_of_its_tasks_with_different_labels(heads):
     stream = make_stream()
-    lesson = make_approach(Memory, stream, heads=heads).lesson(stream, 2)
-    for name, split in lesson.splits.items():
+    joined = make_approach(Memory, stream, heads=heads).training_task(stream, 2)
+    for name, split in joined.splits.items():
         parts = [task.splits[name] for task in stream[:2]]
         np.testing.assert_array_equal(split.images, np.concatenate([part.images for part in parts]))
         shift = CLASSES if heads else 0
         np.testing.assert_array_equal(split.labels, np.concatenate([parts[0].labels, parts[1].labels + shift]))
-    assert lesson.number == 2
-    assert lesson.name == "tasks 1-2"
-    assert lesson.class_names == ("0", "1", "2", "3")
+    assert joined.number == 2
+    assert joined.name == "tasks 1-2"
+    assert joined.class_names == ("0", "1", "2", "3")
 
 
-def test_loss_and_accuracy_count_the_logits_of_an_examples_own_task():
+def test_loss_and_accuracy_use_the_logits_of_an_examples_own_task():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, TASKS * CLASSES)).astype("float32")
     labels = rng.integers(0, TASKS * CLASSES, 50)
     own = np.stack([row[label // 2 * 2 : label // 2 * 2 + 2] for row, label in zip(logits, labels, strict=True)])
-    within, sliced = own_task(labels, logits, CLASSES)
+    within, sliced = select_own_task(labels, logits, CLASSES)
     np.testing.assert_array_equal(sliced, own)
     np.testing.assert_array_equal(within, labels % 2)
     expected = np.mean(np.log(np.exp(own).sum(1)) - own[np.arange(50), labels % 2])
@@ -126,14 +126,14 @@ def test_the_growing_share_is_what_packnet_would_have_used():
 
 @pytest.mark.parametrize("freed", ["zero", "keep", "reinit"])
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
-def test_memorys_mask_grows_exactly_and_nothing_is_frozen(scope, freed):
+def test_the_mask_of_memory_grows_exactly_and_nothing_is_frozen(scope, freed):
     stream = make_stream()
     approach = make_approach(Memory, stream, scope=scope, freed=freed)
     r = P ** (1 / TASKS)
     before: dict[str, np.ndarray] = {}
     values: dict[str, np.ndarray] = {}
-    for number in approach.lesson_numbers(len(stream)):
-        approach.learn(approach.lesson(stream, number))
+    for number in approach.training_task_numbers(len(stream)):
+        approach.learn(approach.training_task(stream, number))
         maps = approach.owner_maps()
         total = sum(map.size for map in maps.values())
         used = sum(int((map > 0).sum()) for map in maps.values())
@@ -145,7 +145,7 @@ def test_memorys_mask_grows_exactly_and_nothing_is_frozen(scope, freed):
         else:
             assert used == pytest.approx(total * (1 - r**number), abs=len(maps))
         for path, map in before.items():
-            np.testing.assert_array_equal(maps[path][map > 0], map[map > 0])  # members stay, and when they joined
+            np.testing.assert_array_equal(maps[path][map > 0], map[map > 0])  # members stay in the mask
             assert (maps[path][map == 0] != 0).sum() == (maps[path] == number).sum()
         weights = lifecycle.masked_weights(approach.packed)
         for path, old in values.items():
@@ -155,10 +155,10 @@ def test_memorys_mask_grows_exactly_and_nothing_is_frozen(scope, freed):
     assert [approach.accuracy(task) > 0.9 for task in stream] == [True] * TASKS
 
 
-def test_multinet_learns_everything_at_once_and_keeps_its_share():
+def test_multinet_learns_all_tasks_at_once_and_keeps_its_share():
     stream = make_stream()
     approach = make_approach(Multinet, stream)
-    assert list(approach.lesson_numbers(TASKS)) == [TASKS]
+    assert list(approach.training_task_numbers(TASKS)) == [TASKS]
     learn_all(approach, stream)
     for map in approach.owner_maps().values():
         assert set(np.unique(map)) == {0, TASKS}
@@ -166,17 +166,17 @@ def test_multinet_learns_everything_at_once_and_keeps_its_share():
     assert [approach.accuracy(task) > 0.9 for task in stream] == [True] * TASKS
 
 
-def test_a_joint_networks_tasks_answer_with_their_own_classes():
+def test_predictions_of_a_joint_network_use_the_classes_of_the_task():
     stream = make_stream()
     approach = make_approach(Multinet, stream)
     learn_all(approach, stream)
     x = stream[1].splits["test"].x
-    everything = approach.logits(x)
-    np.testing.assert_array_equal(approach.predict(stream[1], x), everything[:, 2:4])
+    logits = approach.logits(x)
+    np.testing.assert_array_equal(approach.predict(stream[1], x), logits[:, 2:4])
 
 
 @pytest.mark.parametrize("kind", [Memory, Multinet])
-def test_one_head_for_all(kind):
+def test_a_shared_head(kind):
     stream = make_stream()
     approach = make_approach(kind, stream, heads=False)
     learn_all(approach, stream)
@@ -184,17 +184,17 @@ def test_one_head_for_all(kind):
     assert "head/kernel" in approach.owner_maps()
 
 
-def test_all_spend_as_many_gradient_steps():
+def test_all_approaches_take_the_same_number_of_gradient_steps():
     stream = make_stream()
     steps = {kind: [] for kind in (PackNet, Memory, Multinet)}
     for kind, taken in steps.items():
         learn_all(make_approach(kind, stream, steps=taken), stream)
-    an_epoch = [len(task.splits["train"]) // 8 for task in stream]
-    assert steps[PackNet] == steps[Memory] == [4 * count for count in an_epoch for _ in range(2)]
-    assert steps[Multinet] == [4 * sum(an_epoch)] * 2
+    steps_per_epoch = [len(task.splits["train"]) // 8 for task in stream]
+    assert steps[PackNet] == steps[Memory] == [4 * count for count in steps_per_epoch for _ in range(2)]
+    assert steps[Multinet] == [4 * sum(steps_per_epoch)] * 2
 
 
-def test_or_as_many_epochs():
+def test_the_budget_in_epochs():
     stream = make_stream()
     taken = []
     learn_all(make_approach(Memory, stream, steps=taken, budget="epochs"), stream)
@@ -205,23 +205,23 @@ def test_or_as_many_epochs():
 @pytest.mark.parametrize(
     ("kind", "freed"), [(PackNet, "zero"), (PackNet, "keep"), (Memory, "zero"), (Multinet, "keep")]
 )
-def test_a_restored_approach_goes_on_as_if_it_had_never_stopped(kind, freed):
+def test_a_restored_approach_continues_with_the_same_bits(kind, freed):
     stream = make_stream()
-    through = make_approach(kind, stream, freed=freed)
+    uninterrupted = make_approach(kind, stream, freed=freed)
     approach = make_approach(kind, stream, freed=freed)
-    for number in through.lesson_numbers(TASKS):
+    for number in uninterrupted.training_task_numbers(TASKS):
         for stage in (TRAIN, PRUNE_RETRAIN):
-            lesson = through.lesson(stream, number)
-            history = through.run_stage(lesson, stage)
-            assert approach.run_stage(lesson, stage) == history
-            state, approach = approach.state(), make_approach(kind, stream, freed=freed)  # as another process would
+            task = uninterrupted.training_task(stream, number)
+            history = uninterrupted.run_stage(task, stage)
+            assert approach.run_stage(task, stage) == history
+            state, approach = approach.state(), make_approach(kind, stream, freed=freed)  # like another process
             approach.restore({name: np.array(value) for name, value in state.items()})
-    assert approach.state().keys() == through.state().keys()
-    for name, value in through.state().items():
+    assert approach.state().keys() == uninterrupted.state().keys()
+    for name, value in uninterrupted.state().items():
         np.testing.assert_array_equal(approach.state()[name], value, err_msg=name)
     for task in stream:
         x = task.splits["test"].x
-        np.testing.assert_array_equal(approach.predict(task, x), through.predict(task, x))
+        np.testing.assert_array_equal(approach.predict(task, x), uninterrupted.predict(task, x))
 
 
 def test_reopening_needs_an_open_task():

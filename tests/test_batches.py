@@ -1,4 +1,4 @@
-"""Training batches: the order of the examples, and that every path brings the same ones."""
+"""Training batches: the order of the examples, the same for resident and streamed ones; evaluation batches."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_ord
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31 - 1), st.integers(0, 1000))
-def test_an_epoch_takes_no_example_twice_and_leaves_out_less_than_a_batch(examples, batch_size, seed, epoch):
+def test_an_epoch_has_no_example_twice_and_omits_less_than_a_batch(examples, batch_size, seed, epoch):
     order = epoch_order(examples, batch_size, seed, epoch).numpy()
     assert order.shape == (examples // batch_size, batch_size)
     assert len(set(order.ravel())) == order.size
@@ -21,13 +21,13 @@ def test_an_epoch_takes_no_example_twice_and_leaves_out_less_than_a_batch(exampl
     np.testing.assert_array_equal(order, epoch_order(examples, batch_size, seed, epoch).numpy())
 
 
-def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+def test_orders_differ_between_epochs_and_seeds():
     orders = {epoch_order(50, 50, seed, epoch).numpy().tobytes() for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
-def test_every_order_is_as_likely():
-    """Of three examples, 600 epochs: each of the 6 orders about 100 times (chi-square, 5 degrees of freedom)."""
+def test_all_orders_are_equally_likely():
+    """Each of the 6 orders of three examples occurs about 100 times in 600 epochs (chi-square test, df = 5)."""
     seen = [tuple(epoch_order(3, 3, 0, epoch).numpy().ravel()) for epoch in range(600)]
     counts = [seen.count(order) for order in itertools.permutations(range(3))]
     assert sum((count - 100) ** 2 / 100 for count in counts) < 20.5  # p = 0.001
@@ -39,7 +39,7 @@ def make(kind, examples=23, **kwargs):
 
 
 def unrolled(batches, epochs, first_epoch=0):
-    """The labels of every batch that the calls bring; the first image value must belong to each."""
+    """The labels of every batch in the calls, after a check that the images belong to them."""
     seen = []
     for call in batches.dataset(first_epoch).take(batches.calls * epochs):
         for number in range(int(call["steps"])):
@@ -55,7 +55,7 @@ def unrolled(batches, epochs, first_epoch=0):
 
 @pytest.mark.parametrize("steps_per_call", [1, 2, 3, 100])
 @pytest.mark.parametrize("room", [0, 30])
-def test_calls_bring_the_epochs_step_by_step_however_they_are_cut(steps_per_call, room):
+def test_calls_of_any_size_have_the_same_batches(steps_per_call, room):
     expected = [batch.tolist() for epoch in range(3) for batch in epoch_order(23, 4, 3, epoch).numpy()]
     for kind in (StreamedBatches, ResidentBatches):
         batches = make(kind, room=room, steps_per_call=steps_per_call)
@@ -67,7 +67,7 @@ def test_calls_bring_the_epochs_step_by_step_however_they_are_cut(steps_per_call
 
 
 @pytest.mark.parametrize("kind", [StreamedBatches, ResidentBatches])
-def test_batches_that_cannot_be(kind):
+def test_invalid_arguments(kind):
     images, labels = np.zeros((5, 2)), np.zeros(5, np.int32)
     for arguments, message in [
         ((images, labels[:4], 1.0, 2), "`labels`: expected one for each of the 5 images. Received: labels=4"),
@@ -93,13 +93,13 @@ def test_calls_have_one_shape_for_all_tasks_with_the_same_room(kind):
 
 @pytest.mark.parametrize("examples", [0, 3, 8, 23])
 @pytest.mark.parametrize(("batch_size", "multiple_of"), [(4, 1), (9, 2), (100, 3)])
-def test_evaluation_batches_bring_every_whole_share_in_order(examples, batch_size, multiple_of):
+def test_evaluation_batches_are_in_order_and_have_multiples_of_a_size(examples, batch_size, multiple_of):
     labels = np.arange(examples, dtype=np.int32)
     images = np.tile(labels.astype(np.uint8)[:, None, None], (1, 2, 3))
     dataset = evaluation_batches(images, labels, 1 / 256, batch_size, multiple_of)
     whole, size = examples - examples % multiple_of, batch_size - batch_size % multiple_of
     expected = [labels[first : min(first + size, whole)].tolist() for first in range(0, whole, size)]
-    for _ in range(2):  # Keras makes an iterator for each evaluation
+    for _ in range(2):  # Keras creates an iterator for each evaluation
         seen = list(dataset)
         assert [y.numpy().tolist() for _, y in seen] == expected
         assert dataset.cardinality() == len(expected)
@@ -110,7 +110,7 @@ def test_evaluation_batches_bring_every_whole_share_in_order(examples, batch_siz
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**31 - 1), st.data())
-def test_a_shorter_epoch_goes_on_where_the_one_before_stopped(batch_size, steps, seed, data):
+def test_a_shorter_epoch_continues_the_pass_of_the_one_before(batch_size, steps, seed, data):
     examples = batch_size * steps + data.draw(st.integers(0, batch_size - 1))
     epoch_steps = data.draw(st.integers(1, steps))
     passes = np.concatenate([epoch_order(examples, batch_size, seed, number).numpy() for number in range(5)])
@@ -119,7 +119,7 @@ def test_a_shorter_epoch_goes_on_where_the_one_before_stopped(batch_size, steps,
     np.testing.assert_array_equal(np.concatenate(epochs), passes[: 5 * epoch_steps])
 
 
-def test_shorter_epochs_are_the_same_on_every_path():
+def test_shorter_epochs_are_the_same_resident_and_streamed():
     expected = [batch.tolist() for epoch in range(4) for batch in epoch_order(23, 4, 3, epoch, 3).numpy()]
     for kind in (StreamedBatches, ResidentBatches):
         batches = make(kind, epoch_steps=3, steps_per_call=2)

@@ -4,17 +4,17 @@ import pytest
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_convnet, make_mlp
-from tf_packnet import lifecycle
+from tf_packnet import callbacks, lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense
-from tf_packnet.pruning import ownership
+from tf_packnet.pruning import ownership, schedules
 
 
 def open_counts(model):
     return {path: int(ownership.candidates(w.owner_map()).sum()) for path, w in lifecycle.masked_weights(model).items()}
 
 
-class Counts(keras.callbacks.Callback):
-    """Notes how many candidates are left in every epoch."""
+class CountCandidates(keras.callbacks.Callback):
+    """Records how many candidates are left in every epoch."""
 
     def __init__(self):
         super().__init__()
@@ -32,9 +32,9 @@ def test_exact_counts_after_every_round_of_every_task(rounds):
     for number in (1, 2, 3):
         packed.begin_task()
         began = open_counts(packed)
-        counts = Counts()
-        night = [tp.PruneRoundScheduler(schedule), tp.GradientMask(), counts, tp.TaskMaskSnapshot()]
-        packed.fit(*blobs(number, (8, 8, 1)), epochs=6, verbose=0, callbacks=night)
+        counts = CountCandidates()
+        retrain_callbacks = [tp.PruneRoundScheduler(schedule), tp.GradientMask(), counts, tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(number, (8, 8, 1)), epochs=6, verbose=0, callbacks=retrain_callbacks)
         for epoch, left in enumerate(counts.seen):
             n = epoch // (6 // rounds) + 1
             assert left == {path: round(c * (1 - z) ** n) for path, c in began.items()}
@@ -42,7 +42,7 @@ def test_exact_counts_after_every_round_of_every_task(rounds):
         assert owned == counts.seen[-1]
 
 
-def test_it_keeps_the_largest_magnitudes():
+def test_the_largest_magnitudes_are_kept():
     packed = compile_model(tp.pack(make_mlp()), "sgd")
     packed.begin_task()
     weight = lifecycle.masked_weights(packed)["dense_1/kernel"]
@@ -59,7 +59,7 @@ def test_it_keeps_the_largest_magnitudes():
     ]
 
 
-def test_all_equal_magnitudes_keep_the_lowest_indices():
+def test_of_equal_magnitudes_the_lowest_indices_are_kept():
     packed = compile_model(tp.pack(make_mlp(kernel_initializer="ones")), "sgd")
     packed.begin_task()
     packed.fit(
@@ -70,7 +70,7 @@ def test_all_equal_magnitudes_keep_the_lowest_indices():
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "erk"])
-def test_scopes_keep_the_same_number_in_all(scope):
+def test_all_scopes_keep_the_same_total(scope):
     packed = compile_model(tp.pack(make_convnet()), "adam")
     packed.begin_task()
     began = sum(open_counts(packed).values())
@@ -79,7 +79,7 @@ def test_scopes_keep_the_same_number_in_all(scope):
     assert abs(sum(open_counts(packed).values()) - began * (1 - schedule.released)) <= 1
 
 
-def test_tfmots_own_schedule_drops_in():
+def test_a_schedule_of_tfmot():
     import tensorflow_model_optimization as tfmot
 
     polynomial = tfmot.sparsity.keras.PolynomialDecay(0.2, 0.8, begin_step=1, end_step=5, frequency=2)
@@ -94,25 +94,25 @@ def test_tfmots_own_schedule_drops_in():
     assert history.history["sparsity"][-1] == pytest.approx(0.8, abs=0.01)
 
 
-def test_a_users_own_score_decides():
-    class Smallest(tp.PruneRoundScheduler):
+def test_a_subclass_with_another_score():
+    class KeepSmallest(tp.PruneRoundScheduler):
         def score(self, path, values):
             return -np.abs(values)
 
     packed = compile_model(tp.pack(make_mlp()), "sgd")
     packed.begin_task()
     values = lifecycle.masked_weights(packed)["dense_1/kernel"].values().copy()
-    packed.fit(np.zeros((8, 6)), np.zeros(8), epochs=1, verbose=0, callbacks=[Smallest(tp.EqualShare(0.5, 1, 1))])
+    packed.fit(np.zeros((8, 6)), np.zeros(8), epochs=1, verbose=0, callbacks=[KeepSmallest(tp.EqualShare(0.5, 1, 1))])
     kept = lifecycle.masked_weights(packed)["dense_1/kernel"].owner_map() == 255
     assert np.abs(values)[kept].max() <= np.abs(values)[~kept].min()
 
 
-def test_gradient_mask_empties_what_the_optimizer_holds_outside_the_candidates():
+def test_gradient_mask_sets_kernels_and_slots_to_0_outside_the_candidates():
     packed = compile_model(tp.pack(make_mlp()), keras.optimizers.AdamW(0.01, weight_decay=0.1))
     packed.begin_task()
     packed.fit(*blobs(1), epochs=2, verbose=0)
-    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1, 2), reset_optimizer=False), tp.GradientMask()]
-    packed.fit(*blobs(1), epochs=4, verbose=0, callbacks=night)
+    retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1, 2), reset_optimizer=False), tp.GradientMask()]
+    packed.fit(*blobs(1), epochs=4, verbose=0, callbacks=retrain_callbacks)
     for weight in lifecycle.masked_weights(packed).values():
         pruned = weight.owner_map() == 0
         np.testing.assert_array_equal(weight.values()[pruned], 0)
@@ -124,7 +124,7 @@ def test_gradient_mask_empties_what_the_optimizer_holds_outside_the_candidates()
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_the_night_starts_with_a_fresh_optimizer_unless_told_otherwise(reset):
+def test_retraining_resets_the_optimizer_by_default(reset):
     packed = compile_model(tp.pack(make_mlp()), "adam")
     packed.begin_task()
     packed.fit(*blobs(1), batch_size=16, epochs=2, verbose=0)
@@ -137,27 +137,27 @@ def test_snapshot_writes_the_owner_maps(tmp_path):
     packed = compile_model(tp.pack(make_mlp()), "adam")
     for number in (1, 2):
         packed.begin_task()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot(tmp_path / "masks")]
-        packed.fit(*blobs(number), epochs=1, verbose=0, callbacks=night)
+        retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot(tmp_path / "masks")]
+        packed.fit(*blobs(number), epochs=1, verbose=0, callbacks=retrain_callbacks)
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == ["task_1.npz", "task_2.npz"]
-    then, now = (tp.load_owner_maps(tmp_path / f"masks/task_{n}.npz") for n in (1, 2))
-    assert list(now) == ["dense_1/kernel", "dense_2/kernel"]
+    first, second = (tp.load_owner_maps(tmp_path / f"masks/task_{n}.npz") for n in (1, 2))
+    assert list(second) == ["dense_1/kernel", "dense_2/kernel"]
     for path, owner in packed.owner_maps().items():
-        np.testing.assert_array_equal(now[path], owner)
-        np.testing.assert_array_equal(then[path], np.where(owner == 1, 1, 0))
+        np.testing.assert_array_equal(second[path], owner)
+        np.testing.assert_array_equal(first[path], np.where(owner == 1, 1, 0))
 
 
-def test_instances_can_be_used_again():
+def test_instances_can_be_reused():
     packed = compile_model(tp.pack(make_mlp()), "adam")
-    callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
     for number in (1, 2):
         packed.begin_task()
-        packed.fit(*blobs(number), epochs=2, verbose=0, callbacks=callbacks)
-        assert [entry["round"] for entry in callbacks[0].rounds] == [1, 2]
+        packed.fit(*blobs(number), epochs=2, verbose=0, callbacks=retrain_callbacks)
+        assert [entry["round"] for entry in retrain_callbacks[0].rounds] == [1, 2]
     assert packed.committed_tasks == 2
 
 
-def test_they_work_on_a_model_that_a_user_built_and_fits():
+def test_callbacks_work_on_a_plain_keras_model():
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -175,8 +175,8 @@ def test_they_work_on_a_model_that_a_user_built_and_fits():
             assert tp.begin_task(model, freed_weights="keep") == number
         x, y = blobs(number, (8, 8, 1))
         model.fit(x, y, epochs=1, verbose=0)
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-        model.fit(x, y, epochs=1, verbose=0, callbacks=[*night, keras.callbacks.ReduceLROnPlateau("loss")])
+        retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        model.fit(x, y, epochs=1, verbose=0, callbacks=[*retrain_callbacks, keras.callbacks.ReduceLROnPlateau("loss")])
         logits[number] = model.predict(probe, verbose=0)
     tp.select_task(model, 1)
     np.testing.assert_array_equal(model.predict(probe, verbose=0), logits[1])
@@ -220,11 +220,11 @@ class TestMistakes:
         with pytest.raises(tp.ArgumentError, match="a model with masked layers"):
             model.fit(*blobs(1), verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1))])
 
-    def test_a_schedule_that_is_none(self):
+    def test_a_schedule_of_another_type(self):
         with pytest.raises(tp.ArgumentError, match="`schedule`: expected tp.EqualShare or another"):
             tp.PruneRoundScheduler(0.5)
 
-    def test_a_fit_that_fails_commits_nothing(self):
+    def test_a_fit_that_raises_commits_nothing(self):
         packed = compile_model(tp.pack(make_mlp()), "adam")
         packed.begin_task()
 
@@ -235,3 +235,17 @@ class TestMistakes:
         with pytest.raises(InterruptedError):
             packed.fit(*blobs(1), verbose=0, callbacks=[Stop(), tp.TaskMaskSnapshot()])
         assert packed.committed_tasks == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [("EqualShare", "tp.EqualShare"), ("GrowingShare", "tf_packnet.pruning.schedules.GrowingShare")],
+)
+def test_schedules_can_still_be_imported_from_callbacks_with_a_deprecation_warning(name, replacement):
+    with pytest.warns(DeprecationWarning, match=f"tf_packnet.callbacks.{name} is deprecated: use {replacement}"):
+        assert getattr(callbacks, name) is getattr(schedules, name)
+
+
+def test_callbacks_has_no_other_attribute():
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = callbacks.Nothing

@@ -1,4 +1,4 @@
-"""Results of data that have changed since are not shown as if nothing had happened."""
+"""Complete results are not shown if the data have changed since."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tf_packnet.runs.paths import ExperimentPaths
 
 @pytest.fixture
 def config(tmp_path):
-    """A run on a folder of one's own."""
+    """A run on a folder of images."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "data" / "pets" / name).mkdir(parents=True)
@@ -31,8 +31,8 @@ def fingerprint(config):
     return tasks.load(config.dataset, validation_fraction=0.1, batch_size=4).fingerprint()
 
 
-def complete(path, config, made_of):
-    leave(path.parent, {**results_of(config), "data_fingerprint": made_of})
+def write_complete(path, config, data_fingerprint):
+    leave(path.parent, {**results_of(config), "data_fingerprint": data_fingerprint})
     (path.parent / "results.json").rename(path)
 
 
@@ -48,15 +48,15 @@ def tasks_folder(config):
 
 
 class TestRun:
-    def test_the_same_data_show_the_results(self, config, tmp_path, capsys):
-        complete(tmp_path / "out/results.json", config, fingerprint(config))
+    def test_unchanged_data(self, config, tmp_path, capsys):
+        write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         single_run.main(config)
-        said = capsys.readouterr()
-        assert "nothing was computed again" in said.err
-        assert "0.5000" in said.out
+        printed = capsys.readouterr()
+        assert "nothing was computed again" in printed.err
+        assert "0.5000" in printed.out
 
-    def test_other_data_do_not(self, config, tmp_path, capsys):
-        complete(tmp_path / "out/results.json", config, fingerprint(config))
+    def test_changed_data(self, config, tmp_path, capsys):
+        write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         change_one_pixel(config)
         with pytest.raises(
             ArgumentError, match="`output_dir`: expected a new folder .the data of .* have changed since"
@@ -64,33 +64,33 @@ class TestRun:
             single_run.main(config)
         assert capsys.readouterr().out == ""
 
-    def test_results_of_before_it_was_written_down(self, config, tmp_path, capsys):
-        complete(tmp_path / "out/results.json", config, None)
+    def test_results_without_a_fingerprint(self, config, tmp_path, capsys):
+        write_complete(tmp_path / "out/results.json", config, None)
         change_one_pixel(config)
         single_run.main(config)
         assert "0.5000" in capsys.readouterr().out
 
-    def test_data_that_cannot_be_read_any_more(self, config, tmp_path, capsys):
-        complete(tmp_path / "out/results.json", config, fingerprint(config))
+    def test_data_that_can_no_longer_be_read(self, config, tmp_path, capsys):
+        write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         for path in (tasks_folder(config) / "dog").iterdir():
             path.unlink()
         single_run.main(config)
-        said = capsys.readouterr()
-        assert "cannot be compared with what was learned" in said.err
-        assert "0.5000" in said.out
+        printed = capsys.readouterr()
+        assert "cannot be compared with what was learned" in printed.err
+        assert "0.5000" in printed.out
 
 
-def test_an_experiment_asks_the_first_run_that_is_there(config, tmp_path):
+def test_an_experiment_checks_its_first_complete_run(config, tmp_path):
     experiment = definitions.define("sweep", config, {"final_prune": [0.5, 0.7]})
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
     suite.check_data(experiment, paths)
-    complete(paths.run("final_prune=0.7,seed=0"), experiment.configs[1], fingerprint(config))
+    write_complete(paths.run("final_prune=0.7,seed=0"), experiment.configs[1], fingerprint(config))
     suite.check_data(experiment, paths)
     change_one_pixel(config)
     with pytest.raises(ArgumentError, match="have changed since"):
         suite.check_data(experiment, paths)
 
 
-def test_a_run_writes_down_what_it_learns_from(config, monkeypatch):
+def test_a_run_stores_the_fingerprint_of_its_data(config, monkeypatch):
     monkeypatch.setattr(setup, "make_deterministic", lambda *_: None)
     assert learning.Run.prepared(config).results.to_json()["data_fingerprint"] == fingerprint(config)

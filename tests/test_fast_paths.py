@@ -1,4 +1,4 @@
-"""The fast ways to train agree with the plain one: Keras's own step on single batches, nothing compiled."""
+"""Fast training gives the same results as the reference: Keras's own step on single batches, without XLA."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def batches(kind, task=1, examples=70, shape=(6,), **kwargs):
 
 
 def learn(packed, make_batches, tasks=3):
-    """Three tasks of different sizes; what was learned, kept and seen on the way."""
+    """Learns tasks of different sizes; returns steps, losses and accuracies of each, owner maps, and variables."""
     trace = []
     for task, examples in zip(range(1, tasks + 1), (70, 64, 80), strict=False):
         packed.begin_task()
@@ -33,13 +33,13 @@ def learn(packed, make_batches, tasks=3):
 
 
 def fresh(make_model, optimizer, jit_compile="auto"):
-    """The same pack every time."""
+    """A pack with the same initial weights every time."""
     keras.utils.set_random_seed(1)
     return compile_model(tp.pack(make_model()), optimizer(), jit_compile)
 
 
-def plain(optimizer, make_model=make_mlp, shape=(6,)):
-    """The reference: no XLA, Keras's train step, a batch at a time."""
+def reference(optimizer, make_model=make_mlp, shape=(6,)):
+    """The reference: no XLA, one step per call."""
     packed = fresh(make_model, optimizer, jit_compile=False)
 
     def make_batches(task, examples):
@@ -54,8 +54,8 @@ def sgd():
 
 @pytest.mark.parametrize("kind", [StreamedBatches, ResidentBatches])
 @pytest.mark.parametrize("steps_per_call", [2, 100])
-def test_where_the_data_lie_changes_no_bit(kind, steps_per_call):
-    expected = plain(keras.optimizers.Adam)
+def test_resident_and_streamed_examples_give_the_same_bits(kind, steps_per_call):
+    expected = reference(keras.optimizers.Adam)
     packed = fresh(make_mlp, keras.optimizers.Adam, jit_compile=False)
     actual = learn(packed, lambda task, n: batches(kind, task, n, steps_per_call=steps_per_call))
     assert actual[0] == expected[0]
@@ -64,21 +64,23 @@ def test_where_the_data_lie_changes_no_bit(kind, steps_per_call):
 
 
 def make_convnet_without_dropout():
-    return make_convnet(dropout=0.0)  # XLA draws other masks than TensorFlow
+    return make_convnet(dropout=0.0)  # XLA draws other dropout masks than TensorFlow
 
 
 @pytest.mark.parametrize("kind", [StreamedBatches, ResidentBatches])
 @pytest.mark.parametrize("xla", [acceleration.STEP, acceleration.UPDATE])
 @pytest.mark.parametrize(("make_model", "shape"), [(make_mlp, (6,)), (make_convnet_without_dropout, (8, 8, 1))])
-def test_what_xla_compiles_changes_only_the_rounding(kind, xla, make_model, shape):
-    expected = plain(sgd, make_model, shape)
+def test_xla_changes_only_the_rounding(kind, xla, make_model, shape):
+    expected = reference(sgd, make_model, shape)
     packed = fresh(make_model, sgd, jit_compile=xla == acceleration.STEP)
     packed.xla = xla
     actual = learn(packed, lambda task, n: batches(kind, task, n, shape))
-    for (steps, loss, accuracy), (steps_there, loss_there, accuracy_there) in zip(actual[0], expected[0], strict=True):
-        assert steps == steps_there
-        np.testing.assert_allclose(loss, loss_there, rtol=1e-4)
-        assert accuracy == accuracy_there
+    for (steps, loss, accuracy), (expected_steps, expected_loss, expected_accuracy) in zip(
+        actual[0], expected[0], strict=True
+    ):
+        assert steps == expected_steps
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+        assert accuracy == expected_accuracy
     for path, owner in expected[1].items():
         np.testing.assert_array_equal(actual[1][path], owner)
     for one, other in zip(actual[2], expected[2], strict=True):
@@ -97,20 +99,20 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_gradient_step_is_keras_own(name):
+def test_the_gradient_step_does_what_keras_does(name):
     x, y = blobs(1, examples=16)
     data = tuple(map(tf.constant, (x, y, np.linspace(0.1, 2, 16, dtype="float32"))))
     packs = []
     for step in (keras.Model.train_step, gradient_step):
         packed = fresh(lambda: make_mlp(kernel_regularizer="l2"), OPTIMIZERS[name], jit_compile=False)
         packed.begin_task()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-        packed.fit(x, y, epochs=1, batch_size=16, verbose=0, callbacks=night)
+        retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(x, y, epochs=1, batch_size=16, verbose=0, callbacks=retrain_callbacks)
         packed.begin_task()  # kernels with owned, free and candidate weights
         compiled = tf.function(lambda packed=packed, step=step: step(packed, data))
         packs.append((packed, [float(compiled()["loss"]) for _ in range(4)]))
-    (expected, losses_there), (actual, losses) = packs
-    np.testing.assert_allclose(losses, losses_there, rtol=1e-5)
+    (expected, expected_losses), (actual, losses) = packs
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     for one, other in zip(actual.variables, expected.variables, strict=True):
         np.testing.assert_allclose(np.array(one, float), np.array(other, float), rtol=1e-4, atol=1e-6, err_msg=one.path)
 
@@ -130,9 +132,9 @@ def test_the_gradient_step_in_mixed_precision_freezes_to_the_bit(precision):
         packed.fit(data, epochs=2, verbose=0, callbacks=callbacks)
         committed[task] = packed.predict(x, verbose=0)
         assert np.isfinite(committed[task]).all()
-        for earlier, then in committed.items():
+        for earlier, logits in committed.items():
             packed.select_task(earlier)
-            np.testing.assert_array_equal(packed.predict(x, verbose=0), then)
+            np.testing.assert_array_equal(packed.predict(x, verbose=0), logits)
 
 
 @pytest.mark.parametrize("xla", [acceleration.STEP, acceleration.UPDATE])
@@ -159,14 +161,14 @@ def test_auto_compiles_dense_models_and_leaves_convolutions_to_onednn():
     assert compile_model(tp.pack(make_mlp()), jit_compile="auto", run_eagerly=True).xla == acceleration.OFF
 
 
-def test_what_was_asked_for_is_saved_not_what_it_came_to(tmp_path):
+def test_the_requested_jit_compile_is_saved(tmp_path):
     packed = compile_model(tp.pack(make_convnet()), jit_compile="auto")
     packed.save(tmp_path / "pack.keras")
     assert keras.models.load_model(tmp_path / "pack.keras").xla == acceleration.UPDATE
 
 
-def test_an_epoch_can_be_begun_later():
-    """Epochs 2 and 3 after epochs 0 and 1 in another `fit`: the same order as in one."""
+def test_a_later_initial_epoch():
+    """Epochs 2 and 3 in a second `fit` have the same order as in one `fit` of four epochs."""
     packs = [compile_model(tp.pack(make_mlp()), sgd()) for _ in range(2)]
     packs[1].set_weights(packs[0].get_weights())
     data = batches(ResidentBatches)
@@ -177,7 +179,7 @@ def test_an_epoch_can_be_begun_later():
         np.testing.assert_array_equal(one, other)
 
 
-def test_examples_of_another_kind_take_the_place_of_the_first():
+def test_examples_of_another_dtype_replace_the_first():
     packed = compile_model(tp.pack(make_mlp()), sgd())
     packed.fit(batches(ResidentBatches), epochs=1, verbose=0)
     x, y = blobs(2)
@@ -187,15 +189,15 @@ def test_examples_of_another_kind_take_the_place_of_the_first():
     twin.set_weights(packed.get_weights())
     x, scale = whole.astype("float32") * np.float32(0.1), 1.0
     twin.optimizer.build(twin.trainable_variables)
-    for mine, theirs in zip(twin.optimizer.variables, packed.optimizer.variables, strict=True):
-        mine.assign(theirs)
+    for variable, source in zip(twin.optimizer.variables, packed.optimizer.variables, strict=True):
+        variable.assign(source)
     for model, data in ((packed, (whole, 0.1)), (twin, (x, scale))):
         model.fit(ResidentBatches(data[0], y, data[1], batch_size=16), epochs=1, verbose=0)
     for one, other in zip(packed.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_more_room_than_the_first_task_reserved():
+def test_more_examples_than_the_first_task():
     packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     for examples in (32, 200, 48):
         x, y = blobs(examples, examples=examples)
@@ -204,47 +206,47 @@ def test_more_room_than_the_first_task_reserved():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int32"])
-def test_examples_lie_where_a_gpu_can_reach_them(dtype):
-    """TensorFlow keeps int32 variables in the host's memory: XLA could not compile a step that reads them."""
+def test_resident_examples_are_not_int32(dtype):
+    """TensorFlow keeps int32 variables in host memory, where a step that XLA compiles cannot read them."""
     packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     x, y = blobs(1)
     packed.fit(ResidentBatches((10 * x).astype(dtype), y, 0.1, batch_size=16), epochs=1, verbose=0)
-    lying = packed.device_examples
-    assert tf.int32 not in (lying.images.dtype, lying.labels.dtype)
-    images, labels = lying.batch(tf.constant([3, 1]), 1.0)
+    resident = packed.device_examples
+    assert tf.int32 not in (resident.images.dtype, resident.labels.dtype)
+    images, labels = resident.batch(tf.constant([3, 1]), 1.0)
     assert (images.dtype, labels.dtype) == (tf.float32, tf.int32)
     assert np.array_equal(images, (10 * x).astype(dtype)[[3, 1]].astype("float32"))
     assert np.array_equal(labels, y[[3, 1]])
 
 
-def test_examples_that_lie_on_the_device_are_not_brought_there_again():
+def test_equal_examples_are_not_copied_to_the_device_again():
     packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     x, y = blobs(1, examples=80)
 
-    def fit_and_look():
+    def fit_and_get_addresses():
         packed.fit(ResidentBatches(x, y, 1.0, batch_size=16), epochs=1, verbose=0)
-        lying = packed.device_examples
-        images, labels = np.asarray(lying.images.value()), np.asarray(lying.labels.value())
+        resident = packed.device_examples
+        images, labels = np.asarray(resident.images.value()), np.asarray(resident.labels.value())
         assert np.array_equal(images, x.reshape(80, -1))
         assert np.array_equal(labels, y)
         return images.ctypes.data, labels.ctypes.data
 
-    first = fit_and_look()
-    assert fit_and_look() == first
-    x[79, -1] += 1  # the last of all values
-    assert fit_and_look() != first
-    second = fit_and_look()
+    first = fit_and_get_addresses()
+    assert fit_and_get_addresses() == first
+    x[79, -1] += 1  # the last value
+    assert fit_and_get_addresses() != first
+    second = fit_and_get_addresses()
     y[79] = 1 - y[79]
-    assert fit_and_look() != second
+    assert fit_and_get_addresses() != second
 
 
-def test_steps_per_execution_would_run_past_the_epoch():
+def test_steps_per_execution_is_refused():
     packed = compile_model(tp.pack(make_mlp()), steps_per_execution=4)
-    with pytest.raises(ArgumentError, match="`steps_per_execution`: expected 1: .* Received: steps_per_execution=4"):
+    with pytest.raises(ArgumentError, match="expected 1, because .* Received: steps_per_execution=4"):
         packed.fit(batches(ResidentBatches), epochs=1, verbose=0)
 
 
-def test_the_examples_on_the_device_are_no_part_of_the_model(tmp_path):
+def test_resident_examples_are_no_part_of_the_model(tmp_path):
     packed = compile_model(tp.pack(make_mlp()), sgd(), "auto")
     before = len(packed.variables)
     packed.fit(batches(ResidentBatches), epochs=1, verbose=0)
@@ -256,17 +258,17 @@ def test_the_examples_on_the_device_are_no_part_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [None, StreamedBatches, ResidentBatches])
-def test_the_logs_of_an_epoch_are_what_its_metrics_say(kind):
-    said = []
+def test_the_logs_of_an_epoch_are_its_metrics(kind):
+    recorded = []
 
-    class Asks(keras.callbacks.Callback):
+    class RecordMetrics(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            said.append((logs, {name: float(value) for name, value in self.model.get_metrics_result().items()}))
+            recorded.append((logs, {name: float(value) for name, value in self.model.get_metrics_result().items()}))
 
     packed = compile_model(tp.pack(make_mlp()))
     data = (*blobs(1), 16) if kind is None else (batches(kind, steps_per_call=2),)
-    packed.fit(*data, epochs=3, verbose=0, callbacks=[Asks()])
-    assert len(said) == 3
-    for logs, metrics in said:
+    packed.fit(*data, epochs=3, verbose=0, callbacks=[RecordMetrics()])
+    assert len(recorded) == 3
+    for logs, metrics in recorded:
         assert logs == metrics
         assert logs.keys() == {"loss", "accuracy"}

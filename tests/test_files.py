@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 from tf_packnet.system import files
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"old": 1})
     with pytest.raises(ValueError, match="Out of range"):
@@ -17,7 +17,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_nothing_is_seen_before_the_end(tmp_path):
+def test_the_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     with files.replacing(path) as temporary:
         temporary.write_text("whole")
@@ -27,10 +27,10 @@ def test_nothing_is_seen_before_the_end(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
-def test_what_a_killed_process_left_is_found(tmp_path):
+def test_unfinished_files_of_a_killed_process_are_found(tmp_path):
     code = (
         "import os, sys\n"
-        "from tf_packnet import files\n"
+        "from tf_packnet.system import files\n"
         "with files.replacing(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n"
         "    os._exit(9)\n"
@@ -43,7 +43,7 @@ def test_what_a_killed_process_left_is_found(tmp_path):
     assert len(files.unfinished(path)) == 1
 
 
-def test_folders_are_replaced_whole(tmp_path):
+def test_folders_are_replaced_completely(tmp_path):
     folder = tmp_path / "folder"
     for name in ("one", "two"):
         with files.replacing(folder) as temporary:
@@ -56,19 +56,19 @@ def test_folders_are_replaced_whole(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_file_is_written_over_a_spare_one(tmp_path):
+def test_a_spare_file_is_overwritten(tmp_path):
     path, spare = tmp_path / "new", tmp_path / ".spare"
-    spare.write_bytes(b"longer than what comes")
-    place = spare.stat().st_ino
+    spare.write_bytes(b"longer than the new content")
+    inode = spare.stat().st_ino
     with files.rewriting(path, spare) as file:
         file.write(b"short")
         assert not path.exists()
     assert path.read_bytes() == b"short"
-    assert path.stat().st_ino == place
+    assert path.stat().st_ino == inode
     assert os.listdir(tmp_path) == ["new"]
 
 
-def test_a_failed_write_over_a_spare_file_leaves_what_was_there(tmp_path):
+def test_a_failed_write_to_a_spare_file_leaves_the_old_file(tmp_path):
     path, spare = tmp_path / "new", tmp_path / ".spare"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="read only"), files.rewriting(path, spare) as file:
@@ -79,4 +79,4 @@ def test_a_failed_write_over_a_spare_file_leaves_what_was_there(tmp_path):
 
 def _write_half(file):
     file.write(b"half")
-    raise OSError("the disk is read only by now")
+    raise OSError("the disk is read only")

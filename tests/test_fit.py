@@ -1,4 +1,4 @@
-"""A fit beside what else Keras has: its callbacks, weights of examples and classes, schedules, `summary()`."""
+"""A fit together with other features of Keras: callbacks, example and class weights, schedules, `summary()`."""
 
 import keras
 import numpy as np
@@ -10,42 +10,42 @@ from tf_packnet import lifecycle
 
 
 class TestFitChecks:
-    def night(self):
+    def retrain_callbacks(self):
         return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, rounds=2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
 
     def packed(self):
         return compile_model(tp.pack(make_mlp()), "adam")
 
-    def test_early_stopping_that_would_bring_pruned_weights_back(self):
+    def test_early_stopping_that_would_restore_pruned_weights(self):
         packed = self.packed()
         stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
-        with pytest.raises(tp.ArgumentError, match="at least 2 in EarlyStopping.*Received: start_from_epoch=0"):
-            packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[stop, *self.night()])
+        with pytest.raises(tp.ArgumentError, match="at least 2, .* in EarlyStopping.*Received: start_from_epoch=0"):
+            packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[stop, *self.retrain_callbacks()])
         assert lifecycle.has_open_task(packed)
 
     def test_early_stopping_after_the_last_round(self):
         packed = self.packed()
         stop = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True, start_from_epoch=4)
-        history = packed.fit(*blobs(0), epochs=8, verbose=0, callbacks=[stop, *self.night()])
+        history = packed.fit(*blobs(0), epochs=8, verbose=0, callbacks=[stop, *self.retrain_callbacks()])
         assert len(history.epoch) < 8
         assert packed.committed_tasks == 1
         assert packed.free_fraction()["overall"] == pytest.approx(0.5**0.5, abs=0.01)
 
-    def test_what_comes_after_the_snapshot(self):
+    def test_early_stopping_after_the_snapshot(self):
         stop = keras.callbacks.EarlyStopping("loss", restore_best_weights=True, start_from_epoch=4)
         with pytest.raises(tp.ArgumentError, match="TaskMaskSnapshot last: EarlyStopping"):
-            self.packed().fit(*blobs(0), epochs=8, verbose=0, callbacks=[*self.night(), stop])
+            self.packed().fit(*blobs(0), epochs=8, verbose=0, callbacks=[*self.retrain_callbacks(), stop])
 
-    def test_more_tasks_than_were_planned(self):
+    def test_more_tasks_than_in_the_schedule(self):
         packed = self.packed()
         packed.begin_task()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
-        packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+        retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=retrain_callbacks)
         packed.begin_task()
-        with pytest.raises(tp.ArgumentError, match="more than the 1 tasks that the pack has.*num_tasks=1"):
-            packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+        with pytest.raises(tp.ArgumentError, match="more than the 1 tasks that are already committed.*num_tasks=1"):
+            packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=retrain_callbacks)
 
-    def test_weights_beside_ready_made_batches(self):
+    def test_class_weights_with_batches(self):
         images, labels = blobs(0)
         batches = tp.tasks.StreamedBatches(images, labels, 1.0, 16)
         with pytest.raises(tp.ArgumentError, match="`class_weight`: expected None"):
@@ -53,22 +53,22 @@ class TestFitChecks:
 
 
 def test_class_and_sample_weights_as_in_keras():
-    """A class whose weight is 0 teaches nothing: the same as sample weights that say so."""
+    """A class weight of 0 has the same effect as sample weights of 0."""
     x, y = blobs(0)
     weights = {}
-    for kind, asked in {"class": {"class_weight": {0: 1.0, 1: 0.0}}, "sample": {"sample_weight": 1.0 - y}}.items():
+    for kind, arguments in {"class": {"class_weight": {0: 1.0, 1: 0.0}}, "sample": {"sample_weight": 1.0 - y}}.items():
         keras.utils.set_random_seed(0)
         packed = compile_model(tp.pack(make_mlp()), "sgd")
-        packed.fit(x, y, epochs=2, shuffle=False, verbose=0, **asked)
+        packed.fit(x, y, epochs=2, shuffle=False, verbose=0, **arguments)
         weights[kind] = packed.get_layer("dense_1").kernel
     np.testing.assert_array_equal(weights["class"], weights["sample"])
 
 
-def test_the_summary_shows_who_owns_what():
+def test_the_summary_shows_the_owners():
     packed = compile_model(tp.pack(make_mlp()), "adam")
-    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
+    retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), tp.TaskMaskSnapshot()]
     packed.begin_task("cats")
-    packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=night)
+    packed.fit(*blobs(0), epochs=1, verbose=0, callbacks=retrain_callbacks)
     lines = []
     packed.summary(print_fn=lines.append)
     text = "\n".join(lines)
@@ -76,15 +76,17 @@ def test_the_summary_shows_who_owns_what():
         assert expected in text
 
 
-def test_plateaus_and_schedules_start_again_with_each_stage():
+def test_plateaus_and_schedules_start_again_in_each_fit():
     x, y = blobs(0)
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(schedule))
     packed.fit(x, y, epochs=2, verbose=0)
     assert float(packed.optimizer.learning_rate) < 0.1
     rates = []
-    seen = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: rates.append(float(packed.optimizer.learning_rate)))
-    packed.fit(x, y, epochs=1, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), seen])
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda *_: rates.append(float(packed.optimizer.learning_rate))
+    )
+    packed.fit(x, y, epochs=1, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1)), record])
     assert rates == [np.float32(0.1)]
     packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1))
     plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=100.0)

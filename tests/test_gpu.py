@@ -1,4 +1,4 @@
-"""What needs a GPU: training runs there, wherever the data lie and whatever XLA compiles, and freezes to the bit."""
+"""Training on a GPU, with resident and streamed data, with and without XLA, changes no bit of committed tasks."""
 
 import json
 import os
@@ -22,7 +22,7 @@ import tf_packnet as tp
 
 if not tf.config.list_physical_devices("GPU"):
     sys.exit("TensorFlow sees no GPU")
-from tests.conftest import blobs, compile_model, make_convnet, make_mlp  # hides the GPUs: too late
+from tests.conftest import blobs, compile_model, make_convnet, make_mlp  # hides GPUs, but too late
 from tf_packnet import lifecycle
 
 make_model, shape = {"mlp": (make_mlp, (6,)), "conv": (make_convnet, (8, 8, 1))}[sys.argv[2]]
@@ -53,7 +53,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     if os.environ["TEST_GPUS"]:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ["TEST_GPUS"]
-    environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # somebody else may be there, too
+    environment["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # other processes may use the GPU
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -66,7 +66,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ("conv", "off", "resident"),
     ],
 )
-def test_old_tasks_lose_no_bit(model, jit, data):
+def test_committed_tasks_keep_their_bits(model, jit, data):
     done = run("-c", FREEZE, str(ROOT), model, jit, data)
     assert done.returncode == 0, done.stderr
 

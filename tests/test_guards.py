@@ -1,4 +1,4 @@
-"""What is wrong is said at once, in one line: data, versions, flags, and files that anyone may have made."""
+"""Invalid data, versions, flags and files are refused at once, with a message of one line."""
 
 import json
 import zipfile
@@ -32,16 +32,16 @@ def task(**splits) -> Task:
     return Task(1, "a-b", ("a", "b"), {"train": split(), "validation": split(0), "test": split(6), **splits}, 4)
 
 
-def broken(value, dtype="float32"):
+def with_value(value, dtype="float32"):
     images = np.random.default_rng(0).random((3000, 4)).astype(dtype)
     images[2345, 1] = value
     return images
 
 
 class TestTasks:
-    """Of every stream, whatever made it."""
+    """Checks of the tasks of a stream."""
 
-    def test_a_good_one(self):
+    def test_valid_data(self):
         assert len(TaskStream("good", [task()])) == 1
 
     @pytest.mark.parametrize(
@@ -53,32 +53,32 @@ class TestTasks:
                 {"train": split(labels=np.zeros(20, int))},
                 "each class of task 'a-b'. Received: tasks=\"none of class 'b'",
             ),
-            ({"train": split(labels=np.ones(20))}, "labels of whole numbers in train.*float64 labels"),
+            ({"train": split(labels=np.ones(20))}, "integer labels in train.*float64 labels"),
             ({"train": split(images=np.ones((20, 4)))}, "float64 examples of shape .* in validation of task 'a-b'"),
             ({"test": split(6, images=np.ones((6, 5), np.uint8))}, r"in test of task 'a-b'.*shape \(5,\)"),
             ({"test": split(0)}, "at least one example in test"),
             ({"train": split(0)}, "at least one example in train"),
             ({"test": split(6, labels=np.zeros(5, int))}, "a label for each of the 6 examples in test"),
-            ({"train": split(scale=float("nan"))}, "a scale that is a number"),
-            ({"train": split(scale=0.0)}, "a scale that is a number and not 0"),
+            ({"train": split(scale=float("nan"))}, "a finite scale other than 0"),
+            ({"train": split(scale=0.0)}, "a finite scale other than 0"),
             (
                 {"train": split(images=np.full((20, 4), 7, np.uint8))},
-                "examples that differ in train.*20 times the same",
+                "examples that differ in train.*20 equal examples",
             ),
         ],
     )
-    def test_what_cannot_be_learned_from(self, splits, message):
+    def test_invalid_data(self, splits, message):
         with pytest.raises(tp.ArgumentError, match=message) as caught:
             TaskStream("bad", [task(**splits)])
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-    def test_what_is_no_number_is_found_where_it_is(self, value, dtype):
+    def test_the_message_names_the_first_example_that_is_not_finite(self, value, dtype):
         with pytest.raises(tp.ArgumentError, match="NaN or infinity in example 2345"):
-            tp.tasks.from_arrays("a", broken(value, dtype), np.arange(3000) % 2)
+            tp.tasks.from_arrays("a", with_value(value, dtype), np.arange(3000) % 2)
 
-    def test_large_numbers_are_numbers(self):
+    def test_the_largest_finite_numbers_are_accepted(self):
         largest = np.full((20, 4), np.finfo("float32").max, "float32")
         largest[0] = 0
         assert len(tp.tasks.from_arrays("a", largest, np.arange(20) % 2, batch_size=4).splits["train"]) > 0
@@ -86,22 +86,22 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("y", "message"),
         [
-            (np.linspace(0, 1, 20), "class numbers or names.*no whole numbers"),
+            (np.linspace(0, 1, 20), "class numbers or names.*not whole numbers"),
             (np.full(20, np.nan), "class numbers or names"),
-            (np.array(["a", 1] * 10, object), "of one kind"),
-            (np.array(["rare", *["often"] * 19]), "a training example of each class.*none of class 'rare'"),
+            (np.array(["a", 1] * 10, object), "of one type"),
+            (np.array(["rare", *["often"] * 19]), "at least one training example of each class.*none of class 'rare'"),
         ],
     )
-    def test_labels_that_are_none(self, y, message):
+    def test_invalid_labels(self, y, message):
         with pytest.raises(tp.ArgumentError, match=f"`y`: expected .*{message}"):
             tp.tasks.from_arrays("a", split().images, y, batch_size=4, test_fraction=0.6)
 
-    def test_labels_beyond_the_classes_of_a_data_set(self):
+    def test_labels_outside_the_classes_of_a_data_set(self):
         for labels in (np.arange(20) % 5, np.arange(20) % 4 - 1):
             with pytest.raises(tp.ArgumentError, match="`test`: expected whole numbers from 0 to 3, of 4 classes"):
                 tp.tasks.split_into_tasks("a", split(labels=np.arange(20) % 4), split(labels=labels), "abcd")
 
-    def test_a_data_set_is_named_by_the_launchers_flag(self, monkeypatch):
+    def test_errors_of_load_name_the_argument_dataset(self, monkeypatch):
         bad = split(labels=np.arange(20) % 4), split(labels=np.arange(20) % 5), list("abcd")
         monkeypatch.setattr("tf_packnet.tasks.load_tfds", lambda *_: bad)
         with pytest.raises(
@@ -110,7 +110,7 @@ class TestTasks:
             tp.tasks.load("some_set", batch_size=4)
         assert caught.value.argument == "dataset"
 
-    def test_folders_of_one_image_again_and_again(self, tmp_path):
+    def test_folders_with_copies_of_one_image(self, tmp_path):
         from PIL import Image
 
         for name in ("cat", "dog"):
@@ -125,11 +125,11 @@ class TestTasks:
 
 
 class TestFit:
-    """Of every fit, before a step is taken."""
+    """Checks of a fit before its first step."""
 
     @pytest.fixture(scope="class")
-    def made(self):
-        """Packs for many tests: no fit that is refused changes them."""
+    def shared_packs(self):
+        """Packs that tests share, because a refused fit does not change them."""
         return {}
 
     def packed(self, loss=None, **kwargs):
@@ -155,10 +155,10 @@ class TestFit:
         ],
     )
     @pytest.mark.parametrize("head", ["per_task", "shared"])
-    def test_arrays(self, x, y, message, head, made):
-        if head not in made:
-            made[head] = self.packed(head=head)
-        packed = made[head]
+    def test_arrays(self, x, y, message, head, shared_packs):
+        if head not in shared_packs:
+            shared_packs[head] = self.packed(head=head)
+        packed = shared_packs[head]
         for given in ({"x": x, "y": y}, {"x": np.ones((8, 6)), "y": np.arange(8) % 2, "validation_data": (x, y)}):
             named = "`validation_data`" if "validation_data" in given else message[:3]
             with pytest.raises(tp.ArgumentError, match=named + message[3:]):
@@ -166,7 +166,7 @@ class TestFit:
         assert lifecycle.has_open_task(packed)
         assert packed.optimizer.iterations == 0
 
-    def test_a_head_of_more_classes_takes_them(self):
+    def test_no_open_task(self):
         packed = self.packed()
         packed.commit_task()
         with pytest.raises(RuntimeError, match="no task is open"):
@@ -179,8 +179,8 @@ class TestFit:
                 (x[:, :5], y, 1.0, r"`x`: expected batches of shape \(None, 6\)"),
                 (x, y + 1, 1.0, "`y`: expected whole numbers from 0 to 1"),
                 (x * np.float32(np.inf), y, 1.0, "`x`: expected finite numbers"),
-                (x, y, float("nan"), "`scale`: expected a number, not 0"),
-                (x, y, 0.0, "`scale`: expected a number, not 0"),
+                (x, y, float("nan"), "`scale`: expected a finite number other than 0"),
+                (x, y, 0.0, "`scale`: expected a finite number other than 0"),
             ):
                 with pytest.raises(tp.ArgumentError, match=message):
                     self.packed().fit(kind(images, labels, scale, 16), verbose=0)
@@ -193,7 +193,7 @@ class TestFit:
             (tf.TensorSpec((None, 6), tf.string), "`x`: expected an array of numbers"),
         ],
     )
-    def test_data_sets_by_what_they_say_of_themselves(self, spec, message):
+    def test_element_specs_of_data_sets(self, spec, message):
         def examples():
             raise AssertionError("an example was taken")
 
@@ -210,14 +210,14 @@ class TestFit:
         packed = self.packed(ignoring)
         packed.fit(np.ones((4, 6)), np.array([0, 1, 255, 1]), verbose=0)
 
-    def test_whole_numbers_where_an_embedding_reads_them(self):
+    def test_fractions_as_ids_of_an_embedding(self):
         inputs = keras.Input((3,), dtype="int32")
         x = keras.layers.Flatten()(keras.layers.Embedding(5, 4)(inputs))
         packed = compile_model(tp.pack(keras.Model(inputs, keras.layers.Dense(2)(x))))
         with pytest.raises(tp.ArgumentError, match="`x`: expected whole numbers for the input"):
             packed.fit(np.full((4, 3), 0.5), np.zeros(4), verbose=0)
 
-    def test_several_inputs_by_name_and_by_place(self):
+    def test_several_inputs_by_name_and_by_position(self):
         a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
         joined = keras.layers.Dense(4)(keras.layers.Concatenate()([a, b]))
         packed = compile_model(tp.pack(keras.Model([a, b], keras.layers.Dense(2)(joined))))
@@ -282,7 +282,7 @@ def experiment_paths(experiment):
     return ExperimentPaths(definitions.experiment_folder(experiment))
 
 
-# One value that each flag may not have, and what it says.
+# An invalid value of each flag, and part of its message, or parts of alternative messages.
 REFUSED = {
     "dataset": ("a\0b", "expected digits, or|expected digits, the name"),
     "data_dir": ("x" * 5000, "expected a path"),
@@ -334,15 +334,15 @@ def refusal(*arguments) -> str:
 
 
 class TestFlags:
-    def test_every_flag_refuses_something(self):
+    def test_every_flag_is_tested(self):
         assert sorted(REFUSED) == sorted(name for names in define_flags()[1].values() for name in names)
 
     @pytest.mark.parametrize("name", REFUSED)
-    def test_and_says_what_it_expected(self, name):
+    def test_the_message_names_the_flag_and_the_expected_values(self, name):
         value, message = REFUSED[name]
-        said = refusal(f"--{name}={value}")
-        assert any(each in said for each in message.split("|")), said
-        assert name in said
+        error = refusal(f"--{name}={value}")
+        assert any(part in error for part in message.split("|")), error
+        assert name in error
 
     def test_too_many_runs(self):
         sweeps = [f"--sweep=train_epochs={','.join(map(str, range(1, 102)))}", "--sweep=seed=" + "1,2," * 1 + "3"]
@@ -350,7 +350,7 @@ class TestFlags:
         assert "at most 10,000 runs in all" in refusal(*sweeps)
         assert "at most 10,000 runs in all" in refusal("--experiment=figure2", "--seeds=5000")
 
-    def test_runs_whose_names_no_file_can_have(self):
+    def test_run_names_that_are_no_file_names(self):
         assert "200 bytes at most" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
         runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).experiment
         names = [definitions.run_name(config, tuple(runs.axes)) for config in runs.configs]
@@ -376,7 +376,7 @@ class TestFlags:
             parse_command(["main.py", file("twice", b"--seed=3"), f"--flagfile={tmp_path / 'twice'}"]).config.seed == 3
         )
 
-    def test_a_network_larger_than_the_machine_is_refused_before_it_is_made(self, monkeypatch):
+    def test_a_network_larger_than_the_ram_is_refused_before_it_is_built(self, monkeypatch):
         config = Config(hidden_units=(1000, 2000))
         weights = 64 * 1000 + 1000 * 2000 + 2000 * 2
         monkeypatch.setattr(setup, "physical_memory", lambda: 17 * weights)
@@ -385,7 +385,7 @@ class TestFlags:
         with pytest.raises(tp.ArgumentError, match="64:1000:2000:2 take 0.0 GiB to train.*hidden_units='1000,2000'"):
             setup.check_memory(config, (8, 8, 1), 2)
 
-    def test_the_sizes_of_the_paper_networks_dense_layers(self):
+    def test_sizes_of_dense_layers_of_the_paper_networks(self):
         from tf_packnet.approaches import conv
 
         for fc8192 in ("flatten", "dense"):
@@ -393,14 +393,19 @@ class TestFlags:
             dense = [layer for layer in conv((8, 9, 1), 2, fc8192).layers if isinstance(layer, keras.layers.Dense)]
             assert [tuple(layer.kernel.shape) for layer in dense] == list(zip(sizes, sizes[1:], strict=False))
 
-    def test_the_launcher_refuses_it_too(self, tmp_path):
+    def test_the_launcher_refuses_a_network_larger_than_the_ram(self, tmp_path):
         done = launch("--hidden_units=1000000,1000000", "--dry_run", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert "--hidden_units=1000000,1000000: expected a network that fits into the" in done.stderr
 
-    def test_a_line_is_a_line_for_a_terminal(self):
+    def test_one_line(self):
         assert errors.one_line("a\nb\r\x1b[2Jc\u2028d") == "a b [2Jc d"
         cut = errors.one_line("start" + "x" * 5000 + "end")
         assert len(cut) <= 1000
         assert cut.startswith("startx")
         assert cut.endswith("xend")
+
+    def test_first_line(self):
+        assert errors.first_line(ValueError("\n first \nsecond")) == "first"
+        assert errors.first_line(ValueError()) == "ValueError"
+        assert errors.first_line(ValueError("x" * 500), longest=10) == "x" * 10

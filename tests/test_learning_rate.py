@@ -1,4 +1,4 @@
-"""The learning rate is the user's: kept between fits and over tasks, put back after a fit that changed it."""
+"""The learning rate stays the same between fits and tasks, and is restored after callbacks have changed it."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tf_packnet.training import optimizers
 C = keras.callbacks
 
 
-def night():
+def retrain_callbacks():
     return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
 
 
@@ -23,8 +23,8 @@ def rate(packed):
     return float(keras.ops.convert_to_numpy(packed.optimizer.learning_rate))
 
 
-def seen_rates(packed, into):
-    return C.LambdaCallback(on_epoch_begin=lambda *_: into.append(rate(packed)))
+def record_rates(packed, rates):
+    return C.LambdaCallback(on_epoch_begin=lambda *_: rates.append(rate(packed)))
 
 
 MAKERS = {
@@ -36,23 +36,23 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_rate_set_between_two_fits_is_kept_over_nights_and_tasks(name):
+def test_a_rate_set_between_two_fits_is_kept_in_later_fits_and_tasks(name):
     packed, rates = packed_with(MAKERS[name]()), []
     packed.begin_task()
     packed.fit(*blobs(0), epochs=1, verbose=0)
     packed.optimizer.learning_rate = 0.025
-    packed.fit(*blobs(0), epochs=2, verbose=0, callbacks=[*night(), seen_rates(packed, rates)])
+    packed.fit(*blobs(0), epochs=2, verbose=0, callbacks=[*retrain_callbacks(), record_rates(packed, rates)])
     packed.begin_task()
     assert int(packed.optimizer.iterations) == 0
-    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=[seen_rates(packed, rates)])
-    packed.fit(*blobs(1), epochs=2, verbose=0, callbacks=[*night(), seen_rates(packed, rates)])
-    packed.begin_task(num_classes=5)  # a head of another size: the optimizer is made anew
-    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=[seen_rates(packed, rates)])
+    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=[record_rates(packed, rates)])
+    packed.fit(*blobs(1), epochs=2, verbose=0, callbacks=[*retrain_callbacks(), record_rates(packed, rates)])
+    packed.begin_task(num_classes=5)  # a head of another size: creates a new optimizer
+    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=[record_rates(packed, rates)])
     assert set(rates) == {np.float32(0.025)}
     assert len(rates) == 6
 
 
-def test_everything_but_the_rate_starts_afresh():
+def test_reset_keeps_only_the_rate():
     packed = packed_with(keras.optimizers.Adam(0.1))
     packed.begin_task()
     packed.fit(*blobs(0), epochs=1, verbose=0)
@@ -70,48 +70,48 @@ CHANGING = {
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("callback", ["plateau", "scheduler"])
-def test_what_a_callback_changes_is_put_back(name, callback):
+def test_the_rate_is_restored_after_a_callback_has_changed_it(name, callback):
     packed, rates = packed_with(MAKERS[name]()), []
     packed.begin_task()
-    packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING[callback](), seen_rates(packed, rates)])
+    packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING[callback](), record_rates(packed, rates)])
     assert rates[-1] < np.float32(0.1)
     assert rate(packed) == np.float32(0.1)
     packed.optimizer.learning_rate = 0.5
-    packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING[callback](), *night()])
+    packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING[callback](), *retrain_callbacks()])
     assert rate(packed) == np.float32(0.5)
 
 
-class Fails(C.Callback):
+class InterruptInThirdEpoch(C.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch == 2:
             raise KeyboardInterrupt
 
 
-def test_it_is_put_back_when_the_fit_fails():
+def test_the_rate_is_restored_after_an_exception():
     packed = packed_with(MAKERS["sgd"]())
     packed.begin_task()
     with pytest.raises(KeyboardInterrupt):
-        packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING["scheduler"](), Fails()])
+        packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[CHANGING["scheduler"](), InterruptInThirdEpoch()])
     assert rate(packed) == np.float32(0.1)
     with pytest.raises(ValueError, match="float"):
         packed.fit(*blobs(0), epochs=4, verbose=0, callbacks=[C.LearningRateScheduler(lambda epoch: "fast")])
     assert rate(packed) == np.float32(0.1)
 
 
-def test_a_schedule_stays_a_schedule_and_starts_again():
+def test_a_schedule_stays_and_starts_again():
     packed = packed_with(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)))
     for task in (1, 2):
         rates = []
         packed.begin_task()
-        packed.fit(*blobs(task), epochs=2, verbose=0, callbacks=[seen_rates(packed, rates)])
-        packed.fit(*blobs(task), epochs=2, verbose=0, callbacks=[*night(), seen_rates(packed, rates)])
+        packed.fit(*blobs(task), epochs=2, verbose=0, callbacks=[record_rates(packed, rates)])
+        packed.fit(*blobs(task), epochs=2, verbose=0, callbacks=[*retrain_callbacks(), record_rates(packed, rates)])
         assert rates[0] == rates[2] == np.float32(0.1)
         assert rates[1] == rates[3] < np.float32(0.1)
     packed.begin_task(num_classes=3)
     assert rate(packed) == np.float32(0.1)
 
 
-def test_a_schedule_that_a_callback_sets_goes_with_its_fit():
+def test_a_schedule_set_by_a_callback_lasts_for_its_fit():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.5)
     packed, twin = packed_with(MAKERS["sgd"]()), packed_with(MAKERS["sgd"]())
     twin.set_weights(packed.get_weights())
@@ -131,13 +131,13 @@ def test_a_schedule_that_a_callback_sets_goes_with_its_fit():
         np.testing.assert_array_equal(one, other)
 
 
-def test_an_optimizer_that_was_swapped_trains_and_starts_afresh():
+def test_a_replaced_optimizer_trains_and_is_reset():
     packed = packed_with(keras.optimizers.SGD(0.1))
     packed.begin_task()
     packed.fit(*blobs(0), epochs=1, verbose=0)
     packed.optimizer = keras.optimizers.Adam(0.02)
-    packed.fit(*blobs(0), epochs=2, verbose=0, callbacks=night())
-    assert int(packed.optimizer.iterations) == 4  # two batches an epoch, from the start of this fit
+    packed.fit(*blobs(0), epochs=2, verbose=0, callbacks=retrain_callbacks())
+    assert int(packed.optimizer.iterations) == 4  # two batches per epoch of this fit
     packed.begin_task()
     assert type(packed.optimizer) is keras.optimizers.Adam
     assert int(packed.optimizer.iterations) == 0
@@ -145,7 +145,7 @@ def test_an_optimizer_that_was_swapped_trains_and_starts_afresh():
     assert rate(packed) == np.float32(0.02)
 
 
-def test_a_swapped_optimizer_is_saved(tmp_path):
+def test_a_replaced_optimizer_is_saved(tmp_path):
     packed = packed_with(keras.optimizers.SGD(0.1))
     packed.begin_task()
     packed.fit(*blobs(0), epochs=1, verbose=0)
@@ -160,7 +160,7 @@ def test_a_swapped_optimizer_is_saved(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_resumed_fit_goes_on_at_the_rate_it_had(tmp_path):
+def test_a_resumed_fit_continues_with_its_rate(tmp_path):
     def fit(packed, *callbacks, path):
         halve = C.LearningRateScheduler(lambda epoch, now: now / 2)
         packed.begin_task()
@@ -171,12 +171,12 @@ def test_a_resumed_fit_goes_on_at_the_rate_it_had(tmp_path):
     for other in packs[1:]:
         other.set_weights(packs[0].get_weights())
     rates = []
-    fit(packs[0], seen_rates(packs[0], rates), path="whole")
+    fit(packs[0], record_rates(packs[0], rates), path="whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(packs[1], seen_rates(packs[1], []), Fails(), path="half")
+        fit(packs[1], record_rates(packs[1], []), InterruptInThirdEpoch(), path="half")
     packs[2].optimizer.build(packs[2].trainable_variables)
     resumed = []
-    fit(packs[2], seen_rates(packs[2], resumed), path="half")
+    fit(packs[2], record_rates(packs[2], resumed), path="half")
     assert resumed == rates[-len(resumed) :]
     assert 0 < len(resumed) < 5
     for one, other in zip(packs[0].get_weights(), packs[2].get_weights(), strict=True):

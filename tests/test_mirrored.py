@@ -1,4 +1,4 @@
-"""`MirroredStrategy`: on two logical CPU devices, which must be set in a process of their own, and on one device."""
+"""`MirroredStrategy` on one device, and on two logical CPU devices, which need a separate process."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def learn(strategy, folder):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def test_two_replicas_do_what_one_device_does(tmp_path):
+def test_two_replicas_give_the_same_results_as_one_device(tmp_path):
     one, two = (learn(strategy, tmp_path / strategy) for strategy in ("none", "mirrored"))
     assert (one["replicas"], two["replicas"]) == (1, 2)
     assert (one["maps"], two["maps"]) == (2, 4)  # the same map on every replica, of two kernels
@@ -68,8 +68,8 @@ def test_two_replicas_do_what_one_device_does(tmp_path):
     np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=0.03)
 
 
-def test_a_strategy_of_one_device_does_what_the_device_does():
-    """What it costs is XLA and the loop of steps, which no strategy allows."""
+def test_a_strategy_with_one_device_gives_the_same_results():
+    """It only has no XLA and no loop of steps, which strategies do not support."""
     packs = []
     for scope in (
         contextlib.nullcontext(),
@@ -92,7 +92,7 @@ def test_a_strategy_of_one_device_does_what_the_device_does():
     np.testing.assert_allclose(*(packed.predict(x, verbose=0) for packed in packs), rtol=1e-4, atol=1e-6)
 
 
-def test_examples_cannot_lie_on_the_device_in_a_strategy():
+def test_resident_examples_are_refused_in_a_strategy():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         packed = compile_model(tp.pack(make_mlp()))
     x, y = blobs(1)
@@ -100,7 +100,7 @@ def test_examples_cannot_lie_on_the_device_in_a_strategy():
         packed.fit(tp.tasks.ResidentBatches(x, y, 1.0, batch_size=16), verbose=0)
 
 
-def test_mirrored_over_the_one_device_there_is(tmp_path):
+def test_mirrored_on_one_device(tmp_path):
     done = launch(
         "--strategy=mirrored", "--num_tasks=1", "--train_epochs=1", f"--output_dir={tmp_path}/out", "--noexport"
     )

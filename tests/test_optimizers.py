@@ -11,7 +11,6 @@ WITH_LOSS_SCALE = {**OPTIMIZERS, "loss scale": lambda: keras.optimizers.LossScal
 
 def trained(optimizer):
     model = compile_model(make_mlp(), optimizer)
-    initial = None
     optimizer.build(model.trainable_variables)
     initial = [np.array(v) for v in optimizer.variables]
     model.fit(*blobs(0), epochs=2, batch_size=16, verbose=0)
@@ -19,18 +18,18 @@ def trained(optimizer):
 
 
 @pytest.mark.parametrize("name", WITH_LOSS_SCALE)
-def test_reset_puts_every_variable_back(name):
+def test_reset_restores_the_initial_values(name):
     optimizer = WITH_LOSS_SCALE[name]()
     _, initial = trained(optimizer)
-    same_objects = list(map(id, optimizer.variables))
-    assert any(not np.array_equal(now, then) for now, then in zip(optimizer.variables, initial, strict=True))
+    ids_before = list(map(id, optimizer.variables))
+    assert any(not np.array_equal(value, first) for value, first in zip(optimizer.variables, initial, strict=True))
     optimizers.reset(optimizer)
-    for now, then in zip(optimizer.variables, initial, strict=True):
-        np.testing.assert_array_equal(now, then)
-    assert list(map(id, optimizer.variables)) == same_objects
+    for value, first in zip(optimizer.variables, initial, strict=True):
+        np.testing.assert_array_equal(value, first)
+    assert list(map(id, optimizer.variables)) == ids_before
 
 
-def test_reset_leaves_the_learning_rate_as_it_is():
+def test_reset_keeps_the_learning_rate():
     optimizer = keras.optimizers.Adam(0.01)
     trained(optimizer)
     optimizer.learning_rate = 1e-5
@@ -38,7 +37,7 @@ def test_reset_leaves_the_learning_rate_as_it_is():
     assert float(optimizer.learning_rate) == np.float32(1e-5)
 
 
-def test_reset_leaves_an_unbuilt_optimizer_alone():
+def test_reset_does_nothing_to_an_optimizer_that_is_not_built():
     optimizers.reset(keras.optimizers.Adam())
 
 
@@ -52,11 +51,11 @@ def test_clear_slots_clears_one_weight_outside_the_mask(name):
     optimizers.clear_slots(optimizer, kernel, keep)
     cleared = 0
     for variable in optimizer.variables:
-        then = before[variable.path]
+        old = before[variable.path]
         if tuple(variable.shape) == tuple(kernel.shape):
-            np.testing.assert_array_equal(variable, np.where(keep, then, 0))
+            np.testing.assert_array_equal(variable, np.where(keep, old, 0))
             cleared += 1
         else:
-            np.testing.assert_array_equal(variable, then)
+            np.testing.assert_array_equal(variable, old)
     assert cleared >= 1
     assert tuple(other.shape) != tuple(kernel.shape)

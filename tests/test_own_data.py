@@ -1,4 +1,4 @@
-"""Tasks from data of one's own."""
+"""Tasks from the user's own data."""
 
 import json
 
@@ -31,13 +31,13 @@ class TestArrays:
             for row, label in zip(split.images, split.labels, strict=True):
                 assert names[tuple(row)] == task.class_names[label]
 
-    def test_the_same_seed_holds_out_the_same(self):
+    def test_the_seed_determines_what_is_held_out(self):
         first, again = (tp.tasks.from_arrays("a", *arrays(), batch_size=8, seed=3) for _ in range(2))
         other = tp.tasks.from_arrays("a", *arrays(), batch_size=8, seed=4)
         np.testing.assert_array_equal(first.splits["test"].images, again.splits["test"].images)
         assert not np.array_equal(first.splits["test"].images, other.splits["test"].images)
 
-    def test_a_test_set_of_its_own(self):
+    def test_given_test_examples(self):
         x, y = arrays()
         task = tp.tasks.from_arrays("pets", x[:90], y[:90], (x[90:], y[90:]), batch_size=8)
         np.testing.assert_array_equal(task.splits["test"].images, x[90:])
@@ -58,13 +58,16 @@ class TestArrays:
             ({"y": np.zeros(99)}, "`y`: expected one label for each of the 100 examples"),
             ({"class_names": ["a"]}, "`class_names`: expected 3, one for each label"),
             ({"test": (np.zeros((5, 7), "float32"), np.zeros(5))}, "`test`: expected float32 examples of shape"),
-            ({"test": (np.zeros((1, 6), "float32"), ["fox"])}, r"labels that are in y too. Received: test=\['fox'\]"),
+            (
+                {"test": (np.zeros((1, 6), "float32"), ["fox"])},
+                r"only labels also in y. Received: test=\['fox'\]",
+            ),
             ({"test_fraction": 0.0}, "`test_fraction`: expected a fraction between"),
             ({"validation_fraction": 1.0}, "`validation_fraction`: expected a fraction from 0"),
             ({"batch_size": 1000}, "1 to the 70 training examples of task 'pets'"),
         ],
     )
-    def test_what_does_not_fit_is_named(self, change, message):
+    def test_invalid_arguments(self, change, message):
         x, y = arrays()
         given = {"x": x, "y": y, "batch_size": 8, **change}
         with pytest.raises(tp.ArgumentError, match=message):
@@ -82,9 +85,9 @@ class TestDataSets:
             np.testing.assert_array_equal(task.splits[name].images, split.images)
             np.testing.assert_array_equal(task.splits[name].labels, split.labels)
 
-    def test_what_is_no_finite_set_of_pairs(self):
+    def test_data_sets_that_are_infinite_or_no_pairs(self):
         pairs = tf.data.Dataset.from_tensor_slices(blobs(0))
-        with pytest.raises(tp.ArgumentError, match="with an end"):
+        with pytest.raises(tp.ArgumentError, match="a finite data set"):
             tp.tasks.from_dataset("a", pairs.repeat())
         with pytest.raises(tp.ArgumentError, match="of pairs"):
             tp.tasks.from_dataset("a", tf.data.Dataset.range(3))
@@ -114,7 +117,7 @@ class TestFolders:
             for image, label in zip(split.images, split.labels, strict=True):
                 assert (image.tobytes() in dogs) == (label == 1)
 
-    def test_train_and_test_apart(self, tmp_path):
+    def test_folders_for_train_and_test(self, tmp_path):
         write_images(tmp_path / "pets" / "train", ["cat", "dog"])
         write_images(tmp_path / "pets" / "test", ["cat", "dog"], number=5)
         assert len(tp.tasks.from_folder(tmp_path / "pets", batch_size=8).splits["test"]) == 10
@@ -123,7 +126,7 @@ class TestFolders:
         write_images(tmp_path / "pets", ["cat", "dog"])
         write_images(tmp_path / "pets", ["eel"], size=(6, 8))
         with pytest.raises(
-            tp.ArgumentError, match=r"`image_size`: expected given: the images have 2 sizes, from \(6, 8\)"
+            tp.ArgumentError, match=r"`image_size`: expected a size, as the images have 2 sizes from \(6, 8\)"
         ):
             tp.tasks.from_folder(tmp_path / "pets", batch_size=8)
         assert tp.tasks.from_folder(tmp_path / "pets", (4, 5), batch_size=8).splits["test"].images.shape[1:] == (
@@ -132,10 +135,10 @@ class TestFolders:
             3,
         )
 
-    def test_folders_that_hold_nothing(self, tmp_path):
+    def test_missing_or_empty_folders(self, tmp_path):
         with pytest.raises(tp.ArgumentError, match="`path`: expected a folder. Received"):
             tp.tasks.from_folder(tmp_path / "none")
-        with pytest.raises(tp.ArgumentError, match="a folder with a folder a class"):
+        with pytest.raises(tp.ArgumentError, match="a folder with one folder per class"):
             tp.tasks.from_folder(tmp_path)
         (tmp_path / "cat").mkdir()
         with pytest.raises(tp.ArgumentError, match=r"images \(.png, .*\) in .*cat"):
@@ -144,7 +147,7 @@ class TestFolders:
         with pytest.raises(tp.ArgumentError, match="images that can be read. Received: .*1.png"):
             tp.tasks.from_folder(tmp_path)
 
-    def test_the_launcher_learns_a_folder_a_task(self, tmp_path):
+    def test_the_launcher_learns_one_task_per_folder(self, tmp_path):
         write_images(tmp_path / "data" / "first", ["a", "b"])
         write_images(tmp_path / "data" / "second", ["c", "d", "e"])
         flags = [
@@ -160,10 +163,10 @@ class TestFolders:
         results = json.loads((tmp_path / "out" / "results.json").read_text())
         assert [task["class_names"] for task in results["tasks"]] == [["a", "b"], ["c", "d", "e"]]
 
-    def test_the_launcher_names_what_is_wrong(self, tmp_path):
+    def test_the_launcher_refuses_invalid_folders(self, tmp_path):
         done = launch(f"--dataset={tmp_path / 'none'}", f"--output_dir={tmp_path / 'out'}")
         assert (done.returncode, done.stdout) == (2, "")
-        assert "expected a folder that is there, with a folder a task in it" in done.stderr
+        assert "expected an existing folder, with one folder per task" in done.stderr
         (tmp_path / "data" / "task" / "a").mkdir(parents=True)
         done = launch(f"--dataset={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}")
         assert done.returncode == 2
@@ -172,11 +175,11 @@ class TestFolders:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_stream_of_ones_own():
+def test_a_stream_of_own_tasks():
     tasks = [tp.tasks.from_arrays(name, *blobs(seed, examples=80), batch_size=8) for seed, name in enumerate("ab")]
     stream = tp.tasks.TaskStream("mine", tasks)
     assert [(task.number, task.room) for task in stream] == [(1, 57), (2, 57)]
-    with pytest.raises(tp.ArgumentError, match="names of their own"):
+    with pytest.raises(tp.ArgumentError, match="tasks with different names"):
         tp.tasks.TaskStream("mine", [tasks[0], tasks[0]])
     other = tp.tasks.from_arrays("c", *blobs(0, (7,)), batch_size=8)
     with pytest.raises(tp.ArgumentError, match="of one shape"):
@@ -185,28 +188,28 @@ def test_a_stream_of_ones_own():
         tp.tasks.TaskStream("mine", [])
 
 
-def test_tasks_that_arrive_one_a_day(tmp_path):
-    """Each day another process: load the pack, learn, save it. The same bits as in one go."""
+def test_tasks_learned_in_different_processes(tmp_path):
+    """To load a pack, learn a task and save the pack gives the same bits as learning all tasks in one process."""
 
     def learn(packed, number):
         keras.utils.set_random_seed(number)
-        task = tp.tasks.from_arrays(f"day {number}", *blobs(number), batch_size=16)
+        task = tp.tasks.from_arrays(f"task {number}", *blobs(number), batch_size=16)
         packed.begin_task(task.name, task.num_classes)
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        retrain_callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3)), tp.GradientMask(), tp.TaskMaskSnapshot()]
         packed.fit(task.training_batches(seed=number), epochs=2, verbose=0)
-        packed.fit(task.training_batches(seed=number), epochs=2, verbose=0, callbacks=night)
+        packed.fit(task.training_batches(seed=number), epochs=2, verbose=0, callbacks=retrain_callbacks)
 
     at_once = compile_model(tp.pack(make_mlp()), keras.optimizers.Adam(0.01))
-    day_by_day = compile_model(tp.pack(make_mlp()), keras.optimizers.Adam(0.01))
-    day_by_day.set_weights(at_once.get_weights())
+    saved_and_loaded = compile_model(tp.pack(make_mlp()), keras.optimizers.Adam(0.01))
+    saved_and_loaded.set_weights(at_once.get_weights())
     for number in (1, 2, 3):
         learn(at_once, number)
-        learn(day_by_day, number)
-        day_by_day.save(tmp_path / "pack.keras")
-        day_by_day = keras.models.load_model(tmp_path / "pack.keras")
-    assert day_by_day.task_names == ["day 1", "day 2", "day 3"]
+        learn(saved_and_loaded, number)
+        saved_and_loaded.save(tmp_path / "pack.keras")
+        saved_and_loaded = keras.models.load_model(tmp_path / "pack.keras")
+    assert saved_and_loaded.task_names == ["task 1", "task 2", "task 3"]
     x = blobs(9)[0]
     for number in (1, 2, 3):
-        for packed in (at_once, day_by_day):
+        for packed in (at_once, saved_and_loaded):
             packed.select_task(number)
-        np.testing.assert_array_equal(at_once.predict(x, verbose=0), day_by_day.predict(x, verbose=0))
+        np.testing.assert_array_equal(at_once.predict(x, verbose=0), saved_and_loaded.predict(x, verbose=0))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, launch, make_convnet, make_mlp
-from tf_packnet.callbacks import EqualShare
 from tf_packnet.planning import _kept_by_a_task
+from tf_packnet.pruning.schedules import EqualShare
 
 L = keras.layers
 

@@ -1,4 +1,4 @@
-"""Nothing is said at the start that says nothing."""
+"""TensorFlow starts without its usual messages."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ NOISE = "2026-01-01 00:00:00.000000: I tensorflow/core/util/port.cc:153] oneDNN 
 
 
 def run(code, **kwargs):
-    # Without the variables that hush TensorFlow: as at a user's prompt.
+    # Without the environment variables that silence TensorFlow, like a user's shell.
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={}, **kwargs)
 
 
@@ -22,7 +22,7 @@ def test_importing_the_package_is_silent():
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
-def test_what_learns_nothing_keeps_off_the_gpus(on_cpu):
+def test_on_cpu_hides_the_gpus(on_cpu):
     done = run(
         "import tensorflow as tf\n"
         "from tf_packnet.system.quiet import start_tensorflow\n"
@@ -32,7 +32,7 @@ def test_what_learns_nothing_keeps_off_the_gpus(on_cpu):
     assert (done.returncode, done.stdout) == (0, "visible: [] GPU\n" * on_cpu), done.stderr
 
 
-def test_what_is_no_noise_is_let_through():
+def test_other_messages_are_printed():
     done = run(
         "import os, sys\n"
         "from tf_packnet.system.quiet import standard_error_filtered\n"
@@ -44,17 +44,17 @@ def test_what_is_no_noise_is_let_through():
     assert (done.returncode, done.stderr) == (0, "a warning\nafter\n")
 
 
-def test_an_error_inside_is_told_and_the_error_output_comes_back():
+def test_standard_error_is_restored_after_an_exception():
     done = run(
         "from tf_packnet.system.quiet import standard_error_filtered\n"
         "with standard_error_filtered():\n"
-        "    raise RuntimeError('so it is')\n"
+        "    raise RuntimeError('an error')\n"
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("RuntimeError: so it is\n")
+    assert done.stderr.endswith("RuntimeError: an error\n")
 
 
-def test_a_process_without_an_error_output(monkeypatch):
+def test_a_process_without_standard_error(monkeypatch):
     def closed(descriptor):
         raise OSError(9, "Bad file descriptor")
 

@@ -300,12 +300,12 @@ def test_a_limit_that_keras_puts_on_epochs(packed, monkeypatch):
 
 def test_two_schedulers(model):
     callbacks = [tp.PruneRoundScheduler(share(2)), tp.PruneRoundScheduler(share(1))]
-    with pytest.raises(tp.ArgumentError, match="one PruneRoundScheduler a fit"):
+    with pytest.raises(tp.ArgumentError, match="one PruneRoundScheduler per fit"):
         model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
 
 
 def test_two_snapshots(packed):
-    with pytest.raises(tp.ArgumentError, match="one TaskMaskSnapshot a fit"):
+    with pytest.raises(tp.ArgumentError, match="one TaskMaskSnapshot per fit"):
         packed.fit(X, Y, epochs=2, verbose=0, callbacks=[tp.TaskMaskSnapshot(), tp.TaskMaskSnapshot()])
 
 

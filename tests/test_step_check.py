@@ -1,4 +1,4 @@
-"""A step with bad data, a non-finite loss or non-finite gradients changes nothing, and the fit says so."""
+"""A step with bad data, a non-finite loss or non-finite gradients changes nothing, and the fit ends with an error."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ BAD = 167  # in the sixth batch of 32
 BATCHES_BEFORE = 5
 
 
-def broken(name: str) -> tuple[np.ndarray, np.ndarray]:
+def with_bad_value(name: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = X.copy(), Y.copy()
     if name in ("nan", "inf"):
         x[BAD, 3] = {"nan": np.nan, "inf": np.inf}[name]
@@ -39,8 +39,8 @@ class PyData(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
-def given(kind: str, x: np.ndarray, y: np.ndarray, batches: int = 8) -> dict:
-    """What `fit` is given: the first `batches` batches of an epoch."""
+def data_of(kind: str, x: np.ndarray, y: np.ndarray, batches: int = 8) -> dict:
+    """Arguments of `fit` for the first `batches` batches of an epoch."""
     if kind == "tf.data":
         return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(32).take(batches)}
     if kind == "generator":
@@ -58,7 +58,7 @@ def make_model() -> keras.Model:
 
 
 def stateful_model(jit, model=None, optimizer="adam", **kwargs) -> tp.PackedModel:
-    """With everything that a step changes: weights, slots, moving statistics, dropout."""
+    """A pack with all kinds of state that a step changes: weights, slots, moving statistics, dropout seeds."""
     keras.utils.set_random_seed(1)
     packed = tp.pack((model or make_model)(), bias_policy="per_task")
     compile_model(packed, optimizer, jit_compile=jit, **kwargs)
@@ -66,12 +66,12 @@ def stateful_model(jit, model=None, optimizer="adam", **kwargs) -> tp.PackedMode
     return packed
 
 
-def everything(packed: tp.PackedModel) -> list[np.ndarray]:
-    found = [*packed.variables, *packed.optimizer.variables]
-    return [np.array(lifecycle.view_of(variable)) for variable in found]
+def state_of(packed: tp.PackedModel) -> list[np.ndarray]:
+    variables = [*packed.variables, *packed.optimizer.variables]
+    return [np.array(lifecycle.view_of(variable)) for variable in variables]
 
 
-WHAT = {
+MESSAGES = {
     "nan": "the inputs of a batch contain NaN or infinity in epoch 1",
     "inf": "the inputs of a batch contain NaN or infinity in epoch 1",
     "too large": "labels outside the range of the loss.* in epoch 1",
@@ -81,34 +81,34 @@ WHAT = {
 
 @pytest.mark.parametrize("kind", ["tf.data", "generator", "PyDataset", "tensors"])
 @pytest.mark.parametrize("name", ["nan", "too large"])
-def test_whatever_fit_is_given(kind, name):
+def test_all_kinds_of_data(kind, name):
     assert_refused(kind, name, jit=False)
 
 
-@pytest.mark.parametrize("name", WHAT)
+@pytest.mark.parametrize("name", MESSAGES)
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_with_and_without_xla(name, jit):
     assert_refused("tf.data", name, jit)
 
 
 def assert_refused(kind, name, jit):
-    x, y = broken(name)
+    x, y = with_bad_value(name)
     packed = stateful_model(jit)
-    with pytest.raises(tp.DivergedError, match=WHAT[name]) as caught:
-        packed.fit(**given(kind, x, y), epochs=2, verbose=0, callbacks=prune_and_commit())
+    with pytest.raises(tp.DivergedError, match=MESSAGES[name]) as caught:
+        packed.fit(**data_of(kind, x, y), epochs=2, verbose=0, callbacks=prune_and_commit())
     assert "\n" not in str(caught.value)
     assert packed.committed_tasks == 0
     assert lifecycle.has_open_task(packed)
     good = stateful_model(jit)
-    good.fit(**given(kind, x, y, BATCHES_BEFORE), verbose=0, callbacks=prune_and_commit()[:2])
-    for now, expected in zip(everything(packed), everything(good), strict=True):
-        np.testing.assert_array_equal(now, expected)
-    packed.fit(X, Y, verbose=0, callbacks=prune_and_commit())  # goes on with sound data
+    good.fit(**data_of(kind, x, y, BATCHES_BEFORE), verbose=0, callbacks=prune_and_commit()[:2])
+    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    packed.fit(X, Y, verbose=0, callbacks=prune_and_commit())  # training can continue with good data
     assert packed.committed_tasks == 1
 
 
 class DirectMomentum(keras.optimizers.SGD):
-    """Assigns to variables itself, where Keras's optimizers call `self.assign`."""
+    """Assigns to variables directly, while Keras's optimizers call `self.assign`."""
 
     def update_step(self, gradient, variable, learning_rate):
         super().update_step(gradient, variable, learning_rate)
@@ -136,32 +136,32 @@ NAMES = ["adamw, clipped", "momentum, nesterov", "scheduled", "amsgrad", "averag
 
 
 @pytest.mark.parametrize("name", [*NAMES, "ftrl", "loss scale", "direct"])
-def test_no_optimizer_moves_with_a_bad_step(name):
-    x, y = broken("too large")
+def test_a_bad_step_changes_no_optimizer(name):
+    x, y = with_bad_value("too large")
     packed, good = (stateful_model("auto", optimizer=optimizer_named(name)) for _ in range(2))
     with pytest.raises(tp.DivergedError, match="labels outside the range"):
-        packed.fit(**given("tf.data", x, y), verbose=0)
+        packed.fit(**data_of("tf.data", x, y), verbose=0)
     packed.optimizer.finalize_variable_values(packed.trainable_variables)  # as at the end of a fit
-    good.fit(**given("tf.data", x, y, BATCHES_BEFORE), verbose=0)
-    for now, expected in zip(everything(packed), everything(good), strict=True):
-        np.testing.assert_array_equal(now, expected)
+    good.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_no_constraint_moves_weights_with_a_bad_step():
+def test_a_bad_step_with_a_constraint_changes_nothing():
     def constrained():
         return keras.Sequential([keras.Input((20,)), L.Dense(64, kernel_constraint="max_norm"), L.Dense(2)])
 
-    x, y = broken("nan")
+    x, y = with_bad_value("nan")
     packed, good = (stateful_model("auto", constrained) for _ in range(2))
     with pytest.raises(tp.DivergedError, match="inputs of a batch"):
-        packed.fit(**given("tf.data", x, y), verbose=0)
-    good.fit(**given("tf.data", x, y, BATCHES_BEFORE), verbose=0)
-    for now, expected in zip(everything(packed), everything(good), strict=True):
-        np.testing.assert_array_equal(now, expected)
+        packed.fit(**data_of("tf.data", x, y), verbose=0)
+    good.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
-def test_convolutions_where_xla_compiles_the_update_alone(jit):
+def test_convolutions_with_only_the_update_compiled(jit):
     x, y = blobs(0, (8, 8, 1), examples=64)
     y[40] = 7
     packed, good = (
@@ -177,18 +177,18 @@ def test_convolutions_where_xla_compiles_the_update_alone(jit):
     with pytest.raises(tp.DivergedError, match="labels outside the range"):
         packed.fit(data, verbose=0)
     good.fit(data.take(2), verbose=0)
-    for now, expected in zip(everything(packed), everything(good), strict=True):
-        np.testing.assert_array_equal(now, expected)
+    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
 @pytest.mark.parametrize("kind", [tp.tasks.ResidentBatches, tp.tasks.StreamedBatches])
-def test_the_steps_before_it_in_one_call_count(jit, kind):
-    """Gradient steps of one call of the compiled step: those before the one that diverged are taken."""
+def test_earlier_steps_of_the_same_call_are_taken(jit, kind):
+    """Of the steps of one call, those before the bad one are taken."""
 
     @keras.saving.register_keras_serializable("tests.step_check")
-    class BreaksAt(keras.layers.Layer):
-        """Gives NaN in the training step of this number, from 0."""
+    class NaNAtStep(keras.layers.Layer):
+        """Outputs NaN in the training step with a given number (0-based)."""
 
         def __init__(self, step, **kwargs):
             super().__init__(**kwargs)
@@ -208,7 +208,7 @@ def test_the_steps_before_it_in_one_call_count(jit, kind):
 
     def learn(step, batches):
         def make():
-            inner = [BreaksAt(step), L.Dense(32, "relu"), L.Dropout(0.1), L.Dense(2)]
+            inner = [NaNAtStep(step), L.Dense(32, "relu"), L.Dropout(0.1), L.Dense(2)]
             return keras.Sequential([keras.Input((20,)), *inner])
 
         packed = stateful_model(jit, make)
@@ -217,10 +217,10 @@ def test_the_steps_before_it_in_one_call_count(jit, kind):
                 packed.fit(kind(X, Y, 1.0, 32, seed=3), epochs=2, verbose=0)
         else:
             packed.fit(kind(X, Y, 1.0, 32, seed=3, epoch_steps=batches), verbose=0)
-        return everything(packed)
+        return state_of(packed)
 
-    for now, expected in zip(learn(5, 8), learn(99, 5), strict=True):
-        np.testing.assert_array_equal(now, expected)
+    for actual, expected in zip(learn(5, 8), learn(99, 5), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
@@ -233,23 +233,23 @@ def test_ids_outside_a_vocabulary(jit):
         packed = stateful_model(
             jit, lambda hidden=hidden, inputs=inputs: keras.Model(inputs, L.Dense(2)(L.Dense(4, "relu")(hidden)))
         )
-        before = everything(packed)
+        before = state_of(packed)
         with pytest.raises(tp.DivergedError, match="ids outside the vocabulary of an embedding layer in epoch 1"):
             packed.fit(tf.data.Dataset.from_tensor_slices((ids, Y[:64])).batch(64), verbose=0)
-        for now, expected in zip(everything(packed)[: len(before)], before, strict=True):
-            np.testing.assert_array_equal(now, expected)
+        for actual, expected in zip(state_of(packed)[: len(before)], before, strict=True):
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_ids_in_code_that_looks_up_by_itself():
-    """TensorFlow's own error, where XLA does not compile: it names the place, we name the epoch."""
+def test_ids_in_a_layer_of_the_user():
+    """Without XLA, TensorFlow raises an error that names the position; we add the epoch."""
 
     @keras.saving.register_keras_serializable("tests.step_check")
-    class LooksUp(keras.layers.Layer):
+    class Lookup(keras.layers.Layer):
         def call(self, ids):
             return tf.gather(tf.eye(5), ids)
 
     inputs = keras.Input((6,), dtype="int32")
-    model = keras.Model(inputs, L.Dense(2)(L.Dense(4)(L.Flatten()(LooksUp()(inputs)))))
+    model = keras.Model(inputs, L.Dense(2)(L.Dense(4)(L.Flatten()(Lookup()(inputs)))))
     packed = stateful_model(False, lambda: model)
     with pytest.raises(tp.DivergedError, match=r"fit: epoch 1: .*indices\[\d+,2\] = 7 is not in \[0, 5\)"):
         packed.fit(np.full((32, 6), 7) * (np.arange(6) == 2), Y[:32], verbose=0)
@@ -268,7 +268,7 @@ def test_training_that_diverges_leaves_finite_weights(jit, optimizer):
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
-def test_gradients_that_are_not_finite_with_a_loss_that_is(jit):
+def test_non_finite_gradients_of_a_finite_loss(jit):
     """The gradient of a norm at 0 is NaN."""
 
     @keras.saving.register_keras_serializable("tests.step_check")
@@ -279,25 +279,25 @@ def test_gradients_that_are_not_finite_with_a_loss_that_is(jit):
     inputs = keras.Input((20,))
     hidden = L.Dense(128, use_bias=False)(L.Dense(128, use_bias=False)(inputs))
     packed = stateful_model(jit, lambda: keras.Model(inputs, L.Dense(2)(Norm()(hidden))))
-    before = everything(packed)
+    before = state_of(packed)
     with pytest.raises(tp.DivergedError, match="gradients are NaN or infinite in epoch 1"):
         packed.fit(tf.data.Dataset.from_tensor_slices((X * 0, Y)).batch(32), verbose=0)
-    for now, expected in zip(everything(packed)[: len(before)], before, strict=True):
-        np.testing.assert_array_equal(now, expected)
+    for actual, expected in zip(state_of(packed)[: len(before)], before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
-def test_a_train_step_of_the_users(jit):
+def test_a_train_step_of_the_user(jit):
     @keras.saving.register_keras_serializable("tests.step_check")
     class OwnStep(keras.Model):
         def train_step(self, data):
             return super().train_step(data)
 
-    x, y = broken("nan")
+    x, y = with_bad_value("nan")
     inputs = keras.Input((20,))
     packed = stateful_model(jit, lambda: OwnStep(inputs, L.Dense(2)(L.Dense(8, "relu")(inputs))))
     with pytest.raises(tp.DivergedError, match="the inputs of a batch contain NaN or infinity in epoch 1"):
-        packed.fit(**given("tf.data", x, y), verbose=0, callbacks=prune_and_commit())
+        packed.fit(**data_of("tf.data", x, y), verbose=0, callbacks=prune_and_commit())
     assert packed.committed_tasks == 0
     assert all(np.isfinite(values).all() for _, values in lifecycle.trained_values(packed))
 
@@ -325,7 +325,7 @@ def test_is_finite(value, shape):
 
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_single_batches(jit):
-    x, y = broken("nan")
+    x, y = with_bad_value("nan")
     packed, good = (stateful_model(jit) for _ in range(2))
     for model in (packed, good):
         model.train_on_batch(X[:32], Y[:32])
@@ -333,8 +333,8 @@ def test_single_batches(jit):
         packed.train_on_batch(x[160:192], y[160:192])
     for model in (packed, good):
         model.train_on_batch(X[32:64], Y[32:64])
-    for now, expected in zip(everything(packed), everything(good), strict=True):
-        np.testing.assert_array_equal(now, expected)
+    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
+        np.testing.assert_array_equal(actual, expected)
     packed.commit_task()
     with pytest.raises(RuntimeError, match="no task is open"):
         packed.train_on_batch(X[:32], Y[:32])

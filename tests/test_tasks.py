@@ -10,12 +10,12 @@ from tf_packnet.tasks.sources import check_name
 
 
 def numbered(per_class=10, classes=6):
-    """Examples that can be told apart: the image holds its own index."""
+    """Distinct examples: each image is its own index."""
     count = per_class * classes
     return Split(np.arange(count).reshape(-1, 1), np.arange(count) % classes)
 
 
-def cut(**kwargs):
+def make_stream(**kwargs):
     arguments = {"classes_per_task": 2, "batch_size": 4, **kwargs}
     return split_into_tasks("numbers", numbered(), numbered(5), list("abcdef"), **arguments)
 
@@ -37,7 +37,7 @@ def test_every_example_is_in_one_split_of_one_task(classes_per_task, fraction, s
 
 
 def test_names_and_numbers():
-    stream = cut()
+    stream = make_stream()
     assert [(task.number, task.name, task.class_names) for task in stream] == [
         (1, "a-b", ("a", "b")),
         (2, "c-d", ("c", "d")),
@@ -46,38 +46,38 @@ def test_names_and_numbers():
     assert (len(stream), stream.num_classes, stream.input_shape, stream[1].num_classes) == (3, 2, (1,), 2)
 
 
-def test_batches_are_full_shuffled_anew_and_reproducible():
-    (task, *_) = cut(validation_fraction=0.1)
+def test_batches_are_full_shuffled_and_reproducible():
+    (task, *_) = make_stream(validation_fraction=0.1)
     batches = task.train
     epochs = [[x.numpy().ravel().tolist() for x, _ in batches] for _ in range(2)]
     assert all(len(batch) == 4 for epoch in epochs for batch in epoch)
     assert len(epochs[0]) == 18 // 4
     assert epochs[0] != epochs[1]
-    again = cut(validation_fraction=0.1)[0].train
+    again = make_stream(validation_fraction=0.1)[0].train
     assert [[x.numpy().ravel().tolist() for x, _ in again] for _ in range(2)] == epochs
 
 
-def test_training_batches_bring_what_the_task_holds():
-    (_, task, _) = cut()
+def test_training_batches_have_the_examples_of_the_task():
+    (_, task, _) = make_stream()
     for resident, kind in ((True, ResidentBatches), (False, StreamedBatches)):
         batches = task.training_batches(5, resident)
         assert type(batches) is kind
         assert (batches.seed, batches.batch_size, batches.steps) == (5, 4, len(task.splits["train"]) // 4)
-        assert batches.room == max(len(each.splits["train"]) for each in cut())
+        assert batches.room == max(len(each.splits["train"]) for each in make_stream())
         np.testing.assert_array_equal(batches.images, task.splits["train"].images)
         np.testing.assert_array_equal(batches.labels, task.splits["train"].y)
         assert task.training_batches(5, resident, steps_per_call=3).steps_per_call == 3
 
 
 def test_labels_stay_with_their_images():
-    (_, task, _) = cut()
+    (_, task, _) = make_stream()
     for x, y in task.train:
         np.testing.assert_array_equal(x.numpy().ravel() % 6 - 2, y)
 
 
 @pytest.mark.parametrize("multiple_of", [1, 2, 3])
-def test_evaluation_batches_come_in_order_and_in_whole_shares(multiple_of):
-    (task, *_) = cut()
+def test_evaluation_batches_are_in_order_and_have_multiples_of_a_size(multiple_of):
+    (task, *_) = make_stream()
     x = np.concatenate([x.numpy() for x, _ in task.evaluation_batches("test", multiple_of)])
     whole = 10 - 10 % multiple_of
     np.testing.assert_array_equal(x, task.splits["test"].x[:whole])
@@ -108,7 +108,7 @@ def test_the_test_split_does_not_depend_on_the_seed():
     [
         (
             {"num_tasks": 4},
-            r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 a task\). Received: num_tasks=4",
+            r"`num_tasks`: expected at most 3 \(numbers has 6 classes, 2 per task\). Received: num_tasks=4",
         ),
         ({"classes_per_task": 7}, "`classes_per_task`: expected at most the 6 classes of numbers"),
         ({"num_tasks": 0}, "`num_tasks`: expected at least 1"),
@@ -118,9 +118,9 @@ def test_the_test_split_does_not_depend_on_the_seed():
         ({"batch_size": 19}, r"at most the 18 training examples of task 1 \(a-b\). Received: batch_size=19"),
     ],
 )
-def test_cuts_that_cannot_be_made(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(ArgumentError, match=message):
-        cut(**arguments)
+        make_stream(**arguments)
 
 
 def test_unknown_data_sets_get_a_suggestion():
@@ -129,11 +129,11 @@ def test_unknown_data_sets_get_a_suggestion():
 
 
 def test_a_data_set_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="an image classification set, with the features image and label"):
+    with pytest.raises(ArgumentError, match="an image classification data set, with the features image and label"):
         tp.tasks.load("imdb_reviews", data_dir=str(tmp_path))
 
 
-def test_without_a_network_it_says_at_once_what_to_run(tmp_path, monkeypatch):
+def test_without_a_network_the_error_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "is_online", lambda: False)
     expected = f"on disk in {tmp_path}/fashion_mnist/.*cannot be reached.*tfds.load.'fashion_mnist'.*--data_dir"
     with pytest.raises(ArgumentError, match=expected):
@@ -141,7 +141,7 @@ def test_without_a_network_it_says_at_once_what_to_run(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
+def test_the_error_of_a_failed_download_gives_the_reason(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     def broken(self, *args, **kwargs):
@@ -150,11 +150,11 @@ def test_a_download_that_fails_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "is_online", lambda: True)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", broken)
-    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\); where there is a network run"):
+    with pytest.raises(ArgumentError, match=r"\(checksum mismatch\). Where there is a network, run"):
         tp.tasks.load("fashion_mnist", data_dir=str(tmp_path))
 
 
-def test_no_answer_means_offline_and_a_proxy_is_trusted(monkeypatch):
+def test_is_online(monkeypatch):
     def refused(*args):
         raise OSError("Name or service not known")
 
@@ -166,7 +166,7 @@ def test_no_answer_means_offline_and_a_proxy_is_trusted(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist:9.9.9", "mnist/no_such_config"])
-def test_versions_and_configs_that_do_not_exist(name):
+def test_unknown_versions_and_configs(name):
     with pytest.raises(ArgumentError, match="a data set that TFDS can build"):
         tp.tasks.load(name)
 
@@ -189,15 +189,15 @@ def test_real_data(name, shape, train, test, first, request):
 
 
 @pytest.fixture(scope="module")
-def make_coloured(tmp_path_factory):
-    """A function that makes a data set of TFDS, with its training examples in so many files."""
+def make_colored(tmp_path_factory):
+    """A function that makes a TFDS data set with a given number of files."""
     import tensorflow_datasets as tfds
 
-    class Coloured(tfds.core.GeneratorBasedBuilder):
+    class Colored(tfds.core.GeneratorBasedBuilder):
         """Random pictures."""
 
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = tmp_path_factory.mktemp("coloured")
+        pkg_dir_path = tmp_path_factory.mktemp("colored")
 
         def _info(self):
             features = {
@@ -217,7 +217,7 @@ def make_coloured(tmp_path_factory):
                 yield number, {"id": str(number), "image": image, "label": number % 3}
 
     def make(files):
-        builder = Coloured(data_dir=tmp_path_factory.mktemp("data"))
+        builder = Colored(data_dir=tmp_path_factory.mktemp("data"))
         download = tfds.download.DownloadConfig(num_shards=files)
         builder.download_and_prepare(download_config=download)
         assert len(builder.info.splits["train"].filepaths) == files
@@ -227,10 +227,10 @@ def make_coloured(tmp_path_factory):
 
 
 @pytest.mark.parametrize("files", [1, 2])
-def test_the_quick_way_reads_what_tfds_reads(make_coloured, files):
+def test_records_are_read_like_by_tfds(make_colored, files):
     import tensorflow_datasets as tfds
 
-    builder = make_coloured(files)
+    builder = make_colored(files)
     for split in ("train", "test"):
         expected = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
         actual = sources._read(builder, split)

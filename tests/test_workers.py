@@ -95,7 +95,7 @@ def test_what_only_the_data_can_tell_is_refused_too(flags, tmp_path):
     done = launch("--num_tasks=6", *flags, f"--output_dir={tmp_path}/out", "--workers=1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last == "main.py: --num_tasks=6: expected at most 5 (digits has 10 classes, 2 a task)"
+    assert last == "main.py: --num_tasks=6: expected at most 5 (digits has 10 classes, 2 per task)"
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 

@@ -1,18 +1,18 @@
-"""The errors of this library. Bad input is worded like Keras's: argument, what was expected, what was received."""
+"""The errors of this library. Messages name the argument, what was expected and what was received, like Keras's."""
 
 import os
 from typing import Any
 
 
 class ArgumentError(ValueError):
-    """An argument outside what it may be.
+    """An invalid argument.
 
     The launcher prints it as `--argument=received: expected ...` and exits with 2.
 
     Attributes:
         argument: Name of the argument (and of the launcher's flag).
-        expected: What it may be, in words.
-        received: The value that was given.
+        expected: Description of valid values.
+        received: The invalid value.
     """
 
     def __init__(self, argument: str, expected: str, received: Any):
@@ -26,20 +26,31 @@ class ArgumentError(ValueError):
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """`text` as one line for a terminal: nothing that steers it, and no more than `longest` characters of it."""
+    """`text` as one line without control characters, with at most `longest` characters, shortened in the middle."""
     printable = "".join(each if each.isprintable() else " " for each in text)
     line = " ".join(printable.split())
     half = (longest - 5) // 2
     return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
 
 
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """The first line of an exception's message, or its class name if the message is empty.
+
+    Args:
+        error: The exception.
+        longest: Maximum number of characters to return.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:longest]
+
+
 class PackFileError(ValueError):
-    """A pack file that cannot be read: no such file, of a later version, damaged, or forged.
+    """A pack file that cannot be read: missing, from a newer version, damaged, or invalid.
 
     Attributes:
         path: The file.
-        part: Which part of it: `header`, `directory`, `part 'task 3'`, ...
-        reason: What is wrong with it.
+        part: The part of the file: `header`, `directory`, `part 'task 3'`, ...
+        reason: The problem.
     """
 
     def __init__(self, path: Any, part: str, reason: str):
@@ -53,7 +64,7 @@ class PackFileError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """Something that was begun cannot go on, and says why in one line. The launcher exits with 1."""
+    """Work cannot continue, for a reason given in one line. The launcher exits with 1."""
 
 
 class FailedRunsError(StoppedError):
@@ -61,15 +72,15 @@ class FailedRunsError(StoppedError):
 
 
 class DivergedError(StoppedError):
-    """Training left weights that are not numbers; nothing can be ranked or kept."""
+    """Training has diverged, or its data are bad: the loss, a gradient or a weight is NaN or infinite."""
 
 
 class FreezeError(StoppedError):
-    """A value that a task had committed has changed."""
+    """A committed task has changed."""
 
 
 class CorruptionError(StoppedError):
-    """A file is not as it was written, and `--on_corruption=fail`."""
+    """A file is damaged, and the flag `--on_corruption=fail` is set."""
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:

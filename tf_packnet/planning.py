@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks import EqualShare
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.packed.ownership_table import plan_table
@@ -17,6 +16,7 @@ from tf_packnet.packing import pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.ranking import counts_to_keep, remaining
+from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.structure.places import by_place
 
 FLOAT = 4  # bytes

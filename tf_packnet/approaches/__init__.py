@@ -1,4 +1,4 @@
-"""Ways to learn a stream of tasks in one network, behind one interface: `learn(lesson)`, `predict(task, x)`."""
+"""PackNet and two baselines, which learn a stream of tasks in one network behind one interface, `Approach`."""
 
 from tf_packnet.approaches.base import Approach
 from tf_packnet.approaches.memory import Memory

@@ -1,6 +1,7 @@
-"""What every approach can do: learn a stream lesson by lesson, a stage at a time, and answer for every task.
+"""The interface of all approaches: learn a stream of tasks stage by stage, and predict for every task.
 
-A lesson is what an approach is taught at once: a `Task`, whose examples may be those of several tasks of the stream.
+When a task of the stream arrives, an approach trains on a *training task*. For PackNet it is that task; for the
+baselines it joins the examples of several tasks, see `Approach.training_task`.
 """
 
 import abc
@@ -13,29 +14,31 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks import EpochBackup, EqualShare, StopWhenDiverged, TaskMaskSnapshot
+from tf_packnet.callbacks import EpochBackup, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.training import acceleration, optimizers
 
+# Makes further callbacks for the `fit` of a stage, from the training task and the name of the stage.
 Observers = Callable[[Task, str], Sequence[keras.callbacks.Callback]]
 
 
 class Approach(abc.ABC):
-    """A way to learn a stream of tasks in one network.
+    """Learns a stream of tasks in one network.
 
     Args:
         packed: A compiled `PackedModel`.
         schedule: Algorithm 2 for this stream.
-        train_epochs: `E`, the day.
-        retrain_epochs: `B`, the budget of the night.
+        train_epochs: `E`, epochs of training.
+        retrain_epochs: `B`, epochs of pruning and retraining.
         prune_scope: `layer`, `global` or `erk`.
-        seed: Fixes the order of the examples and the dropout masks of every stage.
-        masks_dir: Where the owner maps are written after each task; None writes none.
-        resident: Whether the training examples lie on the device, or stream.
-        observers: Called with the lesson and the stage's name; gives further Keras callbacks for its `fit`.
+        seed: Seeds the order of the examples and the dropout masks of every stage.
+        masks_dir: Directory for the owner maps after each task; None writes none.
+        resident: Whether to keep the training examples in device memory, or to stream them.
+        observers: Called with the training task and the name of the stage; returns further callbacks for its `fit`.
     """
 
     def __init__(
@@ -61,70 +64,69 @@ class Approach(abc.ABC):
         self.observers = observers
 
     @staticmethod
-    def lesson_numbers(num_tasks: int) -> Sequence[int]:
-        """The lessons of a stream, each by the number (1-based) of the last task in it."""
+    def training_task_numbers(num_tasks: int) -> Sequence[int]:
+        """The numbers (1-based) of the tasks after whose arrival this approach trains."""
         return range(1, num_tasks + 1)
 
-    def lesson(self, stream: TaskStream, number: int) -> Task:
-        """What is learned at once when task `number` (1-based) arrives."""
+    def training_task(self, stream: TaskStream, number: int) -> Task:
+        """The task to train on when task `number` (1-based) of the stream arrives."""
         return stream[number - 1]
 
     @abc.abstractmethod
-    def begin(self, lesson: Task) -> None:
-        """Opens what the lesson may train."""
+    def begin(self, task: Task) -> None:
+        """Opens the weights that may be trained for a training task."""
 
     @abc.abstractmethod
-    def night(self, lesson: Task) -> list[keras.callbacks.Callback]:
-        """The callbacks that prune, and what else happens in the night."""
+    def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
+        """The callbacks of the stage that prunes and retrains."""
 
     @abc.abstractmethod
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
-        """Logits `(examples, classes)` of a task that was learned, for inputs `(examples, *shape)`."""
+        """Logits `(examples, classes)` of a learned task of the stream, for inputs `(examples, *shape)`."""
 
-    def learn(self, lesson: Task) -> None:
-        """Learns the next lesson: trains, then prunes and retrains."""
+    def learn(self, task: Task) -> None:
+        """Learns the next training task: trains, then prunes and retrains."""
         for stage in STAGES:
-            self.run_stage(lesson, stage)
+            self.run_stage(task, stage)
 
-    def run_stage(self, lesson: Task, stage: str, backup: EpochBackup | None = None) -> dict[str, list[float]]:
-        """Does one stage of a lesson, or the rest of it.
+    def run_stage(self, task: Task, stage: str, backup: EpochBackup | None = None) -> dict[str, list[float]]:
+        """Runs one stage of a training task, or the rest of it.
 
         Args:
-            lesson: The lesson.
+            task: The training task.
             stage: `train` or `prune+retrain`.
-            backup: Keeps what every epoch comes to, and knows how many were done before.
+            backup: Saves the state after every epoch. If it has a backup of this stage, the stage resumes from it.
 
         Returns:
             The logs of all epochs of the stage, by name.
 
         Raises:
-            DivergedError: If the loss or a weight is not finite after an epoch; the backup is that of the epoch before.
+            DivergedError: If the loss or a weight is not finite. The backup then is from the epoch before.
         """
         if stage == TRAIN:
-            self.begin(lesson)
-            return self._fit(lesson, TRAIN, self.train_epochs, [], backup)
-        return self._fit(lesson, PRUNE_RETRAIN, self.retrain_epochs, self.night(lesson), backup)
+            self.begin(task)
+            return self._fit(task, TRAIN, self.train_epochs, [], backup)
+        return self._fit(task, PRUNE_RETRAIN, self.retrain_epochs, self.pruning_callbacks(task), backup)
 
     def accuracy(self, task: Task, split: str = "test") -> float:
-        """Share of the split's examples whose largest logit is at their label."""
+        """Fraction of the examples of a split whose largest logit is that of their label."""
         examples = task.splits[split]
         return float(np.mean(self.predict(task, examples.x).argmax(axis=-1) == examples.y))
 
     def owner_maps(self) -> dict[str, np.ndarray]:
-        """A `uint8` map a kernel, by path: 0 is free, `k` has been in use since lesson `k`."""
+        """A `uint8` map of each kernel, by path: 0 is free, `k` has been in use since training task `k`."""
         return self.packed.owner_maps()
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that the next stage builds on: every stage starts its optimizer and its random draws afresh."""
-        return lifecycle.state(self.packed) | {TASKS: np.array(self.packed.task_names, dtype=np.str_)}
+        """The state on which the next stage depends. Every stage resets the optimizer and the random generators."""
+        return lifecycle.state(self.packed) | {_TASKS: np.array(self.packed.task_names, dtype=np.str_)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`, on a network of the same shape."""
-        self.packed.restore(state, state[TASKS].tolist())
+        """Restores what `state` returned, on a network with the same architecture."""
+        self.packed.restore(state, state[_TASKS].tolist())
 
-    def rest(self) -> None:
-        """Puts back what every stage starts afresh, optimizer and random generators: what is saved depends on no more
-        than `state`."""
+    def reset_for_saving(self) -> None:
+        """Resets optimizers and random generators, so that the saved pack depends only on `state`."""
         with lifecycle.strategy_scope(self.packed):
             if not self.packed.optimizer.built:
                 self.packed.optimizer.build(self.packed.trainable_variables)
@@ -134,44 +136,44 @@ class Approach(abc.ABC):
 
     @property
     def steps_per_call(self) -> int | None:
-        """Gradient steps between two looks of Keras: about a second's worth. None for as many as pays."""
-        return SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
+        """Maximum number of gradient steps per call of the compiled step: about one second's; None for the default."""
+        return _SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Outputs of the network, as the task that is selected."""
-        examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(PREDICTION_BATCH))
+        """Logits `(examples, outputs)` of the selected task, for inputs `(examples, *shape)`."""
+        examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(_PREDICTION_BATCH))
         return self.packed.predict(examples, verbose=0)
 
     def _fit(
-        self, lesson: Task, stage: str, epochs: int, callbacks: list[Any], backup: EpochBackup | None
+        self, task: Task, stage: str, epochs: int, callbacks: list[Any], backup: EpochBackup | None
     ) -> dict[str, list[float]]:
-        seed = lifecycle.derived_seed(self.seed, lesson.number, STAGES.index(stage))
+        seed = lifecycle.derived_seed(self.seed, task.number, STAGES.index(stage))
         replicas = self.packed.distribute_strategy.num_replicas_in_sync
-        validation = lesson.splits["validation"]
+        validation = task.splits["validation"]
         reseed(self.packed, seed)
         history = self.packed.fit(
-            lesson.training_batches(seed, self.resident, self.steps_per_call),
+            task.training_batches(seed, self.resident, self.steps_per_call),
             epochs=epochs,
-            validation_data=lesson.evaluation_batches("validation", replicas) if len(validation) else None,
+            validation_data=task.evaluation_batches("validation", replicas) if len(validation) else None,
             callbacks=[
                 *(each for each in callbacks if not isinstance(each, TaskMaskSnapshot)),
-                *self.observers(lesson, stage),
-                StopWhenDiverged(f"task {lesson.number}, {stage}"),
+                *self.observers(task, stage),
+                StopWhenDiverged(f"task {task.number}, {stage}"),
                 *([backup] if backup else []),
-                *(each for each in callbacks if isinstance(each, TaskMaskSnapshot)),  # commits: all others come before
+                *(each for each in callbacks if isinstance(each, TaskMaskSnapshot)),  # last, as it commits the task
             ],
             verbose=0,
         )
         return {name: [float(value) for value in values] for name, values in history.history.items()}
 
 
-PREDICTION_BATCH = 1024
-SLOW_STEPS_PER_CALL = 16
-TASKS = "tasks"
+_PREDICTION_BATCH = 1024
+_SLOW_STEPS_PER_CALL = 16
+_TASKS = "tasks"  # a name in the saved state: do not change it
 
 
 def reseed(model: keras.Model, seed: int) -> None:
-    """Starts every random generator inside `model` (dropout) from `seed`, so that a stage depends on nothing before."""
+    """Seeds every random generator in `model`, such as those of dropout, so that stages are independent."""
     with lifecycle.strategy_scope(model):
         for position, layer in enumerate(model._flatten_layers()):
             for generator in layer._seed_generators:

@@ -1,7 +1,7 @@
-"""What the two idealised approaches share: one network whose tasks are learned together, each through its own head.
+"""The base class of both baselines: one network that learns several tasks together, each with its own head.
 
-The heads of all tasks lie side by side in one output layer. An example's loss, and its accuracy, count the logits of
-its own task alone, so that the heads are as separate as PackNet's.
+One output layer contains the heads of all tasks. The loss and the accuracy of an example use only the logits of its own
+task, so the heads are as separate as PackNet's.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from tf_packnet.tasks import Split, Task, TaskStream
 
 
 class Joint(Approach):
-    """An approach that sees the data of several tasks at once, and freezes nothing.
+    """An approach that trains on the data of several tasks at once, and freezes nothing.
 
     Args:
         *args: As for `Approach`.
-        num_classes: Classes of each task.
-        own_heads: Whether each task has a head of its own; else all share one.
-        budget: `steps` takes as many gradient steps as PackNet does, `epochs` as many epochs.
+        num_classes: Number of classes of each task.
+        own_heads: Whether each task has its own head; else all share one.
+        budget: `steps` for as many gradient steps as PackNet, `epochs` for as many epochs.
         **kwargs: As for `Approach`.
     """
 
@@ -36,27 +36,33 @@ class Joint(Approach):
         self.budget = budget
 
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
-        self.packed.select_task(1)  # the one task of the network, which all tasks of the stream make up
+        self.packed.select_task(1)  # the network has one task, for all tasks of the stream
         logits = self.logits(x)
         return logits[:, self._labels_of(task)] if self.own_heads else logits
 
     def used(self) -> dict[str, np.ndarray]:
-        """Boolean mask of the weights in use, by path. Nothing is committed, so they are what may still be trained."""
+        """Boolean masks of the weights in use, by path: the candidates, as nothing is committed."""
         weights = lifecycle.masked_weights(self.packed)
         return {path: ownership.candidates(weight.owner_map()) for path, weight in weights.items()}
 
     def union(self, stream: TaskStream, tasks: Sequence[Task], epoch_steps: int) -> Task:
-        """The examples of several tasks as one; an epoch takes `epoch_steps` gradient steps under `budget=steps`."""
+        """One task with the examples of several.
+
+        Args:
+            stream: The stream.
+            tasks: The tasks to join.
+            epoch_steps: Gradient steps per epoch, if the budget is `steps`.
+        """
         return dataclasses.replace(
             tasks[-1],
             name=f"tasks 1-{len(tasks)}" if len(tasks) > 1 else tasks[0].name,
             class_names=tuple(name for task in tasks for name in task.class_names),
-            splits={name: self._joined(tasks, name) for name in tasks[0].splits},
+            splits={name: self._joined_split(tasks, name) for name in tasks[0].splits},
             room=sum(len(task.splits["train"]) for task in stream),
             epoch_steps=epoch_steps if self.budget == "steps" else None,
         )
 
-    def _joined(self, tasks: Sequence[Task], name: str) -> Split:
+    def _joined_split(self, tasks: Sequence[Task], name: str) -> Split:
         splits = [task.splits[name] for task in tasks]
         first_label = [self._labels_of(task).start if self.own_heads else 0 for task in tasks]
         return Split(
@@ -69,17 +75,17 @@ class Joint(Approach):
         return slice((task.number - 1) * self.num_classes, task.number * self.num_classes)
 
 
-def steps_an_epoch(task: Task) -> int:
-    """Gradient steps that PackNet takes in an epoch of `task`."""
+def steps_per_epoch(task: Task) -> int:
+    """Number of gradient steps that PackNet takes in an epoch of `task`."""
     return len(task.splits["train"]) // task.batch_size
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class TaskwiseCrossentropy(keras.losses.Loss):
-    """Cross-entropy over the logits of an example's own task.
+    """Cross-entropy over the logits of each example's own task.
 
     Args:
-        num_classes: Classes of each task; label `l` belongs to task `l // num_classes`.
+        num_classes: Number of classes of each task; label `l` belongs to task `l // num_classes`.
         name: Name of the loss.
     """
 
@@ -88,8 +94,8 @@ class TaskwiseCrossentropy(keras.losses.Loss):
         self.num_classes = num_classes
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Losses `(batch,)` of logits `(batch, tasks * num_classes)` for integer labels `(batch,)`."""
-        label, logits = own_task(y_true, y_pred, self.num_classes)
+        """The losses `(batch,)`, for integer labels `(batch,)` and logits `(batch, tasks * num_classes)`."""
+        label, logits = select_own_task(y_true, y_pred, self.num_classes)
         return keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
 
     def get_config(self) -> dict[str, Any]:
@@ -98,10 +104,10 @@ class TaskwiseCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class TaskwiseAccuracy(keras.metrics.Mean):
-    """Share of the examples whose largest logit among those of their own task is at their label.
+    """Accuracy, counting only the logits of each example's own task.
 
     Args:
-        num_classes: Classes of each task.
+        num_classes: Number of classes of each task.
         name: Name of the metric.
     """
 
@@ -110,19 +116,28 @@ class TaskwiseAccuracy(keras.metrics.Mean):
         self.num_classes = num_classes
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Counts a batch; shapes as for `TaskwiseCrossentropy`."""
-        label, logits = own_task(y_true, y_pred, self.num_classes)
-        right = ops.equal(ops.cast(label, "int32"), ops.cast(ops.argmax(logits, axis=-1), "int32"))
-        super().update_state(ops.cast(right, self.dtype), sample_weight)
+        """Adds a batch, with shapes as for `TaskwiseCrossentropy`."""
+        label, logits = select_own_task(y_true, y_pred, self.num_classes)
+        correct = ops.equal(ops.cast(label, "int32"), ops.cast(ops.argmax(logits, axis=-1), "int32"))
+        super().update_state(ops.cast(correct, self.dtype), sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes, "name": self.name}
 
 
-def own_task(labels: Any, logits: Any, num_classes: int) -> tuple[Any, Any]:
-    """Each example's label within its own task, `(batch,)`, and that task's logits, `(batch, num_classes)`."""
+def select_own_task(labels: Any, logits: Any, num_classes: int) -> tuple[Any, Any]:
+    """Selects the part of labels and logits that belongs to each example's own task.
+
+    Args:
+        labels: Integers `(batch,)`; label `l` belongs to task `l // num_classes`.
+        logits: Logits `(batch, tasks * num_classes)`.
+        num_classes: Number of classes of each task.
+
+    Returns:
+        Labels within the own task, `(batch,)`, and logits of the own task, `(batch, num_classes)`.
+    """
     labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
     by_task = ops.reshape(logits, (-1, logits.shape[-1] // num_classes, num_classes))
-    # A product with ones and zeros, since XLA on CPU is slow to gather and slower to scatter the gradients back.
+    # A product with ones and zeros, because XLA on CPU is slow to gather, and slower to scatter the gradients.
     own = ops.one_hot(labels // num_classes, by_task.shape[1], dtype=by_task.dtype)
     return labels % num_classes, ops.sum(by_task * ops.expand_dims(own, -1), axis=1)

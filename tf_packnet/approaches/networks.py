@@ -1,4 +1,4 @@
-"""The paper's two networks (Table 2), as plain Keras models: `pack` makes their masked twins."""
+"""The two networks of the paper (Table 2), as plain Keras models to be packed."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,13 @@ from tf_packnet.errors import ArgumentError
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[int] = (256, 256)) -> keras.Model:
-    """Fully connected: flatten, one ReLU layer for each of `hidden_units`, logits. On MNIST the paper's 784:256:256."""
+    """Makes a fully connected network: flatten, ReLU layers, logits. For MNIST it is the paper's 784:256:256.
+
+    Args:
+        input_shape: Shape of one example.
+        num_classes: Number of outputs of the head.
+        hidden_units: Units of each hidden layer.
+    """
     inputs = keras.Input(input_shape, name="image")
     x = layers.Flatten(name="flatten")(inputs) if len(input_shape) > 1 else inputs
     for number, units in enumerate(hidden_units, start=1):
@@ -18,18 +24,18 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[i
 
 
 def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten", dropout: float = 0.1) -> keras.Model:
-    """Convolutional: 32, 64, pool, 128, 128, pool, then dense layers, with dropout around them.
+    """Makes a convolutional network: 32, 64, pool, 128, 128, pool, then dense layers with dropout.
 
     Args:
         input_shape: `(height, width, channels)`, at least 4x4.
-        num_classes: Outputs of the head.
-        fc8192: How to read the table's "fc8192": `flatten` is the 8x8x128 = 8,192 features that a CIFAR image leaves
-            after the second pooling, with one dense layer of 1,024 after them; `dense` puts a layer of 8,192 units
-            in between (75 million weights instead of 8.6 million).
+        num_classes: Number of outputs of the head.
+        fc8192: What "fc8192" in the table means. `flatten`: the 8x8x128 = 8,192 features of a CIFAR image after the
+            second pooling, followed by one dense layer of 1,024 units. `dense`: an additional dense layer of 8,192
+            units before that (75 million weights instead of 8.6 million).
         dropout: Rate of the dropout before and between the dense layers.
 
     Raises:
-        ArgumentError: If the inputs are no images of at least 4x4.
+        ArgumentError: If the inputs are not images of at least 4x4.
     """
     if len(input_shape) != 3 or min(input_shape[:2]) < 4:
         raise ArgumentError(
@@ -48,6 +54,6 @@ def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten"
     return keras.Model(inputs, _logits(x, num_classes), name="conv")
 
 
-def _logits(x, num_classes: int):
-    # float32 whatever the precision of the rest: the loss of bfloat16 logits would be too coarse.
+def _logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
+    # float32 in mixed precision too: the loss of bfloat16 logits would be too coarse.
     return layers.Dense(num_classes, dtype="float32", name="head")(x)

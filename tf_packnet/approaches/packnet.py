@@ -1,4 +1,4 @@
-"""PackNet with iterative pruning on a time budget: the paper's Algorithm 1, a task at a time."""
+"""PackNet with iterative pruning on a time budget (Algorithm 1 of the paper)."""
 
 import keras
 import numpy as np
@@ -9,12 +9,12 @@ from tf_packnet.tasks import Task
 
 
 class PackNet(Approach):
-    """Trains on the free weights, prunes and retrains in rounds, freezes what is kept. A lesson is a task."""
+    """Trains each task on the free weights, prunes and retrains in rounds, and freezes the weights that are kept."""
 
-    def begin(self, lesson: Task) -> None:
-        self.packed.begin_task(lesson.name, lesson.num_classes)
+    def begin(self, task: Task) -> None:
+        self.packed.begin_task(task.name, task.num_classes)
 
-    def night(self, lesson: Task) -> list[keras.callbacks.Callback]:
+    def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
         return [
             PruneRoundScheduler(self.schedule, scope=self.prune_scope),
             GradientMask(),

@@ -1,4 +1,10 @@
-"""Keras callbacks that prune, retrain, commit and back up a task."""
+"""Keras callbacks that prune, retrain, commit and back up a task.
+
+A `fit` that retrains takes `PruneRoundScheduler`, `GradientMask` and, last, `TaskMaskSnapshot`.
+"""
+
+import warnings
+from typing import Any
 
 from tf_packnet.callbacks.epoch_backup import EpochBackup
 from tf_packnet.callbacks.epoch_log import EpochLog
@@ -6,14 +12,12 @@ from tf_packnet.callbacks.gradient_mask import GradientMask
 from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
 from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged, StopWhenInterrupted
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
-from tf_packnet.pruning.schedules import EqualShare, GrowingShare
+from tf_packnet.pruning import schedules
 
 __all__ = [
     "EpochBackup",
     "EpochLog",
-    "EqualShare",
     "GradientMask",
-    "GrowingShare",
     "PruneRoundScheduler",
     "StopWhenDiverged",
     "StopWhenInterrupted",
@@ -21,3 +25,13 @@ __all__ = [
     "load_owner_maps",
     "save_owner_maps",
 ]
+
+# Names that moved to `tf_packnet.pruning.schedules`, each with its replacement.
+_MOVED = {"EqualShare": "tp.EqualShare", "GrowingShare": "tf_packnet.pruning.schedules.GrowingShare"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"tf_packnet.callbacks.{name} is deprecated: use {_MOVED[name]}", DeprecationWarning, stacklevel=2)
+    return getattr(schedules, name)

@@ -1,4 +1,4 @@
-"""After every epoch, all that a `fit` needs to go on as if it had never been interrupted."""
+"""Saves the state of a `fit` after every epoch, so that it can resume as if it had never been interrupted."""
 
 import copy
 import functools
@@ -22,39 +22,39 @@ from tf_packnet.system.archives import BROKEN
 from tf_packnet.training import training_state
 from tf_packnet.training.fit_checks import FitRequest
 
-META = "meta"
+_META = "meta"
 
 
 class EpochBackup(keras.callbacks.Callback):
-    """Puts down the state of a `fit` after every epoch; the same `fit` in another process goes on from there.
+    """Saves the state of a `fit` after every epoch; the same `fit`, in this or another process, resumes from it.
 
-    What goes on: weights, owner maps, the optimizer with all its slots, the random generators of the layers, the prune
-    rounds that were done, the history, and what the callbacks before it remember, EarlyStopping's best weights
-    included. With `tp.tasks.ResidentBatches` or `StreamedBatches`, whose order depends on the seed and the epoch alone,
-    the finished `fit` has the same bits as one that was never interrupted. So it has with arrays and
-    `shuffle=False`; a data set that shuffles itself begins its order again.
+    A backup contains the weights, the owner maps, the optimizer with all its slots, the random generators of the
+    layers, the prune rounds done, the history, and the state of the callbacks before it, including EarlyStopping's best
+    weights. With `tp.tasks.ResidentBatches` or `StreamedBatches`, whose order depends only on seed and epoch, a resumed
+    `fit` has the same result, to the bit, as one that was never interrupted. The same is true for arrays with
+    `shuffle=False`. A data set that shuffles itself starts its order again.
 
     ```python
     packed.begin_task("cats_dogs")
-    packed.fit(batches, epochs=72, callbacks=[tp.EpochBackup("backup/cats_dogs-day")])
+    packed.fit(batches, epochs=72, callbacks=[tp.EpochBackup("backup/cats_dogs-train")])
     ```
 
-    While an epoch is computed the one before is written, beside the last one and over the one before that, synced and
-    renamed: a crash, whenever it comes, costs the epoch that it falls into and at most the one before. Every array of a
-    backup has its checksum: one that is damaged is not used.
+    The backup of an epoch is written while the next epoch runs, and replaces an older one atomically. So a crash loses
+    the epoch in which it happens and at most the one before. Every array has a checksum, and a damaged backup is not
+    used.
 
-    Place it after all callbacks but `TaskMaskSnapshot`. What these remember is what changed of their public attributes
-    since the `fit` began, their arguments left out: numbers, strings, lists and dicts of them, lists of weights. One
-    that has a method `resumed(history)` is called with the logs of the epochs that were done before.
+    Place it after all callbacks except `TaskMaskSnapshot`. The state of a callback is its public attributes that have
+    changed since the `fit` began, without its arguments: numbers, strings, lists and dicts of them, and lists of
+    weights. If a callback has a method `resumed(history)`, it is called with the logs of the epochs done before.
 
     Args:
-        path: Where the backup lies: `<path>.<epochs>.npz`. A name for this one `fit`, a day or a night.
-        delete_at_end: Whether the backup goes when the `fit` ends. False leaves it until `remove` is called, when what
-            the `fit` came to was saved.
-        on_damaged: Called with the path of every backup that is damaged; default a warning on the log.
+        path: Prefix of the backup files, `<path>.<epochs>.npz`. Use a different one for each `fit`.
+        delete_at_end: Whether to delete the backup when the `fit` ends. If False it stays until `remove` is called, for
+            instance after the results are saved.
+        on_damaged: Called with the path of every damaged backup; the default is to warn.
 
     Attributes:
-        history: The logs of all epochs by name, those before the interruption included.
+        history: The logs of all epochs by name, including those before the interruption.
     """
 
     def __init__(
@@ -67,75 +67,75 @@ class EpochBackup(keras.callbacks.Callback):
         self.path = Path(path)
         self.delete_at_end = delete_at_end
         self.history: dict[str, list[float]] = {}
-        self._on_damaged = on_damaged or _warn
+        self._on_damaged = on_damaged or _warn_of_damage
         self._request: FitRequest | None = None
-        self._beside: Sequence[keras.callbacks.Callback] | None = None
+        self._callbacks_before: Sequence[keras.callbacks.Callback] | None = None
         self._spare = self.path.with_name(f".{self.path.name}.spare{files.UNFINISHED}")
         self._unwritten: tuple[int, Mapping[str, np.ndarray]] | None = None
         self._lock = threading.Lock()
-        self._failed: Exception | None = None
-        self._found: dict[str, np.ndarray] | None = None
-        self._parts: training_state.Parts | None = None
+        self._write_error: Exception | None = None
+        self._backup: dict[str, np.ndarray] | None = None
+        self._state_parts: training_state.Parts | None = None
         self._copies: dict[str, np.ndarray] = {}
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if a callback after it acts on epochs: the backup would not know what it did."""
-        place = request.callbacks.index(self)
+        """Raises ArgumentError if a callback after it acts on epochs: its state would be missing from the backup."""
+        position = request.callbacks.index(self)
         self._request = request
-        self._beside = request.callbacks[:place]
-        for other in request.callbacks[place + 1 :]:
+        self._callbacks_before = request.callbacks[:position]
+        for other in request.callbacks[position + 1 :]:
             if any(_acts_on(other, event) for event in ("on_epoch_begin", "on_epoch_end")):
                 name = type(other).__name__
-                raise ArgumentError("callbacks", f"{name} before EpochBackup, which keeps what it remembers", name)
+                raise ArgumentError("callbacks", f"{name} before EpochBackup, which saves its state", name)
 
     def initial_epoch(self, model: keras.Model) -> int:
-        """The epoch from which this `fit` goes on, since those before were done, in this process or another one.
+        """Reads the backup, if there is one, and returns the epoch (0-based) from which this `fit` resumes.
 
         Raises:
-            ArgumentError: If the backup is that of another `fit`.
+            ArgumentError: If the backup is from another `fit`.
         """
         self.wait()
-        self._found = self._read()
+        self._backup = self._read()
         self.history = {}
-        if self._found is None:
+        if self._backup is None:
             return self._request.initial_epoch
-        meta = json.loads(str(self._found[META]))
-        ours = self._identity(model)
-        if meta["fit"] != ours:
-            expected = f"a path for this fit alone ({ours}); the backup there is of another one ({meta['fit']})"
+        meta = json.loads(str(self._backup[_META]))
+        identity = self._identity(model)
+        if meta["fit"] != identity:
+            expected = f"a path for this fit only ({identity}); the backup there is from another fit ({meta['fit']})"
             raise ArgumentError("path", expected, str(self.path))
-        missing = [name for name in meta["callbacks"] if name not in _by_name(self._beside)]
+        missing = [name for name in meta["callbacks"] if name not in _by_name(self._callbacks_before)]
         if missing:
-            expected = f"a path for this fit alone; the one that left its backup there had a {missing[0]}"
+            expected = f"a path for this fit only; the backup there is from a fit with the callback {missing[0]}"
             raise ArgumentError("path", expected, str(self.path))
         self.history = meta["history"]
-        self._goes_on_at = self._request.epochs if meta["stopped"] else meta["epoch"] + 1
-        return self._goes_on_at
+        self._first_epoch = self._request.epochs if meta["stopped"] else meta["epoch"] + 1
+        return self._first_epoch
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._beside is None:
-            raise RuntimeError("EpochBackup needs to be asked where to begin: it works in the `fit` of a packed model")
-        self._unwritten, self._failed, self._parts, self._copies = None, None, None, {}
-        self._fresh = _fresh_state(self._beside)
-        if self._found is None:
+        if self._callbacks_before is None:
+            raise RuntimeError("EpochBackup works only in the `fit` of a PackedModel, from tp.pack(model)")
+        self._unwritten, self._write_error, self._state_parts, self._copies = None, None, None, {}
+        self._initial_state = _initial_state(self._callbacks_before)
+        if self._backup is None:
             return
-        found, self._found = self._found, None
-        meta = json.loads(str(found.pop(META)))
-        _restore_state(self._beside, meta, found)
+        arrays, self._backup = self._backup, None
+        meta = json.loads(str(arrays.pop(_META)))
+        _restore_state(self._callbacks_before, meta, arrays)
         try:
-            training_state.restore(self.model, found)
+            training_state.restore(self.model, arrays)
         except ValueError as error:
-            expected = "a path for this model alone; the backup there is of another one"
+            expected = "a path for this model only; the backup there is from another model"
             raise ArgumentError("path", expected, str(self.path)) from error
-        self.model._initial_epoch = self._goes_on_at  # as BackupAndRestore says to Keras that a fit resumes
-        for callback in self._beside:
+        self.model._initial_epoch = self._first_epoch  # tells Keras that the fit resumes, as BackupAndRestore does
+        for callback in self._callbacks_before:
             if hasattr(callback, "resumed"):
                 callback.resumed(self.history)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        meta, arrays = _changed_state(self._beside, self._fresh)
+        meta, arrays = _changed_state(self._callbacks_before, self._initial_state)
         meta |= {
             "fit": self._identity(self.model),
             "epoch": epoch,
@@ -143,16 +143,16 @@ class EpochBackup(keras.callbacks.Callback):
             "history": self.history,
         }
         text = json.dumps(meta, default=_plain_number)
-        self._parts = self._parts or training_state.parts(self.model)
-        state = {**training_state.capture(self.model, self._parts), **arrays, META: np.array(text)}
+        self._state_parts = self._state_parts or training_state.parts(self.model)
+        state = {**training_state.capture(self.model, self._state_parts), **arrays, _META: np.array(text)}
         self.wait()
         self._unwritten = epoch + 1, {name: self._copy(name, values) for name, values in state.items()}
 
     def _copy(self, name: str, values: np.ndarray) -> np.ndarray:
-        """`values` in the memory of the epoch before.
+        """A copy of `values`, in the memory of the copy of the epoch before.
 
-        Left as they are they would cost more: the next step then needs other memory for whatever it changes, which the
-        system may have to find first, 0.3 s for 105 MB.
+        Keeping `values` themselves would cost more: the next step would have to allocate new memory for every variable
+        that it changes, which can take 0.3 s for 105 MB.
         """
         copy = self._copies.get(name)
         if copy is None or (copy.shape, copy.dtype) != (values.shape, values.dtype):
@@ -161,40 +161,41 @@ class EpochBackup(keras.callbacks.Callback):
         return copy
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        # Not before: until the next epoch is computed, Python would go to and fro between the two threads.
+        # Not earlier: before the next epoch runs in TensorFlow, two threads would compete for the interpreter.
         if self._unwritten is not None:
             threading.Thread(target=self._write).start()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         if self.delete_at_end:
-            self.remove()  # the last epoch need not be written for that
+            self.remove()  # without writing the last epoch
         else:
             self.wait()
         self._copies = {}
         self._spare.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the backup: what the `fit` came to lies elsewhere by now."""
+        """Removes the backup, once the result of the `fit` is saved elsewhere."""
         with self._lock:
             for _, path in self._backups():
                 path.unlink(missing_ok=True)
-            self._unwritten = None  # after that: if a signal comes before, `fit` still writes it
+            self._unwritten = None  # last: if a signal comes before, `fit` still writes it
 
     def _identity(self, model: keras.Model) -> str:
+        """Identifies a `fit`. Backups contain it: do not change it."""
         first = self._request.initial_epoch
         begin = f" from epoch {first}" if first else ""
         return f"task {lifecycle.committed_tasks(model) + 1}, {self._request.epochs} epochs{begin}"
 
     def wait(self) -> None:
-        """Waits until what was put down last is on disk.
+        """Waits until the last backup is on disk.
 
         Raises:
             OSError: If it could not be written.
         """
-        self._write()  # unless a thread does, or has: a signal may have come while that was being started
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            raise failed
+        self._write()  # if no thread has: a signal may have come while it was being started
+        if self._write_error is not None:
+            error, self._write_error = self._write_error, None
+            raise error
 
     def _write(self) -> None:
         with self._lock:
@@ -207,24 +208,24 @@ class EpochBackup(keras.callbacks.Callback):
                     np.savez(file, **state)
                 for path in earlier:
                     os.replace(path, self._spare)
-            except Exception as error:  # a full disk, say: the next epoch's end tells it
-                self._failed = error
+            except Exception as error:  # such as a full disk; `wait` raises it
+                self._write_error = error
             self._unwritten = None
 
     def _read(self) -> dict[str, np.ndarray] | None:
-        """The last backup that is sound; what a killed process left beside it is removed."""
+        """The last undamaged backup, None without one. Removes damaged backups and unfinished files."""
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
             try:
                 with np.load(path, allow_pickle=False) as archive:
-                    return dict(archive)  # every array with its checksum
+                    return dict(archive)  # reading an array verifies its checksum
             except BROKEN:
                 self._on_damaged(path)
             path.unlink(missing_ok=True)
         return None
 
     def _backups(self) -> list[tuple[int, Path]]:
-        """Every backup that lies there, with its number of epochs."""
+        """All backups on disk, each as its number of epochs and its path."""
         pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.npz")
         names = os.listdir(self.path.parent) if self.path.parent.is_dir() else []
         return [(int(match[1]), self.path.parent / name) for name in names if (match := pattern.fullmatch(name))]
@@ -234,29 +235,35 @@ def _acts_on(callback: keras.callbacks.Callback, event: str) -> bool:
     return getattr(type(callback), event, None) is not getattr(keras.callbacks.Callback, event)
 
 
-def _warn(path: Path) -> None:
-    warnings.warn(f"{path} is damaged: the fit goes on from an earlier epoch", stacklevel=2)
+def _warn_of_damage(path: Path) -> None:
+    warnings.warn(f"{path} is damaged: the fit resumes from an earlier epoch", stacklevel=2)
 
 
 _CallbackState = dict[str, dict[str, Any]]
 
 
-def _fresh_state(callbacks: Sequence[keras.callbacks.Callback]) -> _CallbackState:
-    """What each has when a `fit` begins, a copy."""
-    return {name: copy.deepcopy(_memory(callback)) for name, callback in _by_name(callbacks).items()}
+def _initial_state(callbacks: Sequence[keras.callbacks.Callback]) -> _CallbackState:
+    """A copy of the plain state of each callback."""
+    return {name: copy.deepcopy(_plain_state(callback)) for name, callback in _by_name(callbacks).items()}
 
 
 def _changed_state(
-    callbacks: Sequence[keras.callbacks.Callback], fresh: _CallbackState
+    callbacks: Sequence[keras.callbacks.Callback], initial: _CallbackState
 ) -> tuple[dict[str, _CallbackState], dict[str, np.ndarray]]:
-    """What they remember that they had not when the `fit` began: plain values, and lists of weights.
+    """The state of callbacks that has changed since the `fit` began: plain values, and lists of weights.
+
+    Args:
+        callbacks: The callbacks.
+        initial: Their `_initial_state`.
 
     Returns:
-        Values for JSON, and arrays by name: what `remind` takes.
+        Values for JSON, and arrays by name, for `_restore_state`.
     """
     plain, weights, arrays = {}, {}, {}
     for name, callback in _by_name(callbacks).items():
-        values = {key: value for key, value in _memory(callback).items() if fresh[name].get(key, fresh) != value}
+        values = {
+            key: value for key, value in _plain_state(callback).items() if initial[name].get(key, initial) != value
+        }
         lists = {key: value for key, value in _public(callback).items() if _is_weights(value)}
         if values or lists:
             plain[name] = values
@@ -269,47 +276,47 @@ def _changed_state(
 def _restore_state(
     callbacks: Sequence[keras.callbacks.Callback], values: Mapping[str, _CallbackState], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Gives them back what `changed` found, and takes their arrays out of `arrays`."""
-    beside = _by_name(callbacks)
-    for name, memory in values["callbacks"].items():
-        vars(beside[name]).update(memory)
+    """Restores what `_changed_state` returned, and removes the arrays of the callbacks from `arrays`."""
+    by_name = _by_name(callbacks)
+    for name, state in values["callbacks"].items():
+        vars(by_name[name]).update(state)
     for name, lists in values["weights"].items():
         for attribute, count in lists.items():
-            setattr(beside[name], attribute, [arrays.pop(f"{name}/{attribute}/{i}") for i in range(count)])
+            setattr(by_name[name], attribute, [arrays.pop(f"{name}/{attribute}/{i}") for i in range(count)])
 
 
 def _by_name(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, keras.callbacks.Callback]:
-    """Each by its class, numbered where there are several: the same in every process that does this `fit`."""
-    found: dict[str, keras.callbacks.Callback] = {}
+    """The callbacks by class name, numbered if there are several of a class. Backups contain these names."""
+    by_name: dict[str, keras.callbacks.Callback] = {}
     for callback in callbacks:
         name = type(callback).__name__
-        same = sum(each.partition(" ")[0] == name for each in found)
-        found[name if same == 0 else f"{name} {same + 1}"] = callback
-    return found
+        same = sum(each.partition(" ")[0] == name for each in by_name)
+        by_name[name if same == 0 else f"{name} {same + 1}"] = callback
+    return by_name
 
 
-def _memory(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """What a callback remembers in plain values: counters, best values, prune rounds. Its private parts it can make."""
+def _plain_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """The public attributes of a callback with plain values, such as counters, best values and prune rounds."""
     return {name: value for name, value in _public(callback).items() if _is_plain(value)}
 
 
 def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """The public attributes of a callback, without its settings: these it was given."""
-    settings = _settings(type(callback))
+    """The public attributes of a callback, except those that are its arguments."""
+    arguments = _arguments(type(callback))
     return {
         name: value
         for name, value in vars(callback).items()
-        if not name.startswith("_") and name != "params" and name not in settings
+        if not name.startswith("_") and name != "params" and name not in arguments
     }
 
 
-@functools.cache  # looked up after every epoch
-def _settings(kind: type[keras.callbacks.Callback]) -> frozenset[str]:
+@functools.cache  # used after every epoch
+def _arguments(kind: type[keras.callbacks.Callback]) -> frozenset[str]:
     return frozenset(inspect.signature(kind).parameters)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON gives `value` back as it is."""
+    """Whether `value` can be saved as JSON without loss."""
     if isinstance(value, (bool, int, float, str, type(None), np.number, np.bool_)):
         return True
     if isinstance(value, list):

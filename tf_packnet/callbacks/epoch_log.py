@@ -1,4 +1,4 @@
-"""The curves of one task for TensorBoard: day and night on one axis."""
+"""Writes the curves of one task for TensorBoard, with training and retraining on one axis."""
 
 import os
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-TAGS = {
+_TAGS = {
     "loss": "loss/train",
     "val_loss": "loss/validation",
     "accuracy": "accuracy/train",
@@ -17,11 +17,11 @@ TAGS = {
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Writes loss, accuracy and the sparsity that the prune rounds reached, one point an epoch.
+    """Writes loss, accuracy and sparsity for TensorBoard, one point per epoch.
 
     Args:
-        directory: The TensorBoard run of the task.
-        first_epoch: Epochs that the task was trained for before this `fit`; the night continues the day's axis.
+        directory: The directory of the task's TensorBoard run.
+        first_epoch: Epochs of the task before this `fit`: retraining continues the axis of training.
     """
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int = 0):
@@ -34,20 +34,24 @@ class EpochLog(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(self.directory)
 
     def write(self, history: dict[str, list[float]]) -> None:
-        """Writes the curves of a `fit` that is over, from the `history` that it returned."""
+        """Writes the curves of a finished `fit`.
+
+        Args:
+            history: Its logs by name, one value per epoch.
+        """
         self.on_train_begin()
         self.resumed(history)
         self.on_train_end()
 
     def resumed(self, history: dict[str, list[float]]) -> None:
-        """Writes the points of the epochs that were done before."""
+        """Writes the points of the epochs before a `fit` resumed; `EpochBackup` calls this with their `history`."""
         for epoch, values in enumerate(zip(*history.values(), strict=True)):
             self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         values = {"sparsity": 0.0, **(logs or {})}
-        point = Summary()  # all curves in one record: a fifth of the time of a record each
-        for key, tag in TAGS.items():
+        point = Summary()  # one record for all curves takes a fifth of the time of one record each
+        for key, tag in _TAGS.items():
             if key in values:
                 point.MergeFrom(scalar_pb(tag, values[key]))
         with self._writer.as_default():

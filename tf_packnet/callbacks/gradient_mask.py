@@ -1,4 +1,4 @@
-"""Keeps what the optimizer sees in line with the masks."""
+"""Sets trainable kernels and optimizer slots to 0 outside the candidates."""
 
 import keras
 import numpy as np
@@ -10,19 +10,17 @@ from tf_packnet.training import optimizers
 
 
 class GradientMask(keras.callbacks.Callback):
-    """Confines the optimizer to the candidates: everything else it holds of a kernel is 0.
+    """Sets the trainable kernels and the optimizer's slots to 0 outside the candidates, after every prune round.
 
-    The forward pass of a masked layer never reads a committed or pruned entry from the trainable variable, so their
-    gradients are exactly 0 and the freeze holds without this callback. What it adds is that the optimizer's own view
-    agrees: after every prune round the entries of the trainable kernels and of the optimizer's slots (momentum,
-    moments, weight averages) outside the candidates are 0. So norms over a whole kernel (LAMB- or LARS-like trust
-    ratios, norm constraints) count the candidates alone, and no momentum gathered before a round lives
-    on in a weight that it pruned.
+    The freeze is exact without this callback: the forward pass never reads committed or pruned entries from the
+    trainable variable, so their gradients are exactly 0. With it, the optimizer sees only the candidates too. Norms of
+    whole kernels (in LAMB and LARS, or norm constraints) count only the candidates, and no slot (momentum, moments,
+    weight averages) keeps a value of a pruned weight.
 
-    In a `fit` of a plain `keras.Model` it also checks, before and after, that committed tasks compute what they did; a
-    `PackedModel` does that itself.
+    In a `fit` of a plain `keras.Model` it also checks, before and after, that committed tasks have the same outputs as
+    before; a `PackedModel` does that itself.
 
-    It acts before the first gradient step of each epoch, whatever its place in the list of callbacks.
+    It acts before the first gradient step of each epoch, at any position in the list of callbacks.
     """
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -52,7 +50,7 @@ class GradientMask(keras.callbacks.Callback):
                 mask = ownership.candidates(weight.owner_map())
                 count = int(np.count_nonzero(mask))
                 if self._candidates.get(path) == count:
-                    continue  # candidates only ever leave: the same number means the same mask
+                    continue  # candidates are only removed, so an equal number means an equal mask
                 self._candidates[path] = count
                 weight.confine(mask)
                 optimizers.clear_slots(self.model.optimizer, weight.variable, mask)

@@ -1,4 +1,4 @@
-"""Prune rounds on a schedule, as a Keras callback."""
+"""Runs prune rounds on a schedule."""
 
 import warnings
 from typing import Any
@@ -18,12 +18,12 @@ from tf_packnet.pruning.tfmot import PruningSchedule
 from tf_packnet.training import optimizers
 from tf_packnet.training.fit_checks import FitRequest
 
-# Under these names the callbacks of one `fit` find each other in `params`, a dict that Keras gives to all of them.
+# Keys in `params`, a dict that all callbacks of one `fit` share, under which the callbacks find each other.
 SCHEDULER, SNAPSHOT = "tf_packnet/scheduler", "tf_packnet/snapshot"
 
 
 class PruneRoundScheduler(keras.callbacks.Callback):
-    """Prunes the open task's candidates at the start of the epochs that `schedule` names (Algorithm 1, the `N` rounds).
+    """Prunes the open task's candidates at the start of the epochs given by `schedule` (the `N` rounds of Algorithm 1).
 
     ```python
     packed.fit(data, epochs=72, callbacks=[
@@ -31,20 +31,21 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     ```
 
     After round `n` of a task that began with `c` candidates in a layer, exactly `round(c * (1-z)^n)` of them remain:
-    those of largest magnitude, ties to the lower index. `sparsity`, the pruned share of the task's candidates, is added
-    to the epoch's logs.
+    those with the largest magnitude. Of equal magnitudes, the one with the lower index is kept. The logs of each epoch
+    get `sparsity`, the pruned fraction of the task's candidates.
 
-    Every round of the schedule runs, or the `fit` is refused before its first step. Rounds count from the
-    `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore` continues its
-    rounds where it was interrupted.
+    If not every round of the schedule can run, the `fit` is refused before its first step. Epochs of the schedule count
+    from the `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore`
+    continues with the next round.
 
     Args:
         schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts the epochs of this `fit`, from 0.
-        scope: How a round's count is shared between layers: `layer`, `global` or `erk`.
-        reset_optimizer: Whether the optimizer starts afresh at the start of the `fit`, unless that resumes.
+        scope: How a round's number of weights is divided between layers: `layer`, `global` or `erk`.
+        reset_optimizer: Whether to reset the optimizer when the `fit` begins, unless it resumes.
 
     Attributes:
-        rounds: What was done, one dict a round: `round`, `epoch` (0-based), `kept` (by weight path), `sparsity`.
+        rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
+            weight path), `sparsity`.
     """
 
     def __init__(self, schedule: PruningSchedule, scope: str = "layer", reset_optimizer: bool = True):
@@ -57,27 +58,27 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
         self._plan: RoundPlan | None = None
-        self._before_reset: list[tuple[keras.Variable, np.ndarray]] = []
+        self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if not every round can run in a `fit`, or a callback beside it undoes them."""
-        last = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
+        """Raises ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
+        last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
                 raise _one_scheduler(other)
             if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
                 continue
-            if max(other.start_from_epoch, request.initial_epoch) < last:
+            if max(other.start_from_epoch, request.initial_epoch) < last_round:
                 raise ArgumentError(
                     "start_from_epoch",
-                    f"at least {last} in EarlyStopping(restore_best_weights=True), the epoch of the last prune round: "
-                    "the best weights of before are not pruned",
+                    f"at least {last_round}, the epoch of the last prune round, in "
+                    "EarlyStopping(restore_best_weights=True): weights from before are not pruned",
                     other.start_from_epoch,
                 )
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Once BackupAndRestore has resumed a fit, Keras would begin all later ones at the same epoch.
+        # After BackupAndRestore has resumed a fit, Keras would begin all later ones at the same epoch.
         model._initial_epoch = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -112,27 +113,28 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)
 
     def settle(self) -> None:
-        """At the end of a `fit`, counts the rounds that are still to run; before a task is committed.
+        """Counts, at the end of a `fit` and before a task is committed, the rounds that still have to run.
 
         Raises:
-            ArgumentError: If the `fit` ends without an epoch.
+            ArgumentError: If the `fit` had no epoch.
         """
         if self._plan is None and not self._resumes():
             self._undo_reset()
             expected = "more than `initial_epoch`: prune rounds need epochs to run in"
             raise ArgumentError("epochs", expected, self.params["epochs"])
         if lifecycle.has_open_task(self.model):
-            left = {path: _candidates(w.owner_map()) for path, w in lifecycle.masked_weights(self.model).items()}
-            while self.rounds and any(left[path] > kept for path, kept in self.rounds[-1]["kept"].items()):
-                del self.rounds[-1]  # weights of before that round were loaded, by EarlyStopping for instance
+            weights = lifecycle.masked_weights(self.model).items()
+            candidates = {path: _count_candidates(weight.owner_map()) for path, weight in weights}
+            while self.rounds and any(candidates[path] > kept for path, kept in self.rounds[-1]["kept"].items()):
+                del self.rounds[-1]  # undone, for instance by EarlyStopping, which has loaded earlier weights
                 lifecycle.records(self.model).round_was_undone()
 
     def _resumes(self) -> bool:
-        """Whether a backup has set the epoch from which this `fit` goes on: Keras's way, which EpochBackup follows."""
+        """Whether this `fit` resumes: BackupAndRestore and EpochBackup set the model's `_initial_epoch`."""
         return self.model._initial_epoch is not None
 
     def _begin(self, epoch: int) -> None:
-        """Makes the plan before the first step: only now have all callbacks begun, and the first epoch is known."""
+        """Schedules the rounds when the first epoch begins, as a resumed `fit` does not begin at `initial_epoch`."""
         records = lifecycle.records(self.model)
         resumes = self._resumes()
         first_epoch = records.rounds_from if resumes else epoch
@@ -146,35 +148,35 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         else:
             records.plan_rounds(len(plan.kept), first_epoch)
         self._plan = plan
-        self._before_reset = []
+        self._optimizer_before_reset = []
         owners = [weight.owner_map() for weight in lifecycle.masked_weights(self.model).values()]
-        self._sparsity = _pruned_share([_candidates(owner) for owner in owners], owners)
+        self._sparsity = _pruned_share([_count_candidates(owner) for owner in owners], owners)
 
     def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundPlan:
         committed = lifecycle.committed_tasks(model)
         if isinstance(self.schedule, EqualShare) and committed >= self.schedule.num_tasks:
-            expected = f"more than the {committed} tasks that the pack has already"
+            expected = f"more than the {committed} tasks that are already committed"
             raise ArgumentError("num_tasks", expected, self.schedule.num_tasks)
         return RoundPlan.of(self.schedule, first_epoch, epochs)
 
     def _reset_optimizer(self) -> None:
-        every = optimizers.all_of(self.model)
-        self._before_reset = [(variable, view(variable)) for each in every for variable in each.variables]
+        used = optimizers.all_of(self.model)
+        self._optimizer_before_reset = [(variable, view(variable)) for each in used for variable in each.variables]
         with lifecycle.strategy_scope(self.model):
-            for optimizer in every:
+            for optimizer in used:
                 optimizers.reset(optimizer)
 
     def _undo_reset(self) -> None:
         with lifecycle.strategy_scope(self.model):
-            for variable, value in self._before_reset:
+            for variable, value in self._optimizer_before_reset:
                 variable.assign(value)
-        self._before_reset = []
+        self._optimizer_before_reset = []
 
     def _prune(self, epoch: int, number: int) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
         if type(self).score is PruneRoundScheduler.score:
-            # Taken chunk by chunk: the magnitudes of the largest kernel would be most of the memory of a round.
+            # Magnitudes are computed in chunks: those of the largest kernel would be most of the RAM of a round.
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
@@ -182,7 +184,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             scores=scores,
             key=key,
             eligible=[ownership.candidates(owner) for owner in owners],
-            # While a task is open, whatever is free was its candidate when it began.
+            # While a task is open, all free weights were its candidates when it began.
             num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
             kept_fraction=self._plan.kept_after(number),
             scope=self.scope,
@@ -196,11 +198,21 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
-        """How much each weight of the kernel at `path` is worth keeping: its magnitude. Override to rank otherwise."""
+        """Scores the weights of a kernel by magnitude; override to rank them differently.
+
+        A round keeps the weights with the highest scores.
+
+        Args:
+            path: Path of the kernel.
+            values: Its weights.
+
+        Returns:
+            Scores, shaped like `values`.
+        """
         return np.abs(values)
 
     def _erk_cap(self) -> float:
-        """No layer gives this task more than an even split of it between the tasks that are still to come."""
+        """The largest fraction of a layer that this task may keep, so that later tasks can keep as much."""
         schedule = self._plan.schedule
         if not isinstance(schedule, EqualShare):
             return 1.0
@@ -208,21 +220,26 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
 
 def missing_rounds(model: keras.Model) -> str:
-    """Says which prune rounds of the open task did not run, and how to run them: the start of a warning."""
+    """The beginning of a warning that prune rounds of the open task did not run."""
     records, number = lifecycle.records(model), lifecycle.committed_tasks(model)
     name = records.names[number] if number < len(records.names) else f"task_{number + 1}"
     missing = f"{records.rounds_due} of its {records.rounds_planned} prune rounds did not run before the fit ended"
     return f"task {name!r} is not committed: {missing}. Fit again with PruneRoundScheduler to run them,"
 
 
-def _candidates(owner: np.ndarray) -> int:
+def _count_candidates(owner: np.ndarray) -> int:
     return int(np.count_nonzero(ownership.candidates(owner)))
 
 
 def _pruned_share(kept: list[int], owners: list[np.ndarray]) -> float:
-    """The share of the open task's candidates that is pruned, where `kept` are left."""
+    """The fraction of the open task's candidates that is pruned.
+
+    Args:
+        kept: Candidates that remain in each kernel.
+        owners: Owner map of each kernel.
+    """
     return 1.0 - sum(kept) / max(1, sum(ownership.count_uncommitted(owner) for owner in owners))
 
 
 def _one_scheduler(other: PruneRoundScheduler) -> ArgumentError:
-    return ArgumentError("callbacks", "one PruneRoundScheduler a fit", f"another one, {type(other).__name__}")
+    return ArgumentError("callbacks", "one PruneRoundScheduler per fit", f"another one, {type(other).__name__}")

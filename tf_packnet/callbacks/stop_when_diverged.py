@@ -6,22 +6,21 @@ import keras
 
 from tf_packnet.errors import DivergedError
 from tf_packnet.system import interruption
-from tf_packnet.training.fit_guard import broken_weights, diverged
+from tf_packnet.training.fit_guard import diverged_message, non_finite_weights
 
 
 class StopWhenDiverged(keras.callbacks.Callback):
-    """Ends a `fit` with DivergedError at the first epoch after which the loss or a weight is NaN or infinite.
+    """Stops training with DivergedError after an epoch in which the loss or a weight became NaN or infinite.
 
-    For a plain `keras.Model` with masked layers. A `PackedModel` does this by itself, step by step; there the callback
-    only gives the message its `title`.
+    Use it for a plain `keras.Model` with masked layers. A `PackedModel` checks every step itself; there the callback
+    only sets the title in the message.
 
-    The loss alone does not tell: where a ReLU is the larger of a number and 0, as on some CPUs, it makes 0 of NaN, and
-    a network with broken weights goes on with a finite loss.
+    The loss alone is not enough: on some CPUs a ReLU turns NaN into 0, so the loss stays finite with NaN weights.
 
-    Place it before `EpochBackup`, so that the backup is that of the last epoch with finite weights.
+    Place it before `EpochBackup`, so that a backup never contains non-finite weights.
 
     Args:
-        title: What is being trained, for the message: `task 1, train`.
+        title: What is being trained, for the message, such as `task 1, train`.
     """
 
     def __init__(self, title: str = "fit"):
@@ -30,16 +29,16 @@ class StopWhenDiverged(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         record = getattr(self.model, "step_record", None)
-        if record is not None and record.guarded:  # the fit has checked this by itself
+        if record is not None and record.guarded:  # `FitGuard` checks this `fit`
             return
         loss = float((logs or {}).get("loss", 0.0))
-        broken = broken_weights(self.model)
-        if broken or not math.isfinite(loss):
-            raise DivergedError(diverged(self.title, epoch, loss, broken))
+        non_finite = non_finite_weights(self.model)
+        if non_finite or not math.isfinite(loss):
+            raise DivergedError(diverged_message(self.title, epoch, loss, non_finite))
 
 
 class StopWhenInterrupted(keras.callbacks.Callback):
-    """Ends a `fit` with KeyboardInterrupt after the call of the compiled step in which a signal was lost."""
+    """Raises KeyboardInterrupt after a batch during which Python lost a signal, see `system.interruption`."""
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         interruption.check()

@@ -1,4 +1,4 @@
-"""The end of a task: commit it and save which weights belong to which task."""
+"""Commits the open task at the end of a `fit`, and saves owner maps to files."""
 
 import os
 import warnings
@@ -14,22 +14,22 @@ from tf_packnet.system import files
 from tf_packnet.system.archives import read_arrays
 from tf_packnet.training.fit_checks import FitRequest
 
-# Owner maps of four thousand million weights.
-MAX_BYTES = 2**32
+# Owner maps of 4.3 billion weights.
+_MAX_BYTES = 2**32
 
 
 class TaskMaskSnapshot(keras.callbacks.Callback):
     """Commits the open task when `fit` ends, and saves the owner maps.
 
-    From then on the task's logits are the same to the bit, whatever is trained later. `task_<k>.npz` holds one `uint8`
-    owner map a kernel under its path (`0` free, `k` owned by task `k`), written atomically.
+    From then on the task's logits are identical to the bit, whatever is trained later. The file `task_<k>.npz` contains
+    a `uint8` owner map for each kernel, by path: `0` is free, `k` is owned by task `k`. It is written atomically.
 
-    Place it after all callbacks that change weights. A `fit` that ends with an exception commits nothing. One that
-    stops before its last prune round commits nothing either, and warns: the task would keep more than its share of the
-    network. The task then stays open.
+    Place it after all callbacks that change weights. A `fit` that ends with an exception commits nothing. Nor does one
+    that ends before its last prune round, because the task would keep more than its share of the network; it warns, and
+    the task stays open.
 
     Args:
-        directory: Where to write the maps; None writes nothing.
+        directory: Directory for the files; None writes nothing.
         commit_incomplete: Whether to commit a task whose prune rounds did not all run.
     """
 
@@ -39,10 +39,10 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
         self.commit_incomplete = commit_incomplete
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if a callback after it would change the weights that it commits."""
+        """Raises ArgumentError if a later callback would change the weights that this one commits."""
         for other in request.callbacks[request.callbacks.index(self) + 1 :]:
             if isinstance(other, TaskMaskSnapshot):
-                raise ArgumentError("callbacks", "one TaskMaskSnapshot a fit", "several")
+                raise ArgumentError("callbacks", "one TaskMaskSnapshot per fit", "several")
             if getattr(other, "restore_best_weights", False) or isinstance(other, keras.callbacks.SwapEMAWeights):
                 name = type(other).__name__
                 raise ArgumentError("callbacks", f"TaskMaskSnapshot last: {name} changes the weights at the end", name)
@@ -68,18 +68,25 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
 
 
 def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> None:
-    """Writes owner maps as one compressed `.npz`, atomically."""
+    """Writes owner maps, `{weight path: uint8 array}`, to a compressed `.npz` file, atomically."""
     with files.replacing(path) as temporary:
         np.savez_compressed(temporary, **maps)
 
 
 def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads owner maps that `TaskMaskSnapshot` wrote: `{weight path: uint8 array}`.
+    """Reads owner maps from a file of `TaskMaskSnapshot`.
 
-    The file may come from anywhere: it is read without running what it holds, or allocating what it only claims.
+    Files from untrusted sources are safe to read: no code in them is run, and no more memory is allocated than their
+    contents take.
+
+    Args:
+        path: The `.npz` file.
+
+    Returns:
+        `{weight path: uint8 array}`.
 
     Raises:
-        ArgumentError: If it holds anything else than `uint8` arrays, more than 4 GiB of them, or is damaged.
+        ArgumentError: If the file is damaged, or contains anything but `uint8` arrays of at most 4 GiB in total.
         OSError: If there is no such file.
     """
-    return read_arrays(path, "path", "uint8", MAX_BYTES)
+    return read_arrays(path, "path", "uint8", _MAX_BYTES)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.export import saved_model
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
@@ -48,8 +48,8 @@ def _converted(converter: Any, format: str) -> bytes:
     try:
         return converter.convert()
     except Exception as error:  # whatever the converter raises, on many lines
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", reason)  # without where in the graph
+        # Without the location in the graph, which may be long.
+        reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", first_line(error, longest=1000))
         raise ArgumentError("format", f"one that can hold this network; LiteRT cannot: {reason}", format) from error
 
 

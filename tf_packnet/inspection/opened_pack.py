@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.inspection.pack_kinds import ONE_FILE, kind_of
 from tf_packnet.packed_model import PackedModel
 
@@ -59,8 +59,7 @@ def _read(reader: Callable[[Path], tuple[PackedModel, _Said]], path: Path) -> tu
     except ArgumentError:
         raise
     except Exception as error:  # Keras raises all kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError("pack", f"a pack that can be read ({lines[0][:300]})", str(path)) from error
+        raise ArgumentError("pack", f"a pack that can be read ({first_line(error)})", str(path)) from error
 
 
 def _of_keras(path: Path) -> tuple[PackedModel, _Said]:

@@ -31,7 +31,7 @@ class MaskedWeight:
         learning: Non-trainable `bool` scalar: the candidates are visible too.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         base: Those values, non-trainable, same shape; None without them.
-        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.training.in_place`.
+        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.training.kernels`.
         has_free_values: Whether the free entries of `frozen` and `base` are what they were: not after a file without
             them, until the next task has begun.
     """
@@ -53,17 +53,17 @@ class MaskedWeight:
         self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
         self.has_free_values = True
         self.in_place = False
-        self._lent: Any = None
+        self._substitute: Any = None
 
     def value(self) -> Any:
         """The kernel that the selected task computes with: what is hidden from it is 0, or `visible` pretrained values.
 
         Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
         """
-        return self.whole_value() if self._lent is None else self._lent
+        return self.whole_value() if self._substitute is None else self._substitute
 
     def whole_value(self) -> Any:
-        """The same in the dtype of the variable, also while the layer computes with a kernel from `lend`."""
+        """The same in the dtype of the variable, also while the layer computes with a kernel from `substitute`."""
         trained = self.trained()
         if self.in_place:  # the choice is for the gradient: XLA leaves it out of the values
             return ops.where(trained, self.variable, ops.stop_gradient(self.variable))
@@ -86,13 +86,13 @@ class MaskedWeight:
         return ops.logical_and(ops.equal(owner, ops.full((), ownership.CANDIDATE, "uint8")), self.learning)
 
     @contextlib.contextmanager
-    def lend(self, kernel: Any) -> Iterator[None]:
-        """While it lasts the layer computes with `kernel`, a tensor with the content of `value()`."""
-        self._lent = kernel
+    def substitute(self, kernel: Any) -> Iterator[None]:
+        """Within the block the layer computes with `kernel`, a tensor with the content of `value()`."""
+        self._substitute = kernel
         try:
             yield
         finally:
-            self._lent = None
+            self._substitute = None
 
     def owner_map(self) -> np.ndarray:
         """The owner map as it stands, open candidates (255) included; read-only."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.structure import overrides
 from tf_packnet.structure.graphs import build_again, copied_layer, copy_state, ends, graph_layers
 from tf_packnet.system.keras_internals import Functional, in_stateless_scope
@@ -188,7 +188,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         try:
             config = model.get_config()
         except Exception as error:  # whatever the user's code raises; packing needs no config, a file does
-            return {**description, "error": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+            return {**description, "error": first_line(error)}
         if _is_revived_as_graph(cls, config):  # its layers are those of the pack
             config = {name: value for name, value in config.items() if name not in _GRAPH}
         elif _is_revived_as_sequence(cls):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, FreezeError
+from tf_packnet.errors import ArgumentError, FreezeError, first_line
 from tf_packnet.layers.base import COMPARES_AFTERWARDS
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
@@ -44,8 +44,9 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
         raise
     except Exception as error:  # whatever Keras raises at weights that do not fit
         before.restore()
-        reason = next((line for line in reversed(str(error).splitlines()) if "Invalid `" in line), str(error))
-        raise ArgumentError(argument, f"the weights of a pack like this one ({_first_line(reason)})", value) from error
+        invalid = [line.strip() for line in str(error).splitlines() if "Invalid `" in line]
+        reason = invalid[-1][:300] if invalid else first_line(error)
+        raise ArgumentError(argument, f"the weights of a pack like this one ({reason})", value) from error
     finally:
         COMPARES_AFTERWARDS.reset(token)
     if wrong:
@@ -171,10 +172,6 @@ class _Snapshot:
         with lifecycle.strategy_scope(self._model):
             for variable, value in self._optimizer:
                 variable.assign(value)
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["unknown"])[0][:300]
 
 
 # To be raised when a pack is saved in a form that an earlier version would read wrongly.

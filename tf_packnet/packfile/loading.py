@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, FreezeError, PackFileError
+from tf_packnet.errors import ArgumentError, FreezeError, PackFileError, first_line
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
@@ -102,7 +102,7 @@ def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> Pa
     except FreezeError:
         raise
     except Exception as error:  # a forged file: Keras raises what it likes at arrays that do not fit
-        raise PackFileError(file.path, name, f"does not fit its network: {_first_line(error)}") from error
+        raise PackFileError(file.path, name, f"does not fit its network: {first_line(error)}") from error
     if "free" not in parts:
         lifecycle.forget_free_values(packed)
     return packed
@@ -112,11 +112,7 @@ def _network(file: PackFile, arrays: Arrays, max_bytes: int) -> PackedModel:
     try:
         return model_config.from_json(arrays["config", "network"].tobytes().decode(), max_bytes)
     except Exception as error:  # a forged config: Keras raises what it likes
-        raise PackFileError(file.path, "part 'model'", _first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise PackFileError(file.path, "part 'model'", first_line(error)) from error
 
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import container, model_config
 from tf_packnet.packfile.checking import aside, check_file
@@ -48,8 +48,7 @@ def save_pack(
         with aside():
             config = model_config.to_json(packed)
     except Exception as error:  # whatever the code of a layer raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        expected = f"a pack that can be made again from a file; its network {reason}"
+        expected = f"a pack that can be made again from a file; its network {first_line(error)}"
         raise ArgumentError("packed", expected, packed.name) from error
     weights = lifecycle.masked_weights(packed)
     parts = [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks.own import IMAGES
+from tf_packnet.tasks.own_data import IMAGES
 
 ARRAYS = (".npy", ".npz")
 

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tf_packnet.errors import ArgumentError, PackFileError
+from tf_packnet.errors import ArgumentError, PackFileError, first_line
 from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.container import MAGIC
 
@@ -57,8 +57,7 @@ class Choice(NamedTuple):
         try:
             packed = keras.saving.load_model(self.path, compile=False)
         except Exception as error:  # whatever Keras raises at what it cannot read
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise ArgumentError("pack", f"a pack that Keras can load ({reason})", str(self.path)) from error
+            raise ArgumentError("pack", f"a pack that Keras can load ({first_line(error)})", str(self.path)) from error
         if not isinstance(packed, PackedModel):
             raise ArgumentError("pack", "a pack, from tp.pack(model)", str(self.path))
         if self.number > packed.committed_tasks:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import expit, softmax
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.prediction import examples, tables
 from tf_packnet.prediction.packs import Choice, choose
 from tf_packnet.system import files, quiet
@@ -104,8 +104,8 @@ def probabilities(model: "keras.Model", x: np.ndarray) -> np.ndarray:
     try:
         found = np.asarray(model.predict(x, batch_size=BATCH, verbose=0), np.float32)
     except Exception as error:  # TensorFlow's own, such as for a word that an Embedding does not have
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ArgumentError("input", f"examples that the network can compute with ({reason})", x.shape) from error
+        expected = f"examples that the network can compute with ({first_line(error)})"
+        raise ArgumentError("input", expected, x.shape) from error
     if not np.isfinite(found).all():
         raise ArgumentError("input", "examples that the network has finite outputs for", "NaN or infinity")
     if is_probability(model, found):

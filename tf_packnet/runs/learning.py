@@ -96,13 +96,13 @@ def learn(
     Yields:
         After each lesson its number (1-based).
     """
-    numbers = approach.lesson_numbers(len(run.stream))
+    numbers = approach.training_task_numbers(len(run.stream))
     plan = chain(run.config, numbers, run.results.data_fingerprint, run.choice)
     first = store.first_to_compute(plan, with_state)
     if first > 0 and (with_state or first < len(plan)):
         approach.restore(store.state(plan[first - 1]))
     committed: dict[str, str] = {}
-    lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.lesson, run.stream))
+    lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
     for index, stage in enumerate(plan):
         if index < first:
             outcome = Outcome(store.record(stage), reused=True)

@@ -94,7 +94,7 @@ def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
     results = this.results
     maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
     save_owner_maps(paths.owner_maps(task.number), maps)
-    approach.rest()
+    approach.reset_for_saving()
     save_keras(approach.packed, paths.pack)
     if isinstance(approach, PackNet):
         save_for_use(this, paths, approach.packed, task)

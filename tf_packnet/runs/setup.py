@@ -11,11 +11,11 @@ import tensorflow as tf
 from tf_packnet.approaches import Approach, Memory, Multinet, PackNet, conv, mlp
 from tf_packnet.approaches.base import Observers
 from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
-from tf_packnet.callbacks import EqualShare
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.planning import ADAM, FLOAT, plan
+from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.runs.config import Config
 from tf_packnet.tasks import TaskStream
 from tf_packnet.training import acceleration

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.structure import places
 from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
@@ -37,8 +37,8 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
     try:
         outputs = model(inputs)
     except Exception as error:  # whatever the model's own code raises
-        shown = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError("inputs", f"what model {model.name!r} can be called with ({shown[0]})", inputs) from error
+        expected = f"what model {model.name!r} can be called with ({first_line(error)})"
+        raise ArgumentError("inputs", expected, inputs) from error
     return keras.Model(inputs, outputs, name=model.name)
 
 

@@ -1,1 +1,1 @@
-"""Files, archives, signals, start-up output, and Keras's private modules."""
+"""Atomic file writes, safe archives, signals, a quiet start of TensorFlow, and Keras's private modules."""

@@ -1,7 +1,4 @@
-"""Files that are either there, whole, or not there: written beside, synced, renamed into place.
-
-What has a checksum in it is known as it was written.
-"""
+"""Writes files atomically: to a temporary name, synced, then renamed. JSON files contain a checksum."""
 
 import contextlib
 import hashlib
@@ -14,21 +11,30 @@ from pathlib import Path
 from typing import IO, Any
 
 UNFINISHED = ".unfinished"
+CHECKSUM = "checksum"
+# Maximum size of a JSON file in bytes. The results of 254 tasks take 3 MB.
+_MAX_JSON = 2**26
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path in the folder of `path`; what is written there takes the name `path` at the end.
+    """Replaces a file or a folder atomically.
 
-    Works for files and folders. If the block raises, the temporary is removed and `path` stays as it was.
+    If the block raises an exception, `path` stays unchanged.
+
+    Args:
+        path: The file or folder to replace or create.
+
+    Yields:
+        A temporary path in the same folder, to write to. It is renamed to `path` when the block ends.
     """
     path = Path(path)
     with _workspace(path) as workspace:
-        # The name ends as the target's does: writers choose the format by the suffix.
+        # With the suffix of `path`, by which some writers choose the format.
         temporary = workspace / path.name
         yield temporary
         _sync(temporary)
-        if path.is_dir():  # a folder cannot be renamed onto a full one: move the old one out of the way first
+        if path.is_dir():  # a folder cannot be renamed to one that is not empty, so move the old one first
             path.rename(workspace / "old")
         os.replace(temporary, path)
         _sync_one(path.parent)
@@ -36,11 +42,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Gives a file to write from its beginning, which takes the name `path` at the end.
+    """Replaces a file atomically, reusing the disk blocks of another file.
 
-    It is written over `spare`, a file in the same folder that nobody needs any more, or a new one of that name. What is
-    written again and again takes two thirds of the CPU's time that way: its blocks and pages are there already. If the
-    block raises, `spare` is gone and `path` stays as it was.
+    For files that are written again and again this takes two thirds of the CPU time of `replacing`, because blocks and
+    pages are allocated already. If the block raises an exception, `spare` is removed and `path` stays unchanged.
+
+    Args:
+        path: The file to replace or create.
+        spare: A file in the same folder to overwrite; created if it does not exist.
+
+    Yields:
+        The file to write to, from its beginning. It is renamed to `path` when the block ends.
     """
     path, spare = Path(path), Path(spare)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,19 +70,19 @@ def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[
 
 
 def unfinished(path: str | os.PathLike) -> list[Path]:
-    """What a process left beside `path` when it was killed while replacing or rewriting it."""
+    """Temporary files and folders left by a process that was killed while it replaced or rewrote `path`."""
     path = Path(path)
     return sorted(path.parent.glob(f".{path.name}.*"))
 
 
 def remove_unfinished(path: str | os.PathLike) -> None:
-    """Removes what `unfinished` finds. Only while nobody else may be writing `path`."""
+    """Removes what `unfinished` returns. No other process may be writing `path`."""
     for leftover in unfinished(path):
         _remove(leftover)
 
 
 def remove_all_unfinished(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left in `folder`. Only while nobody else may be writing there."""
+    """Removes temporary files of killed processes in `folder`. No other process may be writing there."""
     for leftover in Path(folder).glob(f".*{UNFINISHED}"):
         _remove(leftover)
 
@@ -83,47 +95,42 @@ def _remove(path: Path) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Checksum of a file, in hex."""
+    """SHA-256 checksum of a file, in hex."""
     with open(path, "rb") as file:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         while chunk := file.read(2**20):
-            found.update(chunk)
-        return found.hexdigest()
+            digest.update(chunk)
+        return digest.hexdigest()
 
 
 class DamagedError(ValueError):
-    """A file is not as it was written."""
+    """The content of a file has changed since it was written."""
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
-    """Writes `value` as indented JSON with its own checksum in it, atomically."""
+    """Writes `value` as indented JSON with a checksum, atomically."""
     with replacing(path) as temporary:
         text = json.dumps({**value, CHECKSUM: _digest(value)}, indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what `write_json` wrote, or an earlier version of it, which wrote no checksum.
+    """Reads a file of `write_json`, or of an earlier version that wrote no checksum.
 
     Raises:
-        OSError: If there is no such file.
-        DamagedError: If it is not as it was written.
+        OSError: If the file does not exist.
+        DamagedError: If it is damaged.
     """
     try:
-        if os.stat(path).st_size > LARGEST_JSON:
+        if os.stat(path).st_size > _MAX_JSON:
             raise ValueError("too large")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         checksum = value.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged") from error
     if checksum is not None and checksum != _digest(value):
-        raise DamagedError(f"{path} is damaged: it has another checksum")
+        raise DamagedError(f"{path} is damaged: its checksum is wrong")
     return value
-
-
-CHECKSUM = "checksum"
-# The results of 254 tasks take 3 MB.
-LARGEST_JSON = 2**26
 
 
 def _digest(value: dict[str, Any]) -> str:
@@ -133,7 +140,7 @@ def _digest(value: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which goes with all that is left in it."""
+    """A temporary folder next to `path`, removed after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:

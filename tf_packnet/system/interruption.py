@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM end a run, even where Python loses what their handlers raise.
+"""Makes SIGINT and SIGTERM end a run, even if Python loses the KeyboardInterrupt.
 
-It does in finalizers and where C++ calls Python: what is raised there is printed and forgotten. It was seen in a run
-whose epochs took milliseconds.
+If a signal handler raises an exception in a finalizer, or while C++ calls Python, Python prints it and continues. This
+has happened in a run whose epochs took milliseconds.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ _received: list[int] = []
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """In the block SIGINT and SIGTERM end in KeyboardInterrupt, whatever is made of it on the way.
+    """Within the block, SIGINT and SIGTERM raise KeyboardInterrupt, even if other code turns it into another exception.
 
     Yields:
-        The signals that came so far.
+        The numbers of the signals received so far.
     """
 
     def interrupt(number: int, _: object) -> None:
@@ -28,7 +28,7 @@ def interruptible() -> Iterator[list[int]]:
     try:
         yield _received
     except BaseException as error:
-        if _received:  # TensorFlow's C++ makes a TypeError of it, if it comes while that asks Python something
+        if _received:  # TensorFlow's C++ turns it into a TypeError if it comes while it calls Python
             raise KeyboardInterrupt from error
         raise
     finally:
@@ -37,6 +37,6 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal came in an `interruptible` block, and was lost."""
+    """Raises KeyboardInterrupt if a signal was received in an `interruptible` block and then lost."""
     if _received:
         raise KeyboardInterrupt

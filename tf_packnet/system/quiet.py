@@ -1,4 +1,4 @@
-"""Starts TensorFlow without its noise."""
+"""Starts TensorFlow without its usual messages on standard error."""
 
 import contextlib
 import gc
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# What TensorFlow's C++ side says on every start, on any machine: which CPU features and GPUs it found or did not.
+# What TensorFlow's C++ code prints at every start: which CPU features and GPUs it has found or not.
 _NOISE = re.compile(
     rb"^(WARNING: All log messages before absl::InitializeLog|To enable the following instructions"
     rb"|.*(oneDNN custom operations are on|Could not find cuda drivers|cpu_feature_guard|failed call to cuInit"
@@ -17,7 +17,7 @@ _NOISE = re.compile(
 
 
 def import_keras() -> None:
-    """Imports Keras and TensorFlow, unless they are there already, without what TensorFlow always says."""
+    """Imports Keras and TensorFlow without TensorFlow's usual messages."""
     if "tensorflow" in sys.modules:
         import keras  # noqa: F401
     else:
@@ -26,11 +26,11 @@ def import_keras() -> None:
 
 
 def start_tensorflow(on_cpu: bool = False) -> None:
-    """Imports TensorFlow and Keras and looks for devices, with their known noise kept off standard error.
+    """Imports TensorFlow and Keras and lists the devices, without TensorFlow's usual messages.
 
     Args:
-        on_cpu: Keeps this process off the GPUs: for what learns nothing. Training that goes on there leaves no memory
-            to others; and a number beyond a vocabulary is an error on CPU, a vector of zeros on GPUs.
+        on_cpu: Whether to hide the GPUs, for commands that do not train. Another process that trains may have taken all
+            GPU memory. And an id outside the vocabulary of an embedding is an error on CPU, but not on GPUs.
     """
     with standard_error_filtered():
         import_keras()
@@ -38,20 +38,20 @@ def start_tensorflow(on_cpu: bool = False) -> None:
 
         tf.config.list_physical_devices()
         if on_cpu:
-            with contextlib.suppress(RuntimeError):  # it was started before, by whoever uses this as a library
+            with contextlib.suppress(RuntimeError):  # a program that uses this library has started TensorFlow before
                 tf.config.set_visible_devices([], "GPU")
-    # What was imported stays: a million objects that Python would otherwise go through again and again, for a tenth of
-    # a short run's time.
+    # Exclude the million objects of the imported modules from garbage collection, which would go through them again
+    # and again. This saves a tenth of the time of a short run.
     gc.collect()
     gc.freeze()
 
 
 @contextlib.contextmanager
 def standard_error_filtered() -> Iterator[None]:
-    """Holds back what is written to the file descriptor 2, by whatever language, and lets through what is no noise."""
+    """Removes TensorFlow's usual messages from what is written to file descriptor 2 within the block, by any code."""
     try:
         real = os.dup(2)
-    except OSError:  # closed, as in a daemon: nobody listens
+    except OSError:  # closed, as in a daemon
         yield
         return
     with tempfile.TemporaryFile() as held:

@@ -1,10 +1,10 @@
-"""Tasks: a data set cut into a stream of classification problems, or data of your own."""
+"""Loads tasks: a data set split into a stream of classification problems, or your own data."""
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
-from tf_packnet.tasks.cutting import split_into_tasks
-from tf_packnet.tasks.own import from_arrays, from_dataset, from_folder, from_folders
+from tf_packnet.tasks.own_data import from_arrays, from_dataset, from_folder, from_folders
 from tf_packnet.tasks.sources import EMBEDDED, is_folder, load_digits, load_tfds
+from tf_packnet.tasks.splitting import split_into_tasks
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
 __all__ = [
@@ -34,17 +34,20 @@ def load(
     """Loads a data set as a stream of tasks, images scaled to [0, 1].
 
     Args:
-        name: `digits` (embedded, no network); the name of a TFDS image classification set, such as `mnist`; or a
-            folder of your own, with a folder a task in it, see `from_folders`.
-        classes_per_task: Classes of each task.
-        num_tasks: How many tasks; default as many as the classes give.
-        data_dir: Where TFDS keeps its data; default TFDS's own.
-        validation_fraction: Share of the training examples to hold out for choices, in [0, 1).
-        batch_size: Batch size of the tasks' ready-made data sets.
-        seed: Seeds the held-out choice and the order of the training batches.
+        name: `digits` (included in scikit-learn, needs no network), the name of a TFDS image classification data set
+            such as `mnist`, or the path of a folder with one folder of images per task, see `from_folders`.
+        classes_per_task: Number of classes of each task.
+        num_tasks: Number of tasks; the default is as many as there are classes for.
+        data_dir: TFDS's data directory; the default is TFDS's own default.
+        validation_fraction: Fraction of the training examples to hold out for validation, in [0, 1).
+        batch_size: Batch size of the tasks' data sets.
+        seed: Seeds the choice of validation examples and the order of the training batches.
+
+    Returns:
+        The tasks, in order.
 
     Raises:
-        ArgumentError: If the data set is unknown or unavailable, or the tasks cannot be cut as asked.
+        ArgumentError: If the data set is unknown or unavailable, or cannot be split into such tasks.
     """
     try:
         return _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed)
@@ -55,7 +58,15 @@ def load(
         raise ArgumentError("dataset", f"{expected}. Received there: {error.received}", name) from error
 
 
-def _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed) -> TaskStream:
+def _load(
+    name: str,
+    classes_per_task: int,
+    num_tasks: int | None,
+    data_dir: str | None,
+    validation_fraction: float,
+    batch_size: int,
+    seed: int,
+) -> TaskStream:
     if is_folder(name):
         stream = from_folders(name, validation_fraction=validation_fraction, batch_size=batch_size, seed=seed)
         if num_tasks is not None and num_tasks > len(stream):

@@ -1,9 +1,9 @@
-"""The batches that a task is trained on: the same ones, whether the examples stream by or lie on the device.
+"""Makes training and evaluation batches. Training batches are the same, whether examples are resident or streamed.
 
-The order of epoch `e` is a permutation drawn from `(seed, e)` alone, so that any epoch can be had without those before
-it. Keras sees one data set without an end, and is told how much of it makes an epoch.
+The order of an epoch depends only on the seed and the number of the epoch, so a `fit` can begin at any epoch. Keras
+gets one infinite data set, and the number of its elements per epoch.
 
-No function here is converted by AutoGraph: it writes temporary files, which a process that is killed leaves behind.
+AutoGraph is off for all functions here, because it writes temporary files, which a killed process leaves behind.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,28 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 
-if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
+if TYPE_CHECKING:  # tasks are made and checked before TensorFlow starts
     import tensorflow as tf
 
-# Gradient steps in one call of a compiled training function, at most: Keras looks up between calls.
-STEPS_PER_CALL = 512
-# The same where a call's examples have to be brought to it.
-STREAMED_STEPS_PER_CALL = 32
+# Maximum number of gradient steps in one call of the compiled step; callbacks run between calls.
+_STEPS_PER_CALL = 512
+# The same for streamed examples, which are copied for each call.
+_STREAMED_STEPS_PER_CALL = 32
 
 
 def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
-    """Which examples make up each batch of an epoch: `int32`, `(steps, batch_size)`.
+    """Draws the order of the examples in an epoch.
 
     Args:
-        examples: How many there are; those that fill no batch are left out of a pass over them.
-        batch_size: Examples a batch.
+        examples: Number of examples. Those that do not fill a batch are left out of a pass over the examples.
+        batch_size: Examples per batch.
         seed: Seeds the order, 0 to 2^31-1.
-        epoch: Number of the epoch, an integer or a scalar tensor.
-        epoch_steps: Batches an epoch, at most those of one pass; default one pass, no example twice. A shorter epoch
-            goes on where the one before stopped, and a pass ends within an epoch.
+        epoch: Number of the epoch (0-based), an integer or a scalar tensor.
+        epoch_steps: Batches per epoch, at most those of one pass; the default is one pass. Shorter epochs continue the
+            pass of the epoch before, and may begin another pass.
+
+    Returns:
+        Indices of examples, `int32` `(steps, batch_size)`.
     """
     import tensorflow as tf
 
@@ -47,7 +50,7 @@ def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_ste
 
 
 def decode(images: Any, scale: Any) -> "tf.Tensor":
-    """Examples as the network takes them, `float32` in [0, 1]: the same bits on every path."""
+    """Converts images to inputs of the network, `float32` in [0, 1], with the same bits wherever it is called."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32) * tf.cast(scale, tf.float32)
@@ -55,22 +58,23 @@ def decode(images: Any, scale: Any) -> "tf.Tensor":
 
 @dataclass(frozen=True)
 class StreamedBatches:
-    """Training batches that `tf.data` gathers while the network computes, for `PackedModel.fit`.
+    """Training batches for `PackedModel.fit` that `tf.data` gathers while the network computes.
 
-    One call of the compiled step takes many gradient steps: Keras itself takes 2 ms a call.
+    One call of the compiled step takes many gradient steps, because Keras itself needs 2 ms per call.
 
     Attributes:
-        images: Array `(examples, *shape)` in the data's own dtype.
+        images: Array `(examples, *shape)` in the dtype of the data.
         labels: `int32` array `(examples,)`.
-        scale: Multiplies the images to bring them into [0, 1].
-        batch_size: Examples a batch.
-        seed: Seeds the order.
-        room: Examples of the largest task: calls of the same shape for all tasks let them share one compiled step.
-        steps_per_call: Gradient steps in one call of the compiled step, at most.
-        epoch_steps: Gradient steps an epoch, at most those that see every example once, which is the default.
+        scale: Factor that scales the images to [0, 1].
+        batch_size: Examples per batch.
+        seed: Seeds the order, 0 to 2^31-1.
+        room: Examples of the largest task. With the same number for all tasks, their calls have the same shape, so they
+            share one compiled step.
+        steps_per_call: Maximum number of gradient steps in one call of the compiled step.
+        epoch_steps: Gradient steps per epoch, at most the number of full batches, which is the default.
 
     Raises:
-        ArgumentError: On construction, if there are more or fewer labels than images, or too few full batches.
+        ArgumentError: If there are not as many labels as images, or a number is out of range.
     """
 
     images: np.ndarray
@@ -79,10 +83,10 @@ class StreamedBatches:
     batch_size: int
     seed: int = 0
     room: int = 0
-    steps_per_call: int = STREAMED_STEPS_PER_CALL
+    steps_per_call: int = _STREAMED_STEPS_PER_CALL
     epoch_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise ArgumentError("labels", f"one for each of the {len(self.images)} images", len(self.labels))
         if not 1 <= self.batch_size <= len(self.labels):
@@ -95,61 +99,61 @@ class StreamedBatches:
 
     @property
     def steps(self) -> int:
-        """Gradient steps an epoch."""
+        """Gradient steps per epoch."""
         return self.epoch_steps or len(self.labels) // self.batch_size
 
     @property
     def reserved(self) -> int:
-        """Examples to make room for: those of the largest task."""
+        """Number of examples to allocate memory for: that of the largest task."""
         return max(self.room, len(self.labels))
 
     @property
     def steps_in_a_call(self) -> int:
-        """Gradient steps that a full call takes; the same for all tasks with the same `room`."""
+        """Gradient steps in a full call; the same for all tasks with the same `room`."""
         return min(self.steps_per_call, self.reserved // self.batch_size)
 
     @property
     def calls(self) -> int:
-        """Elements of `dataset` an epoch: what Keras takes for its steps."""
+        """Elements of `dataset` per epoch, which Keras counts as steps."""
         return -(-self.steps // self.steps_in_a_call)
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """The calls of epoch `first_epoch`, of the one after it, and so on without an end.
+        """An infinite data set of the calls of epoch `first_epoch` and all later ones.
 
-        Each has `images`, `(steps_in_a_call, batch_size, *shape)`, and `labels`, of which the first `steps` count, and
-        `scale`.
+        Each element is a dict with `images`, `(steps_in_a_call, batch_size, *shape)`, `labels`,
+        `(steps_in_a_call, batch_size)`, the number of `steps` to take of them, and `scale`.
         """
         import tensorflow as tf
 
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
         @tf.autograph.experimental.do_not_convert
-        def gather(call):
+        def gather(call: dict[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
             rows = call.pop("rows")
             return {**call, "images": tf.gather(images, rows), "labels": tf.gather(labels, rows)}
 
         return untuned(self._calls(first_epoch).map(gather).prefetch(2))
 
     def single_batches(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """The same batches one by one, `(x, y)`, as Keras shares them out to replicas; `steps` of them an epoch."""
+        """The same batches one by one, `(x, y)`, `steps` per epoch, for Keras to divide between replicas."""
         import tensorflow as tf
 
         images, labels = tf.constant(self.images), tf.constant(self.labels)
 
         @tf.autograph.experimental.do_not_convert
-        def order(epoch):
+        def order(epoch: "tf.Tensor") -> "tf.data.Dataset":
             return tf.data.Dataset.from_tensor_slices(self._order(epoch))
 
         @tf.autograph.experimental.do_not_convert
-        def batch(rows):
+        def batch(rows: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
             return decode(tf.gather(images, rows), self.scale), tf.gather(labels, rows)
 
         return untuned(_epochs(first_epoch).flat_map(order).map(batch).prefetch(2))
 
-    def _order(self, epoch):
+    def _order(self, epoch: Any) -> "tf.Tensor":
         return epoch_order(len(self.labels), self.batch_size, self.seed, epoch, self.epoch_steps)
 
-    def _calls(self, first_epoch):
+    def _calls(self, first_epoch: int) -> "tf.data.Dataset":
         import tensorflow as tf
 
         missing = self.calls * self.steps_in_a_call - self.steps
@@ -157,7 +161,7 @@ class StreamedBatches:
         steps[-1] -= missing
 
         @tf.autograph.experimental.do_not_convert
-        def calls(epoch):
+        def calls(epoch: "tf.Tensor") -> "tf.data.Dataset":
             rows = tf.pad(self._order(epoch), [[0, missing], [0, 0]])
             rows = tf.reshape(rows, (self.calls, self.steps_in_a_call, self.batch_size))
             scale = tf.fill([self.calls], tf.constant(self.scale, tf.float32))
@@ -168,22 +172,23 @@ class StreamedBatches:
 
 @dataclass(frozen=True)
 class ResidentBatches(StreamedBatches):
-    """The same batches, from examples that `PackedModel.fit` puts on the device and keeps there.
+    """The same batches, from examples that `PackedModel.fit` copies to the device once and keeps there.
 
-    What reaches the compiled step is which rows to take.
+    Each call of the compiled step gets only the indices of its examples.
     """
 
-    steps_per_call: int = STEPS_PER_CALL
+    steps_per_call: int = _STEPS_PER_CALL
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """The calls of epoch `first_epoch`, of the one after it, and so on without an end.
+        """An infinite data set of the calls of epoch `first_epoch` and all later ones.
 
-        Each has `rows`, `int32` `(steps_in_a_call, batch_size)`, of which the first `steps` count, and `scale`.
+        Each element is a dict with `rows`, `int32` `(steps_in_a_call, batch_size)`, the number of `steps` to take of
+        them, and `scale`.
         """
         return untuned(self._calls(first_epoch).prefetch(2))
 
 
-def _epochs(first: int):
+def _epochs(first: int) -> "tf.data.Dataset":
     import tensorflow as tf
 
     return tf.data.Dataset.range(first, np.iinfo(np.int32).max)
@@ -192,16 +197,22 @@ def _epochs(first: int):
 def evaluation_batches(
     images: np.ndarray, labels: np.ndarray, scale: float, batch_size: int, multiple_of: int = 1
 ) -> "tf.data.Dataset":
-    """Batches `(x, y)` in order, each a `multiple_of` examples: Keras cannot evaluate uneven shares on replicas.
+    """Makes evaluation batches `(x, y)` in order.
 
-    Fewer than `multiple_of` examples may be left out for that.
+    Args:
+        images: Array `(examples, *shape)`.
+        labels: `int32` array `(examples,)`.
+        scale: Factor that scales the images to [0, 1].
+        batch_size: Maximum number of examples per batch.
+        multiple_of: Every batch has a multiple of this number of examples, for replicas to share evenly, as Keras
+            requires. So up to `multiple_of - 1` examples may be left out.
     """
     import tensorflow as tf
 
     batch_size -= batch_size % multiple_of
     whole = len(labels) - len(labels) % multiple_of
-    # Cut and decoded once, each batch a piece of memory that is handed on without a copy, and no function to map: Keras
-    # makes a new iterator for every evaluation, which takes 17 ms with one and less than 1 ms without.
+    # Batched and decoded once, instead of in a `map`: Keras creates a new iterator for every evaluation, which takes
+    # 17 ms with a mapped function and less than 1 ms without. Batches are passed on without a copy.
     full, rest = divmod(whole, batch_size)
     examples = decode(images[:whole], scale), tf.constant(labels[:whole])
     batches = [tf.reshape(each[: whole - rest], (full, batch_size, *each.shape[1:])) for each in examples]
@@ -213,7 +224,7 @@ def evaluation_batches(
 
 
 def untuned(dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-    """The same data set, without the thread that tunes it: the end of every iterator waits for that, up to seconds."""
+    """`dataset` without autotuning, whose thread can delay the end of every iterator by seconds."""
     import tensorflow as tf
 
     options = tf.data.Options()

@@ -1,4 +1,4 @@
-"""What makes arrays of examples and labels fit to learn from; each check takes one look, and little memory."""
+"""Checks arrays of examples and labels. Each check passes over the data once and needs little RAM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,33 +7,33 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 
-# Examples that are compared at once.
+# Number of examples to compare at once.
 _CHUNK = 1024
 
 
 def check_finite(argument: str, x: np.ndarray) -> None:
-    """Raises ArgumentError if there is a NaN or an infinity in `x`, `(examples, *shape)`; the message says where."""
+    """Raises ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message says where."""
     if x.dtype.kind not in "fc":
         return
     with np.errstate(over="ignore", invalid="ignore"):
         total = x.sum(dtype=x.dtype if x.dtype.itemsize > 2 else np.float32)
-    if np.isfinite(total):  # and so is every one of them
+    if np.isfinite(total):  # then all values are
         return
     for start in range(0, len(x), _CHUNK):
         chunk = x[start : start + _CHUNK]
-        broken = np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))
-        if len(broken):
-            raise ArgumentError(argument, "finite numbers", f"NaN or infinity in example {start + broken[0]}")
+        non_finite = np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))
+        if len(non_finite):
+            raise ArgumentError(argument, "finite numbers", f"NaN or infinity in example {start + non_finite[0]}")
 
 
 def check_numbers(argument: str, x: Any) -> None:
-    """Raises ArgumentError unless an array, or what describes one, holds numbers."""
+    """Raises ArgumentError unless `x`, an array or an object with dtype and shape, contains real numbers."""
     if np.dtype(x.dtype).kind in "OSUMmc":
         raise ArgumentError(argument, "an array of numbers", f"{x.dtype} array of shape {tuple(x.shape)}")
 
 
 def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored: int | None = None) -> None:
-    """Raises ArgumentError unless `labels` are whole numbers from 0 to `classes - 1`, or `ignored`."""
+    """Raises ArgumentError unless all `labels` are whole numbers from 0 to `classes - 1`, or `ignored`."""
     check_numbers(argument, labels)
     if labels.size == 0:
         return
@@ -48,26 +48,26 @@ def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored
 
 
 def check_varies(argument: str, x: np.ndarray, what: str) -> None:
-    """Raises ArgumentError if all examples of `x` are the same: nothing can be told from them."""
+    """Raises ArgumentError if all examples in `x`, described by `what`, are the same."""
     first = x[:1]
     if len(x) > 1 and all((x[start : start + _CHUNK] == first).all() for start in range(0, len(x), _CHUNK)):
-        raise ArgumentError(argument, f"examples that differ in {what}", f"{len(x)} times the same one")
+        raise ArgumentError(argument, f"examples that differ in {what}", f"{len(x)} equal examples")
 
 
-def fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
-    """Whether examples of `shape` can be given to an input of the shape `wanted`, as Keras sees it.
+def fits(shape: Sequence[int | None], input_shape: Sequence[int | None]) -> bool:
+    """Whether Keras accepts examples of `shape` for an input of `input_shape`, both without the batch axis.
 
-    Unknown sizes fit any; a last axis of one may be missing, or be one too many.
+    None, an unknown size, fits any. As in Keras, a last axis of size 1 may be missing or added.
     """
 
-    def same(ours: Sequence[int | None], theirs: Sequence[int | None]) -> bool:
-        return len(ours) == len(theirs) and all(
-            a is None or b is None or a == b for a, b in zip(ours, theirs, strict=True)
-        )
+    def same(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+        return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
-    shape, wanted = tuple(shape), tuple(wanted)
-    return same(shape, wanted) or same((*shape, 1), wanted) or (shape[-1:] == (1,) and same(shape[:-1], wanted))
+    shape, input_shape = tuple(shape), tuple(input_shape)
+    if same(shape, input_shape) or same((*shape, 1), input_shape):
+        return True
+    return shape[-1:] == (1,) and same(shape[:-1], input_shape)
 
 
-def _first(labels: np.ndarray, where: np.ndarray) -> Any:
-    return labels[where].ravel()[0].item()
+def _first(labels: np.ndarray, mask: np.ndarray) -> Any:
+    return labels[mask].ravel()[0].item()

@@ -1,4 +1,4 @@
-"""Where the examples come from: the embedded digits, or any image classification set of TensorFlow Datasets."""
+"""Loads the embedded digits, or any image classification data set of TensorFlow Datasets (TFDS)."""
 
 import contextlib
 import difflib
@@ -7,64 +7,76 @@ import os
 import socket
 import sys
 import urllib.request
+from typing import Any
 
 import numpy as np
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.stream import Split
 
 EMBEDDED = "digits"
+_RECORDS_PER_CALL = 500
 
 
 def load_digits() -> tuple[Split, Split, list[str]]:
-    """scikit-learn's 1,797 handwritten digits, 8x8, in the package: no network. One in five is for testing."""
+    """Loads scikit-learn's 1,797 handwritten digits of 8x8 pixels, which need no network.
+
+    Returns:
+        Training examples, test examples (one in five), and class names.
+    """
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
     data = sklearn_digits()
-    images = data.images.astype(np.uint8)[..., np.newaxis]  # grey values 0..16
+    images = data.images.astype(np.uint8)[..., np.newaxis]  # gray values from 0 to 16
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=data.target, random_state=0)
-    everything = Split(images, data.target, scale=1 / 16)
-    return everything.take(np.sort(train)), everything.take(np.sort(test)), [str(i) for i in range(10)]
+    digits = Split(images, data.target, scale=1 / 16)
+    return digits.take(np.sort(train)), digits.take(np.sort(test)), [str(i) for i in range(10)]
 
 
 def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, list[str]]:
-    """An image classification set of TFDS, downloaded by TFDS if it is not on disk.
+    """Loads an image classification data set with TFDS, which downloads it if it is not on disk.
+
+    Args:
+        name: Name in TFDS.
+        data_dir: TFDS's data directory; the default is TFDS's own default.
+
+    Returns:
+        Training examples, test examples, and class names.
 
     Raises:
-        ArgumentError: If TFDS has no such set, it is no image classification set, or it is neither on disk nor to be
-            had from the network.
+        ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with the splits
+            train and test, or if it is not on disk and cannot be downloaded.
     """
     import tensorflow_datasets as tfds
 
     check_name(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # a version or config that does not exist: TFDS raises what it likes
-        raise ArgumentError("dataset", f"a data set that TFDS can build ({_first_line(error)})", name) from error
+    except Exception as error:  # for an unknown version or config TFDS raises various types
+        raise ArgumentError("dataset", f"a data set that TFDS can build ({first_line(error)})", name) from error
     _check_is_image_classification(name, builder.info)
     _prepare(name, builder)
-    for wanted in ("train", "test"):
-        if wanted not in builder.info.splits:
-            have = ", ".join(builder.info.splits)
-            raise ArgumentError("dataset", f"a data set with the splits train and test (this one has: {have})", name)
+    if not {"train", "test"} <= set(builder.info.splits):
+        splits = ", ".join(builder.info.splits)
+        raise ArgumentError("dataset", f"a data set with the splits train and test (this one has: {splits})", name)
     train, test = (_read(builder, split) for split in ("train", "test"))
     return train, test, list(builder.info.features["label"].names)
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is meant as a folder of one's own: a path with a slash that TFDS cannot mean, or one that is."""
+    """Whether `name` is the path of a folder: it starts with `.`, `/` or `~`, or contains a slash and exists."""
     return name.startswith((".", "/", "~")) or (os.sep in name and os.path.isdir(name))
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Raises ArgumentError unless `name` is embedded, a folder or known to TFDS. Does not start TensorFlow."""
+    """Raises ArgumentError unless `name` is embedded, a folder, or known to TFDS; does not start TensorFlow."""
     if name == EMBEDDED:
         return
     if is_folder(name):
         if not os.path.isdir(os.path.expanduser(name)):
-            raise ArgumentError("dataset", "a folder that is there, with a folder a task in it", name)
+            raise ArgumentError("dataset", "an existing folder, with one folder per task", name)
         return
     import tensorflow_datasets as tfds
 
@@ -77,38 +89,36 @@ def check_name(name: str, data_dir: str | None = None) -> None:
         raise ArgumentError("dataset", f"{EMBEDDED}, or the name of a TFDS image classification set{hint}", name)
 
 
-def _check_is_image_classification(name, info) -> None:
+def _check_is_image_classification(name: str, info: Any) -> None:
     features = info.features
     if not {"image", "label"} <= set(features or {}) or not hasattr(features["label"], "names"):
-        raise ArgumentError("dataset", "an image classification set, with the features image and label", name)
+        raise ArgumentError("dataset", "an image classification data set, with the features image and label", name)
     if None in features["image"].shape:
-        raise ArgumentError(
-            "dataset", f"images of one fixed size (these have the shape {features['image'].shape})", name
-        )
+        raise ArgumentError("dataset", f"images of one size (these have the shape {features['image'].shape})", name)
 
 
-def _prepare(name, builder) -> None:
+def _prepare(name: str, builder: Any) -> None:
     if builder.is_prepared():
         return
-    if not is_online():  # TFDS would try again and again, for minutes
+    if not is_online():  # TFDS would retry for minutes
         raise _unavailable(name, builder, f"{_HOST} cannot be reached")
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks there, where only results belong
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
             builder.download_and_prepare()
-    except Exception as error:  # TFDS lets through whatever its downloader, file system or checksums raise
-        raise _unavailable(name, builder, _first_line(error)) from error
+    except Exception as error:  # from TFDS's downloader, file system or checksums
+        raise _unavailable(name, builder, first_line(error)) from error
 
 
-# Where TFDS keeps data sets that are prepared already, and the original MNIST.
+# The host of TFDS's prepared data sets, and of the original MNIST.
 _HOST = "storage.googleapis.com"
 
 
 def is_online(timeout: float = 5.0) -> bool:
-    """Whether TFDS's host answers within `timeout` seconds; behind a proxy, that is taken for granted."""
+    """Whether TFDS's host can be reached within `timeout` seconds; behind a proxy this is assumed."""
     if urllib.request.getproxies():
         return True
     try:
@@ -118,60 +128,52 @@ def is_online(timeout: float = 5.0) -> bool:
     return True
 
 
-def _unavailable(name: str, builder, reason: str) -> ArgumentError:
+def _unavailable(name: str, builder: Any, reason: str) -> ArgumentError:
     command = f'python -c "import tensorflow_datasets as tfds; tfds.load({name!r})"'
     return ArgumentError(
         "dataset",
-        f"a data set on disk in {os.fspath(builder.data_path)} or a network to download it from ({reason}); where "
-        f"there is a network run: {command} and copy the folder, or point --data_dir at it",
+        f"a data set on disk in {os.fspath(builder.data_path)} or a network to download it ({reason}). Where there is "
+        f"a network, run: {command} and copy the folder, or point --data_dir at it",
         name,
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-def _read(builder, split: str) -> Split:
+def _read(builder: Any, split: str) -> Split:
     read = _read_records if _is_one_record_file(builder, split) else _read_examples
     data = read(builder, split)
     images = data["image"]
     return Split(images, data["label"], scale=1 / 255 if images.dtype == np.uint8 else 1.0)
 
 
-def _read_examples(builder, split: str) -> dict[str, np.ndarray]:
+def _read_examples(builder: Any, split: str) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
 
     return tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
 
 
-def _is_one_record_file(builder, split: str) -> bool:
-    """Whether the examples lie one after another: those of several files TFDS mixes in an order of its own."""
+def _is_one_record_file(builder: Any, split: str) -> bool:
+    """Whether the examples are in one file: TFDS interleaves several in its own order, which we could not reproduce."""
     import tensorflow_datasets as tfds
 
     return builder.info.file_format == tfds.core.FileFormat.TFRECORD and len(builder.info.splits[split].filepaths) == 1
 
 
-def _read_records(builder, split: str) -> dict[str, np.ndarray]:
-    """The same as `_read_examples`, many examples a call: that takes a quarter of the time."""
+def _read_records(builder: Any, split: str) -> dict[str, np.ndarray]:
+    """The same as `_read_examples`, in a quarter of the time, because it parses many examples per call."""
     import tensorflow as tf
 
     features = builder.info.features
-    wanted = {name: tf.TensorSpec(features[name].shape, features[name].tf_dtype) for name in ("image", "label")}
+    specs = {name: tf.TensorSpec(features[name].shape, features[name].tf_dtype) for name in ("image", "label")}
 
-    def example(record):
+    def example(record: tf.Tensor) -> dict[str, tf.Tensor]:
         values = features.deserialize_example(record)
-        return {name: values[name] for name in wanted}
+        return {name: values[name] for name in specs}
 
     @tf.autograph.experimental.do_not_convert  # see batches.py
-    def examples(records):
-        return tf.map_fn(example, records, fn_output_signature=wanted, parallel_iterations=1)
+    def examples(records: tf.Tensor) -> dict[str, tf.Tensor]:
+        return tf.map_fn(example, records, fn_output_signature=specs, parallel_iterations=1)
 
     records = tf.data.TFRecordDataset([os.fspath(path) for path in builder.info.splits[split].filepaths])
-    calls = records.batch(RECORDS_A_CALL).map(examples, num_parallel_calls=len(os.sched_getaffinity(0)))
+    calls = records.batch(_RECORDS_PER_CALL).map(examples, num_parallel_calls=len(os.sched_getaffinity(0)))
     parts = list(untuned(calls).as_numpy_iterator())
-    return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
-
-
-RECORDS_A_CALL = 500
+    return {name: np.concatenate([part[name] for part in parts]) for name in specs}

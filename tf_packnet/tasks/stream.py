@@ -1,11 +1,11 @@
-"""A data set cut into tasks: `classes_per_task` classes each, in order, relabelled from 0."""
+"""Defines tasks and their data: `Split`, `Task`, and `TaskStream`, the tasks of one data set in order."""
 
 import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow s
 
 @dataclass(frozen=True)
 class Split:
-    """Examples at rest.
+    """Labelled examples in RAM.
 
     Attributes:
-        images: Array `(examples, *shape)`, in the data's own dtype.
+        images: Array `(examples, *shape)`, in the dtype of the data.
         labels: Integer array `(examples,)`.
-        scale: Multiplies the images to bring them into [0, 1].
+        scale: Factor that scales the images to [0, 1].
     """
 
     images: np.ndarray
@@ -42,16 +42,16 @@ class Split:
 
     @property
     def x(self) -> np.ndarray:
-        """Inputs, `float32` in [0, 1]."""
+        """Inputs of the network, `(examples, *shape)`, `float32` in [0, 1]."""
         return self.images.astype(np.float32) * np.float32(self.scale)
 
     @property
     def y(self) -> np.ndarray:
-        """Labels, `int32`."""
+        """Labels, `(examples,)`, `int32`."""
         return self.labels.astype(np.int32)
 
     def take(self, index: np.ndarray) -> "Split":
-        """The examples at `index`."""
+        """The examples at the integer array `index`."""
         return Split(self.images[index], self.labels[index], self.scale)
 
 
@@ -60,14 +60,14 @@ class Task:
     """One classification problem of a stream.
 
     Attributes:
-        number: Place in the stream, 1-based.
-        name: How it is called, from its classes: `0-1`, or `airplane-automobile`.
-        class_names: Names of its classes; label `i` is the `i`-th.
-        splits: `train`, `validation` (held out of train, for choices) and `test` (for reporting only).
-        batch_size: Batch size of the ready-made data sets.
+        number: Position in the stream (1-based).
+        name: Name, for instance made of its class names: `0-1` or `airplane-automobile`.
+        class_names: Names of the classes, by label.
+        splits: `train`, `validation` (held out of train) and `test` (only for reporting).
+        batch_size: Batch size of the task's data sets.
         seed: Seeds the order of `train`.
-        room: Training examples of the largest task of the stream: what to reserve where all tasks share memory.
-        epoch_steps: Gradient steps an epoch, if not those that see every example once.
+        room: Training examples of the largest task of the stream, for which to allocate device memory.
+        epoch_steps: Gradient steps per epoch; None for as many full batches as there are.
     """
 
     number: int
@@ -81,12 +81,12 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the task tells apart."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def train(self) -> "tf.data.Dataset":
-        """Training batches, shuffled anew each epoch; a last incomplete batch is left out of the epoch."""
+        """Training batches, shuffled again in each epoch, without the last batch if it is incomplete."""
         import tensorflow as tf
 
         split = self.splits["train"]
@@ -95,7 +95,7 @@ class Task:
         batches = order.batch(self.batch_size, drop_remainder=True)
 
         @tf.autograph.experimental.do_not_convert  # see batches.py
-        def gather(rows):
+        def gather(rows: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
             return decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows)
 
         return untuned(batches.map(gather).prefetch(2))
@@ -114,14 +114,16 @@ class Task:
         """Batches for `PackedModel.fit`, in an order fixed by `seed`.
 
         Args:
-            seed: Seeds the order.
-            resident: Whether the examples lie on the device (`ResidentBatches`) or stream (`StreamedBatches`).
-            steps_per_call: Gradient steps between two looks of Keras, at most; default what suits small networks.
+            seed: Seeds the order, 0 to 2^31-1.
+            resident: Whether to keep the examples in device memory (`ResidentBatches`) or to stream them
+                (`StreamedBatches`).
+            steps_per_call: Maximum number of gradient steps per call of the compiled step; the default suits small
+                networks.
         """
-        kind = ResidentBatches if resident else StreamedBatches
+        batches_class = ResidentBatches if resident else StreamedBatches
         split = self.splits["train"]
-        chosen = {"steps_per_call": steps_per_call} if steps_per_call else {}
-        return kind(
+        optional = {"steps_per_call": steps_per_call} if steps_per_call else {}
+        return batches_class(
             split.images,
             split.y,
             split.scale,
@@ -129,35 +131,35 @@ class Task:
             seed,
             self.room,
             epoch_steps=self.epoch_steps,
-            **chosen,
+            **optional,
         )
 
     def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
-        """Batches of a split in order, each a `multiple_of` examples."""
+        """Batches `(x, y)` of a split in order, each with a multiple of `multiple_of` examples."""
         data = self.splits[split]
-        size = max(multiple_of, EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
+        size = max(multiple_of, _EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
         return evaluation_batches(data.images, data.y, data.scale, size, multiple_of)
 
 
-# Decoded examples in one batch of an evaluation: 2,674 MNIST images, or 682 of CIFAR-10.
-EVALUATION_BYTES = 2**23
+# Size of the decoded images in one evaluation batch: 2,674 images of MNIST, or 682 of CIFAR-10.
+_EVALUATION_BYTES = 2**23
 
 
 class TaskStream(Sequence[Task]):
-    """Tasks in the order they are learned, numbered from 1.
+    """Tasks in the order in which they are learned, numbered from 1.
 
     Args:
         name: Name of the data set.
-        tasks: The tasks, whose examples all have one shape.
+        tasks: The tasks. Their examples must all have the same shape.
 
     Attributes:
         name: Name of the data set.
         input_shape: Shape of one example.
-        num_classes: Classes of the first task, and of each where the tasks were cut from one data set.
+        num_classes: Number of classes of the first task; from `split_into_tasks`, of every task.
 
     Raises:
-        ArgumentError: If there is no task, two have one name, their examples differ in shape, or those of one cannot be
-            learned from (see `tasks.checks`).
+        ArgumentError: If there are no tasks, two have the same name, examples differ in shape, or `check_task` rejects
+            a task.
     """
 
     def __init__(self, name: str, tasks: Sequence[Task]):
@@ -165,7 +167,7 @@ class TaskStream(Sequence[Task]):
             raise ArgumentError("tasks", "at least one", list(tasks))
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
-            raise ArgumentError("tasks", "tasks with names of their own", names)
+            raise ArgumentError("tasks", "tasks with different names", names)
         shapes = {task.splits["train"].images.shape[1:] for task in tasks}
         if len(shapes) > 1:
             raise ArgumentError("tasks", "examples of one shape in all tasks", sorted(shapes))
@@ -182,55 +184,58 @@ class TaskStream(Sequence[Task]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self._tasks[index]
 
     def fingerprint(self) -> str:
-        """The same for the same examples, cut and ordered in the same way, and for no others."""
-        found = hashlib.sha256()
+        """A SHA-256 checksum, in hex, of the examples of all tasks and their order."""
+        digest = hashlib.sha256()
         for task in self:
-            found.update(repr([task.name, task.class_names, task.batch_size]).encode())
+            digest.update(repr([task.name, task.class_names, task.batch_size]).encode())
             for name, split in task.splits.items():
-                found.update(repr([name, split.images.shape, split.images.dtype.str, split.scale]).encode())
-                found.update(np.ascontiguousarray(split.images))
-                found.update(split.y)
-        return found.hexdigest()
+                digest.update(repr([name, split.images.shape, split.images.dtype.str, split.scale]).encode())
+                digest.update(np.ascontiguousarray(split.images))
+                digest.update(split.y)
+        return digest.hexdigest()
 
 
 def check_task(task: Task, x: str = "tasks", y: str = "tasks") -> None:
-    """Checks what can be told of a task without learning it: milliseconds for a task of MNIST.
+    """Checks the data of a task, in a few milliseconds for a task of MNIST.
 
     Args:
         task: The task.
-        x: What an error of its examples names.
-        y: What an error of its labels names.
+        x: The argument to name in errors about examples.
+        y: The argument to name in errors about labels.
 
     Raises:
-        ArgumentError: If a split is empty or does not fit the others, labels are no class numbers, a class has no
-            training example, all training examples are the same, or one is not of finite numbers.
+        ArgumentError: If a split other than `validation` is empty, splits differ in shape or dtype, labels are not
+            class numbers, a class has no training example, all training examples are equal, or examples contain NaN
+            or infinity.
     """
     train = task.splits["train"]
     for name, split in task.splits.items():
-        where = f"{name} of task {task.name!r}"
+        title = f"{name} of task {task.name!r}"
         if len(split) == 0 and name != "validation":
-            raise ArgumentError(x, f"at least one example in {where}", "none")
-        _check_split(split, train, where, task.num_classes, x, y)
+            raise ArgumentError(x, f"at least one example in {title}", "none")
+        _check_split(split, train, title, task.num_classes, x, y)
     missing = np.flatnonzero(np.bincount(train.labels.astype(np.int64), minlength=task.num_classes) == 0)
     if len(missing):
-        expected = f"a training example of each class of task {task.name!r}"
+        expected = f"at least one training example of each class of task {task.name!r}"
         raise ArgumentError(y, expected, f"none of class {task.class_names[missing[0]]!r}")
     check_varies(x, train.images, f"train of task {task.name!r}")
 
 
-def _check_split(split: Split, train: Split, where: str, classes: int, x: str, y: str) -> None:
+def _check_split(split: Split, train: Split, title: str, classes: int, x: str, y: str) -> None:
     if len(split.images) != len(split.labels):
-        raise ArgumentError(y, f"a label for each of the {len(split.images)} examples in {where}", len(split.labels))
+        raise ArgumentError(y, f"a label for each of the {len(split.images)} examples in {title}", len(split.labels))
     if split.images.shape[1:] != train.images.shape[1:] or split.images.dtype != train.images.dtype:
-        expected = f"{train.images.dtype} examples of shape {train.images.shape[1:]} in {where}, as those for training"
+        expected = (
+            f"{train.images.dtype} examples of shape {train.images.shape[1:]} in {title}, like the training examples"
+        )
         raise ArgumentError(x, expected, f"{split.images.dtype} of shape {split.images.shape[1:]}")
     if not (math.isfinite(split.scale) and split.scale != 0):
-        raise ArgumentError(x, f"a scale that is a number and not 0 in {where}", split.scale)
+        raise ArgumentError(x, f"a finite scale other than 0 in {title}", split.scale)
     check_finite(x, split.images)
     if split.labels.dtype.kind not in "iu":
-        raise ArgumentError(y, f"labels of whole numbers in {where}", f"{split.labels.dtype} labels")
+        raise ArgumentError(y, f"integer labels in {title}", f"{split.labels.dtype} labels")
     check_class_numbers(y, split.labels, classes)

@@ -1,14 +1,14 @@
-"""What makes a gradient step fast on a machine: how much of it XLA compiles, and in which precision it pays."""
+"""Chooses how much of a gradient step XLA compiles, and tells which precisions the hardware supports."""
 
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-# The whole step; masks and optimizer only (see `gradient_step`); nothing.
+# What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
 
-CONVOLUTIONS = (
+_CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
@@ -22,40 +22,47 @@ CONVOLUTIONS = (
 )
 
 CPUINFO = Path("/proc/cpuinfo")
-# What Linux calls them on x86 and ARM. Without them oneDNN and XLA convert to float32 and back, number by number.
-INSTRUCTIONS = {
+# CPU flags in Linux, on x86 and ARM. Without them oneDNN and XLA convert each number to float32 and back.
+_CPU_FLAGS = {
     "mixed_bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "mixed_float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 
 
 def gpus() -> list[tf.config.PhysicalDevice]:
-    """The GPUs that TensorFlow computes on: those that a program hid from it are left out."""
+    """The GPUs that TensorFlow uses, without those that the program has hidden from it."""
     return tf.config.get_visible_devices("GPU")
 
 
 def choose(convolutional: bool, distributed: bool = False) -> str:
-    """What pays: on CPU oneDNN's convolutions are faster than XLA's; in a strategy TensorFlow cannot compile at all."""
+    """The fastest setting: `STEP`, `UPDATE` or `OFF`.
+
+    On CPU oneDNN's convolutions are faster than XLA's. In a distribution strategy TensorFlow cannot compile steps.
+
+    Args:
+        convolutional: Whether the model has convolutions, see `is_convolutional`.
+        distributed: Whether the model was created in a distribution strategy, see `is_distributed`.
+    """
     if distributed:
         return OFF
     return UPDATE if convolutional and not gpus() else STEP
 
 
 def computes_in(precision: str) -> bool:
-    """Whether the devices have instructions for a dtype policy; True where that cannot be known."""
-    if precision not in INSTRUCTIONS or gpus() or not CPUINFO.exists():
+    """Whether the hardware has instructions for a Keras dtype policy; True if this is unknown."""
+    if precision not in _CPU_FLAGS or gpus() or not CPUINFO.exists():
         return True
-    return not INSTRUCTIONS[precision].isdisjoint(CPUINFO.read_text().split())
+    return not _CPU_FLAGS[precision].isdisjoint(CPUINFO.read_text().split())
 
 
 def is_distributed(model: keras.Model) -> bool:
-    """Whether `model` was made in the scope of a strategy, where steps can be neither compiled nor made a loop of.
+    """Whether `model` was created in the scope of a distribution strategy, even one with a single replica.
 
-    One replica is enough for that: it could wait for others, too.
+    There steps can be neither compiled by XLA nor run in a loop.
     """
     return model._distribute_strategy is not None
 
 
 def is_convolutional(model: keras.Model) -> bool:
-    """Whether a layer of `model`, at any depth, convolves."""
-    return any(isinstance(layer, CONVOLUTIONS) for layer in model._flatten_layers())
+    """Whether `model` has a convolution layer, at any depth."""
+    return any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())

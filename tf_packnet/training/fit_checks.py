@@ -1,4 +1,4 @@
-"""What a `fit` is asked for, looked at before it takes any time."""
+"""Checks the arguments of a `fit` before it takes any time."""
 
 import dataclasses
 import inspect
@@ -14,17 +14,17 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import StreamedBatches
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_numbers, fits
 
-_FIT = inspect.signature(keras.Model.fit)
+_FIT_SIGNATURE = inspect.signature(keras.Model.fit)
 
 
 @dataclasses.dataclass(frozen=True)
 class FitRequest:
-    """What callbacks need to know of a `fit` before it begins.
+    """The arguments of a `fit` that its callbacks check.
 
     Attributes:
-        callbacks: All its callbacks, in order.
-        initial_epoch: Its first epoch, as the user gave it: one that resumes from a backup begins later.
-        epochs: The epoch before which it ends.
+        callbacks: All callbacks, in order.
+        initial_epoch: The first epoch (0-based) as the user gave it. A `fit` that resumes from a backup begins later.
+        epochs: The epoch (0-based) before which the `fit` ends.
     """
 
     callbacks: Sequence[keras.callbacks.Callback]
@@ -33,41 +33,41 @@ class FitRequest:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "FitRequest":
-        """The request in the arguments of a `fit`, each by its name.
+        """The request from the arguments of a `fit`, by name.
 
         Raises:
-            ArgumentError: If the callbacks come as a `CallbackList` that was made for another number of epochs.
+            ArgumentError: If `callbacks` is a `CallbackList` for another number of epochs.
         """
         callbacks, epochs = arguments.get("callbacks"), arguments.get("epochs", 1)
         limit = keras.config.max_epochs()
         epochs = min(epochs, limit) if limit else epochs
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            made_for = (callbacks.params or {}).get("epochs")
-            if made_for != epochs:
-                raise ArgumentError("epochs", f"{epochs} in CallbackList(...), the epochs of the fit", made_for)
-        return cls(_each(callbacks), arguments.get("initial_epoch", 0), epochs)
+            list_epochs = (callbacks.params or {}).get("epochs")
+            if list_epochs != epochs:
+                raise ArgumentError("epochs", f"{epochs} in CallbackList(...), the epochs of the fit", list_epochs)
+        return cls(_flat(callbacks), arguments.get("initial_epoch", 0), epochs)
 
 
 def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given to `fit(*args, **kwargs)`, each argument by its name.
+    """The arguments of `fit(*args, **kwargs)`, by name.
 
     Raises:
-        TypeError: If `keras.Model.fit` has no such argument, or it is given twice.
+        TypeError: If `keras.Model.fit` has no such argument, or if one is given twice.
     """
-    given = dict(_FIT.bind(None, *args, **kwargs).arguments)
-    del given["self"]
-    return given
+    arguments = dict(_FIT_SIGNATURE.bind(None, *args, **kwargs).arguments)
+    del arguments["self"]
+    return arguments
 
 
 def check_callbacks(model: keras.Model, arguments: Mapping[str, Any]) -> None:
-    """Lets each callback that has a `check_fit(model, request)` object to the `fit` that it is given to.
+    """Calls `check_fit(model, request)` of each callback that has this method.
 
     Args:
-        model: The model that is fitted.
-        arguments: The arguments of the `fit`, each by its name.
+        model: The model to fit.
+        arguments: The arguments of the `fit`, by name.
 
     Raises:
-        ArgumentError: If one does.
+        ArgumentError: If a callback rejects the `fit`.
     """
     request = FitRequest.of(arguments)
     for callback in request.callbacks:
@@ -76,124 +76,128 @@ def check_callbacks(model: keras.Model, arguments: Mapping[str, Any]) -> None:
 
 
 def backup_of(callbacks: Any) -> Any | None:
-    """The callback that knows from which epoch on a `fit` is to be done, see `tp.EpochBackup`; None without one."""
-    return next((each for each in _each(callbacks) if callable(getattr(each, "initial_epoch", None))), None)
+    """The first callback with a method `initial_epoch`, such as `tp.EpochBackup`; None without one."""
+    return next((each for each in _flat(callbacks) if callable(getattr(each, "initial_epoch", None))), None)
 
 
 def check_trained(model: keras.Model) -> None:
-    """Raises ArgumentError if training `model` would change a variable that no task owns."""
-    owned = {id(variable) for layer in model._flatten_layers() for variable in getattr(layer, "trained_variables", ())}
-    strange = [variable.path for variable in model.trainable_variables if id(variable) not in owned]
-    if strange:
-        listed = ", ".join(strange[:5]) + " and others" * (len(strange) > 5)
+    """Raises ArgumentError if `model` has a trainable variable that no task owns."""
+    trained_by_task = {
+        id(variable) for layer in model._flatten_layers() for variable in getattr(layer, "trained_variables", ())
+    }
+    others = [variable.path for variable in model.trainable_variables if id(variable) not in trained_by_task]
+    if others:
+        listed = ", ".join(others[:5]) + " and others" * (len(others) > 5)
         raise ArgumentError(
             "trainable",
-            "False for everything that no task owns, since training it would change the tasks that were learned before",
+            "False for everything that no task owns, because training it would change the committed tasks",
             f"True for {listed}",
         )
 
 
 def title_of(callbacks: Any) -> str:
-    """What is being trained, in the words of a callback such as `tp.StopWhenDiverged`; `fit` without one."""
-    return next((each.title for each in _each(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")
+    """The title of what is trained, from a callback such as `tp.StopWhenDiverged`; `fit` without one."""
+    return next((each.title for each in _flat(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")
 
 
 def with_first(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
-    """What to give to Keras's `fit` so that `callback` is called before the others."""
+    """`callbacks` for Keras's `fit`, with `callback` before the others."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callback.set_model(callbacks.model)
         callbacks.callbacks.insert(0, callback)
         return callbacks
-    return [callback, *_each(callbacks)]
+    return [callback, *_flat(callbacks)]
 
 
-def _each(callbacks: Any) -> list[keras.callbacks.Callback]:
-    """As Keras takes them: None, one, a list (of lists), or a `CallbackList`."""
+def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """The callbacks in an argument of `fit`: None, one, a list (of lists), or a `CallbackList`."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return list(callbacks.callbacks)
     return [] if callbacks is None else keras.tree.flatten(callbacks)
 
 
 def check_batches_alone(arguments: Mapping[str, Any]) -> None:
-    """Checks what is given to `fit` beside `ResidentBatches` or `StreamedBatches`, which bring all of that.
+    """Checks arguments of a `fit` whose `x` is `ResidentBatches` or `StreamedBatches`.
 
     Raises:
-        ArgumentError: If it would be ignored.
+        ArgumentError: If an argument would be ignored, because the batches already determine it.
     """
     for name in ("y", "batch_size", "sample_weight", "class_weight", "validation_split", "steps_per_epoch"):
         value = arguments.get(name)
         if value is not None and not (name == "validation_split" and value == 0.0):
-            raise ArgumentError(name, "None: these batches bring all (or arrays or a tf.data.Dataset for x)", value)
+            expected = "None, because the batches in x already determine it (or arrays or a tf.data.Dataset for x)"
+            raise ArgumentError(name, expected, value)
 
 
 def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
-    """Checks what is given to `model.fit(**arguments)`: arrays by their values, data sets by their shapes.
+    """Checks the data for `model.fit(**arguments)`: the values of arrays, the shapes of data sets.
 
-    Nothing is taken out of a data set or a generator; what Keras alone understands is left to it.
+    Data sets and generators are not iterated. Kinds of data that only Keras understands are not checked.
 
     Raises:
-        ArgumentError: If examples have another shape than the model's inputs, are no finite numbers, or are none; or
-            labels are no classes of the open task's head.
+        ArgumentError: If there are no examples, if they do not have the shape of the model's inputs, if they are not
+            finite numbers, or if labels are not classes of the open task's head.
     """
     x = arguments.get("x")
     if isinstance(x, StreamedBatches):
         if not (math.isfinite(x.scale) and x.scale != 0):
-            raise ArgumentError("scale", "a number, not 0", x.scale)
+            raise ArgumentError("scale", "a finite number other than 0", x.scale)
         _check_arrays(model, "x", "y", x.images, x.labels)
     elif hasattr(x, "element_spec"):
         _check_spec(model, "x", x.element_spec)
     else:
         _check_arrays(model, "x", "y", x, arguments.get("y"))
-    held_out = arguments.get("validation_data")
-    if isinstance(held_out, (tuple, list)) and len(held_out) in (2, 3):
-        _check_arrays(model, "validation_data", "validation_data", *held_out[:2])
-    elif hasattr(held_out, "element_spec"):
-        _check_spec(model, "validation_data", held_out.element_spec)
+    validation = arguments.get("validation_data")
+    if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
+        _check_arrays(model, "validation_data", "validation_data", *validation[:2])
+    elif hasattr(validation, "element_spec"):
+        _check_spec(model, "validation_data", validation.element_spec)
 
 
 def _check_arrays(model: keras.Model, x_name: str, y_name: str, x: Any, y: Any) -> None:
-    for values, wanted in _by_input(model, x):
+    for values, model_input in _by_input(model, x):
         if not isinstance(values, np.ndarray) or not values.ndim:
             continue
         if len(values) == 0:
             raise ArgumentError(x_name, "at least one example", f"an array of shape {values.shape}")
-        _check_input(x_name, values, values.shape, wanted)
-        if wanted.dtype != "string":
+        _check_input(x_name, values, values.shape, model_input)
+        if model_input.dtype != "string":
             check_finite(x_name, values)
-            if "int" in wanted.dtype and values.dtype.kind == "f" and (values != np.floor(values)).any():
-                raise ArgumentError(x_name, f"whole numbers for the input {wanted.name!r}", f"{values.dtype} fractions")
+            if "int" in model_input.dtype and values.dtype.kind == "f" and (values != np.floor(values)).any():
+                expected = f"whole numbers for the input {model_input.name!r}"
+                raise ArgumentError(x_name, expected, f"{values.dtype} fractions")
     if isinstance(y, np.ndarray):
         _check_labels(model, y_name, y)
 
 
 def _check_spec(model: keras.Model, argument: str, spec: Any) -> None:
-    for described, wanted in _by_input(model, spec[0] if isinstance(spec, tuple) else spec):
-        shape = getattr(described, "shape", None)
+    for input_spec, model_input in _by_input(model, spec[0] if isinstance(spec, tuple) else spec):
+        shape = getattr(input_spec, "shape", None)
         if shape is not None and shape.rank is not None:
-            _check_input(argument, described, tuple(shape), wanted)
+            _check_input(argument, input_spec, tuple(shape), model_input)
 
 
-def _check_input(argument: str, values: Any, shape: tuple[int | None, ...], wanted: keras.KerasTensor) -> None:
-    if wanted.dtype != "string":
+def _check_input(argument: str, values: Any, shape: tuple[int | None, ...], model_input: keras.KerasTensor) -> None:
+    if model_input.dtype != "string":
         dtype = values.dtype
-        check_numbers(argument, values if isinstance(dtype, np.dtype) else _Described(dtype.as_numpy_dtype, shape))
-    if not shape or not fits(shape[1:], wanted.shape[1:]):
-        expected = f"batches of shape {tuple(wanted.shape)} for the input {wanted.name!r}"
+        check_numbers(argument, values if isinstance(dtype, np.dtype) else _ArraySpec(dtype.as_numpy_dtype, shape))
+    if not shape or not fits(shape[1:], model_input.shape[1:]):
+        expected = f"batches of shape {tuple(model_input.shape)} for the input {model_input.name!r}"
         raise ArgumentError(argument, expected, f"shape {shape}")
 
 
-class _Described:
-    """Dtype and shape of a tensor that is not there yet, as NumPy has them."""
+class _ArraySpec:
+    """NumPy dtype and shape of an array that does not exist yet."""
 
     def __init__(self, dtype: Any, shape: tuple[int | None, ...]):
         self.dtype, self.shape = np.dtype(dtype), shape
 
 
 def _by_input(model: keras.Model, x: Any) -> list[tuple[Any, keras.KerasTensor]]:
-    """Each of `x` with the input it is for; nothing where only Keras can tell."""
+    """Pairs of an array or tensor in `x` and its model input; empty if only Keras can tell."""
     inputs = model.inputs
     if isinstance(x, Mapping):
-        return [(x[wanted.name], wanted) for wanted in inputs if wanted.name in x]
+        return [(x[each.name], each) for each in inputs if each.name in x]
     if isinstance(x, (list, tuple)):
         return list(zip(x, inputs, strict=True)) if len(x) == len(inputs) else []
     return [(x, inputs[0])] if len(inputs) == 1 and hasattr(x, "shape") and hasattr(x, "dtype") else []
@@ -216,7 +220,7 @@ def _check_labels(model: keras.Model, argument: str, y: np.ndarray) -> None:
 
 
 def _classes(model: keras.Model) -> int | None:
-    """Outputs of the open task; None for a model of several, whose labels Keras gives to each."""
+    """Number of classes of the open task; None for a model with several outputs."""
     heads = list(lifecycle.heads(model).values())
     if len(model.outputs) != 1 or len(heads) > 1:
         return None

@@ -1,4 +1,4 @@
-"""Checks that no committed task has changed, before training and after it."""
+"""Checks that no committed task has changed: around a `fit`, or between two stages of a run."""
 
 import contextlib
 import hashlib
@@ -11,35 +11,52 @@ from tf_packnet.errors import FreezeError
 
 
 def checksums(model: keras.Model) -> dict[str, str]:
-    """What every committed task has in every weight: a checksum in hex, by `task 1 in dense_1/kernel`."""
-    found = lifecycle.committed_checksums(model)
-    return {f"task {task} in {path}": value for task, values in found.items() for path, value in values.items()}
+    """Checksums, in hex, of the committed values of each task in each weight.
+
+    Returns:
+        `{"task 1 in dense_1/kernel": checksum}`.
+    """
+    by_task_and_path = lifecycle.committed_checksums(model)
+    return {
+        f"task {task} in {path}": checksum
+        for task, by_path in by_task_and_path.items()
+        for path, checksum in by_path.items()
+    }
 
 
 def by_task(model: keras.Model) -> dict[str, str]:
-    """The same for all weights together: a checksum in hex, by `task 1`."""
-    found = {f"task {task}": hashlib.sha256() for task in range(1, lifecycle.committed_tasks(model) + 1)}
+    """Checksums, in hex, of all committed values of each task: `{"task 1": checksum}`."""
+    digests = {f"task {task}": hashlib.sha256() for task in range(1, lifecycle.committed_tasks(model) + 1)}
     for name, checksum in sorted(checksums(model).items()):
-        found[name.partition(" in ")[0]].update(f"{name} {checksum}\n".encode())
-    return {task: checksum.hexdigest() for task, checksum in found.items()}
+        digests[name.partition(" in ")[0]].update(f"{name} {checksum}\n".encode())
+    return {task: digest.hexdigest() for task, digest in digests.items()}
 
 
 def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Raises FreezeError if anything has changed from `before` to `after`, see `checksums` and `by_task`."""
+    """Compares two results of `checksums` or `by_task`.
+
+    Args:
+        before: The earlier checksums.
+        after: The later ones; it may have more tasks.
+
+    Raises:
+        FreezeError: If a checksum in `before` is missing from `after` or different there.
+    """
     changed = [name for name, checksum in before.items() if after.get(name) != checksum]
     if changed:
+        listed = ", ".join(changed[:5]) + " and others" * (len(changed) > 5)
         raise FreezeError(
-            f"committed weights have changed, of {', '.join(changed[:5])}{' and others' * (len(changed) > 5)}: "
-            "something assigned to them (a callback?), or memory is damaged. What was trained since cannot be relied on"
+            f"committed weights of {listed} have changed. Code such as a callback has assigned to them, or memory is "
+            "damaged. Do not use anything that was trained since"
         )
 
 
 @contextlib.contextmanager
 def guarded(model: keras.Model) -> Iterator[None]:
-    """Checks when the block begins and when it ends that every committed task computes what it did when committed.
+    """Checks before and after the block that every committed task computes the same outputs as when it was committed.
 
     Raises:
-        FreezeError: If one does not.
+        FreezeError: If a task does not.
     """
     lifecycle.check_tasks(model)
     yield

@@ -1,8 +1,8 @@
-"""One gradient step of a model with masked layers on one device, and what XLA compiles of it.
+"""One gradient step of a model with masked layers on one device.
 
-XLA compiles whole steps (`acceleration.STEP`), nothing (`OFF`), or what belongs to PackNet (`UPDATE`) and leaves the
-layers' own work to TensorFlow: convolutions on CPU are fastest uncompiled, in oneDNN. Around them a step passes over
-every weight many times: to choose the kernels by owner, to mask their gradients, to update moments and weights.
+XLA compiles the whole step (`acceleration.STEP`), nothing (`OFF`), or only PackNet's own work (`UPDATE`). With `UPDATE`
+the layers run uncompiled, because convolutions on CPU are fastest in oneDNN. The work around the layers passes over
+every weight many times: it selects the kernels by owner, masks their gradients, and updates moments and weights.
 Compiled, that is one pass before the layers and one after them.
 """
 
@@ -14,20 +14,22 @@ import keras
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.training import acceleration, in_place, optimizers
-from tf_packnet.training.kernels import chosen, compiled, lent, trained_weights
+from tf_packnet.layers.base import TaskLayer
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.training import acceleration, optimizers
+from tf_packnet.training.kernels import compiled, only_candidates_change, selected, substituted, trained_weights
 from tf_packnet.training.step_check import StepCheck
 
 
 def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-    """What Keras's own `train_step` does, with a `StepCheck`.
+    """Takes one gradient step, as Keras's own `train_step` does, with a `StepCheck`.
 
     Args:
         model: A compiled `PackedTrainer` with task-aware layers.
         data: A batch `(x, y)` or `(x, y, sample_weight)`.
-        inputs_finite: Whether the inputs of the batch are finite, a `bool` scalar. A step that does not pass the check
-            then changes nothing but metrics. None if that is known, for one of many steps in a call: where XLA compiles
-            whole steps, the caller undoes the one that does not pass.
+        inputs_finite: Whether the inputs of the batch are finite, a `bool` scalar. A step that fails the check then
+            changes nothing but metrics. None in a call of many steps, whose inputs were checked before: if XLA compiles
+            whole steps, the caller must undo a step that fails.
 
     Returns:
         The metrics so far, by name.
@@ -37,77 +39,96 @@ def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None
     if inputs_finite is not None:
         check.inputs(inputs_finite)
     weights = trained_weights(model)
-    kernels = chosen(weights, model.xla)
-    moving = moving_state(model)
-    before = [tf.convert_to_tensor(variable) for variable in moving]
-    with tf.GradientTape() as tape, check.ids(model), lent(weights, kernels):
+    kernels = selected(weights, model.xla)
+    layer_state = assigned_in_forward_pass(model)
+    layer_state_before = [tf.convert_to_tensor(variable) for variable in layer_state]
+    with tf.GradientTape() as tape, check.ids(model), substituted(weights, kernels):
         tape.watch(kernels)
         y_pred = model(x, training=True)
         y = check.labels(model.loss, y, y_pred)
         loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
         scaled_loss = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
     model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
-    by_kernel, by_variable = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
-    passed = check.result(loss, [] if _skips_steps(model) else _values((*by_kernel, *by_variable)))
-    compiled_alone = model.xla == acceleration.STEP and inputs_finite is not None
-    if compiled_alone:
-        assign_all(moving, [tf.where(passed, variable, kept) for variable, kept in zip(moving, before, strict=True)])
-    elif model.xla != acceleration.STEP and moving:
-        tf.cond(passed, lambda: True, lambda: assign_all(moving, before))
-    _update(model, weights, by_kernel, by_variable, passed, compiled_alone)
+    kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
+    gradients = [] if _has_loss_scale(model) else _values((*kernel_gradients, *variable_gradients))
+    passed = check.result(loss, gradients)
+    select_in_update = model.xla == acceleration.STEP and inputs_finite is not None
+    if select_in_update:
+        pairs = zip(layer_state, layer_state_before, strict=True)
+        assign_all(layer_state, [tf.where(passed, variable, before) for variable, before in pairs])
+    elif model.xla != acceleration.STEP and layer_state:
+        tf.cond(passed, lambda: True, lambda: assign_all(layer_state, layer_state_before))
+    _update(model, weights, kernel_gradients, variable_gradients, passed, select_in_update)
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
-def moving_state(model: keras.Model) -> list[keras.Variable]:
-    """Variables that the forward pass may assign to: moving statistics, seeds and other state, not frozen weights."""
+def assigned_in_forward_pass(model: keras.Model) -> list[keras.Variable]:
+    """The variables that a forward pass may assign to, such as moving statistics and seeds; no frozen values."""
     fixed = {id(variable) for layer in lifecycle.task_layers(model) for variable in layer.bookkeeping}
     return [variable for variable in model.non_trainable_variables if id(variable) not in fixed]
 
 
 def assign_all(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> bool:
-    """Assigns each of `values` to its variable."""
+    """Assigns each of `values` to its variable; returns True, as branches of `tf.cond` must return something."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return True
 
 
-def _skips_steps(model: keras.Model) -> bool:
-    """Whether the optimizer itself leaves out steps whose gradients are not finite, to find its loss scale."""
+def _has_loss_scale(model: keras.Model) -> bool:
+    """Whether the optimizer itself skips steps with non-finite gradients, to find its loss scale."""
     return isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _values(gradients: Sequence[Any]) -> list[tf.Tensor]:
-    given = [each for each in gradients if each is not None]
-    return [each.values if isinstance(each, tf.IndexedSlices) else each for each in given]
+    known = [gradient for gradient in gradients if gradient is not None]
+    return [gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient for gradient in known]
 
 
-def _update(model, weights, by_kernel, by_variable, passed, compiled_alone) -> None:
-    """Applies the optimizer: gradients reach a masked kernel at its candidates and are 0 elsewhere."""
+def _update(
+    model: keras.Model,
+    weights: Sequence[tuple[TaskLayer, MaskedWeight]],
+    kernel_gradients: Sequence[Any],
+    variable_gradients: Sequence[Any],
+    passed: tf.Tensor,
+    select_in_update: bool,
+) -> None:
+    """Masks the gradients and applies the optimizer, unless the step failed its check.
+
+    Args:
+        model: The model.
+        weights: The trained masked kernels, with their layers.
+        kernel_gradients: Gradients of the kernels that the layers computed with. They reach the trainable variable at
+            the candidates and are 0 elsewhere.
+        variable_gradients: Gradients of the trainable variables, from heads, biases and regularizers; None without any.
+        passed: Whether the step passed its check, a `bool` scalar.
+        select_in_update: Whether to use `optimizers.applied_if`, because XLA compiles this single step.
+    """
     variables = model.trainable_variables
     if not variables:
         return
     optimizer = model.optimizer
-    if not optimizer.built:  # inside XLA's function it would be too late
+    if not optimizer.built:  # variables cannot be created inside the function that XLA compiles
         optimizer.build(variables)
-    place = {id(variable): index for index, variable in enumerate(variables)}
+    position = {id(variable): index for index, variable in enumerate(variables)}
 
-    def update(by_kernel, by_variable):
-        gradients = list(by_variable)  # of heads, biases and regularisers; None where there is none
-        for (_, weight), gradient in zip(weights, by_kernel, strict=True):
-            gradient = tf.convert_to_tensor(gradient)  # of an embedding, the rows that the batch looked up
+    def update(kernel_gradients: Sequence[Any], variable_gradients: Sequence[Any]) -> tf.Tensor:
+        gradients = list(variable_gradients)
+        for (_, weight), gradient in zip(weights, kernel_gradients, strict=True):
+            gradient = tf.convert_to_tensor(gradient)  # an embedding's is sparse: the rows that the batch looked up
             masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
-            index = place[id(weight.variable)]
+            index = position[id(weight.variable)]
             gradients[index] = masked if gradients[index] is None else gradients[index] + masked
-        chosen_by = optimizers.applied_if(passed, optimizer, variables) if compiled_alone else contextlib.nullcontext()
-        with chosen_by, in_place.kept(model):
+        conditional = optimizers.applied_if(passed, optimizer, variables) if select_in_update else None
+        with conditional or contextlib.nullcontext(), only_candidates_change(model):
             optimizer.apply(gradients, variables)
-        return tf.constant(0)  # XLA's functions must return something
+        return tf.constant(0)  # a function that XLA compiles must return something
 
     if model.xla == acceleration.STEP:
-        update(by_kernel, by_variable)
+        update(kernel_gradients, variable_gradients)
         return
     if model.xla == acceleration.UPDATE:
         apply = compiled(update)
-    else:  # a function of its own: inside `tf.cond` Keras's optimizers take gradients of the same graph only
+    else:  # a separate function: inside `tf.cond` Keras's optimizers accept only gradients of the same graph
         apply = update if tf.executing_eagerly() else tf.function(update, autograph=False)
-    tf.cond(passed, lambda: apply(by_kernel, by_variable), lambda: tf.constant(0))
+    tf.cond(passed, lambda: apply(kernel_gradients, variable_gradients), lambda: tf.constant(0))

@@ -1,4 +1,4 @@
-"""What the callbacks need of a Keras optimizer: start it afresh, and clear its memory of some weights."""
+"""Resets Keras optimizers, clears their slots of some weights, and keeps their learning rates."""
 
 import contextlib
 import copy
@@ -12,14 +12,14 @@ from keras import ops
 
 from tf_packnet.layers.weights import view
 
-# Each entry of a weight is updated from its own gradient and slots alone. Not so where norms or means of a whole weight
-# come in: LAMB, Adafactor, Muon, and what users write.
-ELEMENTWISE = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "Ftrl", "Lion")
+# Optimizers that update each entry of a weight from its own gradient and slots alone. LAMB, Adafactor and Muon use
+# norms or means of whole weights; optimizers that users write may, too.
+_ELEMENTWISE = ("SGD", "RMSprop", "Adam", "AdamW", "Adamax", "Nadam", "Adagrad", "Adadelta", "Ftrl", "Lion")
 
 
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether an entry of a weight that has no gradient has no influence on any other one, nor on an average of it."""
-    kinds = [getattr(keras.optimizers, name) for name in ELEMENTWISE]
+    """Whether `optimizer` updates each entry of a weight without looking at other entries, and keeps no averages."""
+    kinds = [getattr(keras.optimizers, name) for name in _ELEMENTWISE]
     return type(optimizer) in kinds and not optimizer.use_ema
 
 
@@ -27,58 +27,58 @@ def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:
 def applied_if(
     passed: tf.Tensor, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> Iterator[None]:
-    """Lets `optimizer.apply` in the block change `variables` and the optimizer's own only if `passed`.
+    """Within the block, `optimizer.apply` changes `variables` and the optimizer's own variables only if `passed`.
 
-    The choice is made wherever the optimizer assigns a value, so that XLA makes it in the pass that computes the value.
-    A choice after the update makes XLA copy every slot first: 9% of a step of the MNIST preset's network, against 3%.
+    The old or the new value is selected wherever the optimizer assigns one, in the pass in which XLA computes it. To
+    select after the update, XLA would copy every slot first: 9% instead of 3% of a step of the MNIST preset's network.
 
     Args:
         passed: Scalar of dtype bool.
         optimizer: A built Keras optimizer.
-        variables: The variables that it trains.
+        variables: The trainable variables.
     """
     changing = [variable.value for variable in (*variables, *optimizer.variables)]
     before = {variable.ref(): tf.convert_to_tensor(variable) for variable in changing}
-    chosen = set()
+    selected_on_assignment = set()
 
-    def choosing(method: str) -> Callable[..., None]:
+    def selecting(method: str) -> Callable[..., None]:
         def assign(variable: Any, value: Any) -> None:
             variable = variable.value if isinstance(variable, keras.Variable) else variable
             if isinstance(value, tf.IndexedSlices) or variable.ref() not in before:
                 getattr(type(optimizer), method)(optimizer, variable, value)
-                chosen.discard(variable.ref())
+                selected_on_assignment.discard(variable.ref())
                 return
-            value, now = tf.cast(value, variable.dtype), tf.convert_to_tensor(variable)
-            new = {"assign": value, "assign_add": now + value, "assign_sub": now - value}[method]
+            value, current = tf.cast(value, variable.dtype), tf.convert_to_tensor(variable)
+            new = {"assign": value, "assign_add": current + value, "assign_sub": current - value}[method]
             variable.assign(tf.where(passed, new, before[variable.ref()]))
-            chosen.add(variable.ref())
+            selected_on_assignment.add(variable.ref())
 
         return assign
 
-    # Others may also assign to variables directly, after these methods.
-    by_methods = is_elementwise(optimizer) and not optimizer.gradient_accumulation_steps
-    by_methods = by_methods and all(variable.constraint is None for variable in variables)
-    methods = ("assign", "assign_add", "assign_sub") if by_methods else ()
+    # Other optimizers, and constraints, may also assign to variables without these methods.
+    uses_methods = is_elementwise(optimizer) and not optimizer.gradient_accumulation_steps
+    uses_methods = uses_methods and all(variable.constraint is None for variable in variables)
+    methods = ("assign", "assign_add", "assign_sub") if uses_methods else ()
     for method in methods:
-        object.__setattr__(optimizer, method, choosing(method))
+        object.__setattr__(optimizer, method, selecting(method))
     try:
         yield
     finally:
         for method in methods:
             object.__delattr__(optimizer, method)
     for variable in changing:
-        if variable.ref() not in chosen:
+        if variable.ref() not in selected_on_assignment:
             variable.assign(tf.where(passed, tf.convert_to_tensor(variable), before[variable.ref()]))
 
 
 def reset(optimizer: keras.optimizers.Optimizer) -> None:
-    """Puts every variable of a built `optimizer` (slots, step count, loss scale) back to its initial value.
+    """Resets every variable of a built `optimizer` (slots, step count, loss scale) to its initial value.
 
-    The learning rate stays as it is; a schedule begins again with the step count. The variables stay the same objects,
-    so that compiled training steps stay valid.
+    The learning rate stays the same; a schedule starts again, with the step count. The variables stay the same objects,
+    so compiled training steps stay valid.
 
     Args:
-        optimizer: A Keras optimizer; one that was not built yet is left alone, it is fresh.
+        optimizer: A Keras optimizer. Nothing happens if it is not built yet.
     """
     if not optimizer.built:
         return
@@ -91,42 +91,43 @@ def reset(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def fresh(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """A new optimizer, not built, with the present settings of `optimizer`, its learning rate included."""
-    # A copy, since some of Keras's `from_config` take their argument apart.
+    """A new optimizer, not built, with the current settings of `optimizer`, including its learning rate."""
+    # Copy, because some of Keras's `from_config` modify their argument.
     new = type(optimizer).from_config(copy.deepcopy(optimizer.get_config()))
-    now, then = (holder_of_rate(each)._learning_rate for each in (optimizer, new))
-    if isinstance(now, keras.Variable) and isinstance(then, keras.Variable):  # whatever its `get_config` says
-        then.assign(now)
+    rate, new_rate = (holder_of_rate(each)._learning_rate for each in (optimizer, new))
+    if isinstance(rate, keras.Variable) and isinstance(new_rate, keras.Variable):  # its `get_config` may lack the rate
+        new_rate.assign(rate)
     return new
 
 
-def remembered_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
-    """A function that puts the present learning rate of `optimizer` back: a number, a schedule or a function.
-
-    It says whether another object was there, which a compiled step may have taken up.
+def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
+    """Remembers the learning rate of `optimizer`: a number, a schedule or a function.
 
     Args:
         optimizer: A Keras optimizer, built or not.
+
+    Returns:
+        A function that restores the rate. It returns True if another object was there, which a compiled step may use.
     """
     holder = holder_of_rate(optimizer)
     rate = holder._learning_rate
-    value = _value(rate)
+    value = _copy_of(rate)
 
-    def put_back() -> bool:
+    def restore_rate() -> bool:
         replaced = holder._learning_rate is not rate
         if replaced and isinstance(rate, keras.Variable):
-            object.__setattr__(holder, "_learning_rate", rate)  # Keras itself sets no number over a schedule
-            holder._variables.insert(1, rate)  # behind the step count, where Keras has it
+            object.__setattr__(holder, "_learning_rate", rate)  # Keras itself does not replace a schedule by a number
+            holder._variables.insert(1, rate)  # after the step count, where Keras has it
         elif replaced:
             holder.learning_rate = rate
-        if value is not None and not np.array_equal(_value(rate), value):
+        if value is not None and not np.array_equal(_copy_of(rate), value):
             rate.assign(value)
         return replaced
 
-    return put_back
+    return restore_rate
 
 
-def _value(rate: Any) -> np.ndarray | None:
+def _copy_of(rate: Any) -> np.ndarray | None:
     return np.array(view(rate)) if isinstance(rate, keras.Variable) else None
 
 
@@ -136,7 +137,11 @@ def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
 
 
 def of_user(model: keras.Model) -> list[tuple[keras.Model, str, keras.optimizers.Optimizer]]:
-    """Further optimizers that a user's class has for steps of its own: who holds it, in which attribute, itself."""
+    """Further optimizers in attributes of the user's class, for its own `train_step`.
+
+    Returns:
+        For each: the model or layer that has it, the name of the attribute, and the optimizer.
+    """
     holders = [holder for holder in (model, vars(model).get("_user_layer")) if holder is not None]
     return [
         (holder, name, value)
@@ -147,30 +152,35 @@ def of_user(model: keras.Model) -> list[tuple[keras.Model, str, keras.optimizers
 
 
 def all_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Every optimizer that trains `model`: the one it was compiled with, then those of `of_user`."""
-    own = [] if getattr(model, "optimizer", None) is None else [model.optimizer]
-    return [*own, *(optimizer for _, _, optimizer in of_user(model))]
+    """Every optimizer that trains `model`: the one from `compile`, then those of `of_user`."""
+    compiled_with = [] if getattr(model, "optimizer", None) is None else [model.optimizer]
+    return [*compiled_with, *(optimizer for _, _, optimizer in of_user(model))]
 
 
 def knows(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
-    """Whether `optimizer` can train exactly these variables: it was built for them, or not at all yet."""
+    """Whether `optimizer` is built for exactly these variables, or not built yet."""
     return not optimizer.built or [id(v) for v in trained_by(optimizer)] == [id(v) for v in variables]
 
 
 def trains_only(optimizer: keras.optimizers.Optimizer, variables: Container[int]) -> bool:
-    """Whether all that `optimizer` was built for is among these variables, given by their `id`."""
+    """Whether `optimizer` is built only for variables with these `id`s, or not built yet."""
     return not optimizer.built or all(id(variable) in variables for variable in trained_by(optimizer))
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:
-    """Sets what `optimizer` remembers of `variable` (momentum, moments, averages) to 0 outside the mask `keep`."""
+    """Sets slots of `optimizer` (momentum, moments, averages) for `variable` to 0 outside a mask.
+
+    Args:
+        optimizer: A Keras optimizer. Nothing happens if it is not built, or not built for `variable`.
+        variable: A trainable variable.
+        keep: Boolean mask, shaped like `variable`.
+    """
     inner = holder_of_rate(optimizer)
     if not inner.built:
         return
-    known = [v is variable for v in inner._trainable_variables]
-    if not any(known):
+    index = next((i for i, trained in enumerate(inner._trainable_variables) if trained is variable), None)
+    if index is None:
         return
-    index = known.index(True)
     for slots in _slot_lists(inner):
         slot = slots[index]
         if slot is not None and tuple(slot.shape) == keep.shape:
@@ -178,12 +188,12 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
 
 
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """The variables that a built `optimizer` was built for."""
+    """The variables that `optimizer` was built for."""
     return holder_of_rate(optimizer)._trainable_variables
 
 
-def _slot_lists(optimizer):
-    """Keras keeps each kind of slot in a list parallel to the trainable variables."""
+def _slot_lists(optimizer: keras.optimizers.Optimizer) -> Iterator[list[keras.Variable | None]]:
+    """The lists in which Keras keeps each kind of slot, parallel to the trainable variables."""
     size = len(optimizer._trainable_variables)
     for name, value in vars(optimizer).items():
         if not isinstance(value, list) or name == "_trainable_variables" or len(value) != size:

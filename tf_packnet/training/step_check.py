@@ -1,7 +1,8 @@
-"""Checks every gradient step: bad data, a non-finite loss or a non-finite gradient must change nothing.
+"""Checks every gradient step inside the compiled function, for bad data, a non-finite loss and non-finite gradients.
 
-The checks are part of the compiled step. The first problem is kept in a variable of the model, from then on no step is
-taken, and the fit ends with an error, see `tf_packnet.training.fit_guard`.
+A step that fails a check changes nothing but metrics. The first problem of a `fit` is kept in a variable, see
+`StepRecord`, and no step is taken after it. `tf_packnet.training.fit_guard` reads the variable and ends the `fit` with
+an error.
 """
 
 import contextlib
@@ -12,14 +13,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-SPARSE = ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy)
-# Gradients of at most this many entries are looked at in full.
-SMALL = 4096
-BINARY = ("binary_crossentropy", keras.losses.binary_crossentropy)
+# Gradients with at most this many entries are checked in full, larger ones in part.
+_CHECKED_IN_FULL = 4096
+
+_SPARSE = ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy)
+_BINARY = ("binary_crossentropy", keras.losses.binary_crossentropy)
 
 
 class Problem(enum.IntEnum):
-    """What was wrong with a gradient step."""
+    """What is wrong with a gradient step. Of several problems in one step, the first that was checked is recorded."""
 
     NONE = 0
     INPUTS = 1
@@ -30,62 +32,65 @@ class Problem(enum.IntEnum):
 
 
 class StepRecord:
-    """What the compiled steps of a model tell: variables, but no state of the model.
+    """What compiled steps record, in variables that are not part of the model.
 
     Attributes:
-        problem: The first `Problem` of this fit.
-        taken: Steps of the last call before that problem.
-        guarded: Whether a `FitGuard` looks at them.
+        problem: The first `Problem` of this `fit`, a scalar `int64` variable.
+        taken: Steps that the last call of `take_steps` took before that problem, a scalar `int64` variable.
+        guarded: Whether a `FitGuard` checks them in the current `fit`.
     """
 
     def __init__(self) -> None:
-        # int64, since TensorFlow keeps int32 variables in host memory, where XLA cannot reach them for a GPU.
+        # int64, because TensorFlow keeps int32 variables in host memory, where XLA cannot read them for a GPU.
         self.problem = tf.Variable(0, dtype=tf.int64, trainable=False, name="step_problem")
         self.guarded = False
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_taken")
 
 
 class StepCheck:
-    """The checks of one gradient step, while it is traced or run.
+    """Checks one gradient step: call `inputs`, `ids` and `labels` during the forward pass, then `result`.
 
     Args:
-        first: The variable that holds the first `Problem` of this fit, `int64`.
+        first_problem: `StepRecord.problem`.
     """
 
-    def __init__(self, first: tf.Variable):
-        self._first = first
-        self._found: list[tuple[Problem, tf.Tensor]] = []
+    def __init__(self, first_problem: tf.Variable):
+        self._first_problem = first_problem
+        self._checks: list[tuple[Problem, tf.Tensor]] = []
 
     def inputs(self, finite: tf.Tensor) -> None:
-        """Takes up whether the inputs are finite, see `all_finite`."""
+        """Requires that the inputs are finite: `finite` is a `bool` scalar, see `all_finite`."""
         self._require(Problem.INPUTS, finite)
 
     def labels(self, loss: Any, y: Any, y_pred: Any) -> Any:
-        """Checks that labels are in range; returns them with 0 in place of those that are not.
+        """Requires that labels are in the range of the loss, for cross-entropies with labels from a known range.
 
         Args:
-            loss: The model's loss as it was compiled.
+            loss: The loss from `compile`.
             y: Labels in any structure.
             y_pred: Outputs in any structure.
+
+        Returns:
+            `y`, with 0 in place of labels out of range.
         """
         labels, outputs = tf.nest.flatten(y), tf.nest.flatten(y_pred)
         losses = _flat_losses(loss, len(labels))
         if len(labels) != len(outputs):
             return y
-        checked = [self._of_one(each, *pair) for each, *pair in zip(losses, labels, outputs, strict=True)]
+        checked = [self._checked_labels(*each) for each in zip(losses, labels, outputs, strict=True)]
         return tf.nest.pack_sequence_as(y, checked)
 
-    def _of_one(self, loss: Any, labels: Any, output: Any) -> Any:
+    def _checked_labels(self, loss: Any, labels: Any, output: Any) -> Any:
         if not isinstance(labels, tf.Tensor) or labels.dtype in (tf.string, tf.bool):
             return labels
-        if isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or loss in SPARSE:
+        if isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or loss in _SPARSE:
             valid = (labels >= 0) & (labels < tf.cast(output.shape[-1], labels.dtype))
             if labels.dtype.is_floating:
                 valid &= labels == tf.floor(labels)
             ignored = getattr(loss, "ignore_class", None)
             if ignored is not None:
                 valid |= labels == tf.cast(ignored, labels.dtype)
-        elif isinstance(loss, keras.losses.BinaryCrossentropy) or loss in BINARY:
+        elif isinstance(loss, keras.losses.BinaryCrossentropy) or loss in _BINARY:
             valid = (labels >= 0) & (labels <= 1)
         else:
             return labels
@@ -94,57 +99,61 @@ class StepCheck:
 
     @contextlib.contextmanager
     def ids(self, model: keras.Model) -> Iterator[None]:
-        """While it lasts, embedding layers check their ids and look up entry 0 for those outside the vocabulary."""
+        """Within the block, requires that ids of embedding layers are in the vocabulary; others look up entry 0."""
         layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
         for layer in layers:
-            object.__setattr__(layer, "call", self._checked(layer, layer.call))
+            object.__setattr__(layer, "call", self._checked_call(layer, layer.call))
         try:
             yield
         finally:
             for layer in layers:
                 object.__delattr__(layer, "call")
 
-    def _checked(self, layer: keras.layers.Embedding, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked_call(self, layer: keras.layers.Embedding, call: Callable[..., Any]) -> Callable[..., Any]:
         graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
-        def checked_call(inputs, *args, **kwargs):
+        def checked_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             ids = tf.convert_to_tensor(inputs)
             if not ids.dtype.is_integer and not ids.dtype.is_floating:
                 return call(inputs, *args, **kwargs)
-            if kwargs.get("reverse") or (args and args[0] is True):  # ReversibleEmbedding's way back to ids
+            if kwargs.get("reverse") or (args and args[0] is True):  # ReversibleEmbedding: from vectors to logits
                 return call(inputs, *args, **kwargs)
             valid = (ids >= 0) & (ids < tf.cast(layer.input_dim, ids.dtype))
             rows = call(tf.where(valid, ids, tf.zeros((), ids.dtype)), *args, **kwargs)
             if graph is None or graph is tf.compat.v1.get_default_graph():
                 self._require(Problem.IDS, tf.reduce_all(valid))
                 return rows
-            # In a loop inside the model, from which no check can be read: the loss becomes NaN.
+            # In a loop inside the model, whose tensors cannot be used outside: make the loss NaN instead.
             return tf.where(valid[..., None], rows, tf.cast(float("nan"), rows.dtype))
 
         return checked_call
 
     def result(self, loss: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Whether the step may change anything, a `bool` scalar; the first problem of a fit is recorded.
+        """Checks loss and gradients, and records the first problem of the `fit`.
 
         Args:
-            loss: The loss.
-            gradients: Gradients, as they come out of the layers. Of a large one two slices are looked at: it is a sum
-                of products of what came into its layer and of what came back to it, and a NaN or an infinity in either
-                reaches every row or every column.
+            loss: The loss, a scalar.
+            gradients: Unmasked gradients. Two slices of a large one are checked. That suffices: a gradient is a sum of
+                products of the layer's inputs and of the gradients of its outputs, so a NaN or an infinity in either
+                reaches a whole row or a whole column.
+
+        Returns:
+            Whether the step may change anything, a `bool` scalar.
         """
         self._require(Problem.LOSS, tf.math.is_finite(loss))
-        if gradients:  # as in `is_finite`; XLA on CPU is slow to concatenate them
-            zeros = [tf.reduce_sum(tf.cast(part, tf.float32) * 0) for each in gradients for part in _parts(each)]
+        if gradients:  # multiplied by 0 as in `is_finite`; XLA on CPU is slow to concatenate them
+            parts = [part for gradient in gradients for part in _checked_parts(gradient)]
+            zeros = [tf.reduce_sum(tf.cast(part, tf.float32) * 0) for part in parts]
             self._require(Problem.GRADIENTS, tf.equal(tf.reduce_sum(tf.stack(zeros)), 0))
         problem = tf.zeros((), tf.int64)
-        for kind, passed in reversed(self._found):
+        for kind, passed in reversed(self._checks):
             problem = tf.where(passed, problem, tf.constant(kind, tf.int64))
-        before = tf.convert_to_tensor(self._first)
-        self._first.assign(tf.where(tf.equal(before, Problem.NONE), problem, before))
-        return tf.equal(before, Problem.NONE) & tf.equal(problem, Problem.NONE)
+        earlier = tf.convert_to_tensor(self._first_problem)
+        self._first_problem.assign(tf.where(tf.equal(earlier, Problem.NONE), problem, earlier))
+        return tf.equal(earlier, Problem.NONE) & tf.equal(problem, Problem.NONE)
 
     def _require(self, problem: Problem, passed: tf.Tensor) -> None:
-        self._found.append((problem, passed))
+        self._checks.append((problem, passed))
 
 
 def all_finite(x: Any) -> tf.Tensor:
@@ -156,24 +165,25 @@ def all_finite(x: Any) -> tf.Tensor:
 def is_finite(values: Any) -> tf.Tensor:
     """Whether all entries of a tensor are finite, a `bool` scalar.
 
-    Their products with 0 are 0, or NaN for one that is not finite, and so is a sum of them.
+    A finite number times 0 is 0, any other is NaN. So the sum of the products is 0 only if all entries are finite.
     """
     values = tf.convert_to_tensor(values)
     rows = tf.reshape(values, (1, -1) if values.shape.rank in (None, 0, 1) else (tf.shape(values)[0], -1))
     return tf.reduce_all(tf.equal(tf.linalg.matvec(rows, tf.zeros(tf.shape(rows)[1:], rows.dtype)), 0))
 
 
-def _parts(gradient: tf.Tensor) -> list[tf.Tensor]:
-    """All of a small gradient; of a large one a slice along each of the last two axes, through its middle."""
+def _checked_parts(gradient: tf.Tensor) -> list[tf.Tensor]:
+    """The whole of a small gradient, or a slice through the middle of a large one along each of its last two axes."""
     shape = gradient.shape
-    if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined() or shape.num_elements() <= SMALL:
+    if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined() or shape.num_elements() <= _CHECKED_IN_FULL:
         return [gradient]
     middle = [size // 2 for size in shape]
-    along = [[*middle[:axis], slice(None), *middle[axis + 1 :]] for axis in (shape.rank - 2, shape.rank - 1)]
-    return [gradient[tuple(each)] for each in along]
+    slices = [[*middle[:axis], slice(None), *middle[axis + 1 :]] for axis in (shape.rank - 2, shape.rank - 1)]
+    return [gradient[tuple(each)] for each in slices]
 
 
 def _flat_losses(loss: Any, count: int) -> list[Any]:
+    """The loss of each of `count` outputs, None where it is unknown."""
     if isinstance(loss, dict):
         loss = [loss[key] for key in sorted(loss)]
     if isinstance(loss, (list, tuple)):

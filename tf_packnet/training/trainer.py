@@ -1,4 +1,4 @@
-"""How a packed model computes when it is trained: what XLA compiles, and how the examples reach it."""
+"""Overrides Keras's `compile`, `fit` and `train_step` for packed models. The package docstring explains the parts."""
 
 import contextlib
 import functools
@@ -18,35 +18,36 @@ from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers
 from tf_packnet.training.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.training.fit_guard import FitGuard, check_steps
-from tf_packnet.training.gradient_step import assign_all, gradient_step, moving_state
-from tf_packnet.training.resident import DeviceExamples, take_steps
+from tf_packnet.training.gradient_step import assign_all, assigned_in_forward_pass, gradient_step
+from tf_packnet.training.multi_step import DeviceExamples, take_steps
 from tf_packnet.training.step_check import StepCheck, StepRecord, all_finite
 
 
 class PackedTrainer(Functional):
-    """A Keras model with masked layers whose gradient steps cost little more than their matrix products.
+    """A Keras functional model with masked layers, with fast and checked gradient steps.
 
     Attributes:
         xla: What XLA compiles of a gradient step: `step`, `update` or `off`, see `tf_packnet.training.acceleration`.
-        device_examples: The examples that lie on the device, once `fit` was given `ResidentBatches`.
+        device_examples: The `DeviceExamples` of the last `fit` with `ResidentBatches`; None before.
+        step_record: The `StepRecord` of the compiled steps.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.xla = acceleration.OFF
-        # Past Keras's tracking: they are no part of the model.
+        # Hidden from Keras's attribute tracking: they are not part of the model.
         object.__setattr__(self, "device_examples", None)
         object.__setattr__(self, "step_record", StepRecord())
-        object.__setattr__(self, "_stepped_by", ())
-        object.__setattr__(self, "_jit_asked", "auto")
+        object.__setattr__(self, "_traced_optimizers", ())
+        object.__setattr__(self, "_requested_jit_compile", "auto")
 
-    def compile(self, *args, jit_compile: bool | str = "auto", **kwargs) -> None:
-        """As `keras.Model.compile`.
+    def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
+        """Configures the model for training, like `keras.Model.compile`.
 
         Args:
             *args: As for Keras.
-            jit_compile: True compiles whole gradient steps with XLA, False nothing. `auto` compiles whole steps, but
-                for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
+            jit_compile: True compiles whole gradient steps with XLA, False nothing. `auto` compiles whole steps, except
+                for convolutions on CPU, where it compiles only masks and optimizer. The result is in `model.xla`.
             **kwargs: As for Keras.
         """
         own_step = overrides.replaced(self, "train_step")
@@ -59,38 +60,39 @@ class PackedTrainer(Functional):
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
             if overrides.takes(super().compile, "jit_compile"):
                 super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
-            else:  # the user's own
+            else:  # a `compile` of the user's class
                 super().compile(*args, **kwargs)
                 self.jit_compile = xla == acceleration.STEP
-        if xla == acceleration.STEP and not self.jit_compile:  # a layer, or op determinism, is against it
+        if xla == acceleration.STEP and not self.jit_compile:  # a layer or op determinism does not support it
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
-        if xla == acceleration.UPDATE and own_step:  # that would be another step
+        if xla == acceleration.UPDATE and own_step:  # `UPDATE` needs our `gradient_step`
             xla = acceleration.OFF
         self.xla = xla
         lifecycle.records(self).functions.clear()
-        object.__setattr__(self, "_jit_asked", jit_compile)
+        object.__setattr__(self, "_requested_jit_compile", jit_compile)
 
     def _best_xla(self) -> str:
         return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
 
     def get_compile_config(self) -> dict[str, Any]:
-        """As Keras's own, with `jit_compile` as it was asked for: another machine may choose otherwise."""
+        """The configuration to save, like Keras's, with the requested `jit_compile`: `auto` depends on the machine."""
         config = super().get_compile_config()
         if not config:
             return config
-        own = overrides.replaced(self, "compile", "get_compile_config")
-        if not own and config["optimizer"] is not None and self.optimizer is not None:  # it may have been replaced
+        overridden = overrides.replaced(self, "compile", "get_compile_config")
+        if not overridden and config["optimizer"] is not None and self.optimizer is not None:
+            # It may have been replaced since `compile`.
             optimizer = self.optimizer
             wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
             same = type(optimizer).__name__ == config["optimizer"]["class_name"]
             optimizer = optimizer if same or not wrapped else optimizer.inner_optimizer
             serialized = keras.saving.serialize_keras_object(optimizer)
-            serialized.pop("shared_object_id", None)  # Keras has serialized it before; the number is an address
+            serialized.pop("shared_object_id", None)  # an address in memory, because Keras has serialized it before
             config = {**config, "optimizer": serialized}
-        return {**config, "jit_compile": self._jit_asked}
+        return {**config, "jit_compile": self._requested_jit_compile}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
+        """Compiles a loaded model. Keras's own method does not if the class overrides `compile`."""
         if overrides.replaced(self, "compile", "compile_from_config"):
             super().compile_from_config(config)
             return
@@ -99,12 +101,21 @@ class PackedTrainer(Functional):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`, which takes `ResidentBatches` and `StreamedBatches` too.
+        """Trains the model, like `keras.Model.fit`.
+
+        Args:
+            x: As for Keras, or `ResidentBatches` or `StreamedBatches`.
+            **kwargs: As for Keras.
+
+        Returns:
+            The logs of all epochs, including those before a `fit` resumed with `tp.EpochBackup`.
 
         Raises:
-            FreezeError: If a value that a task had committed is another one at the end.
+            ArgumentError: If arguments do not fit together, or the model has a trainable variable that no task owns.
+            DivergedError: If the data of a step are bad, or the loss, a gradient or a weight is not finite.
+            FreezeError: If a committed task has changed before or during the `fit`.
         """
-        self._initial_epoch = None  # where an earlier fit resumed, which Keras would do again
+        self._initial_epoch = None  # set if an earlier `fit` resumed; Keras would begin this one there too
         backup = backup_of(kwargs.get("callbacks"))
         first_epoch = kwargs.get("initial_epoch", 0)
         if backup is not None:
@@ -112,48 +123,49 @@ class PackedTrainer(Functional):
         if isinstance(x, StreamedBatches):
             check_batches_alone(kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
-            kwargs["shuffle"] = False  # it comes shuffled
+            kwargs["shuffle"] = False  # they are shuffled already
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns of its own default
+            kwargs.setdefault("shuffle", False)  # Keras warns about its own default
         check_trained(self)
         self._build_optimizer()
         guard = FitGuard(title_of(kwargs.get("callbacks")))
         kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
         try:
-            with freeze_guard.guarded(self), self._learning_rates_kept():
+            with freeze_guard.guarded(self), self._learning_rates_restored():
                 history = super().fit(x, **kwargs)
         except tf.errors.InvalidArgumentError as error:
-            raise guard.failed(error) from error
-        finally:  # whatever ended it, the last whole epoch is on disk
+            raise guard.error_for(error) from error
+        finally:  # also after an error, wait until the last complete epoch is on disk
             self.step_record.guarded = False
             if backup is not None:
                 backup.wait()
         if backup is not None:
-            done = len(backup.history.get("loss", []))
-            history.history, history.epoch = backup.history, list(range(first_epoch, first_epoch + done))
+            epochs_done = len(backup.history.get("loss", []))
+            history.history, history.epoch = backup.history, list(range(first_epoch, first_epoch + epochs_done))
         return history
 
     @contextlib.contextmanager
-    def _learning_rates_kept(self) -> Iterator[None]:
-        every = optimizers.all_of(self)
-        # Keras traces a step once. It would go on with an optimizer or a schedule that has been replaced since.
-        stepped_by = [part for each in every for part in (each, optimizers.holder_of_rate(each)._learning_rate)]
-        if any(now is not then for now, then in itertools.zip_longest(stepped_by, self._stepped_by)):
+    def _learning_rates_restored(self) -> Iterator[None]:
+        """Restores, after the block, learning rates that a callback has changed; drops outdated compiled steps."""
+        used = optimizers.all_of(self)
+        # Keras traces a step once, and would continue to use an optimizer or a schedule that has been replaced since.
+        current = [part for each in used for part in (each, optimizers.holder_of_rate(each)._learning_rate)]
+        if any(new is not traced for new, traced in itertools.zip_longest(current, self._traced_optimizers)):
             self.train_function = None
-        object.__setattr__(self, "_stepped_by", stepped_by)
-        put_back = [optimizers.remembered_rate(each) for each in every]
+        object.__setattr__(self, "_traced_optimizers", current)
+        restore_rates = [optimizers.remember_rate(each) for each in used]
         try:
             yield
         finally:
             with lifecycle.strategy_scope(self):
-                if sum(each() for each in put_back):
+                if sum(restore() for restore in restore_rates):  # no `any`: each one must be called
                     self.train_function = None
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's.
+        """Takes one gradient step, like `keras.Model.train_on_batch`.
 
         Raises:
-            DivergedError: If the data, the loss or the gradients are not finite or out of range; nothing has changed.
+            DivergedError: If the data are bad, or the loss or a gradient is not finite. The step has changed nothing.
         """
         self._build_optimizer()
         self.step_record.problem.assign(0)
@@ -162,24 +174,24 @@ class PackedTrainer(Functional):
         return logs
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One gradient step on a batch, or the many of a call (see `tf_packnet.tasks.batches`)."""
-        check_trained(self)  # again: a callback may have changed it since the fit began
+        """Takes one gradient step on a batch, or the steps of one call (see `tf_packnet.training.multi_step`)."""
+        check_trained(self)  # again, because a callback may have changed it since `fit` began
         if acceleration.is_distributed(self):
             return super().train_step(data)
         self._build_optimizer()
-        if isinstance(data, dict) and "steps" in data:  # whose inputs were checked before the fit
-            undoable = self.xla == acceleration.STEP or overrides.replaced(self, "train_step")
-            return self._undoable(data) if undoable else take_steps(self, data, self._one_step)
-        # Uncompiled: XLA on CPU is slow to reduce.
+        if isinstance(data, dict) and "steps" in data:  # inputs were checked before the fit
+            undo = self.xla == acceleration.STEP or overrides.replaced(self, "train_step")
+            return self._steps_with_undo(data) if undo else take_steps(self, data, self._one_step)
+        # Not compiled, because XLA on CPU is slow to reduce.
         inputs_finite = all_finite(keras.utils.unpack_x_y_sample_weight(data)[0])
         if overrides.replaced(self, "train_step"):
-            return self._undoable(data, inputs_finite)
+            return self._steps_with_undo(data, inputs_finite)
         return self._compiled_steps(self._one_step)(data, inputs_finite)
 
     def _one_step(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
         if not overrides.replaced(self, "train_step"):
             return gradient_step(self, data, inputs_finite)
-        # The step of the user's class. Its logs say whether its loss is finite.
+        # The step of the user's class, whose loss is in its logs.
         logs = super().train_step(data)
         loss = logs.get("loss") if isinstance(logs, dict) else None
         weights = [tf.convert_to_tensor(variable) for variable in self.trainable_variables]
@@ -192,17 +204,20 @@ class PackedTrainer(Functional):
     def _compiled_steps(self, steps: Callable[..., Any]) -> Callable[..., Any]:
         return kernels.compiled(steps) if self.xla == acceleration.STEP else steps
 
-    def _undoable(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-        """The steps of a call that cannot choose whether their changes count; what is wrong is undone afterwards.
+    def _steps_with_undo(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
+        """Takes steps that change the model even if a check fails, and undoes them in that case.
 
-        In many steps that XLA compiles the choice would cost a tenth of their time.
+        If XLA compiles many steps in one call, discarding the changes in each step would take a tenth of their time.
 
         Args:
-            data: A batch, or what `take_steps` takes.
-            inputs_finite: Of a batch, whether its inputs are finite.
+            data: A batch, or a call for `take_steps`.
+            inputs_finite: For a batch, whether its inputs are finite, a `bool` scalar.
+
+        Returns:
+            The metrics or logs, by name.
         """
         slots = [variable for optimizer in optimizers.all_of(self) for variable in optimizer.variables]
-        changing = [*self.trainable_variables, *moving_state(self), *slots]
+        changing = [*self.trainable_variables, *assigned_in_forward_pass(self), *slots]
         before = [tf.convert_to_tensor(variable) for variable in changing]
         if inputs_finite is None:
             steps = self._compiled_steps(functools.partial(take_steps, self, step=self._one_step))
@@ -210,9 +225,9 @@ class PackedTrainer(Functional):
         else:
             logs = self._compiled_steps(self._one_step)(data, inputs_finite)
 
-        def undo():
+        def undo() -> bool:
             assign_all(changing, before)
-            if inputs_finite is None:  # the steps before the one that was wrong
+            if inputs_finite is None:  # take the steps before the one that failed again
                 problem = tf.convert_to_tensor(self.step_record.problem)
                 self.step_record.problem.assign(0)
                 steps({**data, "steps": tf.cast(self.step_record.taken, data["steps"].dtype)})
@@ -228,52 +243,55 @@ class PackedTrainer(Functional):
                 self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False) -> None:
-        """As Keras's; what XLA compiles is decided in `train_step`."""
+        """Makes the training function, like Keras's, without XLA: `train_step` decides what XLA compiles."""
         with self._without_xla():
             super().make_train_function(force)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """As Keras's, with kernels that XLA chose in one pass."""
-        with self._chosen_kernels():
+        """Evaluates one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        with self._kernels_in_one_pass():
             return super().test_step(data)
 
     def predict_step(self, data: Any) -> Any:
-        """As Keras's, with kernels that XLA chose in one pass."""
-        with self._chosen_kernels():
+        """Predicts one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        with self._kernels_in_one_pass():
             return super().predict_step(data)
 
-    def _chosen_kernels(self) -> contextlib.AbstractContextManager:
-        weights = kernels.worth_choosing(self)
-        return kernels.lent(weights, kernels.chosen(weights, self.xla)) if weights else contextlib.nullcontext()
+    def _kernels_in_one_pass(self) -> contextlib.AbstractContextManager:
+        weights = kernels.worth_compiling(self)
+        if not weights:
+            return contextlib.nullcontext()
+        return kernels.substituted(weights, kernels.selected(weights, self.xla))
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # Keras asks the metrics again, since its steps may run ahead of each other. On one device the last logs are the
-        # last: half a millisecond less, twice an epoch.
-        alone = not acceleration.is_distributed(self)
-        return logs if alone and isinstance(logs, dict) and logs else super()._get_metrics_result_or_logs(logs)
+        # Keras computes the metrics again, because its steps may run asynchronously. On one device the last logs are up
+        # to date; using them saves 0.5 ms twice per epoch.
+        if isinstance(logs, dict) and logs and not acceleration.is_distributed(self):
+            return logs
+        return super()._get_metrics_result_or_logs(logs)
 
     def make_test_function(self, force: bool = False) -> None:
-        """As Keras's, never compiled by XLA: splits differ in size, and each size would be compiled anew."""
+        """Makes the evaluation function, like Keras's, without XLA, which would compile it for each size of data."""
         with self._without_xla():
             super().make_test_function(force)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """As Keras's, never compiled by XLA: see `make_test_function`."""
+        """Makes the prediction function, like Keras's, without XLA: see `make_test_function`."""
         with self._without_xla():
             super().make_predict_function(force)
 
     @contextlib.contextmanager
     def _without_xla(self) -> Iterator[None]:
-        compiled, self.jit_compile = self.jit_compile, False
+        jit_compile, self.jit_compile = self.jit_compile, False
         try:
             yield
         finally:
-            self.jit_compile = compiled
+            self.jit_compile = jit_compile
 
     def _prepare(self, batches: StreamedBatches, first_epoch: int) -> tuple[Any, int]:
-        """The data set that Keras iterates over, and how many of its elements make an epoch."""
+        """The data set for Keras to iterate over, and its number of elements per epoch."""
         if self.steps_per_execution != 1:
-            expected = "1: these batches bring many steps to a call by themselves"
+            expected = "1, because these batches already take many steps per call"
             raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)
         resident = isinstance(batches, ResidentBatches)
         if acceleration.is_distributed(self):
@@ -283,7 +301,7 @@ class PackedTrainer(Functional):
         if resident:
             self._put_on_device(batches)
         example = (batches.batch_size, *batches.images.shape[1:])
-        # In a compiled loop it would be too late to make the variables of metrics and optimizer.
+        # Builds metrics and optimizer now: variables cannot be created in a compiled loop.
         x, y = keras.KerasTensor(example), keras.KerasTensor(example[:1], dtype=batches.labels.dtype.name)
         self._symbolic_build(data_batch=(x, y, None))
         return batches.dataset(first_epoch), batches.calls
@@ -291,6 +309,6 @@ class PackedTrainer(Functional):
     def _put_on_device(self, batches: ResidentBatches) -> None:
         if self.device_examples is not None and self.device_examples.fits(batches):
             self.device_examples.load(batches)
-        else:  # past Keras's tracking: they are no part of the model
+        else:  # hidden from Keras's attribute tracking: they are not part of the model
             object.__setattr__(self, "device_examples", DeviceExamples(batches))
             lifecycle.drop_compiled_functions(self)

@@ -1,4 +1,4 @@
-"""All that training goes on from in the middle of a `fit`: weights, owners, optimizer, random generators."""
+"""Captures and restores all that a `fit` needs to resume: weights, owner maps, optimizers, random generators."""
 
 from typing import NamedTuple
 
@@ -10,64 +10,73 @@ from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.weights import view
 from tf_packnet.training import optimizers
 
-PACK, OTHER, OPTIMIZER, BUILT = "pack/", "other/", "optimizer/", "built/"
+# Prefixes of the names in a captured state. Backups contain them: do not change them.
+_PACK, _OTHER, _OPTIMIZER, _BUILT = "pack/", "other/", "optimizer/", "built/"
 
 
 class Parts(NamedTuple):
-    """Where the state of a model lies. Looking for it takes as long as capturing it."""
+    """The layers and variables that hold the state of a model. Finding them takes as long as capturing the state."""
 
     layers: list[tuple[str, TaskLayer]]
     others: list[keras.Variable]
 
 
 def parts(model: keras.Model) -> Parts:
-    """Where the state of `model` lies, for every `capture` of one `fit`: the optimizer may still be built in it."""
+    """The parts of `model`, to pass to every `capture` of one `fit`; no optimizer, as it may not be built yet."""
     return Parts(lifecycle.named_layers(model), _other_variables(model))
 
 
-def capture(model: keras.Model, where: Parts | None = None) -> dict[str, np.ndarray]:
-    """The state of a compiled model with task-aware layers, by name, for `restore`; it stays as it is.
+def capture(model: keras.Model, known_parts: Parts | None = None) -> dict[str, np.ndarray]:
+    """Captures the state of a compiled model with task-aware layers, for `restore`.
 
-    On CPU nothing is copied: a variable that changes takes new memory, while somebody looks at the old one.
+    On CPU nothing is copied: as long as the returned arrays exist, TensorFlow gives a variable that changes new memory.
 
     Args:
         model: The model.
-        where: Its `parts`, if they are known.
+        known_parts: `parts(model)`, if it has been computed before.
+
+    Returns:
+        Read-only arrays by name.
     """
-    layers, others = where or parts(model)
-    found = {PACK + name: value for name, value in lifecycle.state_of(layers).items()}
-    for prefix, variables in ((OTHER, others), (OPTIMIZER, _optimizer_variables(model))):
-        found.update({f"{prefix}{place}": view(variable) for place, variable in enumerate(variables)})
-    place_of = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
-    for number, (_, _, optimizer) in enumerate(optimizers.of_user(model)):  # Keras builds them in their first step
+    layers, others = known_parts or parts(model)
+    state = {_PACK + name: value for name, value in lifecycle.state_of(layers).items()}
+    for prefix, variables in ((_OTHER, others), (_OPTIMIZER, _optimizer_variables(model))):
+        state.update({f"{prefix}{index}": view(variable) for index, variable in enumerate(variables)})
+    index_of = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
+    for number, (_, _, optimizer) in enumerate(optimizers.of_user(model)):  # built in their first step
         if optimizer.built:
-            trained = [place_of[id(variable)] for variable in optimizers.trained_by(optimizer)]
-            found[f"{BUILT}{number}"] = np.array(trained, np.int64)
-    return found
+            trained = [index_of[id(variable)] for variable in optimizers.trained_by(optimizer)]
+            state[f"{_BUILT}{number}"] = np.array(trained, np.int64)
+    return state
 
 
 def restore(model: keras.Model, state: dict[str, np.ndarray]) -> None:
-    """The inverse of `capture`, on a model of the same architecture whose optimizer was built for its weights.
+    """Restores what `capture` returned.
+
+    Args:
+        model: A model of the same architecture, whose optimizer is built.
+        state: Arrays by name.
 
     Raises:
-        ValueError: If `state` is that of another model or optimizer.
+        ValueError: If `state` is from another model or optimizer.
     """
-    pack = {name.removeprefix(PACK): state[name] for name in state if name.startswith(PACK)}
+    pack = {name.removeprefix(_PACK): state[name] for name in state if name.startswith(_PACK)}
     for number, (_, _, optimizer) in enumerate(optimizers.of_user(model)):
-        if f"{BUILT}{number}" in state and not optimizer.built:
-            optimizer.build([model.trainable_variables[place] for place in state[f"{BUILT}{number}"]])
-    groups = {OTHER: _other_variables(model), OPTIMIZER: _optimizer_variables(model)}
-    ours = {f"{prefix}{place}": variable for prefix, some in groups.items() for place, variable in enumerate(some)}
-    theirs = {name for name in state if not name.startswith((PACK, BUILT))}
-    different = [name for name in ours if name in theirs and tuple(ours[name].shape) != state[name].shape]
-    if set(ours) != theirs or different:
-        raise ValueError("the state is that of another model, or of another optimizer")
+        if f"{_BUILT}{number}" in state and not optimizer.built:
+            optimizer.build([model.trainable_variables[index] for index in state[f"{_BUILT}{number}"]])
+    groups = {_OTHER: _other_variables(model), _OPTIMIZER: _optimizer_variables(model)}
+    variables = {
+        f"{prefix}{index}": variable for prefix, group in groups.items() for index, variable in enumerate(group)
+    }
+    names = {name for name in state if not name.startswith((_PACK, _BUILT))}
+    if set(variables) != names or any(tuple(variables[name].shape) != state[name].shape for name in names):
+        raise ValueError("the state is from another model or another optimizer")
     try:
         lifecycle.load_state(model, pack)
     except KeyError as error:
-        raise ValueError(f"the state is that of another model: it has no {error}") from error
+        raise ValueError(f"the state is from another model: it has no {error}") from error
     with lifecycle.strategy_scope(model):
-        for name, variable in ours.items():
+        for name, variable in variables.items():
             variable.assign(state[name])
 
 
@@ -76,10 +85,10 @@ def _optimizer_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def _other_variables(model: keras.Model) -> list[keras.Variable]:
-    """What is in no task-aware layer's own state: weights and statistics of other layers, and random generators."""
-    found = []
+    """Weights and statistics of layers that are not task-aware, and all random generators."""
+    variables = []
     for layer in model._flatten_layers():
         if not isinstance(layer, TaskLayer):
-            found += layer._trainable_variables + layer._non_trainable_variables
-        found += [generator.state for generator in layer._seed_generators]
-    return list({id(variable): variable for variable in found}.values())
+            variables += layer._trainable_variables + layer._non_trainable_variables
+        variables += [generator.state for generator in layer._seed_generators]
+    return list({id(variable): variable for variable in variables}.values())

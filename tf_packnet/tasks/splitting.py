@@ -1,4 +1,4 @@
-"""Cuts a labelled data set into a stream of tasks, and holds out the examples for validation."""
+"""Splits a labelled data set into a stream of tasks, and holds out validation examples."""
 
 from collections.abc import Iterable, Sequence
 
@@ -20,22 +20,25 @@ def split_into_tasks(
     batch_size: int = 128,
     seed: int = 0,
 ) -> TaskStream:
-    """Cuts a labelled data set into tasks of `classes_per_task` classes: 0..c-1, c..2c-1, and so on.
+    """Splits a labelled data set into tasks of `c = classes_per_task` classes: 0 to c-1, c to 2c-1, and so on.
 
     Args:
         name: Name of the data set.
-        train: Training examples; the validation split is held out of them, per class, by `seed`.
+        train: Training examples. A fraction of each class is held out of them for validation.
         test: Test examples.
         class_names: Name of each label.
-        classes_per_task: `c`.
-        num_tasks: How many tasks; default as many as the classes give.
-        validation_fraction: Share of each class's training examples to hold out, in [0, 1).
-        batch_size: Batch size of the tasks' ready-made data sets.
-        seed: Seeds the held-out choice and the order of the training batches.
+        classes_per_task: Number of classes of each task.
+        num_tasks: Number of tasks; the default is as many as there are classes for.
+        validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
+        batch_size: Batch size of the tasks' data sets.
+        seed: Seeds the choice of validation examples and the order of the training batches.
+
+    Returns:
+        The tasks, each with labels from 0.
 
     Raises:
-        ArgumentError: If a number is out of range, the classes do not suffice, a task has no full batch, or its
-            examples cannot be learned from (see `tasks.checks`).
+        ArgumentError: If a number is out of range, there are too few classes, a task has fewer training examples than
+            one batch, or `check_task` rejects its data.
     """
     if classes_per_task < 1:
         raise ArgumentError("classes_per_task", "at least 1", classes_per_task)
@@ -45,14 +48,14 @@ def split_into_tasks(
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     if batch_size < 1:
         raise ArgumentError("batch_size", "at least 1", batch_size)
-    possible = len(class_names) // classes_per_task
-    if possible == 0:
+    max_tasks = len(class_names) // classes_per_task
+    if max_tasks == 0:
         raise ArgumentError("classes_per_task", f"at most the {len(class_names)} classes of {name}", classes_per_task)
-    num_tasks = possible if num_tasks is None else num_tasks
-    if num_tasks > possible:
+    num_tasks = max_tasks if num_tasks is None else num_tasks
+    if num_tasks > max_tasks:
         raise ArgumentError(
             "num_tasks",
-            f"at most {possible} ({name} has {len(class_names)} classes, {classes_per_task} a task)",
+            f"at most {max_tasks} ({name} has {len(class_names)} classes, {classes_per_task} per task)",
             num_tasks,
         )
     for split, data in (("train", train), ("test", test)):
@@ -79,16 +82,26 @@ def split_into_tasks(
 
 
 def hold_out(
-    labels: np.ndarray, wanted: Iterable[int], fraction: float, rng: np.random.Generator
+    labels: np.ndarray, classes: Iterable[int], fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which examples with the `wanted` labels stay, and which are held out: a `fraction` of each label's, by `rng`."""
-    train, validation = [], []
-    for label in wanted:
+    """Divides the examples of some classes at random.
+
+    Args:
+        labels: Integer array `(examples,)`.
+        classes: Labels of the examples to divide.
+        fraction: Fraction of each class's examples to hold out.
+        rng: Draws them.
+
+    Returns:
+        Indices of the examples that stay and of those held out, both sorted.
+    """
+    staying, held_out = [], []
+    for label in classes:
         index = rng.permutation(np.flatnonzero(labels == label))
-        held_out = round(len(index) * fraction)
-        validation.append(index[:held_out])
-        train.append(index[held_out:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
+        count = round(len(index) * fraction)
+        held_out.append(index[:count])
+        staying.append(index[count:])
+    return np.sort(np.concatenate(staying)), np.sort(np.concatenate(held_out))
 
 
 def _relabelled(split: Split, index: np.ndarray, first_label: int) -> Split:

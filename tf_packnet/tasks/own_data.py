@@ -1,4 +1,4 @@
-"""Tasks from data of one's own: arrays, a `tf.data.Dataset`, a folder of images."""
+"""Makes tasks from the user's own data: arrays, a `tf.data.Dataset`, or folders of images."""
 
 import os
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.tasks.cutting import hold_out
 from tf_packnet.tasks.data_checks import check_finite
+from tf_packnet.tasks.splitting import hold_out
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
 
 if TYPE_CHECKING:
@@ -31,22 +31,25 @@ def from_arrays(
     seed: int = 0,
     scale: float | None = None,
 ) -> Task:
-    """A task from arrays.
+    """Makes a task from arrays.
 
     Args:
-        name: What the task is called.
-        x: Examples, `(examples, *shape)`, numbers.
-        y: A label each, `(examples,)`: anything that can be sorted, such as class numbers or names.
-        test: Examples and labels for testing; default a share of each class of `x`.
-        class_names: Names of the labels in sorted order; default the labels themselves.
-        validation_fraction: Share of each class's training examples to hold out for choices, in [0, 1).
-        test_fraction: Share of each class to hold out for testing where `test` is not given, in (0, 1).
-        batch_size: Batch size of the task's ready-made data sets.
-        seed: Seeds what is held out and the order of the training batches.
-        scale: Multiplies the examples on their way to the network; default 1/255 for `uint8`, else 1.
+        name: Name of the task.
+        x: Numeric examples, `(examples, *shape)`.
+        y: Labels, `(examples,)`: class numbers, names, or other values that can be sorted.
+        test: Test examples and labels; by default a fraction of each class of `x` is held out.
+        class_names: Names of the labels in sorted order; by default the labels themselves.
+        validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
+        test_fraction: Fraction of each class to hold out for testing if `test` is not given, in (0, 1).
+        batch_size: Batch size of the task's data sets.
+        seed: Seeds the choice of held-out examples and the order of the training batches.
+        scale: Factor that the examples are multiplied by for the network; by default 1/255 for `uint8`, else 1.
+
+    Returns:
+        The task, with labels from 0 in the order of the sorted labels.
 
     Raises:
-        ArgumentError: If the arrays do not fit together, hold what is no finite number, or are too few.
+        ArgumentError: If the arrays do not fit together, contain NaN or infinity, or have too few examples.
     """
     x, y = _checked("x", "y", x, y)
     labels = _classes_of(y)
@@ -58,15 +61,15 @@ def from_arrays(
         raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", test_fraction)
     rng = np.random.default_rng(seed)
     scale = (1 / 255 if x.dtype == np.uint8 else 1.0) if scale is None else scale
-    everything = Split(x, np.searchsorted(labels, y).astype(np.int32), scale)
+    examples = Split(x, np.searchsorted(labels, y).astype(np.int32), scale)
     classes = range(len(labels))
     if test is None:
-        rest, held_out = hold_out(everything.labels, classes, test_fraction, rng)
-        everything, tested = everything.take(rest), everything.take(held_out)
+        rest, held_out = hold_out(examples.labels, classes, test_fraction, rng)
+        examples, test_split = examples.take(rest), examples.take(held_out)
     else:
-        tested = _test_split(test, x, labels, scale)
-    train, validation = hold_out(everything.labels, classes, validation_fraction, rng)
-    splits = {"train": everything.take(train), "validation": everything.take(validation), "test": tested}
+        test_split = _test_split(test, x, labels, scale)
+    train, validation = hold_out(examples.labels, classes, validation_fraction, rng)
+    splits = {"train": examples.take(train), "validation": examples.take(validation), "test": test_split}
     if not 1 <= batch_size <= len(train):
         raise ArgumentError("batch_size", f"1 to the {len(train)} training examples of task {name!r}", batch_size)
     names = tuple(map(str, labels if class_names is None else class_names))
@@ -89,42 +92,42 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
 
 
 def _classes_of(y: np.ndarray) -> np.ndarray:
-    """The different labels, sorted."""
+    """The distinct labels, sorted."""
     expected = "class numbers or names"
     if y.dtype.kind in "fc" and not (y == np.floor(y.real)).all():
-        raise ArgumentError("y", expected, f"{y.dtype} labels that are no whole numbers")
+        raise ArgumentError("y", expected, f"{y.dtype} labels that are not whole numbers")
     try:
         return np.unique(y)
     except TypeError as error:  # such as names and numbers
-        raise ArgumentError("y", f"{expected}, of one kind", f"labels that cannot be sorted ({error})") from error
+        raise ArgumentError("y", f"{expected}, of one type", f"labels that cannot be sorted ({error})") from error
 
 
 def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> Split:
     if not isinstance(test, (tuple, list)) or len(test) != 2:
         raise ArgumentError("test", "a pair (x, y)", type(test).__name__)
-    examples, theirs = _checked("test", "test", *test)
+    examples, test_labels = _checked("test", "test", *test)
     if examples.shape[1:] != x.shape[1:] or examples.dtype != x.dtype:
-        expected = f"{x.dtype} examples of shape {x.shape[1:]}, as those for training"
+        expected = f"{x.dtype} examples of shape {x.shape[1:]}, like the training examples"
         raise ArgumentError("test", expected, f"{examples.dtype} of shape {examples.shape[1:]}")
-    unknown = np.setdiff1d(theirs, labels)
+    unknown = np.setdiff1d(test_labels, labels)
     if len(unknown):
-        raise ArgumentError("test", "labels that are in y too", unknown.tolist()[:5])
-    return Split(examples, np.searchsorted(labels, theirs).astype(np.int32), scale)
+        raise ArgumentError("test", "only labels also in y", unknown.tolist()[:5])
+    return Split(examples, np.searchsorted(labels, test_labels).astype(np.int32), scale)
 
 
 def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
-    """A task from data sets of `(x, y)`, batched or not, which are read into memory.
+    """Makes a task from data sets of `(x, y)`, batched or not, which are read into RAM.
 
-    What does not fit there can be given to `packed.fit` itself, as to any Keras model.
+    Larger data sets can be passed to `packed.fit`, as for any Keras model.
 
     Args:
-        name: What the task is called.
+        name: Name of the task.
         train: Training examples.
-        test: Examples for testing; default a share of each class of `train`.
+        test: Test examples; by default a fraction of each class of `train` is held out.
         **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: As for `from_arrays`, or if the elements are no pairs, or have no end.
+        ArgumentError: As for `from_arrays`, or if the elements are not pairs, or the data set is infinite.
     """
     return from_arrays(name, *_read("train", train), None if test is None else _read("test", test), **kwargs)
 
@@ -134,7 +137,7 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ArgumentError(argument, "a tf.data.Dataset of pairs (x, y)", spec if spec is not None else dataset)
     if int(dataset.cardinality()) == -1:
-        raise ArgumentError(argument, "a data set with an end (this one repeats for ever)", dataset)
+        raise ArgumentError(argument, "a finite data set (this one repeats forever)", dataset)
     batched = spec[1].shape.rank != 0
     pairs = list((dataset if batched else dataset.batch(1024)).as_numpy_iterator())
     if not pairs:
@@ -143,33 +146,35 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
 
 
 def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> Task:
-    """A task from a folder of images, in a folder a class: `cats_dogs/cat/1.jpg`.
+    """Makes a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`.
 
-    A folder with `train/` and `test/` has them apart, each with a folder a class.
+    If the folder contains `train/` and `test/`, each of them has one folder per class.
 
     Args:
-        path: The folder; its name is the task's.
-        image_size: Height and width that all images are brought to; default the one that they all have.
+        path: The folder. Its name becomes the name of the task.
+        image_size: Height and width to resize all images to; by default they must all have the same size.
         **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: If there is no such folder, a class has no images, or they differ in size.
+        ArgumentError: If there is no such folder, a class has no images, an image cannot be read, or images differ in
+            size and `image_size` is not given.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
-    apart = (path / "train").is_dir() and (path / "test").is_dir()
-    classes = _classes(path / "train" if apart else path)
-    train = _read_images(path / "train" if apart else path, classes, image_size)
+    has_test = (path / "train").is_dir() and (path / "test").is_dir()
+    train_path = path / "train" if has_test else path
+    classes = _class_folders(train_path)
+    train = _read_images(train_path, classes, image_size)
     size = train[0].shape[1:3]
-    test = _read_images(path / "test", classes, image_size or size) if apart else None
+    test = _read_images(path / "test", classes, image_size or size) if has_test else None
     return from_arrays(path.name, *train, test, class_names=classes, **kwargs)
 
 
-def _classes(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> list[str]:
     classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not classes:
-        raise ArgumentError("path", "a folder with a folder a class", os.fspath(folder))
+        raise ArgumentError("path", "a folder with one folder per class", os.fspath(folder))
     return classes
 
 
@@ -178,8 +183,8 @@ def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None)
 
     images, labels = [], []
     for label, name in enumerate(classes):
-        inside = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
-        files = [file for file in inside if file.suffix.lower() in IMAGES]
+        children = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
+        files = [file for file in children if file.suffix.lower() in IMAGES]
         if not files:
             raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder / name}", "none")
         for file in files:
@@ -192,27 +197,32 @@ def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None)
             except (OSError, UnidentifiedImageError) as error:
                 raise ArgumentError("path", "images that can be read", os.fspath(file)) from error
             labels.append(label)
-    grey = all(image.ndim == 2 for image in images)
-    images = [image[..., np.newaxis] if grey else _in_colour(image) for image in images]
+    gray = all(image.ndim == 2 for image in images)
+    images = [image[..., np.newaxis] if gray else _to_rgb(image) for image in images]
     sizes = sorted({image.shape[:2] for image in images})
     if len(sizes) > 1:
-        expected = f"given: the images have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}"
+        expected = f"a size, as the images have {len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
         raise ArgumentError("image_size", expected, size)
     return np.stack(images), np.array(labels)
 
 
-def _in_colour(image: np.ndarray) -> np.ndarray:
+def _to_rgb(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
 
 
 def from_folders(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> TaskStream:
-    """A stream from a folder with a folder of images a task, in the order of their names; see `from_folder`.
+    """Makes a stream from a folder with one folder per task, in the order of their names.
+
+    Args:
+        path: The folder. Its name becomes the name of the stream.
+        image_size: As for `from_folder`.
+        **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: As `from_folder` does, or if there is no task.
+        ArgumentError: As for `from_folder`, or if the folder contains no folders.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
-    folders = _classes(path)
+    folders = _class_folders(path)
     return TaskStream(path.name, [from_folder(path / name, image_size, **kwargs) for name in folders])

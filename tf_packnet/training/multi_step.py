@@ -1,0 +1,141 @@
+"""Takes many gradient steps in one call of the compiled function, on resident or streamed examples."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_packnet.structure import overrides
+from tf_packnet.tasks.batches import ResidentBatches, decode
+from tf_packnet.training import kernels
+
+# Examples to compare at a time: comparing all at once would take as much memory as they do.
+_COMPARED_AT_ONCE = 64
+
+# TensorFlow keeps int32 variables in host memory, where functions that XLA compiles for a GPU cannot read them.
+_DTYPE_ON_DEVICE = {np.dtype(np.int32): np.int64}
+
+
+class DeviceExamples:
+    """The examples of one task in device memory; those of the next task replace them.
+
+    Args:
+        batches: The examples of the first task.
+
+    Attributes:
+        images: Variable `(rows, features)` in the dtype of the data, or int64 for int32. Images are flattened, because
+            XLA then gathers rows several times as fast.
+        labels: Variable `(rows,)` in the dtype of the data, or int64 for int32.
+        shape: Shape of one example.
+        dtypes: Dtypes of the data's images and labels.
+    """
+
+    def __init__(self, batches: ResidentBatches):
+        self.shape = batches.images.shape[1:]
+        self.dtypes = batches.images.dtype, batches.labels.dtype
+        images, labels = _padded(batches)
+        # The number of rows is left open, as it may change.
+        self.images = tf.Variable(images, trainable=False, shape=(None, images.shape[1]))
+        self.labels = tf.Variable(labels, trainable=False, shape=(None,))
+
+    def fits(self, batches: ResidentBatches) -> bool:
+        """Whether `batches` have examples of the same shape and dtypes, so that compiled steps can use them."""
+        return batches.images.shape[1:] == self.shape and (batches.images.dtype, batches.labels.dtype) == self.dtypes
+
+    def load(self, batches: ResidentBatches) -> None:
+        """Replaces the examples. Compiled steps stay valid, as long as `fits(batches)`."""
+        # Retraining uses the same examples as training. To copy 27 MB again can take 0.4 s, if allocation is slow.
+        if self._has(batches):
+            return
+        images, labels = _padded(batches, at_least=int(tf.shape(self.labels)[0]))
+        self.images.assign(images)
+        self.labels.assign(labels)
+
+    def _has(self, batches: ResidentBatches) -> bool:
+        examples = len(batches.labels)
+        images, labels = np.asarray(self.images.value()), np.asarray(self.labels.value())  # no copies on CPU
+        if len(labels) < batches.reserved or not np.array_equal(labels[:examples], batches.labels):
+            return False
+        given = batches.images.reshape(examples, -1)
+        chunks = [slice(start, start + _COMPARED_AT_ONCE) for start in range(0, examples, _COMPARED_AT_ONCE)]
+        return all(np.array_equal(images[:examples][chunk], given[chunk]) for chunk in chunks)
+
+    def batch(self, rows: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The examples at `rows`, decoded, and their labels.
+
+        Args:
+            rows: Indices, `int32`, of any shape.
+            scale: Multiplies the images, see `decode`.
+        """
+        images = decode(tf.gather(self.images, rows), scale)
+        labels = tf.cast(tf.gather(self.labels, rows), self.dtypes[1])
+        return tf.reshape(images, (*rows.shape, *self.shape)), labels
+
+
+def _padded(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Flattened images and labels, padded to the rows of the largest task and to `at_least` rows."""
+    rows = max(at_least, batches.reserved)
+    padding = rows - len(batches.labels)
+    images, labels = batches.images.reshape(len(batches.labels), -1), batches.labels
+    if padding:
+        images, labels = np.pad(images, [(0, padding), (0, 0)]), np.pad(labels, (0, padding))
+    return _for_device(images), _for_device(labels)
+
+
+def _for_device(values: np.ndarray) -> np.ndarray:
+    return values.astype(_DTYPE_ON_DEVICE.get(values.dtype, values.dtype), copy=False)
+
+
+def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
+    """Takes the gradient steps of one call in a loop inside the compiled function.
+
+    It stops after the first step with a problem, see `StepCheck`. `model.step_record.taken` is then the number of steps
+    before it.
+
+    Args:
+        model: A `PackedTrainer`, with the metrics that `step` updates.
+        call: An element of `dataset()` of `ResidentBatches` or `StreamedBatches`.
+        step: One gradient step on a batch `(x, y)`.
+
+    Returns:
+        The metrics after the last step, by name.
+    """
+
+    def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if "rows" in call:
+            return model.device_examples.batch(call["rows"][number], call["scale"])
+        return decode(call["images"][number], call["scale"]), call["labels"][number]
+
+    def continues(number: tf.Tensor) -> tf.Tensor:
+        return (number < call["steps"]) & tf.equal(model.step_record.problem, 0)
+
+    def body(number: tf.Tensor) -> tf.Tensor:
+        step(batch(number))
+        return number + 1
+
+    if overrides.replaced(model, "train_step", "compute_metrics"):
+        return _take_steps_of_user(model, call["steps"], lambda number: step(batch(number)))
+    in_place = kernels.can_compute_in_place(model)
+    with kernels.computed_in_place(model) if in_place else contextlib.nullcontext():
+        (ended,) = tf.while_loop(continues, body, (tf.constant(0),), parallel_iterations=1)
+    model.step_record.taken.assign(tf.maximum(tf.cast(ended, model.step_record.taken.dtype) - 1, 0))
+    return model.get_metrics_result()
+
+
+def _take_steps_of_user(model: keras.Model, steps: tf.Tensor, step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:
+    """Takes steps that the user's class has overridden, whose logs may differ from the model's metrics."""
+    # Traced for the structure of the logs, not run.
+    traced = tf.function(lambda: step(tf.constant(0)), autograph=False).get_concrete_function()
+    empty = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), traced.structured_outputs)
+
+    def body(number: tf.Tensor, logs: Any) -> tuple[tf.Tensor, Any]:
+        return number + 1, keras.tree.map_structure(tf.convert_to_tensor, step(number))
+
+    first = (tf.constant(0), empty)
+    _, logs = tf.while_loop(lambda number, logs: number < steps, body, first, parallel_iterations=1)
+    if isinstance(logs, dict) and logs.keys() == model.get_metrics_result().keys():
+        return model.get_metrics_result()  # as Keras does
+    return logs
