@@ -35,6 +35,7 @@ LAYERS = [
     ["tf_packnet.tasks"],
     ["tf_packnet.pruning"],
     ["tf_packnet.system"],
+    ["tf_packnet.task_names"],
     ["tf_packnet.errors", "tf_packnet.version"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

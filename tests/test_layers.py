@@ -198,7 +198,7 @@ def test_one_byte_a_weight_for_masks():
 def test_what_does_not_go_with_masks_is_refused():
     with pytest.raises(ArgumentError, match="`bias_policy`: expected one of first_task, per_task"):
         MaskedDense(3, bias_policy="never")
-    with pytest.raises(ArgumentError, match="masks and LoRA do not go together. Received: lora_rank=2"):
+    with pytest.raises(ArgumentError, match="task-aware layers do not support LoRA. Received: lora_rank=2"):
         MaskedDense(3, lora_rank=2)
     layer = MaskedDense(3)
     layer.build((None, 2))

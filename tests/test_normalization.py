@@ -139,5 +139,5 @@ def test_an_earlier_task_looked_at_in_between_moves_nothing():
     not hasattr(keras.layers.BatchNormalization(), "renorm"), reason="this version of Keras has no renorm"
 )
 def test_batch_renormalisation_is_refused():
-    with pytest.raises(ArgumentError, match="batch renormalisation do not go together. Received: renorm=True"):
+    with pytest.raises(ArgumentError, match="XX. Received: renorm=True"):
         TaskBatchNormalization(renorm=True)

@@ -187,7 +187,7 @@ class TestTheLifeOfTasks:
     def test_unknown_tasks_are_refused(self):
         packed = self.packed()
         packed.begin_task("cats")
-        with pytest.raises(tp.ArgumentError, match="one of 'cats'. Received: task='dogs'"):
+        with pytest.raises(tp.ArgumentError, match="one of 'cats', or its number. Received: task='dogs'"):
             packed.select_task("dogs")
         with pytest.raises(tp.ArgumentError, match="1 to 1. Received: task=2"):
             packed.select_task(2)

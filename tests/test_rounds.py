@@ -16,7 +16,7 @@ from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedDense
 from tf_packnet.layers.records import COUNTS
-from tf_packnet.pruning.round_plan import RoundPlan
+from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.training import training_state
 
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
@@ -156,7 +156,7 @@ FITS = {
 REFUSED = {
     "rounds that do not divide": (share(3), 4, 0, "rounds", r"a divisor of the 4 epochs \(1, 2, 4\)"),
     "rounds that divide `epochs` only": (share(4), 4, 2, "rounds", r"a divisor of the 2 epochs"),
-    "a smaller budget": (share(2, 2), 4, 0, "epochs", "4 in EqualShare, the number of epochs that this fit trains"),
+    "a smaller budget": (share(2, 2), 4, 0, "epochs", "4 in EqualShare, the number of epochs of this fit"),
     "a larger budget": (share(2, 8), 4, 0, "epochs", "4 in EqualShare, .*Received: epochs=8"),
     "the budget of all epochs": (share(2, 4), 4, 2, "epochs", "2 in EqualShare, .*Received: epochs=4"),
     "rounds outside of the budget": (Late(0.5, 2, 2), 2, 0, "schedule", "all its 2 prune rounds within the 2 epochs"),
@@ -244,7 +244,7 @@ def test_a_fit_that_cannot_run_them_is_refused_before_anything_changes(case, mod
 @given(st.data())
 @settings(deadline=None, max_examples=50)
 def test_the_plan_is_that_of_a_loop_over_the_steps(data):
-    """`RoundPlan` against TF-MOT's schedules, asked step by step."""
+    """`RoundSchedule` against TF-MOT's schedules, asked step by step."""
     budget, first = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 5))
     begin, length, frequency = (data.draw(st.integers(low, 14)) for low in (0, 1, 1))
     schedule = PolynomialDecay(0.25, 0.75, begin, begin + length, power=1, frequency=frequency)
@@ -252,11 +252,11 @@ def test_the_plan_is_that_of_a_loop_over_the_steps(data):
     rounds = {step: float(sparsity) for step, prune, sparsity in asked if prune}
     inside = {step: sparsity for step, sparsity in rounds.items() if step < budget}
     if inside and max(rounds.values()) == max(inside.values()):
-        plan = RoundPlan.of(schedule, first, first + budget)
+        plan = RoundSchedule.of(schedule, first, first + budget)
         assert plan.kept == {first + step: 1 - sparsity for step, sparsity in inside.items()}
     else:
         with pytest.raises(tp.ArgumentError, match="within the"):
-            RoundPlan.of(schedule, first, first + budget)
+            RoundSchedule.of(schedule, first, first + budget)
 
 
 @pytest.mark.parametrize("how", ["list", "nested", "tuple", "CallbackList"])
@@ -567,7 +567,7 @@ class TestResume:
             self.fit(packed, self.backup("keras", tmp_path), DiesAt(3))
         packed = reset(trained)
         if refused:
-            with pytest.raises(tp.ArgumentError, match="the backup of this fit, which has"):
+            with pytest.raises(tp.ArgumentError, match="a backup of this fit, which has"):
                 self.fit(packed, self.backup("keras", tmp_path), epochs=epochs, rounds=rounds)
             assert packed.committed_tasks == 0
         else:  # more epochs, as many rounds: none is lost

@@ -16,7 +16,7 @@ LARGE = 3 * selection.CHUNK + 17
 def draws():
     rng = np.random.default_rng(0)
     misleading = rng.normal(size=LARGE).astype("float32")
-    misleading[:: LARGE // selection.SAMPLE] = 100.0  # what the sample looks at is unlike all else
+    misleading[:: LARGE // selection.SAMPLE] = 100.0  # exactly the scores that the sample takes
     constant = np.full(LARGE, 0.5, "float32")
     return {
         "normal": rng.normal(size=LARGE).astype("float32"),

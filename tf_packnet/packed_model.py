@@ -1,7 +1,6 @@
 """A Keras model that learns one task after another."""
 
 import contextlib
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.lifecycle.begin_commit import check_task_name, default_task_name
 from tf_packnet.packed import model_class, safe_loading
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
 from tf_packnet.structure.graphs import ends
 from tf_packnet.structure.roles import Roles, convert
+from tf_packnet.task_names import check_task_name, default_task_name, task_number
 from tf_packnet.training import optimizers
 from tf_packnet.training.fit_checks import check_callbacks, check_fit_data, fit_arguments
 from tf_packnet.training.trainer import PackedTrainer
@@ -252,19 +251,12 @@ class PackedModel(PackedTrainer):
         return super().train_on_batch(*args, **kwargs)
 
     def task_number(self, task: int | str) -> int:
-        """Number (1-based) of the task with this name or number.
+        """Return the number (1-based) of the task with this name or number.
 
         Raises:
             ArgumentError: If there is no such task.
         """
-        if isinstance(task, str):
-            names = self.task_names
-            if task not in names:
-                raise ArgumentError("task", "one of " + ", ".join(map(repr, names)), task)
-            return names.index(task) + 1
-        if isinstance(task, bool) or not isinstance(task, numbers.Integral):
-            raise ArgumentError("task", "the name or the number of a task", task)
-        return int(task)
+        return task_number(self.task_names, task, last=self.committed_tasks + lifecycle.has_open_task(self))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`, as the selected task."""

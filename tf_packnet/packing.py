@@ -94,7 +94,7 @@ def pack(
     if description is not None:
         model_class.become(packed, {**description, "left_out": left_out}, model)
     for weight in lifecycle.masked_weights(packed).values():
-        weight.take_as_pretrained()
+        weight.set_pretrained()
     return packed
 
 

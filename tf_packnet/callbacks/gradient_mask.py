@@ -54,5 +54,5 @@ class GradientMask(keras.callbacks.Callback):
                 if self._candidates.get(path) == count:
                     continue  # candidates only ever leave: the same number means the same mask
                 self._candidates[path] = count
-                weight.confine(mask)
+                weight.zero_outside(mask)
                 optimizers.clear_slots(self.model.optimizer, weight.variable, mask)

@@ -14,7 +14,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.records import TaskRecords, same
+from tf_packnet.layers.records import TaskRecords, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.structure.places import by_place, stable_names
@@ -139,7 +139,7 @@ def show_state(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
     kept, changed = records(model), set()
     for name, value in values.items():
         variable = kept.variables.get(name)
-        if variable is not None and not same(view_of(variable), value):
+        if variable is not None and not same_bits(view_of(variable), value):
             variable.assign(value)
             changed.add(id(variable))
     if changed:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_packnet.errors import DivergedError, FreezeError
 from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.records import Witness, checksum, same
+from tf_packnet.layers.records import Witness, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.lifecycle import witness
 from tf_packnet.lifecycle.model_tasks import (
@@ -79,7 +79,7 @@ def record_witness(model: keras.Model, task: int) -> None:
     kept = records(model)
     before = {name: view_of(variable) for name, variable in kept.variables.items()}
     found, how = witness.outputs(model, kept)
-    kept.volatile |= {name for name, value in before.items() if not same(view_of(kept.variables[name]), value)}
+    kept.volatile |= {name for name, value in before.items() if not same_bits(view_of(kept.variables[name]), value)}
     show_state(model, before)
     if found and witness.differences(Witness(found, how, {}, {}), witness.outputs(model, kept, how)[0], 0.0):
         found, how = [], None  # not a function of its inputs: it draws random numbers that cannot be seeded
@@ -142,12 +142,12 @@ def _check_shown(model: keras.Model) -> None:
         f"{place}/{weight.name}"
         for place, layer in named_layers(model)
         for weight in (*layer.masked_weights, *layer.task_weights)
-        if not weight.shows(task)
+        if not weight.computes_as(task)
     ]
     changed += [
         name
         for name, value in kept.state.get(task, {}).items()
-        if name in kept.variables and name not in kept.volatile and not same(view_of(kept.variables[name]), value)
+        if name in kept.variables and name not in kept.volatile and not same_bits(view_of(kept.variables[name]), value)
     ]
     if changed:
         listed = ", ".join(map(repr, changed[:5])) + " and others" * (len(changed) > 5)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.layers.records import TaskRecords, Witness, checksum, same
+from tf_packnet.layers.records import TaskRecords, Witness, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.structure.state import seeds
 
@@ -96,7 +96,7 @@ def differences(witness: Witness, found: list[np.ndarray], tolerance: float) -> 
         return float("inf")
     largest = 0.0
     for before, now in zip(witness.outputs, found, strict=True):
-        if same(before, now):
+        if same_bits(before, now):
             continue
         if before.dtype.kind not in "fc" or tolerance == 0:
             scale = np.abs(before.astype(np.float64)).max(initial=1e-30) if before.dtype.kind in "fiub" else 1.0

@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, FreezeError
-from tf_packnet.layers.base import COMPARES_AFTERWARDS
+from tf_packnet.layers.base import CALLER_COMPARES_TASKS
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.system.keras_internals import KerasSaveable
@@ -35,7 +35,7 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
         OSError: If a file cannot be read.
     """
     before = _Snapshot(model)
-    token = COMPARES_AFTERWARDS.set(True)
+    token = CALLER_COMPARES_TASKS.set(True)
     try:
         yield
         wrong = before.contradicted() or incomplete(model)
@@ -47,7 +47,7 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
         reason = next((line for line in reversed(str(error).splitlines()) if "Invalid `" in line), str(error))
         raise ArgumentError(argument, f"the weights of a pack like this one ({_first_line(reason)})", value) from error
     finally:
-        COMPARES_AFTERWARDS.reset(token)
+        CALLER_COMPARES_TASKS.reset(token)
     if wrong:
         before.restore()
         raise ArgumentError(argument, wrong, value)
@@ -59,7 +59,8 @@ def incomplete(model: keras.Model) -> str | None:
     learning = selected > committed
     for weight in lifecycle.masked_weights(model).values():
         owner = weight.owner_map()
-        if bool(view(weight.learning)) != learning or np.any((owner > committed) & (owner <= ownership.MAX_TASKS)):
+        owned_by_later_tasks = ownership.visible(owner, ownership.MAX_TASKS) & ~ownership.visible(owner, committed)
+        if bool(view(weight.learning)) != learning or np.any(owned_by_later_tasks):
             return f"a whole pack: variables alone do not hold its tasks ({INSTEAD})"
     return None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet.layers.weights import unlocked
+from tf_packnet.system.keras_internals import unlocked
 
 # Attributes of Keras's own, in which layers lie that are held elsewhere.
 _OF_LAYERS = {"_layers", "_metrics", "_tracker"}

@@ -89,7 +89,7 @@ class FitGuard(keras.callbacks.Callback):
     def failed(self, error: tf.errors.InvalidArgumentError) -> DivergedError:
         """What to raise for an error of TensorFlow's in the middle of a step."""
         for weight in lifecycle.masked_weights(self.model).values():  # the step may have held whole kernels
-            weight.confine(candidates(weight.owner_map()))
+            weight.zero_outside(candidates(weight.owner_map()))
         return DivergedError(f"{self.title}: epoch {self.epoch + 1}: {_reason(error)}. The step was not taken")
 
     def undo(self) -> None:

@@ -50,7 +50,7 @@ def lent(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequence[tf
     """While it lasts the layers compute with `kernels`, see `chosen`."""
     with contextlib.ExitStack() as stack:
         for (_, weight), kernel in zip(weights, kernels, strict=True):
-            stack.enter_context(weight.lend(kernel))
+            stack.enter_context(weight.substitute(kernel))
         yield
 
 
