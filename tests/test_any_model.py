@@ -194,7 +194,8 @@ def test_several_inputs_and_outputs(tmp_path):
     for name, then in first.items():
         np.testing.assert_array_equal(packed.predict(x, verbose=0)[name], then)
     with pytest.raises(
-        tp.ArgumentError, match="`num_classes`: expected by head, among 'kind', 'size'. Received:.*'age'"
+        tp.ArgumentError,
+        match="expected the names of heads as keys, among 'kind', 'size'. Received:.*'age'",
     ):
         packed.begin_task("third", num_classes={"age": 2})
 
@@ -379,7 +380,7 @@ class TestWhatCannotBePacked:
     def test_inputs_say_what_it_is_called_with(self):
         packed = tp.pack(Subclassed(), inputs=keras.Input((6,)))
         assert packed.output_shape == (None, 2)
-        with pytest.raises(tp.ArgumentError, match="what model 'subclassed.*' can be called with"):
+        with pytest.raises(tp.ArgumentError, match="inputs with which model 'subclassed.*' can be called"):
             tp.pack(Subclassed(name="subclassed"), inputs=[keras.Input((6,)), keras.Input((6,))])
 
     def test_a_head_that_cannot_be_found_is_named_by_hand(self):
@@ -394,7 +395,7 @@ class TestWhatCannotBePacked:
             tp.pack(model, head_layers=[model.layers[-1].name])
 
     def test_a_pack(self):
-        with pytest.raises(tp.ArgumentError, match="not packed before"):
+        with pytest.raises(tp.ArgumentError, match="not packed yet"):
             tp.pack(tp.pack(make_mlp()))
 
     def test_a_layer_that_is_held_out_of_reach(self):
@@ -410,7 +411,7 @@ class TestWhatCannotBePacked:
 
         inputs = keras.Input((6,))
         model = keras.Model(inputs, L.Dense(2)(Closure(name="closure")(inputs)))
-        with pytest.raises(tp.ArgumentError, match="'closure' is a Closure that holds 'dense.*' .* in no attribute"):
+        with pytest.raises(tp.ArgumentError, match="'closure' is a Closure that holds 'dense.*' .*outside its"):
             tp.pack(model)
 
     def test_a_layer_without_a_config(self):

@@ -641,13 +641,13 @@ class TestNames:
             def restore(self):
                 pass
 
-        with pytest.raises(tp.ArgumentError, match=r"names that packs have \(restore\)"):
+        with pytest.raises(tp.ArgumentError, match=r"names that packs use \(restore\)"):
             tp.pack(Clash(*graph()))
 
     def test_an_attribute_that_packs_have(self):
         model = Counted(*graph())
         model.network = "lan"
-        with pytest.raises(tp.ArgumentError, match=r"names that packs have \(network\)"):
+        with pytest.raises(tp.ArgumentError, match=r"names that packs use \(network\)"):
             tp.pack(model)
 
     def test_weights_outside_layers(self):
@@ -657,6 +657,6 @@ class TestNames:
             tp.pack(model)
 
     def test_a_pack_of_a_sequential_model_takes_no_more_layers(self):
-        with pytest.raises(RuntimeError, match="are fixed"):
+        with pytest.raises(RuntimeError, match="cannot change"):
             tp.pack(sequential(CountedSequential)).add(L.Dense(2))
         assert not issubclass(keras.Sequential, type(keras.Model(*graph())))  # Keras's classes are as they were

@@ -192,7 +192,7 @@ REFUSED = {
     "more than all": (lambda step: (True, 1.5), 3, 0, "schedule", "between 0 and 1. Received: schedule='1.5 at step 0"),
     "less than nothing": (lambda step: (True, -0.5), 3, 0, "schedule", "a sparsity between 0 and 1"),
     "no number": (lambda step: (True, float("nan")), 3, 0, "schedule", "a sparsity between 0 and 1"),
-    "no pair": (lambda step: 0.5, 3, 0, "schedule", r"returns \(should_prune, sparsity\), two scalars, not 0.5"),
+    "no pair": (lambda step: 0.5, 3, 0, "schedule", r"returns two scalars \(should_prune, sparsity\), not 0.5"),
     "no epochs": (share(2), 4, 4, "initial_epoch", "less than the 4 epochs of the fit"),
     "fewer than no epochs": (share(2), 4, 6, "initial_epoch", "less than the 4 epochs of the fit"),
 }

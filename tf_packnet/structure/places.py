@@ -1,8 +1,8 @@
-"""Where a layer stands in a model, by a name that is the same in every process, and how another takes its place.
+"""Paths of the layers in a model, the same in every process; replaces layers inside other layers.
 
-A place is the chain of names from the model to the layer, such as `encoder/blocks_0/attention/query_dense`: in a
-functional model the names of its layers, below that the attributes that hold them. Keras's own names for layers without
-one differ between processes: it numbers them in the order they are made.
+The path of a layer is the chain of names from the model to the layer, such as `encoder/blocks_0/attention/query_dense`.
+In a functional model these are the names of its layers, below that the attributes that hold the layers. `layer.path` of
+Keras is not used: Keras numbers layers without a name in the order of creation, which differs between processes.
 """
 
 import collections
@@ -14,14 +14,14 @@ from typing import Any
 
 import keras
 
-from tf_packnet.system.keras_internals import unlocked
+from tf_packnet.system.keras_internals import has_graph, keras_lists, sublayers, unlocked, untrack
 
-# Attributes of Keras's own, in which layers lie that are held elsewhere.
-_OF_LAYERS = {"_layers", "_metrics", "_tracker"}
-_KEEPING_GRAPHS = (keras.Sequential, keras.Function)
-_OF_MODELS = {"_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"}
-# TensorFlow's own, in every object that it tracks.
-_OF_TENSORFLOW = {
+# Attributes in which Keras keeps references to layers that other attributes hold.
+_LAYER_ATTRIBUTES = {"_layers", "_metrics", "_tracker"}
+_GRAPH_CLASSES = (keras.Sequential, keras.Function)
+_GRAPH_ATTRIBUTES = {"_functional", "_operations", "_operations_by_depth", "_nodes", "_nodes_by_depth"}
+# Attributes that TensorFlow adds to every object that it tracks.
+_TENSORFLOW_ATTRIBUTES = {
     "_self_setattr_tracking",
     "_self_unconditional_checkpoint_dependencies",
     "_self_unconditional_dependency_names",
@@ -30,13 +30,13 @@ _OF_TENSORFLOW = {
     "_self_name_based_restores",
     "_self_saveable_object_factories",
 }
-# Whether Keras saves layers in lists of lists; 3.12 does not.
+# Whether Keras saves layers in lists of lists: 3.15 does, 3.12 does not.
 _SAVES_NESTED = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
 
 
 def by_place(model: keras.Model) -> dict[str, keras.Layer]:
-    """Every layer below `model` by its place; one that is held twice stands where it is met first."""
-    found: dict[str, keras.Layer] = {}
+    """Return every layer inside `model` by its path; a shared layer has the path at which it is met first."""
+    layers: dict[str, keras.Layer] = {}
     seen: set[int] = set()
 
     def visit(owner: keras.Layer, prefix: str, saved: bool) -> None:
@@ -44,120 +44,127 @@ def by_place(model: keras.Model) -> dict[str, keras.Layer]:
             if id(child) in seen:
                 continue
             seen.add(id(child))
-            place = _unique(prefix + name, found)
-            found[place] = child
+            place = _unique(prefix + name, layers)
+            layers[place] = child
             visit(child, f"{place}/", saved and is_graph(child))
 
     visit(model, "", is_graph(model))
-    return found
+    return layers
 
 
 def places(model: keras.Model) -> dict[int, str]:
-    """The place of every layer below `model`, by the layer's `id`."""
+    """Return the path of every layer inside `model`, by the layer's `id`."""
     return {id(layer): place for place, layer in by_place(model).items()}
 
 
 def stable_names(paths: Iterable[str]) -> list[str]:
-    """For each of `paths`, in the order of the layers, a name that does not depend on how Keras numbered the layers.
+    """Return a name for each of `paths`, in the order of the layers, that does not contain Keras's numbers of layers.
 
-    A model that is built twice in one process has `dense` and `dense_1` the first time, `dense_2` and `dense_3` the
-    second time; both are `dense` and `dense:1` here.
+    If a model is built twice in one process, its layers are called `dense` and `dense_1` the first time, `dense_2` and
+    `dense_3` the second time. The stable names are `dense` and `dense:1` both times.
     """
-    found: list[str] = []
+    names: list[str] = []
     count: dict[str, int] = {}
     for path in paths:
         plain = re.sub(r"_\d+(?=/|$)", "", path)
         number = count.get(plain, 0)
         count[plain] = number + 1
-        found.append(f"{plain}:{number}" if number else plain)
-    return found
+        names.append(f"{plain}:{number}" if number else plain)
+    return names
 
 
 def children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
-    """The layers that `owner` holds itself, each with the last part of its place.
+    """Return the layers directly inside `owner`, each with the last part of its path.
 
-    The names of a graph's layers are `saved` with it, unless it is made by the code of a layer that holds it.
+    Args:
+        owner: A layer or model.
+        saved: Whether `owner` is a graph whose layer names are saved. False if the code of another layer creates
+            it: its layers get an index instead of Keras's number.
     """
     if is_graph(owner):
         layers = enumerate(owner.layers)
         return [(layer.name if saved else _numbered(layer, index), layer) for index, layer in layers]
-    found = _in_attributes(owner)
-    return [*found.values(), *((layer.name, layer) for layer in _held(owner) if id(layer) not in found)]
+    in_attributes = _in_attributes(owner)
+    others = [(layer.name, layer) for layer in _tracked_layers(owner) if id(layer) not in in_attributes]
+    return [*in_attributes.values(), *others]
 
 
-def out_of_reach(owner: keras.Layer) -> list[keras.Layer]:
-    """The layers of `owner` that no attribute, list, tuple or dict holds: no other can take their place."""
+def unreachable_layers(owner: keras.Layer) -> list[keras.Layer]:
+    """Return the layers inside `owner` that cannot be replaced: no attribute, list, tuple or dict holds them."""
     if is_graph(owner):
         return []
-    found = _in_attributes(owner)
-    return [layer for layer in _held(owner) if id(layer) not in found]
+    in_attributes = _in_attributes(owner)
+    return [layer for layer in _tracked_layers(owner) if id(layer) not in in_attributes]
 
 
-def unsaved(owner: keras.Layer) -> list[keras.Layer]:
-    """The layers of `owner` that a Keras file of it would not have: Keras looks into attributes, but not everywhere."""
+def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
+    """Return the layers inside `owner` that Keras does not save, because it does not search all attributes."""
     if is_graph(owner):
         return []
-    passed_over = _names_of_any_layer()
-    found: set[int] = set()
+    ignored = _names_of_any_layer()
+    saved: set[int] = set()
 
-    def look_into(parts: Any, deeper: bool) -> None:
+    def search(parts: Any, nested: bool) -> None:
         for part in parts.values() if isinstance(parts, dict) else parts:
-            found.add(id(part))
-            if deeper and isinstance(part, (list, dict, tuple)):
-                look_into(part, deeper)
+            saved.add(id(part))
+            if nested and isinstance(part, (list, dict, tuple)):
+                search(part, nested)
 
     for attribute in dir(owner):
-        if attribute.startswith("__") or attribute in passed_over:
+        if attribute.startswith("__") or attribute in ignored:
             continue
         try:
             value = getattr(owner, attribute)
         except Exception:  # noqa: S112 (as Keras does)
             continue
-        look_into(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
-    return [layer for layer in _held(owner) if id(layer) not in found]
+        search(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
+    return [layer for layer in _tracked_layers(owner) if id(layer) not in saved]
 
 
 @functools.cache
 def _names_of_any_layer() -> frozenset[str]:
-    return frozenset(dir(keras.layers.Layer(name="layer"))) | _OF_TENSORFLOW
+    return frozenset(dir(keras.layers.Layer(name="layer"))) | _TENSORFLOW_ATTRIBUTES
 
 
-def hides_layers(owner: keras.Layer) -> str | None:
-    """The attribute of `owner` that hides a list of Keras's own, of its layers or metrics; None if there is none."""
-    lists = owner._tracker.config
-    for attribute, name in (("_layers", "layers"), ("_metrics", "metrics")):
-        if getattr(owner, attribute) is not lists[name][1] and not isinstance(owner, _KEEPING_GRAPHS):
+def overwritten_keras_list(owner: keras.Layer) -> str | None:
+    """Return the attribute of `owner` that replaces Keras's own list of its layers or metrics; None if none does."""
+    for attribute, keras_list in keras_lists(owner).items():
+        if getattr(owner, attribute) is not keras_list and not isinstance(owner, _GRAPH_CLASSES):
             return attribute
     return None
 
 
-def _held(owner: keras.Layer) -> list[keras.Layer]:
-    return [layer for layer in owner._layers if not isinstance(layer, keras.metrics.Metric)]
+def _tracked_layers(owner: keras.Layer) -> list[keras.Layer]:
+    """Return the layers directly inside `owner`, without metrics."""
+    return [layer for layer in sublayers(owner) if not isinstance(layer, keras.metrics.Metric)]
 
 
 def _in_attributes(owner: keras.Layer) -> dict[int, tuple[str, keras.Layer]]:
-    """The layers that attributes of `owner` hold, by their `id`, each with the last part of its place."""
-    held = {id(layer) for layer in _held(owner)}
-    found: dict[int, tuple[str, keras.Layer]] = {}
-    for attribute, value in sorted(attributes(owner), key=lambda item: _was_passed_over(item[0])):
+    """Return the layers in attributes of `owner`, by their `id`, each with the last part of its path."""
+    tracked = {id(layer) for layer in _tracked_layers(owner)}
+    names: dict[int, tuple[str, keras.Layer]] = {}
+    for attribute, value in sorted(attributes(owner), key=lambda item: _has_late_support(item[0])):
 
-        def collect(name: str, layer: keras.Layer, own_name: bool = _was_passed_over(attribute)) -> keras.Layer:
-            if id(layer) in held:
-                own = own_name and not _is_numbered(layer)
-                found.setdefault(id(layer), (layer.name if own else name.strip("_"), layer))
+        def collect(name: str, layer: keras.Layer, is_late: bool = _has_late_support(attribute)) -> keras.Layer:
+            if id(layer) in tracked:
+                use_layer_name = is_late and not _is_named_by_keras(layer)
+                names.setdefault(id(layer), (layer.name if use_layer_name else name.strip("_"), layer))
             return layer
 
         _mapped(attribute, value, collect)
-    return found
+    return names
 
 
-def _was_passed_over(attribute: str) -> bool:
-    """Whether earlier versions did not look into it: layers in it come last, and keep the names they were given."""
-    return attribute.startswith("_self_") or attribute in _OF_MODELS
+def _has_late_support(attribute: str) -> bool:
+    """Return whether the first versions ignored this attribute.
+
+    For compatibility with their files, layers in it come last and keep their own names.
+    """
+    return attribute.startswith("_self_") or attribute in _GRAPH_ATTRIBUTES
 
 
-def _is_numbered(layer: keras.Layer) -> bool:
-    """Whether Keras has named the layer, by its class and a number that differs between processes."""
+def _is_named_by_keras(layer: keras.Layer) -> bool:
+    """Return whether the layer has a default name: its class in snake case, and a number."""
     kind = re.sub(r"\W+", "", type(layer).__name__)
     kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
     kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
@@ -165,23 +172,25 @@ def _is_numbered(layer: keras.Layer) -> bool:
 
 
 def is_graph(layer: keras.Layer) -> bool:
-    """Whether Keras itself knows how the layers of this model are joined: a built Sequential, or functional."""
-    of_keras = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith(("keras.", "tf_packnet."))
-    return of_keras and (hasattr(layer, "_inputs_struct") or (isinstance(layer, keras.Sequential) and layer.built))
+    """Return whether `layer` is a model that Keras stores as a graph of layers: functional, or a built Sequential."""
+    has_keras_call = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith(
+        ("keras.", "tf_packnet.")
+    )
+    return has_keras_call and (has_graph(layer) or (isinstance(layer, keras.Sequential) and layer.built))
 
 
-def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Layer]) -> None:
-    """Puts `change(child)` in the place of every layer that `owner` holds in attributes, lists, tuples and dicts.
+def replace_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Layer]) -> None:
+    """Replace every layer that `owner` holds in attributes, lists, tuples and dicts by `change(layer)`.
 
     Raises:
-        LookupError: If a layer that would change is held in no such place; its argument is the layer.
+        LookupError: If a layer to replace is held elsewhere; the argument of the error is the layer.
     """
-    before = list(owner._layers)
-    held = {id(layer) for layer in _held(owner)}
+    before = list(sublayers(owner))
+    tracked = {id(layer) for layer in _tracked_layers(owner)}
     changed: dict[int, keras.Layer] = {}
 
     def replace(name: str, value: Any) -> Any:
-        if not isinstance(value, keras.Layer) or id(value) not in held:
+        if not isinstance(value, keras.Layer) or id(value) not in tracked:
             return value
         if id(value) not in changed:
             changed[id(value)] = change(value)
@@ -193,27 +202,29 @@ def swap_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.Laye
             if new is not value:
                 setattr(owner, attribute, new)
         for layer in before:
-            if id(layer) in held - changed.keys() and change(layer) is not layer:
+            if id(layer) in tracked - changed.keys() and change(layer) is not layer:
                 raise LookupError(layer)
             if changed.get(id(layer), layer) is not layer:
-                owner._tracker.untrack(layer)
-        # In the order there was: weights are copied and listed by it.
-        owner._layers[:] = [changed.get(id(layer), layer) for layer in before]
+                untrack(owner, layer)
+        # Restores the order, by which weights are copied and listed.
+        sublayers(owner)[:] = [changed.get(id(layer), layer) for layer in before]
 
 
 def attributes(owner: keras.Layer) -> list[tuple[str, Any]]:
-    """The attributes of a layer that are its own, not Keras's or TensorFlow's bookkeeping."""
-    passed_over = _OF_LAYERS | _OF_TENSORFLOW | (_OF_MODELS if isinstance(owner, _KEEPING_GRAPHS) else set())
-    return [(name, value) for name, value in vars(owner).items() if name not in passed_over]
+    """Return the attributes of a layer except those in which Keras and TensorFlow track its parts."""
+    ignored = _LAYER_ATTRIBUTES | _TENSORFLOW_ATTRIBUTES
+    if isinstance(owner, _GRAPH_CLASSES):
+        ignored |= _GRAPH_ATTRIBUTES
+    return [(name, value) for name, value in vars(owner).items() if name not in ignored]
 
 
 def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
-    """`value` with `function(name, part)` for each layer in it; `value` itself if nothing changed."""
+    """Return `value` with every layer in it replaced by `function(name, layer)`; `value` itself if nothing changed."""
     if isinstance(value, keras.Layer):
         return function(name, value)
     if isinstance(value, dict):
         new = {
-            key: _mapped(f"{name}_{_of_key(key, index)}", part, function)
+            key: _mapped(f"{name}_{_key_in_path(key, index)}", part, function)
             for index, (key, part) in enumerate(value.items())
         }
         if all(new[key] is value[key] for key in new):
@@ -223,21 +234,22 @@ def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
         new = [_mapped(f"{name}_{index}", part, function) for index, part in enumerate(value)]
         if all(ours is theirs for ours, theirs in zip(new, value, strict=True)):
             return value
-        if hasattr(value, "_fields"):  # a namedtuple, in a wrapper of TensorFlow's
+        if hasattr(value, "_fields"):  # a namedtuple, perhaps in a wrapper of TensorFlow
             return value._make(new)
         return tuple(new) if isinstance(value, tuple) else new
     return value
 
 
-def _of_key(key: Any, index: int) -> Any:
-    """What stands for a key of a dict in a place: itself, or its number if it prints otherwise in every process."""
+def _key_in_path(key: Any, index: int) -> Any:
+    """Return what represents a dict key in a path: the key, or its index if `str(key)` differs between processes."""
     return index if type(key).__str__ is object.__str__ and type(key).__repr__ is object.__repr__ else key
 
 
 def _numbered(layer: keras.Layer, index: int) -> str:
+    """Return the name of a layer with `index` instead of Keras's number."""
     return re.sub(r"_\d+$", "", layer.name) + f"_{index}"
 
 
 def _unique(place: str, taken: Container[str]) -> str:
     numbered = (f"{place}_{number}" for number in itertools.count(1))
-    return next(each for each in itertools.chain([place], numbered) if each not in taken)
+    return next(candidate for candidate in itertools.chain([place], numbered) if candidate not in taken)

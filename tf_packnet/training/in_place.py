@@ -27,7 +27,7 @@ def possible(model: keras.Model) -> bool:
     Constraints and the optimizers that take norms of whole weights do, and what a user's class replaces may. Without
     XLA nothing is gained.
     """
-    if overrides.replaced(model, "train_step", "compute_loss", "compute_metrics"):
+    if overrides.is_overridden(model, "train_step", "compute_loss", "compute_metrics"):
         return False
     free = all(w.variable.constraint is None for _, w in trained_weights(model))
     return free and model.xla != acceleration.OFF and optimizers.is_elementwise(model.optimizer)

@@ -105,7 +105,7 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         step(batch(number))
         return number + 1
 
-    if overrides.replaced(model, "train_step", "compute_metrics"):
+    if overrides.is_overridden(model, "train_step", "compute_metrics"):
         return _take_own_steps(model, call["steps"], lambda number: step(batch(number)))
     with in_place.for_a_call(model) if in_place.possible(model) else contextlib.nullcontext():
         (ended,) = tf.while_loop(goes_on, body, (tf.constant(0),), parallel_iterations=1)

@@ -49,7 +49,7 @@ class PackedTrainer(Functional):
                 for convolutions on CPU: there masks and optimizer only. `model.xla` says what it came to.
             **kwargs: As for Keras.
         """
-        own_step = overrides.replaced(self, "train_step")
+        own_step = overrides.is_overridden(self, "train_step")
         xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
@@ -57,7 +57,7 @@ class PackedTrainer(Functional):
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
-            if overrides.takes(super().compile, "jit_compile"):
+            if overrides.accepts(super().compile, "jit_compile"):
                 super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
             else:  # the user's own
                 super().compile(*args, **kwargs)
@@ -78,7 +78,7 @@ class PackedTrainer(Functional):
         config = super().get_compile_config()
         if not config:
             return config
-        own = overrides.replaced(self, "compile", "get_compile_config")
+        own = overrides.is_overridden(self, "compile", "get_compile_config")
         if not own and config["optimizer"] is not None and self.optimizer is not None:  # it may have been replaced
             optimizer = self.optimizer
             wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -91,7 +91,7 @@ class PackedTrainer(Functional):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """As Keras's own, which leaves a model with a `compile` of its own uncompiled when it is loaded."""
-        if overrides.replaced(self, "compile", "compile_from_config"):
+        if overrides.is_overridden(self, "compile", "compile_from_config"):
             super().compile_from_config(config)
             return
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -168,16 +168,16 @@ class PackedTrainer(Functional):
             return super().train_step(data)
         self._build_optimizer()
         if isinstance(data, dict) and "steps" in data:  # whose inputs were checked before the fit
-            undoable = self.xla == acceleration.STEP or overrides.replaced(self, "train_step")
+            undoable = self.xla == acceleration.STEP or overrides.is_overridden(self, "train_step")
             return self._undoable(data) if undoable else take_steps(self, data, self._one_step)
         # Uncompiled: XLA on CPU is slow to reduce.
         inputs_finite = all_finite(keras.utils.unpack_x_y_sample_weight(data)[0])
-        if overrides.replaced(self, "train_step"):
+        if overrides.is_overridden(self, "train_step"):
             return self._undoable(data, inputs_finite)
         return self._compiled_steps(self._one_step)(data, inputs_finite)
 
     def _one_step(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-        if not overrides.replaced(self, "train_step"):
+        if not overrides.is_overridden(self, "train_step"):
             return gradient_step(self, data, inputs_finite)
         # The step of the user's class. Its logs say whether its loss is finite.
         logs = super().train_step(data)

@@ -6,7 +6,7 @@ import numpy as np
 from tf_packnet.export.compaction.graph import Graph, functional, inputs_of, trace
 from tf_packnet.export.compaction.rulebook import rule
 from tf_packnet.export.compaction.rules import Rule, Value, channels
-from tf_packnet.structure.graphs import copied, copy_state
+from tf_packnet.structure.graphs import copy_graph, copy_state
 from tf_packnet.structure.places import is_graph
 
 
@@ -28,7 +28,7 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """
     if not is_graph(model):
         return model
-    own = copied(model)
+    own = copy_graph(model)
     for source, target in zip(model._flatten_layers(), own._flatten_layers(), strict=True):
         copy_state(source, target)
     graph = trace(own, sparse)

@@ -1,6 +1,6 @@
-"""What a model with task-aware layers holds, and which of its tasks it computes as.
+"""Access to the task-aware layers, weights and other state of a model; selects the task that a model computes as.
 
-Every function takes any Keras model that contains task-aware layers: one made by `pack`, or one that a user built from
+Every function takes any Keras model with task-aware layers: a pack, or a model that a user has built from
 `tf_packnet.layers`.
 """
 
@@ -19,30 +19,31 @@ from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.structure.places import by_place, stable_names
 from tf_packnet.structure.state import Variable, unowned_variables
+from tf_packnet.system.keras_internals import all_layers
 
 STATE = "state"
 
 
 def task_layers(model: keras.Model) -> list[TaskLayer]:
-    """The task-aware layers of `model`, in order, nested ones included.
+    """Return the task-aware layers of `model`, in order, including nested ones.
 
     Raises:
         ArgumentError: If there are none.
     """
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, TaskLayer)]
+    layers = [layer for layer in all_layers(model) if isinstance(layer, TaskLayer)]
     if not layers:
-        raise ArgumentError("model", "a model with masked layers, from tp.pack(model) or tp.layers", model.name)
+        raise ArgumentError("model", "a model with task-aware layers, from tp.pack(model) or tp.layers", model.name)
     return layers
 
 
 def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
-    """The task-aware layers of `model`, each with its place, see `tf_packnet.structure.places`."""
-    task_layers(model)  # or an error
+    """Return the task-aware layers of `model`, each with its path, see `tf_packnet.structure.places`."""
+    task_layers(model)  # raises if there are none
     return [(place, layer) for place, layer in by_place(model).items() if isinstance(layer, TaskLayer)]
 
 
 def records(model: keras.Model) -> TaskRecords:
-    """What `model` keeps of its tasks besides their weights: names, prune rounds."""
+    """Return the task records of `model`: names, prune rounds, witnesses and so on."""
     first = task_layers(model)[0]
     if first.records is None:
         object.__setattr__(first, "records", TaskRecords())
@@ -50,7 +51,11 @@ def records(model: keras.Model) -> TaskRecords:
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
-    """The pruned and owned weights of `model` by their path, such as `dense/kernel`, in layer order."""
+    """Return the masked weights of `model` by path, such as `dense/kernel`, in layer order.
+
+    Raises:
+        ArgumentError: If there are none.
+    """
     weights = {
         f"{place}/{weight.name}": weight for place, layer in named_layers(model) for weight in layer.masked_weights
     }
@@ -60,41 +65,41 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
 
 
 def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
-    """The committed values of weights that are not pruned: path of the weight, task (1-based), value."""
+    """Yield path, task (1-based) and value for the committed values of weights that are not pruned."""
     for place, layer in named_layers(model):
         for weight in layer.all_task_weights:
             yield from ((f"{place}/{weight.name}", task, value) for task, value in weight.kept.items())
 
 
 def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
-    """What training moves, first layer first: path of the weight, its present values."""
+    """Yield path and present values of the weights that training changes, in layer order."""
     for place, layer in named_layers(model):
         for weight in (*layer.masked_weights, *layer.task_weights):
             yield f"{place}/{weight.name}", view(weight.variable)
 
 
 def heads(model: keras.Model) -> dict[str, TaskHead]:
-    """The heads of which every task has its own, by their place in the model; none with a shared one."""
+    """Return the heads with separate weights for each task, by path; empty if the tasks share a head."""
     return {place: layer for place, layer in named_layers(model) if isinstance(layer, TaskHead)}
 
 
 def committed_tasks(model: keras.Model) -> int:
-    """How many tasks the model has learned."""
+    """Return the number of committed tasks."""
     return task_layers(model)[0].committed_tasks
 
 
 def has_open_task(model: keras.Model) -> bool:
-    """Whether a task is being learned: it was begun (or the model is fresh) and not committed."""
+    """Return whether a task is open: it was begun (or the model is new) and is not committed."""
     return task_layers(model)[0].open
 
 
 def selected_task(model: keras.Model) -> int:
-    """Number (1-based) of the task that the model computes as; a fresh model computes as its first."""
+    """Return the number (1-based) of the task that the model computes as; 1 for a new model."""
     return task_layers(model)[0].selected_task
 
 
 def select_task(model: keras.Model, task: int) -> None:
-    """Makes the model compute as `task` (1-based number), the open one included.
+    """Make the model compute as `task` (1-based number), which may be the open task.
 
     Raises:
         ArgumentError: If there is no such task.
@@ -104,41 +109,45 @@ def select_task(model: keras.Model, task: int) -> None:
         raise ArgumentError("task", f"the number of a task in the pack, 1 to {last}", task)
     task = int(task)
     with strategy_scope(model):
-        kept = records(model)
+        task_records = records(model)
         is_open = task > committed_tasks(model)
-        if not is_open and selected_task(model) > committed_tasks(model):  # the open task's state is put aside
-            kept.open_state = {name: view_of(variable) for name, variable in bind_state(model).items()}
-        reshaped = [head.use_task(task) for head in heads(model).values()]
+        if not is_open and selected_task(model) > committed_tasks(model):  # store the state of the open task
+            task_records.open_state = {name: view_of(variable) for name, variable in bind_state(model).items()}
+        heads_changed = [head.use_task(task) for head in heads(model).values()]
         for layer in task_layers(model):
             layer.select_task(task)
-        show_state(model, kept.open_state if is_open else kept.state.get(task, {}))
+        show_state(model, task_records.open_state if is_open else task_records.state.get(task, {}))
         if is_open:
-            kept.open_state = {}
-    if any(reshaped):
+            task_records.open_state = {}
+    if any(heads_changed):
         drop_compiled_functions(model)
 
 
 def drop_compiled_functions(model: keras.Model) -> None:
-    """Forgets compiled steps; Keras traces them again on their next use. Needed when a head changes its shape."""
+    """Drop compiled steps, so that Keras traces them again; necessary when a head changes its shape."""
     model.train_function = model.test_function = model.predict_function = None
 
 
 def bind_state(model: keras.Model) -> dict[str, Variable]:
-    """The variables of `model` that no weight of a task holds, by name; they are known to its records from now on."""
-    kept = records(model)
-    kept.variables = unowned_variables(model)
-    for name, value in kept.loaded.items():  # what Keras does not save itself
-        if name in kept.variables:
-            kept.variables[name].assign(value)
-    kept.loaded = {}
-    return kept.variables
+    """Find the variables that belong to no task-aware weight and store them in the records of `model`.
+
+    Returns:
+        The variables by name.
+    """
+    task_records = records(model)
+    task_records.variables = unowned_variables(model)
+    for name, value in task_records.loaded.items():  # variables that Keras does not save
+        if name in task_records.variables:
+            task_records.variables[name].assign(value)
+    task_records.loaded = {}
+    return task_records.variables
 
 
 def show_state(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
-    """Assigns `values` to the variables that no weight of a task holds, where they hold others."""
-    kept, changed = records(model), set()
+    """Assign `values` by name to the variables found by `bind_state`, where they differ."""
+    variables, changed = records(model).variables, set()
     for name, value in values.items():
-        variable = kept.variables.get(name)
+        variable = variables.get(name)
         if variable is not None and not same_bits(view_of(variable), value):
             variable.assign(value)
             changed.add(id(variable))
@@ -147,23 +156,23 @@ def show_state(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
 
 
 def _finalize(model: keras.Model, changed: set[int]) -> None:
-    """Lets layers such as Normalization derive from their variables what traced functions have as constants."""
-    layers = [layer for layer in model._flatten_layers() if callable(getattr(layer, "finalize_state", None))]
-    derived = [layer for layer in layers if any(id(variable) in changed for variable in layer.variables)]
-    for layer in derived:
+    """Update values that layers such as Normalization compute from their variables; traced functions contain them."""
+    layers = [layer for layer in all_layers(model) if callable(getattr(layer, "finalize_state", None))]
+    outdated = [layer for layer in layers if any(id(variable) in changed for variable in layer.variables)]
+    for layer in outdated:
         layer.finalize_state()
-    if derived:
+    if outdated:
         drop_compiled_functions(model)
         records(model).functions.clear()
 
 
 def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:
-    """A `uint8` owner map a kernel, by path: 0 is free, `k` is owned by task `k`."""
+    """Return the owner map of each kernel by path: `uint8`, 0 for free weights, `k` for weights of task `k`."""
     return {path: ownership.without_candidates(w.owner_map()) for path, w in masked_weights(model).items()}
 
 
 def free_fraction(model: keras.Model) -> dict:
-    """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+    """Return the fraction of free prunable weights: `{"overall": float, "layers": {path: float}}`."""
     maps = {path: weight.owner_map() for path, weight in masked_weights(model).items()}
     free = sum(ownership.count_uncommitted(owner) for owner in maps.values())
     return {
@@ -173,56 +182,59 @@ def free_fraction(model: keras.Model) -> dict:
 
 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
-    """Everything that a model with task-aware layers holds, by name, for `load_state`: not the optimizer, not seeds."""
+    """Return the complete state of a model by name, for `load_state`; without the optimizer and random seeds."""
     unowned = {f"{STATE}/{name}": view_of(variable) for name, variable in unowned_variables(model).items()}
     return {**state_of(named_layers(model)), **unowned}
 
 
 def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
-    """What `layers` hold, each under its place, see `state`."""
-    found: dict[str, np.ndarray] = {}
+    """Return the part of `state` that belongs to `layers`, which are given with their paths."""
+    values: dict[str, np.ndarray] = {}
     for place, layer in layers:
-        part: dict[str, np.ndarray] = {}
-        layer.save_own_variables(part)
-        found.update({f"{place}/{name}": value for name, value in part.items()})
-    return found
+        layer_values: dict[str, np.ndarray] = {}
+        layer.save_own_variables(layer_values)
+        values.update({f"{place}/{name}": value for name, value in layer_values.items()})
+    return values
 
 
 def load_state(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """The inverse of `state`, on a model of the same architecture, however Keras numbered its layers.
+    """Load the result of `state` into a model of the same architecture; Keras's numbers of layers may differ.
 
     Raises:
-        KeyError: If something is missing.
+        KeyError: If `state` lacks a value.
     """
     layers = named_layers(model)
     unowned = {name: value for name, value in state.items() if name.startswith(f"{STATE}/")}
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    values_by_place: dict[str, dict[str, np.ndarray]] = {}
     for name, value in state.items():
         if name not in unowned:
-            place, _, part = name.rpartition("/")
-            parts.setdefault(place, {})[part] = value
-    theirs = dict(zip(stable_names(parts), parts.values(), strict=True))
+            place, _, weight_name = name.rpartition("/")
+            values_by_place.setdefault(place, {})[weight_name] = value
+    values_by_name = dict(zip(stable_names(values_by_place), values_by_place.values(), strict=True))
     with strategy_scope(model):
         for (_, layer), name in zip(layers, stable_names(place for place, _ in layers), strict=True):
-            layer.restore_own_variables(theirs[name])
+            layer.restore_own_variables(values_by_name[name])
         for name, variable in bind_state(model).items():
-            if f"{STATE}/{name}" in unowned:  # stages of earlier versions have none
+            if f"{STATE}/{name}" in unowned:  # not in stages of earlier versions
                 variable.assign(unowned[f"{STATE}/{name}"])
 
 
 def forget_free_values(model: keras.Model) -> None:
-    """Says that the free weights hold nothing to go on from, until a task has begun with other values."""
+    """Mark the values of the free weights as invalid, until the next task begins."""
     for weight in masked_weights(model).values():
         weight.has_free_values = False
 
 
 def lacks_free_values(model: keras.Model) -> bool:
-    """Whether the free weights hold nothing to go on from."""
+    """Return whether the values of free weights are invalid, see `forget_free_values`."""
     return not all(weight.has_free_values for weight in masked_weights(model).values())
 
 
 def view_of(variable: Variable) -> np.ndarray:
-    """What a Keras or TensorFlow variable holds now, on CPU without a copy; it stays as it is when that changes."""
+    """Return the present value of a Keras or TensorFlow variable as a read-only array, without a copy on CPU.
+
+    Later assignments to the variable do not change the array.
+    """
     if isinstance(variable, keras.Variable):
         return view(variable)
     values = np.asarray(variable.value()).view()
@@ -231,12 +243,12 @@ def view_of(variable: Variable) -> np.ndarray:
 
 
 def derived_seed(*parts: int) -> int:
-    """One 31-bit seed from several numbers, well mixed: the same parts give the same seed on every machine."""
+    """Return a 31-bit seed derived from several numbers; the result is the same on every machine."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 
 @contextlib.contextmanager
 def strategy_scope(model: keras.Model) -> Iterator[None]:
-    """The scope of the model's distribution strategy, in which its variables may be assigned on every replica."""
+    """Enter the scope of the model's distribution strategy, in which variables of all replicas can be assigned."""
     with model.distribute_strategy.scope():
         yield
