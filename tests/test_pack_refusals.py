@@ -234,7 +234,7 @@ def test_a_layer_with_a_name_keeps_the_place_that_earlier_versions_gave_it(tmp_p
 def test_tensorflow_keeps_no_other_attributes_of_its_own():
     tracked = tf.__internal__.tracking.AutoTrackable()
     tracked._maybe_initialize_trackable()
-    assert set(vars(tracked)) <= places._OF_TENSORFLOW
+    assert set(vars(tracked)) <= places._TENSORFLOW_ATTRIBUTES
 
 
 @dataclasses.dataclass
@@ -410,7 +410,7 @@ class TestSharedLayers:
                 "p/q/shared",
             ),
         }[kind]()
-        assert f"Layer {first!r} is a Dense that is also used at {second!r}, and two are made of it" in refusal(model)
+        assert f"Layer {first!r} is a Dense that is also used at {second!r}, and becomes two layers" in refusal(model)
 
     def test_an_inner_model_shared_between_levels_is_refused(self):
         inner = graph(hidden(), name="inner")
@@ -529,7 +529,7 @@ class TestOneErrorListsAll:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: Renamed(), "gives no name.* let Renamed.__init__ take `\\*\\*kwargs`"),
+            (lambda: Renamed(), "has no name.* Renamed.__init__ must take `\\*\\*kwargs`"),
             (lambda: Odd(3), "unexpected keyword argument.* let Odd.__init__ take \\*\\*kwargs"),
             (lambda: Other(), "whose from_config\\(\\) creates a Identity"),
             (lambda: Array(np.ones(3)), "whose get_config\\(\\) fails.* passing non-serializable argument values"),

@@ -1,18 +1,18 @@
-"""The errors of this library. Bad input is worded like Keras's: argument, what was expected, what was received."""
+"""The errors of this library. Messages about arguments say what was expected and what was received, as in Keras."""
 
 import os
 from typing import Any
 
 
 class ArgumentError(ValueError):
-    """An argument outside what it may be.
+    """An invalid argument.
 
     The launcher prints it as `--argument=received: expected ...` and exits with 2.
 
     Attributes:
-        argument: Name of the argument (and of the launcher's flag).
-        expected: What it may be, in words.
-        received: The value that was given.
+        argument: Name of the argument, and of the launcher's flag.
+        expected: Description of the valid values.
+        received: The invalid value.
     """
 
     def __init__(self, argument: str, expected: str, received: Any):
@@ -26,7 +26,7 @@ class ArgumentError(ValueError):
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """`text` as one line for a terminal: nothing that steers it, and no more than `longest` characters of it."""
+    """Return `text` as one line of at most `longest` characters, without control characters."""
     printable = "".join(each if each.isprintable() else " " for each in text)
     line = " ".join(printable.split())
     half = (longest - 5) // 2
@@ -34,12 +34,12 @@ def one_line(text: str, longest: int = 1000) -> str:
 
 
 class PackFileError(ValueError):
-    """A pack file that cannot be read: no such file, of a later version, damaged, or forged.
+    """A pack file that cannot be read: missing, of a later version, damaged, or manipulated.
 
     Attributes:
-        path: The file.
-        part: Which part of it: `header`, `directory`, `part 'task 3'`, ...
-        reason: What is wrong with it.
+        path: Path of the file.
+        part: The invalid part of the file: `header`, `directory`, `part 'task 3'`, ...
+        reason: What is wrong with this part.
     """
 
     def __init__(self, path: Any, part: str, reason: str):
@@ -53,26 +53,26 @@ class PackFileError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """Something that was begun cannot go on, and says why in one line. The launcher exits with 1."""
+    """A run that cannot continue. The message is one line; the launcher exits with 1."""
 
 
 class FailedRunsError(StoppedError):
-    """Some runs of several failed; the others are complete."""
+    """Some of several runs have failed; the others are complete."""
 
 
 class DivergedError(StoppedError):
-    """Training left weights that are not numbers; nothing can be ranked or kept."""
+    """Training has diverged: weights, loss or gradients are NaN, infinite or out of range."""
 
 
 class FreezeError(StoppedError):
-    """A value that a task had committed has changed."""
+    """A weight or an output of a committed task has changed."""
 
 
 class CorruptionError(StoppedError):
-    """A file is not as it was written, and `--on_corruption=fail`."""
+    """A file is damaged, and `--on_corruption=fail`."""
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ArgumentError unless `value` is one of `choices`."""
+    """Raise ArgumentError unless `value` is one of `choices`."""
     if value not in choices:
         raise ArgumentError(argument, "one of " + ", ".join(choices), value)

@@ -16,6 +16,7 @@ from tf_packnet import lifecycle
 from tf_packnet.callbacks import EpochBackup, EqualShare, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.system.keras_internals import all_layers, seed_generators
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.training import acceleration, optimizers
@@ -173,6 +174,6 @@ TASKS = "tasks"
 def reseed(model: keras.Model, seed: int) -> None:
     """Starts every random generator inside `model` (dropout) from `seed`, so that a stage depends on nothing before."""
     with lifecycle.strategy_scope(model):
-        for position, layer in enumerate(model._flatten_layers()):
-            for generator in layer._seed_generators:
+        for position, layer in enumerate(all_layers(model)):
+            for generator in seed_generators(layer):
                 generator.state.assign([lifecycle.derived_seed(seed, position), 0])

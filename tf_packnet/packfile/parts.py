@@ -17,6 +17,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import witnesses
 from tf_packnet.packfile.coding import ITEM_BYTES, to_gaps
 from tf_packnet.structure.places import by_place
+from tf_packnet.system.keras_internals import sublayers
 
 Arrays = Iterator[tuple[str, str, np.ndarray]]
 
@@ -110,7 +111,7 @@ def _shared(packed: PackedModel) -> Arrays:
         layer.save_own_variables(store)
         for name, value in store.items():
             yield "variable", f"{place}/{name}", _storable(place, np.asarray(keras.ops.convert_to_numpy(value)))
-        if hasattr(layer, "save_assets") and not layer._layers:
+        if hasattr(layer, "save_assets") and not sublayers(layer):
             yield from _assets(place, layer)
 
 

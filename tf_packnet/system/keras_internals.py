@@ -157,3 +157,28 @@ def run_graph(model: keras.Model, inputs: Any, operation_fn: Any) -> Any:
 def unpickle_model(file: Any) -> keras.Model:
     """Load a model from what `keras.Model.__reduce__` has written."""
     return keras.Model._unpickle_model(file)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Return the metric that tracks the mean loss of a compiled model."""
+    return model._loss_tracker
+
+
+def has_distribution_strategy(model: keras.Model) -> bool:
+    """Return whether the model was created in the scope of a `tf.distribute` strategy."""
+    return model._distribute_strategy is not None
+
+
+def build_symbolically(model: keras.Model, x: Any, y: Any) -> None:
+    """Build the metrics and the loss of a compiled model from a symbolic batch."""
+    model._symbolic_build(data_batch=(x, y, None))
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the learning rate of an optimizer as it is stored: a variable or a schedule."""
+    return optimizer._learning_rate
+
+
+def optimizer_trainable_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the model variables that a built optimizer updates."""
+    return optimizer._trainable_variables
