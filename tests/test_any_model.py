@@ -10,7 +10,7 @@ import pytest
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import lifecycle
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
 
 L = keras.layers
 
@@ -140,7 +140,9 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
         packed.select_task(name)
         np.testing.assert_array_equal(packed.predict(probe, verbose=0), then)
         plain = tp.export.dense_model(packed, name)
-        assert not [layer for layer in by_place(plain).values() if type(layer).__module__.startswith("tf_packnet")]
+        assert not [
+            layer for layer in layers_by_path(plain).values() if type(layer).__module__.startswith("tf_packnet")
+        ]
         np.testing.assert_allclose(plain.predict(probe, verbose=0), then, rtol=rtol, atol=1e-6)
     assert not np.array_equal(seen["first"], seen["second"])
     assert set(map(int, np.unique(np.concatenate([m.ravel() for m in maps.values()])))) == {0, 1, 2}
@@ -239,7 +241,7 @@ def test_heads_that_cannot_be(arguments, message):
 class TestExclude:
     def test_what_is_excluded_stays_as_it_is(self, tmp_path):
         packed = tp.pack(vision_transformer(), exclude=["block", "block_1/attention/query_dense"])
-        excluded = [by_place(packed)[place] for place in ("block", "block_1/attention/query_dense")]
+        excluded = [layers_by_path(packed)[place] for place in ("block", "block_1/attention/query_dense")]
         before = [value for layer in excluded for value in layer.get_weights()]
         assert not [path for path in packed.owner_maps() if path.startswith("block/") or "query" in path]
         assert_packs_two_tasks_for_ever(packed, tmp_path)

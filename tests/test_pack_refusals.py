@@ -16,7 +16,7 @@ from tests.conftest import make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.packfile import checking, container
 from tf_packnet.prediction.predicting import is_probability
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
@@ -199,7 +199,7 @@ def test_layers_are_found_wherever_they_are_held(tmp_path):
     assert list(packed.owner_maps()) == ["first/kernel", *expected]
 
 
-@pytest.mark.skipif(not places._SAVES_NESTED, reason="this Keras saves no list of lists")
+@pytest.mark.skipif(not layer_paths._SAVES_NESTED, reason="this Keras saves no list of lists")
 def test_containers_in_containers(tmp_path):
     make = held("Nested", lambda: [{"a": (hidden(), [hidden()])}], lambda x: [x[0]["a"][0], x[0]["a"][1][0]])
     packed = assert_packs(around(make(name="block")), tmp_path)
@@ -234,7 +234,7 @@ def test_a_layer_with_a_name_keeps_the_place_that_earlier_versions_gave_it(tmp_p
 def test_tensorflow_keeps_no_other_attributes_of_its_own():
     tracked = tf.__internal__.tracking.AutoTrackable()
     tracked._maybe_initialize_trackable()
-    assert set(vars(tracked)) <= places._TENSORFLOW_ATTRIBUTES
+    assert set(vars(tracked)) <= layer_paths._TENSORFLOW_ATTRIBUTES
 
 
 @dataclasses.dataclass
@@ -530,7 +530,7 @@ class TestOneErrorListsAll:
         ("make", "message"),
         [
             (lambda: Renamed(), "has no name.* Renamed.__init__ must take `\\*\\*kwargs`"),
-            (lambda: Odd(3), "unexpected keyword argument.* let Odd.__init__ take \\*\\*kwargs"),
+            (lambda: Odd(3), "unexpected keyword argument.* Odd.__init__ must pass \\*\\*kwargs"),
             (lambda: Other(), "whose from_config\\(\\) creates a Identity"),
             (lambda: Array(np.ones(3)), "whose get_config\\(\\) fails.* passing non-serializable argument values"),
             (lambda: L.BatchNormalization(renorm=True), "whose twin cannot be created: .*`renorm`"),

@@ -106,9 +106,7 @@ def test_outputs(layer, shape, outputs):
 
 
 def test_no_room_is_an_error_that_says_what_would_fit():
-    with pytest.raises(
-        tp.ArgumentError, match="at most 2 with final_prune=0.99: with more tasks, some would get no weight"
-    ):
+    with pytest.raises(tp.ArgumentError, match="at most 2 with final_prune=0.99: with more tasks, some"):
         tp.plan(make_mlp(), 40, 0.99)
     assert min(tp.plan(make_mlp(), 2, 0.99).kept) == 1
     packed = compile_model(tp.pack(make_mlp()), "adam")

@@ -13,7 +13,7 @@ from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
-from tf_packnet.structure import overrides, places, refusals
+from tf_packnet.structure import layer_paths, overrides, refusals
 from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
 from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations
 from tf_packnet.structure.roles import Roles
@@ -129,10 +129,10 @@ def _heads(graph: keras.Model, head: str, head_layers: Sequence[str] | None) -> 
     if head_layers is None:
         return find_heads(graph)
     heads = _resolved("head_layers", head_layers, graph)
-    layers = places.by_place(graph)
-    for place in heads:
-        if type(layers[place]) is not keras.layers.Dense:
-            expected = f"Dense layers; {place!r} is a {type(layers[place]).__name__}"
+    layers = layer_paths.layers_by_path(graph)
+    for path in heads:
+        if type(layers[path]) is not keras.layers.Dense:
+            expected = f"Dense layers; {path!r} is a {type(layers[path]).__name__}"
             raise ArgumentError("head_layers", expected, head_layers)
     return heads
 
@@ -141,7 +141,7 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
     """Return the paths of the layers with these `names`: whole paths, their last parts, or the layers' Keras names."""
     if isinstance(names, str):
         raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
-    keras_names = {place: layer.name for place, layer in places.by_place(graph).items()}
+    keras_names = {path: layer.name for path, layer in layer_paths.layers_by_path(graph).items()}
     resolved: list[str] = []
     for name in names:
         if name in keras_names:
@@ -157,23 +157,23 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
 
 def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> list[str]:
     """Return the paths of trainable layers that the `call` of a subclassed model does not use; warn about them."""
-    layers = places.by_place(graph)
-    known = {id(inner) for place in excluded for inner in all_layers(layers[place])}
+    layers = layer_paths.layers_by_path(graph)
+    known = {id(inner) for path in excluded for inner in all_layers(layers[path])}
     unused = {id(layer) for layer in unused_layers(model, graph_ends(graph)[0])}
     frozen: list[str] = []
-    for place, layer in layers.items():
+    for path, layer in layers.items():
         inner = all_layers(layer)
         with_weights = [each for each in inner if own_trainable_variables(each) or id(each) in unused]
         if not with_weights or id(layer) in known or not all(id(each) in unused for each in with_weights):
             continue
         known |= {id(each) for each in inner}  # inner layers are not listed again
-        frozen += [place] if layer.trainable else []
+        frozen += [path] if layer.trainable else []
     model_class.warn_frozen(frozen, type(model).__name__)
     return frozen
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    target_layers = places.by_place(target)
-    for place, layer in places.by_place(source).items():
+    target_layers = layer_paths.layers_by_path(target)
+    for path, layer in layer_paths.layers_by_path(source).items():
         if isinstance(layer, keras.Layer) and not isinstance(layer, keras.layers.InputLayer):
-            copy_state(layer, target_layers[place])
+            copy_state(layer, target_layers[path])

@@ -17,7 +17,7 @@ from tf_packnet.packing import pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.ranking import counts_to_keep, remaining
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
 
 _FLOAT_BYTES = 4
@@ -198,8 +198,8 @@ def _distributed(total: int, sizes: list[int]) -> list[int]:
 
 def outputs_of(packed: PackedModel, path: str) -> int:
     """Return the number of outputs that the kernel at `path` computes, per position for convolutions."""
-    place, _, name = path.rpartition("/")
-    layer = by_place(packed)[place]
+    layer_path, _, name = path.rpartition("/")
+    layer = layers_by_path(packed)[layer_path]
     shape = getattr(layer, f"_{name}").shape
     if isinstance(layer, keras.layers.EinsumDense):
         read, rest = layer.equation.split(",")

@@ -17,7 +17,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import TaskRecords, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
-from tf_packnet.structure.places import by_place, stable_names
+from tf_packnet.structure.layer_paths import layers_by_path, stable_names
 from tf_packnet.structure.state import Variable, unowned_variables
 from tf_packnet.system.keras_internals import all_layers
 
@@ -37,9 +37,9 @@ def task_layers(model: keras.Model) -> list[TaskLayer]:
 
 
 def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
-    """Return the task-aware layers of `model`, each with its path, see `tf_packnet.structure.places`."""
+    """Return the task-aware layers of `model`, each with its path, see `tf_packnet.structure.layer_paths`."""
     task_layers(model)  # raises if there are none
-    return [(place, layer) for place, layer in by_place(model).items() if isinstance(layer, TaskLayer)]
+    return [(path, layer) for path, layer in layers_by_path(model).items() if isinstance(layer, TaskLayer)]
 
 
 def records(model: keras.Model) -> TaskRecords:
@@ -57,7 +57,7 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
         ArgumentError: If there are none.
     """
     weights = {
-        f"{place}/{weight.name}": weight for place, layer in named_layers(model) for weight in layer.masked_weights
+        f"{path}/{weight.name}": weight for path, layer in named_layers(model) for weight in layer.masked_weights
     }
     if not weights:
         raise ArgumentError("model", "a built model with at least one masked kernel to prune", model.name)
@@ -66,21 +66,21 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
 
 def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
     """Yield path, task (1-based) and value for the committed values of weights that are not pruned."""
-    for place, layer in named_layers(model):
+    for path, layer in named_layers(model):
         for weight in layer.all_task_weights:
-            yield from ((f"{place}/{weight.name}", task, value) for task, value in weight.kept.items())
+            yield from ((f"{path}/{weight.name}", task, value) for task, value in weight.kept.items())
 
 
 def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
     """Yield path and present values of the weights that training changes, in layer order."""
-    for place, layer in named_layers(model):
+    for path, layer in named_layers(model):
         for weight in (*layer.masked_weights, *layer.task_weights):
-            yield f"{place}/{weight.name}", view(weight.variable)
+            yield f"{path}/{weight.name}", view(weight.variable)
 
 
 def heads(model: keras.Model) -> dict[str, TaskHead]:
     """Return the heads with separate weights for each task, by path; empty if the tasks share a head."""
-    return {place: layer for place, layer in named_layers(model) if isinstance(layer, TaskHead)}
+    return {path: layer for path, layer in named_layers(model) if isinstance(layer, TaskHead)}
 
 
 def committed_tasks(model: keras.Model) -> int:
@@ -190,10 +190,10 @@ def state(model: keras.Model) -> dict[str, np.ndarray]:
 def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
     """Return the part of `state` that belongs to `layers`, which are given with their paths."""
     values: dict[str, np.ndarray] = {}
-    for place, layer in layers:
+    for path, layer in layers:
         layer_values: dict[str, np.ndarray] = {}
         layer.save_own_variables(layer_values)
-        values.update({f"{place}/{name}": value for name, value in layer_values.items()})
+        values.update({f"{path}/{name}": value for name, value in layer_values.items()})
     return values
 
 
@@ -205,14 +205,14 @@ def load_state(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
     """
     layers = named_layers(model)
     unowned = {name: value for name, value in state.items() if name.startswith(f"{STATE}/")}
-    values_by_place: dict[str, dict[str, np.ndarray]] = {}
+    values_by_path: dict[str, dict[str, np.ndarray]] = {}
     for name, value in state.items():
         if name not in unowned:
-            place, _, weight_name = name.rpartition("/")
-            values_by_place.setdefault(place, {})[weight_name] = value
-    values_by_name = dict(zip(stable_names(values_by_place), values_by_place.values(), strict=True))
+            path, _, weight_name = name.rpartition("/")
+            values_by_path.setdefault(path, {})[weight_name] = value
+    values_by_name = dict(zip(stable_names(values_by_path), values_by_path.values(), strict=True))
     with strategy_scope(model):
-        for (_, layer), name in zip(layers, stable_names(place for place, _ in layers), strict=True):
+        for (_, layer), name in zip(layers, stable_names(path for path, _ in layers), strict=True):
             layer.restore_own_variables(values_by_name[name])
         for name, variable in bind_state(model).items():
             if f"{STATE}/{name}" in unowned:  # not in stages of earlier versions

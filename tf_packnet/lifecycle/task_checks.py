@@ -26,7 +26,7 @@ from tf_packnet.lifecycle.model_state import (
     trained_values,
     view_of,
 )
-from tf_packnet.structure.places import stable_names
+from tf_packnet.structure.layer_paths import stable_names
 from tf_packnet.structure.state import metric_variables
 
 # Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
@@ -160,8 +160,8 @@ def _check_shown_values(model: keras.Model) -> None:
     if task > committed_tasks(model):
         return
     changed = [
-        f"{place}/{weight.name}"
-        for place, layer in named_layers(model)
+        f"{path}/{weight.name}"
+        for path, layer in named_layers(model)
         for weight in (*layer.masked_weights, *layer.task_weights)
         if not weight.computes_as(task)
     ]

@@ -45,11 +45,11 @@ def heads_of_task(
             raise ArgumentError("activation", "the name of a Keras activation", name)
     if not heads:
         _check_shared(model, num_classes, activation)
-    for place, head in heads.items():
-        if place in units or place in activations:
-            number = units.get(place, head.units_of(task - 1))
-            _check_outputs(model, place, head, number, activations.get(place))
-    return [(head, units.get(place, head.units_of(task - 1)), activations.get(place)) for place, head in heads.items()]
+    for path, head in heads.items():
+        if path in units or path in activations:
+            number = units.get(path, head.units_of(task - 1))
+            _check_outputs(model, path, head, number, activations.get(path))
+    return [(head, units.get(path, head.units_of(task - 1)), activations.get(path)) for path, head in heads.items()]
 
 
 def _by_head(argument: str, value: Any, heads: dict[str, TaskHead]) -> dict[str, Any]:
@@ -58,33 +58,33 @@ def _by_head(argument: str, value: Any, heads: dict[str, TaskHead]) -> dict[str,
         return {}
     if not isinstance(value, Mapping):
         return dict.fromkeys(heads, value)
-    by_place: dict[str, Any] = {}
+    value_by_head: dict[str, Any] = {}
     for name, head_value in value.items():
-        matches = [place for place in heads if name in (place, place.rpartition("/")[2])]
+        matches = [path for path in heads if name in (path, path.rpartition("/")[2])]
         if len(matches) != 1:
             raise ArgumentError(argument, "the names of heads as keys, among " + ", ".join(map(repr, heads)), name)
-        by_place[matches[0]] = head_value
-    return by_place
+        value_by_head[matches[0]] = head_value
+    return value_by_head
 
 
-def _check_outputs(model: keras.Model, place: str, head: TaskHead, units: int, activation: str | None) -> None:
+def _check_outputs(model: keras.Model, path: str, head: TaskHead, units: int, activation: str | None) -> None:
     """Check that no operation after the head changes the requested activation, and that no softmax has one output."""
     operations = operations_after(model, head) if activation is not None or units == 1 else []
     if activation is not None:
         if operations is None:
-            expected = f"None for head {place!r}, which your code calls, so that the operations after it are unknown"
+            expected = f"None for head {path!r}, which your code calls, so that the operations after it are unknown"
             raise ArgumentError("activation", expected, activation)
         for layer in filter(changes_values, operations):
             name = f"{layer.name!r} (a {type(layer).__name__})"
-            expected = f"None for head {place!r}: layer {name} after it would change its outputs again"
+            expected = f"None for head {path!r}: layer {name} after it would change its outputs again"
             raise ArgumentError("activation", expected, activation)
     head_activation = head.own_activation if activation is None else keras.activations.get(activation)
     if units == 1 and is_softmax(head_activation):
-        expected = f"at least 2 for head {place!r}, or activation='linear' or 'sigmoid': its softmax"
+        expected = f"at least 2 for head {path!r}, or activation='linear' or 'sigmoid': its softmax"
         raise ArgumentError("num_classes", f"{expected} of one output is always 1", units)
     for layer in filter(is_softmax, operations or ()):
         if units == 1:
-            expected = f"at least 2 for head {place!r}: the softmax of one output, in layer {layer.name!r}, is always 1"
+            expected = f"at least 2 for head {path!r}: the softmax of one output, in layer {layer.name!r}, is always 1"
             raise ArgumentError("num_classes", expected, units)
 
 

@@ -16,7 +16,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import model_config, restoring, witnesses
 from tf_packnet.packfile.container import PackFile
 from tf_packnet.packfile.contents import Contents, opened
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.task_names import task_number
 
 # What the variables of a loaded pack may take, unless more is allowed.
@@ -108,7 +108,7 @@ def _first_line(error: Exception) -> str:
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
     """Gives the layers that belong to no task their variables and assets."""
-    layers = by_place(packed) | model_class.held_layers(packed)
+    layers = layers_by_path(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
     for (kind, whose), array in arrays.items():
         if kind in stores:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
@@ -37,7 +37,7 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
         if isinstance(layer, (Functional, keras.Sequential)) and is_subclassed(type(layer)):
             expected = f"models with either a graph of layers or their own `call`; {layer.name!r} has both"
             raise ArgumentError("model", expected, type(layer).__name__)
-    if places.is_graph(model):
+    if layer_paths.is_graph(model):
         return model
     if inputs is None:
         inputs = _build_inputs(model)
@@ -72,7 +72,7 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
 
 def graph_layers(model: keras.Layer) -> list[keras.Layer]:
     """Return `model` and all layers inside it; of a graph only the layers between its inputs and outputs."""
-    if places.is_graph(model):
+    if layer_paths.is_graph(model):
         graph = keras.Model(*graph_ends(model), name=model.name)
         return [model, *all_layers(graph, include_self=False)]
     return all_layers(model)
@@ -88,9 +88,9 @@ class Copies:
     def __init__(self, graph: keras.Model):
         self.refusals: list[Refusal] = []
         self._copies: dict[int, Any] = {}
-        self._copy_layers(graph, "", places.places(graph))
+        self._copy_layers(graph, "", layer_paths.paths_by_id(graph))
 
-    def _copy_layers(self, graph: keras.Model, prefix: str, place_of: dict[int, str]) -> None:
+    def _copy_layers(self, graph: keras.Model, prefix: str, path_of: dict[int, str]) -> None:
         for layer in graph.operations if hasattr(graph, "operations") else graph.layers:
             if id(layer) in self._copies or isinstance(layer, keras.layers.InputLayer):
                 continue
@@ -99,14 +99,14 @@ class Copies:
             self._copies[id(layer)] = layer
             if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
                 continue
-            if places.is_graph(layer):
-                self._copy_layers(layer, f"{prefix}{layer.name}/", place_of)
+            if layer_paths.is_graph(layer):
+                self._copy_layers(layer, f"{prefix}{layer.name}/", path_of)
                 continue
             new, reason = _from_config(layer)
             if reason is None:
                 self._copies[id(layer)] = new
             else:
-                self.refusals.append(Refusal(place_of.get(id(layer), prefix + layer.name), layer, reason))
+                self.refusals.append(Refusal(path_of.get(id(layer), prefix + layer.name), layer, reason))
 
     def connected(self, graph: keras.Model) -> keras.Model:
         """Return the copies, connected like the layers of `graph`.
@@ -123,7 +123,7 @@ class Copies:
             raise ArgumentError("model", expected, graph.name) from error
 
     def _copy_of(self, layer: Any) -> Any:
-        if places.is_graph(layer) and self._copies[id(layer)] is layer:
+        if layer_paths.is_graph(layer) and self._copies[id(layer)] is layer:
             self._copies[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy_of)
         return self._copies[id(layer)]
 
@@ -143,7 +143,7 @@ def copy_layer(layer: keras.Layer) -> keras.Layer:
     Raises:
         ArgumentError: If it cannot be created from its config.
     """
-    if places.is_graph(layer):
+    if layer_paths.is_graph(layer):
         return copy_graph(layer)
     new, reason = _from_config(layer)
     if reason is not None:
@@ -157,11 +157,11 @@ def build_uncalled(source: keras.Model, target: keras.Model) -> list[list[Any]]:
     Returns:
         Path and build config of these layers, for `build_layers`.
     """
-    targets = places.by_place(target)
+    targets = layer_paths.layers_by_path(target)
     build_configs = [
-        [place, layer.get_build_config()]
-        for place, layer in places.by_place(source).items()
-        if isinstance(layer, keras.Layer) and layer.built and place in targets and not targets[place].built
+        [path, layer.get_build_config()]
+        for path, layer in layer_paths.layers_by_path(source).items()
+        if isinstance(layer, keras.Layer) and layer.built and path in targets and not targets[path].built
     ]
     build_layers(target, build_configs)
     return build_configs
@@ -169,10 +169,10 @@ def build_uncalled(source: keras.Model, target: keras.Model) -> list[list[Any]]:
 
 def build_layers(model: keras.Model, build_configs: list[list[Any]]) -> None:
     """Build the unbuilt layers of `model` from the result of `build_uncalled`."""
-    layers = places.by_place(model)
-    for place, config in build_configs:
-        if place in layers and not layers[place].built and config:
-            layers[place].build_from_config(config)
+    layers = layer_paths.layers_by_path(model)
+    for path, config in build_configs:
+        if path in layers and not layers[path].built and config:
+            layers[path].build_from_config(config)
 
 
 def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 from tf_packnet.structure.refusals import quoted
 from tf_packnet.structure.tracing import heads_inside
 from tf_packnet.system.keras_internals import (
@@ -41,19 +41,19 @@ def find_heads(graph: keras.Model) -> list[str]:
     Raises:
         ArgumentError: If an output does not come from a Dense layer.
     """
-    place_of = places.places(graph)
+    path_of = layer_paths.paths_by_id(graph)
     heads: list[str] = []
     for output in keras.tree.flatten(graph_ends(graph)[1]):
         head, origin = _dense_before(output)
-        if head is None or id(head) not in place_of:
+        if head is None or id(head) not in path_of:
             raise ArgumentError(
                 "model",
                 "a model that ends in a Dense layer, which becomes the head of each task (or head='shared', or "
                 f"head_layers=[...] with the names of the heads). Output {output.name!r} comes from {origin}",
                 graph.name,
             )
-        if place_of[id(head)] not in heads:
-            heads.append(place_of[id(head)])
+        if path_of[id(head)] not in heads:
+            heads.append(path_of[id(head)])
     return heads
 
 
@@ -105,7 +105,7 @@ def _inner_graph(layer: keras.Layer, node: Any) -> keras.Function:
     Raises:
         Exception: Any error of the layer's own code; or of Keras, if its outputs do not come from Keras layers.
     """
-    if places.is_graph(layer):
+    if layer_paths.is_graph(layer):
         return as_function(layer)
     inputs: list[Any] = []
 
@@ -157,7 +157,7 @@ def changes_values(operation: Any) -> bool:
     """Return whether an operation may change values in prediction."""
     if isinstance(operation, keras.layers.Activation):
         return operation.activation is not keras.activations.linear
-    if places.is_graph(operation):
+    if layer_paths.is_graph(operation):
         return any(changes_values(each) for each in operation.layers)
     return not isinstance(operation, _IDENTITY_LAYERS) and type(operation).__name__ != "Cast"
 
@@ -186,7 +186,7 @@ class ActivationAfterHead:
 
 def activations_after_heads(graph: keras.Model, heads: Container[str]) -> list[ActivationAfterHead]:
     """Return the activation layers of `graph` directly after one of the `heads`, which are given by their paths."""
-    place_of = places.places(graph)
+    path_of = layer_paths.paths_by_id(graph)
     found: list[ActivationAfterHead] = []
 
     def visit(inner: keras.Model) -> None:
@@ -196,13 +196,13 @@ def activations_after_heads(graph: keras.Model, heads: Container[str]) -> list[A
         outputs = {id(tensor) for tensor in function.outputs}
         for node in calls:
             operation = node.operation
-            if places.is_graph(operation) and called.count(operation) == 1:
+            if layer_paths.is_graph(operation) and called.count(operation) == 1:
                 visit(operation)
             if len(node.input_tensors) != 1:
                 continue
             (tensor,) = node.input_tensors
             head, _ = creating_call(tensor)
-            if head is None or place_of.get(id(head)) not in heads or called.count(head) != 1:
+            if head is None or path_of.get(id(head)) not in heads or called.count(head) != 1:
                 continue
             users = [each for each in calls if any(x is tensor for x in each.input_tensors)]
             is_only_user = len(users) == 1 and id(tensor) not in outputs and called.count(operation) == 1
@@ -227,18 +227,18 @@ def fold_activations(graph: keras.Model, copy: keras.Model, activations: Sequenc
     """
     if not activations:
         return copy
-    place_of = places.places(graph)
-    copies = places.by_place(copy)
+    path_of = layer_paths.paths_by_id(graph)
+    copies = layer_paths.layers_by_path(copy)
     replacements: dict[int, keras.Layer] = {}
     for each in activations:
-        copies[place_of[id(each.head)]].activation = keras.activations.get(each.activation)
-        layer = copies[place_of[id(each.layer)]]
+        copies[path_of[id(each.head)]].activation = keras.activations.get(each.activation)
+        layer = copies[path_of[id(each.layer)]]
         config = keras.layers.Layer.get_config(layer)
         replacements[id(layer)] = keras.layers.Activation.from_config({**config, "activation": "linear"})
     linear_layers = {id(layer) for layer in replacements.values()}
 
     def visit(layer: Any) -> Any:
-        if places.is_graph(layer) and id(layer) not in replacements:
+        if layer_paths.is_graph(layer) and id(layer) not in replacements:
             replacements[id(layer)] = clone(layer)
         return replacements.get(id(layer), layer)
 

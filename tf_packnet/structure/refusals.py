@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 
 from tf_packnet.errors import ArgumentError, one_line
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 from tf_packnet.system.keras_internals import own_variables, seed_generators
 
 # Most characters quoted of an error that a user's code raised.
@@ -18,17 +18,17 @@ class Refusal(NamedTuple):
     """One layer that cannot be packed.
 
     Attributes:
-        place: Path of the layer.
+        path: Path of the layer.
         layer: The layer.
         reason: A phrase that follows the class name in the message: `with ...`, `that ...`, `whose ...`.
     """
 
-    place: str
+    path: str
     layer: keras.Layer
     reason: str
 
     def __str__(self) -> str:
-        return f"Layer {self.place!r} is a {type(self.layer).__name__} {self.reason}"
+        return f"Layer {self.path!r} is a {type(self.layer).__name__} {self.reason}"
 
 
 def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
@@ -48,19 +48,19 @@ def quoted(error: Exception, paragraph: int = -1) -> str:
 def unsupported_layers(model: keras.Model) -> list[Refusal]:
     """Return the layers that cannot be in a pack at all, not even as excluded layers."""
     refusals = []
-    for place, layer in by_place(model).items():
-        overwritten = places.overwritten_keras_list(layer)
+    for path, layer in layers_by_path(model).items():
+        overwritten = layer_paths.overwritten_keras_list(layer)
         if overwritten is not None:
             reasons = [f"with an attribute {overwritten!r}, which Keras uses for its own list: rename it"]
         else:
             reasons = [*_quantized(layer), *_lost(layer)]
-        refusals += [Refusal(place, layer, reason) for reason in reasons]
+        refusals += [Refusal(path, layer, reason) for reason in reasons]
     return refusals
 
 
-def by_place(model: keras.Model) -> dict[str, keras.Layer]:
+def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
     """Return every layer inside `model` by its path, without operations such as `x + y`."""
-    return {place: layer for place, layer in places.by_place(model).items() if isinstance(layer, keras.Layer)}
+    return {path: layer for path, layer in layer_paths.layers_by_path(model).items() if isinstance(layer, keras.Layer)}
 
 
 def _quantized(layer: keras.Layer) -> list[str]:
@@ -75,11 +75,11 @@ def _quantized(layer: keras.Layer) -> list[str]:
 
 def _lost(layer: keras.Layer) -> list[str]:
     """Return why a layer cannot be packed if it holds layers that cannot be replaced or are not saved."""
-    unreachable = [inner for inner in places.unreachable_layers(layer) if inner.weights]
+    unreachable = [inner for inner in layer_paths.unreachable_layers(layer) if inner.weights]
     if unreachable:
         names = _named(unreachable)
         return [f"that holds {names} outside its attributes, lists, tuples and dicts: hold them in one of these"]
-    unsaved = [inner for inner in places.unsaved_layers(layer) if inner.weights]
+    unsaved = [inner for inner in layer_paths.unsaved_layers(layer) if inner.weights]
     if unsaved:
         return [
             f"that holds {_named(unsaved)} in an attribute that Keras does not save: use an attribute that neither "
@@ -99,11 +99,11 @@ def variable_owners(model: keras.Model) -> dict[int, tuple[str, keras.Layer]]:
     the layer whose `path` it begins with, or else to the innermost one.
     """
     owners: dict[int, tuple[str, keras.Layer]] = {}
-    for place, layer in by_place(model).items():  # inner layers follow the layers that hold them
+    for path, layer in layers_by_path(model).items():  # inner layers follow the layers that hold them
         for variable in own_variables(layer):
             created_here = _created_by(layer, variable)
             if id(variable) not in owners or created_here or not _created_by(owners[id(variable)][1], variable):
-                owners[id(variable)] = (place, layer)
+                owners[id(variable)] = (path, layer)
     return owners
 
 
@@ -151,23 +151,23 @@ def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[in
         replaced: `id`s of layers of `model` that the copy replaces on purpose.
     """
     refusals: list[Refusal] = []
-    place_of = places.places(model)
+    path_of = layer_paths.paths_by_id(model)
     copies: dict[int, keras.Layer] = {}
     originals: dict[int, keras.Layer] = {}
 
-    def visit(layer: keras.Layer, other: keras.Layer, place: str, saved: bool) -> None:
+    def visit(layer: keras.Layer, other: keras.Layer, path: str, saved: bool) -> None:
         if not isinstance(layer, keras.Layer) or id(layer) in replaced:
             return
         seen = id(layer) in copies
         if copies.setdefault(id(layer), other) is not other or originals.setdefault(id(other), layer) is not layer:
-            refusals.append(Refusal(place_of[id(layer)], layer, _shared(place, "the model is copied")))
+            refusals.append(Refusal(path_of[id(layer)], layer, _shared(path, "the model is copied")))
         if seen:
             return
         difference = _difference(layer, other, saved)
         if difference is not None:
-            refusals.append(Refusal(place or layer.name, layer, difference))
+            refusals.append(Refusal(path or layer.name, layer, difference))
         else:
-            visit_children(layer, other, f"{place}/" if place else "", saved and places.is_graph(layer))
+            visit_children(layer, other, f"{path}/" if path else "", saved and layer_paths.is_graph(layer))
 
     def visit_children(owner: keras.Layer, other: keras.Layer, prefix: str, saved: bool) -> None:
         children, copied_children = _children(owner, saved), _children(other, saved)
@@ -180,33 +180,33 @@ def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[in
 
 def layers_in_several_graphs(model: keras.Model) -> list[Refusal]:
     """Return the layers that several graphs share: Keras saves and loads each graph with layers of its own."""
-    first_place: dict[int, str] = {}
+    first_path: dict[int, str] = {}
     refusals: list[Refusal] = []
 
     def visit(graph: keras.Model, prefix: str) -> None:
         for name, child in _children(graph, True):
-            place = prefix + name
+            path = prefix + name
             if not isinstance(child, keras.Layer):
                 continue
-            if first_place.setdefault(id(child), place) != place:
-                reason = _shared(place, "Keras loads the model")
-                refusals.append(Refusal(first_place[id(child)], child, reason))
-            elif places.is_graph(child):
-                visit(child, f"{place}/")
+            if first_path.setdefault(id(child), path) != path:
+                reason = _shared(path, "Keras loads the model")
+                refusals.append(Refusal(first_path[id(child)], child, reason))
+            elif layer_paths.is_graph(child):
+                visit(child, f"{path}/")
 
     visit(model, "")
     return refusals
 
 
-def _shared(place: str, when: str) -> str:
-    return f"that is also used at {place!r}, and becomes two layers when {when}: use a separate layer at each place"
+def _shared(path: str, when: str) -> str:
+    return f"that is also used at {path!r}, and becomes two layers when {when}: use a separate layer at each place"
 
 
 def _difference(layer: keras.Layer, copy: keras.Layer, saved: bool) -> str | None:
     """Return how `copy` differs from `layer`, as the reason of a `Refusal`; None if it does not."""
-    if type(copy) is not type(layer) and not places.is_graph(layer):
+    if type(copy) is not type(layer) and not layer_paths.is_graph(layer):
         return f"whose from_config() creates a {type(copy).__name__}"
-    saved = saved and places.is_graph(layer)
+    saved = saved and layer_paths.is_graph(layer)
     expected, received = ([name for name, _ in _children(each, saved)] for each in (layer, copy))
     if expected != received:
         return f"whose from_config() creates different inner layers ({_listed_difference(expected, received)})"
@@ -224,8 +224,8 @@ def _described_weights(layer: keras.Layer) -> list[str]:
 
 
 def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, Any]]:
-    """Return `places.children` without the inputs of graphs, which Keras creates and names anew for each graph."""
-    children = places.children(owner, saved)
+    """Return `layer_paths.children` without the inputs of graphs, which Keras creates and names anew for each graph."""
+    children = layer_paths.children(owner, saved)
     return [(name, layer) for name, layer in children if not isinstance(layer, keras.layers.InputLayer)]
 
 

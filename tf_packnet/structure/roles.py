@@ -10,14 +10,14 @@ import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
-from tf_packnet.structure import places, refusals
+from tf_packnet.structure import layer_paths, refusals
 from tf_packnet.structure.refusals import Refusal
 from tf_packnet.system.keras_internals import all_layers, own_trainable_variables, sublayers
 
 
 @dataclass(frozen=True)
 class Roles:
-    """How the layers of a model are packed. Layers are given by their paths, see `places`.
+    """How the layers of a model are packed. Layers are given by their paths, see `layer_paths`.
 
     Attributes:
         heads: Dense layers that become heads, with separate weights for each task.
@@ -44,85 +44,85 @@ class Roles:
         owners = refusals.variable_owners(model)
         found: list[Refusal] = []
         unchanged_prefixes: tuple[str, ...] = ()
-        for place, layer in refusals.by_place(model).items():
-            if place.startswith(unchanged_prefixes):
+        for path, layer in refusals.layers_by_path(model).items():
+            if path.startswith(unchanged_prefixes):
                 continue
-            if self._is_unchanged(layer, place) or isinstance(layer, TaskLayer):
-                unchanged_prefixes += (f"{place}/",)
+            if self._is_unchanged(layer, path) or isinstance(layer, TaskLayer):
+                unchanged_prefixes += (f"{path}/",)
             else:
-                reason = self._refusal_reason(layer, place, owners)
-                found += [] if reason is None else [Refusal(place, layer, reason)]
+                reason = self._refusal_reason(layer, path, owners)
+                found += [] if reason is None else [Refusal(path, layer, reason)]
         return found
 
-    def replacement(self, layer: keras.Layer, place: str) -> keras.Layer:
+    def replacement(self, layer: keras.Layer, path: str) -> keras.Layer:
         """Return the new, unbuilt layer that replaces `layer`; or `layer` itself, whose inner layers may be replaced.
 
         Args:
             layer: A layer.
-            place: Its path.
+            path: Its path.
 
         Raises:
             ArgumentError: If the layer has trainable weights that would belong to no task; the message names it.
         """
         if isinstance(layer, TaskLayer):
             return layer
-        if self._is_unchanged(layer, place):
+        if self._is_unchanged(layer, path):
             for inner in all_layers(layer):  # `clone_model` would copy trainable layers
                 inner.trainable = False
             return layer
-        twin = self._twin(layer, place)
+        twin = self._twin(layer, path)
         if twin is not None:
             return twin
-        reason = self._own_weights_reason(layer, place)
+        reason = self._own_weights_reason(layer, path)
         if reason is not None:
-            raise refusals.refused([Refusal(place, layer, reason)], layer.name)
+            raise refusals.refused([Refusal(path, layer, reason)], layer.name)
         return layer
 
-    def _is_unchanged(self, layer: keras.Layer, place: str) -> bool:
-        return place in self.exclude or not layer.trainable
+    def _is_unchanged(self, layer: keras.Layer, path: str) -> bool:
+        return path in self.exclude or not layer.trainable
 
-    def _twin(self, layer: keras.Layer, place: str) -> TaskLayer | None:
-        if place not in self.heads and type(layer) not in TWINS:
+    def _twin(self, layer: keras.Layer, path: str) -> TaskLayer | None:
+        if path not in self.heads and type(layer) not in TWINS:
             return None
-        config = {**layer.get_config(), "name": _layer_name(place)}
-        if place in self.heads:
+        config = {**layer.get_config(), "name": _layer_name(path)}
+        if path in self.heads:
             return TaskHead.from_config(config)
         task_settings = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
         return TWINS[type(layer)].from_config({**config, **task_settings})
 
-    def _refusal_reason(self, layer: keras.Layer, place: str, owners: dict[int, tuple[str, keras.Layer]]) -> str | None:
+    def _refusal_reason(self, layer: keras.Layer, path: str, owners: dict[int, tuple[str, keras.Layer]]) -> str | None:
         of_other_layers, untracked = refusals.foreign_variables(layer, owners)
         if of_other_layers:
-            return f"that uses weights of other layers ({', '.join(of_other_layers)}): {_exclude_advice(place)}"
+            return f"that uses weights of other layers ({', '.join(of_other_layers)}): {_exclude_advice(path)}"
         if untracked:
             return (
                 f"with variables that Keras tracks in no layer ({', '.join(untracked)}), like those of a stateful RNN: "
                 "they would not be saved"
             )
         try:
-            has_twin = self._twin(layer, place) is not None
+            has_twin = self._twin(layer, path) is not None
         except Exception as error:  # raised by the twin, or by the layer's get_config()
             return f"whose twin cannot be created: {refusals.quoted(error)}"
-        return None if has_twin else self._own_weights_reason(layer, place)
+        return None if has_twin else self._own_weights_reason(layer, path)
 
-    def _own_weights_reason(self, layer: keras.Layer, place: str) -> str | None:
+    def _own_weights_reason(self, layer: keras.Layer, path: str) -> str | None:
         names = ", ".join(variable.name for variable in own_trainable_variables(layer))
         if not names:
             return None
         return (
-            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(place)}, or add a "
+            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(path)}, or add a "
             "twin of the layer to tp.layers.TWINS"
         )
 
 
-def _layer_name(place: str) -> str:
+def _layer_name(path: str) -> str:
     """Return the last part of a path as a valid layer name; names of attributes and dict keys may be invalid."""
-    name = place.rpartition("/")[2]
+    name = path.rpartition("/")[2]
     return name if re.fullmatch(r"[\w.>-]*", name, re.ASCII) else "x_" + re.sub(r"[^\w.>-]", "_", name, flags=re.ASCII)
 
 
-def _exclude_advice(place: str) -> str:
-    return f"pass exclude=[{place!r}] to pack so that it is not trained"
+def _exclude_advice(path: str) -> str:
+    return f"pass exclude=[{path!r}] to pack so that it is not trained"
 
 
 def convert(model: keras.Model, replacement: Callable[[keras.Layer, str], keras.Layer]) -> keras.Model:
@@ -139,41 +139,41 @@ def convert(model: keras.Model, replacement: Callable[[keras.Layer, str], keras.
     Raises:
         ArgumentError: If a layer to replace is not held in an attribute, list, tuple or dict.
     """
-    place_of = places.places(model)
+    path_of = layer_paths.paths_by_id(model)
     converted: dict[int, keras.Layer] = {}
 
     def visit(layer: keras.Layer) -> keras.Layer:
         if not isinstance(layer, keras.Layer):  # an operation such as `x + y`, which has no weights
             return layer
         if id(layer) not in converted:
-            converted[id(layer)] = convert_layer(layer, place_of[id(layer)])
+            converted[id(layer)] = convert_layer(layer, path_of[id(layer)])
         return converted[id(layer)]
 
-    def convert_layer(layer: keras.Layer, place: str) -> keras.Layer:
-        new = replacement(layer, place)
+    def convert_layer(layer: keras.Layer, path: str) -> keras.Layer:
+        new = replacement(layer, path)
         if new is not layer:
             if layer.built:
                 new.build_from_config(layer.get_build_config())
             return new
         if not layer.trainable or isinstance(layer, TaskLayer):
             return layer
-        if places.is_graph(layer):
+        if layer_paths.is_graph(layer):
             return keras.models.clone_model(layer, clone_function=visit)
         if sublayers(layer):
-            _convert_children(layer, place, visit)
+            _convert_children(layer, path, visit)
         return layer
 
     return keras.models.clone_model(model, clone_function=visit)
 
 
-def _convert_children(owner: keras.Layer, place: str, visit: Callable[[keras.Layer], keras.Layer]) -> None:
+def _convert_children(owner: keras.Layer, path: str, visit: Callable[[keras.Layer], keras.Layer]) -> None:
     try:
-        places.replace_children(owner, visit)
+        layer_paths.replace_children(owner, visit)
     except LookupError as error:
         (child,) = error.args
         raise ArgumentError(
             "model",
-            f"layers that are held in attributes, lists, tuples or dicts. {child.name!r} in layer {place!r} (a "
-            f"{type(owner).__name__}) is held elsewhere: pass exclude=[{place!r}] to pack",
+            f"layers that are held in attributes, lists, tuples or dicts. {child.name!r} in layer {path!r} (a "
+            f"{type(owner).__name__}) is held elsewhere: pass exclude=[{path!r}] to pack",
             owner.name,
         ) from error

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.layers.base import TaskLayer
-from tf_packnet.structure.places import attributes, by_place, stable_names
+from tf_packnet.structure.layer_paths import attributes, layers_by_path, stable_names
 from tf_packnet.system.keras_internals import all_layers, own_metrics, own_variables, seed_generators
 
 Variable = keras.Variable | tf.Variable
@@ -26,11 +26,11 @@ def unowned_variables(model: keras.Model) -> dict[str, Variable]:
     paths: list[str] = []
     variables: list[Variable] = []
     seen: set[int] = set()
-    for place, layer in {"": model, **by_place(model)}.items():
+    for path, layer in {"": model, **layers_by_path(model)}.items():
         for name, variable in own_state(layer):
             if id(variable) not in seen:
                 seen.add(id(variable))
-                paths.append(f"{place}/{name}" if place else name)
+                paths.append(f"{path}/{name}" if path else name)
                 variables.append(variable)
     return dict(zip(stable_names(paths), variables, strict=True))
 

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.layers import TWINS
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 from tf_packnet.structure.refusals import Refusal
 from tf_packnet.structure.state import metric_variables, unowned_variables
 from tf_packnet.system.keras_internals import (
@@ -140,7 +140,11 @@ def layers_with_untracked_variables(model: keras.Model, named_model: keras.Model
         named_model: The model to name in refusals that belong to no layer. Default: `model`.
     """
     layers = {"": (model.name, named_model or model)}
-    layers |= {layer.path: (place, layer) for place, layer in places.by_place(model).items() if hasattr(layer, "path")}
+    layers |= {
+        layer.path: (layer_path, layer)
+        for layer_path, layer in layer_paths.layers_by_path(model).items()
+        if hasattr(layer, "path")
+    }
     paths_by_layer: dict[str, list[str]] = {}
     for path in untracked_variables(model):
         layer_path = path

@@ -7,7 +7,7 @@ from tf_packnet.export.compaction.graph import Graph, functional, inputs_of, tra
 from tf_packnet.export.compaction.rulebook import rule
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.structure.graphs import copy_graph, copy_state
-from tf_packnet.structure.places import is_graph
+from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers, graph_ends
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet.structure.places import is_graph
+from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import as_function, graph_ends, nodes
 
 

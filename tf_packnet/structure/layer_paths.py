@@ -34,7 +34,7 @@ _TENSORFLOW_ATTRIBUTES = {
 _SAVES_NESTED = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
 
 
-def by_place(model: keras.Model) -> dict[str, keras.Layer]:
+def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
     """Return every layer inside `model` by its path; a shared layer has the path at which it is met first."""
     layers: dict[str, keras.Layer] = {}
     seen: set[int] = set()
@@ -44,17 +44,17 @@ def by_place(model: keras.Model) -> dict[str, keras.Layer]:
             if id(child) in seen:
                 continue
             seen.add(id(child))
-            place = _unique(prefix + name, layers)
-            layers[place] = child
-            visit(child, f"{place}/", saved and is_graph(child))
+            path = _unique(prefix + name, layers)
+            layers[path] = child
+            visit(child, f"{path}/", saved and is_graph(child))
 
     visit(model, "", is_graph(model))
     return layers
 
 
-def places(model: keras.Model) -> dict[int, str]:
+def paths_by_id(model: keras.Model) -> dict[int, str]:
     """Return the path of every layer inside `model`, by the layer's `id`."""
-    return {id(layer): place for place, layer in by_place(model).items()}
+    return {id(layer): path for path, layer in layers_by_path(model).items()}
 
 
 def stable_names(paths: Iterable[str]) -> list[str]:
@@ -250,6 +250,6 @@ def _numbered(layer: keras.Layer, index: int) -> str:
     return re.sub(r"_\d+$", "", layer.name) + f"_{index}"
 
 
-def _unique(place: str, taken: Container[str]) -> str:
-    numbered = (f"{place}_{number}" for number in itertools.count(1))
-    return next(candidate for candidate in itertools.chain([place], numbered) if candidate not in taken)
+def _unique(path: str, taken: Container[str]) -> str:
+    numbered = (f"{path}_{number}" for number in itertools.count(1))
+    return next(candidate for candidate in itertools.chain([path], numbered) if candidate not in taken)
