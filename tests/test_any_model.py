@@ -1,4 +1,4 @@
-"""Whatever model an engineer comes with: packed, frozen to the bit, saved, loaded in between, exported."""
+"""Many kinds of models can be packed, trained, saved, loaded and exported; the freeze is exact to the bit."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ L = keras.layers
 
 @keras.saving.register_keras_serializable("tests")
 class Block(L.Layer):
-    """A transformer block as people write them: layers in attributes, in a list, in a Sequential of its own."""
+    """A typical transformer block: layers in attributes, in a list, and in an inner Sequential."""
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)
@@ -45,7 +45,7 @@ class Block(L.Layer):
 
 @keras.saving.register_keras_serializable("tests")
 class Subclassed(keras.Model):
-    """A subclassed model: layers in a list and a dict, a head behind a softmax."""
+    """A subclassed model: layers in a list and a dict, a softmax after the head."""
 
     def __init__(self, width=8, **kwargs):
         super().__init__(**kwargs)
@@ -118,12 +118,12 @@ def learn(packed, name, data, loss=None, jit=False, **begin):
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     averaged = {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 1}
     packed.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1, **averaged), loss, jit_compile=jit)
-    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-    packed.fit(*data, epochs=1, verbose=0, callbacks=night)
+    retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    packed.fit(*data, epochs=1, verbose=0, callbacks=retraining)
 
 
 def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
-    """Two tasks, a save and a load between any two steps: no bit of the first moves; both are exported."""
+    """Learn two tasks with saving and loading in between: the first does not change by a bit. Export both."""
     probe, seen = examples(packed, 9)[0], {}
     for number, name in enumerate(["first", "second"], start=1):
         learn(packed, name, examples(packed, number), jit=jit)
@@ -131,7 +131,7 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
         packed.save(folder / "pack.keras")
         maps = packed.owner_maps()
         policy = keras.config.dtype_policy()
-        keras.utils.clear_session()  # another process would number its layers afresh
+        keras.utils.clear_session()  # as in a new process, which numbers its layers from the start
         keras.config.set_dtype_policy(policy)
         packed = keras.models.load_model(folder / "pack.keras", safe_mode=True)
         for path, owner in packed.owner_maps().items():
@@ -235,7 +235,7 @@ def test_heads_that_cannot_be(arguments, message):
     with pytest.raises(tp.ArgumentError, match=message):
         packed.begin_task(**arguments)
     assert packed.task_names == []
-    packed.begin_task("first")  # nothing was half done
+    packed.begin_task("first")  # the failed call has changed nothing
 
 
 class TestExclude:
@@ -262,7 +262,7 @@ def test_every_argument_survives_a_config_and_a_file(tmp_path):
     packed.save(tmp_path / "pack.keras")
     loaded = keras.models.load_model(tmp_path / "pack.keras")
 
-    def as_json(model):  # a file knows no tuples
+    def as_json(model):  # JSON has no tuples
         return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))["config"]
 
     for again in (tp.PackedModel.from_config(packed.get_config()), loaded):
@@ -278,21 +278,21 @@ class TestPretrained:
         model = make_mlp()
         return compile_model(tp.pack(model, pretrained="task 0", **kwargs), "adam"), model
 
-    def night(self, packed, seed):
+    def retraining(self, packed, seed):
         packed.begin_task()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-        packed.fit(*blobs(seed), epochs=3, verbose=0, callbacks=night)
+        retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(seed), epochs=3, verbose=0, callbacks=retraining)
 
     def test_every_task_starts_its_free_weights_from_them(self):
         packed, model = self.packed()
-        self.night(packed, 1)
+        self.retraining(packed, 1)
         packed.begin_task()
         kernel, owner = packed.get_layer("dense_1").kernel, packed.owner_maps()["dense_1/kernel"]
         np.testing.assert_array_equal(kernel[owner == 0], model.get_layer("dense_1").kernel.numpy()[owner == 0])
 
     def test_what_a_task_prunes_is_0_for_it(self):
         packed, _ = self.packed()
-        self.night(packed, 1)
+        self.retraining(packed, 1)
         owner = packed.owner_maps()["dense_1/kernel"]
         assert (np.array(packed.get_layer("dense_1").kernel)[owner == 0] == 0).all()
 
@@ -301,7 +301,7 @@ class TestPretrained:
         pretrained = model.get_layer("dense_1").kernel.numpy()
         kernels = {}
         for number in (1, 2):
-            self.night(packed, number)
+            self.retraining(packed, number)
             kernels[number] = np.array(packed.get_layer("dense_1").kernel)
             owner = packed.owner_maps()["dense_1/kernel"]
             np.testing.assert_array_equal(kernels[number][owner == 0], pretrained[owner == 0])
@@ -309,7 +309,7 @@ class TestPretrained:
             assert (kernels[number][mine] != pretrained[mine]).any()
         packed.save(tmp_path / "pack.keras")
         packed = keras.models.load_model(tmp_path / "pack.keras")
-        for number, then in kernels.items():  # the first task still sees the base where the second took over
+        for number, then in kernels.items():  # task 1 still sees the pretrained values where task 2 owns weights
             packed.select_task(number)
             np.testing.assert_array_equal(packed.get_layer("dense_1").kernel, then)
             plain = tp.export.dense_model(packed, number)
@@ -341,7 +341,7 @@ class TestPretrained:
 
 @keras.saving.register_keras_serializable("tests")
 class Scale(L.Layer):
-    """A layer with weights of its own, as ConvNeXt's LayerScale."""
+    """A layer with its own weights, like ConvNeXt's LayerScale."""
 
     def build(self, shape):
         self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
@@ -467,7 +467,7 @@ def test_a_lambda_and_a_sequential_that_was_built_by_a_call():
 
 
 def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
-    """Normalization and TextVectorization compute with more than their variables."""
+    """Normalization and TextVectorization have state besides their variables."""
     normalize = L.Normalization()
     normalize.adapt(np.random.default_rng(0).normal(5, 3, (100, 6)))
     inputs = keras.Input((6,))

@@ -1,4 +1,4 @@
-"""What is loaded is complete, or refused: no committed task, no name and no prune round is lost."""
+"""Loading is complete or raises an error: no committed task, name or prune round is lost."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What `pack` takes comes back from both files to the bit; what it does not take is named, with all its reasons."""
+"""Packs can be saved and loaded to the bit; errors of `pack` name all unsupported layers with reasons."""
 
 import collections
 import dataclasses
@@ -28,7 +28,7 @@ def hidden(**kwargs):
 
 
 def around(*layers):
-    """A classifier of 6 numbers, with `layers` in the middle."""
+    """A classifier with 6 inputs and `layers` in the middle."""
     inputs = x = keras.Input((6,))
     for layer in [L.Dense(6, name="first"), *layers, L.Dense(2, name="head")]:
         x = layer(x)
@@ -36,7 +36,7 @@ def around(*layers):
 
 
 def commit(packed, number, **begin):
-    """A task without training: fresh values everywhere, half of them kept."""
+    """Commit a task without training: random values, half of them kept."""
     rng = np.random.default_rng(number)
     packed.begin_task(f"task {number}", **begin)
     for layer in lifecycle.task_layers(packed):
@@ -58,14 +58,14 @@ def assert_same(ours, theirs):
 
 
 def assert_packs(model, folder, *begins):
-    """The twin computes as the model, and each of two tasks as before from both files; the first is exported."""
+    """Check that outputs are those of the model, and unchanged for two tasks after loading both files; export one."""
     packed = tp.pack(model)
     assert_same(outputs(packed), outputs(model))
     for number, begin in enumerate(begins or ({}, {}), start=1):
         commit(packed, number, **begin)
     packed.save(folder / "pack.keras")
     tp.save_pack(packed, folder / "pack.packnet")
-    keras.utils.clear_session()  # another process would number its layers afresh
+    keras.utils.clear_session()  # as in a new process, which numbers its layers from the start
     for loaded in (keras.models.load_model(folder / "pack.keras"), tp.load_pack(folder / "pack.packnet")):
         assert list(loaded.owner_maps()) == list(packed.owner_maps())
         for number in range(1, packed.committed_tasks + 1):
@@ -80,7 +80,7 @@ def assert_packs(model, folder, *begins):
 
 
 def refusal(model, **arguments):
-    """What `pack` says about a model that it refuses, every layer on a line of its own."""
+    """Return the error message of `pack`, with one line per layer."""
     with pytest.raises(tp.ArgumentError) as caught:
         tp.pack(model, **arguments)
     text = str(caught.value)
@@ -91,7 +91,7 @@ def refusal(model, **arguments):
 
 
 class Chain(L.Layer):
-    """Its layers one after another, wherever a subclass holds them."""
+    """Calls its layers in order; subclasses determine where they are held."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -118,7 +118,7 @@ def named(attribute):
 
 
 def held(name, make, parts):
-    """A class that holds `make()` in its attribute `x`."""
+    """Create a class that holds `make()` in its attribute `x`."""
     return holding(name, lambda self: setattr(self, "x", make()), lambda self: parts(self.x))
 
 
@@ -313,7 +313,7 @@ class TestQuantized:
         model.quantize(mode)
         text = refusal(model)
         for name in ("first", "middle", "head"):
-            assert f"Layer '{name}' is a Dense that is quantized ({mode}): pack the model first, then export" in text
+            assert f"Layer '{name}' is a Dense that is quantized ({mode}): pack the model first, then" in text
 
     @pytest.mark.parametrize("kind", ["dense", "embedding", "einsum"])
     def test_layers_in_a_block_excluded_or_not(self, kind):
@@ -350,13 +350,13 @@ class TestQuantized:
                 packed.quantize(*arguments)
         commit(packed, 1)
         plain = tp.export.dense_model(packed, 1)
-        plain.quantize("int8")  # as the message says
+        plain.quantize("int8")  # as the message advises
         assert plain.get_layer("dense_1").quantization_mode == "int8"
 
 
 @register
 class Holder(L.Layer):
-    """A block that is given a layer."""
+    """A block that gets a layer as an argument."""
 
     def __init__(self, inner, **kwargs):
         super().__init__(**kwargs)
@@ -442,7 +442,7 @@ class Scale(L.Layer):
 
 @register
 class Counts(L.Layer):
-    """Holds a layer and a variable of its own that is not trained."""
+    """Has an inner layer and its own non-trainable variable."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -524,7 +524,7 @@ class TestOneErrorListsAll:
         text = refusal(around(Scale(name="scale")))
         assert "\n" not in text
         assert "exclude=['scale']" in text
-        tp.pack(around(Scale(name="scale")), exclude=["scale"])  # as the message says
+        tp.pack(around(Scale(name="scale")), exclude=["scale"])  # as the message advises
 
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -578,7 +578,7 @@ class TestWeightsOfLayersWithoutATwin:
         layer = L.SpectralNormalization(L.Dense(6), name="norm")
         text = refusal(around(layer))
         assert "'norm' is a SpectralNormalization that uses weights of other layers (kernel of 'norm/layer')" in text
-        tp.pack(around(L.SpectralNormalization(L.Dense(6), name="norm")), exclude=["norm"])  # as the message says
+        tp.pack(around(L.SpectralNormalization(L.Dense(6), name="norm")), exclude=["norm"])  # as the message advises
 
     @pytest.mark.parametrize("exclude", [(), ("gru",)])
     def test_of_no_layer_are_refused(self, exclude):

@@ -1,4 +1,4 @@
-"""What `plan` promises is what training does."""
+"""Counts computed by `plan` agree with training."""
 
 import os
 
@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, launch, make_convnet, make_mlp
 from tf_packnet.callbacks import EqualShare
-from tf_packnet.planning import _kept_by_a_task
+from tf_packnet.planning import kept_by_task
 
 L = keras.layers
 
 
 def learn(packed, seed, final_prune, tasks, rounds, scope):
     packed.begin_task()
-    night = [
+    retraining = [
         tp.PruneRoundScheduler(tp.EqualShare(final_prune, tasks, rounds), scope),
         tp.TaskMaskSnapshot(),
     ]
-    packed.fit(*blobs(seed, packed.input_shape[1:]), epochs=rounds, verbose=0, callbacks=night)
+    packed.fit(*blobs(seed, packed.input_shape[1:]), epochs=rounds, verbose=0, callbacks=retraining)
 
 
 @pytest.mark.parametrize("scope", ["layer", "erk", "global"])
@@ -31,7 +31,7 @@ def test_training_keeps_what_was_planned(scope):
     planned = tp.plan(make_convnet(), 3, 0.4, prune_rounds=2, scope=scope)
     for number in (1, 2, 3):
         learn(packed, number, 0.4, 3, 2, scope)
-        if number == 1:  # the plan of the tasks that are left is the same
+        if number == 1:  # the plan of the remaining tasks is the same
             rest = tp.plan(packed, 3, 0.4, prune_rounds=2, scope=scope)
             assert (rest.first_task, rest.kept) == (2, planned.kept[1:])
     maps = packed.owner_maps()
@@ -57,7 +57,7 @@ def test_training_keeps_what_was_planned(scope):
 @example(sizes=[1, 1, 1], tasks=1, rounds=1, p=0.5, scope="global")
 @settings(max_examples=60, deadline=None)
 def test_no_task_gets_more_than_there_is(sizes, tasks, rounds, p, scope):
-    kept = _kept_by_a_task([(size, 1) for size in sizes], sizes, EqualShare(p, tasks, rounds), scope, 0)
+    kept = kept_by_task([(size, 1) for size in sizes], sizes, EqualShare(p, tasks, rounds), scope, 0)
     assert all(0 <= k <= size for k, size in zip(kept, sizes, strict=True))
     if scope == "global":
         assert sum(kept) == round(sum(sizes) * EqualShare(p, tasks, rounds).kept_fraction(rounds))

@@ -1,4 +1,4 @@
-"""Whatever a task is called: it is saved and found again under that name, or refused by `begin_task`."""
+"""A task is saved and found under its name, or `begin_task` raises an error."""
 
 import enum
 import unicodedata
@@ -174,7 +174,7 @@ class TestTasksAreFound:
 
 
 def forged(path, name):
-    """The file with its first task called `name`, every checksum right."""
+    """Write the file with `name` as the name of its first task and valid checksums."""
     with open(path, "rb") as file:
         read = container.PackFile(path, file)
         directory, parts, rest = read.directory, [], file.read()

@@ -169,12 +169,12 @@ def _kept_by_tasks(
     """Return how many weights of each layer each of the tasks after the `committed` ones keeps."""
     kept, free = [], list(free)
     for task in range(committed, schedule.num_tasks):
-        kept.append(_kept_by_task(shapes, free, schedule, scope, task))
+        kept.append(kept_by_task(shapes, free, schedule, scope, task))
         free = [f - k for f, k in zip(free, kept[-1], strict=True)]
     return kept
 
 
-def _kept_by_task(shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int) -> list[int]:
+def kept_by_task(shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int) -> list[int]:
     """Return how many weights of each layer the task after the `committed` ones keeps."""
     left = list(free)
     for prune_round in range(1, schedule.rounds + 1):

@@ -32,7 +32,7 @@ from tf_packnet.structure.state import metric_variables
 # Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
 # Weights per chunk when checksums are computed.
-_CHUNK = 2**20
+CHUNK = 2**20
 
 
 def check_committed_finite(model: keras.Model) -> None:
@@ -237,12 +237,12 @@ def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
     """Compute a checksum of the indices and values that each of the first `tasks` owns in a kernel."""
     owners, values = view(weight.owner).ravel(), view(weight.frozen).ravel()
     digests = {task: hashlib.sha256() for task in range(1, tasks + 1)}
-    for first in range(0, owners.size, _CHUNK):
-        owner = owners[first : first + _CHUNK]
+    for first in range(0, owners.size, CHUNK):
+        owner = owners[first : first + CHUNK]
         order = np.argsort(owner, kind="stable").astype(np.uint32)  # by owner, then by index
         ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8 if tasks < 255 else int))
         for task, digest in digests.items():
             own = order[ends[task - 1] : ends[task]]
             digest.update(own + np.uint32(first % 2**32))
-            digest.update(np.ascontiguousarray(values[first : first + _CHUNK][own]))
+            digest.update(np.ascontiguousarray(values[first : first + CHUNK][own]))
     return {task: digest.hexdigest() for task, digest in digests.items()}
