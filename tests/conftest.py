@@ -1,4 +1,4 @@
-"""Shared by all tests: small models, small data, and whether the real data sets are there."""
+"""Helpers of all tests: small models, small data sets, and fixtures that skip tests if real data sets are missing."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# What is claimed to the bit is claimed on CPU; GPUs round from run to run. What needs one is in test_gpu.py.
-os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # pytest-xdist comes here twice
+# Tests that compare bits run on CPU, because results on GPUs vary between runs. Tests for GPUs are in test_gpu.py.
+os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # pytest-xdist imports this file twice
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import keras  # noqa: E402
@@ -31,7 +31,7 @@ def _seeded():
 
 @pytest.fixture
 def mlp():
-    """A plain network of 6 inputs, two hidden layers and 2 logits."""
+    """A plain network with 6 inputs, two hidden layers and 2 logits."""
     return make_mlp()
 
 
@@ -53,7 +53,7 @@ def make_convnet(dropout: float = 0.1) -> keras.Model:
 
 
 def blobs(seed: int, shape=(6,), examples: int = 64, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """A small classification problem: one cloud of points a class."""
+    """Create a small classification problem with one cloud of points per class."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, classes, examples)
     centres = rng.normal(size=(classes, *shape))
@@ -71,7 +71,7 @@ def compile_model(model, optimizer="adam", jit_compile=False, **kwargs):
 
 
 def launch(*arguments: str, cwd=ROOT, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Runs the launcher in a process of its own."""
+    """Run the launcher in a separate process."""
     environment = {**os.environ, "COLUMNS": "120"}
     return forked.run(ROOT / "launch/main.py", arguments, cwd, timeout, environment)
 

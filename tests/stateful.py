@@ -1,4 +1,4 @@
-"""Layers with state that no weight of a task holds, and a pack that contains each kind of them."""
+"""Layers with state that belongs to no task-aware weight, and a pack that contains all of them."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ import tf_packnet as tp
 from tests.conftest import compile_model
 
 register = keras.saving.register_keras_serializable("tests.stateful")
-# Read by a layer, held by none.
+# A layer reads this variable, but no layer tracks it.
 OUTSIDE = tf.Variable(1.0, trainable=False)
 
 
@@ -31,7 +31,7 @@ class Center(keras.layers.Layer):
 
 @register
 class Outside(keras.layers.Layer):
-    """Reads a variable that no layer holds."""
+    """Reads a variable that no layer tracks."""
 
     def call(self, z):
         return z * OUTSIDE
@@ -39,7 +39,7 @@ class Outside(keras.layers.Layer):
 
 @register
 class CountsCalls(keras.layers.Layer):
-    """State that inference changes, too."""
+    """Has state that inference changes too."""
 
     def build(self, shape):
         self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
@@ -51,7 +51,7 @@ class CountsCalls(keras.layers.Layer):
 
 @register
 class Normalised(keras.layers.Layer):
-    """A block with a layer inside and a spectral norm of its own."""
+    """A block with an inner layer and its own spectral norm."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -68,7 +68,7 @@ class Normalised(keras.layers.Layer):
 
 
 def make_stateful() -> keras.Model:
-    """A network of 6 inputs and 2 logits, with a frozen part and every kind of state."""
+    """A network with 6 inputs and 2 logits, a frozen layer and every kind of state."""
     frozen = [keras.layers.Dense(20, "relu", name="fixed"), keras.layers.BatchNormalization(name="fixed_norm")]
     base = keras.Sequential([keras.Input((6,)), *frozen], name="base")
     base.trainable = False
@@ -97,7 +97,7 @@ def learn(packed: keras.Model, task: str, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def outputs(packed: tp.PackedModel, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What every committed task predicts."""
+    """Return the predictions of every committed task, by name."""
     found = {}
     for task in packed.task_names[: packed.committed_tasks]:
         packed.select_task(task)

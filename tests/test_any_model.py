@@ -1,4 +1,4 @@
-"""Whatever model an engineer comes with: packed, frozen to the bit, saved, loaded in between, exported."""
+"""Many kinds of models can be packed, trained, saved, loaded and exported; the freeze is exact to the bit."""
 
 import json
 import warnings
@@ -10,14 +10,14 @@ import pytest
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import lifecycle
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
 
 L = keras.layers
 
 
 @keras.saving.register_keras_serializable("tests")
 class Block(L.Layer):
-    """A transformer block as people write them: layers in attributes, in a list, in a Sequential of its own."""
+    """A typical transformer block: layers in attributes, in a list, and in an inner Sequential."""
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)
@@ -45,7 +45,7 @@ class Block(L.Layer):
 
 @keras.saving.register_keras_serializable("tests")
 class Subclassed(keras.Model):
-    """A subclassed model: layers in a list and a dict, a head behind a softmax."""
+    """A subclassed model: layers in a list and a dict, a softmax after the head."""
 
     def __init__(self, width=8, **kwargs):
         super().__init__(**kwargs)
@@ -118,12 +118,12 @@ def learn(packed, name, data, loss=None, jit=False, **begin):
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     averaged = {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 1}
     packed.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1, **averaged), loss, jit_compile=jit)
-    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-    packed.fit(*data, epochs=1, verbose=0, callbacks=night)
+    retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    packed.fit(*data, epochs=1, verbose=0, callbacks=retraining)
 
 
 def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
-    """Two tasks, a save and a load between any two steps: no bit of the first moves; both are exported."""
+    """Learn two tasks with saving and loading in between: the first does not change by a bit. Export both."""
     probe, seen = examples(packed, 9)[0], {}
     for number, name in enumerate(["first", "second"], start=1):
         learn(packed, name, examples(packed, number), jit=jit)
@@ -131,7 +131,7 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
         packed.save(folder / "pack.keras")
         maps = packed.owner_maps()
         policy = keras.config.dtype_policy()
-        keras.utils.clear_session()  # another process would number its layers afresh
+        keras.utils.clear_session()  # as in a new process, which numbers its layers from the start
         keras.config.set_dtype_policy(policy)
         packed = keras.models.load_model(folder / "pack.keras", safe_mode=True)
         for path, owner in packed.owner_maps().items():
@@ -140,7 +140,9 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
         packed.select_task(name)
         np.testing.assert_array_equal(packed.predict(probe, verbose=0), then)
         plain = tp.export.dense_model(packed, name)
-        assert not [layer for layer in by_place(plain).values() if type(layer).__module__.startswith("tf_packnet")]
+        assert not [
+            layer for layer in layers_by_path(plain).values() if type(layer).__module__.startswith("tf_packnet")
+        ]
         np.testing.assert_allclose(plain.predict(probe, verbose=0), then, rtol=rtol, atol=1e-6)
     assert not np.array_equal(seen["first"], seen["second"])
     assert set(map(int, np.unique(np.concatenate([m.ravel() for m in maps.values()])))) == {0, 1, 2}
@@ -194,7 +196,8 @@ def test_several_inputs_and_outputs(tmp_path):
     for name, then in first.items():
         np.testing.assert_array_equal(packed.predict(x, verbose=0)[name], then)
     with pytest.raises(
-        tp.ArgumentError, match="`num_classes`: expected by head, among 'kind', 'size'. Received:.*'age'"
+        tp.ArgumentError,
+        match="expected the names of heads as keys, among 'kind', 'size'. Received:.*'age'",
     ):
         packed.begin_task("third", num_classes={"age": 2})
 
@@ -232,13 +235,13 @@ def test_heads_that_cannot_be(arguments, message):
     with pytest.raises(tp.ArgumentError, match=message):
         packed.begin_task(**arguments)
     assert packed.task_names == []
-    packed.begin_task("first")  # nothing was half done
+    packed.begin_task("first")  # the failed call has changed nothing
 
 
 class TestExclude:
     def test_what_is_excluded_stays_as_it_is(self, tmp_path):
         packed = tp.pack(vision_transformer(), exclude=["block", "block_1/attention/query_dense"])
-        excluded = [by_place(packed)[place] for place in ("block", "block_1/attention/query_dense")]
+        excluded = [layers_by_path(packed)[place] for place in ("block", "block_1/attention/query_dense")]
         before = [value for layer in excluded for value in layer.get_weights()]
         assert not [path for path in packed.owner_maps() if path.startswith("block/") or "query" in path]
         assert_packs_two_tasks_for_ever(packed, tmp_path)
@@ -259,7 +262,7 @@ def test_every_argument_survives_a_config_and_a_file(tmp_path):
     packed.save(tmp_path / "pack.keras")
     loaded = keras.models.load_model(tmp_path / "pack.keras")
 
-    def as_json(model):  # a file knows no tuples
+    def as_json(model):  # JSON has no tuples
         return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))["config"]
 
     for again in (tp.PackedModel.from_config(packed.get_config()), loaded):
@@ -275,21 +278,21 @@ class TestPretrained:
         model = make_mlp()
         return compile_model(tp.pack(model, pretrained="task 0", **kwargs), "adam"), model
 
-    def night(self, packed, seed):
+    def retraining(self, packed, seed):
         packed.begin_task()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-        packed.fit(*blobs(seed), epochs=3, verbose=0, callbacks=night)
+        retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(seed), epochs=3, verbose=0, callbacks=retraining)
 
     def test_every_task_starts_its_free_weights_from_them(self):
         packed, model = self.packed()
-        self.night(packed, 1)
+        self.retraining(packed, 1)
         packed.begin_task()
         kernel, owner = packed.get_layer("dense_1").kernel, packed.owner_maps()["dense_1/kernel"]
         np.testing.assert_array_equal(kernel[owner == 0], model.get_layer("dense_1").kernel.numpy()[owner == 0])
 
     def test_what_a_task_prunes_is_0_for_it(self):
         packed, _ = self.packed()
-        self.night(packed, 1)
+        self.retraining(packed, 1)
         owner = packed.owner_maps()["dense_1/kernel"]
         assert (np.array(packed.get_layer("dense_1").kernel)[owner == 0] == 0).all()
 
@@ -298,7 +301,7 @@ class TestPretrained:
         pretrained = model.get_layer("dense_1").kernel.numpy()
         kernels = {}
         for number in (1, 2):
-            self.night(packed, number)
+            self.retraining(packed, number)
             kernels[number] = np.array(packed.get_layer("dense_1").kernel)
             owner = packed.owner_maps()["dense_1/kernel"]
             np.testing.assert_array_equal(kernels[number][owner == 0], pretrained[owner == 0])
@@ -306,7 +309,7 @@ class TestPretrained:
             assert (kernels[number][mine] != pretrained[mine]).any()
         packed.save(tmp_path / "pack.keras")
         packed = keras.models.load_model(tmp_path / "pack.keras")
-        for number, then in kernels.items():  # the first task still sees the base where the second took over
+        for number, then in kernels.items():  # task 1 still sees the pretrained values where task 2 owns weights
             packed.select_task(number)
             np.testing.assert_array_equal(packed.get_layer("dense_1").kernel, then)
             plain = tp.export.dense_model(packed, number)
@@ -338,7 +341,7 @@ class TestPretrained:
 
 @keras.saving.register_keras_serializable("tests")
 class Scale(L.Layer):
-    """A layer with weights of its own, as ConvNeXt's LayerScale."""
+    """A layer with its own weights, like ConvNeXt's LayerScale."""
 
     def build(self, shape):
         self.gamma = self.add_weight(shape=(shape[-1],), initializer="ones", name="gamma")
@@ -379,7 +382,7 @@ class TestWhatCannotBePacked:
     def test_inputs_say_what_it_is_called_with(self):
         packed = tp.pack(Subclassed(), inputs=keras.Input((6,)))
         assert packed.output_shape == (None, 2)
-        with pytest.raises(tp.ArgumentError, match="what model 'subclassed.*' can be called with"):
+        with pytest.raises(tp.ArgumentError, match="inputs with which model 'subclassed.*' can be called"):
             tp.pack(Subclassed(name="subclassed"), inputs=[keras.Input((6,)), keras.Input((6,))])
 
     def test_a_head_that_cannot_be_found_is_named_by_hand(self):
@@ -394,7 +397,7 @@ class TestWhatCannotBePacked:
             tp.pack(model, head_layers=[model.layers[-1].name])
 
     def test_a_pack(self):
-        with pytest.raises(tp.ArgumentError, match="not packed before"):
+        with pytest.raises(tp.ArgumentError, match="not packed yet"):
             tp.pack(tp.pack(make_mlp()))
 
     def test_a_layer_that_is_held_out_of_reach(self):
@@ -410,7 +413,7 @@ class TestWhatCannotBePacked:
 
         inputs = keras.Input((6,))
         model = keras.Model(inputs, L.Dense(2)(Closure(name="closure")(inputs)))
-        with pytest.raises(tp.ArgumentError, match="'closure' is a Closure that holds 'dense.*' .* in no attribute"):
+        with pytest.raises(tp.ArgumentError, match="'closure' is a Closure that holds 'dense.*' .*outside its"):
             tp.pack(model)
 
     def test_a_layer_without_a_config(self):
@@ -464,7 +467,7 @@ def test_a_lambda_and_a_sequential_that_was_built_by_a_call():
 
 
 def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
-    """Normalization and TextVectorization compute with more than their variables."""
+    """Normalization and TextVectorization have state besides their variables."""
     normalize = L.Normalization()
     normalize.adapt(np.random.default_rng(0).normal(5, 3, (100, 6)))
     inputs = keras.Input((6,))

@@ -1,4 +1,4 @@
-"""Once a task is committed, its logits for the same input are identical to the bit, for ever."""
+"""Once a task is committed, its logits for the same input are always identical to the bit."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ OPTIMIZERS = {
 RETRAIN_EPOCHS = 2
 
 
-def night(num_tasks, rounds=2, masks=None):
+def retraining(num_tasks, rounds=2, masks=None):
     schedule = tp.EqualShare(0.5, num_tasks, rounds)
     return [tp.PruneRoundScheduler(schedule), tp.GradientMask(), tp.TaskMaskSnapshot(masks)]
 
@@ -32,7 +32,7 @@ def night(num_tasks, rounds=2, masks=None):
 def learn(packed, number, data, num_tasks=3, **fit):
     packed.begin_task(f"task_{number}")
     packed.fit(*data, epochs=2, batch_size=16, verbose=0, **fit)
-    packed.fit(*data, epochs=RETRAIN_EPOCHS, batch_size=16, verbose=0, callbacks=night(num_tasks), **fit)
+    packed.fit(*data, epochs=RETRAIN_EPOCHS, batch_size=16, verbose=0, callbacks=retraining(num_tasks), **fit)
 
 
 def logits(packed, task, x):
@@ -55,7 +55,7 @@ def assert_nothing_is_forgotten(packed, num_tasks=3, shape=(6,)):
 def test_under_every_optimizer(optimizer):
     packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS[optimizer](), "auto")
     probe, committed = assert_nothing_is_forgotten(packed)
-    # The test would prove nothing if all tasks answered alike.
+    # The test is meaningless if all tasks have the same outputs.
     assert not np.array_equal(committed[1], committed[2])
 
 
@@ -105,7 +105,7 @@ def test_across_saving_and_loading_between_all_tasks(tmp_path, jit):
 
 
 def test_without_any_callback_but_a_commit():
-    """The freeze does not lean on GradientMask."""
+    """The freeze does not depend on GradientMask."""
     packed = compile_model(tp.pack(make_mlp(), freed_weights="keep"), OPTIMIZERS["adamw"](), "auto")
     x, y = blobs(1)
     packed.begin_task()
@@ -138,7 +138,7 @@ def test_tasks_with_different_numbers_of_classes(tmp_path, recompile):
     packed = compile_model(tp.pack(make_mlp()), OPTIMIZERS["adamw"]())
     probe = blobs(9)[0]
     committed = {}
-    # Between the last two another size is looked at, and the last takes the size of the task before it by default.
+    # A head of another size is selected before the last task, which gets the size of the previous task by default.
     for number, (asked, classes) in enumerate([(2, 2), (4, 4), (3, 3), (None, 3)], start=1):
         assert packed.begin_task(num_classes=asked) == number
         if recompile:
@@ -146,7 +146,7 @@ def test_tasks_with_different_numbers_of_classes(tmp_path, recompile):
         assert not packed.optimizer.built or int(packed.optimizer.iterations) == 0
         x, y = blobs(number, classes=classes)
         packed.fit(x, y, epochs=2, verbose=0)
-        packed.fit(x, y, epochs=2, verbose=0, callbacks=night(4))
+        packed.fit(x, y, epochs=2, verbose=0, callbacks=retraining(4))
         committed[number] = logits(packed, number, probe)
         assert committed[number].shape == (64, classes)
         for earlier, then in committed.items():
@@ -169,19 +169,19 @@ def test_looking_back_from_an_open_task_with_another_number_of_classes(tmp_path)
     packed.fit(*data, epochs=2, verbose=0)
     open_task = logits(packed, 2, x)
     np.testing.assert_array_equal(logits(packed, 1, x), then)
-    packed.save(tmp_path / "pack.keras")  # while the old task is the selected one
+    packed.save(tmp_path / "pack.keras")  # while an earlier task is selected
     again = keras.models.load_model(tmp_path / "pack.keras")
     for model in (packed, again):
         np.testing.assert_array_equal(logits(model, 2, x), open_task)
         np.testing.assert_array_equal(logits(model, 1, x), then)
-        model.fit(*data, epochs=2, verbose=0)  # trains the open task, whichever was selected
+        model.fit(*data, epochs=2, verbose=0)  # trains the open task, not the selected one
         assert model.selected_task == 2
         assert not np.array_equal(logits(model, 2, x), open_task)
         np.testing.assert_array_equal(logits(model, 1, x), then)
 
 
 def test_hidden_means_hidden():
-    """While a task retrains, what it pruned stays out of the forward pass, whatever momentum it had gathered."""
+    """In retraining, pruned weights stay out of the forward pass, even if they had momentum."""
     packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.1, momentum=0.95), "auto")
     seen = []
 
@@ -192,7 +192,7 @@ def test_hidden_means_hidden():
 
     packed.begin_task()
     packed.fit(*blobs(1), epochs=3, verbose=0)
-    packed.fit(*blobs(1), epochs=4, batch_size=16, verbose=0, callbacks=[*night(2), Watch()])
+    packed.fit(*blobs(1), epochs=4, batch_size=16, verbose=0, callbacks=[*retraining(2), Watch()])
     assert sum(values.size for values in seen) > 0
     assert all((values == 0).all() for values in seen)
 
@@ -239,7 +239,7 @@ def test_every_kind_of_layer_freezes_reloads_and_exports(make, jit, tmp_path):
     text = make is make_text_network
 
     def examples(seed):
-        if text:  # the second class begins with a word of its own
+        if text:  # sentences of the second class begin with a special word
             x, y = rng.integers(0, 20, (64, 6)), np.arange(64) % 2
             x[:, 0] = np.where(y == 1, 19 - seed, seed)
             return x.astype("int32"), y
@@ -251,7 +251,7 @@ def test_every_kind_of_layer_freezes_reloads_and_exports(make, jit, tmp_path):
         learn(packed, number, examples(number))
         committed[number] = logits(packed, number, probe)
         packed.save(tmp_path / "pack.keras")
-        packed = keras.models.load_model(tmp_path / "pack.keras")  # as on another day
+        packed = keras.models.load_model(tmp_path / "pack.keras")  # as in a new process
         for earlier, then in committed.items():
             np.testing.assert_array_equal(logits(packed, earlier, probe), then)
     assert not np.array_equal(committed[1], committed[2])

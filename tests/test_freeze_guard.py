@@ -1,4 +1,4 @@
-"""Committed values are watched: whatever changes one is found, and named."""
+"""Changes of committed values are detected; the error names them."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def learned(data):
-    """Two tasks learned, a third one open."""
+    """A pack with two committed tasks and an open one."""
     layers = [keras.Input((12,)), keras.layers.Dense(9, name="dense"), keras.layers.BatchNormalization(name="norm")]
     packed = tp.pack(keras.Sequential([*layers, keras.layers.Dense(2, name="head")]), bias_policy="per_task")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -41,7 +41,7 @@ def packed(learned):
 
 
 class Assigns(keras.callbacks.Callback):
-    """Does to the model what must not be done."""
+    """Change the model in a way that is not permitted."""
 
     def __init__(self, change):
         super().__init__()
@@ -52,7 +52,7 @@ class Assigns(keras.callbacks.Callback):
 
 
 def flip_one_bit(array, where):
-    """The array with the lowest bit of the first entry in the mask turned over."""
+    """Return the array with the lowest bit of the first entry in the mask flipped."""
     changed = np.array(array)
     flat = changed.view(np.uint32).reshape(-1)
     flat[np.flatnonzero(where)[0]] ^= 1
@@ -107,7 +107,7 @@ def test_training_itself_changes_nothing(packed, data):
 
 
 def test_checksums_of_a_kernel_in_chunks_are_those_of_its_parts(packed, monkeypatch):
-    """The chunks are small, and still every entry, wherever it stands, counts."""
+    """With small chunks, every entry still changes the checksum."""
     monkeypatch.setattr(task_checks, "CHUNK", 7)
     before = freeze_guard.checksums(packed)
     weight = lifecycle.masked_weights(packed)["dense/kernel"]

@@ -1,4 +1,4 @@
-"""One contract that every masked layer passes."""
+"""Tests that every masked layer must pass."""
 
 import keras
 import numpy as np
@@ -68,7 +68,7 @@ parametrize = pytest.mark.parametrize(("layer_class", "arguments", "shape"), LAY
 
 
 def plain_twin(layer):
-    """The Keras layer of the same kind, with the weights that `layer` computes with."""
+    """Return the corresponding Keras layer with the weights that `layer` computes with."""
     base = next(c for c in type(layer).__mro__ if c.__module__.startswith("keras."))
     config = {k: v for k, v in layer.get_config().items() if k != "bias_policy"}
     twin = base.from_config(config)
@@ -79,7 +79,7 @@ def plain_twin(layer):
 
 
 def inputs(shape, seed=0, layer=None):
-    """What a layer takes: numbers, or for an embedding what it looks up."""
+    """Return inputs for a layer: numbers, or indices for an embedding."""
     rng = np.random.default_rng(seed)
     if isinstance(layer, MaskedEmbedding):
         return rng.integers(0, layer.input_dim, (8, *shape))
@@ -88,7 +88,7 @@ def inputs(shape, seed=0, layer=None):
 
 def test_every_masked_layer_is_under_the_contract():
     tested = {parameter.values[0] for parameter in LAYERS}
-    cells = {MaskedSimpleRNNCell, MaskedGRUCell, MaskedLSTMCell}  # in their layers: see test_any_model.py
+    cells = {MaskedSimpleRNNCell, MaskedGRUCell, MaskedLSTMCell}  # tested inside recurrent layers in test_any_model.py
     assert set(MASKED_TWINS.values()) | {TaskHead} == tested | cells
     for plain, masked in MASKED_TWINS.items():
         assert masked.__name__ == f"Masked{plain.__name__}"
@@ -170,7 +170,7 @@ def test_gradients_of_what_is_not_a_candidate_are_exactly_0(layer_class, argumen
     layer(x)
     for weight in layer.masked_weights:
         weight.prune(np.random.default_rng(1).random(weight.owner_map().shape) < 0.3)
-        # Whatever an optimizer may have done to entries that are not candidates, nothing reads them.
+        # An optimizer may change entries that are not candidates: they are not read.
         weight.variable.assign(np.where(weight.owner_map() == 255, 0.5, np.inf))
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(layer(x) ** 2)
@@ -198,7 +198,7 @@ def test_one_byte_a_weight_for_masks():
 def test_what_does_not_go_with_masks_is_refused():
     with pytest.raises(ArgumentError, match="`bias_policy`: expected one of first_task, per_task"):
         MaskedDense(3, bias_policy="never")
-    with pytest.raises(ArgumentError, match="masks and LoRA do not go together. Received: lora_rank=2"):
+    with pytest.raises(ArgumentError, match="task-aware layers do not support LoRA. Received: lora_rank=2"):
         MaskedDense(3, lora_rank=2)
     layer = MaskedDense(3)
     layer.build((None, 2))

@@ -1,4 +1,4 @@
-"""What is loaded is complete, or refused: no committed task, no name and no prune round is lost."""
+"""Loading is complete or raises an error: no committed task, name or prune round is lost."""
 
 import copy
 import pickle
@@ -165,7 +165,7 @@ class TestThatItIsRefused:
         self.refused(packed, "ends in .weights.h5", lambda p: p.load_weights(tmp_path / name))
 
     def test_checkpoints_of_tensorflow(self, packed, tmp_path):
-        self.refused(packed, "does not hold tasks", lambda p: tf.train.Checkpoint(model=p).save(str(tmp_path / "c")))
+        self.refused(packed, "does not contain tasks", lambda p: tf.train.Checkpoint(model=p).save(str(tmp_path / "c")))
 
     def test_parts_of_a_file(self, packed, tmp_path):
         self.refused(packed, "completely", lambda p: p.load_weights(tmp_path / "x.weights.h5", skip_mismatch=True))

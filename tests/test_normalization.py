@@ -1,4 +1,4 @@
-"""Normalisation: no later task moves an earlier one's output by a bit, statistics included."""
+"""Normalization: later tasks do not change outputs of earlier ones by a bit, including statistics."""
 
 import keras
 import numpy as np
@@ -128,7 +128,7 @@ def test_an_earlier_task_looked_at_in_between_moves_nothing():
     open_mean = np.array(layer.moving_mean)
     layer.select_task(1)
     first = np.array(layer(images(2), training=False))
-    layer(images(3), training=True)  # even so
+    layer(images(3), training=True)  # no error
     layer.select_task(2)
     np.testing.assert_array_equal(layer.moving_mean, open_mean)
     layer.select_task(1)
@@ -139,5 +139,5 @@ def test_an_earlier_task_looked_at_in_between_moves_nothing():
     not hasattr(keras.layers.BatchNormalization(), "renorm"), reason="this version of Keras has no renorm"
 )
 def test_batch_renormalisation_is_refused():
-    with pytest.raises(ArgumentError, match="batch renormalisation do not go together. Received: renorm=True"):
+    with pytest.raises(ArgumentError, match="do not support batch renormalization. Received: renorm=True"):
         TaskBatchNormalization(renorm=True)

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote are read: `tests/fixtures` has a pack of format 1 and what its tasks predict."""
+"""Files of earlier versions can be loaded. `tests/fixtures` has a pack of format 1 and the predictions of its tasks."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def test_a_pack_of_format_1(name):
     for task in packed.task_names:
         packed.select_task(task)
         np.testing.assert_allclose(packed.predict(recorded["x"], verbose=0), recorded[task], rtol=1e-5, atol=1e-6)
-    assert sorted(lifecycle.records(packed).witnesses) == [1, 2]  # recorded now
+    assert sorted(lifecycle.records(packed).witnesses) == [1, 2]  # recorded when the file is loaded
     packed.freed_weights = "zero"
     packed.begin_task("third", num_classes=2)
     compile_model(packed).fit(*blobs(0), verbose=0)

@@ -1,4 +1,4 @@
-"""A pack of a user's model class stays one in files, copies and other processes."""
+"""Packs of a user's model class keep that class in files, copies and other processes."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What a user's model class replaces of Keras's is honoured by its pack: in training, evaluation, files and copies."""
+"""Packs use the methods that a user's model class overrides: in training, evaluation, files and copies."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ def graph(hidden=12):
     return inputs, L.Dense(2, name="logits")(L.Dense(hidden, activation="relu", name="hidden")(inputs))
 
 
-def night():
+def rounds():
     return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
 
 
@@ -36,11 +36,11 @@ def compiled(packed, jit_compile=False, metrics=("accuracy",), **arguments):
 def learn(packed, task, epochs=2, **begin):
     packed.begin_task(**begin)
     packed.fit(*blobs(task), epochs=1, batch_size=16, shuffle=False, verbose=0)
-    return packed.fit(*blobs(task), epochs=epochs, batch_size=16, shuffle=False, verbose=0, callbacks=night()).history
+    return packed.fit(*blobs(task), epochs=epochs, batch_size=16, shuffle=False, verbose=0, callbacks=rounds()).history
 
 
 def assert_keeps_two_tasks(packed, compiling=compiled):
-    """Two tasks: no bit of the first moves."""
+    """Learn two tasks: the first does not change by a bit."""
     compiling(packed)
     learn(packed, 1)
     seen = np.array(packed(blobs(9)[0]))
@@ -57,7 +57,7 @@ def same_weights(one, other):
 
 @register
 class Counted(keras.Model):
-    """A functional model that adds nothing but a count."""
+    """A functional model that only adds a counter."""
 
     calls = 0
 
@@ -138,7 +138,7 @@ def test_a_step_that_calls_super_gives_the_same_bits_as_none(kind, data, jit_com
     for packed in packs:
         for task in (1, 2):
             packed.begin_task()
-            for callbacks in ([], night()):
+            for callbacks in ([], rounds()):
                 packed.fit(*FAST[data](task), epochs=2, verbose=0, callbacks=callbacks)
         assert Counted.calls > 0
     same_weights(*packs)
@@ -155,7 +155,7 @@ def test_a_pack_without_overrides_is_as_before():
 
 @register
 class Tracked(keras.Model):
-    """Everything by hand, as in Keras's guide: a loop of its own, a tracker, a `metrics` property."""
+    """Everything by hand, as in Keras's guide: its own loop, a tracker, a `metrics` property."""
 
     def __init__(self, *args, weight=2.0, **kwargs):
         super().__init__(*args, **kwargs)
@@ -197,7 +197,7 @@ def test_a_loop_of_its_own_with_trackers_that_start_again_with_each_epoch(data, 
     history = packed.fit(*FAST[data](1), epochs=3, verbose=0).history
     assert set(history) == {"mine", "hits"}
     seen = np.array(packed(blobs(1)[0]))
-    assert packed.loss_tracker.count == 64 / 16  # of the last epoch alone
+    assert packed.loss_tracker.count == 64 / 16  # only the last epoch
     assert history["mine"][-1] < history["mine"][0]
     assert packed.evaluate(*blobs(1), verbose=0) == 7.0 or packed.evaluate(*blobs(1), verbose=0)[0] == 7.0
     np.testing.assert_allclose(packed.predict(blobs(1)[0], verbose=0), ops.softmax(seen), rtol=1e-6)
@@ -234,7 +234,7 @@ def test_logs_of_its_own_come_from_the_last_step_of_a_call():
 
 @register
 class OldLoss(keras.Sequential):
-    """Signatures of before Keras 3.3, and a metric that Keras tracks by itself."""
+    """Signatures from before Keras 3.3, and a metric that Keras tracks automatically."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -355,7 +355,7 @@ def test_losses_of_a_call_and_of_a_block_are_counted(cls, tmp_path):
         assert type(packed.head).__name__ == "TaskHead"
         assert packed.pack_settings.head == "per_task"
         losses = []
-        for packed.beta in (0.0, 2.0):  # an attribute that `call` reads
+        for packed.beta in (0.0, 2.0):  # `call` reads this attribute
             losses.append(packed.evaluate(x, y, verbose=0, return_dict=True)["loss"])
             packed.make_test_function(force=True)
         packed.save(tmp_path / "pack.keras")
@@ -419,7 +419,7 @@ def teacher():
 
 @register
 class Distiller(keras.Model):
-    """Keras's example: a teacher that `call` leaves out, a `compile` of its own."""
+    """Keras's example: a teacher that `call` does not use, and its own `compile`."""
 
     def __init__(self, student, teacher, **kwargs):
         super().__init__(**kwargs)
@@ -477,7 +477,7 @@ def test_a_teacher_that_is_frozen_already_needs_no_word():
 
 @register
 class Taught(keras.Model):
-    """A functional model with attributes of all kinds, which its graph knows nothing of."""
+    """A functional model with attributes of all kinds outside its graph."""
 
     def __init__(self, width=10, **kwargs):
         inputs, outputs = graph(width)
@@ -528,7 +528,7 @@ def test_attributes_of_a_functional_model(tmp_path):
 
 @register
 class TwoOptimizers(keras.Model):
-    """A second optimizer for the head, as adversarial networks have."""
+    """A second optimizer for the head, as in adversarial networks."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -617,11 +617,14 @@ def test_further_optimizers_start_afresh_too_and_keep_their_rate():
     packed.begin_task()
     packed.fit(*blobs(1), batch_size=16, epochs=2, verbose=0, callbacks=[Changes()])
     assert float(packed.head_optimizer.learning_rate) == 0.5
-    packed.fit(*blobs(1), batch_size=16, epochs=2, verbose=0, callbacks=[*night(), Changes()])
+    packed.fit(*blobs(1), batch_size=16, epochs=2, verbose=0, callbacks=[*rounds(), Changes()])
     assert seen == [0, 4, 0, 4]
     first = np.array(packed(blobs(9)[0]))
     packed.begin_task(num_classes=3)
-    assert packed.fit(*blobs(2), batch_size=16, epochs=2, verbose=0, callbacks=night()).history["rate"] == [0.5, 0.5]
+    assert packed.fit(*blobs(2), batch_size=16, epochs=2, verbose=0, callbacks=rounds()).history["rate"] == [
+        0.5,
+        0.5,
+    ]
     packed.select_task(1)
     np.testing.assert_array_equal(packed(blobs(9)[0]), first)
 
@@ -641,13 +644,13 @@ class TestNames:
             def restore(self):
                 pass
 
-        with pytest.raises(tp.ArgumentError, match=r"names that packs have \(restore\)"):
+        with pytest.raises(tp.ArgumentError, match=r"names that packs use \(restore\)"):
             tp.pack(Clash(*graph()))
 
     def test_an_attribute_that_packs_have(self):
         model = Counted(*graph())
         model.network = "lan"
-        with pytest.raises(tp.ArgumentError, match=r"names that packs have \(network\)"):
+        with pytest.raises(tp.ArgumentError, match=r"names that packs use \(network\)"):
             tp.pack(model)
 
     def test_weights_outside_layers(self):
@@ -657,6 +660,6 @@ class TestNames:
             tp.pack(model)
 
     def test_a_pack_of_a_sequential_model_takes_no_more_layers(self):
-        with pytest.raises(RuntimeError, match="are fixed"):
+        with pytest.raises(RuntimeError, match="cannot change"):
             tp.pack(sequential(CountedSequential)).add(L.Dense(2))
-        assert not issubclass(keras.Sequential, type(keras.Model(*graph())))  # Keras's classes are as they were
+        assert not issubclass(keras.Sequential, type(keras.Model(*graph())))  # Keras's classes are unchanged

@@ -66,5 +66,5 @@ def test_begin_refuses_a_map_with_an_open_task():
 
 @pytest.mark.parametrize("task", [0, 255, -1])
 def test_commit_refuses_numbers_a_map_cannot_hold(task):
-    with pytest.raises(ValueError, match="from 1 to 254"):
+    with pytest.raises(ValueError, match="between 1 and 254"):
         ownership.commit(ownership.new_map((3,)), task)

@@ -1,4 +1,4 @@
-"""What `pack` takes comes back from both files to the bit; what it does not take is named, with all its reasons."""
+"""Packs can be saved and loaded to the bit; errors of `pack` name all unsupported layers with reasons."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from tests.conftest import make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.packfile import checking, container
 from tf_packnet.prediction.predicting import is_probability
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
@@ -28,7 +28,7 @@ def hidden(**kwargs):
 
 
 def around(*layers):
-    """A classifier of 6 numbers, with `layers` in the middle."""
+    """A classifier with 6 inputs and `layers` in the middle."""
     inputs = x = keras.Input((6,))
     for layer in [L.Dense(6, name="first"), *layers, L.Dense(2, name="head")]:
         x = layer(x)
@@ -36,7 +36,7 @@ def around(*layers):
 
 
 def commit(packed, number, **begin):
-    """A task without training: fresh values everywhere, half of them kept."""
+    """Commit a task without training: random values, half of them kept."""
     rng = np.random.default_rng(number)
     packed.begin_task(f"task {number}", **begin)
     for layer in lifecycle.task_layers(packed):
@@ -58,14 +58,14 @@ def assert_same(ours, theirs):
 
 
 def assert_packs(model, folder, *begins):
-    """The twin computes as the model, and each of two tasks as before from both files; the first is exported."""
+    """Check that outputs are those of the model, and unchanged for two tasks after loading both files; export one."""
     packed = tp.pack(model)
     assert_same(outputs(packed), outputs(model))
     for number, begin in enumerate(begins or ({}, {}), start=1):
         commit(packed, number, **begin)
     packed.save(folder / "pack.keras")
     tp.save_pack(packed, folder / "pack.packnet")
-    keras.utils.clear_session()  # another process would number its layers afresh
+    keras.utils.clear_session()  # as in a new process, which numbers its layers from the start
     for loaded in (keras.models.load_model(folder / "pack.keras"), tp.load_pack(folder / "pack.packnet")):
         assert list(loaded.owner_maps()) == list(packed.owner_maps())
         for number in range(1, packed.committed_tasks + 1):
@@ -80,7 +80,7 @@ def assert_packs(model, folder, *begins):
 
 
 def refusal(model, **arguments):
-    """What `pack` says about a model that it refuses, every layer on a line of its own."""
+    """Return the error message of `pack`, with one line per layer."""
     with pytest.raises(tp.ArgumentError) as caught:
         tp.pack(model, **arguments)
     text = str(caught.value)
@@ -91,7 +91,7 @@ def refusal(model, **arguments):
 
 
 class Chain(L.Layer):
-    """Its layers one after another, wherever a subclass holds them."""
+    """Calls its layers in order; subclasses determine where they are held."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -118,7 +118,7 @@ def named(attribute):
 
 
 def held(name, make, parts):
-    """A class that holds `make()` in its attribute `x`."""
+    """Create a class that holds `make()` in its attribute `x`."""
     return holding(name, lambda self: setattr(self, "x", make()), lambda self: parts(self.x))
 
 
@@ -199,7 +199,7 @@ def test_layers_are_found_wherever_they_are_held(tmp_path):
     assert list(packed.owner_maps()) == ["first/kernel", *expected]
 
 
-@pytest.mark.skipif(not places._SAVES_NESTED, reason="this Keras saves no list of lists")
+@pytest.mark.skipif(not layer_paths._SAVES_NESTED, reason="this Keras saves no list of lists")
 def test_containers_in_containers(tmp_path):
     make = held("Nested", lambda: [{"a": (hidden(), [hidden()])}], lambda x: [x[0]["a"][0], x[0]["a"][1][0]])
     packed = assert_packs(around(make(name="block")), tmp_path)
@@ -234,7 +234,7 @@ def test_a_layer_with_a_name_keeps_the_place_that_earlier_versions_gave_it(tmp_p
 def test_tensorflow_keeps_no_other_attributes_of_its_own():
     tracked = tf.__internal__.tracking.AutoTrackable()
     tracked._maybe_initialize_trackable()
-    assert set(vars(tracked)) <= places._OF_TENSORFLOW
+    assert set(vars(tracked)) <= layer_paths._TENSORFLOW_ATTRIBUTES
 
 
 @dataclasses.dataclass
@@ -278,24 +278,24 @@ class OfTensorFlow(Chain):
         return x * self.factor.layer
 
 
-UNTRACKED = r"computes with .*, held in no attribute, list, tuple or dict of a layer: nothing would save that"
-OUT_OF_REACH = r"holds 'dense.*' \(a Dense\) in no attribute, list, tuple or dict: hold"
+UNTRACKED = r"reads .*, which no attribute, list, tuple or dict of a layer holds: it would not be saved"
+OUT_OF_REACH = r"holds 'dense.*' \(a Dense\) outside its attributes, lists, tuples and dicts: hold"
 LOST = {
     "dataclass": (held("InRecord", lambda: Record(hidden()), lambda x: [x.layer]), UNTRACKED),
     "deque": (held("InDeque", lambda: collections.deque([hidden()]), list), UNTRACKED),
     "function": (holding("InFunction", closing, lambda self: self.function()), UNTRACKED),
     "class": (OfTheClass, UNTRACKED),
-    "tf.Variable": (OfTensorFlow, "computes with factor"),
+    "tf.Variable": (OfTensorFlow, "reads factor"),
     "set": (held("InSet", lambda: {hidden()}, list), OUT_OF_REACH),
     "slot": (InSlot, OUT_OF_REACH),
-    "double underscore": (named("__mangled"), r"holds 'dense.*' \(a Dense\) where Keras saves nothing"),
+    "double underscore": (named("__mangled"), r"holds 'dense.*' \(a Dense\) in an attribute that Keras does not save"),
     "_layers": (
         holding("Layers", lambda self: setattr(self, "_layers", [hidden()]), lambda self: list(self._layers)),
-        "with an attribute '_layers', where Keras keeps a list of its own",
+        "with an attribute '_layers', which Keras uses for its own list",
     ),
     "_metrics": (
         holding("Metrics", lambda self: setattr(self, "_metrics", [hidden()]), lambda self: list(self._metrics)),
-        "with an attribute '_metrics', where Keras keeps a list of its own",
+        "with an attribute '_metrics', which Keras uses for its own list",
     ),
 }
 
@@ -313,7 +313,7 @@ class TestQuantized:
         model.quantize(mode)
         text = refusal(model)
         for name in ("first", "middle", "head"):
-            assert f"Layer '{name}' is a Dense that is quantized ({mode}): pack the model first, then export" in text
+            assert f"Layer '{name}' is a Dense that is quantized ({mode}): pack the model first, then" in text
 
     @pytest.mark.parametrize("kind", ["dense", "embedding", "einsum"])
     def test_layers_in_a_block_excluded_or_not(self, kind):
@@ -346,17 +346,17 @@ class TestQuantized:
     def test_a_pack_cannot_be(self):
         packed = tp.pack(make_mlp())
         for arguments in (("int8",), ("float8",)):
-            with pytest.raises(tp.ArgumentError, match=r"^Invalid `mode`: .*export a task first.*$"):
+            with pytest.raises(tp.ArgumentError, match=r"^Invalid `mode`: .*export a task.*$"):
                 packed.quantize(*arguments)
         commit(packed, 1)
         plain = tp.export.dense_model(packed, 1)
-        plain.quantize("int8")  # as the message says
+        plain.quantize("int8")  # as the message advises
         assert plain.get_layer("dense_1").quantization_mode == "int8"
 
 
 @register
 class Holder(L.Layer):
-    """A block that is given a layer."""
+    """A block that gets a layer as an argument."""
 
     def __init__(self, inner, **kwargs):
         super().__init__(**kwargs)
@@ -410,11 +410,11 @@ class TestSharedLayers:
                 "p/q/shared",
             ),
         }[kind]()
-        assert f"Layer {first!r} is a Dense that is used at {second!r} too, and two are made of it" in refusal(model)
+        assert f"Layer {first!r} is a Dense that is also used at {second!r}, and becomes two layers" in refusal(model)
 
     def test_an_inner_model_shared_between_levels_is_refused(self):
         inner = graph(hidden(), name="inner")
-        assert "Layer 'inner' is a Functional that is used at 'p/inner' too" in refusal(
+        assert "Layer 'inner' is a Functional that is also used at 'p/inner'" in refusal(
             around(inner, graph(inner, name="p"))
         )
 
@@ -442,7 +442,7 @@ class Scale(L.Layer):
 
 @register
 class Counts(L.Layer):
-    """Holds a layer and a variable of its own that is not trained."""
+    """Has an inner layer and its own non-trainable variable."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -524,16 +524,16 @@ class TestOneErrorListsAll:
         text = refusal(around(Scale(name="scale")))
         assert "\n" not in text
         assert "exclude=['scale']" in text
-        tp.pack(around(Scale(name="scale")), exclude=["scale"])  # as the message says
+        tp.pack(around(Scale(name="scale")), exclude=["scale"])  # as the message advises
 
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: Renamed(), "gives no name.* let Renamed.__init__ take `\\*\\*kwargs`"),
-            (lambda: Odd(3), "unexpected keyword argument.* let Odd.__init__ take \\*\\*kwargs"),
-            (lambda: Other(), "whose from_config\\(\\) makes a Identity"),
+            (lambda: Renamed(), "has no name.* Renamed.__init__ must take `\\*\\*kwargs`"),
+            (lambda: Odd(3), "unexpected keyword argument.* Odd.__init__ must pass \\*\\*kwargs"),
+            (lambda: Other(), "whose from_config\\(\\) creates a Identity"),
             (lambda: Array(np.ones(3)), "whose get_config\\(\\) fails.* passing non-serializable argument values"),
-            (lambda: L.BatchNormalization(renorm=True), "that has no twin as it is: .*`renorm`"),
+            (lambda: L.BatchNormalization(renorm=True), "whose twin cannot be created: .*`renorm`"),
         ],
     )
     def test_and_what_it_says_is_true(self, make, message):
@@ -549,7 +549,7 @@ class TestOneErrorListsAll:
         block._tracker.unlock()
         block.more = hidden()
         block.more.build((None, 6))
-        assert "whose from_config() makes other layers than it has (lacks more)" in refusal(model)
+        assert "whose from_config() creates different inner layers (lacks more)" in refusal(model)
 
 
 def refusal_without_layers(model):
@@ -571,21 +571,21 @@ class TestWeightsOfLayersWithoutATwin:
         tied = Tied(dense, name="tied")
         model = keras.Model(inputs, L.Dense(2)(tied(x)))
         text = refusal(model)
-        assert "Layer 'tied' is a Tied that keeps weights of others (kernel of 'dense')" in text
+        assert "Layer 'tied' is a Tied that uses weights of other layers (kernel of 'dense')" in text
         assert "exclude=['tied']" in text
 
     def test_of_the_layer_inside_are_refused(self):
         layer = L.SpectralNormalization(L.Dense(6), name="norm")
         text = refusal(around(layer))
-        assert "Layer 'norm' is a SpectralNormalization that keeps weights of others (kernel of 'norm/layer')" in text
-        tp.pack(around(L.SpectralNormalization(L.Dense(6), name="norm")), exclude=["norm"])  # as the message says
+        assert "'norm' is a SpectralNormalization that uses weights of other layers (kernel of 'norm/layer')" in text
+        tp.pack(around(L.SpectralNormalization(L.Dense(6), name="norm")), exclude=["norm"])  # as the message advises
 
     @pytest.mark.parametrize("exclude", [(), ("gru",)])
     def test_of_no_layer_are_refused(self, exclude):
         inputs = keras.Input((6,), batch_size=5)
         x = L.GRU(4, stateful=True, name="gru")(L.Reshape((3, 2))(inputs))
         text = refusal(keras.Model(inputs, L.Dense(2)(L.Dense(3)(x)), name="model"), exclude=exclude)
-        assert re.search(r"Layer 'gru' is a GRU that (keeps variables|computes with).*: nothing would save th", text)
+        assert re.search(r"Layer 'gru' is a GRU (with variables|that reads).*: (they|it) would not be saved", text)
 
 
 def two_heads(*, separate):
@@ -641,11 +641,11 @@ class TestAnActivationBehindTheHead:
     @pytest.mark.parametrize(
         ("make", "name"),
         [
-            (lambda: L.LeakyReLU(name="act"), "'act', a LeakyReLU,"),
-            (lambda: L.ReLU(6.0, name="act"), "'act', a ReLU,"),
-            (lambda: L.Activation("softmax", dtype="float64", name="act"), "'act', a Activation,"),
-            (lambda: L.Softmax(axis=0, name="act"), "'act', a Softmax,"),
-            (lambda: keras.Sequential([keras.Input((2,)), L.Softmax()], name="act"), "'act', a Sequential,"),
+            (lambda: L.LeakyReLU(name="act"), r"'act' \(a LeakyReLU\)"),
+            (lambda: L.ReLU(6.0, name="act"), r"'act' \(a ReLU\)"),
+            (lambda: L.Activation("softmax", dtype="float64", name="act"), r"'act' \(a Activation\)"),
+            (lambda: L.Softmax(axis=0, name="act"), r"'act' \(a Softmax\)"),
+            (lambda: keras.Sequential([keras.Input((2,)), L.Softmax()], name="act"), r"'act' \(a Sequential\)"),
         ],
     )
     def test_that_no_head_can_take_is_named(self, make, name, tmp_path):
@@ -653,7 +653,7 @@ class TestAnActivationBehindTheHead:
         commit(packed, 1)
         before = lifecycle.state(packed)
         with pytest.raises(
-            tp.ArgumentError, match=f"`activation`: expected None for head 'head': layer {name} comes after it"
+            tp.ArgumentError, match=f"`activation`: expected None for head 'head': layer {name} after it"
         ):
             packed.begin_task("second", activation="linear")
         assert packed.task_names == ["task 1"]
@@ -664,7 +664,7 @@ class TestAnActivationBehindTheHead:
         from tests.test_any_model import subclassed
 
         packed = tp.pack(subclassed())
-        with pytest.raises(tp.ArgumentError, match="layer 'softmax.*', a Softmax, comes after it"):
+        with pytest.raises(tp.ArgumentError, match="layer 'softmax.*' .a Softmax. after it"):
             packed.begin_task(activation="linear")
         with pytest.raises(tp.ArgumentError, match="`num_classes`: expected at least 2 .*always 1"):
             packed.begin_task(num_classes=1)
@@ -676,12 +676,12 @@ class TestAnActivationBehindTheHead:
         model = keras.Model(inputs, [logits, L.Softmax(name="act")(logits)], name="model")
         packed = assert_packs(model, tmp_path)
         assert lifecycle.heads(packed)["head"].own_activation is keras.activations.linear
-        with pytest.raises(tp.ArgumentError, match="'act', a Softmax, comes after it"):
+        with pytest.raises(tp.ArgumentError, match="'act' .a Softmax. after it"):
             packed.begin_task(activation="linear")
 
     def test_of_one_of_several_heads_is_named(self):
         packed = tp.pack(two_heads(separate=True))
-        with pytest.raises(tp.ArgumentError, match="head 'size': layer 'size_leaky', a LeakyReLU, comes after it"):
+        with pytest.raises(tp.ArgumentError, match="head 'size': layer 'size_leaky' .a LeakyReLU. after it"):
             packed.begin_task(activation="relu")
         packed.begin_task(activation={"kind": "linear"})
 
@@ -707,7 +707,7 @@ class TestAnActivationBehindTheHead:
         inputs = keras.Input((6,))
         model = keras.Model(inputs, Opaque(name="top")(hidden()(inputs)), name="model")
         packed = tp.pack(model, head_layers=["top/classifier"])
-        with pytest.raises(tp.ArgumentError, match="cannot be seen in the code that calls it"):
+        with pytest.raises(tp.ArgumentError, match="operations after it are unknown"):
             packed.begin_task(activation="linear")
         packed.begin_task()
 

@@ -150,8 +150,8 @@ class TestTheLifeOfTasks:
 
     def test_a_first_task_that_was_never_begun_has_a_name_all_the_same(self):
         packed = self.packed()
-        night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()]
-        packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=night)  # a fresh pack is open for its first task
+        retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()]
+        packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=retraining)  # in a new pack task 1 is already open
         assert packed.task_names == ["task_1"]
         assert packed.begin_task("second") == 2
         assert packed.task_names == ["task_1", "second"]
@@ -187,7 +187,7 @@ class TestTheLifeOfTasks:
     def test_unknown_tasks_are_refused(self):
         packed = self.packed()
         packed.begin_task("cats")
-        with pytest.raises(tp.ArgumentError, match="one of 'cats'. Received: task='dogs'"):
+        with pytest.raises(tp.ArgumentError, match="one of 'cats', or its number. Received: task='dogs'"):
             packed.select_task("dogs")
         with pytest.raises(tp.ArgumentError, match="1 to 1. Received: task=2"):
             packed.select_task(2)
@@ -198,7 +198,7 @@ class TestTheLifeOfTasks:
         for _ in range(254):
             packed.begin_task()
             for weight in kernels:
-                weight.prune(np.zeros(weight.owner_map().shape, bool))  # keeping nothing is legal
+                weight.prune(np.zeros(weight.owner_map().shape, bool))  # a round may prune all candidates
             packed.commit_task()
         assert packed.free_fraction()["overall"] == 1.0
         with pytest.raises(tp.ArgumentError, match="1 to 254"):
@@ -206,7 +206,7 @@ class TestTheLifeOfTasks:
 
 
 class TestFreedWeights:
-    """How weights that task 1 gave back start task 2."""
+    """Start values in task 2 of the weights that task 1 has released."""
 
     def at_the_start_of_task_2(self, policy):
         packed = compile_model(tp.pack(make_mlp(), freed_weights=policy, seed=3), "adam")
@@ -216,7 +216,7 @@ class TestFreedWeights:
         pruned = np.random.default_rng(0).random((6, 12)) < 0.5
         at_pruning = weight.values().copy()
         weight.prune(~pruned)
-        packed.fit(*blobs(1), epochs=2, verbose=0)  # momentum and moments move the trainable variable on
+        packed.fit(*blobs(1), epochs=2, verbose=0)  # momentum and moments change the trainable variable
         packed.commit_task()
         packed.begin_task()
         return packed, np.array(weight.value()), pruned, at_pruning
@@ -272,13 +272,13 @@ class TestHeads:
         for number in (1, 2):
             if number == 2:
                 packed.begin_task(num_classes=3)
-            packed.fit(x, y, verbose=0, callbacks=[tp.TaskMaskSnapshot()] if number == 2 else self.night())
+            packed.fit(x, y, verbose=0, callbacks=[tp.TaskMaskSnapshot()] if number == 2 else self.retraining())
             if number == 1:
                 before = packed.predict(x, verbose=0)
         packed.select_task(1)
         np.testing.assert_array_equal(packed.predict(x, verbose=0), before)
 
-    def night(self):
+    def retraining(self):
         return [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3)), tp.TaskMaskSnapshot()]
 
     def test_per_task_heads_are_not_pruned_and_start_afresh(self):
@@ -303,14 +303,14 @@ def test_a_new_task_starts_with_a_fresh_optimizer_and_the_same_compiled_step():
     traces = []
     step = packed.train_step
     packed.train_step = lambda data: (traces.append(1), step(data))[1]
-    night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+    retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 3, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
     for number in (1, 2, 3):
         packed.begin_task()
         assert int(packed.optimizer.iterations) == 0
         packed.fit(*blobs(number), epochs=2, batch_size=16, verbose=0)
         packed.optimizer.learning_rate = 0.5
-        packed.fit(*blobs(number), epochs=2, batch_size=16, verbose=0, callbacks=night)
-        assert float(packed.optimizer.learning_rate) == 0.5  # what the user has set stays
+        packed.fit(*blobs(number), epochs=2, batch_size=16, verbose=0, callbacks=retraining)
+        assert float(packed.optimizer.learning_rate) == 0.5  # set by the user
     assert len(traces) <= 2  # tf.function traces once, XLA's wrapper once more; never again for masks, rounds or tasks
 
 

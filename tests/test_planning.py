@@ -1,4 +1,4 @@
-"""What `plan` promises is what training does."""
+"""Counts computed by `plan` agree with training."""
 
 import os
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, launch, make_convnet, make_mlp
-from tf_packnet.planning import _kept_by_a_task
+from tf_packnet.planning import kept_by_task
 from tf_packnet.pruning.schedules import EqualShare
 
 L = keras.layers
@@ -18,11 +18,11 @@ L = keras.layers
 
 def learn(packed, seed, final_prune, tasks, rounds, scope):
     packed.begin_task()
-    night = [
+    retraining = [
         tp.PruneRoundScheduler(tp.EqualShare(final_prune, tasks, rounds), scope),
         tp.TaskMaskSnapshot(),
     ]
-    packed.fit(*blobs(seed, packed.input_shape[1:]), epochs=rounds, verbose=0, callbacks=night)
+    packed.fit(*blobs(seed, packed.input_shape[1:]), epochs=rounds, verbose=0, callbacks=retraining)
 
 
 @pytest.mark.parametrize("scope", ["layer", "erk", "global"])
@@ -31,7 +31,7 @@ def test_training_keeps_what_was_planned(scope):
     planned = tp.plan(make_convnet(), 3, 0.4, prune_rounds=2, scope=scope)
     for number in (1, 2, 3):
         learn(packed, number, 0.4, 3, 2, scope)
-        if number == 1:  # the plan of the tasks that are left is the same
+        if number == 1:  # the plan of the remaining tasks is the same
             rest = tp.plan(packed, 3, 0.4, prune_rounds=2, scope=scope)
             assert (rest.first_task, rest.kept) == (2, planned.kept[1:])
     maps = packed.owner_maps()
@@ -57,7 +57,7 @@ def test_training_keeps_what_was_planned(scope):
 @example(sizes=[1, 1, 1], tasks=1, rounds=1, p=0.5, scope="global")
 @settings(max_examples=60, deadline=None)
 def test_no_task_gets_more_than_there_is(sizes, tasks, rounds, p, scope):
-    kept = _kept_by_a_task([(size, 1) for size in sizes], sizes, EqualShare(p, tasks, rounds), scope, 0)
+    kept = kept_by_task([(size, 1) for size in sizes], sizes, EqualShare(p, tasks, rounds), scope, 0)
     assert all(0 <= k <= size for k, size in zip(kept, sizes, strict=True))
     if scope == "global":
         assert sum(kept) == round(sum(sizes) * EqualShare(p, tasks, rounds).kept_fraction(rounds))
@@ -106,12 +106,12 @@ def test_outputs(layer, shape, outputs):
 
 
 def test_no_room_is_an_error_that_says_what_would_fit():
-    with pytest.raises(tp.ArgumentError, match="at most 2 with final_prune=0.99: of more, some would get no weight"):
+    with pytest.raises(tp.ArgumentError, match="at most 2 with final_prune=0.99: with more tasks, some"):
         tp.plan(make_mlp(), 40, 0.99)
     assert min(tp.plan(make_mlp(), 2, 0.99).kept) == 1
     packed = compile_model(tp.pack(make_mlp()), "adam")
     learn(packed, 0, 0.5, 1, 1, "layer")
-    with pytest.raises(tp.ArgumentError, match="more than the 1 tasks that the pack holds already"):
+    with pytest.raises(tp.ArgumentError, match="more than the 1 committed tasks of the pack"):
         tp.plan(packed, 1, 0.5)
     with pytest.raises(tp.ArgumentError, match="`final_prune`"):
         tp.plan(packed, 3, 1.5)

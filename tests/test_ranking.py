@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from tf_packnet.errors import ArgumentError, DivergedError
 from tf_packnet.pruning.ranking import erk_densities, keep_largest, keep_masks
 
-# Few distinct values, so that ties are the rule.
+# Few distinct values, so that there are many ties.
 scores = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=st.sampled_from([0, 0.5, 1, 2]))
 
 
@@ -63,7 +63,7 @@ def test_global_scope_is_one_ranking_over_all_layers(first, second, fraction):
 
 
 def rigl_densities(shapes, density):
-    """Erdos-Renyi-Kernel densities by bisection on the common factor: another algorithm than RigL's loop."""
+    """Erdos-Renyi-Kernel densities by bisection on the common factor: a different algorithm than RigL's."""
     sizes = np.array([np.prod(s) for s in shapes], float)
     raw = np.array([sum(s) for s in shapes]) / sizes
     low, high = 0.0, 1.0 / raw.min()
@@ -90,7 +90,7 @@ def test_erk_leaves_small_layers_to_later_tasks():
     conv_net = [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 128), (3, 3, 128, 128), (8192, 1024)]
     sizes = [int(np.prod(s)) for s in conv_net]
     densities = erk_densities(conv_net, sizes, density=0.044, cap=1 / 5)
-    assert densities[0] == 0.2  # an even split of the first convolution between five tasks
+    assert densities[0] == 0.2  # five tasks share the first convolution equally
     assert densities[0] > densities[2] > densities[-1]
     np.testing.assert_allclose(np.dot(densities, sizes), 0.044 * sum(sizes))
 

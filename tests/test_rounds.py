@@ -1,4 +1,4 @@
-"""Every scheduled prune round runs, or `fit` is refused; a task with missing rounds is not committed."""
+"""Every scheduled prune round runs, or `fit` raises an error; a task with missing rounds is not committed."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedDense
 from tf_packnet.layers.records import COUNTS
-from tf_packnet.pruning.round_plan import RoundPlan
+from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.training import training_state
 
 PolynomialDecay = tfmot.sparsity.keras.PolynomialDecay
@@ -26,13 +26,13 @@ X, Y = blobs(1)
 
 @pytest.fixture(scope="module")
 def trained():
-    """A pack with its first task open, trained for one epoch: its functions are compiled once for all tests."""
+    """A pack with an open task, trained for one epoch, so that its functions are compiled only once."""
     return _trained(tp.pack(make_mlp()))
 
 
 @pytest.fixture(scope="module")
 def trained_plain():
-    """A plain Keras model of masked layers, on which nobody checks a `fit` before it begins."""
+    """A plain Keras model of masked layers, whose `fit` is not checked before it begins."""
     layers = [MaskedDense(12, activation="relu", name="dense_1"), MaskedDense(2, name="head")]
     return _trained(keras.Sequential([keras.Input((6,)), *layers]))
 
@@ -74,7 +74,7 @@ def _no_warnings():
 
 
 class Counts(keras.callbacks.Callback):
-    """Notes the candidates of every kernel while an epoch is trained."""
+    """Records the candidates of every kernel in each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +115,7 @@ def candidates(model):
 
 
 def left_after(began, n, rounds, p=0.5, tasks=2):
-    """By the formula of the paper, not by the library: `round(c * (1-z)^n)`."""
+    """Computed with the formula of the paper: `round(c * (1-z)^n)`."""
     z = 1 - (1 - p ** (1 / tasks)) ** (1 / rounds)
     return {path: int(np.rint(count * (1 - z) ** n)) for path, count in began.items()}
 
@@ -129,7 +129,7 @@ def own(step):
 
 
 class Late(tp.EqualShare):
-    """Its last round falls outside of its budget."""
+    """A schedule whose last round is after the last epoch."""
 
     def round_at(self, epoch):
         return super().round_at(epoch - 1) if epoch else None
@@ -156,7 +156,7 @@ FITS = {
 REFUSED = {
     "rounds that do not divide": (share(3), 4, 0, "rounds", r"a divisor of the 4 epochs \(1, 2, 4\)"),
     "rounds that divide `epochs` only": (share(4), 4, 2, "rounds", r"a divisor of the 2 epochs"),
-    "a smaller budget": (share(2, 2), 4, 0, "epochs", "4 in EqualShare, the number of epochs that this fit trains"),
+    "a smaller budget": (share(2, 2), 4, 0, "epochs", "4 in EqualShare, the number of epochs of this fit"),
     "a larger budget": (share(2, 8), 4, 0, "epochs", "4 in EqualShare, .*Received: epochs=8"),
     "the budget of all epochs": (share(2, 4), 4, 2, "epochs", "2 in EqualShare, .*Received: epochs=4"),
     "rounds outside of the budget": (Late(0.5, 2, 2), 2, 0, "schedule", "all its 2 prune rounds within the 2 epochs"),
@@ -192,7 +192,7 @@ REFUSED = {
     "more than all": (lambda step: (True, 1.5), 3, 0, "schedule", "between 0 and 1. Received: schedule='1.5 at step 0"),
     "less than nothing": (lambda step: (True, -0.5), 3, 0, "schedule", "a sparsity between 0 and 1"),
     "no number": (lambda step: (True, float("nan")), 3, 0, "schedule", "a sparsity between 0 and 1"),
-    "no pair": (lambda step: 0.5, 3, 0, "schedule", r"returns \(should_prune, sparsity\), two scalars, not 0.5"),
+    "no pair": (lambda step: 0.5, 3, 0, "schedule", r"returns two scalars \(should_prune, sparsity\), not 0.5"),
     "no epochs": (share(2), 4, 4, "initial_epoch", "less than the 4 epochs of the fit"),
     "fewer than no epochs": (share(2), 4, 6, "initial_epoch", "less than the 4 epochs of the fit"),
 }
@@ -228,7 +228,7 @@ def test_a_fit_that_cannot_run_them_is_refused_before_anything_changes(case, mod
     steps = []
     count = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(1))
     callbacks = [count, tp.TaskMaskSnapshot(), tp.PruneRoundScheduler(schedule), tp.GradientMask()]
-    plain_without_epochs = not isinstance(model, tp.PackedModel) and first >= epochs  # Keras does not say which
+    plain_without_epochs = not isinstance(model, tp.PackedModel) and first >= epochs  # Keras does not pass the epochs
     with pytest.raises(
         tp.ArgumentError, match="more than `initial_epoch`" if plain_without_epochs else message
     ) as told:
@@ -244,7 +244,7 @@ def test_a_fit_that_cannot_run_them_is_refused_before_anything_changes(case, mod
 @given(st.data())
 @settings(deadline=None, max_examples=50)
 def test_the_plan_is_that_of_a_loop_over_the_steps(data):
-    """`RoundPlan` against TF-MOT's schedules, asked step by step."""
+    """`RoundSchedule` against TF-MOT's schedules, evaluated step by step."""
     budget, first = data.draw(st.integers(1, 12)), data.draw(st.integers(0, 5))
     begin, length, frequency = (data.draw(st.integers(low, 14)) for low in (0, 1, 1))
     schedule = PolynomialDecay(0.25, 0.75, begin, begin + length, power=1, frequency=frequency)
@@ -252,11 +252,11 @@ def test_the_plan_is_that_of_a_loop_over_the_steps(data):
     rounds = {step: float(sparsity) for step, prune, sparsity in asked if prune}
     inside = {step: sparsity for step, sparsity in rounds.items() if step < budget}
     if inside and max(rounds.values()) == max(inside.values()):
-        plan = RoundPlan.of(schedule, first, first + budget)
+        plan = RoundSchedule.of(schedule, first, first + budget)
         assert plan.kept == {first + step: 1 - sparsity for step, sparsity in inside.items()}
     else:
         with pytest.raises(tp.ArgumentError, match="within the"):
-            RoundPlan.of(schedule, first, first + budget)
+            RoundSchedule.of(schedule, first, first + budget)
 
 
 @pytest.mark.parametrize("how", ["list", "nested", "tuple", "CallbackList"])
@@ -324,7 +324,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("after", [True, False])
     def test_of_a_learning_rate_schedule(self, packed, after):
-        """The optimizer starts afresh before any callback changes its rate."""
+        """The optimizer is reset before a callback changes its learning rate."""
         packed.optimizer.learning_rate = 0.5
         rates = []
         seen = keras.callbacks.LambdaCallback(
@@ -405,7 +405,7 @@ class TestCommit:
         assert lifecycle.records(model).rounds_due == 1
 
     def test_not_when_the_weights_of_before_a_round_come_back(self, plain):
-        """`PackedModel.fit` refuses this; a plain `fit` cannot see it before its end."""
+        """`PackedModel.fit` raises an error; a plain `fit` can only detect this at its end."""
         stop = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True)
         began = candidates(plain)
         with pytest.warns(UserWarning, match="3 of its 4 prune rounds did not run"):
@@ -442,7 +442,7 @@ class TestCommit:
 
 class TestResume:
     def fit(self, model, backup, *more, first=0, rounds=3, epochs=6, **fit):
-        """Every `fit` with a scheduler of its own, as in another process."""
+        """Every `fit` has a new scheduler, as in a new process."""
         scheduler = tp.PruneRoundScheduler(share(rounds))
         counts = Counts()
         callbacks = [scheduler, tp.GradientMask(), counts, *more]
@@ -486,7 +486,7 @@ class TestResume:
         model = reset(trained)
         scheduler, counts, _ = self.fit(model, self.backup(kind, tmp_path), DiesAt(None), **fit)
         assert list(counts.seen.values()) == seen[5:]
-        # All rounds were run before; EpochBackup remembers what callbacks know of them.
+        # All rounds were already run; EpochBackup restores the state of the callbacks.
         assert [entry["round"] for entry in scheduler.rounds] == ([1, 2, 3] if kind == "ours" else [])
         assert lifecycle.committed_tasks(model) == 1
         state = training_state.capture(model)
@@ -507,7 +507,7 @@ class TestResume:
         assert lifecycle.records(model).rounds_done == 3
 
     def test_it_forgets_where_an_earlier_fit_was_resumed(self, model, request, tmp_path):
-        """Keras begins every later fit where one was resumed once."""
+        """After a resume, Keras begins every later fit at the same epoch."""
         trained = request.getfixturevalue("trained" if isinstance(model, tp.PackedModel) else "trained_plain")
         with pytest.raises(InterruptedError):
             model.fit(X, Y, epochs=4, verbose=0, callbacks=[self.backup("keras", tmp_path), DiesAt(3)])
@@ -534,7 +534,7 @@ class TestResume:
 
     @pytest.mark.parametrize("kind", ["keras", "ours"])
     def test_one_that_was_stopped_before_its_last_round(self, packed, trained, kind, tmp_path):
-        """Its backup says so as well: what is missing is not forgotten."""
+        """The backup contains the number of missing rounds."""
 
         class DiesAtTheEnd(keras.callbacks.Callback):
             def on_train_end(self, logs=None):
@@ -543,11 +543,11 @@ class TestResume:
         with pytest.raises(InterruptedError):
             self.fit(packed, self.backup(kind, tmp_path), DiesAtTheEnd(), StopsAfter(1))
         packed = reset(trained)
-        if kind == "ours":  # what was stopped is not trained further
+        if kind == "ours":  # a stopped fit is not continued
             with pytest.warns(UserWarning, match="2 of its 3 prune rounds did not run"):
                 self.fit(packed, self.backup(kind, tmp_path), keras.callbacks.Callback(), StopsAfter(1))
             assert packed.committed_tasks == 0
-        else:  # Keras goes on
+        else:  # Keras continues
             self.fit(packed, self.backup(kind, tmp_path))
             assert packed.committed_tasks == 1
 
@@ -567,10 +567,10 @@ class TestResume:
             self.fit(packed, self.backup("keras", tmp_path), DiesAt(3))
         packed = reset(trained)
         if refused:
-            with pytest.raises(tp.ArgumentError, match="the backup of this fit, which has"):
+            with pytest.raises(tp.ArgumentError, match="a backup of this fit, which has"):
                 self.fit(packed, self.backup("keras", tmp_path), epochs=epochs, rounds=rounds)
             assert packed.committed_tasks == 0
-        else:  # more epochs, as many rounds: none is lost
+        else:  # more epochs, the same number of rounds: none is lost
             self.fit(packed, self.backup("keras", tmp_path), epochs=epochs, rounds=rounds)
             owned = {path: int(np.sum(owner == 1)) for path, owner in packed.owner_maps().items()}
             assert owned == left_after(began, 3, 3)
@@ -596,7 +596,7 @@ class TestResume:
 @settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_whenever_it_dies_every_round_runs_once(trained_plain, data):
-    """Keras's loop over the callbacks, without the gradient steps, which dies and resumes."""
+    """Keras's loop over the callbacks without gradient steps, which is interrupted and resumed."""
     rounds, spacing, first = (data.draw(st.integers(low, 4)) for low in (1, 1, 0))
     epochs = first + rounds * spacing
     deaths = data.draw(st.lists(st.integers(first, epochs), max_size=3))
@@ -624,7 +624,7 @@ def test_whenever_it_dies_every_round_runs_once(trained_plain, data):
 
 
 def test_what_was_saved_before_these_counts(packed):
-    """Weights of earlier versions load: their records have no counts of the last fit."""
+    """Weights of earlier versions, without counts of the last fit, can be loaded."""
     records = lifecycle.records(packed)
     facts = {"names": ["first"], "rounds_done": 2, "rounds_due": 1}
     records.load({"records": np.frombuffer(json.dumps(facts).encode(), np.uint8)})

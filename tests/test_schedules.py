@@ -59,8 +59,8 @@ def test_it_is_a_tfmot_schedule():
     assert EqualShare.from_config(schedule.get_config()).get_config() == schedule.get_config()
 
 
-def test_a_schedule_without_a_budget_says_so():
-    with pytest.raises(ValueError, match="no budget yet"):
+def test_a_schedule_without_a_number_of_epochs_says_so():
+    with pytest.raises(ValueError, match="no number of epochs"):
         EqualShare(0.5, 2)(0)
 
 

@@ -1,4 +1,4 @@
-"""Selection in large arrays: exact whatever the sample says, in little memory."""
+"""Selection in large arrays is exact for any sample and needs little memory."""
 
 import tracemalloc
 
@@ -16,7 +16,7 @@ LARGE = 3 * selection.CHUNK + 17
 def draws():
     rng = np.random.default_rng(0)
     misleading = rng.normal(size=LARGE).astype("float32")
-    misleading[:: LARGE // selection.SAMPLE] = 100.0  # what the sample looks at is unlike all else
+    misleading[:: LARGE // selection.SAMPLE] = 100.0  # exactly the scores that the sample takes
     constant = np.full(LARGE, 0.5, "float32")
     return {
         "normal": rng.normal(size=LARGE).astype("float32"),
@@ -68,7 +68,7 @@ def test_a_key_is_as_good_as_a_copy():
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_nothing_as_large_as_the_scores_is_made(scope):
-    """The masks themselves take a byte a weight; besides them there are only chunks."""
+    """The masks need 1 byte per weight; all other arrays are chunks."""
     values = [np.random.default_rng(3).normal(size=(2048, 4096)).astype("float32") for _ in range(2)]
     eligible = [np.ones(v.shape, bool) for v in values]
     weights = sum(v.size for v in values)

@@ -1,4 +1,4 @@
-"""Whatever a task is called: it is saved and found again under that name, or refused by `begin_task`."""
+"""A task is saved and found under its name, or `begin_task` raises an error."""
 
 import enum
 import unicodedata
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.conftest import make_mlp
 from tf_packnet import lifecycle
-from tf_packnet.lifecycle.begin_commit import MAX_BYTES, check_task_name, default_task_name
 from tf_packnet.packfile import container
+from tf_packnet.task_names import MAX_BYTES, check_task_name, default_task_name
 
 
 class Animals(str, enum.Enum):
@@ -97,10 +97,10 @@ def test_what_it_may_not_is_refused_and_nothing_is_begun(one_task, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (7, "a text. Received: name=7"),
+        (7, "a string. Received: name=7"),
         ("", "not empty, or None for task_<number>. Received: name=''"),
         ("a\nb", r"without control characters and surrogates. Received: name='a\\nb'"),
-        ("x" * 201, r"at most 200 bytes in UTF-8 \(this has 201\)"),
+        ("x" * 201, r"at most 200 bytes in UTF-8 \(this name has 201\)"),
         ("first", "a name that no task of this pack has yet. Received: name='first'"),
     ],
 )
@@ -161,7 +161,7 @@ class TestTasksAreFound:
 
     @pytest.mark.parametrize("task", [None, 1.0, True, ["first"], b"first"])
     def test_by_nothing_else(self, one_task, task):
-        with pytest.raises(tp.ArgumentError, match="the name or the number of a task"):
+        with pytest.raises(tp.ArgumentError, match="or its number"):
             one_task.select_task(task)
 
     def test_by_name_first(self):
@@ -174,7 +174,7 @@ class TestTasksAreFound:
 
 
 def forged(path, name):
-    """The file with its first task called `name`, every checksum right."""
+    """Write the file with `name` as the name of its first task and valid checksums."""
     with open(path, "rb") as file:
         read = container.PackFile(path, file)
         directory, parts, rest = read.directory, [], file.read()

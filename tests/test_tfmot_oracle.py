@@ -1,4 +1,4 @@
-"""TF-MOT's own pruning as an oracle: at equal sparsity on equal weights both keep the same weights."""
+"""At equal sparsity, this library and TF-MOT's own pruning keep the same weights."""
 
 import os
 
@@ -36,12 +36,12 @@ def test_layer_scope_keeps_what_prune_low_magnitude_keeps(sparsity):
     constant = tfmot.sparsity.keras.ConstantSparsity(sparsity, begin_step=0, frequency=1)
     pruned = tfmot.sparsity.keras.prune_low_magnitude(model, pruning_schedule=constant)
     pruned.compile("sgd", "mse")
-    pruned.optimizer.learning_rate = 0.0  # masks are updated at the start of a step; no weight shall move
+    pruned.optimizer.learning_rate = 0.0  # masks are updated at the start of a step; so that no weight changes
     step = tfmot.sparsity.keras.UpdatePruningStep()
     pruned.fit(np.zeros((4, 8, 8, 2)), np.zeros((4, 11)), epochs=1, verbose=0, callbacks=[step])
     theirs = [w for w in tfmot.sparsity.keras.strip_pruning(pruned).get_weights() if w.ndim > 1]
 
-    # TF-MOT keeps round(n * (1 - s)) of n, in float32; the fraction that says the same here is that count over n.
+    # TF-MOT keeps round(n * (1 - s)) of n weights, in float32. Here the same count is given as a fraction of n.
     for kernel, their in zip(kernels, theirs, strict=True):
         count = int(np.count_nonzero(their))
         assert count == round(kernel.size * (1 - sparsity))

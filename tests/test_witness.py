@@ -1,4 +1,4 @@
-"""Committed tasks compute what they did, whatever state a model has; a change of any variable is noticed."""
+"""Outputs of committed tasks do not change, for any kind of state; changes of variables are detected."""
 
 import json
 
@@ -93,7 +93,7 @@ class TestState:
         assert kept[1]["center/mean"] is not kept[2]["center/mean"]
 
     def test_kept_state_survives_whatever_writes_to_the_variable(self):
-        """It is a view of the variable's memory, which TensorFlow must not write into."""
+        """The array is a view of the variable's memory, which TensorFlow must not change."""
         packed = two_tasks()
         kept = lifecycle.records(packed).state[2]
         before = {name: np.array(value) for name, value in kept.items()}
@@ -209,7 +209,7 @@ def change_activation(packed):
     compile_model(packed)
 
 
-# By what the error must name. Whatever is not noticed must not have changed an old task.
+# By the name in the error. A change that is not detected must not have changed a committed task.
 ATTACKS = {
     "dense/kernel: frozen": lambda p: weight(p, "dense/kernel").frozen.assign(weight(p, "dense/kernel").frozen + 0.1),
     "dense/kernel: one entry": lambda p: weight(p, "dense/kernel").frozen.value.scatter_nd_update([[0, 0]], [9.0]),
@@ -305,7 +305,7 @@ class TestWitness:
         assert facts[0] == facts[1]
 
     def test_inputs_of_every_kind(self):
-        """Ids within the vocabulary, words, open axes, several inputs."""
+        """Indices within the vocabulary, strings, axes of unknown size, several inputs."""
         ids, words = keras.Input((None,), dtype="int32", name="ids"), keras.Input((), dtype="string", name="words")
         numbers = keras.Input((3,), name="numbers")
         looked_up = keras.layers.StringLookup(vocabulary=["1", "2"], output_mode="one_hot")(words)
@@ -409,7 +409,7 @@ def test_weights_that_are_not_finite_are_not_committed():
 
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_a_layer_that_is_adapted_to_each_task(jit):
-    """Normalization computes with tensors that it derives from its variables."""
+    """Normalization computes with tensors that depend on its variables."""
     inputs = keras.Input((6,))
     scaled = keras.layers.Normalization(name="scaled")
     hidden = keras.layers.Dense(8, "relu")(scaled(inputs))

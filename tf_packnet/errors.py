@@ -1,4 +1,4 @@
-"""The errors of this library. Messages name the argument, what was expected and what was received, like Keras's."""
+"""The errors of this library. Messages about arguments say what was expected and what was received, as in Keras."""
 
 import os
 from typing import Any
@@ -10,8 +10,8 @@ class ArgumentError(ValueError):
     The launcher prints it as `--argument=received: expected ...` and exits with 2.
 
     Attributes:
-        argument: Name of the argument (and of the launcher's flag).
-        expected: Description of valid values.
+        argument: Name of the argument, and of the launcher's flag.
+        expected: Description of the valid values.
         received: The invalid value.
     """
 
@@ -26,7 +26,7 @@ class ArgumentError(ValueError):
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """`text` as one line without control characters, with at most `longest` characters, shortened in the middle."""
+    """Return `text` as one line of at most `longest` characters, without control characters."""
     printable = "".join(each if each.isprintable() else " " for each in text)
     line = " ".join(printable.split())
     half = (longest - 5) // 2
@@ -45,12 +45,12 @@ def first_line(error: BaseException, longest: int = 300) -> str:
 
 
 class PackFileError(ValueError):
-    """A pack file that cannot be read: missing, from a newer version, damaged, or invalid.
+    """A pack file that cannot be read: missing, of a later version, damaged, or manipulated.
 
     Attributes:
-        path: The file.
-        part: The part of the file: `header`, `directory`, `part 'task 3'`, ...
-        reason: The problem.
+        path: Path of the file.
+        part: The invalid part of the file: `header`, `directory`, `part 'task 3'`, ...
+        reason: What is wrong with this part.
     """
 
     def __init__(self, path: Any, part: str, reason: str):
@@ -64,26 +64,26 @@ class PackFileError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """Work cannot continue, for a reason given in one line. The launcher exits with 1."""
+    """A run that cannot continue. The message is one line; the launcher exits with 1."""
 
 
 class FailedRunsError(StoppedError):
-    """Some runs of several failed; the others are complete."""
+    """Some of several runs have failed; the others are complete."""
 
 
 class DivergedError(StoppedError):
-    """Training has diverged, or its data are bad: the loss, a gradient or a weight is NaN or infinite."""
+    """Training has diverged: weights, loss or gradients are NaN, infinite or out of range."""
 
 
 class FreezeError(StoppedError):
-    """A committed task has changed."""
+    """A weight or an output of a committed task has changed."""
 
 
 class CorruptionError(StoppedError):
-    """A file is damaged, and the flag `--on_corruption=fail` is set."""
+    """A file is damaged, and `--on_corruption=fail`."""
 
 
 def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ArgumentError unless `value` is one of `choices`."""
+    """Raise ArgumentError unless `value` is one of `choices`."""
     if value not in choices:
         raise ArgumentError(argument, "one of " + ", ".join(choices), value)

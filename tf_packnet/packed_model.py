@@ -1,7 +1,6 @@
-"""A Keras model that learns one task after another."""
+"""`PackedModel`, a Keras model that learns one task after another."""
 
 import contextlib
-import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,13 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.lifecycle.begin_commit import check_task_name, default_task_name
 from tf_packnet.packed import model_class, safe_loading
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
-from tf_packnet.structure.graphs import ends
 from tf_packnet.structure.roles import Roles, convert
+from tf_packnet.system.keras_internals import graph_ends
+from tf_packnet.task_names import check_task_name, default_task_name, task_number
 from tf_packnet.training import optimizers
 from tf_packnet.training.fit_checks import check_callbacks, check_fit_data, fit_arguments
 from tf_packnet.training.trainer import PackedTrainer
@@ -25,12 +24,14 @@ from tf_packnet.training.trainer import PackedTrainer
 
 @dataclass
 class PackSettings:
-    """What `pack` was asked for. A pack has these as attributes too, unless its user's model has others so called.
+    """The arguments of `pack`.
+
+    They are also attributes of the pack, unless the user's model has attributes with the same names.
 
     Attributes:
         head: `per_task` or `shared`.
-        freed_weights: `zero`, `keep` or `reinit`.
-        seed: Seeds every draw that a new task needs.
+        freed_weights: Start values of the free weights: `zero`, `keep` or `reinit`.
+        seed: Seeds the random values of new tasks.
         roles: How the layers were packed.
     """
 
@@ -42,15 +43,15 @@ class PackSettings:
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class PackedModel(PackedTrainer):
-    """A functional Keras model with masked layers, which learns one task after another and forgets none.
+    """A functional Keras model with task-aware layers, which learns one task after another without forgetting.
 
-    Made by `pack`. It is a Keras model in every respect; what it adds is the life of its tasks:
+    Created by `pack`. It adds the following methods to those of Keras models:
 
     ```python
     packed.begin_task("cats_dogs", num_classes=2)
     packed.compile(optimizer="adam", loss=...)
-    packed.fit(...)                      # the day
-    packed.fit(..., callbacks=[...])     # the night: prune, retrain, commit
+    packed.fit(...)                      # training
+    packed.fit(..., callbacks=[...])     # retraining: prune rounds, commit at the end
     packed.select_task("cats_dogs")      # predict, evaluate and __call__ now compute as this task
     ```
 
@@ -58,11 +59,11 @@ class PackedModel(PackedTrainer):
         inputs: Input tensors, as for `keras.Model`.
         outputs: Output tensors.
         head: `per_task` or `shared`.
-        freed_weights: How freed weights start the next task: `zero`, `keep` or `reinit`.
-        seed: Seeds every draw that a new task needs.
-        tasks: Names of the tasks that were begun, in order: files of earlier versions have them in the config.
+        freed_weights: Start values of the free weights in each task: `zero`, `keep` or `reinit`.
+        seed: Seeds the random values of new tasks.
+        tasks: Names of the tasks that were begun, in order. Only files of earlier versions have them in the config.
         name: Name of the model.
-        roles: How the layers of layers were packed, such as those of MultiHeadAttention.
+        roles: How the layers were packed.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class PackedModel(PackedTrainer):
         roles: Roles = Roles(),  # noqa: B008 (frozen)
     ):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        # Past Keras's tracking, which would wrap its lists.
+        # Bypasses Keras's tracking, which would wrap the lists inside.
         object.__setattr__(self, "pack_settings", PackSettings(head, freed_weights, seed, roles))
         lifecycle.records(self).names = list(tasks)
         object.__setattr__(self, "_task_check", safe_loading.TaskCheck(self))
@@ -98,8 +99,8 @@ class PackedModel(PackedTrainer):
 
     @property
     def task_names(self) -> list[str]:
-        """Names of the tasks, in the order they were learned; the last may still be open."""
-        # A fresh pack can be trained and committed without `begin_task`: that task goes by its number.
+        """Names of the tasks, in the order in which they were begun; the last may still be open."""
+        # Task 1 can be trained and committed without `begin_task`. It then gets the default name.
         names = list(lifecycle.records(self).names)
         for number in range(len(names) + 1, self.committed_tasks + 1):
             names.append(default_task_name(number, names))
@@ -107,7 +108,7 @@ class PackedModel(PackedTrainer):
 
     @property
     def committed_tasks(self) -> int:
-        """How many tasks are committed."""
+        """Number of committed tasks."""
         return lifecycle.committed_tasks(self)
 
     @property
@@ -121,20 +122,23 @@ class PackedModel(PackedTrainer):
         num_classes: int | Mapping[str, int] | None = None,
         activation: str | Mapping[str, str] | None = None,
     ) -> int:
-        """Opens every free weight for a new task; returns its number (1-based).
+        """Begin a new task: all free weights become its candidates.
 
         Args:
-            name: How the task is called from now on: a text of at most 200 bytes in UTF-8, without control characters,
-                that no other task has. Default `task_<number>`; if a task has that name, `task_<number>_1` and so on.
-            num_classes: Outputs of the task's head, 1 for a regression; with several heads, by head. Default as many
-                as the task before had.
-            activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, by head.
-                Default the model's own.
+            name: Unique name of the task, at most 200 bytes in UTF-8, without control characters. Default:
+                `task_<number>`; if another task has that name, `task_<number>_1` and so on.
+            num_classes: Number of outputs of the task's head, 1 for regression; with several heads, a mapping by the
+                name of the head. Default: as in the previous task.
+            activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, a mapping by
+                the name of the head. Default: the activation of the model.
+
+        Returns:
+            Number of the task (1-based).
 
         Raises:
-            ArgumentError: If the name is taken or cannot be one, the head cannot have so many classes or this
-                activation, or no weight is free.
-            RuntimeError: If the task before was not committed.
+            ArgumentError: If the name is invalid or taken, if the head cannot have this number of classes or this
+                activation, or if no weight is free.
+            RuntimeError: If the previous task is not committed.
         """
         number = self.committed_tasks + 1
         names = self.task_names
@@ -143,42 +147,43 @@ class PackedModel(PackedTrainer):
         if len(names) >= number:
             raise RuntimeError(
                 f"task {names[-1]!r} is still open: commit it with the TaskMaskSnapshot callback or "
-                "packed.commit_task() before the next one begins"
+                "packed.commit_task() before you begin the next one"
             )
-        wanted = heads_of_task(self, number, num_classes, activation)
-        lifecycle.check_room(self, self.pack_settings.freed_weights)
+        heads = heads_of_task(self, number, num_classes, activation)
+        lifecycle.check_can_begin(self, self.pack_settings.freed_weights)
         with lifecycle.strategy_scope(self):
-            reshaped = [head.use(units, shape) for head, units, shape in wanted]
-        if any(reshaped):
+            heads_changed = [head.use(units, head_activation) for head, units, head_activation in heads]
+        if any(heads_changed):
             lifecycle.drop_compiled_functions(self)
         lifecycle.begin_task(self, self.pack_settings.freed_weights, self.pack_settings.seed)
         lifecycle.records(self).names = [*names, name]
-        self._start_optimizer_afresh()
+        self._reset_optimizers()
         return number
 
     def reopen_task(self, seed: int | None = None) -> None:
-        """Opens every free weight for the task that is open already, which goes on with all it kept.
+        """Make all free weights candidates of the task that is already open; its present candidates do not change.
 
-        For a network whose one task grows, such as full rehearsal: nothing is committed in between.
+        Used by approaches whose only task grows, such as full rehearsal, without commits in between.
 
         Args:
-            seed: Seeds the fresh draws of `freed_weights="reinit"`; default the model's own.
+            seed: Seeds the random values of `freed_weights="reinit"`. Default: the seed of the pack.
 
         Raises:
             RuntimeError: If no task is open.
         """
         settings = self.pack_settings
         lifecycle.reopen_task(self, settings.freed_weights, settings.seed if seed is None else seed)
-        self._start_optimizer_afresh()
+        self._reset_optimizers()
 
     def restore(self, state: dict[str, np.ndarray], task_names: Sequence[str]) -> None:
-        """Brings back what `lifecycle.state` gave, with the names of the tasks; the optimizer starts afresh."""
+        """Restore the result of `lifecycle.state` and the names of the tasks, and reset the optimizer."""
         lifecycle.load_state(self, state)
-        lifecycle.drop_compiled_functions(self)  # a head may have another number of units
+        lifecycle.drop_compiled_functions(self)  # the number of units of a head may have changed
         lifecycle.records(self).names = list(task_names)
-        self._start_optimizer_afresh()
+        self._reset_optimizers()
 
-    def _start_optimizer_afresh(self) -> None:
+    def _reset_optimizers(self) -> None:
+        """Reset the slots of all optimizers; replace those that were built for other variables."""
         variables = {id(variable) for variable in self.trainable_variables}
         with lifecycle.strategy_scope(self):
             for holder, name, optimizer in optimizers.of_user(self):
@@ -191,24 +196,30 @@ class PackedModel(PackedTrainer):
                 return
             if optimizers.knows(self.optimizer, self.trainable_variables):
                 optimizers.reset(self.optimizer)
-            else:  # it was built for a head of another size
+            else:  # built for a head with another number of units
                 self.optimizer = optimizers.fresh(self.optimizer)
                 lifecycle.drop_compiled_functions(self)
 
     def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Not for a pack: export a task, and quantize the plain model.
+        """Raise ArgumentError: export a task and quantize the exported model instead.
 
         Raises:
             ArgumentError: Always.
         """
-        raise ArgumentError("mode", "no quantization of a pack: export a task first, then quantize that model", mode)
+        raise ArgumentError("mode", "no quantization of a pack: export a task, then quantize that model", mode)
 
     def commit_task(self) -> int:
-        """Freezes the open task for ever; returns its number. `TaskMaskSnapshot` does this at the end of a `fit`."""
+        """Freeze the weights of the open task; return its number. `TaskMaskSnapshot` calls this at the end of a `fit`.
+
+        Raises:
+            RuntimeError: If no task is open.
+            DivergedError: If a weight of the task is NaN or infinite.
+            FreezeError: If the outputs or weights of an earlier task have changed since its commit.
+        """
         return lifecycle.commit_task(self)
 
     def select_task(self, task: int | str) -> None:
-        """Makes the model compute as `task`, given by name or by number (1-based).
+        """Make the model compute as `task`, given by name or by number (1-based).
 
         Raises:
             ArgumentError: If there is no such task.
@@ -216,21 +227,23 @@ class PackedModel(PackedTrainer):
         lifecycle.select_task(self, self.task_number(task))
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`, on the open task, whichever was selected.
+        """Train the open task like `keras.Model.fit`; the open task becomes the selected one.
 
         Args:
-            *args: As for Keras, by position. `x` may also be `tp.tasks.ResidentBatches` or `StreamedBatches`, which
-                bring their labels, batch size and order: `fit(batches, epochs=10)`.
-            **kwargs: As for Keras, by name.
+            *args: Positional arguments of `keras.Model.fit`. `x` may also be `tp.tasks.ResidentBatches` or
+                `StreamedBatches`, which contain labels, batch size and order: `fit(batches, epochs=10)`.
+            **kwargs: Keyword arguments of `keras.Model.fit`.
+
+        Returns:
+            Keras's history.
 
         Raises:
-            ArgumentError: If the examples do not fit the model, shall lie on one of several devices, or not every
-                scheduled prune round would run.
-            RuntimeError: If no task is open: all that there is is frozen.
+            ArgumentError: If the examples do not fit the model, if resident data is used with several devices, or if
+                not every scheduled prune round would run.
+            RuntimeError: If no task is open, so that all weights are frozen.
         """
-        if not lifecycle.has_open_task(self):
-            raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
-        safe_loading.check_whole(self)
+        self._check_open_task()
+        safe_loading.check_complete(self)
         arguments = fit_arguments(args, kwargs)
         check_callbacks(self, arguments)
         check_fit_data(self, arguments)
@@ -238,85 +251,84 @@ class PackedModel(PackedTrainer):
         return super().fit(**arguments)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`, on the open task, whichever was selected.
+        """Train the open task like `keras.Model.train_on_batch`; the open task becomes the selected one.
 
         Raises:
             RuntimeError: If no task is open.
-            DivergedError: If the data, the loss or the gradients are not finite or out of range; nothing has changed.
+            DivergedError: If data, loss or gradients are NaN, infinite or out of range. The model is then unchanged.
         """
-        if not lifecycle.has_open_task(self):
-            raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
-        safe_loading.check_whole(self)
+        self._check_open_task()
+        safe_loading.check_complete(self)
         if self.selected_task <= self.committed_tasks:
             self.select_task(self.committed_tasks + 1)
         return super().train_on_batch(*args, **kwargs)
 
+    def _check_open_task(self) -> None:
+        if not lifecycle.has_open_task(self):
+            raise RuntimeError("no task is open, so there is nothing to train: call begin_task first")
+
     def task_number(self, task: int | str) -> int:
-        """Number (1-based) of the task with this name or number.
+        """Return the number (1-based) of the task with this name or number.
 
         Raises:
             ArgumentError: If there is no such task.
         """
-        if isinstance(task, str):
-            names = self.task_names
-            if task not in names:
-                raise ArgumentError("task", "one of " + ", ".join(map(repr, names)), task)
-            return names.index(task) + 1
-        if isinstance(task, bool) or not isinstance(task, numbers.Integral):
-            raise ArgumentError("task", "the name or the number of a task", task)
-        return int(task)
+        return task_number(self.task_names, task, last=self.committed_tasks + lifecycle.has_open_task(self))
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`, as the selected task."""
-        safe_loading.check_whole(self)
+        """Predict like `keras.Model.predict`, as the selected task."""
+        safe_loading.check_complete(self)
         return super().predict(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, as the selected task."""
-        safe_loading.check_whole(self)
+        """Evaluate like `keras.Model.evaluate`, as the selected task."""
+        safe_loading.check_complete(self)
         return super().evaluate(*args, **kwargs)
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.save`, into a `.keras` file that holds all tasks.
+        """Save the pack with all tasks as a `.keras` file, like `keras.Model.save`.
 
         Raises:
-            ArgumentError: If the path is that of an HDF5 file, which cannot hold tasks.
+            ArgumentError: If the path is that of an HDF5 file, which cannot contain tasks.
         """
         safe_loading.check_save_path(filepath)
-        safe_loading.check_whole(self)
+        safe_loading.check_complete(self)
         super().save(filepath, *args, **kwargs)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """As `keras.Model.load_weights`, of a later or equal state of the same tasks; otherwise nothing changes.
+        """Load an equal or later state of the same tasks, like `keras.Model.load_weights`.
+
+        If an error is raised, the pack does not change.
 
         Raises:
-            ArgumentError: If the file lacks a committed task or a prune round of this pack, or is no such file.
-            FreezeError: If a committed task in it does not compute what it did when it was committed.
+            ArgumentError: If the file lacks a committed task or a prune round of this pack, or is no weights file.
+            FreezeError: If the outputs or weights of a committed task differ from those at its commit.
         """
         if skip_mismatch:
-            raise ArgumentError("skip_mismatch", "False: a pack is loaded completely, or not at all", skip_mismatch)
+            raise ArgumentError("skip_mismatch", "False: a pack cannot be loaded partially", skip_mismatch)
         safe_loading.check_weights_path(filepath)
         with self._loading("filepath", str(filepath)):
             super().load_weights(filepath, **kwargs)
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """As `keras.Model.set_weights`, with what `get_weights` gave for the same tasks, such as by EarlyStopping.
+        """Set the result of `get_weights` for the same tasks, like `keras.Model.set_weights`; used by EarlyStopping.
 
         Raises:
-            ArgumentError: If they lack a committed task or a prune round of this pack. Nothing changes then.
+            ArgumentError: If the weights lack a committed task or a prune round of this pack, which then does not
+                change.
         """
         with self._loading("weights", f"{len(weights)} arrays"):
             super().set_weights(weights)
 
     def set_state_tree(self, state_tree: Any) -> None:
-        """As `keras.Model.set_state_tree`, with the same conditions as `set_weights`."""
+        """Set the state like `keras.Model.set_state_tree`, with the same conditions as `set_weights`."""
         with self._loading("state_tree", type(state_tree).__name__):
             super().set_state_tree(state_tree)
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
-        """TensorFlow's hook, from which `tf.train.Checkpoint` learns what there is to save or to restore."""
+        """Raise ArgumentError for `tf.train.Checkpoint`, which cannot save tasks (TensorFlow's hook)."""
         if save_type == "checkpoint":
-            expected = f"saved as a pack: tf.train.Checkpoint does not hold tasks ({INSTEAD})"
+            expected = f"a model that is no pack: tf.train.Checkpoint does not contain tasks ({INSTEAD})"
             raise ArgumentError("model", expected, self.name)
         return super()._trackable_children(save_type, **kwargs)
 
@@ -329,39 +341,40 @@ class PackedModel(PackedTrainer):
             lifecycle.drop_compiled_functions(self)
 
     def owner_maps(self) -> dict[str, np.ndarray]:
-        """A `uint8` owner map a kernel, by path: 0 is free, `k` is owned by task `k`."""
+        """Return the owner map of each kernel by path: `uint8`, 0 for free weights, `k` for weights of task `k`."""
         return lifecycle.owner_maps(self)
 
     def free_fraction(self) -> dict:
-        """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+        """Return the fraction of free prunable weights: `{"overall": float, "layers": {path: float}}`."""
         return lifecycle.free_fraction(self)
 
     @classmethod
     def of_network(
         cls, network: keras.Model, roles: Roles, own_class: type[keras.Model] | None = None, **kwargs: Any
     ) -> "PackedModel":
-        """The pack of a Sequential or functional model, whose layers become what `roles` says; it is used up.
+        """Convert a Sequential or functional model to a pack; the model cannot be used afterwards.
 
         Args:
-            network: The model; layers that are masked already stay as they are.
-            roles: What becomes of its layers.
-            own_class: The class of the user's model, if the pack shall be of it too: `model_class.become` comes next.
+            network: The model. Layers that are already task-aware do not change.
+            roles: How its layers are packed.
+            own_class: The user's model class, if the pack must inherit from it; then call
+                `model_class.take_over_model`.
             **kwargs: Arguments of `PackedModel`.
 
         Raises:
             ArgumentError: If a layer cannot be packed; the message names it.
         """
         network = convert(network, roles.replacement)
-        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in ends(network))
+        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in graph_ends(network))
         cls = cls if own_class is None else model_class.packed_class(cls, own_class)
         return cls(inputs, outputs, name=network.name, roles=roles, **kwargs)
 
     def network(self) -> keras.Model:
-        """The same layers as a plain functional model."""
-        return keras.Model(*ends(self), name=self.name)
+        """Return the same layers as a plain functional model."""
+        return keras.Model(*graph_ends(self), name=self.name)
 
     def summary(self, *args: Any, print_fn: Callable[[str], None] | None = None, **kwargs: Any) -> None:
-        """As `keras.Model.summary`, and then who owns how many of the prunable weights."""
+        """Print `keras.Model.summary`, and a table of the prunable weights that each task owns."""
         super().summary(*args, print_fn=print_fn, **kwargs)
         (print_fn or print)(ownership_table(self.owner_maps(), self.task_names[: self.committed_tasks]))
 
@@ -379,11 +392,11 @@ class PackedModel(PackedTrainer):
         return config if own is None else {**config, "model": own}
 
     def get_build_config(self) -> dict[str, Any]:
-        """Keras's hook. With the tasks, which can be read from a `.keras` file without loading it."""
+        """Return the build config with the task names, so that they can be read without loading the whole file."""
         return {**(super().get_build_config() or {}), "tasks": self.task_names}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        """Keras's hook: a pack is built when it is made."""
+        """Do nothing (Keras's hook): a pack is already built."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
@@ -393,5 +406,5 @@ class PackedModel(PackedTrainer):
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
         packed = cls.of_network(network, Roles(**config.pop("roles", {})), own_class, **config)
         if own is not None:
-            model_class.become(packed, own)
+            model_class.take_over_model(packed, own)
         return packed

@@ -1,4 +1,4 @@
-"""`pack(model)`: a Keras model in, its masked twin out, ready to learn task after task."""
+"""`pack(model)` converts a Keras model to a `PackedModel`, which can learn several tasks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
-from tf_packnet.structure import overrides, places, refusals
-from tf_packnet.structure.graphs import Copies, as_graph, build_left_out, copy_state
+from tf_packnet.structure import layer_paths, overrides, refusals
+from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
+from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations
 from tf_packnet.structure.roles import Roles
-from tf_packnet.structure.tails import fold, folds, heads_of
-from tf_packnet.structure.tracing import unused_layers
-from tf_packnet.structure.untracked import of_untracked
+from tf_packnet.structure.tracing import layers_with_untracked_variables, unused_layers
+from tf_packnet.system.keras_internals import all_layers, graph_ends, own_trainable_variables, own_variables
 
 
 def pack(
@@ -34,138 +34,146 @@ def pack(
     exclude: Sequence[str] = (),
     inputs: Any = None,
 ) -> PackedModel:
-    """Makes the masked twin of a Keras model: same topology, same starting weights, room for many tasks.
+    """Convert a Keras model to a `PackedModel` with the same topology and weights, which can learn several tasks.
 
     Args:
-        model: A built Sequential, functional or subclassed model of the layers that `tp.layers` has twins of (dense,
-            convolutions of all kinds, embeddings, recurrent layers, normalisation), of layers without trainable
-            weights, and of layers made of these, such as MultiHeadAttention, Bidirectional or your own. It is left as
-            it was.
-        head: `per_task`: the Dense layers that the outputs come from become unpruned heads of which each task has its
-            own; `shared`: they are masked and pruned like the rest, and serve all tasks.
-        bias_policy: `first_task`: biases and normalisation are trained by task 1, then frozen; `per_task`: each task
+        model: A built Sequential, functional or subclassed model. It may contain layers that have a twin in `tp.layers`
+            (dense, all convolutions, embeddings, recurrent layers, normalization), layers without trainable weights,
+            and layers that consist of these, such as MultiHeadAttention, Bidirectional or your own. It is not changed.
+        head: `per_task`: the Dense layers from which the outputs come become unpruned heads, separate for each task;
+            `shared`: they are masked and pruned like other layers, and all tasks share them.
+        bias_policy: `first_task`: biases and normalization are trained by task 1, then frozen; `per_task`: each task
             has its own.
-        freed_weights: How the weights that a task gives back start the next one: `zero`, `keep` or `reinit`.
-        seed: Seeds the draws of later tasks (heads, `reinit`).
-        pretrained: None: the weights that the model has are where task 1 starts. `task 0`: they belong to nobody, and
-            every task starts its free weights from them (whatever `freed_weights` says).
-        prune_pretrained: With `task 0`: a weight that a task prunes is 0 for it, so that its network is sparse. False:
-            it goes back to its pretrained value, which all tasks see wherever they own nothing, and a task keeps the
-            weights that it moved furthest from there.
-        head_layers: Names of the heads, where they cannot be told from the outputs.
-        exclude: Names of layers that stay as they are, with all that is in them: one value for all tasks, never
-            trained and never pruned. A layer with `trainable=False` does too.
-        inputs: For a subclassed model: what it is called with, as `keras.Input`. Default: `float32` tensors of the
-            shapes it was built for.
+        freed_weights: Start values of the free weights in each task: `zero`, `keep` (their values when they were
+            pruned) or `reinit` (new random values).
+        seed: Seeds the random values of later tasks (heads, `reinit`).
+        pretrained: None: task 1 starts from the weights of the model. `task 0`: these weights belong to no task, and
+            every task starts its free weights from them, regardless of `freed_weights`.
+        prune_pretrained: Used with `pretrained="task 0"`. True: a pruned weight is 0, so that the network of a task is
+            sparse. False: a pruned weight returns to its pretrained value, which all tasks see wherever they own no
+            weight; each task keeps the weights that differ most from their pretrained values.
+        head_layers: Names of the heads, if they cannot be found from the outputs.
+        exclude: Names of layers that are not changed, including the layers inside them: all tasks share them, and they
+            are neither trained nor pruned. Layers with `trainable=False` are treated in the same way.
+        inputs: Symbolic inputs (`keras.Input`) of a subclassed model. Default: `float32` tensors of the shapes it was
+            built for.
 
     Returns:
-        A `PackedModel`; its first `begin_task` opens all of its weights.
+        A `PackedModel`. Its first `begin_task` makes all of its weights candidates.
 
     Raises:
-        ArgumentError: If an argument is unknown, or layers cannot be packed; the message names all of them.
+        ArgumentError: If an argument is invalid, or layers cannot be packed; the message names all such layers.
     """
     check_choice("head", head, HEADS)
     check_choice("bias_policy", bias_policy, BIAS_POLICIES)
     check_freed_weights(freed_weights)
     if pretrained not in (None, "task 0"):
         raise ArgumentError("pretrained", "None or 'task 0'", pretrained)
-    base = None if pretrained is None else "prunable" if prune_pretrained else "visible"
+    pretrained_policy = None if pretrained is None else "prunable" if prune_pretrained else "visible"
     graph = as_graph(model, inputs)
-    if any(isinstance(layer, TaskLayer) for layer in graph._flatten_layers()):
-        raise ArgumentError("model", "a model that was not packed before", model.name)
-    own = [variable.name for variable in graph._trainable_variables + graph._non_trainable_variables]
-    if own:
-        raise ArgumentError("model", f"no weights outside its layers; it has {', '.join(own)} of its own", model.name)
+    if any(isinstance(layer, TaskLayer) for layer in all_layers(graph)):
+        raise ArgumentError("model", "a model that is not packed yet", model.name)
+    model_variables = [variable.name for variable in own_variables(graph)]
+    if model_variables:
+        expected = f"a model without weights outside its layers; it has {', '.join(model_variables)}"
+        raise ArgumentError("model", expected, model.name)
     excluded = _resolved("exclude", exclude, graph)
-    excluded += [] if graph is model else _unused(model, graph, excluded)
-    roles = Roles((), tuple(excluded), bias_policy, base)
-    copies = _copies(graph, roles)
+    if graph is not model:
+        excluded += _unused(model, graph, excluded)
+    roles = Roles((), tuple(excluded), bias_policy, pretrained_policy)
+    copies = _checked_copies(graph, roles)
     roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers)))
-    copy = copies.joined(graph)
-    _refuse(graph, refusals.of_copy(graph, copy))
-    copy = fold(graph, copy, folds(graph, roles.heads))
+    copy = copies.connected(graph)
+    _raise_if_any(graph, refusals.unequal_copies(graph, copy))
+    copy = fold_activations(graph, copy, activations_after_heads(graph, roles.heads))
     own_class = overrides.own_class(model)
     description = None if own_class is None else model_class.describe(model)
-    arguments = {"head": head, "freed_weights": freed_weights, "seed": seed}
-    packed = PackedModel.of_network(copy, roles, own_class, **arguments)
-    left_out = build_left_out(graph, packed)
+    packed = PackedModel.of_network(copy, roles, own_class, head=head, freed_weights=freed_weights, seed=seed)
+    build_configs = build_uncalled(graph, packed)
     _copy_weights(graph, packed)
-    _refuse(graph, of_untracked(packed, graph))
+    _raise_if_any(graph, layers_with_untracked_variables(packed, graph))
     if description is not None:
-        model_class.become(packed, {**description, "left_out": left_out}, model)
+        model_class.take_over_model(packed, {**description, "left_out": build_configs}, model)
     for weight in lifecycle.masked_weights(packed).values():
-        weight.take_as_pretrained()
+        weight.set_pretrained()
     return packed
 
 
-def _copies(graph: keras.Model, roles: Roles) -> Copies:
-    """Copies of the layers of `graph`, after checking that all of them can be packed."""
-    found = [*refusals.of_layers(graph), *refusals.of_graphs(graph), *roles.objections(graph)]
+def _checked_copies(graph: keras.Model, roles: Roles) -> Copies:
+    """Copy the layers of `graph`; raise ArgumentError with all layers that cannot be packed."""
+    found = [
+        *refusals.unsupported_layers(graph),
+        *refusals.layers_in_several_graphs(graph),
+        *roles.refused_layers(graph),
+    ]
     copies = Copies(graph)
     known = {id(refusal.layer) for refusal in found}
     found += [refusal for refusal in copies.refusals if id(refusal.layer) not in known]
-    if found:  # and what is looked for in the pack otherwise
-        found += [refusal for refusal in of_untracked(graph) if id(refusal.layer) not in known]
-    _refuse(graph, found)
+    if found:  # without other refusals, untracked variables are searched in the pack
+        found += [refusal for refusal in layers_with_untracked_variables(graph) if id(refusal.layer) not in known]
+    _raise_if_any(graph, found)
     return copies
 
 
-def _refuse(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None:
+def _raise_if_any(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None:
     if found:
         raise refusals.refused(found, graph.name)
 
 
 def _heads(graph: keras.Model, head: str, head_layers: Sequence[str] | None) -> list[str]:
-    """The places of the heads."""
+    """Return the paths of the heads."""
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
         return []
     if head_layers is None:
-        return heads_of(graph)
+        return find_heads(graph)
     heads = _resolved("head_layers", head_layers, graph)
-    there = places.by_place(graph)
-    for place in heads:
-        if type(there[place]) is not keras.layers.Dense:
-            expected = f"Dense layers; {place!r} is a {type(there[place]).__name__}"
+    layers = layer_paths.layers_by_path(graph)
+    for path in heads:
+        if type(layers[path]) is not keras.layers.Dense:
+            expected = f"Dense layers; {path!r} is a {type(layers[path]).__name__}"
             raise ArgumentError("head_layers", expected, head_layers)
     return heads
 
 
 def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
-    """The places of the layers with these `names`: whole places, their last parts, or what Keras calls the layers."""
+    """Return the paths of the layers with these `names`: whole paths, their last parts, or the layers' Keras names."""
     if isinstance(names, str):
         raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
-    called = {place: layer.name for place, layer in places.by_place(graph).items()}
-    found = []
+    keras_names = {path: layer.name for path, layer in layer_paths.layers_by_path(graph).items()}
+    resolved: list[str] = []
     for name in names:
-        matches = [name] if name in called else [p for p in called if name in (p.rpartition("/")[2], called[p])]
+        if name in keras_names:
+            matches = [name]
+        else:
+            matches = [p for p, keras_name in keras_names.items() if name in (p.rpartition("/")[2], keras_name)]
         if len(matches) != 1:
-            expected = "names of layers of the model, among " + ", ".join(map(repr, matches or called))
+            expected = "names of layers of the model, among " + ", ".join(map(repr, matches or keras_names))
             raise ArgumentError(argument, expected, name)
-        found += matches
-    return found
+        resolved += matches
+    return resolved
 
 
 def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> list[str]:
-    """The places of the layers that a subclassed model does not compute with, such as a teacher; warns of them."""
-    there = places.by_place(graph)
-    known = {id(inner) for place in excluded for inner in there[place]._flatten_layers()}
-    unused = {id(layer) for layer in unused_layers(model, graph._inputs_struct)}
-    found = []
-    for place, layer in there.items():
-        inner = layer._flatten_layers()
-        with_weights = [each for each in inner if each._trainable_variables or id(each) in unused]
+    """Return the paths of trainable layers that the `call` of a subclassed model does not use; warn about them."""
+    layers = layer_paths.layers_by_path(graph)
+    known = {id(inner) for path in excluded for inner in all_layers(layers[path])}
+    unused = {id(layer) for layer in unused_layers(model, graph_ends(graph)[0])}
+    frozen: list[str] = []
+    for path, layer in layers.items():
+        inner = all_layers(layer)
+        with_weights = [each for each in inner if own_trainable_variables(each) or id(each) in unused]
         if not with_weights or id(layer) in known or not all(id(each) in unused for each in with_weights):
             continue
-        known |= {id(each) for each in inner}  # the whole of it
-        found += [place] if layer.trainable else []
-    model_class.say_frozen(found, type(model).__name__)
-    return found
+        known |= {id(each) for each in inner}  # inner layers are not listed again
+        frozen += [path] if layer.trainable else []
+    model_class.warn_frozen(frozen, type(model).__name__)
+    return frozen
 
 
 def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    there = places.by_place(target)
-    for place, old in places.by_place(source).items():
-        if isinstance(old, keras.Layer) and not isinstance(old, keras.layers.InputLayer):
-            copy_state(old, there[place])
+    target_layers = layer_paths.layers_by_path(target)
+    for path, layer in layer_paths.layers_by_path(source).items():
+        if isinstance(layer, keras.Layer) and not isinstance(layer, keras.layers.InputLayer):
+            copy_state(layer, target_layers[path])

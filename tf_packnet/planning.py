@@ -1,4 +1,4 @@
-"""What a pack will hold, before anything is trained: weights by layer and task, memory, disk."""
+"""`tp.plan` computes before training how many weights each task will get, and the memory and disk space of a pack."""
 
 import dataclasses
 import math
@@ -17,22 +17,24 @@ from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.ranking import counts_to_keep, remaining
 from tf_packnet.pruning.schedules import EqualShare
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
+from tf_packnet.system.keras_internals import all_layers, own_variables
 
-FLOAT = 4  # bytes
-ADAM = 2 * FLOAT  # two moments
+_FLOAT_BYTES = 4
+_ADAM_BYTES = 2 * _FLOAT_BYTES  # two moments per weight
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One kernel.
+    """The capacity plan of one kernel.
 
     Attributes:
-        path: Its path.
-        shape: Its shape.
-        outputs: How many numbers it computes from an input, or a place of it.
-        kept: Weights that each task to come will own; None with scope `global`, which decides by the values.
-        free: Weights that are free after all of them; None likewise.
+        path: Path of the kernel, such as `dense/kernel`.
+        shape: Shape of the kernel.
+        outputs: Number of outputs of the layer, per position for convolutions.
+        kept: Weights that each planned task will own; None with scope `global`, in which they depend on the values of
+            the weights.
+        free: Free weights after all tasks; None with scope `global`.
     """
 
     path: str
@@ -44,21 +46,21 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """What `plan` found; as text, a table with what to look out for.
+    """Result of `plan`. `str(plan)` is a table with warnings.
 
     Attributes:
-        first_task: Number (1-based) of the first task to come.
-        tasks: How many tasks are to come.
+        first_task: Number (1-based) of the first planned task.
+        tasks: Number of planned tasks.
         final_prune: `p`.
-        prune_rounds: `N`.
-        scope: How a round's count is shared between layers.
-        layers: A plan a kernel.
-        kept: Weights that each task to come will own.
-        free: Weights that are free after all.
-        weights: Weights of all kernels.
-        training_bytes: Memory that the weights, their masks and Adam's moments take.
-        pack_bytes: Disk that a saved pack takes, without the optimizer's state.
-        export_bytes: Disk that the weights of a task's dense SavedModel take.
+        prune_rounds: `N`, prune rounds per task.
+        scope: Prune scope: `layer`, `global` or `erk`.
+        layers: One plan per kernel.
+        kept: Weights that each planned task will own.
+        free: Free weights after all tasks.
+        weights: Number of weights in all kernels.
+        training_bytes: Memory of weights, owner maps and Adam's moments.
+        pack_bytes: Disk space of a saved pack, without the state of the optimizer.
+        export_bytes: Disk space of the weights of one task's dense SavedModel.
     """
 
     first_task: int
@@ -75,7 +77,7 @@ class CapacityPlan:
     export_bytes: int
 
     def too_few(self) -> list[tuple[str, int, int, int]]:
-        """Where a task gets fewer weights than the layer has outputs: `(path, task, weights, outputs)`."""
+        """Return `(path, task, weights, outputs)` where a task gets fewer weights than the layer has outputs."""
         return [
             (layer.path, self.first_task + index, count, layer.outputs)
             for layer in self.layers
@@ -84,7 +86,7 @@ class CapacityPlan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """Return all attributes as JSON values."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -99,99 +101,105 @@ def plan(
     scope: str = "layer",
     **pack_arguments: Any,
 ) -> CapacityPlan:
-    """What `num_tasks` tasks will get of a model's weights, exactly as the prune rounds will count.
+    """Compute how many weights each of `num_tasks` tasks will get; the counts are exactly those of the prune rounds.
 
     Args:
-        model: A Keras model, or a pack, whose tasks count among `num_tasks`.
-        num_tasks: `T`, how many tasks the network is to hold.
-        final_prune: `p`, fraction of the weights that is still free after all of them, in (0, 1).
-        prune_rounds: `N`, prune rounds a task.
-        scope: How a round's count is shared between layers: `layer`, `global` or `erk`.
-        **pack_arguments: As for `pack`, for a model that is none yet.
+        model: A Keras model; or a pack, whose committed tasks are included in `num_tasks`.
+        num_tasks: `T`, number of tasks of the network.
+        final_prune: `p`, fraction of the weights that is free after all tasks, in (0, 1).
+        prune_rounds: `N`, prune rounds per task.
+        scope: Prune scope: `layer`, `global` or `erk`.
+        **pack_arguments: Arguments of `pack`, if `model` is not packed yet.
 
     Returns:
-        The plan; print it.
+        The plan, which can be printed.
 
     Raises:
-        ArgumentError: If an argument is out of range, or there is no room for so many tasks; the message says for how
-            many there is.
+        ArgumentError: If an argument is out of range, or if a task would get no weights; the message contains the
+            largest possible number of tasks.
     """
     schedule = EqualShare(final_prune, num_tasks, prune_rounds)
     check_choice("scope", scope, PRUNE_SCOPES)
     packed = model if isinstance(model, PackedModel) else pack(model, **pack_arguments)
-    done = packed.committed_tasks
-    if done >= num_tasks:
-        raise ArgumentError("num_tasks", f"more than the {done} tasks that the pack holds already", num_tasks)
+    committed = packed.committed_tasks
+    if committed >= num_tasks:
+        raise ArgumentError("num_tasks", f"more than the {committed} committed tasks of the pack", num_tasks)
     weights = lifecycle.masked_weights(packed)
-    shapes = [weight.variable.shape for weight in weights.values()]
+    shapes = [tuple(weight.variable.shape) for weight in weights.values()]
     free = [ownership.count_uncommitted(weight.owner_map()) for weight in weights.values()]
-    kept = _kept_by_all(shapes, free, schedule, scope, done)
+    kept = _kept_by_tasks(shapes, free, schedule, scope, committed)
     if not all(map(sum, kept)):
-        fewer = (EqualShare(final_prune, tasks, prune_rounds) for tasks in range(num_tasks - 1, done, -1))
-        fits = (s.num_tasks for s in fewer if all(map(sum, _kept_by_all(shapes, free, s, scope, done))))
-        expected = f"at most {next(fits, done)} with final_prune={final_prune:g}: of more, some would get no weight"
+        fewer = (EqualShare(final_prune, tasks, prune_rounds) for tasks in range(num_tasks - 1, committed, -1))
+        possible = (s.num_tasks for s in fewer if all(map(sum, _kept_by_tasks(shapes, free, s, scope, committed))))
+        most = next(possible, committed)
+        expected = f"at most {most} with final_prune={final_prune:g}: with more tasks, some would get no weight"
         raise ArgumentError("num_tasks", expected, num_tasks)
     free = [f - sum(counts) for f, counts in zip(free, zip(*kept, strict=True), strict=True)]
-    # What a global ranking takes of each layer depends on the values.
-    known = scope != "global"
+    counts_are_known = scope != "global"
     layers = tuple(
         LayerPlan(
-            path,
-            tuple(shape),
-            outputs_of(packed, path),
-            tuple(counts[index] for counts in kept) if known else None,
-            free[index] if known else None,
+            path=path,
+            shape=shape,
+            outputs=outputs_of(packed, path),
+            kept=tuple(counts[index] for counts in kept) if counts_are_known else None,
+            free=free[index] if counts_are_known else None,
         )
         for index, (path, shape) in enumerate(zip(weights, shapes, strict=True))
     )
     return CapacityPlan(
-        done + 1,
-        num_tasks - done,
-        final_prune,
-        prune_rounds,
-        scope,
-        layers,
-        tuple(map(sum, kept)),
-        sum(free),
-        sum(math.prod(shape) for shape in shapes),
+        first_task=committed + 1,
+        tasks=num_tasks - committed,
+        final_prune=final_prune,
+        prune_rounds=prune_rounds,
+        scope=scope,
+        layers=layers,
+        kept=tuple(map(sum, kept)),
+        free=sum(free),
+        weights=sum(math.prod(shape) for shape in shapes),
         **_bytes(packed, num_tasks),
     )
 
 
-def _kept_by_all(shapes, free, schedule, scope, committed) -> list[list[int]]:
-    """What each task to come keeps of each layer."""
+Shapes = list[tuple[int, ...]]
+
+
+def _kept_by_tasks(
+    shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int
+) -> list[list[int]]:
+    """Return how many weights of each layer each of the tasks after the `committed` ones keeps."""
     kept, free = [], list(free)
     for task in range(committed, schedule.num_tasks):
-        kept.append(_kept_by_a_task(shapes, free, schedule, scope, task))
+        kept.append(kept_by_task(shapes, free, schedule, scope, task))
         free = [f - k for f, k in zip(free, kept[-1], strict=True)]
     return kept
 
 
-def _kept_by_a_task(shapes, free, schedule, scope, committed) -> list[int]:
+def kept_by_task(shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int) -> list[int]:
+    """Return how many weights of each layer the task after the `committed` ones keeps."""
     left = list(free)
     for prune_round in range(1, schedule.rounds + 1):
         fraction = schedule.kept_fraction(prune_round)
-        if scope == "global":  # only the sum is known; it is shared out evenly to go on counting
-            left = _shared_out(remaining(sum(free), fraction), free)
+        if scope == "global":  # only the sum is known: distribute it over the layers in proportion to their size
+            left = _distributed(remaining(sum(free), fraction), free)
         else:
             left = counts_to_keep(shapes, left, free, fraction, scope, schedule.largest_share(committed))
     return left
 
 
-def _shared_out(total: int, sizes: list[int]) -> list[int]:
-    """`total` in whole shares in proportion to `sizes`: none is larger than its size, the most cut get one more."""
+def _distributed(total: int, sizes: list[int]) -> list[int]:
+    """Divide `total` in proportion to `sizes` into integers (largest remainder method)."""
     whole = max(1, sum(sizes))
     shares = [total * size // whole for size in sizes]
-    most_cut = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % whole))
-    for place in most_cut[: total - sum(shares)]:
-        shares[place] += 1
+    by_remainder = sorted(range(len(sizes)), key=lambda index: -(total * sizes[index] % whole))
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
     return shares
 
 
 def outputs_of(packed: PackedModel, path: str) -> int:
-    """How many numbers the kernel at `path` computes from an input, or a place of it."""
-    place, _, name = path.rpartition("/")
-    layer = by_place(packed)[place]
+    """Return the number of outputs that the kernel at `path` computes, per position for convolutions."""
+    layer_path, _, name = path.rpartition("/")
+    layer = layers_by_path(packed)[layer_path]
     shape = getattr(layer, f"_{name}").shape
     if isinstance(layer, keras.layers.EinsumDense):
         read, rest = layer.equation.split(",")
@@ -207,25 +215,26 @@ def outputs_of(packed: PackedModel, path: str) -> int:
 
 
 def _bytes(packed: PackedModel, num_tasks: int) -> dict[str, int]:
-    """Memory and disk: a kernel lies in two variables of floats, its owners in one of bytes."""
+    """Return memory and disk space. A kernel has two float variables (trainable and frozen) and a uint8 owner map."""
     layers = lifecycle.task_layers(packed)
     kernels = sum(math.prod(w.variable.shape) for layer in layers for w in layer.masked_weights)
     base = sum(math.prod(w.base.shape) for layer in layers for w in layer.masked_weights if w.base is not None)
-    single = sum(math.prod(w.variable.shape) for layer in layers for w in layer.task_weights)
-    copies = sum(
+    unpruned = sum(math.prod(w.variable.shape) for layer in layers for w in layer.task_weights)
+    committed_unpruned = sum(
         math.prod(w.variable.shape) * (num_tasks if w.policy == "per_task" else 1)
         for layer in layers
         for w in layer.task_weights
     )
     others = sum(
         math.prod(variable.shape)
-        for layer in packed._flatten_layers()
+        for layer in all_layers(packed)
         if not isinstance(layer, TaskLayer)
-        for variable in layer._trainable_variables + layer._non_trainable_variables
+        for variable in own_variables(layer)
     )
-    at_rest = kernels * (2 * FLOAT + 1) + (base + 2 * single + copies + others) * FLOAT
+    floats = 2 * kernels + base + 2 * unpruned + committed_unpruned + others
+    pack_bytes = floats * _FLOAT_BYTES + kernels
     return {
-        "training_bytes": at_rest + (kernels + single) * ADAM,
-        "pack_bytes": at_rest,
-        "export_bytes": (kernels + single + others) * FLOAT,
+        "training_bytes": pack_bytes + (kernels + unpruned) * _ADAM_BYTES,
+        "pack_bytes": pack_bytes,
+        "export_bytes": (kernels + unpruned + others) * _FLOAT_BYTES,
     }

@@ -18,6 +18,7 @@ from tf_packnet.callbacks import EpochBackup, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.system.keras_internals import all_layers, seed_generators
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.training import acceleration, optimizers
@@ -175,6 +176,6 @@ _TASKS = "tasks"  # a name in the saved state: do not change it
 def reseed(model: keras.Model, seed: int) -> None:
     """Seeds every random generator in `model`, such as those of dropout, so that stages are independent."""
     with lifecycle.strategy_scope(model):
-        for position, layer in enumerate(model._flatten_layers()):
-            for generator in layer._seed_generators:
+        for position, layer in enumerate(all_layers(model)):
+            for generator in seed_generators(layer):
                 generator.state.assign([lifecycle.derived_seed(seed, position), 0])

@@ -52,5 +52,5 @@ class GradientMask(keras.callbacks.Callback):
                 if self._candidates.get(path) == count:
                     continue  # candidates are only removed, so an equal number means an equal mask
                 self._candidates[path] = count
-                weight.confine(mask)
+                weight.zero_outside(mask)
                 optimizers.clear_slots(self.model.optimizer, weight.variable, mask)

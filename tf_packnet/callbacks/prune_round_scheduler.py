@@ -12,7 +12,7 @@ from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.ranking import keep_masks
-from tf_packnet.pruning.round_plan import RoundPlan
+from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.tfmot import PruningSchedule
 from tf_packnet.training import optimizers
@@ -57,7 +57,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.scope = scope
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
-        self._plan: RoundPlan | None = None
+        self._plan: RoundSchedule | None = None
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
@@ -152,12 +152,12 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         owners = [weight.owner_map() for weight in lifecycle.masked_weights(self.model).values()]
         self._sparsity = _pruned_share([_count_candidates(owner) for owner in owners], owners)
 
-    def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundPlan:
+    def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundSchedule:
         committed = lifecycle.committed_tasks(model)
         if isinstance(self.schedule, EqualShare) and committed >= self.schedule.num_tasks:
             expected = f"more than the {committed} tasks that are already committed"
             raise ArgumentError("num_tasks", expected, self.schedule.num_tasks)
-        return RoundPlan.of(self.schedule, first_epoch, epochs)
+        return RoundSchedule.of(self.schedule, first_epoch, epochs)
 
     def _reset_optimizer(self) -> None:
         used = optimizers.all_of(self.model)

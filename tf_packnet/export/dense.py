@@ -7,8 +7,8 @@ from keras import ops
 from tf_packnet import lifecycle
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.structure.graphs import copied, copy_state, graph_layers
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
+from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import own_state
 
@@ -34,9 +34,9 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     selected = packed.selected_task
     packed.select_task(number)
     try:
-        sources = by_place(packed)
+        sources = layers_by_path(packed)
         # Layers made of layers are made anew as their class makes them, of masked layers or of plain ones.
-        model = convert(copied(packed.network()), lambda layer, place: _plain(layer, sources[place]))
+        model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place]))
         for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
             _copy_seen_values(source, target)
     finally:

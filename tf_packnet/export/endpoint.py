@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.keras_internals import as_function, graph_ends
 
 Preprocessing = str | float | Mapping[str, str | float] | None
 ClassNames = Sequence[str] | Mapping[str, Sequence[str]] | None
@@ -38,8 +39,8 @@ class Endpoint:
 
     def __init__(self, model: keras.Model, preprocessing: Preprocessing = None, class_names: ClassNames = None):
         self.model = model
-        self._graph = model._functional if isinstance(model, keras.Sequential) else model
-        self._inputs = keras.tree.flatten(self._graph._inputs_struct)
+        self._graph = as_function(model)
+        self._inputs = keras.tree.flatten(graph_ends(self._graph)[0])
         self.input_names = _unique(tensor.name for tensor in self._inputs)
         self.output_names = _output_names(self._graph)
         self.scales = _scales(preprocessing, dict(zip(self.input_names, self._inputs, strict=True)))
@@ -104,15 +105,15 @@ class Endpoint:
         return self._structured(flat)
 
     def _structured(self, flat: Sequence[Any]) -> Any:
-        structure = self._graph._inputs_struct
+        structure = graph_ends(self._graph)[0]
         if isinstance(structure, (list, tuple)) and len(flat) == 1:
             return flat[0]
         return keras.tree.pack_sequence_as(structure, list(flat))
 
 
 def _output_names(graph: keras.Model) -> list[str]:
-    if isinstance(graph._outputs_struct, dict):
-        return _unique(str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph._outputs_struct))
+    if isinstance(graph_ends(graph)[1], dict):
+        return _unique(str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph_ends(graph)[1]))
     return _unique(graph.output_names)
 
 

@@ -21,6 +21,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning import ownership
 from tf_packnet.system import files
+from tf_packnet.system.keras_internals import all_layers
 
 CLASS_NAMES = "class_names"
 
@@ -121,7 +122,7 @@ class _Store:
 
     def _owned(self, model: keras.Model) -> dict[int, SharedKernel]:
         found = {}
-        for source, target in zip(self._packed._flatten_layers(), model._flatten_layers(), strict=True):
+        for source, target in zip(all_layers(self._packed), all_layers(model), strict=True):
             for weight in source.masked_weights if isinstance(source, TaskLayer) else ():
                 variable = next(each for each in target.weights if each.name == weight.name)
                 found[id(variable)] = self.kernels[id(weight)]

@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
+from tf_packnet.system.keras_internals import all_layers
 
 RESOURCE = tf.saved_model.experimental.TrackableResource
 
@@ -76,7 +77,7 @@ def save(
         models: Those whose layers the functions call.
     """
     # Besides variables: the tables of vocabularies, and kernels that are computed when the file is loaded.
-    layers = [layer for model in models for layer in model._flatten_layers()]
+    layers = [layer for model in models for layer in all_layers(model)]
     held = [value for layer in layers for value in vars(layer).values() if isinstance(value, RESOURCE)]
     # And variables that Keras does not know: in attributes of layers, or those that a layer's code refers to.
     found = [variable for layer in layers for _, variable in tensor_variables(layer)]

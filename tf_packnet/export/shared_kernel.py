@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet.pruning import ownership
+
 BITS = 63  # of an int64 that is no negative number
 PLACE_BITS = 8 * (4 + 1)  # an int32 place, a uint8 owner
 
@@ -60,10 +62,8 @@ class SharedKernel(tf.Module):
 
     def _seen(self, task: int) -> tf.Tensor:
         owner, kernel = self._parts["owner"](), self._parts["kernel"]()
-        if self._base is None:  # the free ones are 0 already
-            return tf.where(owner <= task, kernel, tf.zeros((), kernel.dtype))
-        # FREE is 0, so `owner - 1` wraps to 255.
-        return tf.where(owner - 1 < task, kernel, self._base)
+        hidden = tf.zeros((), kernel.dtype) if self._base is None else self._base
+        return tf.where(ownership.visible(owner, task), kernel, hidden)
 
     def _unpacked_owner(self) -> tf.Tensor:
         if not self._in_digits:

@@ -55,11 +55,11 @@ def weight_counts(
         The largest magnitude, at which the bins end, and counts of shape `(tasks, BINS)`.
     """
     largest = max(
-        (float(np.abs(v[(o > 0) & (o <= tasks)]).max(initial=0.0)) for o, v in _pieces(weights, maps)), default=0.0
+        (float(np.abs(v[ownership.visible(o, tasks)]).max(initial=0.0)) for o, v in _pieces(weights, maps)), default=0.0
     )
     counts = np.zeros((tasks + 1) * BINS, np.int64)
     for owner, value in _pieces(weights, maps):
-        mine = (owner > 0) & (owner <= tasks)
+        mine = ownership.visible(owner, tasks)
         place = np.clip(((value[mine] / (largest or 1.0) + 1.0) * (BINS / 2)).astype(int), 0, BINS - 1)
         counts += np.bincount(owner[mine].astype(int) * BINS + place, minlength=counts.size)
     return largest, counts.reshape(tasks + 1, BINS)[1:]

@@ -32,8 +32,8 @@ from tf_packnet.layers.unpruned import (
     TaskRMSNormalization,
 )
 
-# The task-aware twin of each Keras layer that `pack` knows. A layer of your own joins them with
-# `TWINS[MyLayer] = MaskedMyLayer`, a registered `class MaskedMyLayer(TaskLayer, MyLayer)`.
+# The task-aware twin of each Keras layer that `pack` supports. To support your own layer, define and register
+# `class MaskedMyLayer(TaskLayer, MyLayer)` and add `TWINS[MyLayer] = MaskedMyLayer`.
 TWINS = {**MASKED_TWINS, **UNPRUNED_TWINS}
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""What makes a Keras layer task-aware: its weights are routed, its state follows the life of a task.
+"""`TaskLayer`, the mixin that makes a Keras layer task-aware, and `Routed`, the descriptor that masks its weights.
 
 Keras layers compute with `self.kernel` and `self.bias`. A `Routed` attribute stores the variable that the Keras layer
-assigns to it and hands out the value that the selected task sees, so that no `call` of Keras is written again.
+assigns to it, and returns the value that the selected task uses. The `call` of the Keras layer is therefore reused.
 """
 
 import contextvars
@@ -19,12 +19,12 @@ from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
 
-# Whether whoever loads compares the tasks of the whole model afterwards, and puts back what was there.
-COMPARES_AFTERWARDS = contextvars.ContextVar("compares_afterwards", default=False)
+# Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
+CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
 
 
 class Routed:
-    """A layer attribute whose reads give a masked or per-task value, and whose variable is `_<name>`."""
+    """Descriptor that returns the masked or per-task value of a weight and stores the variable as `_<name>`."""
 
     def __set_name__(self, owner: type, name: str):
         self.name = name
@@ -43,18 +43,19 @@ class Routed:
 
 
 class TaskLayer:
-    """Mixin, before the Keras layer in the bases: owns the routed weights and walks them through a task's life.
+    """Mixin that gives a Keras layer weights owned by tasks. Put it before the Keras layer in the bases.
 
-    Subclasses name their weights: `masked` are pruned and owned, `per_task` follow `bias_policy`.
+    Subclasses list their weights by attribute name: those in `masked` are pruned and owned by tasks; those in
+    `per_task` follow `bias_policy`.
 
     Args:
-        bias_policy: What later tasks do to the biases: `first_task` or `per_task`.
-        pretrained: None, or whether pretrained kernels are `prunable` or `visible`, see `tf_packnet.pruning.policies`.
+        bias_policy: `first_task` (biases are trained by task 1, then frozen) or `per_task` (each task has its own).
+        pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
     """
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
-    # Where the Keras layer keeps a weight's initializer, if not under `<name>_initializer`.
+    # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
     initializers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *args, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs):
@@ -63,14 +64,15 @@ class TaskLayer:
         if pretrained is not None:
             check_choice("pretrained", pretrained, PRETRAINED)
         if getattr(self, "lora_rank", None):
-            raise ArgumentError("lora_rank", "None: masks and LoRA do not go together", self.lora_rank)
+            raise ArgumentError("lora_rank", "None: task-aware layers do not support LoRA", self.lora_rank)
         self.bias_policy = bias_policy
         self.pretrained = pretrained
         self.committed_tasks = 0
         self.selected_task = 1
-        self.open = True  # a fresh layer can be trained at once, as its first task
-        self.was_loaded = False  # since somebody looked, see `safe_loading.TaskCheck`
-        # Past Keras's tracking. Only the first task-aware layer of a model has any, see `lifecycle.records`.
+        self.open = True  # a new layer is open for task 1
+        self.was_loaded = False  # reset by `safe_loading.TaskCheck`
+        # `object.__setattr__` bypasses Keras's tracking. Only the first task-aware layer of a model has records, see
+        # `lifecycle.records`.
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
@@ -81,17 +83,17 @@ class TaskLayer:
         )
 
     def _get_own_losses(self) -> list[Any]:
-        """Keras's hook: regularisers see the kernel that the selected task computes with.
+        """Override Keras's hook: regularizers get the kernel that the selected task computes with.
 
-        Keras itself would give them the trainable variable, which later tasks change.
+        Keras would give them the trainable variable, which later tasks change.
         """
         losses = super()._get_own_losses()
         if self.trainable:
-            losses += [w.regularizer(w.whole_value()) for w in self._routes.values() if w.regularizer is not None]
+            losses += [w.regularizer(w.own_value()) for w in self._routes.values() if w.regularizer is not None]
         return losses
 
     def _set_routes(self, routes: dict[str, MaskedWeight | TaskWeight]) -> None:
-        # Set past Keras's tracking: the variables inside were all added by `add_weight`.
+        # Bypasses Keras's tracking: the variables inside were all added by `add_weight`.
         object.__setattr__(self, "_routes", routes)
 
     def _route(self, name: str) -> "MaskedWeight | TaskWeight":
@@ -110,31 +112,39 @@ class TaskLayer:
 
     @property
     def task_weights(self) -> list[TaskWeight]:
-        """The weights of this layer of which tasks have their own value."""
+        """The weights of this layer that are not pruned: biases, scales, statistics, heads."""
         return [w for w in self._routes.values() if isinstance(w, TaskWeight)]
 
     @property
     def all_task_weights(self) -> list[TaskWeight]:
-        """Those in use, and those of tasks that have other ones."""
+        """`task_weights`, and those that other tasks use instead (heads with another number of units)."""
         return self.task_weights
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
-        """The variables that training may change: those of the open task."""
+        """The variables that training changes."""
         return [weight.variable for weight in (*self.masked_weights, *self.all_task_weights)]
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
-        """The variables that the library adds to the layer's own, which only the life of tasks changes."""
+        """The variables that this library adds to the Keras layer's: owner maps, frozen values and so on."""
         weights = [*self.masked_weights, *self.all_task_weights]
         return [variable for weight in weights for variable in weight.bookkeeping]
 
     def get_prunable_weights(self) -> list[keras.Variable]:
-        """The variables that pruning ranks: TF-MOT's `PrunableLayer` interface."""
+        """Return the variables that are pruned (TF-MOT's `PrunableLayer` interface)."""
         return [w.variable for w in self.masked_weights]
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
-        """Opens the free weights for the next task."""
+        """Make the free weights candidates of the next task.
+
+        Args:
+            freed_weights: Start values of the free weights: `zero`, `keep` or `reinit`.
+            seed: Seeds new random values.
+
+        Raises:
+            ArgumentError: If there are 254 tasks already.
+        """
         task = self.committed_tasks + 1
         check_task_number(task)
         self.open = True
@@ -146,7 +156,7 @@ class TaskLayer:
                 weight.begin(task, seed + position)
 
     def commit_task(self) -> None:
-        """Freezes what the open task keeps."""
+        """Freeze the weights that the open task keeps."""
         task = self.committed_tasks + 1
         for weight in self._routes.values():
             weight.commit(task)
@@ -155,21 +165,21 @@ class TaskLayer:
         self.selected_task = task
 
     def select_task(self, task: int) -> None:
-        """Shows what `task` (1-based) sees; the open one is `committed_tasks + 1`."""
+        """Make the layer compute as `task` (1-based); the open task is `committed_tasks + 1`."""
         for weight in self._routes.values():
             weight.select(task, learning=task > self.committed_tasks)
         self.selected_task = task
 
-    def save_life(self, store: dict) -> None:
-        """Writes how far the layer is in the life of its tasks."""
+    def save_progress(self, store: dict) -> None:
+        """Write the number of committed tasks, the open and the selected task, and the records of the model."""
         store["committed_tasks"] = np.array(self.committed_tasks)
         store["open"] = np.array(self.open)
         store["selected_task"] = np.array(self.selected_task)
         if self.records is not None:
             self.records.save(store)
 
-    def load_life(self, store: dict) -> None:
-        """Reads it back."""
+    def load_progress(self, store: dict) -> None:
+        """Load what `save_progress` has written."""
         self.committed_tasks = int(store["committed_tasks"][()])
         self.open = bool(store["open"][()])
         self.selected_task = int(store["selected_task"][()])
@@ -179,27 +189,27 @@ class TaskLayer:
             self.records.load(store)
 
     def save_own_variables(self, store: dict) -> None:
-        """Keras's hook: owner maps and every task's values are saved with the layer."""
-        self.save_life(store)
+        """Save the layer with its owner maps and the values of every task (Keras's hook)."""
+        self.save_progress(store)
         for weight in self._routes.values():
             weight.save(store)
 
     def load_own_variables(self, store: dict) -> None:
-        """Keras's hook, the inverse of `save_own_variables`.
+        """Load what `save_own_variables` has written (Keras's hook).
 
         Raises:
-            ArgumentError: If it would lower the number of committed tasks.
+            ArgumentError: If `store` has fewer committed tasks than the layer.
         """
         committed = int(store["committed_tasks"][()])
-        if committed < self.committed_tasks and not COMPARES_AFTERWARDS.get():
-            expected = f"of a model with at least the {self.committed_tasks} committed tasks that {self.name!r} has"
+        if committed < self.committed_tasks and not CALLER_COMPARES_TASKS.get():
+            expected = f"weights with at least the {self.committed_tasks} committed tasks of layer {self.name!r}"
             raise ArgumentError("weights", expected, committed)
         self.restore_own_variables(store)
         self.was_loaded = True
 
     def restore_own_variables(self, store: dict) -> None:
-        """As `load_own_variables`, whatever the layer held before."""
-        self.load_life(store)
+        """Load like `load_own_variables`, also if the layer then has fewer committed tasks."""
+        self.load_progress(store)
         for weight in self._routes.values():
             if isinstance(weight, MaskedWeight):
                 weight.load(store)
@@ -207,12 +217,12 @@ class TaskLayer:
                 weight.load(store, range(1, self.committed_tasks + 1))
 
     def enable_lora(self, *args, **kwargs) -> None:
-        """Not for masked layers: a low-rank update would move committed weights."""
-        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: masks and LoRA do not go together")
+        """Raise NotImplementedError: a low-rank update would change committed weights."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: task-aware layers do not support LoRA")
 
     def quantize(self, *args, **kwargs) -> None:
-        """Not for masked layers: export a task, and quantize the plain model."""
-        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: export a task first, then quantize that model")
+        """Raise NotImplementedError: export a task and quantize the exported model instead."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r}: export a task, then quantize that model")
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "bias_policy": self.bias_policy}

@@ -1,4 +1,4 @@
-"""The output layer of which every task has its own: unpruned, as in Mallya & Lazebnik 2018."""
+"""`TaskHead`, an unpruned output layer with separate weights for each task, as in Mallya & Lazebnik 2018."""
 
 import json
 from typing import Any
@@ -10,15 +10,16 @@ from keras import ops
 from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.products import NARROW, narrow_product
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import unlocked
+from tf_packnet.system.keras_internals import unlocked
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class TaskHead(TaskLayer, keras.layers.Dense):
-    """A `Dense` output layer of which every task has its own kernel `(inputs, units)` and bias.
+    """A `Dense` output layer with a separate kernel `(inputs, units)` and bias for each task.
 
-    Each task starts from a fresh draw and keeps its head untouched for ever. Tasks may differ in units and activation:
-    those with as many units share one pair of variables, so that a compiled training step serves them all.
+    Each task starts from new random values; its head never changes after the commit. Tasks may have different numbers
+    of units and activations. Tasks with the same number of units share one pair of Keras variables, so that they also
+    share compiled training steps.
     """
 
     masked = ()
@@ -28,9 +29,9 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 
     def __init__(self, units: int, *args, **kwargs):
         super().__init__(units, *args, **kwargs)
-        # Past Keras's tracking, as the routes are.
-        object.__setattr__(self, "_units_of", {})  # task -> units, of the tasks that were begun
-        object.__setattr__(self, "_activation_of", {})  # task -> name, of those that were begun with another one
+        # `object.__setattr__` bypasses Keras's tracking.
+        object.__setattr__(self, "_units_of", {})  # task -> units
+        object.__setattr__(self, "_activation_of", {})  # task -> name, for activations other than the layer's own
         object.__setattr__(self, "_own_activation", self.activation)
         object.__setattr__(self, "_slots", {})  # units -> routes
 
@@ -48,7 +49,7 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 
     @property
     def own_activation(self) -> Any:
-        """The activation of tasks that were begun without one."""
+        """Activation of the tasks that were begun without one."""
         return self._own_activation
 
     @property
@@ -56,18 +57,26 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         return [weight for slot in self._slots.values() for weight in slot.values()]
 
     def use(self, units: int, activation: str | None = None) -> bool:
-        """Switches to `units` outputs and an activation, None for the layer's own; True if compiled steps are void."""
-        wanted = self._own_activation if activation is None else keras.activations.get(activation)
-        changed = wanted is not self.activation
-        self.activation = wanted
+        """Switch to a number of outputs and an activation.
+
+        Args:
+            units: Number of outputs.
+            activation: Name of the activation. Default: the layer's own.
+
+        Returns:
+            Whether anything changed, so that compiled steps must be traced again.
+        """
+        new_activation = self._own_activation if activation is None else keras.activations.get(activation)
+        changed = new_activation is not self.activation
+        self.activation = new_activation
         return self._use_units(units) or changed
 
     def _use_units(self, units: int) -> bool:
-        """Switches to the variables of tasks with `units` outputs; True if that changed the layer's shape."""
+        """Switch to the variables of tasks with `units` outputs; return whether the layer's shape changed."""
         if units == self.units:
             return False
         for weight in self._routes.values():
-            weight.variable.trainable = False  # the optimizer shall only meet the variables in use
+            weight.variable.trainable = False  # optimizers get only the variables in use
         self.units = units
         if units not in self._slots:
             self._slots[units] = self._new_slot(units)
@@ -105,27 +114,27 @@ class TaskHead(TaskLayer, keras.layers.Dense):
             self._activation_of[task] = keras.activations.serialize(self.activation)
 
     def commit_task(self) -> None:
-        self._units_of.setdefault(self.committed_tasks + 1, self.units)  # the first task need not have been begun
+        self._units_of.setdefault(self.committed_tasks + 1, self.units)  # task 1 needs no `begin_task`
         super().commit_task()
 
     def units_of(self, task: int) -> int:
-        """How many outputs `task` (1-based, committed or open) has."""
+        """Return the number of outputs of `task` (1-based, committed or open)."""
         return self._units_of.get(task, self.units)
 
     def weights_of(self, task: int) -> list[TaskWeight]:
-        """The weights that `task` (1-based, committed or open) uses, among the slots of all sizes."""
+        """Return the kernel and bias that `task` (1-based, committed or open) uses."""
         return list(self._slots[self.units_of(task)].values())
 
     def activation_of(self, task: int) -> str | None:
-        """The activation that `task` (1-based, committed or open) was begun with; None for the layer's own."""
+        """Return the activation with which `task` (1-based, committed or open) was begun; None: the layer's own."""
         return self._activation_of.get(task)
 
     def use_task(self, task: int) -> bool:
-        """`use` of what `task` (1-based, committed or open) has."""
+        """Switch to the units and activation of `task` (1-based, committed or open), see `use`."""
         return self.use(self.units_of(task), self.activation_of(task))
 
     def save_own_variables(self, store: dict) -> None:
-        self.save_life(store)
+        self.save_progress(store)
         store["units_of"] = np.array(list(self._units_of.items()), int).reshape(-1, 2)
         store["activation_of"] = np.frombuffer(json.dumps(self._activation_of).encode(), np.uint8)
         for units, slot in self._slots.items():
@@ -133,12 +142,11 @@ class TaskHead(TaskLayer, keras.layers.Dense):
                 weight.save(_Prefixed(store, f"units_{units}."))
 
     def restore_own_variables(self, store: dict) -> None:
-        self.load_life(store)
+        self.load_progress(store)
         self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
-        named = (
-            json.loads(np.asarray(store["activation_of"][()], np.uint8).tobytes()) if "activation_of" in store else {}
-        )
-        self._activation_of.update((int(task), name) for task, name in named.items())
+        if "activation_of" in store:  # files of earlier versions do not have it
+            activations = json.loads(np.asarray(store["activation_of"][()], np.uint8).tobytes())
+            self._activation_of.update((int(task), name) for task, name in activations.items())
         for units in sorted({self.units, *self._units_of.values()}):
             self._use_units(units)
             for weight in self._routes.values():
@@ -150,16 +158,16 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        del config["bias_policy"]  # a head has no choice: it is per task
+        del config["bias_policy"]  # heads are always per task
         config.pop("pretrained", None)
-        # Those of the task that is or was trained last, whichever is selected: the optimizer saved its slots for them.
+        # The units of the last task, not of the selected one: the saved slots of the optimizer belong to them.
         config["units"] = self.units_of(max(self._units_of, default=1))
         config["activation"] = keras.activations.serialize(self._own_activation)
         return config
 
 
 class _Prefixed:
-    """A view of a weights store whose keys all begin with a prefix."""
+    """View of a weights store that adds a prefix to all keys."""
 
     def __init__(self, store: dict, prefix: str):
         self._store, self._prefix = store, prefix

@@ -1,4 +1,4 @@
-"""Keras's own layers with masked kernels: every argument, shape and dtype is the Keras layer's."""
+"""Keras layers with masked kernels. Arguments, shapes and dtypes are those of the Keras layers."""
 
 from types import MappingProxyType
 
@@ -106,7 +106,7 @@ class MaskedDepthwiseConv2D(TaskLayer, keras.layers.DepthwiseConv2D):
 
 
 class _Separable(TaskLayer):
-    """Two kernels, each with owners of its own."""
+    """Mixin for separable convolutions: two kernels, each with its own owner map."""
 
     masked = ("depthwise_kernel", "pointwise_kernel")
     initializers = MappingProxyType(
@@ -137,7 +137,7 @@ class MaskedEmbedding(TaskLayer, keras.layers.Embedding):
 
 
 class _Recurrent(TaskLayer):
-    """Two kernels, each with owners of its own."""
+    """Mixin for recurrent cells: two kernels, each with its own owner map."""
 
     masked = ("kernel", "recurrent_kernel")
     initializers = MappingProxyType({"recurrent_kernel": "recurrent_initializer"})
@@ -148,17 +148,17 @@ class _Recurrent(TaskLayer):
 
 @_register
 class MaskedSimpleRNNCell(_Recurrent, keras.layers.SimpleRNNCell):
-    """`keras.layers.SimpleRNNCell`, what SimpleRNN is made of, whose kernels are owned by tasks."""
+    """`keras.layers.SimpleRNNCell`, the cell of SimpleRNN, whose kernels are owned by tasks."""
 
 
 @_register
 class MaskedGRUCell(_Recurrent, keras.layers.GRUCell):
-    """`keras.layers.GRUCell`, what GRU is made of, whose kernels are owned by tasks."""
+    """`keras.layers.GRUCell`, the cell of GRU, whose kernels are owned by tasks."""
 
 
 @_register
 class MaskedLSTMCell(_Recurrent, keras.layers.LSTMCell):
-    """`keras.layers.LSTMCell`, what LSTM is made of, whose kernels are owned by tasks."""
+    """`keras.layers.LSTMCell`, the cell of LSTM, whose kernels are owned by tasks."""
 
 
 _MASKED = (
@@ -179,5 +179,5 @@ _MASKED = (
     MaskedGRUCell,
     MaskedLSTMCell,
 )
-# The masked twin of each Keras layer that `pack` knows: the last of its bases.
+# The masked twin of each Keras layer, by the Keras layer, which is the last base class of the twin.
 MASKED_TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}

@@ -1,8 +1,9 @@
-"""A kernel whose entries are owned by tasks.
+"""`MaskedWeight`, a kernel whose entries are owned by tasks.
 
-What is committed lies in a place that no optimizer sees, and the forward pass chooses between it and the trainable
-variable. So the freeze needs no cooperation from the optimizer: momentum, weight decay, weight averaging and clipping
-may do what they like to the trainable variable, it is not read where a committed value stands.
+Committed values are stored in a separate non-trainable variable, which no optimizer changes. The forward pass reads
+committed entries from there and candidates from the trainable variable. The freeze therefore does not depend on the
+optimizer: momentum, weight decay, weight averaging and clipping may change the trainable variable everywhere, but it is
+not read at committed entries.
 """
 
 import contextlib
@@ -18,22 +19,22 @@ from tf_packnet.pruning import ownership
 
 
 class MaskedWeight:
-    """A kernel whose every entry is owned by one task, free, or a candidate of the task being learned.
+    """A kernel in which every entry is owned by one task, free, or a candidate of the open task.
 
     Attributes:
-        name: Name of the weight in its layer.
-        variable: The trainable Keras variable. Only its candidates' entries are ever read.
-        regularizer: That of the variable, None without one.
-        frozen: Values at rest, non-trainable, same shape: an owned entry's committed value, a freed entry's value at
-            the moment it was pruned.
-        owner: Non-trainable `uint8` map, see `tf_packnet.pruning.ownership`.
+        name: Name of the weight in its layer, such as `kernel`.
+        variable: Trainable Keras variable. Only candidate entries of it are read.
+        regularizer: Regularizer of the variable, or None.
+        frozen: Non-trainable variable of the same shape: the committed value of each owned entry, and the value of each
+            free entry when it was pruned.
+        owner: Non-trainable `uint8` owner map, see `tf_packnet.pruning.ownership`.
         shown: Non-trainable `uint8` scalar: the weights of tasks `1..shown` are visible.
-        learning: Non-trainable `bool` scalar: the candidates are visible too.
+        learning: Non-trainable `bool` scalar: whether the candidates are visible too.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
-        base: Those values, non-trainable, same shape; None without them.
-        in_place: Whether the trainable variable holds the whole kernel for now, see `tf_packnet.training.kernels`.
-        has_free_values: Whether the free entries of `frozen` and `base` are what they were: not after a file without
-            them, until the next task has begun.
+        base: Pretrained values, a non-trainable variable of the same shape; None if `pretrained` is None.
+        in_place: Whether the trainable variable holds the whole kernel at present, see `tf_packnet.training.kernels`.
+        has_free_values: Whether the free entries of `frozen` and `base` are valid. False after loading a file without
+            them, until the next task begins.
     """
 
     def __init__(
@@ -56,38 +57,37 @@ class MaskedWeight:
         self._substitute: Any = None
 
     def value(self) -> Any:
-        """The kernel that the selected task computes with: what is hidden from it is 0, or `visible` pretrained values.
+        """Return the kernel that the layer computes with: the substituted kernel if there is one, or `own_value()`."""
+        return self.own_value() if self._substitute is None else self._substitute
 
-        Gradients reach the trainable variable at visible candidates and are exactly 0 elsewhere.
+    def own_value(self) -> Any:
+        """Compute the kernel of the selected task, in the dtype of the variable.
+
+        Invisible entries are 0, or the pretrained values if `pretrained` is `visible`. Gradients reach the trainable
+        variable at visible candidates and are exactly 0 elsewhere.
         """
-        return self.whole_value() if self._substitute is None else self._substitute
-
-    def whole_value(self) -> Any:
-        """The same in the dtype of the variable, also while the layer computes with a kernel from `substitute`."""
         trained = self.trained()
-        if self.in_place:  # the choice is for the gradient: XLA leaves it out of the values
+        if self.in_place:  # only stops gradients; XLA removes the selection from the forward pass
             return ops.where(trained, self.variable, ops.stop_gradient(self.variable))
-        # FREE is 0, so `owner - 1` wraps to 255: one comparison hides the free entries and those of later tasks.
-        owner = ops.convert_to_tensor(self.owner)
-        committed = ops.less(ops.subtract(owner, ops.ones((), "uint8")), self.shown)
-        unseen = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
-        at_rest = ops.where(committed, self.frozen, unseen)
-        return ops.where(trained, self.variable, at_rest)
+        committed = ownership.visible(ops.convert_to_tensor(self.owner), ops.convert_to_tensor(self.shown))
+        invisible_value = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
+        return ops.where(trained, self.variable, ops.where(committed, self.frozen, invisible_value))
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
-        """The variables besides the trainable one."""
-        return [each for each in (self.frozen, self.owner, self.shown, self.learning, self.base) if each is not None]
+        """All variables of this weight except the trainable one."""
+        variables = (self.frozen, self.owner, self.shown, self.learning, self.base)
+        return [variable for variable in variables if variable is not None]
 
     def trained(self) -> Any:
-        """Boolean mask of the entries that are read from the trainable variable, where gradients go."""
+        """Return a boolean mask of the entries that are read from the trainable variable and get gradients."""
         owner = ops.convert_to_tensor(self.owner)
-        # Of one dtype: with a Python number Keras would compare in int32, four times the memory.
+        # Both sides are uint8: with a Python number, Keras would compare in int32, with four times the memory.
         return ops.logical_and(ops.equal(owner, ops.full((), ownership.CANDIDATE, "uint8")), self.learning)
 
     @contextlib.contextmanager
     def substitute(self, kernel: Any) -> Iterator[None]:
-        """Within the block the layer computes with `kernel`, a tensor with the content of `value()`."""
+        """Make the layer compute with `kernel`, a tensor with the content of `own_value()`, inside the block."""
         self._substitute = kernel
         try:
             yield
@@ -95,44 +95,47 @@ class MaskedWeight:
             self._substitute = None
 
     def owner_map(self) -> np.ndarray:
-        """The owner map as it stands, open candidates (255) included; read-only."""
+        """Return the owner map, including candidates (255), as a read-only array."""
         return view(self.owner)
 
     def values(self) -> np.ndarray:
-        """The trainable variable as NumPy, read-only; only its candidates mean anything."""
+        """Return the trainable variable as a read-only array; only the entries of candidates are meaningful."""
         return view(self.variable)
 
     def importance(self) -> np.ndarray:
-        """What a prune round ranks by magnitude: the values, or how far they are from where they would go back to."""
+        """Return the scores that a prune round ranks by magnitude.
+
+        These are the values, or their differences to the pretrained values to which `visible` weights return.
+        """
         return self.values() - view(self.base) if self.pretrained == "visible" else self.values()
 
-    def take_as_pretrained(self) -> None:
-        """Makes the present values the pretrained ones, where the weight has such."""
+    def set_pretrained(self) -> None:
+        """Store the present values as the pretrained ones; does nothing if `pretrained` is None."""
         if self.base is not None:
             self.base.assign(self.variable)
 
-    def confine(self, candidates: np.ndarray) -> None:
-        """Sets the trainable variable to 0 outside the boolean mask `candidates`."""
+    def zero_outside(self, candidates: np.ndarray) -> None:
+        """Set the trainable variable to 0 outside the boolean mask `candidates`."""
         self.variable.assign(ops.where(candidates, self.variable, ops.zeros((), self.variable.dtype)))
 
     def begin(self, task: int, freed_weights: str, seed: int) -> None:
-        """Opens the free entries for `task`; from the second task on they start by the policy `freed_weights`."""
+        """Make the free entries candidates of `task`; from task 2 on they get start values by `freed_weights`."""
         if task > 1:
             owner = ownership.begin(self.owner_map())
-            # What is not a candidate is not read. At 0, no regulariser or norm of the whole variable sees it either.
-            self.variable.assign(np.where(ownership.candidates(owner), self._start(freed_weights, seed), 0))
+            # Other entries are not read. They are set to 0 so that norms of the whole variable do not count them.
+            self.variable.assign(np.where(ownership.candidates(owner), self._start_values(freed_weights, seed), 0))
             self.owner.assign(owner)
-            self.has_free_values = True  # they are candidates now, and rest as they are when pruned
+            self.has_free_values = True  # all free entries are candidates now; pruning stores their values
         self.select(task, learning=True)
 
     def reopen(self, freed_weights: str, seed: int) -> None:
-        """Opens the free entries for the task that is open already; its candidates go on as they are."""
+        """Make the free entries candidates of the task that is already open; its present candidates do not change."""
         owner = self.owner_map()
-        self.variable.assign(np.where(owner == ownership.FREE, self._start(freed_weights, seed), self.values()))
+        self.variable.assign(np.where(owner == ownership.FREE, self._start_values(freed_weights, seed), self.values()))
         self.owner.assign(ownership.reopen(owner))
 
-    def _start(self, freed_weights: str, seed: int) -> np.ndarray:
-        """Where freed entries start from: the pretrained values, or by policy."""
+    def _start_values(self, freed_weights: str, seed: int) -> np.ndarray:
+        """Return the start values of free entries: the pretrained values, or by the policy `freed_weights`."""
         if self.base is not None:
             return view(self.base)
         shape, dtype = tuple(self.variable.shape), self.variable.dtype
@@ -143,36 +146,41 @@ class MaskedWeight:
         }[freed_weights]()
 
     def prune(self, keep: np.ndarray) -> None:
-        """Frees the candidates outside the boolean mask `keep` and puts their present values to rest."""
+        """Free the candidates outside the boolean mask `keep`; their present values are stored in `frozen`."""
         owner = self.owner_map()
-        self._rest(ownership.pruned(owner, keep))
+        self._copy_to_frozen(ownership.pruned(owner, keep))
         self.owner.assign(ownership.prune(owner, keep))
 
     def commit(self, task: int) -> None:
-        """Gives the remaining candidates to `task` and puts their present values to rest, for ever."""
+        """Make `task` the owner of the remaining candidates and freeze their present values."""
         owner = self.owner_map()
-        self._rest(ownership.candidates(owner))
+        self._copy_to_frozen(ownership.candidates(owner))
         self.owner.assign(ownership.commit(owner, task))
         self.select(task, learning=False)
 
     def select(self, task: int, learning: bool) -> None:
-        """Shows what `task` sees; `learning` says whether it is the open task, whose candidates are visible."""
+        """Make the weights of `task` visible.
+
+        Args:
+            task: Task number (1-based).
+            learning: Whether it is the open task, for which the candidates are visible too.
+        """
         self.shown.assign(np.uint8(task))
         self.learning.assign(learning)
 
-    def shows(self, task: int) -> bool:
-        """Whether the layer computes as the committed `task` (1-based)."""
+    def computes_as(self, task: int) -> bool:
+        """Return whether the layer computes as the committed `task` (1-based)."""
         return not bool(view(self.learning)) and int(view(self.shown)) == task
 
     def save(self, store: dict) -> None:
-        """Writes the whole state into a Keras weights store."""
+        """Write all variables into a Keras weights store."""
         for part in self._parts():
             store[f"{self.name}.{part}"] = view(getattr(self, part))
         if not self.has_free_values:
             store[f"{self.name}.lost"] = np.array(True)
 
     def load(self, store: dict) -> None:
-        """Reads the whole state back."""
+        """Load what `save` has written."""
         for part in self._parts():
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
         self.has_free_values = f"{self.name}.lost" not in store
@@ -181,6 +189,6 @@ class MaskedWeight:
         parts = ("variable", "frozen", "owner", "shown", "learning")
         return parts if self.base is None else (*parts, "base")
 
-    def _rest(self, where: np.ndarray) -> None:
-        # On the device: the kernels may be large, and one copy of them is enough.
-        self.frozen.assign(ops.where(where, self.variable, self.frozen))
+    def _copy_to_frozen(self, mask: np.ndarray) -> None:
+        # With `ops` rather than NumPy: kernels on a device are not copied to the host.
+        self.frozen.assign(ops.where(mask, self.variable, self.frozen))

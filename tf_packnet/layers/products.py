@@ -1,6 +1,6 @@
-"""Matrix products whose gradients are taken another way than Keras's, where that was measured to be faster.
+"""Matrix products and bias additions with custom gradients that were measured to be faster than Keras's.
 
-They are the same sums; only the order in which their terms are added may differ.
+The gradients are the same sums; only the order of the additions may differ.
 """
 
 import math
@@ -8,14 +8,14 @@ from typing import Any
 
 from keras import ops
 
-# Heads up to this wide take the gradients of `narrow_product`.
+# Largest number of units of a head that uses `narrow_product`.
 NARROW = 8
-# Kernels from this many weights on take the gradients of `large_product`.
+# Smallest number of weights of a kernel that uses `large_product`.
 LARGE = 2**20
 
 
 def product(x: Any, kernel: Any) -> Any:
-    """`x @ kernel`, by what is fastest for the kernel's shape.
+    """Compute `x @ kernel` with the fastest implementation for the kernel's shape.
 
     Args:
         x: `(..., inputs)`.
@@ -30,11 +30,11 @@ def product(x: Any, kernel: Any) -> Any:
 
 @ops.custom_gradient
 def large_product(x: Any, kernel: Any) -> Any:
-    """`x @ kernel` for a large kernel and few rows, whose gradient by `x` leaves the kernel as it lies in memory.
+    """Compute `x @ kernel` for a large kernel and few rows, with a gradient by `x` that does not transpose the kernel.
 
-    oneDNN transposes the second factor of a product before it begins: for `upstream @ kernel.T` that is a pass over the
-    whole kernel, 10 ms for the 8192x1024 of the paper's convolutional network at batch 32, and an eighth of its
-    gradient step. In `(kernel @ upstream.T).T` what is transposed is small.
+    oneDNN first transposes the second factor of a product. In `upstream @ kernel.T` this is a pass over the whole
+    kernel: 10 ms for the 8192x1024 kernel of the paper's convolutional network at batch size 32, an eighth of a
+    gradient step. `(kernel @ upstream.T).T` transposes only small matrices.
 
     Args:
         x: `(batch, inputs)`.
@@ -44,7 +44,7 @@ def large_product(x: Any, kernel: Any) -> Any:
         `(batch, units)`.
     """
 
-    def gradients(*args, upstream=None):
+    def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         upstream = args[0] if upstream is None else upstream
         by_x = ops.transpose(ops.matmul(kernel, ops.transpose(upstream)))
         return by_x, ops.matmul(ops.transpose(x), upstream)
@@ -54,11 +54,11 @@ def large_product(x: Any, kernel: Any) -> Any:
 
 @ops.custom_gradient
 def biased(x: Any, bias: Any) -> Any:
-    """`x + bias`, whose gradient by `bias` is a sum of its own.
+    """Compute `x + bias` with a separately computed gradient by `bias`.
 
-    TensorFlow takes that of a bias after a convolution together with the gradient of its kernel, where oneDNN goes
-    through the images in a plain loop in float32: 0.4 to 1 ms a layer of the paper's convolutional network, and 4% of
-    its gradient step. In bfloat16 oneDNN's is as fast.
+    After a convolution, TensorFlow computes the gradient of the bias together with that of the kernel. In float32
+    oneDNN uses a plain loop over the images for this: 0.4 to 1 ms per layer of the paper's convolutional network, 4% of
+    a gradient step. In bfloat16 oneDNN is as fast as this function.
 
     Args:
         x: `(batch, ..., channels)`.
@@ -68,7 +68,7 @@ def biased(x: Any, bias: Any) -> Any:
         `(batch, ..., channels)`.
     """
 
-    def gradients(*args, upstream=None):
+    def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         upstream = args[0] if upstream is None else upstream
         return upstream, ops.sum(upstream, axis=tuple(range(len(x.shape) - 1)))
 
@@ -77,10 +77,10 @@ def biased(x: Any, bias: Any) -> Any:
 
 @ops.custom_gradient
 def narrow_product(x: Any, kernel: Any) -> Any:
-    """`x @ kernel` for a few columns, with gradients taken column by column.
+    """Compute `x @ kernel` for a kernel with few columns, with gradients computed column by column.
 
-    XLA's matrix products on CPU take 0.04 ms for either gradient of a head of two units, whatever its size; this
-    takes 0.005 ms, and 7% off a step of the paper's MLP.
+    On CPU, XLA's matrix products take 0.04 ms for each gradient of a head with two units; this function takes
+    0.005 ms, which makes a step of the paper's MLP 7% faster.
 
     Args:
         x: `(batch, inputs)`.
@@ -90,7 +90,7 @@ def narrow_product(x: Any, kernel: Any) -> Any:
         `(batch, units)`.
     """
 
-    def gradients(*args, upstream=None):
+    def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         columns = ops.unstack(args[0] if upstream is None else upstream, axis=1)
         rows = ops.unstack(kernel, axis=1)
         by_x = sum(ops.expand_dims(column, 1) * row for column, row in zip(columns, rows, strict=True))

@@ -1,4 +1,4 @@
-"""What a model keeps of its tasks besides their weights. It is saved with the first task-aware layer."""
+"""`TaskRecords`, the data about the tasks of a model besides their weights, saved with the first task-aware layer."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ Values = dict[str, np.ndarray]
 
 
 class Witness:
-    """What a task computed when it was committed, to notice later that it computes something else.
+    """Outputs and checksums of a task at its commit, to detect later changes.
 
     Attributes:
-        outputs: Its outputs on synthetic inputs; none if the model could not be called with such.
-        inputs: How the inputs were made, see `tf_packnet.lifecycle.witness`.
-        checksums: Of every value that the task reads, by name, such as `dense_1/kernel`.
-        environment: What decides the last bits of outputs: versions, threads, device.
+        outputs: Outputs on synthetic inputs; empty if the model cannot be called with such inputs.
+        inputs: Parameters of the inputs, see `tf_packnet.lifecycle.witness`.
+        checksums: Checksum of every value that the task reads, by name, such as `dense_1/kernel`.
+        environment: Versions, device and threads, on which the last bits of the outputs depend.
     """
 
     def __init__(
@@ -37,27 +37,27 @@ class Witness:
         self.environment = environment
 
     def facts(self) -> dict[str, Any]:
-        """All but the outputs, as JSON values."""
+        """Return all attributes except the outputs, as JSON values."""
         return {"inputs": self.inputs, "checksums": self.checksums, "environment": self.environment}
 
 
 class TaskRecords:
-    """Facts about the tasks of one model, which belong to no single layer.
+    """Data about the tasks of one model that belongs to no single layer.
 
     Attributes:
         names: Names of the tasks that were begun, in order; the last may still be open.
-        rounds_done: Prune rounds that the open task has had since it was begun.
-        rounds_due: Prune rounds that its schedule still has to run; 0 without one.
+        rounds_done: Prune rounds of the open task so far.
+        rounds_due: Prune rounds that the schedule of the present `fit` still has to run; 0 without a schedule.
         rounds_planned: Prune rounds of the last `fit` with a schedule.
-        rounds_from: The epoch from which that `fit` counts its rounds.
-        state: By committed task (1-based), the values of the variables that no weight of a task holds, by name. Tasks
-            share the arrays that are equal.
-        open_state: The same of the open task, while another one is selected; empty otherwise.
-        volatile: Names of the state that inference itself changes, such as a counter of calls.
-        witnesses: By committed task.
-        variables: The variables whose values `state` has, by name, as far as they are known.
-        loaded: Values for variables that Keras does not save, until these are known.
-        functions: Traced functions that compute outputs for the witness, by what they depend on; not saved.
+        rounds_from: First epoch of that `fit`.
+        state: Values of the variables that belong to no weight of a task, by committed task (1-based) and name. Tasks
+            with equal values share the arrays.
+        open_state: The same for the open task while another task is selected; otherwise empty.
+        volatile: Names of state that inference changes, such as a counter of calls.
+        witnesses: Witness of each committed task.
+        variables: The variables whose values are in `state`, by name, after `lifecycle.bind_state`.
+        loaded: Loaded values of variables that Keras does not save, until `lifecycle.bind_state` assigns them.
+        functions: Traced functions that compute the outputs of witnesses; not saved.
     """
 
     def __init__(self) -> None:
@@ -72,46 +72,46 @@ class TaskRecords:
         self.begin()
 
     def name_of(self, task: int) -> str:
-        """The name of a task (1-based), or its number."""
+        """Return the name of a task (1-based); `task_<number>` if it has none."""
         return self.names[task - 1] if task <= len(self.names) else f"task_{task}"
 
     def begin(self) -> None:
-        """Starts the count of prune rounds for a new task."""
+        """Reset the counts of prune rounds for a new task."""
         self.rounds_done = self.rounds_due = self.rounds_planned = self.rounds_from = 0
 
     def plan_rounds(self, rounds: int, first_epoch: int) -> None:
-        """A `fit` begins that has to run so many prune rounds, counted from `first_epoch`."""
+        """Record the beginning of a `fit` with `rounds` prune rounds and first epoch `first_epoch`."""
         self.rounds_due = self.rounds_planned = rounds
         self.rounds_from = first_epoch
 
     def round_was_run(self) -> None:
-        """One of the planned rounds is done."""
+        """Record that one of the planned rounds was run."""
         self.rounds_done += 1
         self.rounds_due -= 1
 
     def round_was_undone(self) -> None:
-        """The weights of before the last round are back."""
+        """Record that the weights from before the last round were restored."""
         self.rounds_done -= 1
         self.rounds_due += 1
 
     def keep_state(self, task: int, values: Mapping[str, np.ndarray]) -> None:
-        """Keeps the state of a committed task; what is equal to the state of the task before shares its memory."""
-        before = self.state.get(task - 1, {})
+        """Store the state of a committed task; values equal to those of the previous task share their memory."""
+        previous = self.state.get(task - 1, {})
         self.state[task] = {
-            name: before[name] if name in before and same(before[name], value) else value
+            name: previous[name] if name in previous and same_bits(previous[name], value) else value
             for name, value in values.items()
         }
 
     def save(self, store: dict) -> None:
-        """Writes the records into a Keras weights store."""
+        """Write the records into a Keras weights store: a JSON text, and each array once."""
         arrays: list[np.ndarray] = []
-        place: dict[int, int] = {}
+        index_by_id: dict[int, int] = {}
 
         def put(array: np.ndarray) -> int:
-            if id(array) not in place:
-                place[id(array)] = len(arrays)
+            if id(array) not in index_by_id:
+                index_by_id[id(array)] = len(arrays)
                 arrays.append(array)
-            return place[id(array)]
+            return index_by_id[id(array)]
 
         facts = {
             "names": self.names,
@@ -136,7 +136,7 @@ class TaskRecords:
             store[f"{RECORDS}.{number}"] = array
 
     def load(self, store: dict) -> None:
-        """Reads the records back. Weights without any, as those of earlier versions, have had no prune rounds."""
+        """Load what `save` has written. Files of earlier versions have no records: the counts are then 0."""
         if RECORDS not in store:
             self.begin()
             return
@@ -148,25 +148,28 @@ class TaskRecords:
                 arrays[number] = np.array(store[f"{RECORDS}.{number}"])
             return arrays[number]
 
-        def values(places: dict[str, int]) -> Values:
-            return {name: get(number) for name, number in places.items()}
+        def values(numbers: dict[str, int]) -> Values:
+            return {name: get(number) for name, number in numbers.items()}
 
         self.names = [str(name) for name in facts["names"]]
         for name in COUNTS:
             setattr(self, name, int(facts.get(name, 0)))
-        self.state = {int(task): values(places) for task, places in facts.get("state", {}).items()}
+        self.state = {int(task): values(numbers) for task, numbers in facts.get("state", {}).items()}
         self.open_state, self.loaded = values(facts.get("open_state", {})), values(facts.get("shown", {}))
         self.volatile = set(facts.get("volatile", ()))
         self.witnesses = {
             int(task): Witness(
-                [get(number) for number in told["outputs"]], told["inputs"], told["checksums"], told["environment"]
+                outputs=[get(number) for number in saved["outputs"]],
+                inputs=saved["inputs"],
+                checksums=saved["checksums"],
+                environment=saved["environment"],
             )
-            for task, told in facts.get("witnesses", {}).items()
+            for task, saved in facts.get("witnesses", {}).items()
         }
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal to the bit."""
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays have the same shape, dtype and bits."""
     if one is other:
         return True
     if (one.shape, one.dtype) != (other.shape, other.dtype):
@@ -175,6 +178,6 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def checksum(value: np.ndarray) -> str:
-    """64 bits of a hash of an array, in hex: enough to notice a change."""
+    """Return a 64-bit hash of the content of an array, in hex."""
     content = np.ascontiguousarray(value)
     return hashlib.blake2b(content.reshape(-1).view(np.uint8), digest_size=8).hexdigest()

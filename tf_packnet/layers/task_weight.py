@@ -1,4 +1,7 @@
-"""A weight that is not pruned: a bias, a scale, a head. Committed values lie where no optimizer sees them."""
+"""`TaskWeight`, a weight that is not pruned: a bias, a scale, the kernel of a head.
+
+Committed values are stored outside the trainable variable, so that no optimizer changes them.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,21 +10,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from tf_packnet.layers.records import same
+from tf_packnet.layers.records import same_bits
 from tf_packnet.layers.weights import fresh_values, non_trainable, view
 
 
 class TaskWeight:
-    """A weight that is not pruned, of which each task has its own value, or all have the first task's.
+    """A weight that is not pruned. Each task has its own value, or all tasks share the value of task 1.
 
     Attributes:
-        name: Name of the weight in its layer.
-        policy: `first_task` (trained by task 1, then frozen for all) or `per_task` (one value a task).
-        variable: The trainable Keras variable of the task being learned.
-        regularizer: That of the variable, None without one.
-        frozen: Non-trainable, same shape: the value of the selected committed task.
-        learning: Non-trainable `bool` scalar: read `variable` rather than `frozen`.
-        kept: The committed value of each task that has one, NumPy, by task number (1-based).
+        name: Name of the weight in its layer, such as `bias`.
+        policy: `first_task` (trained by task 1, then frozen) or `per_task` (one value per task).
+        variable: Trainable Keras variable of the open task.
+        regularizer: Regularizer of the variable, or None.
+        frozen: Non-trainable variable of the same shape: the value of the selected committed task.
+        learning: Non-trainable `bool` scalar: whether the layer reads `variable` (True) or `frozen`.
+        kept: Committed values as NumPy arrays, by task number (1-based).
     """
 
     def __init__(
@@ -38,20 +41,20 @@ class TaskWeight:
         self.learning = add(f"{name}_learning", (), "bool", "ones")
 
     def value(self) -> Any:
-        """The value that the selected task computes with."""
+        """Return the value that the selected task computes with."""
         return ops.where(self.learning, self.variable, self.frozen)
 
-    def whole_value(self) -> Any:
-        """The same."""
+    def own_value(self) -> Any:
+        """Return `value()`: the interface of `MaskedWeight`, whose kernel can be substituted."""
         return self.value()
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
-        """The variables besides the trainable one."""
+        """All variables of this weight except the trainable one."""
         return [self.frozen, self.learning]
 
     def begin(self, task: int, seed: int) -> None:
-        """Starts `task`: a head from a fresh draw, any other weight from the value of the task before."""
+        """Begin `task`: heads get new random values, other weights start from the value of the previous task."""
         if task > 1 and self.policy == "per_task":
             if self._fresh_initializer is None:
                 start = self.kept[task - 1]
@@ -61,32 +64,37 @@ class TaskWeight:
         self.select(task, learning=True)
 
     def commit(self, task: int) -> None:
-        """Keeps the present value for `task`, for ever."""
+        """Store the present value as the committed value of `task`."""
         if task == 1 or self.policy == "per_task":
             self.kept[task] = np.array(ops.convert_to_numpy(self.variable))
         self.select(task, learning=False)
 
     def select(self, task: int, learning: bool) -> None:
-        """Shows the value of `task`; `learning` says whether it is the open task."""
+        """Make the layer read the value of `task`.
+
+        Args:
+            task: Task number (1-based).
+            learning: Whether it is the open task.
+        """
         source = 1 if self.policy == "first_task" else task
         self.learning.assign(learning and source == task)
         if source in self.kept:
             self.frozen.assign(self.kept[source])
 
-    def shows(self, task: int) -> bool:
-        """Whether the layer computes with what the committed `task` (1-based) has kept."""
+    def computes_as(self, task: int) -> bool:
+        """Return whether the layer computes with the value of the committed `task` (1-based)."""
         kept = self.kept.get(1 if self.policy == "first_task" else task)
-        return kept is None or (not bool(view(self.learning)) and same(view(self.frozen), kept))
+        return kept is None or (not bool(view(self.learning)) and same_bits(view(self.frozen), kept))
 
     def save(self, store: dict) -> None:
-        """Writes the whole state, every task's value included, into a Keras weights store."""
+        """Write all variables and the values of all tasks into a Keras weights store."""
         for part in ("variable", "frozen", "learning"):
             store[f"{self.name}.{part}"] = view(getattr(self, part))
         for task, value in self.kept.items():
             store[f"{self.name}.task_{task}"] = value
 
     def load(self, store: dict, tasks: Iterable[int]) -> None:
-        """Reads the whole state back, with the values of the committed `tasks` (1-based numbers)."""
+        """Load what `save` has written, with the values of the committed `tasks` (1-based numbers)."""
         for part in ("variable", "frozen", "learning"):
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
         tasks = [task for task in tasks if task == 1 or self.policy == "per_task"]

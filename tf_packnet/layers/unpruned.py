@@ -1,7 +1,7 @@
-"""Keras layers in which nothing is pruned: their scales, offsets and statistics belong to tasks.
+"""Task-aware Keras layers without prunable weights: normalization, PReLU, attention.
 
-Under `bias_policy="first_task"` they are what the first task made of them: a later task normalises with its statistics,
-in training too. Under `per_task` every task has its own, from those of the task before.
+With `bias_policy="first_task"`, later tasks use the scales, offsets and statistics of task 1, also in training. With
+`per_task`, every task has its own, which start from those of the previous task.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _register = keras.saving.register_keras_serializable(package="tf_packnet")
 
 
 class _Unpruned(TaskLayer):
-    """Nothing is pruned; everything follows the policy of the biases."""
+    """Mixin for layers without prunable weights: all their weights follow `bias_policy`."""
 
     masked = ()
     per_task = ("gamma", "beta")
@@ -62,22 +62,22 @@ class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if getattr(self, "renorm", False):  # which Keras 3.12 has not
-            raise ArgumentError("renorm", "False: tasks and batch renormalisation do not go together", True)
+        if getattr(self, "renorm", False):  # Keras 3.12 has no `renorm`
+            raise ArgumentError("renorm", "False: task-aware layers do not support batch renormalization", True)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """As Keras's; a batch is normalised by its own statistics only while they are being learned."""
+        """Normalize like Keras's layer; batch statistics are used only while the open task trains them."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         mean, variance = ops.cast(self.moving_mean, x.dtype), ops.cast(self.moving_variance, x.dtype)
         if training and self.trainable:
-            # Chosen by a variable, not by Python: one compiled step serves all tasks.
+            # A variable rather than a Python condition, so that all tasks share one compiled step.
             learning = self._routes["moving_mean"].learning
-            of_batch = self._moments(x, mask)
-            self._move("moving_mean", of_batch[0], learning)
-            self._move("moving_variance", of_batch[1], learning)
-            mean = ops.where(learning, of_batch[0], mean)
-            variance = ops.where(learning, of_batch[1], variance)
-        normalised = ops.batch_normalization(
+            batch_mean, batch_variance = self._moments(x, mask)
+            self._update_moving("moving_mean", batch_mean, learning)
+            self._update_moving("moving_variance", batch_variance, learning)
+            mean = ops.where(learning, batch_mean, mean)
+            variance = ops.where(learning, batch_variance, variance)
+        normalized = ops.batch_normalization(
             x=x,
             mean=mean,
             variance=variance,
@@ -86,12 +86,12 @@ class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
             scale=ops.cast(self.gamma, x.dtype) if self.scale else None,
             epsilon=self.epsilon,
         )
-        return ops.cast(normalised, self.compute_dtype)
+        return ops.cast(normalized, self.compute_dtype)
 
-    def _move(self, name: str, of_batch: Any, learning: Any) -> None:
+    def _update_moving(self, name: str, batch_value: Any, learning: Any) -> None:
         variable = self._routes[name].variable
-        moved = variable * self.momentum + ops.cast(of_batch, variable.dtype) * (1.0 - self.momentum)
-        variable.assign(ops.where(learning, moved, variable))
+        updated = variable * self.momentum + ops.cast(batch_value, variable.dtype) * (1.0 - self.momentum)
+        variable.assign(ops.where(learning, updated, variable))
 
 
 @_register
@@ -128,5 +128,5 @@ _UNPRUNED = (
     TaskAttention,
     TaskAdditiveAttention,
 )
-# The twin of each Keras layer that `pack` knows.
+# The twin of each Keras layer, by the Keras layer, which is the last base class of the twin.
 UNPRUNED_TWINS = {twin.__bases__[-1]: twin for twin in _UNPRUNED}

@@ -1,7 +1,6 @@
-"""What the two kinds of weight of a task-aware layer have in common."""
+"""Functions that `MaskedWeight` and `TaskWeight` share."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,10 +10,11 @@ from keras import ops
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import FREED_WEIGHTS
+from tf_packnet.system.keras_internals import autocasts
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """A new draw from a Keras initializer, the same for the same `seed` whatever was drawn before."""
+    """Draw values from a Keras initializer; the result depends only on the arguments, not on earlier draws."""
     initializer = keras.initializers.get(initializer)
     config = initializer.get_config()
     if "seed" in config:
@@ -23,45 +23,38 @@ def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int
 
 
 def view(variable: keras.Variable) -> np.ndarray:
-    """What a variable holds now, on CPU without a copy; it stays as it is when the variable changes."""
-    # Of the tensor, not the variable, which would copy. A read through `keras.ops` takes four times as long.
+    """Return the present value of a variable as a read-only array, without a copy on CPU.
+
+    Later assignments to the variable do not change the array.
+    """
+    # Converting the variable itself would copy. Reading through `keras.ops` takes four times as long.
     values = np.asarray(variable.value.value()).view()
     values.flags.writeable = False
     return values
 
 
-@contextlib.contextmanager
-def unlocked(layer: keras.Layer) -> Iterator[None]:
-    """While it lasts a built layer takes new variables and layers."""
-    was_locked, layer._tracker.locked = layer._tracker.locked, False
-    try:
-        yield
-    finally:
-        layer._tracker.locked = was_locked
-
-
 def check_freed_weights(value: str) -> None:
-    """Raises ArgumentError unless `value` is a policy for freed weights."""
+    """Raise ArgumentError unless `value` is one of `policies.FREED_WEIGHTS`."""
     check_choice("freed_weights", value, FREED_WEIGHTS)
 
 
 def check_task_number(task: int) -> None:
-    """Raises ArgumentError if an owner map has no number left for `task`."""
+    """Raise ArgumentError unless `task` is a number that an owner map can hold."""
     if not 1 <= task <= ownership.MAX_TASKS:
         raise ArgumentError("task", f"a number from 1 to {ownership.MAX_TASKS} (owner maps are uint8)", task)
 
 
 def non_trainable(layer: keras.Layer, variable: keras.Variable) -> Callable[..., keras.Variable]:
-    """A function that adds a weight to `layer` which no optimizer sees, as `variable` is cast in computations."""
+    """Return a function that adds non-trainable weights to `layer`, cast like `variable` in mixed precision."""
 
-    def add(name, shape, dtype, initializer):
+    def add(name: str, shape: tuple[int, ...], dtype: str, initializer: Any) -> keras.Variable:
         return layer.add_weight(
             name=name,
             shape=shape,
             dtype=dtype,
             initializer=initializer,
             trainable=False,
-            autocast=keras.backend.is_float_dtype(dtype) and variable._autocast,
+            autocast=keras.backend.is_float_dtype(dtype) and autocasts(variable),
         )
 
     return add

@@ -1,11 +1,11 @@
-"""The life of a task in a Keras model: begin, (train, prune,) commit, select.
+"""Begins, commits and selects the tasks of a Keras model, and checks committed tasks.
 
-Every function takes any Keras model that contains task-aware layers: one made by `pack`, or one that a user built from
-`tf_packnet.layers`. A fresh model is open for its first task, so that it can be trained at once.
+Every function takes any Keras model with task-aware layers: a pack, or a model that a user has built from
+`tf_packnet.layers`. In a new model task 1 is already open.
 """
 
-from tf_packnet.lifecycle.begin_commit import begin_task, check_room, commit_task, reopen_task
-from tf_packnet.lifecycle.model_tasks import (
+from tf_packnet.lifecycle.begin_commit import begin_task, check_can_begin, commit_task, reopen_task
+from tf_packnet.lifecycle.model_state import (
     STATE,
     bind_state,
     committed_tasks,
@@ -49,7 +49,7 @@ __all__ = [
     "bind_state",
     "check_committed_finite",
     "check_finite",
-    "check_room",
+    "check_can_begin",
     "check_tasks",
     "commit_task",
     "committed_checksums",

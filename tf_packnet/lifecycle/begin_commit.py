@@ -1,15 +1,10 @@
-"""Begins a task, reopens it, and commits it."""
-
-import itertools
-import unicodedata
-from collections.abc import Collection
-from typing import Any
+"""Begins, reopens and commits tasks."""
 
 import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.weights import check_freed_weights, check_task_number
-from tf_packnet.lifecycle.model_tasks import (
+from tf_packnet.lifecycle.model_state import (
     bind_state,
     committed_tasks,
     derived_seed,
@@ -27,17 +22,20 @@ from tf_packnet.lifecycle.task_checks import check_finite, check_tasks, record_w
 
 
 def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> int:
-    """Opens every free weight for the next task; returns its number (1-based).
+    """Begin the next task: all free weights become its candidates.
 
     Args:
         model: A model with task-aware layers.
-        freed_weights: How weights that earlier tasks gave back start: `zero` (Mallya & Lazebnik 2018), `keep` (as they
-            were when pruned) or `reinit` (a fresh draw from the layer's initializer).
-        seed: Seeds the fresh draws (heads, `reinit`) together with the task and the layer.
+        freed_weights: Start values of the free weights: `zero` (Mallya & Lazebnik 2018), `keep` (their values when they
+            were pruned) or `reinit` (new random values from the layer's initializer).
+        seed: Seeds the random values (heads, `reinit`), together with the numbers of task and layer.
+
+    Returns:
+        Number of the task (1-based).
 
     Raises:
-        ArgumentError: If the policy is unknown, 254 tasks are in the pack already, or no weight is free.
-        RuntimeError: If an earlier task is still open.
+        ArgumentError: If the policy is unknown, if there are 254 tasks already, or if no weight is free.
+        RuntimeError: If another task is still open.
     """
     check_freed_weights(freed_weights)
     task = committed_tasks(model) + 1
@@ -45,46 +43,47 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
         if has_open_task(model):
             raise RuntimeError(
                 f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
-                "tp.commit_task(model) before the next one begins"
+                "tp.commit_task(model) before you begin the next one"
             )
-        check_room(model, freed_weights)
+        check_can_begin(model, freed_weights)
     with strategy_scope(model):
         bind_state(model)
-        show_state(model, records(model).state.get(task - 1, {}))  # state starts as the task before left it
+        show_state(model, records(model).state.get(task - 1, {}))  # state starts from that of the previous task
         for position, layer in enumerate(task_layers(model)):
             layer.begin_task(freed_weights, derived_seed(seed, task, position))
     records(model).begin()
     return task
 
 
-def check_room(model: keras.Model, freed_weights: str) -> None:
-    """Raises ArgumentError if another task has no weights, no number, or no values to start from."""
+def check_can_begin(model: keras.Model, freed_weights: str) -> None:
+    """Raise ArgumentError if no weight or task number is free, or if the start values of free weights are missing."""
     task = committed_tasks(model) + 1
     check_task_number(task)
     if task > 1 and free_fraction(model)["overall"] == 0.0:
-        raise ArgumentError("model", f"a model with free weights (this pack is full after {task - 1})", model.name)
+        expected = f"a model with free weights (its {task - 1} tasks own all weights)"
+        raise ArgumentError("model", expected, model.name)
     if task > 1:
-        _check_start(model, freed_weights)
+        _check_start_values(model, freed_weights)
 
 
-def _check_start(model: keras.Model, freed_weights: str) -> None:
-    without = "this pack was loaded from a file without the values of its free weights, see save_pack(free_values=True)"
+def _check_start_values(model: keras.Model, freed_weights: str) -> None:
+    reason = "this pack was loaded from a file without the values of its free weights, see save_pack(free_values=True)"
     for weight in masked_weights(model).values():
         if weight.has_free_values:
             continue
         if weight.pretrained == "prunable":
-            raise ArgumentError("model", f"a pack with its pretrained values ({without})", model.name)
+            raise ArgumentError("model", f"a pack with its pretrained values ({reason})", model.name)
         if weight.pretrained is None and freed_weights == "keep":
-            raise ArgumentError("freed_weights", f"zero or reinit ({without})", freed_weights)
+            raise ArgumentError("freed_weights", f"zero or reinit ({reason})", freed_weights)
 
 
 def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> None:
-    """Opens every free weight for the task that is open already, whose candidates go on as they are.
+    """Make all free weights candidates of the task that is already open; its present candidates do not change.
 
     Args:
         model: A model with task-aware layers.
-        freed_weights: How the weights that were pruned start again, see `begin_task`.
-        seed: Seeds the fresh draws, together with the layer.
+        freed_weights: Start values of the free weights, see `begin_task`.
+        seed: Seeds the random values, together with the number of the layer.
 
     Raises:
         ArgumentError: If the policy is unknown.
@@ -100,12 +99,15 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
 
 
 def commit_task(model: keras.Model) -> int:
-    """Freezes what the open task kept, for ever; returns its number (1-based).
+    """Commit the open task: freeze its weights permanently, and record its witness.
+
+    Returns:
+        Number of the task (1-based).
 
     Raises:
         RuntimeError: If no task is open.
         DivergedError: If a weight of the task is NaN or infinite.
-        FreezeError: If an earlier task does not compute any more what it did when it was committed.
+        FreezeError: If the outputs or weights of an earlier task have changed since its commit.
     """
     if not has_open_task(model):
         raise RuntimeError(f"no task is open in model {model.name!r}: begin one with begin_task first")
@@ -113,49 +115,10 @@ def commit_task(model: keras.Model) -> int:
     check_tasks(model)
     task = committed_tasks(model) + 1
     select_task(model, task)
-    kept = records(model)
     with strategy_scope(model):
         for layer in task_layers(model):
             layer.commit_task()
-        kept.keep_state(task, {name: view_of(variable) for name, variable in bind_state(model).items()})
+        state = {name: view_of(variable) for name, variable in bind_state(model).items()}
+        records(model).keep_state(task, state)
     record_witness(model, task)
     return task
-
-
-MAX_BYTES = 200
-
-
-def check_task_name(name: Any, taken: Collection[str] = ()) -> str:
-    """Returns `name` as plain text if a new task may be called that.
-
-    Args:
-        name: The name.
-        taken: Names that other tasks have.
-
-    Raises:
-        ArgumentError: If it is no text, empty, too long, has control characters or surrogates in it, or is taken.
-    """
-    if not isinstance(name, str):
-        raise ArgumentError("name", "a text", name)
-    name = str.__str__(name)  # the value of a member of an enumeration, and not what that prints
-    if not name:
-        raise ArgumentError("name", "a text that is not empty, or None for task_<number>", name)
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        raise ArgumentError("name", "a text without control characters and surrogates", name)
-    if len(name.encode()) > MAX_BYTES:
-        raise ArgumentError("name", f"at most {MAX_BYTES} bytes in UTF-8 (this has {len(name.encode())})", name)
-    if name in taken:
-        raise ArgumentError("name", "a name that no task of this pack has yet", name)
-    return name
-
-
-def default_task_name(number: int, taken: Collection[str]) -> str:
-    """What task `number` (1-based) is called that got no name: `task_<number>`, or `task_<number>_1` if that is taken.
-
-    Args:
-        number: Its number.
-        taken: Names that other tasks have.
-    """
-    name = f"task_{number}"
-    numbered = (f"{name}_{index}" for index in itertools.count(1))
-    return next(each for each in itertools.chain([name], numbered) if each not in taken)

@@ -1,4 +1,4 @@
-"""Checks that committed tasks compute what they did when they were committed: witnesses and checksums."""
+"""Records witnesses and checksums of committed tasks, and checks later that nothing has changed."""
 
 import hashlib
 import itertools
@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from tf_packnet.errors import DivergedError, FreezeError
 from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.records import Witness, checksum, same
+from tf_packnet.layers.records import Witness, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.lifecycle import witness
-from tf_packnet.lifecycle.model_tasks import (
+from tf_packnet.lifecycle.model_state import (
     bind_state,
     committed_tasks,
     kept_values,
@@ -26,15 +26,17 @@ from tf_packnet.lifecycle.model_tasks import (
     trained_values,
     view_of,
 )
-from tf_packnet.structure.places import stable_names
+from tf_packnet.structure.layer_paths import stable_names
 from tf_packnet.structure.state import metric_variables
 
-# Variables that the model reads although no layer of it holds them, such as those in a Lambda.
+# Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
+# Weights per chunk when checksums are computed.
+CHUNK = 2**20
 
 
 def check_committed_finite(model: keras.Model) -> None:
-    """Raises DivergedError if a committed value is NaN or infinite: such a model is neither saved nor exported."""
+    """Raise DivergedError if a committed value is NaN or infinite, so that the model must not be saved or exported."""
     broken = [path for path, weight in masked_weights(model).items() if not np.isfinite(view(weight.frozen)).all()]
     broken += [path for path, _, value in kept_values(model) if not np.isfinite(value).all()]
     if broken:
@@ -43,129 +45,149 @@ def check_committed_finite(model: keras.Model) -> None:
 
 
 def committed_checksums(model: keras.Model) -> dict[int, dict[str, str]]:
-    """A checksum in hex of every value that a committed task has of its own, by task (1-based) and name."""
-    kept = records(model)
-    own = ((name, task, value) for task, values in kept.state.items() for name, value in values.items())
-    return _task_checksums(masked_weights(model), itertools.chain(kept_values(model), own), committed_tasks(model))
+    """Compute a checksum in hex of every value that belongs to a committed task, by task (1-based) and name."""
+    state = records(model).state
+    state_values = ((name, task, value) for task, values in state.items() for name, value in values.items())
+    unpruned = itertools.chain(kept_values(model), state_values)
+    return _checksums_by_task(masked_weights(model), unpruned, committed_tasks(model))
 
 
 def shared_checksums(model: keras.Model) -> dict[str, str]:
-    """A checksum in hex of every variable that all tasks read, by name: pretrained values, variables of no layer."""
-    found = {
+    """Compute a checksum in hex of every variable that all tasks read, by name.
+
+    These are pretrained values and variables that no layer tracks.
+    """
+    checksums = {
         f"{path} (pretrained)": checksum(view(weight.base))
         for path, weight in masked_weights(model).items()
         if weight.pretrained == "visible"
     }
-    if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):  # its variables are several each
-        return found
-    known = {id(variable.value) for variable in model.variables} | {id(each) for each in model.variables}
-    known |= {id(variable.value) for variable in metric_variables(model)}
-    known |= {id(variable) for variable in records(model).variables.values()}
-    strange = [each for each in witness.captured_variables(records(model)) if id(each) not in known]
-    for name, variable in zip(stable_names(f"{CAPTURED}{each.name}" for each in strange), strange, strict=True):
+    if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):  # variables have several components
+        return checksums
+    tracked = {id(variable.value) for variable in model.variables} | {id(each) for each in model.variables}
+    tracked |= {id(variable.value) for variable in metric_variables(model)}
+    tracked |= {id(variable) for variable in records(model).variables.values()}
+    captured = [each for each in witness.captured_variables(records(model)) if id(each) not in tracked]
+    for name, variable in zip(stable_names(f"{CAPTURED}{each.name}" for each in captured), captured, strict=True):
         if variable.dtype not in (tf.resource, tf.variant):
-            found[name] = checksum(np.asarray(variable.value()))
-    return found
+            checksums[name] = checksum(np.asarray(variable.value()))
+    return checksums
 
 
-def _read_by(own: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The checksums of what a task reads, by names that do not depend on the process; each with its path here."""
-    values = {**{path: value[:16] for path, value in own.items()}, **shared}
-    return dict(zip(stable_names(values), values.items(), strict=True))
+def _checksums_of_task(own: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Combine the checksums of all values that a task reads.
+
+    Args:
+        own: Checksums of the values of the task, by path.
+        shared: Result of `shared_checksums`.
+
+    Returns:
+        Path and checksum of each value, by a name that is the same in every process.
+    """
+    checksums = {**{path: value[:16] for path, value in own.items()}, **shared}
+    return dict(zip(stable_names(checksums), checksums.items(), strict=True))
 
 
 def record_witness(model: keras.Model, task: int) -> None:
-    """Records the witness of the committed `task` (1-based), which must be selected."""
-    kept = records(model)
-    before = {name: view_of(variable) for name, variable in kept.variables.items()}
-    found, how = witness.outputs(model, kept)
-    kept.volatile |= {name for name, value in before.items() if not same(view_of(kept.variables[name]), value)}
+    """Record the witness of the committed `task` (1-based), which must be selected."""
+    task_records = records(model)
+    variables = task_records.variables
+    before = {name: view_of(variable) for name, variable in variables.items()}
+    outputs, inputs = witness.outputs(model, task_records)
+    task_records.volatile |= {name for name, value in before.items() if not same_bits(view_of(variables[name]), value)}
     show_state(model, before)
-    if found and witness.differences(Witness(found, how, {}, {}), witness.outputs(model, kept, how)[0], 0.0):
-        found, how = [], None  # not a function of its inputs: it draws random numbers that cannot be seeded
+    if outputs:
+        again, _ = witness.outputs(model, task_records, inputs)
+        if witness.difference(outputs, again, tolerance=0.0):  # the model uses random numbers that cannot be seeded
+            outputs, inputs = [], None
     show_state(model, before)
-    now = _read_by(committed_checksums(model)[task], shared_checksums(model))
-    kept.witnesses[task] = Witness(found, how, {name: value for name, (_, value) in now.items()}, witness.environment())
+    checksums = _checksums_of_task(committed_checksums(model)[task], shared_checksums(model))
+    task_records.witnesses[task] = Witness(
+        outputs, inputs, {name: value for name, (_, value) in checksums.items()}, witness.environment()
+    )
 
 
 def check_tasks(model: keras.Model) -> None:
-    """Checks that every committed task computes what it did when it was committed.
+    """Check that the weights and outputs of every committed task have not changed since its commit.
 
-    To the bit on CPU, with the same versions of TensorFlow and Keras and as many threads; otherwise to
-    `witness.TOLERANCES`.
+    Outputs are compared bit by bit on CPU, with the same versions of TensorFlow and Keras and the same number of
+    threads; otherwise with a tolerance of `witness.TOLERANCES`.
 
     Raises:
-        FreezeError: If one does not; the message names the task, and the layer and variable that have changed.
+        FreezeError: If something has changed; the message names the task, and the variable if one has changed.
     """
-    tasks = committed_tasks(model)
-    if not tasks:
+    if not committed_tasks(model):
         return
-    kept = records(model)
-    _check_shown(model)
+    task_records = records(model)
+    _check_shown_values(model)
     selected = selected_task(model)
-    moved: dict[int, float | None] = {}
+    differences: dict[int, float | None] = {}
     try:
-        for task, recorded in kept.witnesses.items():
-            select_task(model, task)
-            found, _ = witness.outputs(model, kept, recorded.inputs) if recorded.outputs else ([], None)
-            moved[task] = witness.differences(recorded, found, witness.tolerance(model, recorded.environment))
+        for task, recorded in task_records.witnesses.items():
+            if recorded.outputs:
+                select_task(model, task)
+                outputs, _ = witness.outputs(model, task_records, recorded.inputs)
+                tolerance = witness.tolerance(model, recorded.environment)
+                differences[task] = witness.difference(recorded.outputs, outputs, tolerance)
     finally:
         select_task(model, selected)
     own, shared = committed_checksums(model), shared_checksums(model)
     changes: list[str] = []
-    for task, recorded in kept.witnesses.items():
-        now = _read_by(own[task], shared)
+    for task, recorded in task_records.witnesses.items():
+        now = _checksums_of_task(own[task], shared)
         changed = [path for name, (path, value) in now.items() if recorded.checksums.get(name, value) != value]
         changed += [name for name in recorded.checksums if name not in now and not name.startswith(CAPTURED)]
-        changes += [f"task {task} ({kept.name_of(task)!r}) in {name!r}" for name in changed]
+        changes += [f"task {task} ({task_records.name_of(task)!r}) in {name!r}" for name in changed]
     if changes:
         listed = ", ".join(changes[:5]) + " and others" * (len(changes) > 5)
         raise FreezeError(
-            f"committed weights have changed, of {listed}: something assigned to them (a callback?), or the file or "
-            "memory is damaged. What was trained since cannot be relied on"
+            f"committed weights have changed, of {listed}: some code assigned to them (a callback?), or a file or "
+            "memory is damaged. Do not rely on results of training since then"
         )
-    for task, difference in moved.items():
+    for task, difference in differences.items():
         if difference is not None:
             raise FreezeError(
-                f"the outputs of task {kept.name_of(task)!r} have changed since it was committed, by {difference:.2g} "
-                "of their size, but none of its variables has: a layer computes something else (an attribute that is "
-                "no variable, other code, another version). What was trained since cannot be relied on"
+                f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
+                f"{difference:.2g} relative to their size, but none of its variables has: a layer computes differently "
+                "(an attribute that is no variable, other code, another version). Do not rely on results of training "
+                "since then"
             )
 
 
-def _check_shown(model: keras.Model) -> None:
-    """Raises FreezeError if the selected task is committed, and the model does not show the values it has kept."""
-    task, kept = selected_task(model), records(model)
+def _check_shown_values(model: keras.Model) -> None:
+    """Raise FreezeError if the selected task is committed and the layers do not compute with its committed values."""
+    task, task_records = selected_task(model), records(model)
     if task > committed_tasks(model):
         return
     changed = [
-        f"{place}/{weight.name}"
-        for place, layer in named_layers(model)
+        f"{path}/{weight.name}"
+        for path, layer in named_layers(model)
         for weight in (*layer.masked_weights, *layer.task_weights)
-        if not weight.shows(task)
+        if not weight.computes_as(task)
     ]
+    variables, volatile = task_records.variables, task_records.volatile
     changed += [
         name
-        for name, value in kept.state.get(task, {}).items()
-        if name in kept.variables and name not in kept.volatile and not same(view_of(kept.variables[name]), value)
+        for name, value in task_records.state.get(task, {}).items()
+        if name in variables and name not in volatile and not same_bits(view_of(variables[name]), value)
     ]
     if changed:
         listed = ", ".join(map(repr, changed[:5])) + " and others" * (len(changed) > 5)
+        name = task_records.name_of(task)
         raise FreezeError(
-            f"{listed} changed while the committed task {kept.name_of(task)!r} was selected: something assigned to it. "
-            f"select_task({kept.name_of(task)!r}) brings its values back; what the next task is to start from is set "
-            "after begin_task"
+            f"{listed} changed while the committed task {name!r} was selected: some code assigned to it. "
+            f"select_task({name!r}) restores its values. To set start values for the next task, call begin_task first"
         )
 
 
 def complete_records(model: keras.Model) -> None:
-    """Records what is missing of the committed tasks of a model that was loaded, such as from an earlier version."""
-    kept, selected = records(model), selected_task(model)
+    """Record the missing states and witnesses of committed tasks, of a model from a file of an earlier version."""
+    task_records, selected = records(model), selected_task(model)
     variables = bind_state(model)
-    missing = [task for task in range(1, committed_tasks(model) + 1) if task not in kept.witnesses]
+    missing = [task for task in range(1, committed_tasks(model) + 1) if task not in task_records.witnesses]
     for task in missing:
-        if task not in kept.state:  # there was one value for all tasks
-            kept.keep_state(task, {name: view_of(variable) for name, variable in variables.items()})
+        if task not in task_records.state:  # all tasks shared one value
+            task_records.keep_state(task, {name: view_of(variable) for name, variable in variables.items()})
         select_task(model, task)
         record_witness(model, task)
     if missing:
@@ -173,15 +195,15 @@ def complete_records(model: keras.Model) -> None:
 
 
 def forget_later_tasks(model: keras.Model, last: int) -> None:
-    """Drops the records of tasks after `last` (1-based)."""
-    kept = records(model)
-    for found in (kept.state, kept.witnesses):
-        for task in [task for task in found if task > last]:
-            del found[task]
+    """Delete the states and witnesses of tasks after `last` (1-based)."""
+    task_records = records(model)
+    for by_task in (task_records.state, task_records.witnesses):
+        for task in [task for task in by_task if task > last]:
+            del by_task[task]
 
 
 def check_finite(model: keras.Model) -> None:
-    """Raises DivergedError if a weight that the open task trains is NaN or infinite."""
+    """Raise DivergedError if a weight that the open task trains is NaN or infinite."""
     broken = [path for path, values in trained_values(model) if not np.isfinite(values).all()]
     if broken:
         listed = ", ".join(broken[:3]) + " and others" * (len(broken) > 3)
@@ -191,40 +213,36 @@ def check_finite(model: keras.Model) -> None:
         )
 
 
-# Owner, value, checksum: what is read at once takes some megabytes, however large the kernel.
-CHUNK = 2**20
-
-
-def _task_checksums(
-    weights: Mapping[str, MaskedWeight], kept: Iterable[tuple[str, int, np.ndarray]], tasks: int
+def _checksums_by_task(
+    weights: Mapping[str, MaskedWeight], unpruned: Iterable[tuple[str, int, np.ndarray]], tasks: int
 ) -> dict[int, dict[str, str]]:
-    """What each committed task has in every weight: by task (1-based) and path, a checksum in hex.
+    """Compute a checksum in hex of every value of each committed task, by task (1-based) and path.
 
     Args:
-        weights: The pruned and owned weights, by path.
-        kept: The committed values of other weights: path, task, value.
-        tasks: How many tasks are committed.
+        weights: Masked weights by path.
+        unpruned: Path, task and value for the committed values of other weights.
+        tasks: Number of committed tasks.
     """
-    found: dict[int, dict[str, str]] = {task: {} for task in range(1, tasks + 1)}
+    checksums: dict[int, dict[str, str]] = {task: {} for task in range(1, tasks + 1)}
     for path, weight in weights.items():
-        for task, digest in _by_owner(weight, tasks).items():
-            found[task][path] = digest
-    for path, task, value in kept:
-        if task in found:
-            found[task][path] = hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
-    return found
+        for task, digest in _checksums_by_owner(weight, tasks).items():
+            checksums[task][path] = digest
+    for path, task, value in unpruned:
+        if task in checksums:
+            checksums[task][path] = hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
+    return checksums
 
 
-def _by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
-    """Checksums of the places and values that each of the first `tasks` owns in a kernel."""
+def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
+    """Compute a checksum of the indices and values that each of the first `tasks` owns in a kernel."""
     owners, values = view(weight.owner).ravel(), view(weight.frozen).ravel()
-    found = {task: hashlib.sha256() for task in range(1, tasks + 1)}
+    digests = {task: hashlib.sha256() for task in range(1, tasks + 1)}
     for first in range(0, owners.size, CHUNK):
         owner = owners[first : first + CHUNK]
-        order = np.argsort(owner, kind="stable").astype(np.uint32)  # by owner, then by place
+        order = np.argsort(owner, kind="stable").astype(np.uint32)  # by owner, then by index
         ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8 if tasks < 255 else int))
-        for task, digest in found.items():
+        for task, digest in digests.items():
             own = order[ends[task - 1] : ends[task]]
             digest.update(own + np.uint32(first % 2**32))
             digest.update(np.ascontiguousarray(values[first : first + CHUNK][own]))
-    return {task: digest.hexdigest() for task, digest in found.items()}
+    return {task: digest.hexdigest() for task, digest in digests.items()}

@@ -1,6 +1,6 @@
-"""Outputs of a model on synthetic inputs, by which a later change of a committed task is noticed.
+"""Computes and compares the outputs of a model on synthetic inputs, to detect changes of committed tasks.
 
-The inputs are drawn from a fixed seed in the shapes and dtypes of the model's inputs, never taken from anyone's data.
+The inputs are random numbers from a fixed seed, with the shapes and dtypes of the model's inputs. No user data is used.
 """
 
 import functools
@@ -13,24 +13,27 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.layers.records import TaskRecords, Witness, checksum, same
+from tf_packnet.layers.records import TaskRecords, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.structure.state import seeds
+from tf_packnet.system.keras_internals import all_layers, as_function, build_shapes, graph_ends, has_graph
 
 SEED = 20200903
-# Examples, at most; fewer of large ones.
+# Largest number of examples, and largest number of input values: there are fewer examples if they are large.
 EXAMPLES = 8
-MOST_VALUES = 2**18
-# Output values that are kept of each output, at most: evenly spaced ones of larger outputs, and a checksum of all.
-MOST_OUTPUTS = 2**14
-# What is tried for axes of unknown size.
-SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
-# Largest difference to the recorded outputs, relative to the largest of them, where their bits may differ.
+_MOST_INPUT_VALUES = 2**18
+# Most values stored of each output; of larger outputs, evenly spaced values are stored.
+_MOST_OUTPUT_VALUES = 2**14
+# Sizes that are tried for axes of unknown size.
+_SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
+# Traced functions kept per model.
+_MOST_FUNCTIONS = 32
+# Permitted difference to the recorded outputs, relative to the largest of them, in a different environment.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
 
 
 def environment() -> dict[str, Any]:
-    """What decides the last bits of what is computed: versions, device, instructions and threads."""
+    """Return what the last bits of outputs depend on: versions, device, processor and threads."""
     gpus = tf.config.get_visible_devices("GPU")
     return {
         "tensorflow": tf.__version__,
@@ -46,88 +49,105 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _processor() -> str:
-    """A checksum of the processor's name and instructions."""
+    """Return a checksum of the processor's name and instructions."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
-    return checksum(np.frombuffer("\n".join(told).encode(), np.uint8))
+    relevant = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return checksum(np.frombuffer("\n".join(relevant).encode(), np.uint8))
 
 
 def tolerance(model: keras.Model, recorded: dict[str, Any]) -> float:
-    """The relative tolerance for outputs of `model` that were recorded in another environment; 0 in the same on CPU."""
+    """Return the relative tolerance for outputs of `model`.
+
+    Args:
+        model: A model.
+        recorded: The environment in which the outputs were recorded.
+
+    Returns:
+        0 in the same environment on CPU; otherwise the largest of `TOLERANCES` for the dtypes of the layers.
+    """
     now = environment()
     if now == recorded and now["device"] == "CPU":
         return 0.0
-    return max(TOLERANCES.get(layer.compute_dtype, 1e-2) for layer in model._flatten_layers())
+    return max(TOLERANCES.get(layer.compute_dtype, 1e-2) for layer in all_layers(model))
 
 
 def outputs(
-    model: keras.Model, records: TaskRecords, how: dict[str, Any] | None = None
-) -> tuple[list[np.ndarray], Any]:
-    """What `predict` gives for synthetic inputs, as the model computes now. It leaves the state of the model as it was.
+    model: keras.Model, records: TaskRecords, inputs: dict[str, Any] | None = None
+) -> tuple[list[np.ndarray], dict[str, Any] | None]:
+    """Compute the outputs of `predict` for synthetic inputs, as the selected task. The random seeds are restored.
 
     Args:
-        model: A model whose layers are built.
-        records: Its records, where traced functions are kept.
-        how: How the inputs are to be made; default what works.
+        model: A built model.
+        records: Its records, in which traced functions are kept.
+        inputs: Parameters of the inputs: number of `examples`, and `size` of axes of unknown size. Default: the first
+            parameters with which the model can be called.
 
     Returns:
-        The outputs, flat, and how the inputs were made. No outputs and None if the model cannot be called with
-        synthetic inputs, or is not the same function of its inputs twice.
+        The outputs, flat, and the parameters of the inputs. An empty list and None if the model cannot be called with
+        synthetic inputs.
     """
-    specs = _specs(model)
-    if specs is None or (how is None and records.functions.get("failed")):
+    specs = _input_specs(model)
+    if specs is None or (inputs is None and records.functions.get("failed")):
         return [], None
-    for candidate in [how] if how is not None else _recipes(specs):
+    for parameters in [inputs] if inputs is not None else _parameters_to_try(specs):
         try:
-            found = _computed(model, records, specs, candidate)
-        except Exception:  # a size that the model's own code does not take
+            values = _compute(model, records, specs, parameters)
+        except Exception:  # raised by the model's own code, for example because of the size
             continue
-        return found, candidate
-    records.functions["failed"] = True  # tracing takes long: not again
+        return values, parameters
+    records.functions["failed"] = True  # tracing is slow: do not try again
     return [], None
 
 
-def differences(witness: Witness, found: list[np.ndarray], tolerance: float) -> float | None:
-    """The largest difference of outputs to those of `witness`, relative to their size; None if they agree."""
-    if not witness.outputs:
-        return None
-    if [each.shape for each in found] != [each.shape for each in witness.outputs]:
+def difference(recorded: list[np.ndarray], outputs: list[np.ndarray], tolerance: float) -> float | None:
+    """Return the largest difference between outputs, relative to the largest recorded value of each output.
+
+    Args:
+        recorded: Recorded outputs.
+        outputs: Present outputs.
+        tolerance: Relative tolerance of floating-point outputs; 0 compares bits.
+
+    Returns:
+        The difference; None if the outputs agree.
+    """
+    if [each.shape for each in outputs] != [each.shape for each in recorded]:
         return float("inf")
     largest = 0.0
-    for before, now in zip(witness.outputs, found, strict=True):
-        if same(before, now):
+    for before, now in zip(recorded, outputs, strict=True):
+        if same_bits(before, now):
             continue
         if before.dtype.kind not in "fc" or tolerance == 0:
             scale = np.abs(before.astype(np.float64)).max(initial=1e-30) if before.dtype.kind in "fiub" else 1.0
-            both = before.dtype.kind in "fiub" and now.dtype.kind in "fiub"
-            gap = np.abs(now.astype(np.float64) - before).max(initial=0) if both else np.inf
+            both_numeric = before.dtype.kind in "fiub" and now.dtype.kind in "fiub"
+            gap = np.abs(now.astype(np.float64) - before).max(initial=0) if both_numeric else np.inf
             largest = max(largest, float(gap / scale), np.finfo(float).tiny)
             continue
         scale = np.abs(before.astype(np.float64)).max(initial=1e-30)
         gap = float(np.abs(now.astype(np.float64) - before.astype(np.float64)).max(initial=0) / scale)
-        if not gap <= tolerance:  # NaN is a difference, too
+        if not gap <= tolerance:  # also true if `gap` is NaN
             largest = max(largest, gap if np.isfinite(gap) else np.inf)
     return largest or None
 
 
 def captured_variables(records: TaskRecords) -> list[tf.Variable]:
-    """The variables that the traced functions of the witness read, those of no layer included."""
-    found: dict[int, tf.Variable] = {}
+    """Return the variables that the traced functions read, including those that no layer tracks."""
+    variables: dict[int, tf.Variable] = {}
     for function in records.functions.values():
         if hasattr(function, "get_concrete_function"):
             for variable in function.get_concrete_function().graph.variables:
-                found[id(variable)] = variable
-    return list(found.values())
+                variables[id(variable)] = variable
+    return list(variables.values())
 
 
-def _specs(model: keras.Model) -> Any:
-    """Structure of the model's inputs, as KerasTensors; None if it is not known."""
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None and isinstance(model, keras.Sequential) and model.built:
-        structure = model._functional._inputs_struct
-    if structure is None:
-        shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+def _input_specs(model: keras.Model) -> Any:
+    """Return the structure of the model's inputs as KerasTensors; None if it is unknown."""
+    if has_graph(model):
+        structure = graph_ends(model)[0]
+    elif isinstance(model, keras.Sequential) and model.built:
+        structure = graph_ends(as_function(model))[0]
+    else:
+        shapes = build_shapes(model)
         if len(shapes) != 1 or not isinstance(shapes[0], tuple):
             return None
         structure = keras.KerasTensor((None, *shapes[0][1:]))
@@ -136,72 +156,79 @@ def _specs(model: keras.Model) -> Any:
     return structure
 
 
-def _recipes(specs: Any) -> Iterator[dict[str, Any]]:
-    """Sizes to try for batch and open axes."""
+def _parameters_to_try(specs: Any) -> Iterator[dict[str, Any]]:
+    """Yield parameters of inputs to try, see `outputs`."""
     flat = keras.tree.flatten(specs)
-    open_axes = any(size is None for spec in flat for size in spec.shape[1:])
-    for size in SIZES if open_axes else (0,):
+    has_unknown_sizes = any(size is None for spec in flat for size in spec.shape[1:])
+    for size in _SIZES if has_unknown_sizes else (0,):
         values = max(1, max(int(np.prod([each or size for each in spec.shape[1:]])) for spec in flat))
-        fixed = next((spec.shape[0] for spec in flat if spec.shape and spec.shape[0]), None)
-        yield {"examples": fixed or int(np.clip(MOST_VALUES // values, 1, EXAMPLES)), "size": size}
+        batch_size = next((spec.shape[0] for spec in flat if spec.shape and spec.shape[0]), None)
+        yield {"examples": batch_size or int(np.clip(_MOST_INPUT_VALUES // values, 1, EXAMPLES)), "size": size}
 
 
-def _inputs(model: keras.Model, specs: Any, how: dict[str, Any]) -> Any:
-    # NumPy guarantees the stream of this generator for good.
+def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
+    """Create synthetic inputs.
+
+    Raises:
+        ValueError: If the parameters, which may come from a file, are none that this module creates.
+    """
+    # NumPy guarantees that the numbers of this generator never change.
     draw = np.random.RandomState(SEED)  # noqa: NPY002
-    entries = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
-
-    fixed = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}
-    if how["examples"] not in {*range(1, EXAMPLES + 1), *fixed} or how["size"] not in (0, *SIZES):
-        raise ValueError(f"a witness is not made of {how}")  # what a file claims is not made
+    vocabulary_sizes = [layer.input_dim for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
+    examples, unknown_size = parameters["examples"], parameters["size"]
+    batch_sizes = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}
+    if examples not in {*range(1, EXAMPLES + 1), *batch_sizes} or unknown_size not in (0, *_SIZES):
+        raise ValueError(f"invalid parameters of a witness: {parameters}")
 
     def values(spec: Any) -> Any:
-        shape = (how["examples"], *(size or how["size"] for size in spec.shape[1:]))
+        shape = (examples, *(size or unknown_size for size in spec.shape[1:]))
         if spec.dtype == "string":
             return tf.strings.as_string(draw.randint(0, 10, shape))
         if spec.dtype == "bool":
             return tf.constant(draw.randint(0, 2, shape).astype(bool))
         if "int" in spec.dtype:
-            return tf.constant(draw.randint(0, min(entries, default=2), shape), spec.dtype)
+            return tf.constant(draw.randint(0, min(vocabulary_sizes, default=2), shape), spec.dtype)
         dense = tf.cast(tf.constant(draw.standard_normal(shape), tf.float32), spec.dtype)
         return tf.sparse.from_dense(dense) if getattr(spec, "sparse", False) else dense
 
     return keras.tree.map_structure(values, specs)
 
 
-def _computed(model: keras.Model, records: TaskRecords, specs: Any, how: dict[str, Any]) -> list[np.ndarray]:
-    key = (repr(sorted(how.items())), id(model), _heads(model))
+def _compute(model: keras.Model, records: TaskRecords, specs: Any, parameters: dict[str, Any]) -> list[np.ndarray]:
+    """Compute the outputs with a traced function, from `records` if possible."""
+    key = (repr(sorted(parameters.items())), id(model), _heads(model))
     if key not in records.functions:
-        x = _inputs(model, specs, how)
+        x = _inputs(model, specs, parameters)
 
         @tf.function(autograph=False)
-        def function():
+        def function() -> Any:
             return model.predict_step((x,))
 
         records.functions[key] = function
-        if len(records.functions) > 32:  # heads of many sizes
+        if len(records.functions) > _MOST_FUNCTIONS:  # possible with heads of many sizes
             del records.functions[next(iter(records.functions))]
     states = seeds(model)
     before = [np.array(view(state)) for state in states]
     for number, state in enumerate(states):
         state.assign(np.array([SEED, number], before[number].dtype))
     try:
-        found = records.functions[key]()
+        results = records.functions[key]()
     finally:
         for state, value in zip(states, before, strict=True):
             state.assign(value)
-    return [_kept(np.asarray(each)) for each in tf.nest.flatten(found, expand_composites=True)]
+    return [_flat_values(np.asarray(each)) for each in tf.nest.flatten(results, expand_composites=True)]
 
 
-def _kept(output: np.ndarray) -> np.ndarray:
+def _flat_values(output: np.ndarray) -> np.ndarray:
+    """Return the values of an output to store: flat, text as bytes, evenly spaced values of a large output."""
     if output.dtype == object:
         output = output.astype(str)
     if output.dtype.kind in "US":
         output = np.frombuffer(repr(output.tolist()).encode(), np.uint8)
     flat = output.reshape(-1)
-    return np.array(flat[:: -(-flat.size // MOST_OUTPUTS)] if flat.size > MOST_OUTPUTS else flat)
+    return np.array(flat[:: -(-flat.size // _MOST_OUTPUT_VALUES)] if flat.size > _MOST_OUTPUT_VALUES else flat)
 
 
 def _heads(model: keras.Model) -> tuple[Any, ...]:
-    """What a traced function depends on besides variables: the units and activations of heads."""
-    return tuple((layer.units, id(layer.activation)) for layer in model._flatten_layers() if hasattr(layer, "units_of"))
+    """Return the units and activations of the heads, on which a traced function depends."""
+    return tuple((layer.units, id(layer.activation)) for layer in all_layers(model) if hasattr(layer, "units_of"))

@@ -1,4 +1,4 @@
-"""What the heads of a new task look like, from what its user asks for."""
+"""Computes the units and activation of each head of a new task from the arguments of `begin_task`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import keras
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.head import TaskHead
-from tf_packnet.structure import tails
+from tf_packnet.structure.output_heads import changes_values, is_softmax, operations_after
 
 
 def heads_of_task(
@@ -17,17 +17,17 @@ def heads_of_task(
     num_classes: int | Mapping[str, int] | None,
     activation: str | Mapping[str, str] | None,
 ) -> list[tuple[TaskHead, int, str | None]]:
-    """Each head of `model` with the units and the activation that `task` (1-based, to begin) will have in it.
+    """Return each head of `model` with its number of units and its activation in a new task.
 
     Args:
-        model: A model with masked layers.
-        task: Its number.
-        num_classes: Units of the head, or by head; None for those of the task before.
-        activation: Name of an activation, or by head; None for the head's own.
+        model: A model with task-aware layers.
+        task: Number (1-based) of the new task.
+        num_classes: Units of all heads, or by head. Default: those of the previous task.
+        activation: Name of the activation of all heads, or by head. Default: the head's own.
 
     Raises:
-        ArgumentError: If a head is unknown, or its units or activation are no such thing or do not go together, or an
-            activation is asked for where a layer behind the head has another one.
+        ArgumentError: If a head is unknown; if units or activation are invalid or do not match; or if an activation is
+            given although an operation after the head changes its outputs.
     """
     heads = lifecycle.heads(model)
     units = _by_head("num_classes", num_classes, heads)
@@ -38,58 +38,60 @@ def heads_of_task(
     for name in activations.values():
         try:
             saved = keras.activations.serialize(keras.activations.get(name))
-            fits = isinstance(saved, str) and keras.activations.get(saved) is keras.activations.get(name)
+            can_be_saved = isinstance(saved, str) and keras.activations.get(saved) is keras.activations.get(name)
         except (ValueError, TypeError) as error:
             raise ArgumentError("activation", "the name of a Keras activation", name) from error
-        if not fits:  # a function that a file could not name
+        if not can_be_saved:
             raise ArgumentError("activation", "the name of a Keras activation", name)
     if not heads:
         _check_shared(model, num_classes, activation)
-    for place, head in heads.items():
-        if place in units or place in activations:
-            number = units.get(place, head.units_of(task - 1))
-            _check_outputs(model, place, head, number, activations.get(place))
-    return [(head, units.get(place, head.units_of(task - 1)), activations.get(place)) for place, head in heads.items()]
+    for path, head in heads.items():
+        if path in units or path in activations:
+            number = units.get(path, head.units_of(task - 1))
+            _check_outputs(model, path, head, number, activations.get(path))
+    return [(head, units.get(path, head.units_of(task - 1)), activations.get(path)) for path, head in heads.items()]
 
 
-def _by_head(argument: str, asked: Any, heads: dict[str, TaskHead]) -> dict[str, Any]:
-    if asked is None:
+def _by_head(argument: str, value: Any, heads: dict[str, TaskHead]) -> dict[str, Any]:
+    """Return an argument of `begin_task` by the path of each head; empty if it is None."""
+    if value is None:
         return {}
-    if not isinstance(asked, Mapping):
-        return dict.fromkeys(heads, asked)
-    found = {}
-    for name, value in asked.items():
-        matches = [place for place in heads if name in (place, place.rpartition("/")[2])]
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(heads, value)
+    value_by_head: dict[str, Any] = {}
+    for name, head_value in value.items():
+        matches = [path for path in heads if name in (path, path.rpartition("/")[2])]
         if len(matches) != 1:
-            raise ArgumentError(argument, "by head, among " + ", ".join(map(repr, heads)), name)
-        found[matches[0]] = value
-    return found
+            raise ArgumentError(argument, "the names of heads as keys, among " + ", ".join(map(repr, heads)), name)
+        value_by_head[matches[0]] = head_value
+    return value_by_head
 
 
-def _check_outputs(model: keras.Model, place: str, head: TaskHead, units: int, asked: str | None) -> None:
-    """Checks that the task gets the activation that its user asks for, and not the same output for every example."""
-    after = tails.behind(model, head) if asked is not None or units == 1 else []
-    if asked is not None:
-        if after is None:
-            expected = f"None for head {place!r}: what its outputs go through cannot be seen in the code that calls it"
-            raise ArgumentError("activation", expected, asked)
-        for layer in filter(tails.changes, after):
-            name = f"{layer.name!r}, a {type(layer).__name__},"
-            expected = f"None for head {place!r}: layer {name} comes after it and would change its outputs again"
-            raise ArgumentError("activation", expected, asked)
-    own = head.own_activation if asked is None else keras.activations.get(asked)
-    if units == 1 and tails.is_softmax(own):
-        expected = f"at least 2 for head {place!r}, or activation='linear' or 'sigmoid': its softmax"
+def _check_outputs(model: keras.Model, path: str, head: TaskHead, units: int, activation: str | None) -> None:
+    """Check that no operation after the head changes the requested activation, and that no softmax has one output."""
+    operations = operations_after(model, head) if activation is not None or units == 1 else []
+    if activation is not None:
+        if operations is None:
+            expected = f"None for head {path!r}, which your code calls, so that the operations after it are unknown"
+            raise ArgumentError("activation", expected, activation)
+        for layer in filter(changes_values, operations):
+            name = f"{layer.name!r} (a {type(layer).__name__})"
+            expected = f"None for head {path!r}: layer {name} after it would change its outputs again"
+            raise ArgumentError("activation", expected, activation)
+    head_activation = head.own_activation if activation is None else keras.activations.get(activation)
+    if units == 1 and is_softmax(head_activation):
+        expected = f"at least 2 for head {path!r}, or activation='linear' or 'sigmoid': its softmax"
         raise ArgumentError("num_classes", f"{expected} of one output is always 1", units)
-    for layer in filter(tails.is_softmax, after or ()):
+    for layer in filter(is_softmax, operations or ()):
         if units == 1:
-            expected = f"at least 2 for head {place!r}: the softmax of one output, in layer {layer.name!r}, is always 1"
+            expected = f"at least 2 for head {path!r}: the softmax of one output, in layer {layer.name!r}, is always 1"
             raise ArgumentError("num_classes", expected, units)
 
 
 def _check_shared(model: keras.Model, num_classes: Any, activation: Any) -> None:
-    there = model.output_shape[-1]
-    if num_classes is not None and (isinstance(num_classes, Mapping) or not 1 <= num_classes <= there):
-        raise ArgumentError("num_classes", f"at least 1, and at most the {there} of the shared head", num_classes)
+    """Check the arguments of `begin_task` for a model whose tasks share one head."""
+    units = model.output_shape[-1]
+    if num_classes is not None and (isinstance(num_classes, Mapping) or not 1 <= num_classes <= units):
+        raise ArgumentError("num_classes", f"at least 1, and at most the {units} units of the shared head", num_classes)
     if activation is not None:
-        raise ArgumentError("activation", "None: the tasks share one head", activation)
+        raise ArgumentError("activation", "None, because the tasks share one head", activation)

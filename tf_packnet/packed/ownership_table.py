@@ -1,4 +1,4 @@
-"""Who owns how many weights of a pack, as text."""
+"""Text tables of the weights that each task owns, for `PackedModel.summary` and `tp.plan`."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-# So many tasks have a column of their own each; of more, the last ones do.
-COLUMNS = 6
+# Largest number of tasks with their own column; with more tasks, only the last ones have one.
+_TASK_COLUMNS = 6
 
 
 def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[str]) -> str:
-    """A table with a row a kernel: how many weights it has, how many each task owns, how many are free.
+    """Return a table with one row per kernel: its number of weights, the weights of each task, the free weights.
 
     Args:
         owner_maps: `uint8` maps by the kernel's path.
-        task_names: Names of the tasks, the first being number 1.
+        task_names: Names of the tasks, in order.
     """
     from rich.console import Console
     from rich.table import Table
 
-    first = max(0, len(task_names) - COLUMNS)
+    first = max(0, len(task_names) - _TASK_COLUMNS)
     table = Table(title="Owned and free weights", title_justify="left")
     table.add_column("kernel")
     headings = ["weights", *([f"{first} earlier"] if first else []), *task_names[first:], "free"]
@@ -30,7 +30,7 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
     for path, count in counts.items():
         table.add_row(path, *_cells(count, first), end_section=path == list(counts)[-1])
     table.add_row("all", *_cells(sum(counts.values()), first))
-    # As wide as it needs to be: numbers that are cut off are worse than a line that wraps.
+    # Wide enough for all columns: rich would truncate numbers in a narrower table.
     width = max(80, 14 * len(headings) + max(len(path) for path in counts) + 4)
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
@@ -44,48 +44,48 @@ def _cells(count: np.ndarray, first: int) -> list[str]:
     return [f"{total:,}", *(f"{number:,}" for number in shown), f"{free:,} ({free / total:.1%})"]
 
 
-def plan_table(found: Any) -> str:
-    """The table of a `tf_packnet.planning.CapacityPlan`, and under it what it takes and what to look out for."""
+def plan_table(plan: Any) -> str:
+    """Return the table of a `tf_packnet.planning.CapacityPlan`, followed by memory, disk space and warnings."""
     from rich.console import Console
     from rich.table import Table
 
-    last = found.first_task + found.tasks - 1
-    which = f"task {last}" if found.tasks == 1 else f"tasks {found.first_task} to {last}"
+    last = plan.first_task + plan.tasks - 1
+    which = f"task {last}" if plan.tasks == 1 else f"tasks {plan.first_task} to {last}"
     table = Table(
-        title=f"{which}, p = {found.final_prune:g}, N = {found.prune_rounds}, scope {found.scope}",
+        title=f"{which}, p = {plan.final_prune:g}, N = {plan.prune_rounds}, scope {plan.scope}",
         title_justify="left",
     )
     table.add_column("kernel")
-    shown = _shown(found.tasks)
-    headings = ["shape", "outputs", *(f"task {found.first_task + index}" for index in shown), "free at the end"]
+    shown = _shown(plan.tasks)
+    headings = ["shape", "outputs", *(f"task {plan.first_task + index}" for index in shown), "free at the end"]
     for heading in headings:
         table.add_column(heading, justify="right")
-    few = {(path, task) for path, task, _, _ in found.too_few()}
-    for layer in found.layers:
+    few = {(path, task) for path, task, _, _ in plan.too_few()}
+    for layer in plan.layers:
         cells = (
             ["?"] * len(shown)
             if layer.kept is None
-            else [f"{layer.kept[i]:,}" + ("!" if (layer.path, found.first_task + i) in few else "") for i in shown]
+            else [f"{layer.kept[i]:,}" + ("!" if (layer.path, plan.first_task + i) in few else "") for i in shown]
         )
         free = "?" if layer.free is None else f"{layer.free:,}"
         shape = "x".join(map(str, layer.shape))
-        table.add_row(layer.path, shape, f"{layer.outputs:,}", *cells, free, end_section=layer is found.layers[-1])
-    total = [f"{found.kept[i]:,}" for i in shown]
-    table.add_row("all", f"{found.weights:,}", "", *total, f"{found.free:,} ({found.free / found.weights:.1%})")
+        table.add_row(layer.path, shape, f"{layer.outputs:,}", *cells, free, end_section=layer is plan.layers[-1])
+    total = [f"{plan.kept[i]:,}" for i in shown]
+    table.add_row("all", f"{plan.weights:,}", "", *total, f"{plan.free:,} ({plan.free / plan.weights:.1%})")
     lines = [
-        f"Memory   {_size(found.training_bytes)} for weights, owners and Adam's moments while training",
-        f"Disk     {_size(found.pack_bytes)} for the pack, {_size(found.export_bytes)} for the weights of one task's "
+        f"Memory   {_size(plan.training_bytes)} for weights, owner maps and Adam's moments during training",
+        f"Disk     {_size(plan.pack_bytes)} for the pack, {_size(plan.export_bytes)} for the weights of one task's "
         "dense SavedModel",
     ]
-    if found.too_few():
-        path, task, count, outputs = min(found.too_few(), key=lambda row: row[2] / row[3])
+    if plan.too_few():
+        path, task, count, outputs = min(plan.too_few(), key=lambda row: row[2] / row[3])
         lines.append(
-            f"Few      ! {len(few)} times a task gets fewer weights than a layer has outputs; least in {path}, where "
-            f"task {task} gets {count:,} for {outputs:,}"
+            f"Few      ! {len(few)} times a task gets fewer weights than the layer has outputs; worst case: in {path}, "
+            f"task {task} gets {count:,} weights for {outputs:,} outputs"
         )
-    if found.scope == "global":
-        lines.append("?        a ranking over all layers decides by the weights' values how many a layer gives")
-    width = max(100, 13 * len(headings) + max(len(layer.path) for layer in found.layers) + 6)
+    if plan.scope == "global":
+        lines.append("?        depends on the values of the weights, because all layers are ranked together")
+    width = max(100, 13 * len(headings) + max(len(layer.path) for layer in plan.layers) + 6)
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -93,7 +93,7 @@ def plan_table(found: Any) -> str:
 
 
 def _shown(tasks: int) -> list[int]:
-    """Which tasks have a column: all up to eight, else the first and the last four."""
+    """Return the indices of the tasks with a column: all of up to eight tasks, otherwise the first and last four."""
     return list(range(tasks)) if tasks <= 8 else [*range(4), *range(tasks - 4, tasks)]
 
 

@@ -1,4 +1,4 @@
-"""Loading into a model with tasks: completely, or not at all. No committed task is lost, no name, no prune round."""
+"""Loads weights into a pack completely or not at all: committed tasks, names and prune rounds are never lost."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, FreezeError, first_line
-from tf_packnet.layers.base import COMPARES_AFTERWARDS
+from tf_packnet.layers.base import CALLER_COMPARES_TASKS
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.system.keras_internals import KerasSaveable
@@ -21,100 +21,105 @@ INSTEAD = "use save and keras.models.load_model, save_weights and load_weights, 
 
 @contextlib.contextmanager
 def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[None]:
-    """Puts everything back as it was if what is loaded in the block is not a later state of the same tasks.
+    """Restore `model` if the block does not load an equal or later state of the same tasks.
 
     Args:
         model: A model with task-aware layers.
-        argument: Where the state comes from, for the message.
-        value: What to show as received.
+        argument: Name of the caller's argument, for error messages.
+        value: Value of that argument, for error messages.
 
     Raises:
-        ArgumentError: If the state has not all committed tasks of `model`, fewer prune rounds of the open one, or is
-            not complete.
-        FreezeError: If a committed task in it does not compute what it did when it was committed.
+        ArgumentError: If the loaded state lacks committed tasks of `model` or prune rounds of the open task, or is
+            incomplete.
+        FreezeError: If the outputs or weights of a committed task differ from those at its commit.
         OSError: If a file cannot be read.
     """
     before = _Snapshot(model)
-    token = COMPARES_AFTERWARDS.set(True)
+    token = CALLER_COMPARES_TASKS.set(True)
     try:
         yield
-        wrong = before.contradicted() or incomplete(model)
+        expected = before.contradiction() or incompleteness(model)
     except (OSError, FreezeError):
         before.restore()
         raise
-    except Exception as error:  # whatever Keras raises at weights that do not fit
+    except Exception as error:  # raised by Keras if the weights do not fit
         before.restore()
         invalid = [line.strip() for line in str(error).splitlines() if "Invalid `" in line]
         reason = invalid[-1][:300] if invalid else first_line(error)
         raise ArgumentError(argument, f"the weights of a pack like this one ({reason})", value) from error
     finally:
-        COMPARES_AFTERWARDS.reset(token)
-    if wrong:
+        CALLER_COMPARES_TASKS.reset(token)
+    if expected:
         before.restore()
-        raise ArgumentError(argument, wrong, value)
+        raise ArgumentError(argument, expected, value)
 
 
-def incomplete(model: keras.Model) -> str | None:
-    """What `model` lacks if its variables were assigned without the rest of its state; None if it is whole."""
+def incompleteness(model: keras.Model) -> str | None:
+    """Return an error text if the variables of `model` were assigned without its other state; otherwise None."""
     committed, selected = lifecycle.committed_tasks(model), lifecycle.selected_task(model)
     learning = selected > committed
     for weight in lifecycle.masked_weights(model).values():
         owner = weight.owner_map()
-        if bool(view(weight.learning)) != learning or np.any((owner > committed) & (owner <= ownership.MAX_TASKS)):
-            return f"a whole pack: variables alone do not hold its tasks ({INSTEAD})"
+        owned_by_later_tasks = ownership.visible(owner, ownership.MAX_TASKS) & ~ownership.visible(owner, committed)
+        if bool(view(weight.learning)) != learning or np.any(owned_by_later_tasks):
+            return f"a complete pack: variables alone do not contain the tasks ({INSTEAD})"
     return None
 
 
-def check_whole(model: keras.Model) -> None:
-    """Raises ArgumentError if `model` got its variables without the rest of its state; a glance at one of them."""
+def check_complete(model: keras.Model) -> None:
+    """Raise ArgumentError if the variables of `model` were assigned without its other state.
+
+    Checks one weight first, so that the check is cheap in the normal case.
+    """
     weight = next(iter(lifecycle.masked_weights(model).values()))
     if bool(view(weight.learning)) != (lifecycle.selected_task(model) > lifecycle.committed_tasks(model)):
-        wrong = incomplete(model)
-        if wrong:
-            raise ArgumentError("model", wrong, model.name)
+        expected = incompleteness(model)
+        if expected:
+            raise ArgumentError("model", expected, model.name)
 
 
 def check_save_path(path: Any) -> None:
-    """Raises ArgumentError for the legacy format, which holds variables alone."""
+    """Raise ArgumentError for the legacy HDF5 format, which contains only variables."""
     if str(path).endswith((".h5", ".hdf5")):
-        expected = f"a path that ends in .keras: HDF5 files do not hold tasks ({INSTEAD})"
+        expected = f"a path that ends in .keras: HDF5 files do not contain tasks ({INSTEAD})"
         raise ArgumentError("filepath", expected, str(path))
 
 
 def check_weights_path(path: Any) -> None:
-    """Raises ArgumentError for weights of the legacy format."""
+    """Raise ArgumentError for weights in the legacy HDF5 format."""
     name = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     if name.endswith((".h5", ".hdf5")) and not name.endswith(".weights.h5"):
         raise ArgumentError("filepath", f"a path that ends in .weights.h5 or .keras ({INSTEAD})", name)
 
 
 class TaskCheck(KerasSaveable):
-    """Takes part in loading after the layers: completes the records of the tasks, and checks them.
+    """Saveable that Keras loads after the layers: completes the task records and checks the committed tasks.
 
-    Keras collects what fails, and then reports it by its `repr`: this one raises the error itself.
+    Keras collects errors in loading and then reports the `repr` of each object that failed. `__repr__` therefore raises
+    the error of the check.
 
     Args:
         model: The model.
     """
 
     def __init__(self, model: keras.Model):
-        self._model = weakref.ref(model)  # Keras would follow an attribute, back to the model
+        self._model = weakref.ref(model)  # Keras would follow a plain attribute back to the model
         self._error: FreezeError | None = None
 
     def _obj_type(self) -> str:
-        return "Loss"  # one of the kinds that Keras knows
+        return "Loss"  # Keras accepts only its own kinds of objects
 
     def save_own_variables(self, store: dict) -> None:
-        """Keras's hook; the layers save everything."""
+        """Save nothing (Keras's hook); the layers save everything."""
 
     def load_own_variables(self, store: dict) -> None:
-        """Keras's hook."""
+        """Check the tasks after all layers are loaded (Keras's hook)."""
         self._error, model = None, self._model()
         layers = lifecycle.task_layers(model)
         complete = all(layer.was_loaded for layer in layers)
         for layer in layers:
             layer.was_loaded = False
-        if not complete:  # Keras says which layers failed
+        if not complete:  # Keras reports the layers that failed
             return
         try:
             lifecycle.complete_records(model)
@@ -130,7 +135,7 @@ class TaskCheck(KerasSaveable):
 
 
 class _Snapshot:
-    """The state of a model and of its optimizer. On CPU it takes no memory until that changes."""
+    """Snapshot of a model and its optimizer. On CPU it needs no memory until their variables change."""
 
     def __init__(self, model: keras.Model):
         self._model = model
@@ -144,29 +149,33 @@ class _Snapshot:
             path: ownership.candidates(weight.owner_map()) for path, weight in lifecycle.masked_weights(model).items()
         }
 
-    def contradicted(self) -> str | None:
-        """What the model should have been loaded with instead; None if it has all that it had before."""
+    def contradiction(self) -> str | None:
+        """Return what should have been loaded instead; None if the model still has all that is in the snapshot."""
         model, before = self._model, len(self._committed)
         committed, names = lifecycle.committed_tasks(model), lifecycle.records(model).names
         if committed < before:
             return f"weights with the {before} committed tasks of this pack, not {committed}"
         if names[: len(self._names)] != self._names:
-            return f"weights with the tasks {self._names}, in this order, not {names}"
+            return f"weights with the tasks {self._names} in this order, not {names}"
         now = lifecycle.committed_checksums(model)
         changed = [task for task, checksums in self._committed.items() if now[task] != checksums]
         if changed:
-            return f"weights in which the committed task {self._names[changed[0] - 1]!r} is as it is in this pack"
+            name = self._names[changed[0] - 1]
+            return f"weights in which the committed task {name!r} has the same values as in this pack"
         if self._open and committed == before:
             if not lifecycle.has_open_task(model):
-                return "weights in which a task is open, as in this pack"
-            weights = lifecycle.masked_weights(model).items()
-            more = [path for path, weight in weights if np.any(weight.owner_map()[~self._candidates[path]] == 255)]
-            if more:
-                return f"weights with all prune rounds that the open task has had, which {more[0]} does not have there"
+                return "weights with an open task, as in this pack"
+            unpruned = [
+                path
+                for path, weight in lifecycle.masked_weights(model).items()
+                if np.any(ownership.candidates(weight.owner_map()) & ~self._candidates[path])
+            ]
+            if unpruned:
+                return f"weights with all prune rounds of the open task; {unpruned[0]} has weights that were pruned"
         return None
 
     def restore(self) -> None:
-        """Puts everything back."""
+        """Restore the model and its optimizer."""
         lifecycle.load_state(self._model, self._state)
         lifecycle.drop_compiled_functions(self._model)
         with lifecycle.strategy_scope(self._model):
@@ -174,22 +183,22 @@ class _Snapshot:
                 variable.assign(value)
 
 
-# To be raised when a pack is saved in a form that an earlier version would read wrongly.
-# 2 since task names, state and witnesses are saved with the weights; packs of format 1 are read.
+# Format of the config of packs. Increase it when earlier versions would read new files incorrectly.
+# 1: task names are in the config. 2: task names, state and witnesses are saved with the weights.
 FORMAT = 2
 
 
 def checked_format(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a pack's config without its `format`; packs of before there was one have none.
+    """Check the format in the config of a pack, and return the config without it.
 
     Raises:
-        ArgumentError: If a newer version of this library saved the pack.
+        ArgumentError: If a newer version of this library has saved the pack.
     """
     config = dict(config)
-    found = config.pop("format", 1)
-    if found != 1:  # the names come with the weights: a config alone has no tasks
+    pack_format = config.pop("format", 1)  # the first version did not save it
+    if pack_format != 1:  # the names are loaded with the weights
         config.pop("tasks", None)
-    if type(found) is not int or not 1 <= found <= FORMAT:
-        expected = f"1 to {FORMAT}, which this version reads: a newer tf_packnet saved this pack"
-        raise ArgumentError("format", expected, found)
+    if type(pack_format) is not int or not 1 <= pack_format <= FORMAT:
+        expected = f"1 to {FORMAT}: this pack was saved by a newer version of tf_packnet"
+        raise ArgumentError("format", expected, pack_format)
     return config

@@ -15,7 +15,7 @@ from tf_packnet.errors import ArgumentError, PackFileError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.loading import load_pack
 from tf_packnet.packfile.parts import compared, heads_of_tasks
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import global_state
 
 
@@ -57,7 +57,7 @@ def _differences(packed: PackedModel, loaded: PackedModel, free_values: bool) ->
 
 
 def _structure(packed: PackedModel) -> list[tuple[str, type[keras.Layer]]]:
-    return [(place, type(layer)) for place, layer in by_place(packed).items()]
+    return [(place, type(layer)) for place, layer in layers_by_path(packed).items()]
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

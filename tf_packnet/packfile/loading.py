@@ -9,14 +9,15 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, FreezeError, PackFileError, first_line
+from tf_packnet.errors import FreezeError, PackFileError, first_line
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import model_config, restoring, witnesses
 from tf_packnet.packfile.container import PackFile
 from tf_packnet.packfile.contents import Contents, opened
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
+from tf_packnet.task_names import task_number
 
 # What the variables of a loaded pack may take, unless more is allowed.
 MAX_BYTES = 2**33
@@ -57,22 +58,8 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_
         PackFileError: As for `load_pack`.
     """
     with opened(path) as (file, contents):
-        number = task_number(contents, task)
+        number = task_number(contents.task_names, task)
         return dense_model(_loaded(file, contents, number, max_bytes), number)
-
-
-def task_number(contents: Contents, task: int | str) -> int:
-    """Number (1-based) of the task with this name or number.
-
-    Raises:
-        ArgumentError: If there is no such task.
-    """
-    names = contents.task_names
-    if task in names:
-        return names.index(task) + 1
-    if isinstance(task, int) and 1 <= task <= len(names):
-        return task
-    raise ArgumentError("task", f"one of {', '.join(map(repr, names))}, or its number", task)
 
 
 def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> PackedModel:
@@ -117,7 +104,7 @@ def _network(file: PackFile, arrays: Arrays, max_bytes: int) -> PackedModel:
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
     """Gives the layers that belong to no task their variables and assets."""
-    layers = by_place(packed) | model_class.held_layers(packed)
+    layers = layers_by_path(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
     for (kind, whose), array in arrays.items():
         if kind in stores:

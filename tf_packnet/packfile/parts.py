@@ -16,7 +16,8 @@ from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import witnesses
 from tf_packnet.packfile.coding import ITEM_BYTES, to_gaps
-from tf_packnet.structure.places import by_place
+from tf_packnet.structure.layer_paths import layers_by_path
+from tf_packnet.system.keras_internals import sublayers
 
 Arrays = Iterator[tuple[str, str, np.ndarray]]
 
@@ -103,14 +104,14 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 def _shared(packed: PackedModel) -> Arrays:
     """What all tasks see: layers that belong to none, and pretrained values that show through."""
     yield from _base(packed, "visible")
-    for place, layer in (by_place(packed) | model_class.held_layers(packed)).items():
+    for place, layer in (layers_by_path(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
             continue
         store: dict[str, Any] = {}
         layer.save_own_variables(store)
         for name, value in store.items():
             yield "variable", f"{place}/{name}", _storable(place, np.asarray(keras.ops.convert_to_numpy(value)))
-        if hasattr(layer, "save_assets") and not layer._layers:
+        if hasattr(layer, "save_assets") and not sublayers(layer):
             yield from _assets(place, layer)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tf_packnet.errors import ArgumentError, PackFileError, first_line
 from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.container import MAGIC
+from tf_packnet.task_names import task_number
 
 if TYPE_CHECKING:
     import keras
@@ -115,13 +116,10 @@ def _tasks_of_keras_file(path: str) -> list[str]:
 
 
 def _number(names: list[str], task: str | None) -> int:
-    listed = ", ".join(map(repr, names))
     if task is None:
         if len(names) == 1:
             return 1
+        listed = ", ".join(map(repr, names))
         raise ArgumentError("task", f"one of {listed}, or its number: this pack has {len(names)} tasks", None)
-    if task in names:
-        return names.index(task) + 1
-    if task.isascii() and task.isdigit() and 1 <= int(task[:9]) <= len(names):
-        return int(task[:9])
-    raise ArgumentError("task", f"one of {listed}, or its number", task)
+    is_number = task not in names and task.isascii() and task.isdigit()
+    return task_number(names, int(task[:9]) if is_number else task)

@@ -133,8 +133,10 @@ def _last_change(tensor: Any) -> Any:
     """The last layer before `tensor` that is not an activation `linear`."""
     import keras
 
-    operation, index, _ = tensor._keras_history
-    inputs = operation._inbound_nodes[index].input_tensors
+    from tf_packnet.system.keras_internals import creating_call
+
+    operation, node = creating_call(tensor)
+    inputs = node.input_tensors
     passes_on = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
     return _last_change(inputs[0]) if passes_on else operation
 

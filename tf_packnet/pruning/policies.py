@@ -1,22 +1,23 @@
-"""The words of the library: the stages of a task, and the choices left to its users, each named once."""
+"""The permitted values of the library's options, and the names of the stages of a task."""
 
-# The day and the night of a task.
+# The two stages of a task: training, then iterative pruning with retraining.
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
 STAGES = (TRAIN, PRUNE_RETRAIN)
 
-# How weights that a task gave back start the next one: at 0 (Mallya & Lazebnik 2018), as they were when pruned, or
-# drawn afresh from the layer's initializer.
+# Start values of the free weights in the next task: 0 (Mallya & Lazebnik 2018), their values when they were pruned, or
+# a new draw from the layer's initializer.
 FREED_WEIGHTS = ("zero", "keep", "reinit")
 
-# One unpruned head a task (Mallya & Lazebnik 2018), or one head that is masked and pruned like the rest.
+# One unpruned head per task (Mallya & Lazebnik 2018), or one masked head that is pruned like all other layers.
 HEADS = ("per_task", "shared")
 
-# Biases: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy a task.
+# Biases and normalization: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy per task.
 BIAS_POLICIES = ("first_task", "per_task")
 
-# How a prune round's count is shared between layers; see `tf_packnet.pruning.ranking`.
+# How the weights that a prune round keeps are distributed over the layers, see `tf_packnet.pruning.ranking`.
 PRUNE_SCOPES = ("layer", "global", "erk")
 
-# Pretrained weights, where they are nobody's ("task 0"): every task starts its free weights from them. What a task
-# prunes of them is 0 for it; or goes back to the pretrained value, which all tasks see where no other weight stands.
+# Pretrained weights that belong to no task ("task 0"): every task starts its free weights from the pretrained values.
+# `prunable`: a pruned weight is 0. `visible`: a pruned weight returns to its pretrained value, which all tasks see
+# wherever they own no weight.
 PRETRAINED = ("prunable", "visible")

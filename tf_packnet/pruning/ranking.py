@@ -1,11 +1,11 @@
-"""Which candidates a prune round keeps: exact counts, ties broken by index, in three scopes.
+"""Selects the candidates that a prune round keeps. Counts are exact; ties are broken by index.
 
-Scores are magnitudes. A scope says how the count is shared between the layers:
+The prune scope determines how many weights each layer keeps:
 
 - `layer`: every layer keeps the same fraction of its candidates (Mallya & Lazebnik 2018).
-- `global`: one ranking over all layers.
+- `global`: the candidates of all layers are ranked together.
 - `erk`: layer densities after Erdos-Renyi-Kernel (Evci et al. 2020, "Rigging the Lottery", section 3): the density of a
-  layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep more at the same overall fraction.
+  layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep a larger fraction.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,19 +19,19 @@ from tf_packnet.pruning.shares import remaining
 
 
 def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int, key: Key = np.asarray) -> np.ndarray:
-    """Boolean mask of the `count` largest `scores` among the `eligible`; of equal scores the lower index stays.
+    """Return a boolean mask of the `count` largest eligible scores; among equal scores, lower indices are kept.
 
-    Selects, does not sort: see `tf_packnet.pruning.selection`.
+    Runs in linear time, see `tf_packnet.pruning.selection`.
 
     Args:
-        scores: Float array of any shape; higher is more worth keeping.
+        scores: Float array of any shape; larger scores are kept first.
         eligible: Boolean array of the same shape.
-        count: How many to keep, 0 to the number of eligible ones.
-        key: Applied to the scores chunk by chunk, such as `np.abs`: no copy of them all is made.
+        count: Number of scores to keep, 0 to the number of eligible ones.
+        key: Function applied to the scores chunk by chunk, such as `np.abs`, without a copy of the whole array.
 
     Raises:
         ValueError: If `count` is out of range.
-        DivergedError: If an eligible score is not a number.
+        DivergedError: If an eligible score is NaN.
     """
     (mask,) = keep_largest_of([scores], [eligible], count, key)
     return mask
@@ -40,13 +40,13 @@ def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int, key: Key 
 def keep_largest_of(
     scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], count: int, key: Key = np.asarray
 ) -> list[np.ndarray]:
-    """As `keep_largest`, in one ranking over several arrays; of equal scores those of the earlier array stay."""
+    """Like `keep_largest`, for several arrays ranked together; among equal scores, earlier arrays are kept."""
     available = sum(int(np.count_nonzero(mask)) for mask in eligible)
     if not 0 <= count <= available:
-        raise ValueError(f"`count` must lie between 0 and the {available} eligible scores. Received: count={count}")
+        raise ValueError(f"`count` must be between 0 and the {available} eligible scores. Received: count={count}")
     if any_nan(scores, eligible):
         raise DivergedError(
-            "cannot rank weights that are not a number (NaN): the training has diverged. Try a smaller learning rate"
+            "cannot rank the weights, because some are NaN: training has diverged. Try a smaller learning rate"
         )
     if count == 0:
         return [np.zeros(mask.shape, bool) for mask in eligible]
@@ -59,22 +59,23 @@ def keep_largest_of(
 def erk_densities(
     shapes: Sequence[tuple[int, ...]], counts: Sequence[int], density: float, cap: float = 1.0
 ) -> np.ndarray:
-    """Erdos-Renyi-Kernel densities of layers that together keep `density` of their candidates.
+    """Compute Erdos-Renyi-Kernel densities of layers that together keep `density` of their candidates.
 
-    A layer that would exceed `cap` is set to it, and the others share what is then left (RigL's own loop).
+    Layers whose density would exceed `cap` get `cap`; the remaining weights are distributed over the other layers, as
+    in the implementation of RigL.
 
     Args:
         shapes: Kernel shapes.
         counts: Candidates of each layer.
         density: Fraction of all candidates to keep.
-        cap: The highest density a layer may get. A task that takes at most `1 / tasks left` of each layer leaves room
-            for the later ones; RigL, with one task, has 1.
+        cap: Largest density of a layer. `1 / (number of remaining tasks)` leaves free weights in each layer for the
+            later tasks; RigL, which learns one task, uses 1.
 
     Returns:
-        Float array, one density a layer, in [0, 1].
+        Float array with one density per layer, in [0, 1].
     """
     counts = np.asarray(counts, float)
-    if density >= cap:  # no room to favour anyone
+    if density >= cap:  # no layer can get more than the others
         return np.full(len(counts), density)
     raw = np.array([sum(shape) / np.prod(shape, dtype=float) for shape in shapes])
     capped = np.zeros(len(counts), bool)
@@ -96,20 +97,23 @@ def counts_to_keep(
     scope: str,
     erk_cap: float = 1.0,
 ) -> list[int]:
-    """How many weights each layer keeps in a prune round of scope `layer` or `erk`.
+    """Compute how many weights each layer keeps in a prune round with scope `layer` or `erk`.
 
     Args:
         shapes: Kernel shapes.
-        left: Candidates of each layer that are left.
+        left: Remaining candidates of each layer.
         num_candidates: Candidates of each layer when the task began.
-        kept_fraction: Share of `num_candidates` that is left after this round.
+        kept_fraction: Fraction of `num_candidates` that remains after this round.
         scope: `layer` or `erk`.
-        erk_cap: See `erk_densities`.
+        erk_cap: `cap` of `erk_densities`.
+
+    Returns:
+        One count per layer.
     """
     densities = np.full(len(left), kept_fraction)
     if scope == "erk":
         densities = erk_densities(shapes, num_candidates, kept_fraction, erk_cap)
-    # A schedule never asks for more than is left, but a user's own may: nothing that was pruned comes back.
+    # A user's own schedule may ask for more candidates than remain. Pruned weights do not come back.
     return [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
 
 
@@ -122,20 +126,21 @@ def keep_masks(
     erk_cap: float = 1.0,
     key: Key = np.asarray,
 ) -> list[np.ndarray]:
-    """One prune round over all layers: what to keep of the `eligible` weights.
+    """Select the weights that one prune round keeps in each layer.
 
     Args:
-        scores: One array a layer, higher is more worth keeping. They may be made one by one: only `global` holds all.
-        eligible: Boolean arrays of the same shapes: the candidates that are left.
-        num_candidates: Candidates of each layer when the task began (not what is left of them).
-        kept_fraction: Share of `num_candidates` that is left after this round.
+        scores: One array per layer; weights with larger scores are kept first. May be a generator: only `global` needs
+            all arrays in memory at once.
+        eligible: Boolean arrays of the same shapes: the remaining candidates.
+        num_candidates: Candidates of each layer when the task began (not the remaining ones).
+        kept_fraction: Fraction of `num_candidates` that remains after this round.
         scope: `layer`, `global` or `erk`.
-        erk_cap: See `erk_densities`.
-        key: See `keep_largest`.
+        erk_cap: `cap` of `erk_densities`.
+        key: Function applied to the scores, see `keep_largest`.
 
     Returns:
-        One boolean array a layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`;
-        with `global` that holds for the sum; with `erk` it holds for each layer with its own density.
+        One boolean array per layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`
+        weights; with `global` this holds for the sum over the layers; with `erk` each layer has its own density.
 
     Raises:
         ArgumentError: If `scope` is unknown.

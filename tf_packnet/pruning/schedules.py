@@ -1,4 +1,4 @@
-"""Algorithm 2 as a TF-MOT pruning schedule, so that TF-MOT's own schedules drop in beside it."""
+"""Algorithm 2 of the paper as a TF-MOT pruning schedule, so that TF-MOT's own schedules can be used instead."""
 
 from typing import Any
 
@@ -10,19 +10,20 @@ from tf_packnet.pruning.tfmot import PruningSchedule
 
 
 class EqualShare(PruningSchedule):
-    """An equal share of the network for every task, reached in equal rounds on a budget of epochs (Algorithm 2).
+    """Pruning schedule in which every task releases the same fraction of its candidates (Algorithm 2).
 
-    Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. Of the `rounds`
-    prune rounds, one every `epochs / rounds` epochs, each prunes `z = 1 - (1-r)^(1/rounds)` of what is left.
+    Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. There are `rounds`
+    prune rounds, one every `epochs / rounds` epochs. Each prunes `z = 1 - (1-r)^(1/rounds)` of the remaining
+    candidates.
 
-    As for every TF-MOT schedule that `PruneRoundScheduler` follows, a step is one epoch of the `fit`.
+    A step of the schedule is one epoch of the `fit`, as for all TF-MOT schedules used by `PruneRoundScheduler`.
 
     Args:
         final_prune: `p`, the fraction of the prunable weights that is free after all tasks, in (0, 1).
-        num_tasks: `T`, how many tasks share the network.
-        rounds: `N`, prune rounds a task.
-        epochs: `B`, the budget of retraining epochs a task; default the number of epochs of the `fit` that it is used
-            in. With another number than that, the `fit` is refused.
+        num_tasks: `T`, the number of tasks that share the network.
+        rounds: `N`, prune rounds per task.
+        epochs: `B`, retraining epochs per task. Default: the number of epochs of the `fit`. A `fit` with a different
+            number of epochs raises ArgumentError.
 
     Raises:
         ArgumentError: If an argument is out of range, or `rounds` does not divide `epochs`.
@@ -45,41 +46,55 @@ class EqualShare(PruningSchedule):
 
     @property
     def released(self) -> float:
-        """`r`: the share of the free weights that a task gives back."""
+        """`r`: the fraction of its candidates that a task releases."""
         return released_fraction(self.final_prune, self.num_tasks)
 
     @property
     def pruned_per_round(self) -> float:
-        """`z`: the share of the remaining candidates that a round prunes."""
+        """`z`: the fraction of the remaining candidates that a round prunes."""
         return pruned_per_round(self.released, self.rounds)
 
     def kept_fraction(self, prune_round: int) -> float:
-        """`(1-z)^n`: the share of a task's candidates that is left after round `n` (1-based; 0 is before any)."""
+        """Return `(1-z)^n`: the fraction of the candidates that remains after round `n` (1-based)."""
         return (1.0 - self.pruned_per_round) ** prune_round
 
     def largest_share(self, committed_tasks: int) -> float:
-        """The most of a layer's candidates that a task may keep, so that those to come find as much: for `erk`."""
+        """Return the largest fraction of a layer's candidates that a task may keep with prune scope `erk`.
+
+        It leaves as many weights in the layer for each of the later tasks.
+
+        Args:
+            committed_tasks: Number of tasks committed so far.
+        """
         return 1.0 / max(1, self.num_tasks - committed_tasks)
 
     def for_epochs(self, epochs: int) -> "EqualShare":
-        """This schedule on a budget of `epochs`."""
+        """Return a copy of this schedule with a budget of `epochs`."""
         return type(self)(**{**self.get_config(), "epochs": epochs})
 
     def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Whether a round falls on epoch `step` (0-based), and the sparsity reached by then: TF-MOT's interface."""
+        """Implement TF-MOT's interface.
+
+        Args:
+            step: Epoch (0-based).
+
+        Returns:
+            Whether a round takes place at the start of this epoch (`bool` scalar), and the sparsity after it
+            (`float64` scalar).
+        """
         step = int(step)
         done = min(step // self._spacing + 1, self.rounds)
         return tf.constant(self.round_at(step) is not None), tf.constant(1.0 - self.kept_fraction(done), tf.float64)
 
     def round_at(self, epoch: int) -> int | None:
-        """Number of the round (1-based) at the start of `epoch` (0-based), or None."""
+        """Return the number of the round (1-based) at the start of `epoch` (0-based), or None."""
         prune_round, rest = divmod(epoch, self._spacing)
         return prune_round + 1 if rest == 0 and prune_round < self.rounds else None
 
     @property
     def _spacing(self) -> int:
         if self.epochs is None:
-            raise ValueError("EqualShare has no budget yet: pass `epochs`, or give it to PruneRoundScheduler")
+            raise ValueError("EqualShare has no number of epochs: pass `epochs`, or use it in PruneRoundScheduler")
         return self.epochs // self.rounds
 
     def get_config(self) -> dict[str, Any]:
@@ -92,14 +107,16 @@ class EqualShare(PruningSchedule):
 
 
 class GrowingShare(EqualShare):
-    """One mask for all tasks, which grows to what PackNet would have used after `task` of them.
+    """Pruning schedule for one mask shared by all tasks, which grows with each task.
+
+    After task `task` the mask has as many weights as the first `task` tasks of PackNet have together.
 
     Args:
         final_prune: As for `EqualShare`.
         num_tasks: As for `EqualShare`.
         rounds: As for `EqualShare`.
         epochs: As for `EqualShare`.
-        task: Number (1-based) of the task that is being learned.
+        task: Number (1-based) of the open task.
     """
 
     def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None, task: int = 1):
@@ -109,12 +126,12 @@ class GrowingShare(EqualShare):
         self.task = task
 
     def kept_fraction(self, prune_round: int) -> float:
-        """Share of all weights that is left after round `n`: the old mask, and what a task of PackNet's has left."""
+        """Return the fraction of all weights in the mask after round `n`: the old mask and the new task's weights."""
         used = 1.0 - self.released ** (self.task - 1)
         return used + (1.0 - used) * super().kept_fraction(prune_round)
 
     def largest_share(self, committed_tasks: int) -> float:
-        """No limit: what one task takes serves all."""
+        """Return 1: all tasks share the mask, so no weights are left for later tasks."""
         return 1.0
 
     def get_config(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Exact selection in linear time and little memory: the n-th largest of many millions of scores, without a sort.
+"""Exact selection of the n-th largest of millions of scores, in linear time, with little memory, without sorting.
 
-Floyd and Rivest's idea ("Expected time bounds for selection", 1975): a sample says between which two values the wanted
-one must lie, one pass counts what is above them and collects the little in between, and only that is partitioned. All
-passes go chunk by chunk, so that nothing as large as the scores is ever made.
+After Floyd and Rivest, "Expected time bounds for selection" (1975): a random sample gives two bounds around the wanted
+value; one pass counts the scores above the bounds and collects those between them; only these are partitioned. All
+passes work on chunks, so that no temporary array is as large as the scores.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ import numpy as np
 
 CHUNK = 2**20
 SAMPLE = 2**16
-# Standard deviations of the sampled rank between the guess and either bound: 1 miss in 10^9 on random data. A miss
-# costs time, never exactness.
+# Distance of each bound from the expected rank in the sample, in standard deviations. The wanted value lies outside the
+# bounds once in 10^9 calls on random data; it is then found by a slower exact pass.
 _MARGIN = 6.0
 
 Arrays = Sequence[np.ndarray]
@@ -20,30 +20,30 @@ Key = Callable[[np.ndarray], np.ndarray]
 
 
 def nth_largest(scores: Arrays, eligible: Arrays, count: int, key: Key = np.asarray) -> tuple[float, int]:
-    """The `count`-th largest of the eligible scores, over all arrays together.
+    """Find the `count`-th largest of the eligible scores over all arrays.
 
     Args:
         scores: Float arrays without NaN where eligible.
         eligible: Boolean arrays of the same shapes.
         count: 1 to the number of eligible scores.
-        key: Applied to every chunk of scores before it is looked at, such as `np.abs`.
+        key: Function applied to every chunk of scores before comparison, such as `np.abs`.
 
     Returns:
-        The value, and how many eligible scores are larger than it (fewer than `count`).
+        The value, and the number of eligible scores that are larger than it (less than `count`).
     """
     low, high = _bounds(scores, eligible, count, key)
     above, between = _split(scores, eligible, low, high, key)
-    if not above < count <= above + between.size:  # the sample misled
+    if not above < count <= above + between.size:  # the wanted value is outside the bounds
         above, between = _split(scores, eligible, -np.inf, np.inf, key)
-    place = between.size - (count - above)
-    threshold = np.partition(between, place)[place]
+    index = between.size - (count - above)
+    threshold = np.partition(between, index)[index]
     return threshold, above + int(np.count_nonzero(between > threshold))
 
 
 def above_threshold(
     scores: Arrays, eligible: Arrays, threshold: float, ties: int, key: Key = np.asarray
 ) -> list[np.ndarray]:
-    """Masks of the eligible scores above `threshold`, and of the first `ties` that equal it."""
+    """Return masks of the eligible scores above `threshold` and of the first `ties` scores that equal it."""
     masks = [np.zeros(mask.shape, bool) for mask in eligible]
     for (values, chosen), (mask,) in zip(_chunks(scores, eligible), _chunks(masks), strict=True):
         values = key(values)
@@ -57,22 +57,22 @@ def above_threshold(
 
 
 def any_nan(scores: Arrays, eligible: Arrays) -> bool:
-    """Whether an eligible score is not a number."""
-    # A sum is NaN if a term is, or if both infinities are in it: only then a closer look is needed.
+    """Return whether an eligible score is NaN."""
+    # A sum is NaN if a term is NaN, or if it contains both infinities: only such chunks are searched.
     with np.errstate(invalid="ignore", over="ignore"):
         suspects = [(values, chosen) for values, chosen in _chunks(scores, eligible) if np.isnan(np.sum(values))]
     return any(bool(np.isnan(values[chosen]).any()) for values, chosen in suspects)
 
 
 def _bounds(scores: Arrays, eligible: Arrays, count: int, key: Key) -> tuple[float, float]:
-    """Two values between which the wanted one lies, very probably."""
+    """Return two values between which the `count`-th largest score very probably lies."""
     total = sum(mask.size for mask in eligible)
     stride = max(1, total // SAMPLE)
     parts = [(s.reshape(-1)[::stride], e.reshape(-1)[::stride]) for s, e in zip(scores, eligible, strict=True)]
     sample = np.sort(np.concatenate([key(values[chosen]) for values, chosen in parts]))[::-1]
     eligible_count = sum(int(np.count_nonzero(mask)) for mask in eligible)
-    share = count / eligible_count
-    rank, spread = share * sample.size, _MARGIN * np.sqrt(share * (1 - share) * sample.size) + 1
+    fraction = count / eligible_count
+    rank, spread = fraction * sample.size, _MARGIN * np.sqrt(fraction * (1 - fraction) * sample.size) + 1
     first, last = int(rank - spread), int(np.ceil(rank + spread))
     return (
         sample[last] if last < sample.size else -np.inf,
@@ -81,7 +81,7 @@ def _bounds(scores: Arrays, eligible: Arrays, count: int, key: Key) -> tuple[flo
 
 
 def _split(scores: Arrays, eligible: Arrays, low: float, high: float, key: Key) -> tuple[int, np.ndarray]:
-    """How many eligible scores are above `high`, and those from `low` to `high`."""
+    """Return the number of eligible scores above `high`, and the scores from `low` to `high`."""
     above, between = 0, []
     for values, chosen in _chunks(scores, eligible):
         values = key(values)
@@ -96,7 +96,7 @@ def _split(scores: Arrays, eligible: Arrays, low: float, high: float, key: Key) 
 
 
 def _chunks(*groups: Arrays) -> Iterator[tuple[np.ndarray, ...]]:
-    """Corresponding pieces of corresponding arrays, flat, as views."""
+    """Yield corresponding flat chunks of corresponding arrays, as views."""
     for arrays in zip(*groups, strict=True):
         flat = [array.reshape(-1) for array in arrays]
         for start in range(0, flat[0].size, CHUNK):

@@ -1,7 +1,7 @@
-"""The one place that imports TensorFlow Model Optimization.
+"""Imports `PruningSchedule` from TensorFlow Model Optimization (TF-MOT). No other module imports TF-MOT.
 
-Its import sets `TF_USE_LEGACY_KERAS=1`, which would turn `tf.keras` into Keras 2 for whoever touches it later, and for
-child processes. Resolving `tf.keras` first and putting the variable back leaves the process as it was.
+Importing TF-MOT sets `TF_USE_LEGACY_KERAS=1`, which turns `tf.keras` into Keras 2 for later code and for child
+processes. This module therefore resolves `tf.keras` first, and restores the variable after the import.
 """
 
 import os
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 _VARIABLE = "TF_USE_LEGACY_KERAS"
 _before = os.environ.get(_VARIABLE)
-_ = tf.keras.__name__  # resolve the lazy module before the variable changes its meaning
+_ = tf.keras.__name__  # resolves the lazy module before the variable changes
 try:
     from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule import PruningSchedule
 finally:

@@ -44,7 +44,7 @@ class Run:
         results = Results(config)
         with results.timed("load"):
             stream = load_stream(config)
-        setup.check_room(config, stream)
+        setup.check_can_begin(config, stream)
         choice = {
             "xla": xla,
             "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",

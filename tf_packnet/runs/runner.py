@@ -16,6 +16,7 @@ from tf_packnet.export import export_report, export_task
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.info import info_of
 from tf_packnet.packfile.saving import save_pack
+from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import TRAIN
 from tf_packnet.reporting import progress, tensorboard
 from tf_packnet.runs import corruption, output
@@ -92,7 +93,7 @@ def chosen(choice: dict[str, Any]) -> str:
 def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
     """Writes down everything that `task` added: results, owner maps, pack, SavedModel, TensorBoard."""
     results = this.results
-    maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
+    maps = {path: owner * ownership.visible(owner, task.number) for path, owner in approach.owner_maps().items()}
     save_owner_maps(paths.owner_maps(task.number), maps)
     approach.reset_for_saving()
     save_keras(approach.packed, paths.pack)

@@ -118,7 +118,7 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
     return pack(model, config.head, config.bias_policy, config.freed_weights, config.seed)
 
 
-def check_room(config: Config, stream: TaskStream) -> None:
+def check_can_begin(config: Config, stream: TaskStream) -> None:
     """Raises ArgumentError if PackNet's network has no room for all tasks of `stream`."""
     if config.approach == "packnet":
         network = build_model(config, stream)

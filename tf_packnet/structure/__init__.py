@@ -1,1 +1,1 @@
-"""What a model is made of: the places of its layers, what each becomes in a pack, where its outputs come from."""
+"""Structure of Keras models: paths of layers, copies, checks before packing, roles of layers, heads, other state."""

@@ -1,4 +1,4 @@
-"""Any Keras model as a graph of layers from inputs to outputs, and the layers that its outputs come from."""
+"""Converts any Keras model to a graph of layers, and copies layers, graphs and their weights."""
 
 import tempfile
 from typing import Any
@@ -7,48 +7,56 @@ import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError, first_line
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
 from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
-from tf_packnet.system.keras_internals import Functional
+from tf_packnet.system.keras_internals import (
+    Functional,
+    all_layers,
+    build_shapes,
+    graph_ends,
+    own_variables,
+    sublayers,
+)
 
 
 def as_graph(model: Any, inputs: Any = None) -> keras.Model:
-    """The model as a Sequential or functional one: itself, or a graph with the subclassed model as its only layer.
+    """Return a Sequential or functional model unchanged; wrap a subclassed model in a graph as its only layer.
 
     Args:
         model: A built Keras model.
-        inputs: What a subclassed model is called with; default `float32` tensors of the shapes it was built for.
+        inputs: Symbolic inputs for a subclassed model. Default: `float32` tensors of the shapes it was built for.
 
     Raises:
-        ArgumentError: If it is no Keras model, was not built, or cannot be called with these inputs.
+        ArgumentError: If `model` is no Keras model, was not built, or cannot be called with these inputs.
     """
     if not isinstance(model, keras.Model):
         raise ArgumentError("model", "a Keras model", model)
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, (Functional, keras.Sequential)) and is_subclassed(type(layer)):
-            expected = f"models with a graph of layers or a `call` of their own; {layer.name!r} has both"
+            expected = f"models with either a graph of layers or their own `call`; {layer.name!r} has both"
             raise ArgumentError("model", expected, type(layer).__name__)
-    if places.is_graph(model):
+    if layer_paths.is_graph(model):
         return model
     if inputs is None:
-        inputs = _inputs_it_was_built_for(model)
+        inputs = _build_inputs(model)
     try:
         outputs = model(inputs)
-    except Exception as error:  # whatever the model's own code raises
-        expected = f"what model {model.name!r} can be called with ({first_line(error)})"
+    except Exception as error:  # raised by the model's own code
+        expected = f"inputs with which model {model.name!r} can be called ({first_line(error)})"
         raise ArgumentError("inputs", expected, inputs) from error
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def _inputs_it_was_built_for(model: keras.Model) -> Any:
-    shapes = list((model._build_shapes_dict or {}).values())
+def _build_inputs(model: keras.Model) -> Any:
+    """Return symbolic inputs of the shapes that a subclassed model was built for."""
+    shapes = build_shapes(model)
     if not model.built or len(shapes) != 1 or shapes[0] is None:
         expected = "a Sequential model with an Input, a functional model, or a subclassed model that was called"
-        raise ArgumentError("model", expected + " (or give pack inputs=keras.Input(...))", model.name)
-    if any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers()):
-        expected = f"given, such as keras.Input({tuple(shapes[0][1:])}, dtype='int32'): the model has an Embedding"
+        raise ArgumentError("model", expected + " (or pass inputs=keras.Input(...) to pack)", model.name)
+    if any(isinstance(layer, keras.layers.Embedding) for layer in all_layers(model)):
+        expected = f"keras.Input({tuple(shapes[0][1:])}, dtype='int32') or similar, because the model has an Embedding"
         raise ArgumentError("inputs", expected, None)
     return _map_shapes(lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes[0])
 
@@ -61,143 +69,141 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
     return [_map_shapes(function, shape) for shape in shapes]
 
 
-def ends(model: keras.Model) -> tuple[Any, Any]:
-    """The inputs and outputs of a graph, in the structure that they were given in."""
-    if isinstance(model, keras.Sequential) and not hasattr(model, "_inputs_struct"):
-        return model.inputs, model.outputs
-    return model._inputs_struct, model._outputs_struct
-
-
 def graph_layers(model: keras.Layer) -> list[keras.Layer]:
-    """The layers of a model, itself first; of a graph those on the way to its outputs, no others that it holds."""
-    if places.is_graph(model):
-        return [model, *keras.Model(*ends(model), name=model.name)._flatten_layers(include_self=False)]
-    return model._flatten_layers()
+    """Return `model` and all layers inside it; of a graph only the layers between its inputs and outputs."""
+    if layer_paths.is_graph(model):
+        graph = keras.Model(*graph_ends(model), name=model.name)
+        return [model, *all_layers(graph, include_self=False)]
+    return all_layers(model)
 
 
 class Copies:
-    """The layers of a model made anew from their configs, one by one.
+    """Copies of the layers of a model, each created from the config of the layer.
 
     Attributes:
-        refusals: The layers that cannot be made anew.
+        refusals: The layers that cannot be created from their configs.
     """
 
     def __init__(self, graph: keras.Model):
         self.refusals: list[Refusal] = []
-        self._made: dict[int, Any] = {}
-        self._make(graph, "", places.places(graph))
+        self._copies: dict[int, Any] = {}
+        self._copy_layers(graph, "", layer_paths.paths_by_id(graph))
 
-    def _make(self, graph: keras.Model, prefix: str, where: dict[int, str]) -> None:
+    def _copy_layers(self, graph: keras.Model, prefix: str, path_of: dict[int, str]) -> None:
         for layer in graph.operations if hasattr(graph, "operations") else graph.layers:
-            if id(layer) in self._made or isinstance(layer, keras.layers.InputLayer):
+            if id(layer) in self._copies or isinstance(layer, keras.layers.InputLayer):
                 continue
-            # Operations such as `x + y` hold nothing; Lambdas neither, and Keras makes no function anew.
-            self._made[id(layer)] = layer
+            # Shared with the copy: operations such as `x + y`, which have no state; Lambda layers, whose functions
+            # Keras cannot copy.
+            self._copies[id(layer)] = layer
             if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
                 continue
-            if places.is_graph(layer):
-                self._make(layer, f"{prefix}{layer.name}/", where)
+            if layer_paths.is_graph(layer):
+                self._copy_layers(layer, f"{prefix}{layer.name}/", path_of)
                 continue
-            new, reason = _anew(layer)
+            new, reason = _from_config(layer)
             if reason is None:
-                self._made[id(layer)] = new
+                self._copies[id(layer)] = new
             else:
-                self.refusals.append(Refusal(where.get(id(layer), prefix + layer.name), layer, reason))
+                self.refusals.append(Refusal(path_of.get(id(layer), prefix + layer.name), layer, reason))
 
-    def joined(self, graph: keras.Model) -> keras.Model:
-        """The copies, joined as the layers of `graph` are.
+    def connected(self, graph: keras.Model) -> keras.Model:
+        """Return the copies, connected like the layers of `graph`.
 
         Raises:
-            ArgumentError: If a layer cannot be made anew, or its copy cannot be called.
+            ArgumentError: If a layer cannot be created from its config, or its copy cannot be called.
         """
         if self.refusals:
             raise refused(self.refusals, graph.name)
         try:
-            return keras.models.clone_model(graph, clone_function=self._copy)
-        except Exception as error:  # whatever the code of a layer raises
-            expected = f"a model whose layers, made anew from their get_config(), can be called ({quoted(error, 0)})"
+            return keras.models.clone_model(graph, clone_function=self._copy_of)
+        except Exception as error:  # raised by the code of a layer
+            expected = f"layers that can be called after from_config(get_config()) ({quoted(error, 0)})"
             raise ArgumentError("model", expected, graph.name) from error
 
-    def _copy(self, layer: Any) -> Any:
-        if places.is_graph(layer) and self._made[id(layer)] is layer:
-            self._made[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy)
-        return self._made[id(layer)]
+    def _copy_of(self, layer: Any) -> Any:
+        if layer_paths.is_graph(layer) and self._copies[id(layer)] is layer:
+            self._copies[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy_of)
+        return self._copies[id(layer)]
 
 
-def copied(graph: keras.Model) -> keras.Model:
-    """The same graph of layers of the same kinds, with weights of their own.
-
-    Raises:
-        ArgumentError: If layers cannot be made anew from their configs; the message names them.
-    """
-    return Copies(graph).joined(graph)
-
-
-def copied_layer(layer: keras.Layer) -> keras.Layer:
-    """The same for any layer, a model or not; it may not be built.
+def copy_graph(graph: keras.Model) -> keras.Model:
+    """Copy a Sequential or functional model, with new weights.
 
     Raises:
-        ArgumentError: If it cannot be made anew from its config.
+        ArgumentError: If layers cannot be created from their configs; the message names them.
     """
-    if places.is_graph(layer):
-        return copied(layer)
-    new, reason = _anew(layer)
+    return Copies(graph).connected(graph)
+
+
+def copy_layer(layer: keras.Layer) -> keras.Layer:
+    """Copy any layer or model, with new weights; the copy may be unbuilt.
+
+    Raises:
+        ArgumentError: If it cannot be created from its config.
+    """
+    if layer_paths.is_graph(layer):
+        return copy_graph(layer)
+    new, reason = _from_config(layer)
     if reason is not None:
         raise refused([Refusal(layer.name, layer, reason)], layer.name)
     return new
 
 
-def build_left_out(source: keras.Model, target: keras.Model) -> list[list[Any]]:
-    """Builds the layers of `target` that no call does, as those of `source` are; returns what `build_again` needs."""
-    there = places.by_place(target)
-    found = [
-        [place, layer.get_build_config()]
-        for place, layer in places.by_place(source).items()
-        if isinstance(layer, keras.Layer) and layer.built and place in there and not there[place].built
+def build_uncalled(source: keras.Model, target: keras.Model) -> list[list[Any]]:
+    """Build the layers of `target` that no call has built, like those of `source`.
+
+    Returns:
+        Path and build config of these layers, for `build_layers`.
+    """
+    targets = layer_paths.layers_by_path(target)
+    build_configs = [
+        [path, layer.get_build_config()]
+        for path, layer in layer_paths.layers_by_path(source).items()
+        if isinstance(layer, keras.Layer) and layer.built and path in targets and not targets[path].built
     ]
-    build_again(target, found)
-    return found
+    build_layers(target, build_configs)
+    return build_configs
 
 
-def build_again(model: keras.Model, left_out: list[list[Any]]) -> None:
-    """Builds layers that `build_left_out` has found in another model of the same layers."""
-    there = places.by_place(model)
-    for place, config in left_out:
-        if place in there and not there[place].built and config:
-            there[place].build_from_config(config)
+def build_layers(model: keras.Model, build_configs: list[list[Any]]) -> None:
+    """Build the unbuilt layers of `model` from the result of `build_uncalled`."""
+    layers = layer_paths.layers_by_path(model)
+    for path, config in build_configs:
+        if path in layers and not layers[path].built and config:
+            layers[path].build_from_config(config)
 
 
-def _anew(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
-    """The layer made from its config, or what is wrong with it."""
+def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
+    """Create a copy of `layer` from its config; return the copy, or the reason of a `Refusal`."""
     kind = type(layer).__name__
     try:
         config = layer.get_config()
-    except Exception as error:  # whatever the layer's own code raises
-        return None, f"whose get_config() fails, so that it cannot be made anew: {quoted(error, 0)}"
-    named = "name" in config
+    except Exception as error:  # raised by the layer's own code
+        return None, f"whose get_config() fails, so that it cannot be copied: {quoted(error, 0)}"
+    has_name = "name" in config
     try:
         new = type(layer).from_config(config)
-    except Exception as error:  # whatever the layer's own code raises
-        advice = (
-            f": let {kind}.__init__ take **kwargs and hand them to super().__init__, and get_config() return the rest"
-        )
-        of_arguments = isinstance(error, TypeError)
-        return None, f"that cannot be made anew from its get_config() ({quoted(error)}){advice if of_arguments else ''}"
+    except Exception as error:  # raised by the layer's own code
+        reason = f"that cannot be created from its get_config() ({quoted(error)})"
+        if isinstance(error, TypeError):
+            reason += f": {kind}.__init__ must pass **kwargs to super().__init__, and get_config() return all arguments"
+        return None, reason
     if type(new) is not type(layer):
-        return None, f"whose from_config() makes a {type(new).__name__}"
-    # Without a name in the config the two may be alike by chance.
-    if new.name == layer.name and (named or type(layer).from_config(layer.get_config()).name == layer.name):
+        return None, f"whose from_config() creates a {type(new).__name__}"
+    # Without a name in the config, the names may be equal by chance: check with a second copy.
+    if new.name == layer.name and (has_name or type(layer).from_config(layer.get_config()).name == layer.name):
         return new, None
-    if not named:
+    if not has_name:
         return None, (
-            f"whose get_config() gives no name, so that it is another one when it is made anew: let {kind}.__init__ "
-            "take `**kwargs` (Keras looks for this word) and hand them to super().__init__"
+            f"whose get_config() has no name, so that its copy gets a different one: {kind}.__init__ must take "
+            "`**kwargs` (Keras looks for this parameter name) and pass them to super().__init__"
         )
-    return None, f"that is called {new.name!r} when it is made anew: let {kind} hand its name to super().__init__"
+    return None, f"whose copy is named {new.name!r}: {kind}.__init__ must pass its name to super().__init__"
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
-    """Gives `target` what `source` holds itself, its own layers left out: weights, statistics, vocabularies.
+    """Copy the layer's own weights, statistics and vocabularies, but not those of its inner layers.
 
     Args:
         source: A built layer.
@@ -207,17 +213,16 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for name, variable in tensor_variables(source):
         if name in tensors:
             tensors[name].assign(variable)
-    ours, theirs = (layer._trainable_variables + layer._non_trainable_variables for layer in (source, target))
     if type(source) is not type(target):
-        own = {variable.name: variable for variable in theirs}
-        for variable in ours:
-            own[variable.name].assign(variable)
+        target_variables = {variable.name: variable for variable in own_variables(target)}
+        for variable in own_variables(source):
+            target_variables[variable.name].assign(variable)
         return
-    if source._layers:
-        for variable, own in zip(ours, theirs, strict=True):
-            own.assign(variable)
+    if sublayers(source):
+        for variable, target_variable in zip(own_variables(source), own_variables(target), strict=True):
+            target_variable.assign(variable)
         return
-    # As saving does: some layers compute more from it, such as Normalization.
+    # Like saving and loading, because some layers, such as Normalization, compute other values from their variables.
     store: dict[str, Any] = {}
     source.save_own_variables(store)
     if store:

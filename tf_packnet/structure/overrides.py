@@ -1,4 +1,4 @@
-"""Which methods of Keras's a user's model class replaces, and which attributes a user's model has."""
+"""Inspects a user's model class: which methods of Keras it overrides, and which attributes its models have."""
 
 import functools
 import inspect
@@ -7,74 +7,76 @@ from typing import Any
 
 import keras
 
-# What Keras adds to a model after `compile`, in `fit` and `evaluate`.
-_LATER = {"history", "_eval_epoch_iterator", "_eval_data_handler", "distribute_reduction_method"}
+# Attributes that Keras adds to a model in `fit` and `evaluate`.
+_SET_IN_FIT = {"history", "_eval_epoch_iterator", "_eval_data_handler", "distribute_reduction_method"}
 _LIBRARIES = ("keras", "tensorflow", "tf_packnet", "builtins")
 
 
 def own_class(model: keras.Model) -> type[keras.Model] | None:
-    """The class of `model`, if it replaces what Keras does in training, evaluation and prediction; otherwise None.
+    """Return the class of `model` if a pack must inherit from it; otherwise None.
 
-    A subclassed model whose `call` takes further arguments counts too: a plain functional model would not take them.
+    This is the case if the class overrides methods that Keras uses in training, evaluation and prediction, or if it is
+    a subclassed model whose `call` has additional arguments.
     """
     cls = type(model)
-    replaces = any(name in vars(each) for each in cls.__mro__ if _is_users(each) for name in trainer_methods())
-    return cls if replaces or (is_subclassed(cls) and further_arguments(cls)) else None
+    user_classes = [each for each in cls.__mro__ if _is_user_class(each)]
+    overrides = any(name in vars(each) for each in user_classes for name in trainer_methods())
+    return cls if overrides or (is_subclassed(cls) and additional_arguments(cls)) else None
 
 
 @functools.cache
 def trainer_methods() -> frozenset[str]:
-    """Names of what a model class may replace: `train_step`, `compute_loss`, `metrics`, `compile` and so on."""
+    """Return the names that a model class may override: `train_step`, `compute_loss`, `metrics`, `compile` etc."""
     trainers = [cls for cls in keras.Model.__mro__ if cls.__name__.endswith("Trainer")]
     return frozenset({name for cls in trainers for name in vars(cls) if not name.startswith("__")} | {"add_loss"})
 
 
 def is_subclassed(cls: type[keras.Model]) -> bool:
-    """Whether models of this class compute with a `call` of their own, not as Keras's graphs of layers do."""
+    """Return whether models of this class have their own `call`, rather than a graph of layers."""
     return not cls.call.__module__.startswith(("keras.", "tf_packnet."))
 
 
-def further_arguments(cls: type[keras.Model]) -> list[str]:
-    """The arguments of `call` but for the first one, `training` and `mask`."""
+def additional_arguments(cls: type[keras.Model]) -> list[str]:
+    """Return the arguments of `call` except the first one, `training` and `mask`."""
     names = list(inspect.signature(cls.call).parameters)[2:]
     return [name for name in names if name not in ("training", "mask")]
 
 
-def replaced(model: keras.Model, *names: str) -> bool:
-    """Whether the user's class replaces one of these methods of Keras's in `model`, a pack or not."""
-    first = (_first(type(model), name) for name in names)
-    return any(cls is not None and _is_users(cls) for cls in first)
+def is_overridden(model: keras.Model, *names: str) -> bool:
+    """Return whether a user's class overrides one of these methods in `model`, which may be a pack."""
+    defining_classes = (_defining_class(type(model), name) for name in names)
+    return any(cls is not None and _is_user_class(cls) for cls in defining_classes)
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether `function` takes an argument of this name."""
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Return whether `function` has a parameter with this name, or `**kwargs`."""
     parameters = inspect.signature(function).parameters.values()
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def _first(cls: type, name: str) -> type | None:
-    """The first class that has `name`, those of this library left out."""
-    ours = (each for each in cls.__mro__ if each.__module__.partition(".")[0] != "tf_packnet")
-    return next((each for each in ours if name in vars(each)), None)
+def _defining_class(cls: type, name: str) -> type | None:
+    """Return the first class in the MRO that defines `name`, ignoring classes of this library."""
+    others = (each for each in cls.__mro__ if each.__module__.partition(".")[0] != "tf_packnet")
+    return next((each for each in others if name in vars(each)), None)
 
 
-def _is_users(cls: type) -> bool:
+def _is_user_class(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def attributes(model: keras.Model) -> dict[str, Any]:
-    """The attributes of a user's model that neither Keras nor TensorFlow set."""
-    return {name: value for name, value in vars(model).items() if name not in _of_keras()}
+    """Return the attributes of a model that neither Keras nor TensorFlow has set."""
+    return {name: value for name, value in vars(model).items() if name not in _keras_attributes()}
 
 
-def has(model: keras.Model, name: str) -> bool:
-    """Whether `name` is one of the `attributes` of a user's model."""
-    return name in vars(model) and name not in _of_keras()
+def has_attribute(model: keras.Model, name: str) -> bool:
+    """Return whether `name` is one of the `attributes` of `model`."""
+    return name in vars(model) and name not in _keras_attributes()
 
 
 @functools.cache
-def _of_keras() -> frozenset[str]:
-    """Names of the attributes that Keras's own models have, those of TensorFlow included."""
+def _keras_attributes() -> frozenset[str]:
+    """Return the names of all attributes of Keras's own models, including those set by TensorFlow."""
     inputs = keras.Input((1,), name="x")
     outputs = keras.layers.Activation("linear", name="y", dtype="float32")(inputs)
     models = [
@@ -83,4 +85,4 @@ def _of_keras() -> frozenset[str]:
     ]
     for model in models:
         model.compile(keras.optimizers.SGD(name="sgd"), "mse", metrics=["mse"], run_eagerly=True)
-    return frozenset(_LATER.union(*map(vars, models)))
+    return frozenset(_SET_IN_FIT.union(*map(vars, models)))

@@ -1,4 +1,4 @@
-"""Why a model cannot be packed: every layer that stands in the way, each with its place, its class and the reason."""
+"""Checks of the layers of a model before packing: a `Refusal` is a layer that cannot be packed, with the reason."""
 
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -7,31 +7,32 @@ from typing import Any, NamedTuple
 import keras
 
 from tf_packnet.errors import ArgumentError, one_line
-from tf_packnet.structure import places
+from tf_packnet.structure import layer_paths
+from tf_packnet.system.keras_internals import own_variables, seed_generators
 
-# What is quoted of an error that somebody's code raised.
-_QUOTED = 300
+# Most characters quoted of an error that a user's code raised.
+_MOST_QUOTED = 300
 
 
 class Refusal(NamedTuple):
     """One layer that cannot be packed.
 
     Attributes:
-        place: Where it stands.
+        path: Path of the layer.
         layer: The layer.
-        reason: What is wrong with it, in words that follow its class: `with ...`, `that ...`.
+        reason: A phrase that follows the class name in the message: `with ...`, `that ...`, `whose ...`.
     """
 
-    place: str
+    path: str
     layer: keras.Layer
     reason: str
 
     def __str__(self) -> str:
-        return f"Layer {self.place!r} is a {type(self.layer).__name__} {self.reason}"
+        return f"Layer {self.path!r} is a {type(self.layer).__name__} {self.reason}"
 
 
 def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
-    """One error about all layers of the model `name` that cannot be packed, a line for each if there are several."""
+    """Return one error about all layers of model `name` that cannot be packed, with one line per layer."""
     if len(refusals) == 1:
         return ArgumentError("model", f"layers that can be packed. {refusals[0]}", name)
     lines = "".join(f"\n  {refusal}" for refusal in refusals)
@@ -39,48 +40,50 @@ def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
 
 
 def quoted(error: Exception, paragraph: int = -1) -> str:
-    """One paragraph of an error that somebody's code raised, on one line."""
+    """Return one paragraph of an error that a user's code raised, on one line."""
     text = re.split(r"\n\s*\n", str(error).strip())[paragraph] or type(error).__name__
-    return one_line(re.sub(r"^(Exception|Error) encountered[^:]*: ", "", text), _QUOTED)
+    return one_line(re.sub(r"^(Exception|Error) encountered[^:]*: ", "", text), _MOST_QUOTED)
 
 
-def of_layers(model: keras.Model) -> list[Refusal]:
-    """The layers that cannot be packed whatever becomes of them: excluded ones, and those inside, are no exception."""
-    found = []
-    for place, layer in by_place(model).items():
-        hiding = places.hides_layers(layer)
-        if hiding is not None:
-            reasons = [f"with an attribute {hiding!r}, where Keras keeps a list of its own: call it something else"]
+def unsupported_layers(model: keras.Model) -> list[Refusal]:
+    """Return the layers that cannot be in a pack at all, not even as excluded layers."""
+    refusals = []
+    for path, layer in layers_by_path(model).items():
+        overwritten = layer_paths.overwritten_keras_list(layer)
+        if overwritten is not None:
+            reasons = [f"with an attribute {overwritten!r}, which Keras uses for its own list: rename it"]
         else:
             reasons = [*_quantized(layer), *_lost(layer)]
-        found += [Refusal(place, layer, reason) for reason in reasons]
-    return found
+        refusals += [Refusal(path, layer, reason) for reason in reasons]
+    return refusals
 
 
-def by_place(model: keras.Model) -> dict[str, keras.Layer]:
-    """Every layer below `model` by its place, operations such as `x + y` left out."""
-    return {place: layer for place, layer in places.by_place(model).items() if isinstance(layer, keras.Layer)}
+def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
+    """Return every layer inside `model` by its path, without operations such as `x + y`."""
+    return {path: layer for path, layer in layer_paths.layers_by_path(model).items() if isinstance(layer, keras.Layer)}
 
 
 def _quantized(layer: keras.Layer) -> list[str]:
+    """Return why a quantized layer, or one with LoRA, cannot be packed."""
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None:
-        return [f"that is quantized ({mode}): pack the model first, then export a task and quantize that"]
+        return [f"that is quantized ({mode}): pack the model first, then quantize the model of an exported task"]
     if getattr(layer, "lora_enabled", False):
-        return [f"with LoRA enabled (rank {layer.lora_rank}): pack the model without it"]
+        return [f"with LoRA enabled (rank {layer.lora_rank}): disable LoRA before packing"]
     return []
 
 
 def _lost(layer: keras.Layer) -> list[str]:
-    out_of_reach, unsaved = (
-        [inner for inner in inners if inner.weights] for inners in (places.out_of_reach(layer), places.unsaved(layer))
-    )
-    if out_of_reach:
-        return [f"that holds {_named(out_of_reach)} in no attribute, list, tuple or dict: hold them in one of these"]
+    """Return why a layer cannot be packed if it holds layers that cannot be replaced or are not saved."""
+    unreachable = [inner for inner in layer_paths.unreachable_layers(layer) if inner.weights]
+    if unreachable:
+        names = _named(unreachable)
+        return [f"that holds {names} outside its attributes, lists, tuples and dicts: hold them in one of these"]
+    unsaved = [inner for inner in layer_paths.unsaved_layers(layer) if inner.weights]
     if unsaved:
         return [
-            f"that holds {_named(unsaved)} where Keras saves nothing: hold them in an attribute that does not begin "
-            "with `__` and has no name of Keras's own, or straight in a list, tuple or dict there"
+            f"that holds {_named(unsaved)} in an attribute that Keras does not save: use an attribute that neither "
+            "begins with `__` nor has the name of one of Keras's, or a list, tuple or dict in such an attribute"
         ]
     return []
 
@@ -89,41 +92,43 @@ def _named(layers: list[keras.Layer]) -> str:
     return ", ".join(f"{layer.name!r} (a {type(layer).__name__})" for layer in layers)
 
 
-def owners(model: keras.Model) -> dict[int, tuple[str, keras.Layer]]:
-    """Which layer below `model` a variable belongs to, by the variable's `id`; the layer with its place.
+def variable_owners(model: keras.Model) -> dict[int, tuple[str, keras.Layer]]:
+    """Return the layer inside `model` that each variable belongs to, with its path, by the variable's `id`.
 
-    Keras lists a variable with every layer that kept it in an attribute before it was built. It belongs to the one
-    whose path it has, or else to the innermost one.
+    Keras tracks a variable in every layer that stored it in an attribute before it was built. The variable belongs to
+    the layer whose `path` it begins with, or else to the innermost one.
     """
-    found: dict[int, tuple[str, keras.Layer]] = {}
-    for place, layer in by_place(model).items():  # inner layers follow those that hold them
-        for variable in layer._trainable_variables + layer._non_trainable_variables:
-            named = _made_by(variable, layer)
-            if id(variable) not in found or named or not _made_by(variable, found[id(variable)][1]):
-                found[id(variable)] = (place, layer)
-    return found
+    owners: dict[int, tuple[str, keras.Layer]] = {}
+    for path, layer in layers_by_path(model).items():  # inner layers follow the layers that hold them
+        for variable in own_variables(layer):
+            created_here = _created_by(layer, variable)
+            if id(variable) not in owners or created_here or not _created_by(owners[id(variable)][1], variable):
+                owners[id(variable)] = (path, layer)
+    return owners
 
 
-def _made_by(variable: keras.Variable, layer: keras.Layer) -> bool:
+def _created_by(layer: keras.Layer, variable: keras.Variable) -> bool:
     return variable.path.rpartition("/")[0] == layer.path
 
 
-def borrowed(layer: keras.Layer, belongs: dict[int, tuple[str, keras.Layer]]) -> tuple[list[str], list[str]]:
-    """The variables that `layer` keeps and that are not its own: those of other layers, in words, and those of none.
+def foreign_variables(layer: keras.Layer, owners: dict[int, tuple[str, keras.Layer]]) -> tuple[list[str], list[str]]:
+    """Return the variables in attributes of `layer` that belong to other layers, and those that belong to none.
 
     Args:
         layer: A built layer.
-        belongs: What `owners` says.
+        owners: Result of `variable_owners`.
+
+    Returns:
+        Descriptions of the variables of other layers, and names of the variables that no layer tracks.
     """
-    listed = layer._trainable_variables + layer._non_trainable_variables
-    seeds = {id(generator.state) for generator in layer._seed_generators}
-    found = {id(v): v for v in [*listed, *_variables_in(vars(layer))] if id(v) not in seeds}
+    seeds = {id(generator.state) for generator in seed_generators(layer)}
+    variables = {id(v): v for v in [*own_variables(layer), *_variables_in(vars(layer))] if id(v) not in seeds}
     of_others = [
-        f"{variable.name} of {belongs[key][0]!r}"
-        for key, variable in found.items()
-        if key in belongs and belongs[key][1] is not layer
+        f"{variable.name} of {owners[key][0]!r}"
+        for key, variable in variables.items()
+        if key in owners and owners[key][1] is not layer
     ]
-    return of_others, [variable.name for key, variable in found.items() if key not in belongs]
+    return of_others, [variable.name for key, variable in variables.items() if key not in owners]
 
 
 def _variables_in(value: Any) -> Iterator[keras.Variable]:
@@ -137,92 +142,95 @@ def _variables_in(value: Any) -> Iterator[keras.Variable]:
             yield from _variables_in(part)
 
 
-def of_copy(model: keras.Model, copy: keras.Model, replaced: Container[int] = ()) -> list[Refusal]:
-    """The layers whose copies are not as they are: made of other layers, with other weights, or not shared alike.
+def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[int] = ()) -> list[Refusal]:
+    """Return the layers that differ from their copies: in inner layers, in weights, or in where they are shared.
 
     Args:
         model: A Sequential or functional model.
-        copy: The same model made anew.
-        replaced: Layers of `model`, by their `id`, that the copy has others for on purpose.
+        copy: A copy of it, created from the configs of the layers.
+        replaced: `id`s of layers of `model` that the copy replaces on purpose.
     """
-    found: list[Refusal] = []
-    where = places.places(model)
+    refusals: list[Refusal] = []
+    path_of = layer_paths.paths_by_id(model)
     copies: dict[int, keras.Layer] = {}
     originals: dict[int, keras.Layer] = {}
 
-    def visit(layer: keras.Layer, other: keras.Layer, place: str, saved: bool) -> None:
+    def visit(layer: keras.Layer, other: keras.Layer, path: str, saved: bool) -> None:
         if not isinstance(layer, keras.Layer) or id(layer) in replaced:
             return
         seen = id(layer) in copies
         if copies.setdefault(id(layer), other) is not other or originals.setdefault(id(other), layer) is not layer:
-            found.append(Refusal(where[id(layer)], layer, _shared(place, "when the model is made anew")))
+            refusals.append(Refusal(path_of[id(layer)], layer, _shared(path, "the model is copied")))
         if seen:
             return
-        differences = _differences(layer, other, saved)
-        if differences is not None:
-            found.append(Refusal(place or layer.name, layer, differences))
+        difference = _difference(layer, other, saved)
+        if difference is not None:
+            refusals.append(Refusal(path or layer.name, layer, difference))
         else:
-            inside(layer, other, f"{place}/" if place else "", saved and places.is_graph(layer))
+            visit_children(layer, other, f"{path}/" if path else "", saved and layer_paths.is_graph(layer))
 
-    def inside(owner: keras.Layer, other: keras.Layer, prefix: str, saved: bool) -> None:
-        for (name, child), (_, its) in zip(_children(owner, saved), _children(other, saved), strict=True):
-            visit(child, its, prefix + name, saved)
+    def visit_children(owner: keras.Layer, other: keras.Layer, prefix: str, saved: bool) -> None:
+        children, copied_children = _children(owner, saved), _children(other, saved)
+        for (name, child), (_, copied_child) in zip(children, copied_children, strict=True):
+            visit(child, copied_child, prefix + name, saved)
 
     visit(model, copy, "", True)
-    return found
+    return refusals
 
 
-def of_graphs(model: keras.Model) -> list[Refusal]:
-    """Layers of several graphs: Keras saves a graph with its layers, and makes each of them anew for each graph."""
-    held: dict[int, str] = {}
-    found: list[Refusal] = []
+def layers_in_several_graphs(model: keras.Model) -> list[Refusal]:
+    """Return the layers that several graphs share: Keras saves and loads each graph with layers of its own."""
+    first_path: dict[int, str] = {}
+    refusals: list[Refusal] = []
 
     def visit(graph: keras.Model, prefix: str) -> None:
         for name, child in _children(graph, True):
-            place = prefix + name
+            path = prefix + name
             if not isinstance(child, keras.Layer):
                 continue
-            if held.setdefault(id(child), place) != place:
-                reason = _shared(place, "when Keras loads the model")
-                found.append(Refusal(held[id(child)], child, reason))
-            elif places.is_graph(child):
-                visit(child, f"{place}/")
+            if first_path.setdefault(id(child), path) != path:
+                reason = _shared(path, "Keras loads the model")
+                refusals.append(Refusal(first_path[id(child)], child, reason))
+            elif layer_paths.is_graph(child):
+                visit(child, f"{path}/")
 
     visit(model, "")
-    return found
+    return refusals
 
 
-def _shared(place: str, when: str) -> str:
-    return f"that is used at {place!r} too, and two are made of it {when}: give each place a layer of its own"
+def _shared(path: str, when: str) -> str:
+    return f"that is also used at {path!r}, and becomes two layers when {when}: use a separate layer at each place"
 
 
-def _differences(layer: keras.Layer, copy: keras.Layer, saved: bool) -> str | None:
-    if type(copy) is not type(layer) and not places.is_graph(layer):
-        return f"whose from_config() makes a {type(copy).__name__}"
-    saved = saved and places.is_graph(layer)
-    mine, its = ([name for name, _ in _children(each, saved)] for each in (layer, copy))
-    if mine != its:
-        return f"whose from_config() makes other layers than it has ({_unlike(mine, its)})"
-    if layer.built and not copy.built:  # no call reaches it; it is built afterwards
+def _difference(layer: keras.Layer, copy: keras.Layer, saved: bool) -> str | None:
+    """Return how `copy` differs from `layer`, as the reason of a `Refusal`; None if it does not."""
+    if type(copy) is not type(layer) and not layer_paths.is_graph(layer):
+        return f"whose from_config() creates a {type(copy).__name__}"
+    saved = saved and layer_paths.is_graph(layer)
+    expected, received = ([name for name, _ in _children(each, saved)] for each in (layer, copy))
+    if expected != received:
+        return f"whose from_config() creates different inner layers ({_listed_difference(expected, received)})"
+    if layer.built and not copy.built:  # no call reaches this layer; it is built later
         return None
-    mine, its = (
-        # Keras numbers variables without a name.
-        [
-            f"{re.sub(r'_[0-9]+$', '', v.name)} {tuple(v.shape)}"
-            for v in each._trainable_variables + each._non_trainable_variables
-        ]
-        for each in (layer, copy)
-    )
-    return None if mine == its else f"whose from_config() makes other weights than it has ({_unlike(mine, its)})"
+    expected, received = _described_weights(layer), _described_weights(copy)
+    if expected != received:
+        return f"whose from_config() creates different weights ({_listed_difference(expected, received)})"
+    return None
+
+
+def _described_weights(layer: keras.Layer) -> list[str]:
+    """Return name and shape of the layer's own variables, without the numbers that Keras adds to default names."""
+    return [f"{re.sub(r'_[0-9]+$', '', v.name)} {tuple(v.shape)}" for v in own_variables(layer)]
 
 
 def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, Any]]:
-    """As `places.children`, without the inputs of graphs: Keras makes and names them anew for each."""
-    found = places.children(owner, saved)
-    return [(name, layer) for name, layer in found if not isinstance(layer, keras.layers.InputLayer)]
+    """Return `layer_paths.children` without the inputs of graphs, which Keras creates and names anew for each graph."""
+    children = layer_paths.children(owner, saved)
+    return [(name, layer) for name, layer in children if not isinstance(layer, keras.layers.InputLayer)]
 
 
-def _unlike(mine: list[str], its: list[str]) -> str:
-    lost, new = ([each for each in one if each not in other] for one, other in ((mine, its), (its, mine)))
-    words = [f"{what} {', '.join(names)}" for what, names in (("lacks", lost), ("adds", new)) if names]
-    return " and ".join(words) or "in another order"
+def _listed_difference(expected: list[str], received: list[str]) -> str:
+    missing = [each for each in expected if each not in received]
+    added = [each for each in received if each not in expected]
+    phrases = [f"{verb} {', '.join(names)}" for verb, names in (("lacks", missing), ("adds", added)) if names]
+    return " and ".join(phrases) or "in a different order"

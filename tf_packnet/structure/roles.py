@@ -1,4 +1,4 @@
-"""What each layer of a model becomes in a pack: its masked twin, a head, itself, or an error that names it."""
+"""`Roles` decides what replaces each layer of a model in a pack: its task-aware twin, a head, or the layer itself."""
 
 import dataclasses
 import re
@@ -10,19 +10,20 @@ import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
-from tf_packnet.structure import places, refusals
+from tf_packnet.structure import layer_paths, refusals
 from tf_packnet.structure.refusals import Refusal
+from tf_packnet.system.keras_internals import all_layers, own_trainable_variables, sublayers
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which layers of a model are treated in which way; they are named by their place, see `places`.
+    """How the layers of a model are packed. Layers are given by their paths, see `layer_paths`.
 
     Attributes:
-        heads: Dense layers of which every task has its own.
-        exclude: Layers that stay as they are, with all that is in them: one value for all tasks, never trained.
-        bias_policy: What later tasks do to biases and normalisation: `first_task` or `per_task`.
-        pretrained: None, or what becomes of pretrained kernels: `prunable` or `visible`.
+        heads: Dense layers that become heads, with separate weights for each task.
+        exclude: Layers that are not changed, including the layers inside them. They are never trained.
+        bias_policy: Policy for biases and normalization: `first_task` or `per_task`.
+        pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
     """
 
     heads: tuple[str, ...] = ()
@@ -30,141 +31,149 @@ class Roles:
     bias_policy: str = "first_task"
     pretrained: str | None = None
 
-    def __post_init__(self):
-        for name in ("heads", "exclude"):  # lists, when they come from a file
+    def __post_init__(self) -> None:
+        for name in ("heads", "exclude"):  # lists if loaded from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; `Roles(**values)` is the inverse."""
+        """Return the attributes as JSON values; `Roles(**values)` is the inverse."""
         return {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
 
-    def objections(self, model: keras.Model) -> list[Refusal]:
-        """The layers of `model` without a role: trainable weights of their own, or weights of others, have no task."""
-        belongs = refusals.owners(model)
+    def refused_layers(self, model: keras.Model) -> list[Refusal]:
+        """Return the layers of `model` with weights that would belong to no task."""
+        owners = refusals.variable_owners(model)
         found: list[Refusal] = []
-        as_they_are: tuple[str, ...] = ()
-        for place, layer in refusals.by_place(model).items():
-            if place.startswith(as_they_are):
+        unchanged_prefixes: tuple[str, ...] = ()
+        for path, layer in refusals.layers_by_path(model).items():
+            if path.startswith(unchanged_prefixes):
                 continue
-            if self._stays(layer, place) or isinstance(layer, TaskLayer):
-                as_they_are += (f"{place}/",)
+            if self._is_unchanged(layer, path) or isinstance(layer, TaskLayer):
+                unchanged_prefixes += (f"{path}/",)
             else:
-                reason = self._objection(layer, place, belongs)
-                found += [] if reason is None else [Refusal(place, layer, reason)]
+                reason = self._refusal_reason(layer, path, owners)
+                found += [] if reason is None else [Refusal(path, layer, reason)]
         return found
 
-    def replacement(self, layer: keras.Layer, place: str) -> keras.Layer:
-        """What `layer` becomes: a new layer, not built, or `layer` itself, whose own layers are then to be looked at.
+    def replacement(self, layer: keras.Layer, path: str) -> keras.Layer:
+        """Return the new, unbuilt layer that replaces `layer`; or `layer` itself, whose inner layers may be replaced.
+
+        Args:
+            layer: A layer.
+            path: Its path.
 
         Raises:
-            ArgumentError: If the layer has trainable weights that belong to no task; the message names it.
+            ArgumentError: If the layer has trainable weights that would belong to no task; the message names it.
         """
         if isinstance(layer, TaskLayer):
             return layer
-        if self._stays(layer, place):
-            for inner in layer._flatten_layers():  # Keras makes those anew that can be trained
+        if self._is_unchanged(layer, path):
+            for inner in all_layers(layer):  # `clone_model` would copy trainable layers
                 inner.trainable = False
             return layer
-        twin = self._twin(layer, place)
+        twin = self._twin(layer, path)
         if twin is not None:
             return twin
-        reason = self._own_weights(layer, place)
+        reason = self._own_weights_reason(layer, path)
         if reason is not None:
-            raise refusals.refused([Refusal(place, layer, reason)], layer.name)
+            raise refusals.refused([Refusal(path, layer, reason)], layer.name)
         return layer
 
-    def _stays(self, layer: keras.Layer, place: str) -> bool:
-        return place in self.exclude or not layer.trainable
+    def _is_unchanged(self, layer: keras.Layer, path: str) -> bool:
+        return path in self.exclude or not layer.trainable
 
-    def _twin(self, layer: keras.Layer, place: str) -> TaskLayer | None:
-        if place not in self.heads and type(layer) not in TWINS:
+    def _twin(self, layer: keras.Layer, path: str) -> TaskLayer | None:
+        if path not in self.heads and type(layer) not in TWINS:
             return None
-        config = {**layer.get_config(), "name": _layer_name(place)}
-        if place in self.heads:
+        config = {**layer.get_config(), "name": _layer_name(path)}
+        if path in self.heads:
             return TaskHead.from_config(config)
-        ours = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
-        return TWINS[type(layer)].from_config({**config, **ours})
+        task_settings = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
+        return TWINS[type(layer)].from_config({**config, **task_settings})
 
-    def _objection(self, layer: keras.Layer, place: str, belongs: dict[int, tuple[str, keras.Layer]]) -> str | None:
-        of_others, of_none = refusals.borrowed(layer, belongs)
-        if of_others:
-            return f"that keeps weights of others ({', '.join(of_others)}): {_excluding(place)}"
-        if of_none:
+    def _refusal_reason(self, layer: keras.Layer, path: str, owners: dict[int, tuple[str, keras.Layer]]) -> str | None:
+        of_other_layers, untracked = refusals.foreign_variables(layer, owners)
+        if of_other_layers:
+            return f"that uses weights of other layers ({', '.join(of_other_layers)}): {_exclude_advice(path)}"
+        if untracked:
             return (
-                f"that keeps variables which Keras lists with no layer ({', '.join(of_none)}), as a stateful RNN does: "
-                "nothing would save them"
+                f"with variables that Keras tracks in no layer ({', '.join(untracked)}), like those of a stateful RNN: "
+                "they would not be saved"
             )
         try:
-            has_twin = self._twin(layer, place) is not None
-        except Exception as error:  # of the twin, or of the layer's get_config()
-            return f"that has no twin as it is: {refusals.quoted(error)}"
-        return None if has_twin else self._own_weights(layer, place)
+            has_twin = self._twin(layer, path) is not None
+        except Exception as error:  # raised by the twin, or by the layer's get_config()
+            return f"whose twin cannot be created: {refusals.quoted(error)}"
+        return None if has_twin else self._own_weights_reason(layer, path)
 
-    def _own_weights(self, layer: keras.Layer, place: str) -> str | None:
-        own = ", ".join(variable.name for variable in layer._trainable_variables)
-        if not own:
+    def _own_weights_reason(self, layer: keras.Layer, path: str) -> str | None:
+        names = ", ".join(variable.name for variable in own_trainable_variables(layer))
+        if not names:
             return None
         return (
-            f"with trainable weights of its own ({own}), which belong to no task: {_excluding(place)}, or add a twin "
-            "of the layer to tp.layers.TWINS"
+            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(path)}, or add a "
+            "twin of the layer to tp.layers.TWINS"
         )
 
 
-def _layer_name(place: str) -> str:
-    """What the layer at `place` is called: an attribute or the key of a dict may have a name that no layer can have."""
-    name = place.rpartition("/")[2]
+def _layer_name(path: str) -> str:
+    """Return the last part of a path as a valid layer name; names of attributes and dict keys may be invalid."""
+    name = path.rpartition("/")[2]
     return name if re.fullmatch(r"[\w.>-]*", name, re.ASCII) else "x_" + re.sub(r"[^\w.>-]", "_", name, flags=re.ASCII)
 
 
-def _excluding(place: str) -> str:
-    return f"give pack exclude=[{place!r}] so that it is not trained"
+def _exclude_advice(path: str) -> str:
+    return f"pass exclude=[{path!r}] to pack so that it is not trained"
 
 
-def convert(model: keras.Model, role: Callable[[keras.Layer, str], keras.Layer]) -> keras.Model:
-    """The same graph of what `role` makes of its layers; a layer made of layers is changed in place.
+def convert(model: keras.Model, replacement: Callable[[keras.Layer, str], keras.Layer]) -> keras.Model:
+    """Replace the layers of a graph; layers that contain layers are changed in place.
 
     Args:
-        model: A Sequential or functional model, which is of no use after that.
-        role: Takes a layer and its place and returns another, not built, or the same, whose own layers follow.
+        model: A Sequential or functional model. It cannot be used afterwards.
+        replacement: Takes a layer and its path; returns a new, unbuilt layer, or the same layer, whose inner layers are
+            then converted.
+
+    Returns:
+        The new graph.
 
     Raises:
-        ArgumentError: If a layer to change is held where nothing can take its place.
+        ArgumentError: If a layer to replace is not held in an attribute, list, tuple or dict.
     """
-    found = places.places(model)
-    done: dict[int, keras.Layer] = {}
+    path_of = layer_paths.paths_by_id(model)
+    converted: dict[int, keras.Layer] = {}
 
     def visit(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):  # an operation such as `x + y`, which holds nothing
+        if not isinstance(layer, keras.Layer):  # an operation such as `x + y`, which has no weights
             return layer
-        if id(layer) not in done:
-            done[id(layer)] = changed(layer, found[id(layer)])
-        return done[id(layer)]
+        if id(layer) not in converted:
+            converted[id(layer)] = convert_layer(layer, path_of[id(layer)])
+        return converted[id(layer)]
 
-    def changed(layer: keras.Layer, place: str) -> keras.Layer:
-        new = role(layer, place)
+    def convert_layer(layer: keras.Layer, path: str) -> keras.Layer:
+        new = replacement(layer, path)
         if new is not layer:
             if layer.built:
                 new.build_from_config(layer.get_build_config())
             return new
         if not layer.trainable or isinstance(layer, TaskLayer):
             return layer
-        if places.is_graph(layer):
+        if layer_paths.is_graph(layer):
             return keras.models.clone_model(layer, clone_function=visit)
-        if layer._layers:
-            _convert_children(layer, place, visit)
+        if sublayers(layer):
+            _convert_children(layer, path, visit)
         return layer
 
     return keras.models.clone_model(model, clone_function=visit)
 
 
-def _convert_children(owner: keras.Layer, place: str, visit: Callable[[keras.Layer], keras.Layer]) -> None:
+def _convert_children(owner: keras.Layer, path: str, visit: Callable[[keras.Layer], keras.Layer]) -> None:
     try:
-        places.swap_children(owner, visit)
+        layer_paths.replace_children(owner, visit)
     except LookupError as error:
         (child,) = error.args
         raise ArgumentError(
             "model",
-            f"layers that are held in attributes, lists, tuples or dicts. {child.name!r} in layer {place!r} (a "
-            f"{type(owner).__name__}) is held elsewhere: give pack exclude=[{place!r}]",
+            f"layers that are held in attributes, lists, tuples or dicts. {child.name!r} in layer {path!r} (a "
+            f"{type(owner).__name__}) is held elsewhere: pass exclude=[{path!r}] to pack",
             owner.name,
         ) from error

@@ -1,7 +1,7 @@
-"""State that no weight of a task holds: running means, counters, the weights of excluded layers.
+"""Finds the state of a model that no task-aware layer manages: running means, counters, weights of excluded layers.
 
-Every variable of a model is either the weight of a task-aware layer, which has owners or one value per task, or it is
-found here and gets one value per task as a whole, see `tf_packnet.layers.records`.
+A variable of a model is either a weight of a task-aware layer, which has an owner map or one value per task, or it is
+returned by `unowned_variables` and gets one value per task in `tf_packnet.layers.records`.
 """
 
 from collections.abc import Iterator
@@ -11,51 +11,53 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.layers.base import TaskLayer
-from tf_packnet.structure.places import attributes, by_place, stable_names
+from tf_packnet.structure.layer_paths import attributes, layers_by_path, stable_names
+from tf_packnet.system.keras_internals import all_layers, own_metrics, own_variables, seed_generators
 
 Variable = keras.Variable | tf.Variable
 
 
 def unowned_variables(model: keras.Model) -> dict[str, Variable]:
-    """The variables of `model` that belong to no weight of a task, by name, such as `center/mean`.
+    """Return the variables of `model` that belong to no task-aware weight, by name, such as `center/mean`.
 
     These are the variables of layers without a task-aware twin, and every `tf.Variable` in an attribute of a layer,
-    lists, tuples, dicts and `tf.Module`s included. The seeds of random generators, metrics and optimizers are left out.
+    including lists, tuples, dicts and `tf.Module`s. Seeds of random generators, metrics and optimizers are excluded.
     """
-    found: list[tuple[str, Variable]] = []
+    paths: list[str] = []
+    variables: list[Variable] = []
     seen: set[int] = set()
-    for place, layer in {"": model, **by_place(model)}.items():
+    for path, layer in {"": model, **layers_by_path(model)}.items():
         for name, variable in own_state(layer):
             if id(variable) not in seen:
                 seen.add(id(variable))
-                found.append((f"{place}/{name}" if place else name, variable))
-    names = stable_names(path for path, _ in found)
-    return {name: variable for name, (_, variable) in zip(names, found, strict=True)}
+                paths.append(f"{path}/{name}" if path else name)
+                variables.append(variable)
+    return dict(zip(stable_names(paths), variables, strict=True))
 
 
 def seeds(model: keras.Model) -> list[keras.Variable]:
-    """The states of the random generators of `model`."""
-    return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
+    """Return the state variables of the random generators in `model`."""
+    return [generator.state for layer in all_layers(model) for generator in seed_generators(layer)]
 
 
 def metric_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables of all metrics that the layers of `model` hold: what they count is no state of a task."""
-    return [v for layer in model._flatten_layers() for metric in layer._metrics for v in metric.variables]
+    """Return the variables of all metrics in the layers of `model`, which are not part of the state of a task."""
+    return [v for layer in all_layers(model) for metric in own_metrics(layer) for v in metric.variables]
 
 
 def own_state(layer: keras.Layer) -> Iterator[tuple[str, Variable]]:
-    """The variables that `layer` holds itself and that belong to no weight of a task, by name."""
-    owned: set[int] = set()
+    """Yield name and variable for the layer's own variables that belong to no task-aware weight."""
+    task_variables: set[int] = set()
     if isinstance(layer, TaskLayer):
-        owned = {id(variable) for variable in (*layer.trained_variables, *layer.bookkeeping)}
-    for variable in layer._trainable_variables + layer._non_trainable_variables:
-        if id(variable) not in owned:
+        task_variables = {id(variable) for variable in (*layer.trained_variables, *layer.bookkeeping)}
+    for variable in own_variables(layer):
+        if id(variable) not in task_variables:
             yield variable.name, variable
     yield from tensor_variables(layer)
 
 
 def tensor_variables(layer: keras.Layer) -> Iterator[tuple[str, tf.Variable]]:
-    """Every `tf.Variable` in an attribute of `layer`, by name: Keras neither trains nor saves them."""
+    """Yield name and variable for every `tf.Variable` in an attribute of `layer`, which Keras does not track."""
     for attribute, value in attributes(layer):
         yield from _inside(attribute, value, set())
 

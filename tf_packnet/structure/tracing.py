@@ -1,4 +1,7 @@
-"""What the `call` of a subclassed model does, seen in a TensorFlow graph of it: nothing is computed."""
+"""Traces calls of models as TensorFlow graphs, without computing anything, to see which layers and variables they use.
+
+Finds the heads of a subclassed model, the layers that its `call` does not use, and variables that Keras does not track.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,93 +11,108 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.layers import TWINS
+from tf_packnet.structure import layer_paths
+from tf_packnet.structure.refusals import Refusal
+from tf_packnet.structure.state import metric_variables, unowned_variables
+from tf_packnet.system.keras_internals import (
+    all_layers,
+    clear_losses,
+    graph_ends,
+    has_graph,
+    own_variables,
+    tensorflow_variable,
+)
 
 
 def heads_inside(model: keras.Model, arguments: Any) -> list[keras.layers.Dense | None]:
-    """The Dense layer that each output comes from, straight or through what keeps its shape; None where none does.
+    """Return the Dense layer from which each output of a subclassed model comes.
 
     Args:
         model: A subclassed model.
-        arguments: What it is called with, symbolic tensors among it: an object with `args` and `kwargs`.
+        arguments: Arguments of a call, with symbolic tensors: an object with attributes `args` and `kwargs`.
 
     Returns:
-        One for each output; empty if the model cannot be traced.
+        For each output, the Dense layer from which it comes directly or through shape-preserving operations, or None.
+        Empty if the model cannot be traced.
     """
-    made: dict[Any, keras.layers.Dense] = {}
+    layer_by_output: dict[Any, keras.layers.Dense] = {}
 
     def outputs(args: Any, kwargs: Any) -> Any:
-        with _watched(model, made):
+        with _recording_dense_outputs(model, layer_by_output):
             return model(*args, **kwargs)
 
     try:
         graph = _traced(outputs, arguments.args, arguments.kwargs)
-    except Exception:  # whatever the model's own code raises
+    except Exception:  # raised by the model's own code
         return []
     finally:
-        model._clear_losses()
-    return [_dense_before(tensor, made) for tensor in graph.outputs]
+        clear_losses(model)
+    return [_dense_before(tensor, layer_by_output) for tensor in graph.outputs]
 
 
 def unused_layers(model: keras.Model, inputs: Any) -> list[keras.Layer]:
-    """The layers with weights, at any depth, that the `call` of a subclassed model leaves out; none if that is unknown.
+    """Return the layers with weights, at any depth, that the `call` of a subclassed model does not use.
 
     Args:
         model: A built model.
-        inputs: Symbolic tensors to call it with.
+        inputs: Symbolic tensors for the call.
+
+    Returns:
+        The layers; empty if the model cannot be traced.
     """
     read: set[int] = set()
     try:
         for training in (False, True):
             graph = _traced(lambda x, training=training: model(x, training=training), inputs)
             read |= {id(tensor) for tensor in graph.captured_inputs}
-        handles = {id(variable): id(variable._value.handle) for variable in model.variables}
-    except Exception:  # whatever the model's own code raises; variables of a distribution strategy
+        handles = {id(variable): id(tensorflow_variable(variable).handle) for variable in model.variables}
+    except Exception:  # raised by the model's own code, or because the variables are distributed
         return []
     finally:
-        model._clear_losses()
-    return [layer for layer in model._flatten_layers(include_self=False) if _is_unused(layer, read, handles)]
+        clear_losses(model)
+    return [layer for layer in all_layers(model, include_self=False) if _is_unused(layer, read, handles)]
 
 
 def _is_unused(layer: keras.Layer, read: set[int], handles: dict[int, int]) -> bool:
-    own = layer._trainable_variables + layer._non_trainable_variables
-    if not own:
+    variables = own_variables(layer)
+    if not variables:
         return type(layer) in TWINS and not layer.built
-    return all(handles.get(id(variable)) not in read for variable in own)
+    return all(handles.get(id(variable)) not in read for variable in variables)
 
 
 def _traced(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The concrete function of `function`, for symbolic tensors like those in `arguments`."""
+    """Return the concrete function of `function`, with placeholders for the symbolic tensors in `arguments`."""
     specs = [
         tf.TensorSpec(tensor.shape, tensor.dtype)
         for tensor in keras.tree.flatten(arguments)
         if isinstance(tensor, keras.KerasTensor)
     ]
 
-    def called(*tensors: Any) -> list[Any]:
-        given = iter(tensors)
+    def call(*tensors: Any) -> list[Any]:
+        remaining = iter(tensors)
         filled = keras.tree.map_structure(
-            lambda each: next(given) if isinstance(each, keras.KerasTensor) else each, arguments
+            lambda each: next(remaining) if isinstance(each, keras.KerasTensor) else each, arguments
         )
         return keras.tree.flatten(function(*filled))
 
-    return tf.function(called, autograph=False).get_concrete_function(*specs)
+    return tf.function(call, autograph=False).get_concrete_function(*specs)
 
 
 @contextlib.contextmanager
-def _watched(model: keras.Model, made: dict[Any, keras.layers.Dense]) -> Iterator[None]:
-    """Notes in `made` what the Dense layers of `model` give."""
-    layers = [layer for layer in model._flatten_layers() if type(layer) is keras.layers.Dense]
+def _recording_dense_outputs(model: keras.Model, layer_by_output: dict[Any, keras.layers.Dense]) -> Iterator[None]:
+    """Record in `layer_by_output` the outputs of all calls of Dense layers of `model` inside the block."""
+    layers = [layer for layer in all_layers(model) if type(layer) is keras.layers.Dense]
 
-    def watching(layer: keras.layers.Dense, call: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **kwargs: Any) -> Any:
+    def recording(layer: keras.layers.Dense, call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_and_record(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
-            made[outputs.ref()] = layer
+            layer_by_output[outputs.ref()] = layer
             return outputs
 
-        return noted
+        return call_and_record
 
     for layer in layers:
-        vars(layer)["call"] = watching(layer, layer.call)
+        vars(layer)["call"] = recording(layer, layer.call)
     try:
         yield
     finally:
@@ -102,14 +120,82 @@ def _watched(model: keras.Model, made: dict[Any, keras.layers.Dense]) -> Iterato
             del vars(layer)["call"]
 
 
-def _dense_before(tensor: tf.Tensor, made: dict[Any, keras.layers.Dense]) -> keras.layers.Dense | None:
-    while tensor.ref() not in made:
-        inputs = [each for each in tensor.op.inputs if not _is_constant(each)]
+def _dense_before(tensor: tf.Tensor, layer_by_output: dict[Any, keras.layers.Dense]) -> keras.layers.Dense | None:
+    """Return the Dense layer from which `tensor` comes directly or through shape-preserving operations, or None."""
+    while tensor.ref() not in layer_by_output:
+        inputs = [each for each in tensor.op.inputs if each.op.type != "Const"]
         if len(inputs) != 1 or inputs[0].dtype == tf.resource or inputs[0].shape.as_list() != tensor.shape.as_list():
             return None
         (tensor,) = inputs
-    return made[tensor.ref()]
+    return layer_by_output[tensor.ref()]
 
 
-def _is_constant(tensor: tf.Tensor) -> bool:
-    return tensor.op.type == "Const"
+def layers_with_untracked_variables(model: keras.Model, named_model: keras.Model | None = None) -> list[Refusal]:
+    """Return the layers of a functional or Sequential model that read variables which Keras does not track.
+
+    Such variables would neither be saved nor belong to a task.
+
+    Args:
+        model: The model.
+        named_model: The model to name in refusals that belong to no layer. Default: `model`.
+    """
+    layers = {"": (model.name, named_model or model)}
+    layers |= {
+        layer.path: (layer_path, layer)
+        for layer_path, layer in layer_paths.layers_by_path(model).items()
+        if hasattr(layer, "path")
+    }
+    paths_by_layer: dict[str, list[str]] = {}
+    for path in untracked_variables(model):
+        layer_path = path
+        while layer_path not in layers:
+            layer_path = layer_path.rpartition("/")[0]
+        paths_by_layer.setdefault(layer_path, []).append(path)
+    reason = "that reads {}, which no attribute, list, tuple or dict of a layer holds: it would not be saved"
+    return [
+        Refusal(*layers[layer_path], reason.format(", ".join(paths))) for layer_path, paths in paths_by_layer.items()
+    ]
+
+
+def untracked_variables(model: keras.Model) -> list[str]:
+    """Return the paths of variables that a call of `model` reads and that no layer tracks.
+
+    Args:
+        model: A functional or Sequential model.
+
+    Returns:
+        The paths; empty if the model cannot be traced.
+    """
+    if tf.distribute.has_strategy():  # distributed variables have several components
+        return []
+    inputs = graph_ends(model)[0] if has_graph(model) else model.inputs[0]
+    specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+    reads = _RecordingReads()
+
+    def call(x: Any) -> Any:
+        with reads:
+            return model(x, training=False)
+
+    try:
+        graph = tf.function(call, autograph=False).get_concrete_function(specs).graph
+    except Exception:  # raised by the code of a layer when TensorFlow traces it
+        return []
+    keras_variables = [*model.variables, *metric_variables(model)]
+    tracked = {id(variable) for variable in keras_variables}
+    tracked |= {id(variable) for variable in unowned_variables(model).values()}  # `tf.Variable`s in attributes
+    untracked = [variable for variable in reads.variables.values() if id(variable) not in tracked]
+    tracked |= {id(tensorflow_variable(variable)) for variable in (*keras_variables, *reads.variables.values())}
+    untracked_tf = [variable for variable in graph.variables if id(variable) not in tracked]
+    return [variable.path for variable in untracked] + [variable.name for variable in untracked_tf]
+
+
+class _RecordingReads(keras.StatelessScope):
+    """Scope that records the Keras variables that are read inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: dict[int, keras.Variable] = {}
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        self.variables[id(variable)] = variable
+        return super().get_current_value(variable)

@@ -1,8 +1,189 @@
-"""What this library needs of Keras that Keras does not export: every private import of it is here."""
+"""All access to private names of Keras. Tested with Keras 3.12 to 3.15.
 
+When a new version of Keras breaks this library, look here first. Modules elsewhere use only Keras's public API, except
+that some classes override private hooks of Keras: `_get_own_losses` (layers/base.py), `_obj_type`
+(packed/safe_loading.py) and `_trackable_children` (packed_model.py).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
 from keras.src.backend import in_stateless_scope
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
 
-__all__ = ["Functional", "KerasSaveable", "global_state", "in_stateless_scope"]
+__all__ = [
+    "Functional",
+    "KerasSaveable",
+    "all_layers",
+    "as_function",
+    "autocasts",
+    "build_shapes",
+    "build_symbolically",
+    "clear_losses",
+    "creating_call",
+    "global_state",
+    "graph_ends",
+    "has_distribution_strategy",
+    "has_graph",
+    "has_mask",
+    "in_stateless_scope",
+    "keras_lists",
+    "learning_rate_of",
+    "loss_tracker",
+    "nodes",
+    "optimizer_trainable_variables",
+    "own_metrics",
+    "own_trainable_variables",
+    "own_variables",
+    "run_graph",
+    "seed_generators",
+    "sublayers",
+    "tensorflow_variable",
+    "unlocked",
+    "unpickle_model",
+    "untrack",
+]
+
+
+def all_layers(layer: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
+    """Return `layer` and all layers inside it, at any depth, each once."""
+    return layer._flatten_layers(include_self=include_self)
+
+
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Return Keras's own list of the layers (and metrics) directly inside `layer`. Changing it changes the layer."""
+    return layer._layers
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the variables that `layer` tracks itself, without those of its sublayers: trainable ones first."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def own_trainable_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the trainable variables that `layer` tracks itself, even if `layer.trainable` is False."""
+    return layer._trainable_variables
+
+
+def own_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
+    """Return Keras's own list of the metrics directly inside `layer`."""
+    return layer._metrics
+
+
+def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
+    """Return the random generators directly inside `layer`."""
+    return layer._seed_generators
+
+
+def keras_lists(layer: keras.Layer) -> dict[str, list[Any]]:
+    """Return the lists in which Keras tracks the parts of `layer`, by the attribute that should hold each list."""
+    config = layer._tracker.config
+    return {"_layers": config["layers"][1], "_metrics": config["metrics"][1]}
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.Layer) -> Iterator[None]:
+    """Allow a built layer to get new variables and layers inside the block."""
+    was_locked, layer._tracker.locked = layer._tracker.locked, False
+    try:
+        yield
+    finally:
+        layer._tracker.locked = was_locked
+
+
+def untrack(owner: keras.Layer, layer: keras.Layer) -> None:
+    """Make `owner` forget a layer that it held."""
+    owner._tracker.untrack(layer)
+
+
+def clear_losses(model: keras.Model) -> None:
+    """Drop the losses that the last call of `model` has added."""
+    model._clear_losses()
+
+
+def autocasts(variable: keras.Variable) -> bool:
+    """Return whether the variable is cast to the compute dtype of its layer when it is read."""
+    return variable._autocast
+
+
+def tensorflow_variable(variable: keras.Variable) -> Any:
+    """Return the `tf.Variable` inside a Keras variable."""
+    return variable._value
+
+
+def build_shapes(model: keras.Model) -> list[Any]:
+    """Return the input shapes that a subclassed model was built for; empty if they are unknown."""
+    return list((getattr(model, "_build_shapes_dict", None) or {}).values())
+
+
+def has_graph(model: keras.Layer) -> bool:
+    """Return whether `model` is a functional model, or a Sequential model with the interface of one."""
+    return hasattr(model, "_inputs_struct")
+
+
+def graph_ends(model: keras.Model) -> tuple[Any, Any]:
+    """Return the inputs and outputs of a functional or built Sequential model, in their original structure."""
+    if not has_graph(model):
+        return model.inputs, model.outputs
+    return model._inputs_struct, model._outputs_struct
+
+
+def as_function(graph: keras.Model) -> keras.Function:
+    """Return the graph of a functional or built Sequential model."""
+    return graph._functional if isinstance(graph, keras.Sequential) else graph
+
+
+def nodes(function: keras.Function) -> list[Any]:
+    """Return the calls of operations in a graph, those closest to the inputs first."""
+    by_depth = function._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def creating_call(tensor: Any) -> tuple[Any, Any]:
+    """Return the operation that a symbolic tensor comes from, and the node of that call; (None, None) for an input."""
+    operation, index, _ = tensor._keras_history
+    return (None, None) if operation is None else (operation, operation._inbound_nodes[index])
+
+
+def has_mask(tensor: Any) -> bool:
+    """Return whether a mask is attached to a symbolic tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def run_graph(model: keras.Model, inputs: Any, operation_fn: Any) -> Any:
+    """Call a functional model, with `operation_fn(operation)` in place of each operation."""
+    return model._run_through_graph(model._standardize_inputs(inputs), operation_fn=operation_fn)
+
+
+def unpickle_model(file: Any) -> keras.Model:
+    """Load a model from what `keras.Model.__reduce__` has written."""
+    return keras.Model._unpickle_model(file)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Return the metric that tracks the mean loss of a compiled model."""
+    return model._loss_tracker
+
+
+def has_distribution_strategy(model: keras.Model) -> bool:
+    """Return whether the model was created in the scope of a `tf.distribute` strategy."""
+    return model._distribute_strategy is not None
+
+
+def build_symbolically(model: keras.Model, x: Any, y: Any) -> None:
+    """Build the metrics and the loss of a compiled model from a symbolic batch."""
+    model._symbolic_build(data_batch=(x, y, None))
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the learning rate of an optimizer as it is stored: a variable or a schedule."""
+    return optimizer._learning_rate
+
+
+def optimizer_trainable_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the model variables that a built optimizer updates."""
+    return optimizer._trainable_variables

@@ -5,6 +5,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from tf_packnet.system.keras_internals import all_layers
+
 # What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
 
@@ -65,4 +67,4 @@ def is_distributed(model: keras.Model) -> bool:
 
 def is_convolutional(model: keras.Model) -> bool:
     """Whether `model` has a convolution layer, at any depth."""
-    return any(isinstance(layer, _CONVOLUTIONS) for layer in model._flatten_layers())
+    return any(isinstance(layer, _CONVOLUTIONS) for layer in all_layers(model))

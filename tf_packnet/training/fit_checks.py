@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.keras_internals import all_layers
 from tf_packnet.tasks.batches import StreamedBatches
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_numbers, fits
 
@@ -83,7 +84,7 @@ def backup_of(callbacks: Any) -> Any | None:
 def check_trained(model: keras.Model) -> None:
     """Raises ArgumentError if `model` has a trainable variable that no task owns."""
     trained_by_task = {
-        id(variable) for layer in model._flatten_layers() for variable in getattr(layer, "trained_variables", ())
+        id(variable) for layer in all_layers(model) for variable in getattr(layer, "trained_variables", ())
     }
     others = [variable.path for variable in model.trainable_variables if id(variable) not in trained_by_task]
     if others:

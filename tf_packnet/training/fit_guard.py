@@ -95,7 +95,7 @@ class FitGuard(keras.callbacks.Callback):
         variables.
         """
         for weight in lifecycle.masked_weights(self.model).values():  # they may hold whole kernels
-            weight.confine(candidates(weight.owner_map()))
+            weight.zero_outside(candidates(weight.owner_map()))
         return DivergedError(f"{self.title}: epoch {self.epoch + 1}: {_reason(error)}. The step was not taken")
 
     def restore_finite_weights(self) -> None:

@@ -78,7 +78,7 @@ def can_compute_in_place(model: keras.Model) -> bool:
     It is not safe if other code than the gradients' reads whole trainable variables. Constraints and optimizers that
     take norms of whole weights do, and methods of the user's class may. Without XLA it saves nothing.
     """
-    if overrides.replaced(model, "train_step", "compute_loss", "compute_metrics"):
+    if overrides.is_overridden(model, "train_step", "compute_loss", "compute_metrics"):
         return False
     unconstrained = all(weight.variable.constraint is None for _, weight in trained_weights(model))
     return unconstrained and model.xla != acceleration.OFF and optimizers.is_elementwise(model.optimizer)

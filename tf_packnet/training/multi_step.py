@@ -116,7 +116,7 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         step(batch(number))
         return number + 1
 
-    if overrides.replaced(model, "train_step", "compute_metrics"):
+    if overrides.is_overridden(model, "train_step", "compute_metrics"):
         return _take_steps_of_user(model, call["steps"], lambda number: step(batch(number)))
     in_place = kernels.can_compute_in_place(model)
     with kernels.computed_in_place(model) if in_place else contextlib.nullcontext():

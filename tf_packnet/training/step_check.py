@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_packnet.system.keras_internals import all_layers
+
 # Gradients with at most this many entries are checked in full, larger ones in part.
 _CHECKED_IN_FULL = 4096
 
@@ -100,7 +102,7 @@ class StepCheck:
     @contextlib.contextmanager
     def ids(self, model: keras.Model) -> Iterator[None]:
         """Within the block, requires that ids of embedding layers are in the vocabulary; others look up entry 0."""
-        layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+        layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
         for layer in layers:
             object.__setattr__(layer, "call", self._checked_call(layer, layer.call))
         try:

@@ -50,7 +50,7 @@ class PackedTrainer(Functional):
                 for convolutions on CPU, where it compiles only masks and optimizer. The result is in `model.xla`.
             **kwargs: As for Keras.
         """
-        own_step = overrides.replaced(self, "train_step")
+        own_step = overrides.is_overridden(self, "train_step")
         xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
@@ -58,7 +58,7 @@ class PackedTrainer(Functional):
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
-            if overrides.takes(super().compile, "jit_compile"):
+            if overrides.accepts(super().compile, "jit_compile"):
                 super().compile(*args, jit_compile=xla == acceleration.STEP, **kwargs)
             else:  # a `compile` of the user's class
                 super().compile(*args, **kwargs)
@@ -79,7 +79,7 @@ class PackedTrainer(Functional):
         config = super().get_compile_config()
         if not config:
             return config
-        overridden = overrides.replaced(self, "compile", "get_compile_config")
+        overridden = overrides.is_overridden(self, "compile", "get_compile_config")
         if not overridden and config["optimizer"] is not None and self.optimizer is not None:
             # It may have been replaced since `compile`.
             optimizer = self.optimizer
@@ -93,7 +93,7 @@ class PackedTrainer(Functional):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model. Keras's own method does not if the class overrides `compile`."""
-        if overrides.replaced(self, "compile", "compile_from_config"):
+        if overrides.is_overridden(self, "compile", "compile_from_config"):
             super().compile_from_config(config)
             return
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -180,16 +180,16 @@ class PackedTrainer(Functional):
             return super().train_step(data)
         self._build_optimizer()
         if isinstance(data, dict) and "steps" in data:  # inputs were checked before the fit
-            undo = self.xla == acceleration.STEP or overrides.replaced(self, "train_step")
+            undo = self.xla == acceleration.STEP or overrides.is_overridden(self, "train_step")
             return self._steps_with_undo(data) if undo else take_steps(self, data, self._one_step)
         # Not compiled, because XLA on CPU is slow to reduce.
         inputs_finite = all_finite(keras.utils.unpack_x_y_sample_weight(data)[0])
-        if overrides.replaced(self, "train_step"):
+        if overrides.is_overridden(self, "train_step"):
             return self._steps_with_undo(data, inputs_finite)
         return self._compiled_steps(self._one_step)(data, inputs_finite)
 
     def _one_step(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-        if not overrides.replaced(self, "train_step"):
+        if not overrides.is_overridden(self, "train_step"):
             return gradient_step(self, data, inputs_finite)
         # The step of the user's class, whose loss is in its logs.
         logs = super().train_step(data)

@@ -6,8 +6,9 @@ import numpy as np
 from tf_packnet.export.compaction.graph import Graph, functional, inputs_of, trace
 from tf_packnet.export.compaction.rulebook import rule
 from tf_packnet.export.compaction.rules import Rule, Value, channels
-from tf_packnet.structure.graphs import copied, copy_state
-from tf_packnet.structure.places import is_graph
+from tf_packnet.structure.graphs import copy_graph, copy_state
+from tf_packnet.structure.layer_paths import is_graph
+from tf_packnet.system.keras_internals import all_layers, graph_ends
 
 
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
@@ -28,8 +29,8 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """
     if not is_graph(model):
         return model
-    own = copied(model)
-    for source, target in zip(model._flatten_layers(), own._flatten_layers(), strict=True):
+    own = copy_graph(model)
+    for source, target in zip(all_layers(model), all_layers(own), strict=True):
         copy_state(source, target)
     graph = trace(own, sparse)
     found = [rule(graph, step) for step in graph.steps]
@@ -37,7 +38,7 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     needed = _needed(graph, found, known)
     values = _values(graph, found, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
-    outputs = keras.tree.pack_sequence_as(functional(own)._outputs_struct, outputs)
+    outputs = keras.tree.pack_sequence_as(graph_ends(functional(own))[1], outputs)
     return keras.Model(inputs_of(own), outputs, name=model.name)
 
 

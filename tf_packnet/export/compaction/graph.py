@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from tf_packnet.structure.places import is_graph
+from tf_packnet.structure.layer_paths import is_graph
+from tf_packnet.system.keras_internals import as_function, graph_ends, nodes
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ def is_plain(node: Any) -> bool:
 
 def functional(model: keras.Model) -> Any:
     """Keras's own graph of a Sequential or functional model."""
-    return model._functional if isinstance(model, keras.Sequential) else model
+    return as_function(model)
 
 
 def inputs_of(model: keras.Model) -> Any:
     """The symbolic inputs of a Sequential or functional model, structured as it was made with them."""
-    return functional(model)._inputs_struct
+    return graph_ends(functional(model))[0]
 
 
 def trace(model: keras.Model, sparse: bool = True) -> Graph:
@@ -92,22 +93,21 @@ def trace(model: keras.Model, sparse: bool = True) -> Graph:
 
 def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
     """Appends the steps of `model`; `numbers` has the numbers of its tensors, its inputs' from the start."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
-            if _can_be_opened(node):
-                inner = functional(node.operation)
-                inside = {id(inner.inputs[0]): inputs[0]}
-                _visit(inner, inside, graph)
-                for tensor, result in zip(node.outputs, inner.outputs, strict=True):
-                    numbers[id(tensor)] = inside[id(result)]
-                continue
-            for tensor in node.outputs:
-                numbers[id(tensor)] = _new(graph, tensor)
-            outputs = tuple(numbers[id(tensor)] for tensor in node.outputs)
-            graph.steps.append(Step(node.operation, _name(node.operation, graph), node, inputs, outputs))
+    for node in nodes(model):
+        if node.is_input:
+            continue
+        inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
+        if _can_be_opened(node):
+            inner = functional(node.operation)
+            inside = {id(inner.inputs[0]): inputs[0]}
+            _visit(inner, inside, graph)
+            for tensor, result in zip(node.outputs, inner.outputs, strict=True):
+                numbers[id(tensor)] = inside[id(result)]
+            continue
+        for tensor in node.outputs:
+            numbers[id(tensor)] = _new(graph, tensor)
+        outputs = tuple(numbers[id(tensor)] for tensor in node.outputs)
+        graph.steps.append(Step(node.operation, _name(node.operation, graph), node, inputs, outputs))
 
 
 def _can_be_opened(node: Any) -> bool:

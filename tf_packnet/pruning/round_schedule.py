@@ -1,0 +1,191 @@
+"""Computes which epochs of one `fit` begin with a prune round, and which fraction each round keeps.
+
+A `RoundSchedule` depends only on the pruning schedule, the first epoch of the `fit` and the last one. It is used by the
+checks before a `fit`, at every epoch, and when a `fit` resumes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.schedules import EqualShare
+
+Schedule = Callable[[Any], tuple[Any, Any]]
+
+# TF-MOT computes sparsities in float32: smaller differences are rounding errors.
+_ROUNDING = 1e-6
+# Number of steps after the end of a `fit` that are checked for further rounds; or of rounds, if the schedule has the
+# attributes `begin_step`, `end_step` and `frequency`.
+_STEPS_AHEAD = 1000
+_ROUNDS_AHEAD = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSchedule:
+    """The prune rounds of one `fit`.
+
+    Attributes:
+        schedule: The pruning schedule, with the number of epochs of the `fit`.
+        kept: Fraction of the task's candidates that each round keeps, by the epoch that begins with the round, in
+            order.
+    """
+
+    schedule: Schedule
+    kept: Mapping[int, float]
+
+    @classmethod
+    def of(cls, schedule: Schedule, first_epoch: int, epochs: int) -> "RoundSchedule":
+        """Compute the rounds of `schedule` in a `fit(epochs=epochs, initial_epoch=first_epoch)`.
+
+        Args:
+            schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts epochs from `first_epoch`.
+            first_epoch: First epoch of the `fit`.
+            epochs: The epoch before which the `fit` ends.
+
+        Raises:
+            ArgumentError: If a round of the schedule lies outside the `fit`, or a sparsity is invalid.
+        """
+        budget = epochs - first_epoch
+        if budget < 1 and first_epoch == 0:
+            raise ArgumentError("epochs", "at least 1, because prune rounds take place in epochs", epochs)
+        if budget < 1:
+            expected = f"less than the {epochs} epochs of the fit, because prune rounds take place in epochs"
+            raise ArgumentError("initial_epoch", expected, first_epoch)
+        if isinstance(schedule, EqualShare):
+            schedule = _with_budget(schedule, budget)
+            kept = _kept_by_equal_share(schedule, budget)
+        else:
+            kept = _kept_by_tfmot(schedule, budget)
+        _check_order(schedule, kept)
+        return cls(schedule, {first_epoch + step: fraction for step, fraction in kept.items()})
+
+    @property
+    def last_epoch(self) -> int:
+        """Epoch that begins with the last round."""
+        return max(self.kept)
+
+    def rounds_by(self, epoch: int) -> int:
+        """Return how many rounds must be done when training of `epoch` begins."""
+        return sum(round_epoch <= epoch for round_epoch in self.kept)
+
+    def kept_after(self, prune_round: int) -> float:
+        """Return the fraction of the task's candidates that remains after a round (1-based)."""
+        return list(self.kept.values())[prune_round - 1]
+
+    def check_resumed(self, epoch: int, planned: int, done: int) -> None:
+        """Check that a backup belongs to this `fit`, so that training can resume at `epoch`.
+
+        Args:
+            epoch: First epoch that is not yet done.
+            planned: Number of rounds that the interrupted `fit` had planned.
+            done: Number of those rounds that were run.
+
+        Raises:
+            ArgumentError: If the interrupted `fit` had other prune rounds.
+        """
+        # More rounds than expected are possible: Keras's BackupAndRestore can save in the middle of an epoch.
+        if planned == len(self.kept) and done >= self.rounds_by(epoch - 1):
+            return
+        expected = (
+            f"a backup of this fit, which has {len(self.kept)} prune rounds, {self.rounds_by(epoch - 1)} of them "
+            f"before epoch {epoch}, at which it resumes"
+        )
+        raise ArgumentError("callbacks", expected, f"a backup with {done} of {planned} prune rounds")
+
+
+def _with_budget(schedule: EqualShare, budget: int) -> EqualShare:
+    if schedule.epochs is None:
+        return schedule.for_epochs(budget)
+    if schedule.epochs != budget:
+        expected = f"{budget} in {type(schedule).__name__}, the number of epochs of this fit, or None"
+        raise ArgumentError("epochs", expected, schedule.epochs)
+    return schedule
+
+
+def _kept_by_equal_share(schedule: EqualShare, budget: int) -> dict[int, float]:
+    rounds = {step: schedule.round_at(step) for step in range(budget)}
+    # Not computed from the sparsity: in floating point, 1 - (1 - x) is not always x.
+    kept = {step: schedule.kept_fraction(number) for step, number in rounds.items() if number is not None}
+    if len(kept) != schedule.rounds:
+        expected = f"a schedule with all its {schedule.rounds} prune rounds within the {budget} epochs of the fit"
+        raise ArgumentError("schedule", expected, f"{len(kept)} rounds in {_shown(schedule)}")
+    return kept
+
+
+def _kept_by_tfmot(schedule: Schedule, budget: int) -> dict[int, float]:
+    by_step = {step: _sparsity_at(schedule, step) for step in range(budget)}
+    sparsities = {step: sparsity for step, sparsity in by_step.items() if sparsity is not None}
+    note = "a step of the schedule is an epoch, counted from 0 at the first epoch of the fit"
+    if not sparsities:
+        expected = f"a schedule with at least one prune round within the {budget} epochs of the fit ({note})"
+        raise ArgumentError("schedule", expected, _shown(schedule))
+    step, last = max(sparsities.items())
+    for later, sparsity in _later_rounds(schedule, budget):
+        if sparsity > last + _ROUNDING:
+            expected = (
+                f"a schedule with all prune rounds within the {budget} epochs of the fit: the last round, at step "
+                f"{step}, reaches a sparsity of {last:.3g}, but step {later} would reach {sparsity:.3g} ({note})"
+            )
+            raise ArgumentError("schedule", expected, _shown(schedule))
+    return {step: 1.0 - sparsity for step, sparsity in sparsities.items()}
+
+
+def _sparsity_at(schedule: Schedule, step: int) -> float | None:
+    """Return the sparsity that a TF-MOT schedule asks for at `step`; None if there is no round."""
+    answer = schedule(np.int64(step))
+    try:
+        should_prune, sparsity = answer
+        return float(sparsity) if bool(should_prune) else None
+    except (TypeError, ValueError) as error:
+        expected = f"a callable that returns two scalars (should_prune, sparsity), not {answer!r} at step {step}"
+        raise ArgumentError("schedule", expected, _shown(schedule)) from error
+
+
+def _later_rounds(schedule: Schedule, budget: int) -> Iterable[tuple[int, float]]:
+    """Yield step and sparsity of the rounds after the end of a `fit` of `budget` epochs."""
+    for step in _later_steps(schedule, budget):
+        try:
+            sparsity = _sparsity_at(schedule, step)
+        except Exception:  # noqa: BLE001 (a user's schedule need not be defined after the end of the fit)
+            return
+        if sparsity is not None:
+            yield step, sparsity
+
+
+def _later_steps(schedule: Schedule, budget: int) -> range:
+    """Return the steps after the end of a `fit` of `budget` epochs at which a round is possible."""
+    bounds = [getattr(schedule, name, None) for name in ("begin_step", "end_step", "frequency")]
+    if not all(isinstance(bound, Integral) for bound in bounds) or bounds[2] < 1:
+        return range(budget, budget + _STEPS_AHEAD)
+    begin, end, frequency = map(int, bounds)
+    if end < 0:  # in TF-MOT: a schedule without an end
+        end = max(begin, budget) + frequency * _ROUNDS_AHEAD
+    steps = range(begin, end + 1, frequency)
+    rounds_in_fit = max(0, -(-(budget - begin) // frequency))
+    return steps[rounds_in_fit:][-_ROUNDS_AHEAD:]
+
+
+def _check_order(schedule: Schedule, kept: Mapping[int, float]) -> None:
+    """Raise ArgumentError if a round has a sparsity outside [0, 1], or a smaller one than the previous round."""
+    previous = None
+    for step, fraction in kept.items():
+        if not 0.0 <= fraction <= 1.0:
+            received = f"{1.0 - fraction:.3g} at step {step} of {_shown(schedule)}"
+            raise ArgumentError("schedule", "a sparsity between 0 and 1", received)
+        if previous is not None and fraction > kept[previous] + _ROUNDING:
+            received = f"{1.0 - fraction:.3g} at step {step} after {1.0 - kept[previous]:.3g} at step {previous}"
+            expected = "a sparsity that does not decrease: a round cannot bring back pruned weights"
+            raise ArgumentError("schedule", expected, f"{received} of {_shown(schedule)}")
+        previous = step
+
+
+def _shown(schedule: Schedule) -> str:
+    """Return the class name of the schedule with its settings, on one line, for error messages."""
+    name = getattr(schedule, "__name__", type(schedule).__name__)
+    config = schedule.get_config() if hasattr(schedule, "get_config") else {}
+    config = config.get("config", config)  # the config of TF-MOT's schedules is nested
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in config.items())})" if config else name
