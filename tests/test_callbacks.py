@@ -217,7 +217,7 @@ class TestMistakes:
 
     def test_a_model_without_masked_layers(self):
         model = compile_model(make_mlp(), "adam")
-        with pytest.raises(tp.ArgumentError, match="a model with masked layers"):
+        with pytest.raises(tp.ArgumentError, match="a model with task-aware layers"):
             model.fit(*blobs(1), verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1))])
 
     def test_a_schedule_of_another_type(self):

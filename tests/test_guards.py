@@ -246,7 +246,7 @@ class TestVersions:
                         content = json.dumps(config)
                     new.writestr(member, content)
         for name in ("newer", "odd"):
-            with pytest.raises(ValueError, match="a newer tf_packnet saved this pack"):
+            with pytest.raises(ValueError, match="this pack was saved by a newer version of tf_packnet"):
                 keras.models.load_model(tmp_path / f"{name}.keras")
         older = keras.models.load_model(tmp_path / "older.keras")
         for ours, theirs in zip(older.weights, packed.weights, strict=True):

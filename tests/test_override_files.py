@@ -66,7 +66,7 @@ def test_an_unregistered_class(tmp_path):
     packed = compiled(tp.pack(Nowhere(*graph())))
     learn(packed, 1)
     packed.save(tmp_path / "pack.keras")
-    with pytest.raises(tp.ArgumentError, match="the class of the packed model, 'Nowhere': import it, registered"):
+    with pytest.raises(tp.ArgumentError, match="the class of the packed model, 'Nowhere': import a class registered"):
         keras.models.load_model(tmp_path / "pack.keras")
     again = keras.models.load_model(tmp_path / "pack.keras", custom_objects={"Nowhere": Nowhere})
     assert isinstance(again, Nowhere)

@@ -449,7 +449,7 @@ class Distiller(keras.Model):
 
 def test_a_teacher_is_frozen_and_said_to_be(tmp_path):
     model = called(Distiller(sequential(), teacher()))
-    with pytest.warns(UserWarning, match="distiller.*/teacher: layers that Distiller has, but does not compute"):
+    with pytest.warns(UserWarning, match="outputs of Distiller do not depend on these layers.*: distiller.*/teacher"):
         packed = tp.pack(model)
     assert not [path for path in packed.owner_maps() if "teacher" in path]
     packed.compile("adam", CE(from_logits=True), metrics=["accuracy"], alpha=0.7)
@@ -503,7 +503,7 @@ class Taught(keras.Model):
 def test_attributes_of_a_functional_model(tmp_path):
     model = Taught()
     model.seed, model.note = 0.5, "set later"
-    with pytest.warns(UserWarning, match="teacher: layers that Taught has"):
+    with pytest.warns(UserWarning, match="outputs of Taught do not depend on these layers.*: teacher"):
         packed = tp.pack(model, seed=7)
     assert (packed.seed, packed.note, packed.pack_settings.seed) == (0.5, "set later", 7)
     assert packed.parts[0] is packed.get_layer("hidden")
@@ -583,7 +583,7 @@ class LeavesOut(keras.Model):
 def test_a_layer_that_call_leaves_out_is_frozen_and_saved(tmp_path):
     model = called(LeavesOut(name="leaves_out"))
     model.aside(np.zeros((1, 8), "float32"))
-    with pytest.warns(UserWarning, match="leaves_out/aside: layers that LeavesOut has"):
+    with pytest.warns(UserWarning, match="outputs of LeavesOut do not depend on these layers.*: leaves_out/aside"):
         packed = compiled(tp.pack(model))
     assert set(packed.owner_maps()) == {"leaves_out/body/kernel"}
     assert "aside" in learn(packed, 1)
@@ -601,7 +601,7 @@ def test_a_graph_with_a_call_of_its_own_is_refused():
 
     inputs = keras.Input((6,))
     for model in (Both(*graph()), keras.Model(inputs, L.Dense(2)(Both(*graph(), name="both")(inputs)))):
-        with pytest.raises(tp.ArgumentError, match="a graph of layers or a `call` of their own; 'both.*' has both"):
+        with pytest.raises(tp.ArgumentError, match="either a graph of layers or their own `call`; 'both.*' has both"):
             tp.pack(model)
 
 
@@ -656,7 +656,7 @@ class TestNames:
     def test_weights_outside_layers(self):
         model = Counted(*graph())
         model.scale = model.add_weight(shape=(), name="scale")
-        with pytest.raises(tp.ArgumentError, match="it has scale of its own"):
+        with pytest.raises(tp.ArgumentError, match="it has scale"):
             tp.pack(model)
 
     def test_a_pack_of_a_sequential_model_takes_no_more_layers(self):

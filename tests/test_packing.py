@@ -177,7 +177,7 @@ class TestTheLifeOfTasks:
         packed = self.packed()
         packed.begin_task()
         packed.commit_task()  # nothing was pruned
-        with pytest.raises(tp.ArgumentError, match="this pack is full"):
+        with pytest.raises(tp.ArgumentError, match="tasks own all weights"):
             packed.begin_task()
 
     def test_more_classes_than_a_shared_head_has(self):
@@ -189,7 +189,7 @@ class TestTheLifeOfTasks:
         packed.begin_task("cats")
         with pytest.raises(tp.ArgumentError, match="one of 'cats', or its number. Received: task='dogs'"):
             packed.select_task("dogs")
-        with pytest.raises(tp.ArgumentError, match="1 to 1. Received: task=2"):
+        with pytest.raises(tp.ArgumentError, match="or its number. Received: task=2"):
             packed.select_task(2)
 
     def test_254_tasks_and_not_one_more(self):

@@ -20,8 +20,8 @@ from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
 
-_FLOAT_BYTES = 4
-_ADAM_BYTES = 2 * _FLOAT_BYTES  # two moments per weight
+FLOAT_BYTES = 4
+ADAM_BYTES = 2 * FLOAT_BYTES  # two moments per weight
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,9 @@ def _bytes(packed: PackedModel, num_tasks: int) -> dict[str, int]:
         for variable in own_variables(layer)
     )
     floats = 2 * kernels + base + 2 * unpruned + committed_unpruned + others
-    pack_bytes = floats * _FLOAT_BYTES + kernels
+    pack_bytes = floats * FLOAT_BYTES + kernels
     return {
-        "training_bytes": pack_bytes + (kernels + unpruned) * _ADAM_BYTES,
+        "training_bytes": pack_bytes + (kernels + unpruned) * ADAM_BYTES,
         "pack_bytes": pack_bytes,
-        "export_bytes": (kernels + unpruned + others) * _FLOAT_BYTES,
+        "export_bytes": (kernels + unpruned + others) * FLOAT_BYTES,
     }

@@ -14,7 +14,7 @@ from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
-from tf_packnet.planning import ADAM, FLOAT, plan
+from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, plan
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.runs.config import Config
 from tf_packnet.tasks import TaskStream
@@ -170,7 +170,7 @@ def build_approach(
 
 
 # A kernel lies in two variables of floats, its owners in one of bytes; Adam keeps two moments of it.
-BYTES_A_WEIGHT = 2 * FLOAT + 1 + ADAM
+BYTES_A_WEIGHT = 2 * FLOAT_BYTES + 1 + ADAM_BYTES
 
 
 def check_memory(config: Config, input_shape: tuple[int, ...], outputs: int) -> None:
