@@ -104,10 +104,10 @@ def test_outputs_agree(model, seed, density):
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 5), st.integers(1, 900))
 @example(0, 0.0, 1, 1)
-def test_packed_kernels_unpack(seed, density, rows, columns):
+def test_sparse_entries_give_the_kernel_back(seed, density, rows, columns):
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(rows, columns)).astype("float32") * (rng.random((rows, columns)) < density)
-    packed = storage.pack(kernel)
-    np.testing.assert_array_equal(storage.unpack(packed, kernel.shape), kernel)
-    bridges = len(packed.values) - np.count_nonzero(kernel)
-    assert 0 <= bridges <= kernel.size / 255
+    entries = storage.to_sparse(kernel)
+    np.testing.assert_array_equal(storage.to_dense(entries, kernel.shape), kernel)
+    extra = len(entries.values) - np.count_nonzero(kernel)
+    assert 0 <= extra <= kernel.size / 255

@@ -19,7 +19,7 @@ from tests.conftest import compile_model, make_convnet, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.export import dense_model, task
 from tf_packnet.export.paths import SUFFIXES
-from tf_packnet.export.shared_kernel import SharedKernel, digits_in_a_number, numbers
+from tf_packnet.export.shared_kernel import SharedKernel, digits_per_number, numbers_from_digits
 from tf_packnet.pruning import ownership
 
 L = keras.layers
@@ -80,8 +80,8 @@ def trained():
     schedule = tp.EqualShare(final_prune=0.5, num_tasks=2, rounds=1)
     for each in stream:
         packed.begin_task(each.name)
-        night = [tp.PruneRoundScheduler(schedule), tp.GradientMask()]
-        packed.fit(each.train, epochs=20, verbose=0, callbacks=night)
+        callbacks = [tp.PruneRoundScheduler(schedule), tp.GradientMask()]
+        packed.fit(each.train, epochs=20, verbose=0, callbacks=callbacks)
         packed.commit_task()
     return packed, stream
 
@@ -308,7 +308,7 @@ def test_a_shared_kernel_is_every_tasks(shape, tasks, density, with_base, per_ta
     values, base = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
     kernel = SharedKernel(owner, values, base if with_base else None, per_task)
     of_tasks = {number: kernel.of_task(number) for number in {1, (tasks + 1) // 2, tasks}}
-    for resource in kernel._at_hand:
+    for resource in kernel._tensors:
         resource._initialize()
     for number, found in of_tasks.items():
         expected = seen(owner, values, base if with_base else np.zeros_like(base), number)
@@ -318,16 +318,16 @@ def test_a_shared_kernel_is_every_tasks(shape, tasks, density, with_base, per_ta
 @given(base=st.integers(2, 255), count=st.integers(0, 70), seed=st.integers(0, 2**20))
 def test_digits_in_numbers(base, count, seed):
     digits = np.random.default_rng(seed).integers(0, base, count).astype(np.uint8)
-    room = digits_in_a_number(base)
+    room = digits_per_number(base)
     assert base**room <= 2**63 < base ** (room + 1)
-    found = [int(number) // base**place % base for number in numbers(digits, base) for place in range(room)]
+    found = [int(number) // base**place % base for number in numbers_from_digits(digits, base) for place in range(room)]
     assert found[:count] == digits.tolist()
     assert len(found) - count < room
     assert not any(found[count:])
 
 
 def test_five_owners_take_two_bits_and_two_thirds():
-    assert digits_in_a_number(6) == 24
+    assert digits_per_number(6) == 24
 
 
 # Serving
@@ -395,7 +395,7 @@ def test_versions_of_a_served_model_come_one_after_another(tmp_path):
     assert tp.export_for_serving(packed, tmp_path) == tmp_path / "mlp" / "1"
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in (tmp_path / "task_1").iterdir()) == ["1", "10", "11", "2"]
-    with pytest.raises(tp.ArgumentError, match=r"not there yet \(there are \[1, 2, 10, 11\]\). Received: version=2"):
+    with pytest.raises(tp.ArgumentError, match=r"does not exist yet, not one of \[1, 2, 10, 11\]. Received: version=2"):
         tp.export_for_serving(packed, tmp_path, task=1, version=2)
 
 
@@ -407,23 +407,41 @@ REFUSED = {
         {"format": "onnx"},
         "one of saved_model, keras, tflite, tflite_float16, tflite_int8. Received: format='onnx'",
     ),
-    "suffix": ({"format": "keras"}, r"a name that ends in .keras \(format='keras'\)"),
-    "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one a unit of 'head'"),
-    "no names": ({"class_names": []}, "`class_names`: expected 2 names, one a unit of 'head'"),
+    "suffix": ({"format": "keras"}, r"a name that ends with .keras \(format='keras'\)"),
+    "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one per unit of 'head'"),
+    "no names": ({"class_names": []}, "`class_names`: expected 2 names, one per unit of 'head'"),
     "string": ({"class_names": "ab"}, "`class_names`: expected a list of strings"),
     "no strings": ({"class_names": [0, 1]}, "`class_names`: expected a list of strings"),
-    "output": ({"class_names": {"tail": ["a", "b"]}}, "`class_names`: expected by output, among 'head'"),
-    "scale": ({"preprocessing": "uint16"}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "zero": ({"preprocessing": 0}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "nan": ({"preprocessing": float("nan")}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "input": ({"preprocessing": {"y": "uint8"}}, "`preprocessing`: expected by input, among 'x'"),
-    "missing": ({"format": "tflite_int8"}, "`calibration`: expected some hundred examples"),
-    "useless": ({"calibration": np.zeros((9, 6))}, "`calibration`: expected None: only tflite_int8 is calibrated"),
-    "shape": ({"format": "tflite_int8", "calibration": np.zeros((9, 5))}, r"an array \(examples, 6\) of two examples"),
-    "one": ({"format": "tflite_int8", "calibration": np.zeros((1, 6))}, r"an array \(examples, 6\) of two examples"),
+    "output": (
+        {"class_names": {"tail": ["a", "b"]}},
+        "`class_names`: expected a mapping from output names.*are 'head'",
+    ),
+    "scale": ({"preprocessing": "uint16"}, "`preprocessing`: expected None, 'uint8', or a number above 0"),
+    "zero": ({"preprocessing": 0}, "`preprocessing`: expected None, 'uint8', or a number above 0"),
+    "nan": (
+        {"preprocessing": float("nan")},
+        "`preprocessing`: expected None, 'uint8', or a number above 0",
+    ),
+    "input": (
+        {"preprocessing": {"y": "uint8"}},
+        "`preprocessing`: expected a mapping from input names.*are 'x'",
+    ),
+    "missing": ({"format": "tflite_int8"}, "`calibration`: expected a few hundred examples"),
+    "useless": (
+        {"calibration": np.zeros((9, 6))},
+        "`calibration`: expected None, because only tflite_int8",
+    ),
+    "shape": (
+        {"format": "tflite_int8", "calibration": np.zeros((9, 5))},
+        r"an array \(examples, 6\) of at least two",
+    ),
+    "one": (
+        {"format": "tflite_int8", "calibration": np.zeros((1, 6))},
+        r"an array \(examples, 6\) of at least two",
+    ),
     "bytes": (
         {"format": "tflite_int8", "calibration": np.zeros((9, 6)), "preprocessing": "uint8"},
-        r"`calibration`: expected raw bytes \(uint8\), as preprocessing says. Received: calibration='float64'",
+        r"`calibration`: expected raw bytes \(uint8\), because preprocessing is given. Received: calibration='float64'",
     ),
 }
 
@@ -457,18 +475,21 @@ def test_places_that_are_taken_are_left_alone(tmp_path):
 
 def test_what_a_pack_cannot_be_exported_with(tmp_path):
     fresh = tp.pack(make_mlp())
-    with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with a committed task"):
+    with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with at least one committed task"):
         tp.export_pack(fresh, tmp_path / "all")
     packed = pack_of(make_mlp())
     for names in ({"cats": ["a", "b"]}, ["a", "b"], []):
-        with pytest.raises(tp.ArgumentError, match="`class_names`: expected names by task, among 'task_1', 'task_2'"):
+        with pytest.raises(
+            tp.ArgumentError,
+            match="`class_names`: expected a mapping from task names.*'task_1', 'task_2'",
+        ):
             tp.export_pack(packed, tmp_path / "all", class_names=names)
-    with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one a unit of 'head'"):
+    with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one per unit of 'head'"):
         tp.export_pack(packed, tmp_path / "all", class_names={"task_2": ["a"]})
     for options, message in (
-        ({"name": "../up"}, "`name`: expected a name that a folder can have"),
+        ({"name": "../up"}, "`name`: expected a valid folder name"),
         ({"name": ".hidden"}, "`name`"),
-        ({"version": 0}, "`version`: expected a whole number, at least 1"),
+        ({"version": 0}, "`version`: expected an integer of at least 1"),
         ({"version": True}, "`version`"),
         ({"compact": True}, "`compact`: expected False without a task"),
     ):
@@ -480,15 +501,13 @@ def test_what_a_pack_cannot_be_exported_with(tmp_path):
 def test_integers_are_no_images(tmp_path):
     words = keras.Input((4,), dtype="int32", name="words")
     packed = pack_of(keras.Model(words, L.Dense(2)(L.Flatten()(L.Embedding(9, 3)(words)))))
-    with pytest.raises(tp.ArgumentError, match="`preprocessing`: expected None: the input 'words' takes int32"):
+    with pytest.raises(tp.ArgumentError, match="`preprocessing`: expected None, because input 'words' takes int32"):
         tp.export_task(packed, 1, tmp_path / "task", preprocessing="uint8")
 
 
 def test_what_lite_cannot_hold_is_refused_in_one_line(tmp_path):
     packed = pack_of(several_ends(), classes=(None, None))
-    message = (
-        "^Invalid `format`: expected one that can hold this network; LiteRT cannot: 'tf.StringLower' op is [^\n]*$"
-    )
+    message = "^Invalid `format`: expected a format that .* this network; LiteRT cannot: 'tf.StringLower' op is [^\n]*$"
     with pytest.raises(tp.ArgumentError, match=message):
         tp.export_task(packed, 1, tmp_path / "task.tflite", format="tflite")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A model without what cannot matter to its outputs."""
+"""Removes the units, channels and weights of a model that its outputs do not depend on."""
 
 import keras
 import numpy as np
@@ -11,67 +11,69 @@ from tf_packnet.structure.places import is_graph
 
 
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
-    """The same function of its inputs by a smaller model, for prediction.
+    """Returns a smaller model that computes the same outputs, for prediction.
 
-    Units and channels that no output depends on are gone, those that are constant are in the next bias, and kernels
-    with many zeros are stored without them (`SparseDense` and the like). Layers of a kind that is not known here stay
-    as they are, and so does all they may depend on. The outputs agree to rounding: sums have fewer terms.
+    Units and channels that no output depends on are removed, constant ones are folded into the next bias, and kernels
+    with many zeros are stored without them (`SparseDense` and similar layers). Layers of unknown types are unchanged,
+    and so is everything that they may depend on. Outputs agree up to rounding, because sums have fewer terms.
 
     Args:
-        model: A built model; one that is neither Sequential nor functional is returned as it is.
-        sparse: Whether kernels may be stored without their zeros. Not for converters such as TensorFlow Lite's, which
-            know nothing of what a SavedModel makes when it is loaded.
+        model: A built model. A model that is neither Sequential nor functional is returned unchanged.
+        sparse: Whether kernels may be stored without their zeros. Use False for converters such as TensorFlow Lite's,
+            which cannot expand kernels while a file is loaded.
 
     Returns:
-        A functional model of the same inputs and outputs, with weights of its own. It is not for training: dropout and
-        regularizers are left out.
+        A functional model with the same inputs and outputs and its own weights. It is not for training: dropout and
+        regularizers are removed.
     """
     if not is_graph(model):
         return model
-    own = copied(model)
-    for source, target in zip(model._flatten_layers(), own._flatten_layers(), strict=True):
+    copy = copied(model)
+    for source, target in zip(model._flatten_layers(), copy._flatten_layers(), strict=True):
         copy_state(source, target)
-    graph = trace(own, sparse)
-    found = [rule(graph, step) for step in graph.steps]
-    known = _known(graph, found)
-    needed = _needed(graph, found, known)
-    values = _values(graph, found, known, needed)
+    graph = trace(copy, sparse)
+    rules = [rule(graph, step) for step in graph.steps]
+    known = _known(graph, rules)
+    needed = _needed(graph, rules, known)
+    values = _values(graph, rules, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
-    outputs = keras.tree.pack_sequence_as(functional(own)._outputs_struct, outputs)
-    return keras.Model(inputs_of(own), outputs, name=model.name)
+    outputs = keras.tree.pack_sequence_as(functional(copy)._outputs_struct, outputs)
+    return keras.Model(inputs_of(copy), outputs, name=model.name)
 
 
-def _known(graph: Graph, found: list[Rule]) -> dict[int, np.ndarray]:
-    """What is known of every tensor, from the inputs on."""
+def _known(graph: Graph, rules: list[Rule]) -> dict[int, np.ndarray]:
+    """Computes `known` of every tensor, from the inputs forwards."""
     known = {number: np.full(channels(graph.shape(number)), np.nan) for number in graph.inputs}
-    for each in found:
-        results = each.known([known[number] for number in each.step.inputs])
-        known.update(zip(each.step.outputs, results, strict=True))
+    for step_rule in rules:
+        results = step_rule.known([known[number] for number in step_rule.step.inputs])
+        known.update(zip(step_rule.step.outputs, results, strict=True))
     return known
 
 
-def _needed(graph: Graph, found: list[Rule], known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """What is needed of every tensor, from the outputs back; of each at least one channel, so that it exists."""
+def _needed(graph: Graph, rules: list[Rule], known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Computes `needed` of every tensor, from the outputs backwards. A tensor keeps at least one channel."""
     needed = {number: np.zeros(values.shape, bool) for number, values in known.items()}
     for number in graph.outputs:
         needed[number][:] = True
-    for each in reversed(found):
-        for number in each.step.outputs:
+    for step_rule in reversed(rules):
+        step = step_rule.step
+        for number in step.outputs:
             needed[number][0] |= not needed[number].any()
-        inputs = [known[number] for number in each.step.inputs]
-        wanted = each.needed(inputs, [needed[number] for number in each.step.outputs])
-        for number, channels_read in zip(each.step.inputs, wanted, strict=True):
+        needed_inputs = step_rule.needed([known[n] for n in step.inputs], [needed[n] for n in step.outputs])
+        for number, channels_read in zip(step.inputs, needed_inputs, strict=True):
             needed[number] |= channels_read
     return needed
 
 
 def _values(
-    graph: Graph, found: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
+    graph: Graph, rules: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
 ) -> dict[int, Value]:
-    """Every tensor in the smaller model."""
+    """Builds every tensor of the smaller model."""
     values = {number: Value(graph.tensors[number], np.ones_like(needed[number])) for number in graph.inputs}
-    for each in found:
-        inputs, outputs = each.step.inputs, each.step.outputs
-        made = each.smaller([known[n] for n in inputs], [needed[n] for n in outputs], [values[n] for n in inputs])
-        values.update(zip(outputs, made, strict=True))
+    for step_rule in rules:
+        inputs, outputs = step_rule.step.inputs, step_rule.step.outputs
+        results = step_rule.smaller(
+            [known[n] for n in inputs], [needed[n] for n in outputs], [values[n] for n in inputs]
+        )
+        values.update(zip(outputs, results, strict=True))
     return values
