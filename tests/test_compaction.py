@@ -349,6 +349,6 @@ def test_counts_are_short(count, short):
 
 
 def test_a_report_needs_the_exports(tmp_path, wide_pack):
-    with pytest.raises(tp.ArgumentError, match="a folder with a SavedModel task_1"):
+    with pytest.raises(tp.ArgumentError, match="a folder that contains the SavedModel task_1"):
         export_report(wide_pack, tmp_path)
     assert list(tmp_path.iterdir()) == []

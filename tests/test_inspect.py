@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.inspection import html_page, pixels
-from tf_packnet.inspection.capacity import Layer, room_left
+from tf_packnet.inspection.capacity import Layer, free_capacity
 from tf_packnet.inspection.contents import inspect_pack
 from tf_packnet.inspection.opened_pack import FileFacts, open_pack
 from tf_packnet.inspection.owner_maps import in_blocks
@@ -117,7 +117,7 @@ def test_a_record_is_used_as_far_as_it_goes_and_no_further(packed):
 
 def test_what_is_beside_the_pack_may_be_missing_or_broken(folder, tmp_path):
     shutil.copy(folder / "pack.keras", tmp_path)
-    for content, note in [(None, ()), ("{", ("results.json beside it cannot be read",)), ("[]", None)]:
+    for content, note in [(None, ()), ("{", ("results.json in the same folder cannot be read",)), ("[]", None)]:
         if content is not None:
             (tmp_path / "results.json").write_text(content)
         notes = inspect_pack(*open_pack(tmp_path / "pack.keras", tmp_path / "results.json")).notes
@@ -129,7 +129,7 @@ def test_what_is_no_pack_is_refused(tmp_path):
     image_model().save(plain)
     (tmp_path / "text.keras").write_text("words")
     (tmp_path / "zip.keras").write_bytes(b"PK\x03\x04 and no more")
-    expected = {"plain": "not a Sequential", "text": "packed.save", "zip": "that can be read"}
+    expected = {"plain": "not a Sequential", "text": "packed.save", "zip": "that can be loaded"}
     for name, reason in expected.items():
         with pytest.raises(ArgumentError, match=reason):
             open_pack(tmp_path / f"{name}.keras")
@@ -137,15 +137,15 @@ def test_what_is_no_pack_is_refused(tmp_path):
 
 def test_room_counts_as_the_rounds_will():
     # Half of what is free: 12 of 25, 6 of 13, 4 of 7, 2 of 3, 0 of 1.
-    room = room_left([Layer("a", 10, (50, 25), 25)])
+    room = free_capacity([Layer("a", 10, (50, 25), 25)])
     assert (room.released, room.measured, room.comfortable, room.at_most) == (0.5, 2, 1, 4)
     assert (room.layer, room.gets, room.outputs) == ("a", 6, 10)
     assert room.final_prune(3) == 0.125
-    assert room_left([Layer("a", 10, (), 25)]) is None
-    full = room_left([Layer("a", 10, (25,), 0)])
+    assert free_capacity([Layer("a", 10, (), 25)]) is None
+    full = free_capacity([Layer("a", 10, (25,), 0)])
     assert (full.comfortable, full.at_most, full.released) == (0, 0, 0.0)
     # As many as a pack may have.
-    endless = room_left([Layer("a", 1, (10,) * 4, 10**9)])
+    endless = free_capacity([Layer("a", 1, (10,) * 4, 10**9)])
     assert (endless.comfortable, endless.at_most, endless.layer) == (250, 250, None)
     for each in (room, full, endless):
         assert str(each).endswith(".")
@@ -264,7 +264,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def check_page(page: str) -> Reader:
-    """It needs nothing else, and those who cannot see it are told what it shows."""
+    """Checks that the page is self-contained and that every picture has a description."""
     read = Reader(page)
     for tag, attrs in read.tags:
         assert tag not in ("script", "iframe", "object")
@@ -284,9 +284,9 @@ def test_pages_of_any_model(make, tasks):
     packed = tp.pack(make())
     learn(packed, tasks)
     read = check_page(html_page.render(packed, inspect_pack(packed)))
-    assert ("What the first layer looks for" in read.text) == (make is image_model)
+    assert ("Filters of the first layer" in read.text) == (make is image_model)
     assert "is open" not in read.text
-    assert ("No task owns anything" in read.text) == (tasks == 0)
+    assert ("No task owns any" in read.text) == (tasks == 0)
 
 
 def test_a_page_with_many_tasks_stays_small_and_escapes_names(tmp_path):
@@ -441,7 +441,9 @@ def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "no.keras").write_text("words")
     done = run("--pack=no.keras", "--html=page.html", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == ("inspect.py: --pack=no.keras: expected a pack, as packed.save('pack.keras') writes it\n")
+    assert done.stderr == (
+        "inspect.py: --pack=no.keras: expected a pack file (.keras or .packnet), written by packed.save or save_pack\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["no.keras"]
 
 
