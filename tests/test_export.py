@@ -45,7 +45,7 @@ def test_the_plain_model_has_the_logits_of_the_pack(make, head, bias_policy):
         np.testing.assert_allclose(plain.predict(x, verbose=0), packed.predict(x, verbose=0), rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_not_the_tasks_is_0_and_the_rest_is_its_own():
+def test_kernels_are_0_where_the_task_sees_no_weight():
     packed = pack_of(make_mlp)
     for task in (1, 2):
         kernel = dense_model(packed, task).get_layer("dense_1").kernel
@@ -81,7 +81,7 @@ def test_mixed_precision_packs_export_too(tmp_path):
     np.testing.assert_allclose(loaded.serve(x), packed.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-def test_export_selects_nothing_and_replaces_what_was_there(tmp_path):
+def test_export_keeps_the_selection_and_replaces_an_earlier_export(tmp_path):
     packed = pack_of(make_mlp)
     packed.select_task(2)
     for _ in range(2):

@@ -56,9 +56,7 @@ class FreeCapacity:
 
     def __str__(self) -> str:
         tasks = "The only task" if self.measured == 1 else f"Each of the last {self.measured} tasks"
-        rate = (
-            f"{tasks} took {1 - self.released:.2%} of the weights free before it (r = {self.released:.4g})."
-        )
+        rate = f"{tasks} took {1 - self.released:.2%} of the weights free before it (r = {self.released:.4g})."
         if self.at_most == 0:
             return f"{rate} No further task fits (a pack holds up to {MAX_TASKS} tasks)."
         limit = f"at most {self.at_most} further tasks get any weight (a pack holds up to {MAX_TASKS} tasks)"
