@@ -7,7 +7,7 @@ from absl import flags
 
 from flags.command_line import UsageError, read
 from tf_packnet.errors import ArgumentError
-from tf_packnet.inspection.pack_kinds import kind_of
+from tf_packnet.packfile.opening import kind_of
 
 FORMATS = ("table", "json")
 

@@ -21,7 +21,7 @@ from tf_packnet.reporting import exports
 
 @pytest.fixture
 def always_sparse(monkeypatch):
-    """Kernels of any size are stored sparse if that is smaller."""
+    """Stores kernels of any size sparse if that is smaller."""
     monkeypatch.setattr(storage, "OVERHEAD", 0)
 
 
@@ -40,10 +40,10 @@ def kernels(model):
     return [tuple(layer.kernel.shape) for layer in model.layers if hasattr(layer, "kernel")]
 
 
-def test_units_nobody_reads_and_units_that_read_nothing_are_gone():
+def test_unread_and_constant_units_are_removed():
     model = of(layers.Dense(3, activation="relu"), layers.Dense(1), shape=(2,))
     first, last = model.layers
-    # Unit 0 is read, unit 1 reads nothing and is 0.5 for ever, unit 2 is read by nobody.
+    # Unit 0 is read, unit 1 reads nothing and is constantly 0.5, unit 2 is not read.
     first.set_weights([np.array([[1.0, 0, 1], [1, 0, 1]]), np.array([0.1, 0.5, 0.0])])
     last.set_weights([np.array([[2.0], [3], [0]]), np.array([1.0])])
     compact = compact_model(model)
@@ -53,7 +53,7 @@ def test_units_nobody_reads_and_units_that_read_nothing_are_gone():
 
 
 @pytest.mark.parametrize(("padding", "channels_left"), [("valid", 1), ("same", 2)])
-def test_a_constant_channel_stays_where_padding_ends_it(padding, channels_left):
+def test_a_constant_channel_is_kept_if_padding_changes_it(padding, channels_left):
     model = of(layers.Conv2D(2, 1), layers.Conv2D(1, 3, padding=padding), shape=(4, 4, 1))
     first, last = model.layers
     first.set_weights([np.array([1.0, 0]).reshape(1, 1, 1, 2), np.array([0, 5.0])])
@@ -87,7 +87,7 @@ THROUGH = [
 
 
 @pytest.mark.parametrize("layer", THROUGH, ids=lambda layer: layer.name)
-def test_constants_go_through(layer):
+def test_constants_are_propagated(layer):
     layer = type(layer).from_config(layer.get_config())
     model = of(layers.Conv2D(3, 1, activation="relu"), layer, layers.Conv2D(2, 3), layers.Flatten(), shape=(6, 6, 1))
     # Channel 0 varies, channel 1 is 0.7, channel 2 is 0.
@@ -95,7 +95,7 @@ def test_constants_go_through(layer):
     agree(model, compact_model(model))
 
 
-def test_a_dead_relu_channel_is_gone_under_any_padding():
+def test_a_dead_relu_channel_is_removed_with_any_padding():
     model = of(layers.Conv2D(2, 1, activation="relu"), layers.Conv2D(1, 3, padding="same"), shape=(4, 4, 1))
     first, last = model.layers
     first.set_weights([np.array([1.0, 0]).reshape(1, 1, 1, 2), np.array([0, -5.0])])
@@ -105,7 +105,7 @@ def test_a_dead_relu_channel_is_gone_under_any_padding():
     agree(model, compact)
 
 
-def test_what_is_not_known_stays_as_it_is():
+def test_unknown_layers_are_unchanged():
     inputs = keras.Input((4, 6))
     x = layers.Dense(8, activation="relu")(inputs)
     x = layers.MultiHeadAttention(2, 4)(x, x)
@@ -125,7 +125,7 @@ def test_softmax_mixes_its_units():
     agree(model, compact_model(model))
 
 
-def test_a_call_with_training_true_stays():
+def test_a_call_with_training_true_is_unchanged():
     inputs = keras.Input((4,))
     outputs = layers.Dense(2)(layers.BatchNormalization()(inputs, training=True))
     model = keras.Model(inputs, outputs)
@@ -183,7 +183,7 @@ def test_few_of_many_features_are_selected():
     agree(model, compact)
 
 
-def test_the_model_itself_is_left_alone():
+def test_the_original_model_is_unchanged():
     model = make_mlp()
     before = model.get_weights()
     compact_model(model).set_weights([np.zeros_like(w) for w in compact_model(model).get_weights()])
@@ -193,7 +193,7 @@ def test_the_model_itself_is_left_alone():
 
 @pytest.mark.parametrize("make", [make_mlp, make_convnet])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_packed_tasks_agree_with_their_dense_models(make, policy):
+def test_compact_tasks_agree_with_their_dense_models(make, policy):
     keras.config.set_dtype_policy(policy)
     packed = pack_of(make)
     x = blobs(5, packed.input_shape[1:])[0]
@@ -256,7 +256,7 @@ def test_keras_exports_sparse_layers_too(tmp_path, always_sparse):
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_two_tasks_loaded_side_by_side_keep_their_own_kernels(tmp_path, always_sparse):
+def test_two_tasks_loaded_in_one_process_have_their_own_kernels(tmp_path, always_sparse):
     x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
     models = [sparse_net(), sparse_net()]
     models[1].layers[0].kernel.assign(-models[1].layers[0].kernel)
@@ -311,7 +311,7 @@ def test_the_report_compares_every_task(tmp_path, wide_pack):
     assert "task_2" in console.export_text()
 
 
-def test_latency_is_measured_if_asked_for(tmp_path, wide_pack):
+def test_latency_is_measured_on_request(tmp_path, wide_pack):
     for number in (1, 2):
         tp.export_task(wide_pack, number, tmp_path / f"task_{number}", compact=True)
     rows = export_report(wide_pack, tmp_path)
@@ -321,7 +321,7 @@ def test_latency_is_measured_if_asked_for(tmp_path, wide_pack):
     assert "batch  batch" in console.export_text()
 
 
-def test_the_table_has_room_in_a_terminal():
+def test_the_table_fits_a_terminal():
     sizes = {"exported": 433_840, "dense": 8_632_514}
     batches = {"latency": {"1": 1.02, "256": 0.98}, "times_smaller": 115.5}
     row = {
@@ -349,6 +349,6 @@ def test_counts_are_short(count, short):
 
 
 def test_a_report_needs_the_exports(tmp_path, wide_pack):
-    with pytest.raises(tp.ArgumentError, match="a folder with a SavedModel task_1"):
+    with pytest.raises(tp.ArgumentError, match="a folder that contains the SavedModel task_1"):
         export_report(wide_pack, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Whatever the architecture and the masks: the compact model computes what the model computes."""
+"""Compact models of random architectures and masks compute the same as the original model."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ BLOCKS = ("conv", "bn", "pool", "residual", "concat", "depthwise", "separable", 
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    """float64 shows any error that is more than rounding; every kernel with a zero is stored sparse."""
+    """Compute in float64, which reveals errors beyond rounding; store every kernel with a zero sparse."""
     keras.config.set_dtype_policy("float64")
     monkeypatch.setattr(storage, "OVERHEAD", 0)
 
@@ -26,7 +26,7 @@ def convolution(draw, filters, activation):
 
 
 def block(draw, x, activation):
-    """One more block of a random kind on the images `x`."""
+    """Adds a block of a random kind to the images `x`."""
     kind, filters = draw(st.sampled_from(BLOCKS)), x.shape[-1]
     if kind == "bn":
         return layers.Activation(activation)(layers.BatchNormalization()(x))
@@ -60,7 +60,7 @@ def block(draw, x, activation):
 
 @st.composite
 def networks(draw):
-    """A convolutional or dense network and the seed of its weights."""
+    """Draws a convolutional or dense network and the seed of its weights."""
     activation = draw(st.sampled_from(ACTIVATIONS))
     if draw(st.booleans()):
         x = inputs = keras.Input((5, 4, 2))
@@ -77,7 +77,7 @@ def networks(draw):
 
 
 def prune(model, rng, density):
-    """Random weights, of which `density` are not 0; biases that leave some units dead, statistics that are none's."""
+    """Assigns random weights of which `density` are not 0, biases that disable some units, and random statistics."""
     for weight in model.weights:
         value = rng.normal(size=weight.shape)
         if "kernel" in weight.name:
@@ -104,10 +104,10 @@ def test_outputs_agree(model, seed, density):
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 5), st.integers(1, 900))
 @example(0, 0.0, 1, 1)
-def test_packed_kernels_unpack(seed, density, rows, columns):
+def test_sparse_entries_give_the_kernel_back(seed, density, rows, columns):
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(rows, columns)).astype("float32") * (rng.random((rows, columns)) < density)
-    packed = storage.pack(kernel)
-    np.testing.assert_array_equal(storage.unpack(packed, kernel.shape), kernel)
-    bridges = len(packed.values) - np.count_nonzero(kernel)
-    assert 0 <= bridges <= kernel.size / 255
+    entries = storage.to_sparse(kernel)
+    np.testing.assert_array_equal(storage.to_dense(entries, kernel.shape), kernel)
+    extra = len(entries.values) - np.count_nonzero(kernel)
+    assert 0 <= extra <= kernel.size / 255

@@ -1,4 +1,4 @@
-"""Every format of an export computes what the task computes, and holds what a server needs, and hardly more."""
+"""Exports of every format compute the same as the task, work in servers, and have little overhead."""
 
 import math
 import os
@@ -19,14 +19,14 @@ from tests.conftest import compile_model, make_convnet, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.export import dense_model, task
 from tf_packnet.export.paths import SUFFIXES
-from tf_packnet.export.shared_kernel import SharedKernel, digits_in_a_number, numbers
+from tf_packnet.export.shared_kernel import SharedKernel, digits_per_number, numbers_from_digits
 from tf_packnet.pruning import ownership
 
 L = keras.layers
 
 
 def pack_of(model, classes=(2, 2), density=0.5, seed=0, **kwargs):
-    """A pack of untrained tasks named `task_<k>` that own `density` of the weights together, in equal shares."""
+    """Returns a pack of untrained tasks `task_<k>` that together own the fraction `density` of the weights."""
     rng = np.random.default_rng(seed)
     packed = tp.pack(model, **kwargs)
     for number, units in enumerate(classes, start=1):
@@ -45,7 +45,7 @@ def pack_of(model, classes=(2, 2), density=0.5, seed=0, **kwargs):
 
 
 def as_function(model):
-    """Compiled, as the files are: a fused product may differ from separate ones in the last bit."""
+    """Compiles a model, as files are: a fused product may differ from separate ones in the last bit."""
     return tf.function(lambda x: model(x, training=False))
 
 
@@ -66,13 +66,13 @@ def interpreter(path):
 
 
 def lite(path, **inputs):
-    """The outputs of a file for LiteRT, by name."""
+    """Returns the outputs of a LiteRT file by name."""
     return interpreter(path).get_signature_runner()(**inputs)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A pack that learned 0-1 and 2-3 of the digits, and these tasks."""
+    """A pack that learned the digits 0-1 and 2-3, and these tasks."""
     stream = tp.tasks.load("digits", classes_per_task=2, num_tasks=2, batch_size=32)
     layers = [keras.Input(stream.input_shape, name="image"), L.Flatten(), L.Dense(32, activation="relu")]
     packed = tp.pack(keras.Sequential([*layers, L.Dense(2, name="head")]))
@@ -80,8 +80,8 @@ def trained():
     schedule = tp.EqualShare(final_prune=0.5, num_tasks=2, rounds=1)
     for each in stream:
         packed.begin_task(each.name)
-        night = [tp.PruneRoundScheduler(schedule), tp.GradientMask()]
-        packed.fit(each.train, epochs=20, verbose=0, callbacks=night)
+        callbacks = [tp.PruneRoundScheduler(schedule), tp.GradientMask()]
+        packed.fit(each.train, epochs=20, verbose=0, callbacks=callbacks)
         packed.commit_task()
     return packed, stream
 
@@ -103,7 +103,7 @@ def test_a_saved_model_names_its_inputs_and_outputs_and_takes_any_number_of_exam
         np.testing.assert_array_equal(signature(image=x)["head"], plain(x))
 
 
-def test_weights_are_written_once_and_little_beside_them(tmp_path):
+def test_weights_are_written_once_with_little_overhead(tmp_path):
     packed = pack_of(make_mlp())
     tp.export_task(packed, 1, tmp_path / "task", class_names=["no", "yes"], preprocessing="uint8")
     weights = 4 * sum(math.prod(each.shape) for each in dense_model(packed, 1).weights)
@@ -113,7 +113,7 @@ def test_weights_are_written_once_and_little_beside_them(tmp_path):
 
 
 def several_ends():
-    """Text and numbers in, two heads out; a vocabulary, statistics, and a seed."""
+    """Returns a model with text and numeric inputs, two heads, a vocabulary, statistics and a seed."""
     words = L.TextVectorization(output_sequence_length=4)
     words.adapt(["the cat sat", "the dog ran"])
     text, numbers_in = keras.Input((), dtype="string", name="text"), keras.Input((6,), name="numbers")
@@ -124,7 +124,7 @@ def several_ends():
     return keras.Model({"text": text, "numbers": numbers_in}, outputs, name="several")
 
 
-def test_several_inputs_and_outputs_go_by_name(tmp_path):
+def test_several_inputs_and_outputs_are_named(tmp_path):
     packed = pack_of(several_ends(), classes=({"x": 2, "y": 1}, {"x": 4, "y": 1}))
     x = {"text": tf.constant(["the cat", "a dog ran"]), "numbers": tf.constant([[1.0] * 6, [2.0] * 6])}
     raw = {**x, "numbers": tf.constant([[10] * 6, [20] * 6], tf.uint8)}
@@ -148,11 +148,11 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path):
     assert [each.numpy().decode() for each in both.class_names()["task_2/kind"]] == names["task_2"]["kind"]
 
 
-# What goes in, and what comes out is called
+# Preprocessing and class names
 
 
 @pytest.mark.parametrize("preprocessing", ["uint8", 1 / 16])
-def test_raw_bytes_go_into_every_format(preprocessing, tmp_path):
+def test_every_format_takes_raw_bytes(preprocessing, tmp_path):
     packed = pack_of(make_convnet(), density=0.4)
     raw = raw_images()
     scale = np.float32(1 / 255 if preprocessing == "uint8" else preprocessing)
@@ -197,7 +197,7 @@ def test_a_keras_file_is_the_plain_model(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_lite_files_compute_as_the_task_and_are_as_small_as_they_say(tmp_path):
+def test_lite_files_compute_as_the_task_and_have_the_stated_sizes(tmp_path):
     packed = pack_of(keras.Sequential([keras.Input((64,), name="x"), L.Dense(256), L.Dense(256), L.Dense(2, name="y")]))
     x = np.random.default_rng(1).normal(size=(50, 64)).astype("float32")
     expected = dense_model(packed, 1)(x).numpy()
@@ -213,7 +213,7 @@ def test_lite_files_compute_as_the_task_and_are_as_small_as_they_say(tmp_path):
     assert sizes["tflite_int8"] < 0.3 * sizes["tflite"]
 
 
-def test_whole_numbers_from_raw_bytes_are_as_accurate(trained, tmp_path):
+def test_int8_from_raw_bytes_is_as_accurate(trained, tmp_path):
     packed, stream = trained
     for each in stream:
         train, test = each.splits["train"], each.splits["test"]
@@ -225,18 +225,18 @@ def test_whole_numbers_from_raw_bytes_are_as_accurate(trained, tmp_path):
         accuracy, exact = ((logits.argmax(1) == test.y).mean() for logits in (found, plain))
         assert exact > 0.9
         assert abs(accuracy - exact) <= 0.02
-        # A byte is what the first layer multiplies: nothing is computed before it.
+        # The first layer takes the bytes themselves, without preprocessing.
         (details,) = interpreter(path).get_input_details()
         assert details["dtype"] == np.uint8
         assert details["quantization"] == (pytest.approx(train.scale), 0)
 
 
-# All tasks in one
+# All tasks in one file
 
 
 @pytest.mark.parametrize("per_task_kernels", [False, True])
 @pytest.mark.parametrize(("make", "density"), [(make_mlp, 0.02), (make_convnet, 0.6)])
-def test_all_tasks_in_one_file_compute_as_each_alone(make, density, per_task_kernels, tmp_path):
+def test_all_tasks_in_one_file_compute_as_their_dense_models(make, density, per_task_kernels, tmp_path):
     classes = (2, 3, 2, 5)
     packed = pack_of(make(), classes=classes, density=density, bias_policy="per_task")
     x = tf.constant(np.random.default_rng(1).normal(size=(9, *packed.input_shape[1:])).astype("float32"))
@@ -261,7 +261,7 @@ def test_five_tasks_take_little_more_than_one(density, tmp_path):
         assert size(tmp_path / "all") < 0.15 * size(tmp_path / "one")
 
 
-def test_pretrained_values_that_stay_visible_are_in_it(tmp_path):
+def test_visible_pretrained_values_are_exported(tmp_path):
     packed = pack_of(make_mlp(), pretrained="task 0", prune_pretrained=False)
     x = tf.constant(np.random.default_rng(1).normal(size=(9, 6)).astype("float32"))
     tp.export_pack(packed, tmp_path / "all")
@@ -287,8 +287,8 @@ def test_an_open_task_is_left_out(tmp_path):
     assert packed.selected_task == 3
 
 
-def seen(owner, values, base, task):
-    """A task's kernel, entry by entry."""
+def visible(owner, values, base, task):
+    """Computes the kernel of a task, entry by entry."""
     shown = [v if 1 <= o <= task else b for o, v, b in zip(owner.flat, values.flat, base.flat, strict=True)]
     return np.reshape(np.array(shown, values.dtype), owner.shape)
 
@@ -302,32 +302,32 @@ def seen(owner, values, base, task):
     per_task=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_a_shared_kernel_is_every_tasks(shape, tasks, density, with_base, per_task, seed):
+def test_a_shared_kernel_gives_the_kernel_of_every_task(shape, tasks, density, with_base, per_task, seed):
     rng = np.random.default_rng(seed)
     owner = np.where(rng.random(shape) < density, rng.integers(1, tasks + 1, shape), 0).astype(np.uint8)
     values, base = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
     kernel = SharedKernel(owner, values, base if with_base else None, per_task)
     of_tasks = {number: kernel.of_task(number) for number in {1, (tasks + 1) // 2, tasks}}
-    for resource in kernel._at_hand:
+    for resource in kernel._tensors:
         resource._initialize()
     for number, found in of_tasks.items():
-        expected = seen(owner, values, base if with_base else np.zeros_like(base), number)
+        expected = visible(owner, values, base if with_base else np.zeros_like(base), number)
         np.testing.assert_array_equal(found(), expected)
 
 
 @given(base=st.integers(2, 255), count=st.integers(0, 70), seed=st.integers(0, 2**20))
-def test_digits_in_numbers(base, count, seed):
+def test_numbers_hold_all_digits(base, count, seed):
     digits = np.random.default_rng(seed).integers(0, base, count).astype(np.uint8)
-    room = digits_in_a_number(base)
+    room = digits_per_number(base)
     assert base**room <= 2**63 < base ** (room + 1)
-    found = [int(number) // base**place % base for number in numbers(digits, base) for place in range(room)]
+    found = [int(number) // base**place % base for number in numbers_from_digits(digits, base) for place in range(room)]
     assert found[:count] == digits.tolist()
     assert len(found) - count < room
     assert not any(found[count:])
 
 
-def test_five_owners_take_two_bits_and_two_thirds():
-    assert digits_in_a_number(6) == 24
+def test_an_int64_holds_the_owners_of_24_weights_for_five_tasks():
+    assert digits_per_number(6) == 24
 
 
 # Serving
@@ -347,7 +347,7 @@ for name in ("task_1", "task_2"):
     found[name] = both.serve[name](raw)
 del both
 found["again"] = again.serve["task_1"](raw)
-# As a server loads it: a session, the variables, then what initializes.
+# As a server loads it: a session, the variables, then the initializers.
 with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     graph = tf.compat.v1.saved_model.load(session, ["serve"], folder + "/serving/mlp/1")
     signature = graph.signature_def["task_2"]
@@ -384,7 +384,7 @@ def test_tensorflow_alone_loads_and_serves_them(tmp_path):
     assert found["classes"].tolist() == ["a", "b", "c"]
 
 
-def test_versions_of_a_served_model_come_one_after_another(tmp_path):
+def test_new_versions_of_a_served_model_keep_earlier_ones(tmp_path):
     packed = pack_of(make_mlp())
     first = tp.export_for_serving(packed, tmp_path, task="task_1", class_names=["no", "yes"])
     assert first == tmp_path / "task_1" / "1"
@@ -395,11 +395,11 @@ def test_versions_of_a_served_model_come_one_after_another(tmp_path):
     assert tp.export_for_serving(packed, tmp_path) == tmp_path / "mlp" / "1"
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in (tmp_path / "task_1").iterdir()) == ["1", "10", "11", "2"]
-    with pytest.raises(tp.ArgumentError, match=r"not there yet \(there are \[1, 2, 10, 11\]\). Received: version=2"):
+    with pytest.raises(tp.ArgumentError, match=r"does not exist yet, not one of \[1, 2, 10, 11\]. Received: version=2"):
         tp.export_for_serving(packed, tmp_path, task=1, version=2)
 
 
-# What cannot be
+# Refusals
 
 
 REFUSED = {
@@ -407,29 +407,47 @@ REFUSED = {
         {"format": "onnx"},
         "one of saved_model, keras, tflite, tflite_float16, tflite_int8. Received: format='onnx'",
     ),
-    "suffix": ({"format": "keras"}, r"a name that ends in .keras \(format='keras'\)"),
-    "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one a unit of 'head'"),
-    "no names": ({"class_names": []}, "`class_names`: expected 2 names, one a unit of 'head'"),
+    "suffix": ({"format": "keras"}, r"a name that ends with .keras \(format='keras'\)"),
+    "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one per unit of 'head'"),
+    "no names": ({"class_names": []}, "`class_names`: expected 2 names, one per unit of 'head'"),
     "string": ({"class_names": "ab"}, "`class_names`: expected a list of strings"),
     "no strings": ({"class_names": [0, 1]}, "`class_names`: expected a list of strings"),
-    "output": ({"class_names": {"tail": ["a", "b"]}}, "`class_names`: expected by output, among 'head'"),
-    "scale": ({"preprocessing": "uint16"}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "zero": ({"preprocessing": 0}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "nan": ({"preprocessing": float("nan")}, "`preprocessing`: expected None, 'uint8', or what to multiply"),
-    "input": ({"preprocessing": {"y": "uint8"}}, "`preprocessing`: expected by input, among 'x'"),
-    "missing": ({"format": "tflite_int8"}, "`calibration`: expected some hundred examples"),
-    "useless": ({"calibration": np.zeros((9, 6))}, "`calibration`: expected None: only tflite_int8 is calibrated"),
-    "shape": ({"format": "tflite_int8", "calibration": np.zeros((9, 5))}, r"an array \(examples, 6\) of two examples"),
-    "one": ({"format": "tflite_int8", "calibration": np.zeros((1, 6))}, r"an array \(examples, 6\) of two examples"),
+    "output": (
+        {"class_names": {"tail": ["a", "b"]}},
+        "`class_names`: expected a mapping from output names.*are 'head'",
+    ),
+    "scale": ({"preprocessing": "uint16"}, "`preprocessing`: expected None, 'uint8', or a number above 0"),
+    "zero": ({"preprocessing": 0}, "`preprocessing`: expected None, 'uint8', or a number above 0"),
+    "nan": (
+        {"preprocessing": float("nan")},
+        "`preprocessing`: expected None, 'uint8', or a number above 0",
+    ),
+    "input": (
+        {"preprocessing": {"y": "uint8"}},
+        "`preprocessing`: expected a mapping from input names.*are 'x'",
+    ),
+    "missing": ({"format": "tflite_int8"}, "`calibration`: expected a few hundred examples"),
+    "useless": (
+        {"calibration": np.zeros((9, 6))},
+        "`calibration`: expected None, because only tflite_int8",
+    ),
+    "shape": (
+        {"format": "tflite_int8", "calibration": np.zeros((9, 5))},
+        r"an array \(examples, 6\) of at least two",
+    ),
+    "one": (
+        {"format": "tflite_int8", "calibration": np.zeros((1, 6))},
+        r"an array \(examples, 6\) of at least two",
+    ),
     "bytes": (
         {"format": "tflite_int8", "calibration": np.zeros((9, 6)), "preprocessing": "uint8"},
-        r"`calibration`: expected raw bytes \(uint8\), as preprocessing says. Received: calibration='float64'",
+        r"`calibration`: expected raw bytes \(uint8\), because preprocessing is given. Received: calibration='float64'",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_before_any_work(case, tmp_path, monkeypatch):
+def test_invalid_options_are_refused_early(case, tmp_path, monkeypatch):
     packed = pack_of(make_mlp())
     options, message = REFUSED[case]
     name = "task.tflite" if "tflite" in options.get("format", "") else "task"
@@ -439,7 +457,7 @@ def test_what_does_not_fit_is_refused_before_any_work(case, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_are_taken_are_left_alone(tmp_path):
+def test_other_files_are_not_replaced(tmp_path):
     packed = pack_of(make_mlp())
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.keras").mkdir()
@@ -455,20 +473,23 @@ def test_places_that_are_taken_are_left_alone(tmp_path):
     assert (tmp_path / "photos/cat.jpg").read_text() == "meow"
 
 
-def test_what_a_pack_cannot_be_exported_with(tmp_path):
+def test_invalid_options_for_all_tasks(tmp_path):
     fresh = tp.pack(make_mlp())
-    with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with a committed task"):
+    with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with at least one committed task"):
         tp.export_pack(fresh, tmp_path / "all")
     packed = pack_of(make_mlp())
     for names in ({"cats": ["a", "b"]}, ["a", "b"], []):
-        with pytest.raises(tp.ArgumentError, match="`class_names`: expected names by task, among 'task_1', 'task_2'"):
+        with pytest.raises(
+            tp.ArgumentError,
+            match="`class_names`: expected a mapping from task names.*'task_1', 'task_2'",
+        ):
             tp.export_pack(packed, tmp_path / "all", class_names=names)
-    with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one a unit of 'head'"):
+    with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one per unit of 'head'"):
         tp.export_pack(packed, tmp_path / "all", class_names={"task_2": ["a"]})
     for options, message in (
-        ({"name": "../up"}, "`name`: expected a name that a folder can have"),
+        ({"name": "../up"}, "`name`: expected a valid folder name"),
         ({"name": ".hidden"}, "`name`"),
-        ({"version": 0}, "`version`: expected a whole number, at least 1"),
+        ({"version": 0}, "`version`: expected an integer of at least 1"),
         ({"version": True}, "`version`"),
         ({"compact": True}, "`compact`: expected False without a task"),
     ):
@@ -477,25 +498,23 @@ def test_what_a_pack_cannot_be_exported_with(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_integers_are_no_images(tmp_path):
+def test_integer_inputs_take_no_preprocessing(tmp_path):
     words = keras.Input((4,), dtype="int32", name="words")
     packed = pack_of(keras.Model(words, L.Dense(2)(L.Flatten()(L.Embedding(9, 3)(words)))))
-    with pytest.raises(tp.ArgumentError, match="`preprocessing`: expected None: the input 'words' takes int32"):
+    with pytest.raises(tp.ArgumentError, match="`preprocessing`: expected None, because input 'words' takes int32"):
         tp.export_task(packed, 1, tmp_path / "task", preprocessing="uint8")
 
 
-def test_what_lite_cannot_hold_is_refused_in_one_line(tmp_path):
+def test_networks_unsupported_by_lite_are_refused_in_one_line(tmp_path):
     packed = pack_of(several_ends(), classes=(None, None))
-    message = (
-        "^Invalid `format`: expected one that can hold this network; LiteRT cannot: 'tf.StringLower' op is [^\n]*$"
-    )
+    message = "^Invalid `format`: expected a format that .* this network; LiteRT cannot: 'tf.StringLower' op is [^\n]*$"
     with pytest.raises(tp.ArgumentError, match=message):
         tp.export_task(packed, 1, tmp_path / "task.tflite", format="tflite")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["task", "all"])
-def test_a_failed_export_leaves_what_was_there(name, tmp_path, monkeypatch):
+def test_a_failed_export_keeps_the_earlier_one(name, tmp_path, monkeypatch):
     packed = pack_of(make_mlp())
 
     def export():
@@ -518,8 +537,8 @@ def test_a_failed_export_leaves_what_was_there(name, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_compact_models_are_exported_as_they_are_given(tmp_path, monkeypatch):
-    """Whatever compaction does: an endpoint of its model has the names of the task's."""
+def test_compact_models_are_exported_with_the_names_of_the_task(tmp_path, monkeypatch):
+    """The endpoint of a compact model has the input and output names of the task."""
     packed = pack_of(make_mlp())
     asked = []
 

@@ -1,4 +1,4 @@
-"""What a pack holds is what a person is told: facts against plain NumPy, pages and pictures against what they show."""
+"""Inspection reports the contents of a pack: facts are compared with NumPy, pages and pictures with the facts."""
 
 import html.parser
 import json
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.inspection import html_page, pixels
-from tf_packnet.inspection.capacity import Layer, room_left
+from tf_packnet.inspection.capacity import Layer, free_capacity
 from tf_packnet.inspection.contents import inspect_pack
 from tf_packnet.inspection.opened_pack import FileFacts, open_pack
 from tf_packnet.inspection.owner_maps import in_blocks
@@ -32,7 +32,7 @@ SHARE = 0.25
 
 
 def learn(packed, tasks: int, share: float = SHARE, names=None) -> None:
-    """Tasks that take exactly `share` of what is free in each kernel, with values of their own."""
+    """Commits tasks that take exactly `share` of the free weights of each kernel, with random values."""
     rng = np.random.default_rng(1)
     for number in range(packed.committed_tasks + 1, packed.committed_tasks + tasks + 1):
         packed.begin_task(names[number - 1] if names else None)
@@ -51,7 +51,7 @@ def image_model(shape=(6, 5, 1)) -> keras.Model:
 
 
 def run_record(packed, accuracy) -> dict:
-    """The part of `results.json` that is read."""
+    """Returns the part of `results.json` that is read."""
     tasks = packed.committed_tasks
     maps = packed.owner_maps()
     owned = {path: [int((owner == task).sum()) for task in range(1, tasks + 1)] for path, owner in maps.items()}
@@ -78,7 +78,7 @@ def folder(packed, tmp_path_factory):
     return folder
 
 
-def test_facts_are_those_of_the_owner_maps(packed, folder):
+def test_facts_match_the_owner_maps(packed, folder):
     found = inspect_pack(*open_pack(folder / "pack.keras", folder / "results.json"))
     owner = packed.owner_maps()["dense_1/kernel"]
     (layer,) = found.layers
@@ -96,7 +96,7 @@ def test_facts_are_those_of_the_owner_maps(packed, folder):
     assert json.loads(json.dumps(found.to_json()))["tasks"][2]["when_learned"] == 1.0
 
 
-def test_a_record_is_used_as_far_as_it_goes_and_no_further(packed):
+def test_a_record_of_fewer_tasks_is_used_and_one_of_another_pack_is_not(packed):
     record = run_record(packed, [0.5, 0.75, 1.0])
     earlier = {**record, "accuracy": record["accuracy"][:2]}  # the pack learned one more task since
     found = inspect_pack(packed, FileFacts("p", 1, results=earlier))
@@ -115,43 +115,43 @@ def test_a_record_is_used_as_far_as_it_goes_and_no_further(packed):
     assert "not that of a run" in inspect_pack(packed, FileFacts("p", 1, results={"accuracy": 3})).notes[0]
 
 
-def test_what_is_beside_the_pack_may_be_missing_or_broken(folder, tmp_path):
+def test_results_may_be_missing_or_damaged(folder, tmp_path):
     shutil.copy(folder / "pack.keras", tmp_path)
-    for content, note in [(None, ()), ("{", ("results.json beside it cannot be read",)), ("[]", None)]:
+    for content, note in [(None, ()), ("{", ("results.json in the same folder cannot be read",)), ("[]", None)]:
         if content is not None:
             (tmp_path / "results.json").write_text(content)
         notes = inspect_pack(*open_pack(tmp_path / "pack.keras", tmp_path / "results.json")).notes
         assert note is None and len(notes) == 1 or notes == note
 
 
-def test_what_is_no_pack_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     plain = tmp_path / "plain.keras"
     image_model().save(plain)
     (tmp_path / "text.keras").write_text("words")
     (tmp_path / "zip.keras").write_bytes(b"PK\x03\x04 and no more")
-    expected = {"plain": "not a Sequential", "text": "packed.save", "zip": "that can be read"}
+    expected = {"plain": "not a Sequential", "text": "packed.save", "zip": "that can be loaded"}
     for name, reason in expected.items():
         with pytest.raises(ArgumentError, match=reason):
             open_pack(tmp_path / f"{name}.keras")
 
 
-def test_room_counts_as_the_rounds_will():
-    # Half of what is free: 12 of 25, 6 of 13, 4 of 7, 2 of 3, 0 of 1.
-    room = room_left([Layer("a", 10, (50, 25), 25)])
+def test_free_capacity_counts_like_the_prune_rounds():
+    # Half of the free weights: 12 of 25, 6 of 13, 4 of 7, 2 of 3, 0 of 1.
+    room = free_capacity([Layer("a", 10, (50, 25), 25)])
     assert (room.released, room.measured, room.comfortable, room.at_most) == (0.5, 2, 1, 4)
     assert (room.layer, room.gets, room.outputs) == ("a", 6, 10)
     assert room.final_prune(3) == 0.125
-    assert room_left([Layer("a", 10, (), 25)]) is None
-    full = room_left([Layer("a", 10, (25,), 0)])
+    assert free_capacity([Layer("a", 10, (), 25)]) is None
+    full = free_capacity([Layer("a", 10, (25,), 0)])
     assert (full.comfortable, full.at_most, full.released) == (0, 0, 0.0)
-    # As many as a pack may have.
-    endless = room_left([Layer("a", 1, (10,) * 4, 10**9)])
+    # Up to the limit of a pack.
+    endless = free_capacity([Layer("a", 1, (10,) * 4, 10**9)])
     assert (endless.comfortable, endless.at_most, endless.layer) == (250, 250, None)
     for each in (room, full, endless):
         assert str(each).endswith(".")
 
 
-def test_room_and_plan_agree(packed):
+def test_free_capacity_and_plan_agree(packed):
     room = inspect_pack(packed).room
     np.testing.assert_allclose(room.released, 1 - SHARE, rtol=1e-3)
     assert room.comfortable > 0
@@ -245,7 +245,7 @@ def two_inputs() -> keras.Model:
 
 
 class Reader(html.parser.HTMLParser):
-    """What a page is made of."""
+    """Collects the tags and the text of a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -264,7 +264,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def check_page(page: str) -> Reader:
-    """It needs nothing else, and those who cannot see it are told what it shows."""
+    """Checks that the page is self-contained and that every picture has a description."""
     read = Reader(page)
     for tag, attrs in read.tags:
         assert tag not in ("script", "iframe", "object")
@@ -284,9 +284,9 @@ def test_pages_of_any_model(make, tasks):
     packed = tp.pack(make())
     learn(packed, tasks)
     read = check_page(html_page.render(packed, inspect_pack(packed)))
-    assert ("What the first layer looks for" in read.text) == (make is image_model)
+    assert ("Filters of the first layer" in read.text) == (make is image_model)
     assert "is open" not in read.text
-    assert ("No task owns anything" in read.text) == (tasks == 0)
+    assert ("No task owns any" in read.text) == (tasks == 0)
 
 
 def test_a_page_with_many_tasks_stays_small_and_escapes_names(tmp_path):
@@ -303,10 +303,10 @@ def test_a_page_with_many_tasks_stays_small_and_escapes_names(tmp_path):
     assert len(read.all("svg")) < 80  # a swatch a row of the table, no curve a task
 
 
-def test_the_page_tells_how_to_go_on(packed, folder, tmp_path):
-    """The code of the page runs as it stands, and the task takes what the others did."""
+def test_the_code_of_the_page_runs(packed, folder, tmp_path):
+    """The code of the page runs, and the new task takes the same share as the others."""
     found = inspect_pack(packed, FileFacts("pack.keras", 10))
-    said, code = html_page.advice(found)
+    text, code = html_page.advice(found)
     shutil.copy(folder / "pack.keras", tmp_path)
     rng = np.random.default_rng(0)
     code = code.replace('"pack.keras"', repr(str(tmp_path / "pack.keras"))).replace("masks/", str(tmp_path))
@@ -315,10 +315,10 @@ def test_the_page_tells_how_to_go_on(packed, folder, tmp_path):
     more = inspect_pack(keras.models.load_model(tmp_path / "pack.keras"))
     assert len(more.tasks) == 4
     np.testing.assert_allclose(more.tasks[3].weights / found.free, SHARE, atol=0.01)
-    assert "final_prune" in said
+    assert "final_prune" in text
 
 
-def test_an_open_task_is_said_to_be_open(packed, tmp_path):
+def test_an_open_task_is_reported(packed, tmp_path):
     packed.save(tmp_path / "pack.keras")
     again = keras.models.load_model(tmp_path / "pack.keras")
     again.begin_task("fourth")
@@ -353,7 +353,7 @@ for (const width of %s) look(width);
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_the_page_in_a_browser(packed, tmp_path):
-    """It fits wide and narrow windows, loads nothing from anywhere, and the console stays silent."""
+    """The page fits wide and narrow windows, loads no resources, and logs nothing."""
     names = ["first", "a_name_without_a_single_space_" * 4, "third"]
     other = tp.pack(image_model())
     learn(other, 3, names=names)
@@ -441,7 +441,9 @@ def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "no.keras").write_text("words")
     done = run("--pack=no.keras", "--html=page.html", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == ("inspect.py: --pack=no.keras: expected a pack, as packed.save('pack.keras') writes it\n")
+    assert done.stderr == (
+        "inspect.py: --pack=no.keras: expected a pack file (.keras or .packnet), written by packed.save or save_pack\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["no.keras"]
 
 
@@ -475,12 +477,12 @@ SCRIPTS = [path for path in sorted((ROOT / "launch").glob("*.py")) if "__main__"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_no_script_hides_the_inspect_of_python(script):
+def test_scripts_do_not_shadow_the_inspect_module(script):
     done = subprocess.run([sys.executable, "-c", SHADOW, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_workers_find_the_inspect_of_python_wherever_they_start():
+def test_workers_import_the_standard_inspect_module():
     from tf_packnet.experiments import workers
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}  # as the launcher sets it
@@ -491,7 +493,7 @@ def test_workers_find_the_inspect_of_python_wherever_they_start():
     assert "launch" not in done.stdout
 
 
-def test_packs_of_one_file(packed, tmp_path):
+def test_packnet_files(packed, tmp_path):
     said = {name: {"class_names": ["yes", "no"], "accuracy": 0.5} for name in packed.task_names}
     tp.save_pack(packed, tmp_path / "x.pack", info={"tasks": said})
     found = inspect_pack(*open_pack(tmp_path / "x.pack"))

@@ -1,4 +1,4 @@
-"""A pack as one file: to the bit, task by task, small, and nothing but a clear error of whatever is wrong with it."""
+"""Pack files restore packs bit by bit, can be read task by task, are small, and raise clear errors if damaged."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ HEADER = container.HEADER_BYTES
 
 
 def commit(packed, name, seed, prune=0.5, **begin):
-    """A task without training: fresh values everywhere, some of them kept."""
+    """Commits a task without training, with random values and masks."""
     rng = np.random.default_rng(seed)
     packed.begin_task(name, **begin)
     for layer in lifecycle.task_layers(packed):
@@ -51,7 +51,7 @@ def outputs(model, x):
 
 
 def assert_same(packed, loaded, x, free_values):
-    """Every task's outputs to the bit, owner maps, and all the state that anything reads."""
+    """Compares the outputs of every task, the owner maps, and all state that is read later, bit by bit."""
     assert loaded.task_names == packed.task_names
     assert loaded.selected_task == packed.selected_task
     assert not lifecycle.has_open_task(loaded)
@@ -120,7 +120,7 @@ WITH_FREE_VALUES = ["convolutions", "pruned pretrained", "visible pretrained"]
 @pytest.mark.parametrize(
     ("kind", "free_values"), [*((k, False) for k in PACKS), *((k, True) for k in WITH_FREE_VALUES)]
 )
-def test_a_pack_comes_back_to_the_bit(kind, free_values, tmp_path):
+def test_a_pack_is_restored_bit_by_bit(kind, free_values, tmp_path):
     path = tmp_path / "pack.packnet"
     packed = two_tasks(PACKS[kind]())
     packed.select_task(1)
@@ -166,11 +166,11 @@ def test_tasks_with_heads_of_their_own(tmp_path):
     ]
 
 
-class TestGoingOn:
-    """A loaded pack learns the next task as the one that was saved would have."""
+class TestNextTask:
+    """A loaded pack starts the next task like the saved one."""
 
     @pytest.mark.parametrize("freed_weights", ["zero", "reinit", "keep"])
-    def test_the_next_task_starts_from_the_same(self, freed_weights, tmp_path):
+    def test_the_next_task_starts_from_the_same_values(self, freed_weights, tmp_path):
         packed = two_tasks(tp.pack(make_mlp(), bias_policy="per_task", freed_weights=freed_weights, seed=3))
         tp.save_pack(packed, tmp_path / "pack.packnet", free_values=freed_weights == "keep")
         loaded = tp.load_pack(tmp_path / "pack.packnet")
@@ -185,7 +185,7 @@ class TestGoingOn:
             model.commit_task()
         assert_same(packed, loaded, blobs(0)[0], free_values=freed_weights == "keep")
 
-    def test_keep_without_the_values_is_refused_until_another_policy_is_chosen(self, tmp_path):
+    def test_keep_without_free_values_is_refused_until_another_policy_is_set(self, tmp_path):
         packed = commit(tp.pack(make_mlp(), freed_weights="keep"), "first", 1)
         tp.save_pack(packed, tmp_path / "pack.packnet")
         loaded = tp.load_pack(tmp_path / "pack.packnet")
@@ -203,7 +203,7 @@ class TestGoingOn:
         commit(loaded, "third", 3)
         tp.save_pack(loaded, tmp_path / "again.packnet", free_values=True)
 
-    def test_pretrained_values_that_are_not_there_are_missed(self, tmp_path):
+    def test_missing_pretrained_values_are_refused(self, tmp_path):
         packed = commit(tp.pack(make_mlp(), pretrained="task 0"), "first", 1)
         tp.save_pack(packed, tmp_path / "pack.packnet")
         loaded = tp.load_pack(tmp_path / "pack.packnet")
@@ -211,13 +211,13 @@ class TestGoingOn:
             loaded.begin_task("second")
 
 
-class TestWhatCannotBeSaved:
+class TestSavingRefused:
     def test_an_open_task(self, tmp_path):
         packed = tp.pack(make_mlp())
-        with pytest.raises(tp.ArgumentError, match="without an open task: .*'task_1' open"):
+        with pytest.raises(tp.ArgumentError, match="without an open task .*'task_1' is open"):
             tp.save_pack(packed, tmp_path / "pack.packnet")
         commit(packed, "first", 1).begin_task("second")
-        with pytest.raises(tp.ArgumentError, match="'second' open"):
+        with pytest.raises(tp.ArgumentError, match="'second' is open"):
             tp.save_pack(packed, tmp_path / "pack.packnet")
         assert not list(tmp_path.iterdir())
 
@@ -227,7 +227,7 @@ class TestWhatCannotBeSaved:
             tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
         assert not list(tmp_path.iterdir())
 
-    def test_a_layer_that_cannot_be_sketched(self, tmp_path):
+    def test_a_layer_that_cannot_be_built_without_memory(self, tmp_path):
         @keras.saving.register_keras_serializable("tests")
         class Fixed(L.Layer):
             def build(self, shape):
@@ -237,25 +237,25 @@ class TestWhatCannotBeSaved:
                 return x * self.factor
 
         packed = tp.pack(keras.Sequential([keras.Input((6,)), L.Dense(4), Fixed(), L.Dense(2)]))
-        with pytest.raises(tp.ArgumentError, match="can be made again from a file"):
+        with pytest.raises(tp.ArgumentError, match="can be rebuilt from a file"):
             tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
 
     @pytest.mark.parametrize(
         ("info", "message"),
         [
             ([], "a mapping"),
-            ({"accuracy": 1.0}, "keys among 'dataset', 'scale'.*Received: info='accuracy'"),
+            ({"accuracy": 1.0}, "only the keys 'dataset', 'scale'.*Received: info='accuracy'"),
             ({"scale": 0}, r"info\['scale'\]`: expected a finite number above 0"),
             ({"scale": float("nan")}, "a finite number above 0"),
-            ({"dataset": 3}, "a text"),
-            ({"tasks": {"third": {}}}, "by the names of tasks, 'first'"),
-            ({"tasks": {"first": {"class_names": ["a"]}}}, "2, one for each output"),
-            ({"tasks": {"first": {"class_names": "ab"}}}, "a list of texts"),
+            ({"dataset": 3}, "a string"),
+            ({"tasks": {"third": {}}}, "from task names to facts; the tasks are 'first'"),
+            ({"tasks": {"first": {"class_names": ["a"]}}}, "2 names, one per output"),
+            ({"tasks": {"first": {"class_names": "ab"}}}, "a list of at least one string"),
             ({"tasks": {"first": {"accuracy": 1.5}}}, "from 0 to 1"),
-            ({"extra": object()}, "what JSON can hold"),
+            ({"extra": object()}, "JSON values"),
         ],
     )
-    def test_other_info(self, info, message, tmp_path):
+    def test_invalid_info(self, info, message, tmp_path):
         packed = commit(tp.pack(make_mlp()), "first", 1)
         with pytest.raises(tp.ArgumentError, match=message):
             tp.save_pack(packed, tmp_path / "pack.packnet", info=info)
@@ -272,7 +272,7 @@ INFO = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A file with two tasks of an MLP; the pack in it."""
+    """A file with two tasks of an MLP, and its pack."""
     path = tmp_path_factory.mktemp("saved") / "pack.packnet"
     packed = two_tasks(tp.pack(make_mlp()))
     tp.save_pack(packed, path, info=INFO, free_values=True)
@@ -280,7 +280,7 @@ def saved(tmp_path_factory):
 
 
 def spans(path):
-    """Where each part lies, by its name."""
+    """Returns start and end of each part, by name."""
     found, start = {}, HEADER + int.from_bytes(path.read_bytes()[12:16], "little")
     found["directory"] = (HEADER, start)
     for part in tp.read_contents(path).parts:
@@ -290,7 +290,7 @@ def spans(path):
 
 
 class TestContents:
-    def test_what_is_in_it(self, saved):
+    def test_contents(self, saved):
         path, packed = saved
         contents = tp.read_contents(path)
         assert contents.task_names == ["first", "second"]
@@ -309,7 +309,7 @@ class TestContents:
         assert sum(part.stored for part in contents.parts) + spans(path)["directory"][1] == path.stat().st_size
         assert contents.pack["freed_weights"] == "zero"
 
-    def test_neither_tensorflow_nor_keras_is_started(self, saved):
+    def test_neither_tensorflow_nor_keras_is_imported(self, saved):
         code = (
             "import sys; from tf_packnet.packfile import read_contents; print(read_contents(sys.argv[1]).task_names)\n"
             "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))"
@@ -329,7 +329,7 @@ class TestContents:
         assert (tmp_path / "again.packnet").read_bytes() == path.read_bytes()
 
 
-def test_what_a_stream_records():
+def test_info_of_a_stream():
     stream = tp.tasks.load("digits", classes_per_task=2, num_tasks=3)
     info = tp.packfile.info_of(stream[:2], "digits", {"0-1": np.float32(0.5)}, extra={"seed": 1})
     facts = {"scale": 1 / 16, "white": 16}
@@ -346,9 +346,9 @@ def test_what_a_stream_records():
     assert tp.packfile.info_of([task])["tasks"]["floats"] == {"class_names": ["0", "1"], "scale": 0.5}
 
 
-class TestOneTaskAlone:
-    def test_reads_no_more_than_it_sees(self, saved, tmp_path):
-        """With everything else destroyed, the first task is what it was."""
+class TestOneTask:
+    def test_only_the_parts_of_the_task_are_read(self, saved, tmp_path):
+        """The first task can be loaded although the parts of later tasks are damaged."""
         path, packed = saved
         data, where = bytearray(path.read_bytes()), spans(path)
         for name in ("task 2", "free"):
@@ -397,10 +397,10 @@ class TestDamage:
         torn = tmp_path / "torn.packnet"
         torn.write_bytes(data[: length % len(data)])
         for read in (tp.read_contents, tp.load_pack):
-            with pytest.raises(tp.PackFileError, match="is cut short|that of no pack file"):
+            with pytest.raises(tp.PackFileError, match="is cut short|not that of a pack file"):
                 read(torn)
 
-    def test_the_part_that_was_cut_is_named(self, saved, tmp_path):
+    def test_the_truncated_part_is_named(self, saved, tmp_path):
         torn = tmp_path / "torn.packnet"
         for name, (start, end) in spans(saved[0]).items():
             torn.write_bytes(saved[0].read_bytes()[: max(start, end - 1)])
@@ -408,14 +408,14 @@ class TestDamage:
                 tp.load_pack(torn)
             assert name in caught.value.part
 
-    def test_something_behind_the_end(self, saved, tmp_path):
+    def test_extra_bytes_at_the_end(self, saved, tmp_path):
         (tmp_path / "long.packnet").write_bytes(saved[0].read_bytes() + b"more")
-        with pytest.raises(tp.PackFileError, match="followed by 4 bytes that belong to no part"):
+        with pytest.raises(tp.PackFileError, match="followed by 4 extra bytes"):
             tp.load_pack(tmp_path / "long.packnet")
 
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.binary(max_size=200), with_magic=st.booleans())
-    def test_anything_else(self, tmp_path, data, with_magic):
+    def test_random_bytes(self, tmp_path, data, with_magic):
         (tmp_path / "any").write_bytes((container.MAGIC if with_magic else b"") + data)
         with pytest.raises(tp.PackFileError):
             tp.load_pack(tmp_path / "any")
@@ -424,7 +424,7 @@ class TestDamage:
         data = bytearray(saved[0].read_bytes())
         data[8:12] = (3).to_bytes(4, "little")
         (tmp_path / "later.packnet").write_bytes(data)
-        message = "header says format 3, .*reads formats 1 to 2: a later one is needed$"
+        message = "header has format version 3, .*reads versions 1 to 2: upgrade tf_packnet$"
         with pytest.raises(tp.PackFileError, match=message):
             tp.load_pack(tmp_path / "later.packnet")
 
@@ -436,7 +436,7 @@ class TestDamage:
 
 
 def forged(path, to, change=lambda directory: None, **parts):
-    """The file with another directory, or other bytes in some parts, and checksums that fit."""
+    """Writes the file with a changed directory or changed parts, and matching checksums."""
     data = path.read_bytes()
     stored = int.from_bytes(data[12:16], "little")
     directory = json.loads(zlib.decompress(data[HEADER : HEADER + stored]))
@@ -466,9 +466,9 @@ def plain_part(path, name):
 
 
 class TestForgery:
-    """A file whose checksums fit, made to do harm."""
+    """Malicious files with matching checksums."""
 
-    def test_the_forger_can_write_good_files_too(self, saved, tmp_path):
+    def test_unchanged_forged_files_are_valid(self, saved, tmp_path):
         tp.load_pack(forged(saved[0], tmp_path / "same.packnet"))
         again = forged(saved[0], tmp_path / "same.packnet", model=plain_part(saved[0], "model"))
         tp.load_pack(again)
@@ -476,21 +476,21 @@ class TestForgery:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda d: d["parts"][0].update(plain=10**12), "part 'model' claims 1000000000000 bytes, and its arrays"),
-            (lambda d: d["parts"][0].update(plain=-1), "less than no bytes"),
-            (lambda d: d["parts"][0].update(stored=-1), "less than no bytes"),
+            (lambda d: d["parts"][0].update(plain=10**12), "part 'model' claims 1000000000000 bytes, but its arrays"),
+            (lambda d: d["parts"][0].update(plain=-1), "has a negative size"),
+            (lambda d: d["parts"][0].update(stored=-1), "has a negative size"),
             (lambda d: d["parts"][0].update(stored=10**15), "part 'model' is cut short"),
             (lambda d: d["parts"][0].update(name="task 1"), "its parts are"),
             (lambda d: d["parts"].pop(), "followed by"),
             (lambda d: d["parts"][2]["arrays"].pop(0), "claims"),
             (lambda d: d["parts"][2]["arrays"][0].__setitem__(3, [10**18]), "claims"),
             (lambda d: d["parts"][2]["arrays"][0].__setitem__(2, "object"), "dtype 'object' is unknown"),
-            (lambda d: d["parts"][2]["arrays"][0].__setitem__(2, ["float32"]), "is none of a pack"),
-            (lambda d: d["parts"][2]["arrays"][0].__setitem__(0, "code"), "'code' is no kind of array"),
+            (lambda d: d["parts"][2]["arrays"][0].__setitem__(2, ["float32"]), "is not that of a pack"),
+            (lambda d: d["parts"][2]["arrays"][0].__setitem__(0, "code"), "'code' is not a kind of array"),
             (lambda d: d["weights"].update({"dense_1/kernel": ["float32", [10**9, 10**9]]}), "other weights"),
             (lambda d: d["weights"].update({"dense_1/kernel": ["float32", [1]]}), "its tasks own"),
             (lambda d: d["weights"].update({"dense_1/kernel": ["float32", [12, 6]]}), "other weights"),
-            (lambda d: d["weights"].update(more=["float32", [1]]), "is none of a pack"),
+            (lambda d: d["weights"].update(more=["float32", [1]]), "is not that of a pack"),
             (lambda d: d["weights"].pop("dense_1/kernel"), "other weights"),
             (lambda d: d.update(tasks=[]), "it has 0 tasks"),
             (lambda d: d.update(tasks=d["tasks"][:1] * 2), "it has 2 tasks"),
@@ -499,11 +499,11 @@ class TestForgery:
             (lambda d: d.update(info={"scale": -1}), "info.*above 0"),
             (lambda d: d["tasks"][0]["heads"].update(head=[10**9, None]), "directory|tasks"),
             (lambda d: d["tasks"][0]["heads"].update(head=[2, "no activation"]), "tasks"),
-            (lambda d: d.pop("tasks"), "is none of a pack: tasks"),
-            (lambda d: d.clear(), "is none of a pack"),
+            (lambda d: d.pop("tasks"), "is not that of a pack: tasks"),
+            (lambda d: d.clear(), "is not that of a pack"),
         ],
     )
-    def test_of_the_directory(self, saved, tmp_path, change, message):
+    def test_directory(self, saved, tmp_path, change, message):
         path = forged(saved[0], tmp_path / "forged.packnet", change)
         with pytest.raises(tp.PackFileError, match=message):
             tp.load_pack(path)
@@ -519,14 +519,14 @@ class TestForgery:
     def layer(self, config, name):
         return next(layer for layer in config["config"]["network"]["layers"] if layer["name"] == name)
 
-    def test_a_network_too_large_takes_no_memory(self, saved, tmp_path):
+    def test_a_network_that_is_too_large_allocates_no_memory(self, saved, tmp_path):
         config = self.config(saved)
         self.layer(config, "dense_1")["config"]["units"] = 10**9
         self.layer(config, "dense_2")["build_config"] = {"input_shape": [None, 10**9]}
         self.refused(saved, tmp_path, config, "needs [0-9,]{12,} bytes for its variables")
 
-    def test_a_limit_of_ones_own(self, saved):
-        with pytest.raises(tp.PackFileError, match="directory claims [0-9],[0-9]{3} bytes; max_bytes of as much"):
+    def test_max_bytes(self, saved):
+        with pytest.raises(tp.PackFileError, match="directory claims [0-9],[0-9]{3} bytes; load with max_bytes="):
             tp.load_pack(saved[0], max_bytes=4000)
 
     @pytest.mark.parametrize(
@@ -562,15 +562,15 @@ class TestForgery:
         self.refused(saved, tmp_path, config, "reads its vocabulary from a file")
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", "[" * 10**5, '{"class_name": "Dense"}'])
-    def test_no_network(self, saved, tmp_path, text):
+    def test_invalid_config(self, saved, tmp_path, text):
         path = forged(saved[0], tmp_path / "forged.packnet", model=text.encode())
         with pytest.raises(tp.PackFileError, match="part 'model'"):
             tp.load_pack(path)
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_values_at_random(self, saved, tmp_path, data):
-        """Any bytes may be values; as gaps they fit the map, or are refused."""
+    def test_random_values(self, saved, tmp_path, data):
+        """Any bytes are valid values; as gaps they fit the owner map or are refused."""
         plain = bytearray(plain_part(saved[0], "task 1"))
         for _ in range(3):
             plain[data.draw(st.integers(0, len(plain) - 1))] = data.draw(st.integers(0, 255))
@@ -580,14 +580,14 @@ class TestForgery:
 
     @pytest.mark.parametrize("name", ["..", "../../evil", "/etc/evil", "a\\b", "", "a\0b"])
     def test_assets_stay_in_their_folder(self, name):
-        with pytest.raises(ValueError, match="an asset is called"):
+        with pytest.raises(ValueError, match="an asset has the invalid name"):
             loading._load_assets(None, {name: np.zeros(1, np.uint8)})
 
-    def test_a_sketch_leaves_nothing_behind(self, saved):
+    def test_building_without_memory_has_no_side_effects(self, saved):
         text = plain_part(saved[0], "model").decode()
         with keras.StatelessScope():
             pass  # would make what was only sketched
-        sketched = model_config._sketched(json.loads(text))
+        sketched = model_config._without_memory(json.loads(text))
         with keras.StatelessScope():
             pass
         assert all(v._value is None for v in sketched.variables)
@@ -595,7 +595,7 @@ class TestForgery:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_owner_maps_as_gaps(data):
+def test_gaps_restore_owner_maps(data):
     size, tasks = data.draw(st.integers(0, 600)), data.draw(st.integers(1, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     owner = rng.choice(tasks + 1, size=size, p=rng.dirichlet(np.full(tasks + 1, 0.3))).astype(np.uint8)
@@ -608,7 +608,7 @@ def test_owner_maps_as_gaps(data):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "float16", "bfloat16", "float32", "int64", "float64"])
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 4), (3, 0)])
-def test_planes(dtype, shape):
+def test_planes_restore_arrays(dtype, shape):
     array = np.random.default_rng(0).normal(size=shape).astype(np.dtype(dtype))
     again = coding.from_planes(memoryview(coding.to_planes(array)), dtype, shape)
     assert (again.dtype, again.shape) == (array.dtype, array.shape)
@@ -616,8 +616,8 @@ def test_planes(dtype, shape):
 
 
 @pytest.mark.parametrize("final_prune", [0.5, 0.75, 0.9, 0.95, 0.99, 0.995])
-def test_a_file_is_as_small_as_what_is_in_it(final_prune, tmp_path):
-    """At most 1.15 times the entropy of the owner maps and 4 bytes for every weight that a task uses."""
+def test_file_size_is_close_to_the_entropy(final_prune, tmp_path):
+    """At most 1.15 times the entropy of the owner maps plus 4 bytes per owned weight."""
     model = keras.Sequential([keras.Input((400,)), L.Dense(300, activation="relu"), L.Dense(200), L.Dense(2)])
     packed, tasks = tp.pack(model), 5
     for number in range(tasks):

@@ -1,4 +1,4 @@
-"""Prediction from a pack file: as the pack itself predicts, and one line for whatever is wrong."""
+"""Prediction from pack files gives the same results as the pack, and one-line errors."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ INFO = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A folder with a pack of two tasks, in both kinds of file, and examples in all kinds."""
+    """A folder with a pack of two tasks in both file formats, and examples in all formats."""
     folder = tmp_path_factory.mktemp("predict")
     packed = commit(commit(tp.pack(make_convnet()), "pets", 1), "wild", 2, num_classes=3)
     tp.save_pack(packed, folder / "pack.packnet", info=INFO)
@@ -74,7 +74,7 @@ def test_predicts_as_the_pack_does(here, capsys, file, task):
     assert names == ([str(here[0] / f"photos/{i}.png") for i in range(7)] if file == "photos" else list("0123456"))
 
 
-def test_the_same_from_a_keras_file(here, capsys):
+def test_a_keras_file_gives_the_same_predictions(here, capsys):
     ours = json.loads(run(here, capsys, "x.npz"))
     theirs = json.loads(run(here, capsys, "x.npz", pack="pack.keras", scale=1 / 255))
     for one, other in zip(ours["predictions"], theirs["predictions"], strict=True):
@@ -82,7 +82,7 @@ def test_the_same_from_a_keras_file(here, capsys):
         assert other["classes"][0]["probability"] == one["classes"][0]["probability"]
 
 
-def test_csv_and_a_table(here, capsys, tmp_path):
+def test_csv_and_table(here, capsys, tmp_path):
     asked = json.loads(run(here, capsys, "x.npz", top=2))["predictions"]
     rows = list(csv.DictReader(io.StringIO(run(here, capsys, "x.npz", top=2, format="csv"))))
     assert [(row["example"], int(row["rank"]), row["class"], float(row["probability"])) for row in rows] == [
@@ -101,7 +101,7 @@ def test_csv_and_a_table(here, capsys, tmp_path):
         )
 
 
-def test_several_inputs_are_told_apart(here, capsys):
+def test_examples_of_several_files_are_named_by_file(here, capsys):
     found = json.loads(run(here, capsys, "x.npy", "photos/3.png"))["predictions"]
     assert [each["example"] for each in found] == [
         *(f"{here[0]}/x.npy[{i}]" for i in range(7)),
@@ -121,7 +121,7 @@ def test_images_of_other_sizes_and_colours(here, capsys, tmp_path):
     assert predictions[2]["classes"] == predictions[3]["classes"]
 
 
-def test_white_says_what_training_data_reached(tmp_path, capsys):
+def test_images_are_scaled_to_the_recorded_white(tmp_path, capsys):
     """Images for a network that was trained on grey values from 0 to 16."""
     packed = commit(tp.pack(make_convnet()), "only", 1)
     tp.save_pack(packed, tmp_path / "pack.packnet", info={"scale": 1 / 16, "white": 16})
@@ -136,7 +136,7 @@ def test_white_says_what_training_data_reached(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("activation", ["linear", "softmax", "sigmoid"])
-def test_probabilities_are_not_taken_for_logits(activation, tmp_path, capsys):
+def test_probabilities_and_logits_are_distinguished(activation, tmp_path, capsys):
     packed = commit(tp.pack(make_mlp()), "only", 1, activation=activation)
     tp.save_pack(packed, tmp_path / "pack.packnet")
     x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
@@ -149,13 +149,13 @@ def test_probabilities_are_not_taken_for_logits(activation, tmp_path, capsys):
         np.testing.assert_allclose([each["probability"] for each in row], np.sort(shares)[::-1], rtol=1e-4)
 
 
-def test_one_output_tells_two_classes_apart(tmp_path, capsys):
+def test_one_output_for_two_classes(tmp_path, capsys):
     packed = commit(tp.pack(make_mlp()), "only", 1, num_classes=1)
     x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
     np.save(tmp_path / "x.npy", x)
     asked = Asked(str(tmp_path / "pack.packnet"), (str(tmp_path / "x.npy"),), "only", "json")
     tp.save_pack(packed, tmp_path / "pack.packnet")
-    with pytest.raises(tp.ArgumentError, match="a task that tells classes apart"):
+    with pytest.raises(tp.ArgumentError, match="a classification task"):
         predict(asked)
     tp.save_pack(packed, tmp_path / "pack.packnet", info={"tasks": {"only": {"class_names": ["no", "yes"]}}})
     predict(asked)
@@ -174,18 +174,18 @@ class TestBadInput:
             ({"task": "٣"}, "`task`"),
             ({"pack": "photos"}, r"`pack`: expected a pack file \(Is a directory\)"),
             ({"pack": "none"}, r"`pack`: expected a pack file \(No such file"),
-            ({"pack": "x.npy"}, "neither a .packnet nor a .keras file"),
-            ({"pack": "x.npz"}, "neither a .packnet nor a .keras file"),
-            ({"inputs": ["none.png"]}, "`input`: expected a file or folder that is there"),
+            ({"pack": "x.npy"}, "a pack file .*by packed.save or save_pack"),
+            ({"pack": "x.npz"}, "a pack file .*by packed.save or save_pack"),
+            ({"inputs": ["none.png"]}, "`input`: expected an existing file or folder"),
             ({"inputs": ["photos/notes.txt"]}, r"expected images \(.png, .*notes.txt"),
             ({"inputs": ["."]}, "expected a folder with images"),
-            ({"inputs": ["~nobody-of-this-name"]}, "a file or folder that is there"),
-            ({"inputs": ["a\0b"]}, "a file or folder that is there"),
+            ({"inputs": ["~nobody-of-this-name"]}, "an existing file or folder"),
+            ({"inputs": ["a\0b"]}, "an existing file or folder"),
             ({"output": "/"}, "`output`: expected a file"),
             ({"output": __file__ + "/x"}, "a file in a folder"),
         ],
     )
-    def test_that_is_seen_before_tensorflow_starts(self, here, monkeypatch, asked, message):
+    def test_is_reported_before_tensorflow_starts(self, here, monkeypatch, asked, message):
         monkeypatch.setattr("tf_packnet.system.quiet.start_tensorflow", lambda: pytest.fail("too late"))
         folder = here[0]
         asked = {"pack": "pack.packnet", "task": "pets", "inputs": ["x.npz"], **asked}
@@ -205,7 +205,7 @@ class TestBadInput:
             (np.zeros(3, "uint8"), "examples of shape"),
             (np.array("text"), "expected numbers in .*x.npy"),
             (np.zeros((3, 8, 8, 1), "complex64"), "expected numbers"),
-            (np.full((3, 8, 8, 1), np.nan), "finite float32 numbers in .*none such in example 0"),
+            (np.full((3, 8, 8, 1), np.nan), "finite float32 numbers in .*in example 0"),
             (np.full((3, 8, 8, 1), 1e39), "finite float32 numbers"),
         ],
     )
@@ -215,7 +215,7 @@ class TestBadInput:
             predict(Asked(str(here[0] / "pack.packnet"), (str(tmp_path / "x.npy"),), "pets"))
 
     @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (2, 8, 8)])
-    def test_arrays_that_lack_an_axis_are_understood(self, here, tmp_path, capsys, shape):
+    def test_arrays_without_batch_or_channel_axis(self, here, tmp_path, capsys, shape):
         np.save(tmp_path / "x.npy", np.zeros(shape, "uint8"))
         found = run(here, capsys, str(tmp_path / "x.npy"))
         assert len(json.loads(found)["predictions"]) == (2 if shape[0] == 2 else 1)
@@ -225,7 +225,7 @@ class TestBadInput:
         for content in (b"", b"\x89PNG\r\n\x1a\nbad", b"GIF89a", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{", b"BM"):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(tp.ArgumentError, match=f"`input`: expected .* that can be read. Received: .*{name}"):
-                list(examples.read([tmp_path / name], examples.Wanted((8, 8, 1), "float32", 1.0, 255.0)))
+                list(examples.read([tmp_path / name], examples.InputSpec((8, 8, 1), "float32", 1.0, 255.0)))
 
     def test_a_truncated_image(self, here, tmp_path):
         data = (here[0] / "photos/0.png").read_bytes()
@@ -238,8 +238,8 @@ class TestBadInput:
         with pytest.raises(tp.ArgumentError, match="that can be read"):
             predict(Asked(str(here[0] / "pack.packnet"), (str(tmp_path / "x.npy"),), "pets"))
 
-    def test_whole_numbers_without_a_scale(self, here):
-        with pytest.raises(tp.ArgumentError, match="`scale`: expected given: .*x.npz holds whole numbers"):
+    def test_integers_without_a_scale(self, here):
+        with pytest.raises(tp.ArgumentError, match="`scale`: expected a factor for the integers in .*x.npz"):
             predict(Asked(str(here[0] / "pack.keras"), (str(here[0] / "x.npz"),), "pets"))
 
     def test_several_arrays(self, here, tmp_path):
@@ -247,14 +247,14 @@ class TestBadInput:
         with pytest.raises(tp.ArgumentError, match=r"an array named x in .* \(it has a, b\)"):
             predict(Asked(str(here[0] / "pack.packnet"), (str(tmp_path / "x.npz"),), "pets"))
 
-    def test_a_network_that_takes_something_else(self, here, tmp_path, capsys):
+    def test_examples_that_do_not_fit_the_network(self, here, tmp_path, capsys):
         words = commit(tp.pack(text(keras.layers.Flatten())()), "only", 1)
         tp.save_pack(words, tmp_path / "words.packnet")
-        for file, message in (("photos/0.png", "are no images"), ("only.npz", r"shape \(6,\)")):
+        for file, message in (("photos/0.png", "are not images"), ("only.npz", r"shape \(6,\)")):
             with pytest.raises(tp.ArgumentError, match=message):
                 predict(Asked(str(tmp_path / "words.packnet"), (str(here[0] / file),)))
         np.save(tmp_path / "x.npy", np.zeros((2, 6)))
-        with pytest.raises(tp.ArgumentError, match="whole numbers in .*: the network takes int32"):
+        with pytest.raises(tp.ArgumentError, match="integers in .*, because the network takes int32"):
             predict(Asked(str(tmp_path / "words.packnet"), (str(tmp_path / "x.npy"),)))
         np.save(tmp_path / "x.npy", np.full((2, 6), 1000))
         with pytest.raises(tp.ArgumentError, match="examples that the network can compute with"):
@@ -299,7 +299,7 @@ class TestCommand:
             env={**os.environ, **environment},
         )
 
-    def test_in_a_process_of_its_own(self, here):
+    def test_in_a_new_process(self, here):
         folder = here[0]
         done = self.command(f"--pack={folder}/pack.packnet", "--task=pets", f"--input={folder}/x.npz", "--format=csv")
         assert (done.returncode, done.stderr) == (0, "")
@@ -307,7 +307,7 @@ class TestCommand:
         assert len(done.stdout.splitlines()) == 8
 
     def test_without_tensorflow(self, here, tmp_path):
-        """Help and errors of flags and files need no TensorFlow: here it cannot be imported."""
+        """Help and errors about flags and files do not import TensorFlow, which would fail here."""
         (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was started')")
         (tmp_path / "keras.py").write_text("raise SystemExit('Keras was started')")
         folder = here[0]

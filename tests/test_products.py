@@ -1,4 +1,4 @@
-"""Products with gradients of their own: the same sums as those that TensorFlow derives."""
+"""Products with custom gradients compute the same sums as TensorFlow's gradients."""
 
 import keras
 import numpy as np
@@ -8,8 +8,8 @@ import tensorflow as tf
 from tf_packnet.layers import MaskedConv2D, MaskedDense, products
 
 
-def whole_numbers(*shape):
-    """Of such, sums are exact in float32 and in any order."""
+def small_integers(*shape):
+    """Draws small integers, whose sums are exact in float32 in any order."""
     return np.random.default_rng(len(shape) + shape[0]).integers(-8, 9, shape).astype("float32")
 
 
@@ -24,9 +24,9 @@ def values_and_gradients(function, x, kernel, weights):
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("function", [products.large_product, products.narrow_product, products.product])
-def test_the_very_sums_that_tensorflow_derives(function, mode, monkeypatch):
+def test_gradients_equal_those_of_tensorflow(function, mode, monkeypatch):
     monkeypatch.setattr(products, "LARGE", 1)
-    arguments = whole_numbers(5, 7), whole_numbers(7, 3), whole_numbers(5, 3)
+    arguments = small_integers(5, 7), small_integers(7, 3), small_integers(5, 3)
     compile_ = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}[mode]
     expected = values_and_gradients(tf.matmul, *arguments)
     actual = compile_(lambda: values_and_gradients(function, *arguments))()
@@ -37,21 +37,21 @@ def test_the_very_sums_that_tensorflow_derives(function, mode, monkeypatch):
 @pytest.mark.parametrize(
     ("x_shape", "large"), [((4, 7), True), ((4, 6), False), ((2, 3, 7), False)], ids=["large", "small", "sequence"]
 )
-def test_only_large_kernels_take_gradients_of_their_own(x_shape, large, monkeypatch):
+def test_only_large_kernels_use_custom_gradients(x_shape, large, monkeypatch):
     monkeypatch.setattr(products, "LARGE", 7 * 5)
     taken = []
     monkeypatch.setattr(products, "large_product", lambda x, kernel: taken.append(x) or tf.matmul(x, kernel))
-    x, kernel = whole_numbers(*x_shape), whole_numbers(x_shape[-1], 5)
+    x, kernel = small_integers(*x_shape), small_integers(x_shape[-1], 5)
     np.testing.assert_array_equal(products.product(tf.constant(x), tf.constant(kernel)), x @ kernel)
     assert bool(taken) == large
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_a_large_masked_layer_learns_as_keras_own(policy, activation, monkeypatch):
+def test_a_large_masked_layer_has_the_gradients_of_the_keras_layer(policy, activation, monkeypatch):
     monkeypatch.setattr(products, "LARGE", 1)
     arguments = {"units": 3, "activation": activation, "dtype": policy, "kernel_initializer": "ones"}
-    x = whole_numbers(6, 7) / 8
+    x = small_integers(6, 7) / 8
     gradients = []
     for layer in (MaskedDense(**arguments), keras.layers.Dense(**arguments)):
         layer.build(x.shape)
@@ -64,8 +64,8 @@ def test_a_large_masked_layer_learns_as_keras_own(policy, activation, monkeypatc
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("shape", [(5, 3), (4, 6, 3), (2, 4, 4, 3)], ids=["dense", "sequence", "image"])
-def test_a_bias_takes_the_sum_of_what_comes_back(shape, mode):
-    arguments = whole_numbers(*shape), whole_numbers(3), whole_numbers(*shape)
+def test_the_gradient_of_a_bias_is_the_sum_over_positions(shape, mode):
+    arguments = small_integers(*shape), small_integers(3), small_integers(*shape)
     compile_ = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}[mode]
     actual = compile_(lambda: values_and_gradients(products.biased, *arguments))()
     x, bias, weights = arguments
@@ -80,9 +80,9 @@ def test_a_bias_takes_the_sum_of_what_comes_back(shape, mode):
     [{}, {"activation": "relu"}, {"use_bias": False}, {"strides": 2, "padding": "same"}, {"dilation_rate": 2}],
     ids=lambda arguments: "-".join(map(str, arguments)) or "plain",
 )
-def test_a_masked_convolution_learns_as_keras_own(policy, arguments):
+def test_a_masked_convolution_has_the_gradients_of_the_keras_layer(policy, arguments):
     arguments = {"filters": 3, "kernel_size": 3, "dtype": policy, "kernel_initializer": "ones", **arguments}
-    x = whole_numbers(2, 6, 6, 2) / 8
+    x = small_integers(2, 6, 6, 2) / 8
     outputs, gradients = [], []
     for layer in (MaskedConv2D(**arguments), keras.layers.Conv2D(**arguments)):
         layer.build(x.shape)

@@ -1,4 +1,4 @@
-"""Tasks out of the pack: a plain Keras model, one without what the task does not need, and files that serve them."""
+"""Exports committed tasks of a pack: as plain Keras models, smaller models, and files for serving."""
 
 from tf_packnet.export.compaction import compact_model
 from tf_packnet.export.dense import dense_model

@@ -1,75 +1,122 @@
-"""One task of a pack as an ordinary Keras model: plain layers, dense kernels, 0 where a weight is not the task's."""
+"""One task of a pack as a plain Keras model with dense kernels, which are 0 where the task uses no weight."""
 
 import keras
 import numpy as np
-from keras import ops
 
 from tf_packnet import lifecycle
+from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.layers.weights import view
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.structure.roles import convert
-from tf_packnet.structure.state import own_state
+from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
-    """The network of one committed task, without anything of this library in it.
+    """Returns the network of one committed task as a plain Keras model without any class of this library.
 
-    It is a plain Keras model: what the user's model class replaces, such as `predict_step`, does not come along.
+    The pack is only read: no variable of it is assigned, and the selected task stays selected. Methods that the user's
+    model class overrides, such as `predict_step`, are not part of the result.
 
     Args:
-        packed: The pack; the task it has selected stays selected.
+        packed: The pack.
         task: Name or number (1-based) of a committed task.
 
     Raises:
         ArgumentError: If there is no such task.
-        RuntimeError: If the task is still being learned.
+        RuntimeError: If the task is still open.
         DivergedError: If committed weights are NaN or infinite.
     """
     number = packed.task_number(task)
     if number == packed.committed_tasks + 1 and lifecycle.has_open_task(packed):
-        raise RuntimeError(f"task {task!r} is still being learned: it can be exported once it is committed")
+        raise RuntimeError(f"task {task!r} is still being learned: commit it before it is exported")
+    if not 1 <= number <= packed.committed_tasks:
+        raise ArgumentError("task", f"the number of a committed task, 1 to {packed.committed_tasks}", task)
     lifecycle.check_committed_finite(packed)
-    selected = packed.selected_task
-    packed.select_task(number)
-    try:
-        sources = layers_by_path(packed)
-        # Layers made of layers are made anew as their class makes them, of masked layers or of plain ones.
-        model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place]))
-        for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
-            _copy_seen_values(source, target)
-    finally:
-        packed.select_task(selected)
+    sources = layers_by_path(packed)
+    # Keras builds nested layers from their class, so a copy has masked or plain ones: `convert` makes all plain.
+    model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
+    state = _recorded_state(packed, number)
+    for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
+        if isinstance(source, TaskLayer):
+            _copy_task_layer(source, target, number, state)
+        else:
+            _copy_other_layer(source, target, state)
     return model
 
 
-def _plain(layer: keras.Layer, source: keras.Layer) -> keras.Layer:
-    plain = {TaskHead: keras.layers.Dense, **{masked: plain for plain, masked in TWINS.items()}}
-    if type(source) not in plain:
+def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
+    """Computes the kernel that the committed `task` (1-based) uses, from the owner map and the frozen values.
+
+    Returns:
+        An array of the kernel's shape and dtype. Entries that the task does not see are 0, or the pretrained values
+        where those stay visible.
+    """
+    owner, frozen = weight.owner_map(), view(weight.frozen)
+    hidden = view(weight.base) if weight.pretrained == "visible" else np.zeros((), frozen.dtype)
+    return np.where((owner >= 1) & (owner <= task), frozen, hidden)
+
+
+def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
+    """Returns the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
+    plain_classes = {TaskHead: keras.layers.Dense, **{masked: plain for plain, masked in TWINS.items()}}
+    if type(source) not in plain_classes:
         return layer
     config = source.get_config()
-    for ours in ("bias_policy", "pretrained"):
-        config.pop(ours, None)
+    for key in ("bias_policy", "pretrained"):
+        config.pop(key, None)
     if isinstance(source, TaskHead):
-        config["units"] = source.units  # of the selected task
-        config["activation"] = keras.activations.serialize(source.activation)
-    return plain[type(source)].from_config(config)
+        config["units"] = source.units_of(task)
+        activation = source.activation_of(task)
+        config["activation"] = keras.activations.serialize(source.own_activation) if activation is None else activation
+    return plain_classes[type(source)].from_config(config)
 
 
-def _copy_seen_values(source: keras.Layer, target: keras.Layer) -> None:
-    if isinstance(source, TaskLayer):
-        for name in source.masked + source.per_task:
-            value = getattr(source, name)
-            if value is not None:
-                _variable(target, name).assign(np.asarray(ops.convert_to_numpy(value)))
-        there = dict(own_state(target))
-        for name, variable in own_state(source):
-            if name in there:
-                there[name].assign(variable)
-        return
+def _recorded_state(packed: PackedModel, task: int) -> dict[int, np.ndarray]:
+    """The values that `task` has recorded for variables which belong to no weight, by `id` of the variable."""
+    records = lifecycle.records(packed)
+    values = {**records.loaded, **records.state.get(task, {})}
+    variables = unowned_variables(packed)
+    return {id(variable): values[name] for name, variable in variables.items() if name in values}
+
+
+def _copy_task_layer(source: TaskLayer, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
+    variables = {variable.name: variable for variable in target.weights}
+    for weight in source.masked_weights:
+        variables[weight.name].assign(kernel_of_task(weight, task))
+    for weight in source.weights_of(task) if isinstance(source, TaskHead) else source.task_weights:
+        variables[weight.name].assign(_value_of_task(weight, task))
+    targets = dict(own_state(target))
+    for name, variable in own_state(source):
+        if name in targets:
+            targets[name].assign(state.get(id(variable), variable))
+
+
+def _value_of_task(weight: TaskWeight, task: int) -> np.ndarray:
+    recorded = weight.kept.get(1 if weight.policy == "first_task" else task)
+    return view(weight.frozen) if recorded is None else recorded
+
+
+def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: dict[int, np.ndarray]) -> None:
     copy_state(source, target)
+    recorded = [(copy, state[id(variable)]) for variable, copy in _pairs(source, target) if id(variable) in state]
+    for variable, value in recorded:
+        variable.assign(value)
+    if recorded and callable(getattr(target, "finalize_state", None)):
+        target.finalize_state()  # constants that a layer such as Normalization derives from its variables
 
 
-def _variable(layer: keras.Layer, name: str) -> keras.Variable:
-    return next(v for v in layer.weights if v.name == name)
+def _pairs(source: keras.Layer, target: keras.Layer) -> list[tuple[Variable, Variable]]:
+    """Each variable that `source` holds itself, with its copy in `target`."""
+    own, copies = (layer._trainable_variables + layer._non_trainable_variables for layer in (source, target))
+    if type(source) is type(target):
+        pairs = list(zip(own, copies, strict=True))
+    else:
+        by_name = {variable.name: variable for variable in copies}
+        pairs = [(variable, by_name[variable.name]) for variable in own]
+    tensors = dict(tensor_variables(target))
+    return pairs + [(variable, tensors[name]) for name, variable in tensor_variables(source) if name in tensors]

@@ -1,8 +1,8 @@
-"""What a file of any format answers: a plain Keras model with named inputs and outputs, its preprocessing inside."""
+"""A plain Keras model with named inputs and outputs and built-in preprocessing, as exported files contain it."""
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,23 +18,23 @@ SIGNATURE = "serving_default"
 
 
 class Endpoint:
-    """A plain Keras model as it is served: which inputs are raw bytes, and what its outputs' classes are called.
+    """A plain Keras model with the preprocessing of its inputs and the class names of its outputs.
 
     Args:
         model: A built functional or Sequential model.
-        preprocessing: None; or `uint8`: inputs are raw bytes, multiplied by 1/255; or a number that raw bytes are
-            multiplied by. With several inputs, by the name of the input.
-        class_names: None; or a name for every unit of the output. With several outputs, by the name of the output.
+        preprocessing: None if the inputs are what the model takes; `uint8` if they are raw bytes, to be multiplied by
+            1/255; or a number to multiply raw bytes by. A mapping by input name for several inputs.
+        class_names: None, or one name per unit of the output. A mapping by output name for several outputs.
 
     Attributes:
         model: The model.
-        input_names: Names of its inputs, those of their `keras.Input`.
-        output_names: Names of its outputs: the keys of a dict, else the names of the layers they come from.
-        scales: By input: what its raw bytes are multiplied by.
-        class_names: By output.
+        input_names: Names of its inputs, from their `keras.Input`.
+        output_names: Names of its outputs: the keys if the outputs are a dict, otherwise the names of their layers.
+        scales: The factor for raw bytes, by name of each input that takes them.
+        class_names: Class names by output name.
 
     Raises:
-        ArgumentError: If there are no such inputs or outputs, or more or fewer names than units.
+        ArgumentError: If an input or output does not exist, or there is not one name per unit.
     """
 
     def __init__(self, model: keras.Model, preprocessing: Preprocessing = None, class_names: ClassNames = None):
@@ -45,55 +45,57 @@ class Endpoint:
         self.output_names = _output_names(self._graph)
         self.scales = _scales(preprocessing, dict(zip(self.input_names, self._inputs, strict=True)))
         outputs = keras.tree.flatten(model.outputs)
-        units = {name: each.shape[-1] for name, each in zip(self.output_names, outputs, strict=True)}
+        units = {name: output.shape[-1] for name, output in zip(self.output_names, outputs, strict=True)}
         self.class_names = _class_names(class_names, units)
 
-    def of(self, model: keras.Model) -> "Endpoint":
-        """The same of another model with the same inputs and outputs."""
+    def with_model(self, model: keras.Model) -> "Endpoint":
+        """Returns an endpoint of another model with the same inputs and outputs."""
         return Endpoint(model, self.scales, self.class_names)
 
     @property
     def specs(self) -> list[tf.TensorSpec]:
-        """What each input takes, for any number of examples."""
+        """Shape and dtype of each input, with a batch of any size."""
         return [
             tf.TensorSpec((None, *tensor.shape[1:]), "uint8" if name in self.scales else tensor.dtype, name=name)
             for name, tensor in zip(self.input_names, self._inputs, strict=True)
         ]
 
     def raw_model(self) -> keras.Model:
-        """The Keras model that takes what the endpoint takes: the model itself, or one with preprocessing before it."""
+        """Returns a Keras model that includes the preprocessing."""
         if not self.scales:
             return self.model
-        inputs = [keras.Input(each.shape[1:], dtype=each.dtype.name, name=each.name) for each in self.specs]
+        inputs = [keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name) for spec in self.specs]
         inputs = self._structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
 
     def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Callable[..., Any]:
-        """The model as a `tf.function` of its inputs, in the structure that they have in the model.
+        """Returns the model as a `tf.function` whose inputs have the structure of the model's inputs.
 
         Args:
-            values: By `id` of a variable of the model, what gives the tensor to compute with in its place, called while
-                tracing; the function reads the other variables.
+            values: By `id` of a variable of the model, a function that returns the tensor to use in its place. It is
+                called while tracing. Variables without an entry are read as usual.
         """
 
         @tf.function(input_signature=[self._structured(self.specs)], autograph=False)
-        def serve(inputs):
-            given = [(each, values[id(each)]()) for each in self.model.variables if id(each) in values]
-            # Around nothing it would keep layers from updating what is theirs, such as seeds.
-            with keras.StatelessScope(state_mapping=given) if given else contextlib.nullcontext():
+        def serve(inputs: Any) -> Any:
+            substituted = [
+                (variable, values[id(variable)]()) for variable in self.model.variables if id(variable) in values
+            ]
+            # Without substitutions a StatelessScope would only stop layers from updating their seeds.
+            with keras.StatelessScope(state_mapping=substituted) if substituted else contextlib.nullcontext():
                 return self.model(self._preprocessed(inputs), training=False)
 
         return serve
 
     def signature(self, serve: Callable[..., Any]) -> Callable[..., Any]:
-        """`serve` as the signature of a SavedModel: a tensor for each name in, a dict by name out."""
+        """Returns `serve` as a SavedModel signature, from tensors by input name to a dict by output name."""
 
         @tf.function(input_signature=self.specs, autograph=False)
-        def named(*inputs):
+        def serve_by_name(*inputs: Any) -> dict[str, Any]:
             outputs = keras.tree.flatten(serve(self._structured(inputs)))
             return dict(zip(self.output_names, outputs, strict=True))
 
-        return named
+        return serve_by_name
 
     def _preprocessed(self, inputs: Any) -> Any:
         flat = [
@@ -117,52 +119,58 @@ def _output_names(graph: keras.Model) -> list[str]:
     return _unique(graph.output_names)
 
 
-def _unique(names: Any) -> list[str]:
-    found: list[str] = []
+def _unique(names: Iterable[str]) -> list[str]:
+    """Appends a number to names that occur more than once."""
+    unique: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in itertools.count(1))
-        found.append(next(each for each in itertools.chain([name], numbered) if each not in found))
-    return found
+        unique.append(next(each for each in itertools.chain([name], numbered) if each not in unique))
+    return unique
 
 
 def _scales(preprocessing: Preprocessing, inputs: dict[str, Any]) -> dict[str, float]:
-    asked = preprocessing
-    if not isinstance(asked, Mapping):
-        if asked is not None and len(inputs) > 1:
-            raise ArgumentError("preprocessing", f"by input, among {_listed(inputs)}", asked)
-        asked = dict.fromkeys(inputs, asked)
-    for name, each in asked.items():
+    expected = f"a mapping from input names to preprocessing; the inputs are {_listed(inputs)}"
+    if isinstance(preprocessing, Mapping):
+        by_input = preprocessing
+    elif preprocessing is None or len(inputs) == 1:
+        by_input = dict.fromkeys(inputs, preprocessing)
+    else:
+        raise ArgumentError("preprocessing", expected, preprocessing)
+    for name, scale in by_input.items():
         if name not in inputs:
-            raise ArgumentError("preprocessing", f"by input, among {_listed(inputs)}", name)
-        if each is not None and not keras.backend.is_float_dtype(inputs[name].dtype):
-            raise ArgumentError("preprocessing", f"None: the input {name!r} takes {inputs[name].dtype}", each)
-    return {name: _scale(each) for name, each in asked.items() if each is not None}
+            raise ArgumentError("preprocessing", expected, name)
+        if scale is not None and not keras.backend.is_float_dtype(inputs[name].dtype):
+            raise ArgumentError("preprocessing", f"None, because input {name!r} takes {inputs[name].dtype}", scale)
+    return {name: _scale(scale) for name, scale in by_input.items() if scale is not None}
 
 
-def _scale(asked: str | float) -> float:
-    if isinstance(asked, str) and asked == "uint8":
+def _scale(scale: str | float) -> float:
+    if isinstance(scale, str) and scale == "uint8":
         return 1 / 255
-    if isinstance(asked, bool) or not isinstance(asked, (int, float)) or not 0 < asked < float("inf"):
-        raise ArgumentError("preprocessing", "None, 'uint8', or what to multiply raw bytes by, above 0", asked)
-    return float(asked)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+        raise ArgumentError("preprocessing", "None, 'uint8', or a number above 0 to multiply raw bytes by", scale)
+    return float(scale)
 
 
-def _class_names(asked: ClassNames, units: dict[str, int]) -> dict[str, tuple[str, ...]]:
-    if asked is None:
+def _class_names(class_names: ClassNames, units: dict[str, int]) -> dict[str, tuple[str, ...]]:
+    expected = f"a mapping from output names to class names; the outputs are {_listed(units)}"
+    if class_names is None:
         return {}
-    if not isinstance(asked, Mapping):
-        if len(units) > 1:
-            raise ArgumentError("class_names", f"by output, among {_listed(units)}", asked)
-        asked = dict.fromkeys(units, asked)
-    for name, names in asked.items():
-        if name not in units:
-            raise ArgumentError("class_names", f"by output, among {_listed(units)}", name)
-        if isinstance(names, str) or not all(isinstance(each, str) for each in names):
+    if isinstance(class_names, Mapping):
+        by_output = class_names
+    elif len(units) == 1:
+        by_output = dict.fromkeys(units, class_names)
+    else:
+        raise ArgumentError("class_names", expected, class_names)
+    for output, names in by_output.items():
+        if output not in units:
+            raise ArgumentError("class_names", expected, output)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise ArgumentError("class_names", "a list of strings", names)
-        if len(names) != units[name]:
-            raise ArgumentError("class_names", f"{units[name]} names, one a unit of {name!r}", list(names))
-    return {name: tuple(names) for name, names in asked.items()}
+        if len(names) != units[output]:
+            raise ArgumentError("class_names", f"{units[output]} names, one per unit of {output!r}", list(names))
+    return {output: tuple(names) for output, names in by_output.items()}
 
 
-def _listed(names: Any) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))

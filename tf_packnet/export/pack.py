@@ -1,4 +1,4 @@
-"""All tasks of a pack in one SavedModel, which share there what they share in the pack."""
+"""Exports all tasks of a pack into one SavedModel in which they share weights, as they do in the pack."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -34,23 +34,25 @@ def export_pack(
     class_names: Mapping[str, ClassNames] | None = None,
     per_task_kernels: bool = False,
 ) -> None:
-    """Writes all committed tasks as one SavedModel folder, hardly larger than that of one task, atomically.
+    """Writes all committed tasks into one SavedModel folder, which is hardly larger than that of one task.
 
-    After `loaded = tf.saved_model.load(path)`, `loaded.serve["cats"](x)` gives the logits of the task `cats`, those of
-    its `dense_model` to the bit; a server finds them as the signature `cats`.
+    After `loaded = tf.saved_model.load(path)`, `loaded.serve["cats"](x)` returns the logits of the task `cats`,
+    bit-identical to those of its `dense_model`. Servers find them under the signature `cats`. The folder is written
+    atomically.
 
     Args:
         packed: The pack.
-        path: The folder to write; a SavedModel that is there is replaced.
+        path: The folder to write. An existing SavedModel is replaced.
         preprocessing: As for `export_task`, for all tasks.
-        class_names: By name of the task, as for `export_task`. `loaded.class_names()` answers them.
-        per_task_kernels: What a process that loaded the file holds in memory. False: one dense kernel and its owner map
-            a layer, of which every call computes the task's kernels. True: dense kernels for each task, as much as all
-            their models take; calls are as fast as those of one model. The weights in the file are the same.
+        class_names: By task name, as for `export_task`. `loaded.class_names()` returns them.
+        per_task_kernels: What the process that loads the file keeps in memory. False: one dense kernel and one owner
+            map per layer, from which each call computes the task's kernels. True: dense kernels for each task, which
+            take the memory of as many separate models; calls are as fast as those of a single model. The weights in
+            the file are the same.
 
     Raises:
-        ArgumentError: If no task is committed, the path is no place for a folder, or an option does not fit. Nothing is
-            written then.
+        ArgumentError: If no task is committed, the path is unsuitable, or an option is invalid. Nothing is written in
+            this case.
     """
     path = Path(path)
     check_path(path, "saved_model")
@@ -68,45 +70,45 @@ def export_pack(
 def _servable(
     packed: PackedModel, endpoints: dict[str, Endpoint], per_task_kernels: bool
 ) -> tuple[saved_model.Servable, dict[str, Callable[..., Any]]]:
-    """What will be loaded, and its signatures, from an endpoint for each task."""
-    store = _Store(packed, per_task_kernels)
+    """Returns the object to save, and its signatures by name."""
+    store = _SharedWeights(packed, per_task_kernels)
     module = saved_model.Servable()
     module.serve, signatures = {}, {}
     for number, (task, endpoint) in enumerate(endpoints.items(), start=1):
         module.serve[task] = endpoint.function(store.values(endpoint.model, number))
         signatures[task] = endpoint.signature(module.serve[task])
     module.kernels, module.variables = list(store.kernels.values()), list(store.others.values())
-    answers = {
+    class_names = {
         task if len(endpoint.output_names) == 1 else f"{task}/{output}": names
         for task, endpoint in endpoints.items()
         for output, names in endpoint.class_names.items()
     }
-    if answers:
-        module.class_names = signatures[CLASS_NAMES] = saved_model.constants(answers)
+    if class_names:
+        module.class_names = signatures[CLASS_NAMES] = saved_model.constants(class_names)
     return module, signatures
 
 
 def _checked_tasks(packed: PackedModel, class_names: Mapping[str, ClassNames]) -> list[str]:
     tasks = packed.task_names[: packed.committed_tasks]
     if not tasks:
-        raise ArgumentError("packed", "a pack with a committed task", packed.name)
+        raise ArgumentError("packed", "a pack with at least one committed task", packed.name)
     if CLASS_NAMES in tasks:
-        raise ArgumentError("packed", f"tasks of other names than {CLASS_NAMES!r}, which is a signature's", tasks)
-    listed = ", ".join(map(repr, tasks))
+        raise ArgumentError("packed", f"no task named {CLASS_NAMES!r}, which is the name of a signature", tasks)
+    expected = f"a mapping from task names to class names; the tasks are {', '.join(map(repr, tasks))}"
     if not isinstance(class_names, Mapping):
-        raise ArgumentError("class_names", f"names by task, among {listed}", class_names)
+        raise ArgumentError("class_names", expected, class_names)
     for task in class_names:
         if task not in tasks:
-            raise ArgumentError("class_names", f"names by task, among {listed}", task)
+            raise ArgumentError("class_names", expected, task)
     return tasks
 
 
-class _Store:
-    """What the tasks of a pack compute with, everything once.
+class _SharedWeights:
+    """The weights of all tasks of a pack, each stored once.
 
     Attributes:
-        kernels: The kernels that are owned by tasks, by the identity of their weight in the pack.
-        others: The other weights by their content: tasks share what is equal, such as the biases of the first.
+        kernels: The owned kernels, by `id` of the `MaskedWeight` in the pack.
+        others: The other weights, by content. Equal ones, such as the biases of the first task, are shared.
     """
 
     def __init__(self, packed: PackedModel, per_task_kernels: bool):
@@ -116,19 +118,30 @@ class _Store:
         self.others: dict[Any, tf.Variable] = {}
 
     def values(self, model: keras.Model, task: int) -> dict[int, Callable[[], tf.Tensor]]:
-        """By `id` of a weight of `model`, the dense one of `task`: what gives the tensor that stands in its place."""
+        """Functions that return the shared value of each variable of `model`.
+
+        Args:
+            model: The dense model of a task.
+            task: The number of this task (1-based).
+
+        Returns:
+            By `id` of the variable, a function that returns the tensor to use in its place.
+        """
         owned = {key: kernel.of_task(task) for key, kernel in self._owned(model).items()}
-        return {id(each): owned.get(id(each)) or self._once(each).read_value for each in model.variables}
+        return {
+            id(variable): owned.get(id(variable)) or self._shared_variable(variable).read_value
+            for variable in model.variables
+        }
 
     def _owned(self, model: keras.Model) -> dict[int, SharedKernel]:
-        found = {}
+        kernels = {}
         for source, target in zip(all_layers(self._packed), all_layers(model), strict=True):
             for weight in source.masked_weights if isinstance(source, TaskLayer) else ():
-                variable = next(each for each in target.weights if each.name == weight.name)
-                found[id(variable)] = self.kernels[id(weight)]
-        return found
+                variable = next(variable for variable in target.weights if variable.name == weight.name)
+                kernels[id(variable)] = self.kernels[id(weight)]
+        return kernels
 
-    def _once(self, variable: keras.Variable) -> tf.Variable:
+    def _shared_variable(self, variable: keras.Variable) -> tf.Variable:
         value = ops.convert_to_numpy(variable)
         key = (value.dtype.name, value.shape, value.tobytes())
         if key not in self.others:

@@ -1,4 +1,4 @@
-"""What compaction saves, task by task."""
+"""Compares exported compact tasks with the same tasks stored with dense kernels."""
 
 import gzip
 import os
@@ -21,21 +21,21 @@ from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.system import files
 
-BATCHES = (1, 256)
+_BATCH_SIZES = (1, 256)
 
 
 @dataclass(frozen=True)
 class TaskExport:
-    """An exported task beside the same task with dense kernels.
+    """Measurements of an exported task and of its dense model; pairs are `(dense, exported)`.
 
     Attributes:
-        task: Its number, 1-based.
-        name: Its name.
-        weights: Values of weights that are stored: `(dense, exported)`.
-        bytes: Bytes of the SavedModel's files.
-        gzip_bytes: The same, each file compressed with gzip.
-        flops: Floating point operations an example in Dense layers and convolutions.
-        latency: Time of a call beside the dense model's, by batch size; empty if it was not measured.
+        task: Number of the task (1-based).
+        name: Name of the task.
+        weights: Numbers of stored weight values.
+        bytes: Sizes of the SavedModels.
+        gzip_bytes: The same, with each file compressed with gzip.
+        flops: Floating point operations per example in Dense layers and convolutions.
+        latency: Time of a call divided by that of the dense model, by batch size; empty if not measured.
     """
 
     task: int
@@ -48,11 +48,11 @@ class TaskExport:
 
     @property
     def times_smaller(self) -> float:
-        """How many times fewer bytes the files have."""
+        """Size of the dense SavedModel divided by that of the exported one."""
         return self.bytes[0] / self.bytes[1]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, with what follows from them."""
+        """All measurements as JSON values, with `times_smaller`."""
         names = ("weights", "bytes", "gzip_bytes", "flops")
         pairs = {name: dict(zip(("dense", "exported"), getattr(self, name), strict=True)) for name in names}
         latency = {str(batch): round(ratio, 3) for batch, ratio in self.latency.items()}
@@ -60,21 +60,24 @@ class TaskExport:
 
 
 def export_report(packed: PackedModel, folder: str | os.PathLike, seconds: float = 0.4) -> list[TaskExport]:
-    """Compares `folder/task_<k>`, the compact SavedModel of every committed task, with the dense one.
+    """Compares `folder/task_<k>`, the compact SavedModel of each committed task, with its dense model.
 
     Args:
         packed: The pack that the tasks were exported from.
-        folder: Where the SavedModels are, and `report.json` is written.
-        seconds: How long to measure the latency at each batch size, about; 0 leaves it out.
+        folder: The folder of the SavedModels, to which `report.json` is written.
+        seconds: Approximate time to measure the latency at each batch size; 0 skips it.
+
+    Returns:
+        One entry per committed task.
 
     Raises:
-        ArgumentError: If a task has no SavedModel there.
+        ArgumentError: If `folder` lacks the SavedModel of a task.
     """
     folder = Path(folder)
     names = packed.task_names[: packed.committed_tasks]
     for number in range(1, len(names) + 1):
         if not (folder / f"task_{number}" / "saved_model.pb").exists():
-            raise ArgumentError("folder", f"a folder with a SavedModel task_{number}", str(folder))
+            raise ArgumentError("folder", f"a folder that contains the SavedModel task_{number}", str(folder))
     rows = [_compare(packed, number, name, folder, seconds) for number, name in enumerate(names, start=1)]
     files.write_json(folder / "report.json", {"tasks": [row.to_json() for row in rows]})
     return rows
@@ -93,18 +96,20 @@ def _compare(packed: PackedModel, number: int, name: str, folder: Path, seconds:
             bytes=(folder_bytes(before), folder_bytes(exported)),
             gzip_bytes=(folder_bytes(before, compressed=True), folder_bytes(exported, compressed=True)),
             flops=(flops(dense), flops(compact)),
-            latency=latency_ratios(exported, before, dense, BATCHES, seconds) if seconds else {},
+            latency=latency_ratios(exported, before, dense, _BATCH_SIZES, seconds) if seconds else {},
         )
 
 
 def stored_weights(model: keras.Model) -> int:
-    """How many values of weights are stored: of a sparse kernel its entries, without where they stand."""
+    """Counts the stored weight values. A sparse kernel counts its entries, without their positions."""
     return sum(int(np.prod(v.shape)) for v in model.weights if not v.dtype.startswith("uint"))
 
 
 def flops(model: keras.Model) -> int:
-    """Floating point operations an example in Dense layers and convolutions, two a product; positions of no known
-    number count as one."""
+    """Counts the floating point operations per example in Dense layers and convolutions, two per multiplication.
+
+    An axis of unknown length counts as one position.
+    """
     graph = trace(model)
     return sum(2 * _products(graph, step.layer, step.outputs[0]) for step in graph.steps)
 
@@ -117,7 +122,7 @@ def _products(graph: Graph, layer: Any, output: int) -> int:
 
 
 def folder_bytes(folder: Path, compressed: bool = False) -> int:
-    """Bytes of the files in a folder, as they are or compressed one by one."""
+    """Adds up the sizes of the files in a folder, each optionally compressed with gzip."""
     contents = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
     return sum(len(gzip.compress(content)) if compressed else len(content) for content in contents)
 
@@ -129,40 +134,40 @@ def latency_ratios(
     batches: Sequence[int],
     seconds: float = 0.4,
 ) -> dict[int, float]:
-    """Median of the ratios of the time that `path` and `baseline` take, called in turns on random examples.
+    """Measures the median ratio of the call times of `path` and `baseline`, called alternately on random examples.
 
     Args:
         path: A SavedModel folder.
-        baseline: Another one, of the same inputs.
-        model: A model of the same inputs.
-        batches: Examples in a call, one measurement each.
-        seconds: About how long to measure each; at least one call of both.
+        baseline: Another SavedModel folder with the same inputs.
+        model: A model with the same inputs.
+        batches: Batch sizes, each measured separately.
+        seconds: Approximate time to measure each; both are called at least once.
 
     Returns:
         The ratio by batch size.
     """
-    loaded = [tf.saved_model.load(os.fspath(each)) for each in (path, baseline)]  # which hold the weights
-    ours, theirs = (each.serve for each in loaded)
-    return {batch: _ratio(ours, theirs, model, batch, seconds) for batch in batches}
+    models = [tf.saved_model.load(os.fspath(folder)) for folder in (path, baseline)]  # keeps the weights alive
+    measured, reference = (loaded.serve for loaded in models)
+    return {batch: _ratio(measured, reference, model, batch, seconds) for batch in batches}
 
 
-def _ratio(ours: Any, theirs: Any, model: keras.Model, batch: int, seconds: float) -> float:
+def _ratio(measured: Any, reference: Any, model: keras.Model, batch: int, seconds: float) -> float:
     examples = keras.tree.map_structure(lambda tensor: _random(tensor, batch), inputs_of(model))
-    ours(examples), theirs(examples)  # the first call plans
+    measured(examples), reference(examples)  # the first call prepares the graph
     ratios: list[float] = []
     until = time.perf_counter() + seconds
     while not ratios or time.perf_counter() < until:
-        # Who comes second finds warm caches: they take turns in that, too.
-        pair = [ours, theirs] if len(ratios) % 2 else [theirs, ours]
-        took = {serve: _seconds(serve, examples) for serve in pair}
-        ratios.append(took[ours] / took[theirs])
+        # The second call finds warm caches, so the order alternates.
+        pair = [measured, reference] if len(ratios) % 2 else [reference, measured]
+        durations = {serve: _seconds(serve, examples) for serve in pair}
+        ratios.append(durations[measured] / durations[reference])
     return float(np.median(ratios))
 
 
 def _seconds(serve: Any, examples: Any) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     serve(examples)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _random(tensor: Any, batch: int) -> tf.Tensor:

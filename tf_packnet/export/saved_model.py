@@ -1,4 +1,4 @@
-"""A SavedModel that needs nothing but TensorFlow, with as little beside the weights as TensorFlow allows."""
+"""Writes SavedModels that need only TensorFlow, with little overhead besides the weights."""
 
 import contextlib
 import logging
@@ -17,17 +17,17 @@ from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
 
-RESOURCE = tf.saved_model.experimental.TrackableResource
+_RESOURCE = tf.saved_model.experimental.TrackableResource
 
 
 class Servable(tf.Module):
-    """What `tf.saved_model.load` gives back.
+    """The object that is saved and that `tf.saved_model.load` returns.
 
     Attributes:
-        variables: Every weight, once.
+        variables: All weights, each once.
     """
 
-    variables: Any = ()  # tf.Module's own is a property, which would not be saved
+    variables: Any = ()  # replaces the property of tf.Module, which would not be saved
 
 
 def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
@@ -37,14 +37,14 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
 
     Args:
         model: A built Sequential or functional model.
-        path: The folder to write; one that is there is replaced.
+        path: The folder to write. An existing one is replaced.
     """
     with files.replacing(path) as temporary:
         write(Endpoint(model), temporary)
 
 
 def write(endpoint: Endpoint, path: Path) -> None:
-    """Writes the folder `path`, with `serve`, `variables` and the signature; and `class_names` where they are known."""
+    """Writes an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`."""
     module = Servable()
     module.variables = [variable.value for variable in endpoint.model.variables]
     module.serve = endpoint.function()
@@ -56,38 +56,38 @@ def write(endpoint: Endpoint, path: Path) -> None:
 
 
 def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
-    """A function that answers these strings: what a client of a server can ask too."""
+    """Returns a function that returns these strings as tensors, so that clients of a server can request them."""
 
     @tf.function(input_signature=[], autograph=False)
-    def answer():
+    def strings() -> dict[str, tf.Tensor]:
         return {key: tf.constant(list(values)) for key, values in names.items()}
 
-    return answer
+    return strings
 
 
 def save(
     module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
 ) -> None:
-    """`tf.saved_model.save`, of what the functions compute with and not of the layers that they call.
+    """Saves the functions of `module` with the variables and resources that they use, but without Keras's layers.
 
     Args:
-        module: What to save.
+        module: The object to save.
         path: The folder to write.
-        signatures: The functions that a server finds, by name.
-        models: Those whose layers the functions call.
+        signatures: The functions that a server offers, by name.
+        models: The models that the functions call.
     """
-    # Besides variables: the tables of vocabularies, and kernels that are computed when the file is loaded.
+    # Besides variables: vocabulary tables, and kernels that are computed when the file is loaded.
     layers = [layer for model in models for layer in all_layers(model)]
-    held = [value for layer in layers for value in vars(layer).values() if isinstance(value, RESOURCE)]
-    # And variables that Keras does not know: in attributes of layers, or those that a layer's code refers to.
-    found = [variable for layer in layers for _, variable in tensor_variables(layer)]
+    resources = [value for layer in layers for value in vars(layer).values() if isinstance(value, _RESOURCE)]
+    # Also variables that Keras does not track: in attributes of layers, or captured by a layer's code.
+    variables = [variable for layer in layers for _, variable in tensor_variables(layer)]
     for function in signatures.values():
-        with contextlib.suppress(AssertionError):  # one that was only there while tracing
-            found += function.get_concrete_function().graph.variables
-    known = {id(variable) for variable in module.variables}
-    held += list({id(each): each for each in found if id(each) not in known}.values())
-    if held:
-        module.resources = held
+        with contextlib.suppress(AssertionError):  # a variable that existed only while tracing
+            variables += function.get_concrete_function().graph.variables
+    saved = {id(variable) for variable in module.variables}
+    resources += list({id(variable): variable for variable in variables if id(variable) not in saved}.values())
+    if resources:
+        module.resources = resources
     with _without_asset_messages():
         tf.saved_model.save(module, str(path), signatures=signatures)
     canonicalize(Path(path))
@@ -95,7 +95,7 @@ def save(
 
 @contextlib.contextmanager
 def _without_asset_messages() -> Iterator[None]:
-    """TensorFlow tells where it wrote assets, which here is a temporary name."""
+    """Hides TensorFlow's message about where it wrote assets, which names a temporary folder."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -105,20 +105,24 @@ def _without_asset_messages() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# `__inference_serve_1234`; `PartitionedCall-1234`, where gradients are looked up; `1234` and `1234:0` for a tensor.
+# Names with a number that depends on the process: functions such as `__inference_serve_1234`, gradient functions such
+# as `PartitionedCall-1234`, tensors such as `1234` and `1234:0`.
 _NUMBERED = re.compile(r"(__(?:inference|forward|backward)_.*_|(?:Stateful)?PartitionedCall-|\^?)(\d+)(|:.*)")
 
 
 def canonicalize(folder: Path) -> None:
-    """Rewrites the SavedModel in `folder`: numbers from 1 on, functions by their names, and no random identifier."""
+    """Rewrites the SavedModel in `folder` so that equal models have equal bytes.
+
+    Numbers in names are replaced by 1, 2, ..., functions are sorted by name, and the random identifier is dropped.
+    """
     path = folder / "saved_model.pb"
     model = saved_model_pb2.SavedModel()
     model.ParseFromString(path.read_bytes())
-    used: set[int] = set()
+    used_numbers: set[int] = set()
 
     def collect(text: str) -> str:
         match = _NUMBERED.fullmatch(text)
-        used.update([int(match[2])] if match else [])
+        used_numbers.update([int(match[2])] if match else [])
         return text
 
     def renumber(text: str) -> str:
@@ -126,20 +130,20 @@ def canonicalize(folder: Path) -> None:
         return f"{match[1]}{numbers[int(match[2])]}{match[3]}" if match else text
 
     _change_texts(model, collect)
-    numbers = {number: place for place, number in enumerate(sorted(used), start=1)}
+    numbers = {number: position for position, number in enumerate(sorted(used_numbers), start=1)}
     _change_texts(model, renumber)
     for graph in model.meta_graphs:
         functions = sorted(graph.graph_def.library.function, key=lambda function: function.signature.name)
         del graph.graph_def.library.function[:]
         graph.graph_def.library.function.extend(functions)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    (folder / "fingerprint.pb").unlink(missing_ok=True)  # of another content, with the identifier
+    (folder / "fingerprint.pb").unlink(missing_ok=True)  # describes the earlier content
 
 
 def _change_texts(message: Any, change: Callable[[str], str]) -> None:
-    """Puts `change(text)` in the place of every text in a protocol buffer, the keys of maps included."""
+    """Replaces every string in a protocol buffer by `change(string)`, including keys of maps."""
     for field, value in message.ListFields():
-        if field.name == "local_name":  # the place of an object in a list, not the number of a tensor
+        if field.name == "local_name":  # a position in a list, not the number of a tensor
             continue
         if hasattr(value, "ListFields"):
             _change_texts(value, change)
@@ -158,7 +162,7 @@ def _change_texts(message: Any, change: Callable[[str], str]) -> None:
 def _change_map(entries: Any, change: Callable[[str], str]) -> None:
     for key in sorted(entries.keys()):
         entry = entries[key]
-        if key == "_user_specified_name":  # the one attribute of an operation in which the numbers are
+        if key == "_user_specified_name":  # the only attribute of an operation that contains such numbers
             entry.s = change(entry.s.decode()).encode()
         elif hasattr(entry, "ListFields"):
             _change_texts(entry, change)

@@ -1,4 +1,4 @@
-"""Folders as TensorFlow Serving watches them: a model's versions, each in a folder of its number."""
+"""Exports versioned SavedModels in the folder layout of TensorFlow Serving."""
 
 import os
 from pathlib import Path
@@ -21,34 +21,34 @@ def export_for_serving(
     preprocessing: Preprocessing = None,
     class_names: ClassNames = None,
 ) -> Path:
-    """Writes the SavedModel `root/name/version`, atomically; the versions that are there stay.
+    """Writes the SavedModel `root/name/version` and keeps the existing versions.
 
-    `tensorflow_model_server --model_name=NAME --model_base_path=ROOT/NAME` serves the newest, and goes over to a newer
-    one when it finds it.
+    `tensorflow_model_server --model_name=NAME --model_base_path=ROOT/NAME` serves the newest version and switches to a
+    newer one when it appears. The folder is written atomically.
 
     Args:
         packed: The pack.
-        root: The folder of all models.
-        task: Name or number (1-based) of the committed task to write; None for all of them in one, see `export_pack`.
-        name: The name that clients ask for; default the task's, or the pack's.
-        version: A number that is not there yet; default one more than the newest.
-        compact: As for `export_task`; only with a `task`.
+        root: The folder of all served models.
+        task: Name or number (1-based) of the committed task to export; None exports all tasks, see `export_pack`.
+        name: The model name that clients request; default is the name of the task, or of the pack.
+        version: A version number that does not exist yet; default is the newest plus 1.
+        compact: As for `export_task`; needs a `task`.
         preprocessing: As for `export_task`.
         class_names: As for `export_task`, or as for `export_pack` without a `task`.
 
     Returns:
-        The folder of the version.
+        The folder of the new version.
 
     Raises:
-        ArgumentError: If a name, a number or an option does not fit. Nothing is written then.
-        RuntimeError: If the task is still being learned.
+        ArgumentError: If the name, the version or an option is invalid. Nothing is written in this case.
+        RuntimeError: If the task is still open.
     """
     if compact and task is None:
-        raise ArgumentError("compact", "False without a task: all tasks in one file share their weights", compact)
+        raise ArgumentError("compact", "False without a task, because all tasks in one file share weights", compact)
     if name is None:
         name = packed.name if task is None else packed.task_names[packed.task_number(task) - 1]
     if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
-        raise ArgumentError("name", "a name that a folder can have", name)
+        raise ArgumentError("name", "a valid folder name that does not start with a dot", name)
     folder = Path(root) / name
     path = folder / str(_version(folder, version))
     if task is None:
@@ -58,14 +58,14 @@ def export_for_serving(
     return path
 
 
-def _version(folder: Path, asked: int | None) -> int:
+def _version(folder: Path, requested: int | None) -> int:
     if folder.exists() and not folder.is_dir():
-        raise ArgumentError("root", "a folder of models' folders; there is a file at the model's place", str(folder))
-    there = [int(each.name) for each in folder.glob("*") if each.name.isdecimal()]
-    if asked is None:
-        return max(there, default=0) + 1
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise ArgumentError("version", "a whole number, at least 1", asked)
-    if asked in there:
-        raise ArgumentError("version", f"one that is not there yet (there are {sorted(there)})", asked)
-    return asked
+        raise ArgumentError("root", "a folder in which the model has a folder, not a file", str(folder))
+    existing = [int(child.name) for child in folder.glob("*") if child.name.isdecimal()]
+    if requested is None:
+        return max(existing, default=0) + 1
+    if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
+        raise ArgumentError("version", "an integer of at least 1", requested)
+    if requested in existing:
+        raise ArgumentError("version", f"a version that does not exist yet, not one of {sorted(existing)}", requested)
+    return requested

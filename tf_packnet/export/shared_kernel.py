@@ -1,4 +1,4 @@
-"""A kernel of all tasks at rest: each used weight once, and in as few bytes as may be who owns it."""
+"""A kernel that all tasks of an exported pack share: each owned weight once, with a compressed owner map."""
 
 import functools
 import hashlib
@@ -7,100 +7,102 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.pruning import ownership
-
-BITS = 63  # of an int64 that is no negative number
-PLACE_BITS = 8 * (4 + 1)  # an int32 place, a uint8 owner
+_BITS = 63  # of a non-negative int64
+_POSITION_BITS = 8 * (4 + 1)  # an int32 position, a uint8 owner
 
 
 class SharedKernel(tf.Module):
-    """The kernels of all tasks in one.
+    """The kernels of all tasks, stored together.
 
-    At rest: the used weights in the order of their places, and their owners in the smaller of two forms. Either where
-    each used weight lies, and its owner; or the owner of every entry, used or not, as a digit to the base of one more
-    than there are tasks, with five tasks 24 of them in an `int64`. When the file is loaded, both become a dense kernel
-    and its owner map, of which a task's kernel is computed at every call; or a dense kernel for each task.
+    The file holds the owned weights in the order of their positions, and their owners in the smaller of two forms:
+    the position and owner of each owned weight, or the owner of every entry as a digit. A digit's base is the number
+    of tasks plus 1, so that an `int64` holds 24 digits for five tasks. When the file is loaded, both forms are
+    expanded: to one dense kernel and its owner map, from which each call computes the task's kernel, or to one dense
+    kernel per task.
 
     Args:
         owner: `uint8` owner map: 0 is free, `k` is owned by task `k`.
-        values: What the owned entries hold, same shape.
-        base: What is seen at entries that nobody owns yet, same shape; None for 0.
-        per_task: Whether there is a dense kernel for each task.
+        values: Values of the owned entries, in an array of the same shape.
+        base: Values of entries that the task does not own or share, same shape; None for 0.
+        per_task: Whether loading makes one dense kernel per task.
     """
 
     def __init__(self, owner: np.ndarray, values: np.ndarray, base: np.ndarray | None = None, per_task: bool = False):
         super().__init__()
         self._shape, self._size = owner.shape, owner.size
         owner, values = owner.reshape(-1), values.reshape(-1)
-        (used,) = np.nonzero(owner)
-        self._numeral_base = int(owner.max(initial=1)) + 1
-        self._digits = digits_in_a_number(self._numeral_base)
-        self._in_digits = PLACE_BITS * used.size > 64 / self._digits * owner.size
+        (owned,) = np.nonzero(owner)
+        self._base_of_digits = int(owner.max(initial=1)) + 1
+        self._digits = digits_per_number(self._base_of_digits)
+        self._in_digits = _POSITION_BITS * owned.size > 64 / self._digits * owner.size
         if self._in_digits:
-            self._numbers = _at_rest(numbers(owner, self._numeral_base), "owners")
+            self._numbers = _stored(numbers_from_digits(owner, self._base_of_digits), "owners")
         else:
-            self._places, self._owners = _at_rest(used.astype(np.int32), "places"), _at_rest(owner[used], "owners")
-        self._used = _at_rest(values[used], "values")
-        self._base = None if base is None else _at_rest(base, "base")
-        content = (owner, values[used], np.zeros(0) if base is None else base)
+            self._positions = _stored(owned.astype(np.int32), "places")
+            self._owners = _stored(owner[owned], "owners")
+        self._values = _stored(values[owned], "values")
+        self._base = None if base is None else _stored(base, "base")
+        content = (owner, values[owned], np.zeros(0) if base is None else base)
         self._name = hashlib.sha256(repr(self._shape).encode() + b"".join(map(bytes, content))).hexdigest()
-        self._parts = {"owner": self._unpacked_owner, "kernel": self._unpacked_kernel}
+        self._parts = {"owner": self._expanded_owner, "kernel": self._expanded_kernel}
         self._per_task = per_task
-        self._at_hand: list[AtHand] = []
+        self._tensors: list[LoadedTensor] = []
         if not per_task:
-            self._parts = {part: self._kept(part, compute) for part, compute in self._parts.items()}
+            self._parts = {part: self._loaded(part, compute) for part, compute in self._parts.items()}
 
     def of_task(self, task: int) -> Callable[[], tf.Tensor]:
-        """What gives the kernel that `task` (1-based) computes with."""
-        compute = functools.partial(self._seen, task)
-        return self._kept(str(task), compute) if self._per_task else compute
+        """Returns a function that returns the kernel of `task` (1-based)."""
+        compute = functools.partial(self._visible, task)
+        return self._loaded(str(task), compute) if self._per_task else compute
 
-    def _kept(self, part: str, compute: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
-        dtype = tf.uint8 if part == "owner" else self._used.dtype
-        self._at_hand.append(AtHand(compute, dtype, self._shape, f"{self._name}_{part}"))
-        return self._at_hand[-1].read
+    def _loaded(self, part: str, compute: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
+        dtype = tf.uint8 if part == "owner" else self._values.dtype
+        self._tensors.append(LoadedTensor(compute, dtype, self._shape, f"{self._name}_{part}"))
+        return self._tensors[-1].read
 
-    def _seen(self, task: int) -> tf.Tensor:
+    def _visible(self, task: int) -> tf.Tensor:
         owner, kernel = self._parts["owner"](), self._parts["kernel"]()
-        hidden = tf.zeros((), kernel.dtype) if self._base is None else self._base
-        return tf.where(ownership.visible(owner, task), kernel, hidden)
+        if self._base is None:  # free entries are 0 already
+            return tf.where(owner <= task, kernel, tf.zeros((), kernel.dtype))
+        # FREE is 0, so `owner - 1` wraps to 255.
+        return tf.where(owner - 1 < task, kernel, self._base)
 
-    def _unpacked_owner(self) -> tf.Tensor:
+    def _expanded_owner(self) -> tf.Tensor:
         if not self._in_digits:
             return self._scattered(self._owners)
-        powers = [self._numeral_base**digit for digit in range(self._digits)]
-        owner = self._numbers[:, None] // tf.constant(powers, tf.int64) % self._numeral_base
+        powers = [self._base_of_digits**digit for digit in range(self._digits)]
+        owner = self._numbers[:, None] // tf.constant(powers, tf.int64) % self._base_of_digits
         return tf.reshape(tf.reshape(tf.cast(owner, tf.uint8), [-1])[: self._size], self._shape)
 
-    def _unpacked_kernel(self) -> tf.Tensor:
-        return self._scattered(self._used)
+    def _expanded_kernel(self) -> tf.Tensor:
+        return self._scattered(self._values)
 
-    def _scattered(self, used: tf.Variable) -> tf.Tensor:
-        """The used entries in their places, 0 elsewhere."""
+    def _scattered(self, owned: tf.Variable) -> tf.Tensor:
+        """Puts the values of owned entries at their positions, and 0 elsewhere."""
         if self._in_digits:
-            places = tf.where(tf.reshape(self._unpacked_owner(), [-1]) > 0)
+            positions = tf.where(tf.reshape(self._expanded_owner(), [-1]) > 0)
         else:
-            places = tf.cast(self._places, tf.int64)[:, None]
-        return tf.reshape(tf.scatter_nd(places, used, [self._size]), self._shape)
+            positions = tf.cast(self._positions, tf.int64)[:, None]
+        return tf.reshape(tf.scatter_nd(positions, owned, [self._size]), self._shape)
 
 
-class AtHand(tf.saved_model.experimental.TrackableResource):
-    """A tensor that is computed once, when the file is loaded, and stays in memory.
+class LoadedTensor(tf.saved_model.experimental.TrackableResource):
+    """A tensor that is computed once, when a SavedModel is loaded, and then stays in memory.
 
     Args:
-        compute: Computes it, from variables that are saved.
-        dtype: Its type.
+        compute: Computes the tensor from saved variables.
+        dtype: Its dtype.
         shape: Its shape.
-        name: One for this content: whoever loads the same again shares it.
+        name: A name for this content. SavedModels with the same name share the tensor.
     """
 
     def __init__(self, compute: Callable[[], tf.Tensor], dtype: tf.DType, shape: tuple[int, ...], name: str):
         super().__init__()
         self._compute, self._dtype, self._shape, self._name = compute, dtype, shape, name
-        self._handle = self.resource_handle  # made now: functions that are traced later capture it
+        self._handle = self.resource_handle  # created now, so that functions traced later capture it
 
     def read(self) -> tf.Tensor:
-        """The tensor."""
+        """Returns the tensor."""
         tensor = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self._dtype)
         tensor.set_shape(self._shape)
         return tensor
@@ -112,20 +114,20 @@ class AtHand(tf.saved_model.experimental.TrackableResource):
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._compute())
 
 
-def digits_in_a_number(base: int) -> int:
-    """How many digits to this base, at least 2, the numbers of `BITS` bits have at least room for."""
+def digits_per_number(base: int) -> int:
+    """Returns how many digits in `base` (at least 2) any non-negative `int64` can hold."""
     digits = 1
-    while base ** (digits + 1) <= 2**BITS:
+    while base ** (digits + 1) <= 2**_BITS:
         digits += 1
     return digits
 
 
-def numbers(digits: np.ndarray, base: int) -> np.ndarray:
-    """Digits `(n,)` to `base` as `int64` numbers, as many digits in each as have room, the lowest first."""
-    room = digits_in_a_number(base)
-    digits = np.pad(digits, (0, -len(digits) % room)).reshape(-1, room)
-    return digits @ np.array([base**place for place in range(room)], np.int64)
+def numbers_from_digits(digits: np.ndarray, base: int) -> np.ndarray:
+    """Packs digits `(n,)` in `base` into `int64` numbers, as many per number as fit, the lowest digit first."""
+    count = digits_per_number(base)
+    digits = np.pad(digits, (0, -len(digits) % count)).reshape(-1, count)
+    return digits @ np.array([base**position for position in range(count)], np.int64)
 
 
-def _at_rest(values: np.ndarray, name: str) -> tf.Variable:
+def _stored(values: np.ndarray, name: str) -> tf.Variable:
     return tf.Variable(values, name=name, trainable=False)

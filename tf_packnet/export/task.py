@@ -1,4 +1,4 @@
-"""One task as a file of the wanted format."""
+"""Exports one task to a file or folder."""
 
 import os
 import zipfile
@@ -26,45 +26,46 @@ def export_task(
     class_names: ClassNames = None,
     calibration: Any = None,
 ) -> None:
-    """Writes one committed task as a file or folder that needs nothing of this library, atomically.
+    """Writes one committed task to a file or folder that is used without this library.
 
-    Whatever the format, it takes the same inputs, any number of examples at a time, and gives the same `float32`
-    outputs. `tf.saved_model.load(path).serve(x)` gives the task's logits.
+    Every format takes the same inputs, in batches of any size, and returns the same `float32` outputs.
+    `tf.saved_model.load(path).serve(x)` returns the task's logits. The file is written atomically.
 
     Args:
         packed: The pack.
         task: Name or number (1-based) of a committed task.
-        path: The file or folder to write; one of this format that is there is replaced.
-        format: `saved_model`, a folder for TensorFlow alone and for TensorFlow Serving; `keras`, a file for
-            `keras.models.load_model`; or `tflite`, `tflite_float16` (half the size), `tflite_int8` (a quarter), a file
-            for LiteRT.
-        compact: Whether to leave out units and weights that the task does not use. A `.keras` file with kernels that
-            are stored without their zeros needs this library: `import tf_packnet` before `keras.models.load_model`.
-        preprocessing: None: inputs are what the network takes. `uint8`: they are raw bytes, which the file multiplies
-            by 1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. With several
-            inputs, by the name of the input.
-        class_names: A name for every unit of the head, which the file answers: `class_names()` of a SavedModel, else
-            `class_names.txt` in the file, which is a ZIP archive too. With several outputs, by the name of the output.
-        calibration: For `tflite_int8`, some hundred examples, as the file takes them: an array `(examples, *shape)`;
-            with several inputs, by name. The ranges that the numbers of the network lie in are taken from them.
+        path: The file or folder to write. An existing one of this format is replaced.
+        format: `saved_model` (a folder for TensorFlow and TensorFlow Serving), `keras` (a file for
+            `keras.models.load_model`), or a file for LiteRT: `tflite`, `tflite_float16` (half the size) or
+            `tflite_int8` (a quarter of the size).
+        compact: Whether to leave out units and weights that the task does not use. A compact `.keras` file may store
+            kernels without their zeros; loading it needs `import tf_packnet` first.
+        preprocessing: None if the inputs are what the network takes; `uint8` if they are raw bytes, to be multiplied by
+            1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. A mapping by input
+            name if the network has several inputs.
+        class_names: One name per unit of the head, stored in the file: a SavedModel returns them from `class_names()`;
+            other files hold `class_names.txt`, because they are ZIP archives too. A mapping by output name if the
+            network has several outputs.
+        calibration: A few hundred examples for `tflite_int8`, from which the value ranges are measured: an array
+            `(examples, *shape)` as the exported file takes them, or a mapping by input name.
 
     Raises:
-        ArgumentError: If there is no such task or format, the path is no place for it, or the options do not fit the
-            task. Nothing is written then.
-        RuntimeError: If the task is still being learned.
+        ArgumentError: If the task or format does not exist, the path is unsuitable, or an option does not fit the task.
+            Nothing is written in this case.
+        RuntimeError: If the task is still open.
     """
     check_choice("format", format, tuple(SUFFIXES))
     path = Path(path)
     check_path(path, format)
     if (calibration is not None) != (format == "tflite_int8"):
-        expected = "some hundred examples" if calibration is None else "None: only tflite_int8 is calibrated"
+        expected = "a few hundred examples" if calibration is None else "None, because only tflite_int8 is calibrated"
         raise ArgumentError("calibration", f"{expected} (format={format!r})", _shape(calibration))
     endpoint = Endpoint(dense_model(packed, task), preprocessing, class_names)
     if calibration is not None:
-        calibration = tflite.checked(endpoint, calibration)
+        calibration = tflite.check_calibration(endpoint, calibration)
     if compact:
-        # LiteRT has no kernels that are made of their entries when the file is loaded.
-        endpoint = endpoint.of(compact_model(endpoint.model, sparse=SUFFIXES[format] != ".tflite"))
+        # LiteRT cannot expand sparse kernels while it loads a file.
+        endpoint = endpoint.with_model(compact_model(endpoint.model, sparse=SUFFIXES[format] != ".tflite"))
     with files.replacing(path) as temporary:
         if format == "saved_model":
             saved_model.write(endpoint, temporary)
@@ -77,14 +78,14 @@ def export_task(
 
 
 def _add_class_names(endpoint: Endpoint, path: Path) -> None:
-    """The way of TFLite's metadata: a file in an archive at the end, which the reader of the model passes over."""
+    """Appends `class_names.txt` in a ZIP archive, as TFLite metadata does; readers of the model ignore it."""
     if not endpoint.class_names:
         return
     several = len(endpoint.output_names) > 1
     with zipfile.ZipFile(path, "a") as archive:
         for name, names in endpoint.class_names.items():
             member = f"class_names_{name}.txt" if several else "class_names.txt"
-            archive.writestr(zipfile.ZipInfo(member), "".join(f"{each}\n" for each in names))
+            archive.writestr(zipfile.ZipInfo(member), "".join(f"{class_name}\n" for class_name in names))
 
 
 def _shape(calibration: Any) -> Any:

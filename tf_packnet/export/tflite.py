@@ -1,4 +1,4 @@
-"""A task for LiteRT (TensorFlow Lite), in floating point or in whole numbers of 8 bits."""
+"""Writes LiteRT (TensorFlow Lite) files: `float32`, `float16` or 8-bit integers."""
 
 import re
 import tempfile
@@ -9,37 +9,40 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.errors import ArgumentError, first_line
+from tf_packnet.errors import ArgumentError
 from tf_packnet.export import saved_model
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
-BATCH = 64  # calibration examples at a time
+_CALIBRATION_BATCH = 64
 Examples = dict[str, np.ndarray]
 
 
 def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | None = None) -> None:
-    """Writes the file `path`.
+    """Converts an endpoint and writes the file `path`.
 
     Args:
-        endpoint: What to write.
+        endpoint: The model to write.
         path: The file.
         format: `tflite`, `tflite_float16` or `tflite_int8`.
-        calibration: For `tflite_int8`, what `checked` gave.
+        calibration: The return value of `check_calibration`, for `tflite_int8`.
+
+    Raises:
+        ArgumentError: If LiteRT cannot represent the network.
     """
-    whole_numbers = format == "tflite_int8"
-    raw = whole_numbers and bool(endpoint.scales)
+    quantized = format == "tflite_int8"
+    raw_input = quantized and bool(endpoint.scales)
     with tempfile.TemporaryDirectory() as folder:
-        # Raw bytes are the quantized input, see `_with_extremes`: nothing is left to be computed before the network.
-        saved_model.write(Endpoint(endpoint.model) if raw else endpoint, Path(folder))
+        # Raw bytes already are the quantized input (see `_with_extremes`), so the file needs no preprocessing.
+        saved_model.write(Endpoint(endpoint.model) if raw_input else endpoint, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
         if format != "tflite":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if format == "tflite_float16":
             converter.target_spec.supported_types = [tf.float16]
-        if whole_numbers:
+        if quantized:
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = lambda: _batches(endpoint, calibration)
-        if raw:
+        if raw_input:
             converter.inference_input_type = tf.uint8
         path.write_bytes(_converted(converter, format))
 
@@ -47,45 +50,52 @@ def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | N
 def _converted(converter: Any, format: str) -> bytes:
     try:
         return converter.convert()
-    except Exception as error:  # whatever the converter raises, on many lines
-        # Without the location in the graph, which may be long.
-        reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", first_line(error, longest=1000))
-        raise ArgumentError("format", f"one that can hold this network; LiteRT cannot: {reason}", format) from error
+    except Exception as error:  # the converter raises various types, with messages of many lines
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", reason)  # drop the location in the graph
+        expected = f"a format that can represent this network; LiteRT cannot: {reason}"
+        raise ArgumentError("format", expected, format) from error
 
 
-def checked(endpoint: Endpoint, calibration: Any) -> Examples:
-    """The calibration examples by input, as the network itself takes them.
+def check_calibration(endpoint: Endpoint, calibration: Any) -> Examples:
+    """Checks calibration examples and converts them to what the network takes.
 
     Args:
-        endpoint: What they are for.
-        calibration: An array `(examples, *shape)` as the endpoint takes them, or such arrays by name of the input.
+        endpoint: The model to calibrate.
+        calibration: An array `(examples, *shape)` as the endpoint takes it, or such arrays by input name.
+
+    Returns:
+        The examples by input name, after preprocessing.
 
     Raises:
-        ArgumentError: If these are no two examples or more of what the endpoint takes.
+        ArgumentError: If there are fewer than two examples, or they do not fit the inputs.
     """
     if len(endpoint.scales) not in (0, len(endpoint.specs)):
-        raise ArgumentError("preprocessing", "for every input or for none (format='tflite_int8')", endpoint.scales)
+        expected = "a value for every input or for none (format='tflite_int8')"
+        raise ArgumentError("preprocessing", expected, endpoint.scales)
     if not isinstance(calibration, Mapping):
         calibration = dict.fromkeys(endpoint.input_names[:1], calibration)
     if set(calibration) != set(endpoint.input_names):
-        raise ArgumentError("calibration", f"examples by input: {', '.join(endpoint.input_names)}", list(calibration))
+        expected = f"examples for each input: {', '.join(endpoint.input_names)}"
+        raise ArgumentError("calibration", expected, list(calibration))
     return {spec.name: _examples(spec, calibration[spec.name], endpoint.scales) for spec in endpoint.specs}
 
 
-def _examples(spec: tf.TensorSpec, given: Any, scales: dict[str, float]) -> np.ndarray:
-    given = np.asarray(given)
-    if given.shape[1:] != spec.shape[1:] or given.ndim == 0 or len(given) < 2:
+def _examples(spec: tf.TensorSpec, examples: Any, scales: dict[str, float]) -> np.ndarray:
+    examples = np.asarray(examples)
+    if examples.shape[1:] != spec.shape[1:] or examples.ndim == 0 or len(examples) < 2:
         shape = ", ".join(map(str, ("examples", *spec.shape[1:])))
-        raise ArgumentError("calibration", f"an array ({shape}) of two examples or more", f"shape {given.shape}")
+        raise ArgumentError("calibration", f"an array ({shape}) of at least two examples", f"shape {examples.shape}")
     if spec.name not in scales:
-        return given.astype(spec.dtype.as_numpy_dtype)
-    if given.dtype != np.uint8:
-        raise ArgumentError("calibration", "raw bytes (uint8), as preprocessing says", given.dtype.name)
-    return _with_extremes(given).astype(np.float32) * np.float32(scales[spec.name])
+        return examples.astype(spec.dtype.as_numpy_dtype)
+    if examples.dtype != np.uint8:
+        expected = "raw bytes (uint8), because preprocessing is given"
+        raise ArgumentError("calibration", expected, examples.dtype.name)
+    return _with_extremes(examples).astype(np.float32) * np.float32(scales[spec.name])
 
 
 def _with_extremes(raw: np.ndarray) -> np.ndarray:
-    """The same with a 0 and a 255 in it: the input's range is then a byte's, and its quantization the identity."""
+    """Returns a copy that contains 0 and 255, so that the input's range is 0..255 and its quantization the identity."""
     raw = raw.copy()
     raw.reshape(-1)[[0, -1]] = 0, 255
     return raw
@@ -93,5 +103,6 @@ def _with_extremes(raw: np.ndarray) -> np.ndarray:
 
 def _batches(endpoint: Endpoint, examples: Examples) -> Iterator[dict[str, np.ndarray]]:
     count = min(map(len, examples.values()))
-    for start in range(0, count, BATCH):
-        yield {name: examples[name][start : min(start + BATCH, count)] for name in endpoint.input_names}
+    for start in range(0, count, _CALIBRATION_BATCH):
+        end = min(start + _CALIBRATION_BATCH, count)
+        yield {name: examples[name][start:end] for name in endpoint.input_names}

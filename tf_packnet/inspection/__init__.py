@@ -1,1 +1,1 @@
-"""What a pack holds: tables and a page."""
+"""Shows the contents of a pack: tables and an HTML page."""

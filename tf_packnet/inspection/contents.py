@@ -1,12 +1,14 @@
-"""What a pack holds, as facts: tasks, layers, room, scores."""
+"""Collects the contents of a pack: tasks, layers, free capacity, accuracies."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet import lifecycle
-from tf_packnet.inspection.capacity import Layer, Room, room_left
+from tf_packnet.inspection.capacity import FreeCapacity, Layer, free_capacity
 from tf_packnet.inspection.opened_pack import FileFacts
+from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.planning import outputs_of
 from tf_packnet.pruning import ownership
@@ -19,13 +21,13 @@ class TaskFacts:
     Attributes:
         number: Its number (1-based).
         name: Its name.
-        outputs: Units of its heads, by head; empty where all tasks share one.
-        class_names: Names of its classes, as the run recorded them.
-        weights: Prunable weights that it owns.
-        share: The same as a share of all.
-        when_learned: Test accuracy right after it was learned, as the run recorded it.
-        accuracy: The same at the end of the run.
-        bytes: What it takes of the file, where tasks lie apart.
+        outputs: Units of its heads, by head; empty if all tasks share one head.
+        class_names: Recorded names of its classes; None if not recorded.
+        weights: Number of prunable weights that it owns.
+        share: The same as a fraction of all prunable weights.
+        when_learned: Recorded test accuracy right after it was learned; None if not recorded.
+        accuracy: Recorded test accuracy at the end of the run; None if not recorded.
+        bytes: Size of its part of a `.packnet` file; None for other files.
     """
 
     number: int
@@ -39,7 +41,7 @@ class TaskFacts:
     bytes: int | None
 
     def classes(self) -> str:
-        """Its classes by name, or how many outputs it has."""
+        """Names of its classes, or the number of its outputs."""
         if self.class_names:
             return ", ".join(self.class_names)
         return ", ".join(f"{units}" for units in self.outputs.values())
@@ -47,7 +49,7 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class LayerFacts(Layer):
-    """One kernel; see `room.Layer`.
+    """Ownership and shape of one kernel.
 
     Attributes:
         shape: Its shape.
@@ -57,31 +59,31 @@ class LayerFacts(Layer):
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """Number of weights."""
         return self.free + sum(self.owned)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a pack holds.
+    """The contents of a pack.
 
     Attributes:
         model: Name of the model.
         head: `per_task` or `shared`.
-        freed_weights: How freed weights start the next task.
-        bias_policy: What later tasks do to biases and normalisation.
+        freed_weights: The policy for freed weights.
+        bias_policy: The policy for biases and normalisation.
         tasks: The committed tasks.
-        open_task: Name of the task that was begun and not committed, if one was.
-        layers: The kernels whose weights tasks own.
-        weights: How many weights these have.
-        free: How many of them no task owns.
-        room: How many more tasks fit; None before the first.
-        accuracy: `accuracy[i][j]` on task `j` after task `i` (0-based), as the run recorded it; empty without a record.
-        file: Name of the file; None for a model that lies in none.
-        bytes: Its size.
-        one_file: Whether `save_pack` wrote it, not Keras.
-        environment: Versions and machine of the run.
-        notes: What a reader should know.
+        open_task: Name of the open task; None without one.
+        layers: The prunable kernels.
+        weights: Number of their weights.
+        free: Number of free weights.
+        room: How many more tasks fit; None if no task is committed.
+        accuracy: Recorded accuracy `accuracy[i][j]` on task `j` after task `i` (0-based); empty without a record.
+        file: Name of the file; None for a model that was not loaded from a file.
+        bytes: Size of the file.
+        one_file: Whether it is a `.packnet` file, not a `.keras` file.
+        environment: Recorded versions and machine of the run.
+        notes: Remarks for the reader.
     """
 
     model: str
@@ -93,7 +95,7 @@ class Inspection:
     layers: tuple[LayerFacts, ...]
     weights: int
     free: int
-    room: Room | None
+    room: FreeCapacity | None
     accuracy: tuple[tuple[float, ...], ...]
     file: str | None
     bytes: int | None
@@ -102,96 +104,101 @@ class Inspection:
     notes: tuple[str, ...]
 
     def known(self) -> set[str]:
-        """Which of `when_learned`, `accuracy` and `bytes` there are of any task."""
+        """Which of `when_learned`, `accuracy` and `bytes` are known for some task."""
         names = ("when_learned", "accuracy", "bytes")
         return {name for name in names if any(getattr(task, name) is not None for task in self.tasks)}
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """The contents as JSON values."""
         return dataclasses.asdict(self)
 
 
 def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspection:
-    """Gathers what a pack holds; memory for it does not depend on how large the kernels are.
+    """Collects the contents of a pack, piecewise, so that memory use does not depend on the size of the kernels.
 
     Args:
         packed: The pack.
-        file: What it was read from, with the results of its run.
+        file: Facts about the file that it was loaded from.
 
     Returns:
-        The facts; of an open task only that there is one.
+        The contents. Of an open task only the name is included.
     """
-    done = packed.committed_tasks
-    counts = {
-        path: ownership.count_by_owner(weight.owner_map()) for path, weight in lifecycle.masked_weights(packed).items()
-    }
+    committed = packed.committed_tasks
     layers = tuple(
-        LayerFacts(
-            path,
-            outputs_of(packed, path),
-            tuple(map(int, count[1 : done + 1])),
-            int(count[ownership.FREE]),
-            tuple(lifecycle.masked_weights(packed)[path].variable.shape),
-        )
-        for path, count in counts.items()
+        _layer_facts(path, weight, outputs_of(packed, path), committed)
+        for path, weight in lifecycle.masked_weights(packed).items()
     )
     names = packed.task_names
-    record, note = _record_of(names[:done], layers, file)
-    weights = sum(layer.weights for layer in layers)
+    record, note = _matching_record(names[:committed], layers, file)
     notes = [note] if note else []
-    open_task = names[done] if len(names) > done else None  # a fresh pack is open too, but for nobody yet
+    open_task = names[committed] if len(names) > committed else None  # the open task of a fresh pack has no name
     if open_task is not None:
-        notes.append(f"task {open_task!r} is open: what it trains is counted as free")
+        notes.append(f"task {open_task!r} is open: its weights are counted as free")
     return Inspection(
-        packed.name,
-        packed.pack_settings.head,
-        packed.pack_settings.freed_weights,
-        packed.pack_settings.roles.bias_policy,
-        _tasks(packed, layers, record, file),
-        open_task,
-        layers,
-        weights,
-        sum(layer.free for layer in layers),
-        room_left(layers),
-        tuple(map(tuple, record.get("accuracy", ()))),
-        file and file.name,
-        file and file.bytes,
-        file is not None and file.one_file,
-        record.get("environment", {}),
-        tuple(notes),
+        model=packed.name,
+        head=packed.pack_settings.head,
+        freed_weights=packed.pack_settings.freed_weights,
+        bias_policy=packed.pack_settings.roles.bias_policy,
+        tasks=_tasks(packed, layers, record, file),
+        open_task=open_task,
+        layers=layers,
+        weights=sum(layer.weights for layer in layers),
+        free=sum(layer.free for layer in layers),
+        room=free_capacity(layers),
+        accuracy=tuple(map(tuple, record.get("accuracy", ()))),
+        file=file and file.name,
+        bytes=file and file.bytes,
+        one_file=file is not None and file.one_file,
+        environment=record.get("environment", {}),
+        notes=tuple(notes),
     )
 
 
-def _tasks(packed: PackedModel, layers, record: dict[str, Any], file: FileFacts | None) -> tuple[TaskFacts, ...]:
+def _layer_facts(path: str, weight: MaskedWeight, outputs: int, committed: int) -> LayerFacts:
+    counts = ownership.count_by_owner(weight.owner_map())
+    return LayerFacts(
+        path=path,
+        outputs=outputs,
+        owned=tuple(map(int, counts[1 : committed + 1])),
+        free=int(counts[ownership.FREE]),
+        shape=tuple(weight.variable.shape),
+    )
+
+
+def _tasks(
+    packed: PackedModel, layers: Sequence[LayerFacts], record: dict[str, Any], file: FileFacts | None
+) -> tuple[TaskFacts, ...]:
     weights = sum(layer.weights for layer in layers)
     heads = lifecycle.heads(packed)
     scores = record.get("accuracy", ())
-    found = []
+    tasks = []
     for index, name in enumerate(packed.task_names[: packed.committed_tasks]):
         owned = sum(layer.owned[index] for layer in layers)
-        known, said = index < len(scores), file.tasks.get(name, {}) if file else {}
-        classes = record["tasks"][index]["class_names"] if known else said.get("class_names")
-        found.append(
+        in_record, of_file = index < len(scores), file.tasks.get(name, {}) if file else {}
+        classes = record["tasks"][index]["class_names"] if in_record else of_file.get("class_names")
+        tasks.append(
             TaskFacts(
-                index + 1,
-                name,
-                {place: head.units_of(index + 1) for place, head in heads.items()},
-                classes and tuple(map(str, classes)),
-                owned,
-                owned / weights,
-                scores[index][index] if known else None,
-                scores[-1][index] if known else said.get("accuracy"),
-                said.get("bytes"),
+                number=index + 1,
+                name=name,
+                outputs={place: head.units_of(index + 1) for place, head in heads.items()},
+                class_names=classes and tuple(map(str, classes)),
+                weights=owned,
+                share=owned / weights,
+                when_learned=scores[index][index] if in_record else None,
+                accuracy=scores[-1][index] if in_record else of_file.get("accuracy"),
+                bytes=of_file.get("bytes"),
             )
         )
-    return tuple(found)
+    return tuple(tasks)
 
 
-def _record_of(names: list[str], layers, file: FileFacts | None) -> tuple[dict[str, Any], str]:
-    """What `results.json` says of these very tasks, and what to tell the reader if it says nothing.
+def _matching_record(
+    names: list[str], layers: Sequence[LayerFacts], file: FileFacts | None
+) -> tuple[dict[str, Any], str]:
+    """Returns what `results.json` records about these tasks, or an empty record and a note for the reader.
 
-    It is taken for the pack's if its tasks have the same names and own as many weights of each layer, as far as it
-    goes: a pack may have learned more since.
+    The record belongs to the pack if its tasks have the same names and own the same number of weights in each layer.
+    It may have fewer tasks, because a pack can learn more tasks later.
     """
     if file is None or file.results is None:
         return {}, "" if file is None else file.note
@@ -207,7 +214,10 @@ def _record_of(names: list[str], layers, file: FileFacts | None) -> tuple[dict[s
         classes = [list(task["class_names"]) for task in results["tasks"][:learned]]
         environment = dict(results["environment"])
     except (KeyError, TypeError, ValueError, IndexError):
-        return {}, "results.json beside it is not that of a run"
+        return {}, "results.json in the same folder is not that of a run"
     if not (same and triangular and learned <= len(names) and classes is not None):
-        return {}, "results.json beside it is of another pack, or of an approach without tasks of their own: not used"
+        return {}, (
+            "results.json in the same folder is not used: it belongs to another pack, or to an approach that does not "
+            "learn task by task"
+        )
     return {"accuracy": scores, "tasks": results["tasks"], "environment": environment}, ""

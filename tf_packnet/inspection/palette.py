@@ -1,23 +1,23 @@
-"""Colours of the tasks, the same in every picture."""
+"""Colours of tasks, which are the same in all pictures."""
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 
-# Okabe & Ito's colours, which colour-blind readers tell apart too; black is left for text.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without black.
 _FEW = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 FREE = "#EFEFEF"
 
 
 def task_colours(num_tasks: int) -> np.ndarray:
-    """RGB in [0, 1], `(num_tasks + 1, 3)`: row 0 is free, row `k` is task `k`."""
+    """Returns RGB colours in [0, 1], `(num_tasks + 1, 3)`: row 0 for free weights, row `k` for task `k`."""
     if num_tasks <= len(_FEW):
         tasks = [to_rgb(colour) for colour in _FEW[:num_tasks]]
-    else:  # too many to tell apart by name: an ordered scale, old to new
+    else:  # too many to distinguish by hue: a scale from the first to the last task
         tasks = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, num_tasks))[:, :3].tolist()
     return np.array([to_rgb(FREE), *tasks])
 
 
 def rgb(colours: np.ndarray) -> np.ndarray:
-    """Colours in [0, 1] as `uint8`, which pictures are drawn from in a third of the time."""
+    """Converts colours in [0, 1] to `uint8`, from which pictures are drawn three times as fast."""
     return np.round(colours * 255).astype(np.uint8)

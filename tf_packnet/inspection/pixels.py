@@ -1,4 +1,4 @@
-"""Pictures of a pack as pixels: owner maps, strips of ownership, weight counts, filters. No text, so they scale."""
+"""Computes pictures of a pack as pixels, without text: owner maps, ownership strips, weight histograms, filters."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,26 +14,34 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning import ownership
 
 MAX_FILTERS = 32
-BINS = 41  # odd: one bin around 0
+BINS = 41  # odd, so that one bin is centred on 0
 _CHUNK = 1 << 20
 
 
 def owner_cells(owner: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An owner map in at most `most` cells an axis, outputs across, and how many weights a cell spans; 255 is free."""
+    """Shrinks an owner map to at most `most` cells per axis, with outputs on the horizontal axis.
+
+    Args:
+        owner: `uint8` owner map of any rank; candidates (255) count as free.
+        most: Largest number of cells per axis.
+
+    Returns:
+        The cells, and the number of weights per cell along each axis.
+    """
     grid = owner.reshape(-1, owner.shape[-1]) if owner.ndim else owner.reshape(1, 1)
     cells, block = in_blocks(grid, most)
     return ownership.without_candidates(cells), block
 
 
 def strip(counts: Sequence[int], length: int) -> np.ndarray:
-    """Shares of a whole as a row of `length` cells: entry 0's are the last ones, then entry 1's come first.
+    """Computes a strip of cells in proportion to counts: tasks 1, 2, ... from the left, free weights at the right.
 
     Args:
-        counts: Free weights, and those of tasks 1, 2, ...
-        length: How many cells.
+        counts: Number of free weights, then those of tasks 1, 2, ...
+        length: Number of cells.
 
     Returns:
-        `uint8` `(1, length)`: the task whose part a cell lies in, 0 for the free.
+        `uint8` `(1, length)`: the task of each cell, 0 for free weights.
     """
     ends = np.cumsum(counts[1:])
     middles = (np.arange(length) + 0.5) / length * max(1, sum(counts))
@@ -44,60 +52,62 @@ def strip(counts: Sequence[int], length: int) -> np.ndarray:
 def weight_counts(
     weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], tasks: int
 ) -> tuple[float, np.ndarray]:
-    """How large the weights of each task are: all layers together, in equal bins around 0.
+    """Computes a histogram of the weights of each task, over all layers, with equal bins centred on 0.
 
     Args:
-        weights: By path.
+        weights: Weights by path.
         maps: Owner maps by path.
-        tasks: How many tasks.
+        tasks: Number of tasks.
 
     Returns:
-        The largest magnitude, at which the bins end, and counts of shape `(tasks, BINS)`.
+        The largest magnitude, which is the end of the bins, and counts `(tasks, BINS)`.
     """
     largest = max(
         (float(np.abs(v[ownership.visible(o, tasks)]).max(initial=0.0)) for o, v in _pieces(weights, maps)), default=0.0
     )
     counts = np.zeros((tasks + 1) * BINS, np.int64)
     for owner, value in _pieces(weights, maps):
-        mine = ownership.visible(owner, tasks)
-        place = np.clip(((value[mine] / (largest or 1.0) + 1.0) * (BINS / 2)).astype(int), 0, BINS - 1)
-        counts += np.bincount(owner[mine].astype(int) * BINS + place, minlength=counts.size)
+        owned = (owner > 0) & (owner <= tasks)
+        bins = np.clip(((value[owned] / (largest or 1.0) + 1.0) * (BINS / 2)).astype(int), 0, BINS - 1)
+        counts += np.bincount(owner[owned].astype(int) * BINS + bins, minlength=counts.size)
     return largest, counts.reshape(tasks + 1, BINS)[1:]
 
 
 def values_of(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], task: int) -> np.ndarray:
-    """The present values of all that `task` owns, `float32` `(owned,)`."""
+    """Returns the present values of all weights of `task`, `float32` `(owned,)`."""
     return np.concatenate([value[owner == task] for owner, value in _pieces(weights, maps)])
 
 
-def _pieces(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray]) -> Iterator[tuple]:
-    """Owners and present values, a piece at a time."""
+def _pieces(
+    weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields owners and present values in pieces of limited size."""
     for path, owner in maps.items():
-        present = [part.reshape(-1) for part in _parts(weights[path])]
+        arrays = [array.reshape(-1) for array in _owner_and_values(weights[path])]
         flat = owner.reshape(-1)
-        for at in range(0, flat.size, _CHUNK):
-            piece = slice(at, at + _CHUNK)
-            yield flat[piece], _present(*(part[piece] for part in present))
+        for start in range(0, flat.size, _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            yield flat[piece], _present_values(*(array[piece] for array in arrays))
 
 
-def _parts(weight: MaskedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _owner_and_values(weight: MaskedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return weight.owner_map(), weight.values(), view(weight.frozen)
 
 
-def _present(owner: np.ndarray, trained: np.ndarray, frozen: np.ndarray) -> np.ndarray:
+def _present_values(owner: np.ndarray, trained: np.ndarray, frozen: np.ndarray) -> np.ndarray:
     return np.where(owner == ownership.CANDIDATE, trained, frozen).astype(np.float32)
 
 
 def filters(packed: PackedModel, maps: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray] | None:
-    """What the first layer looks for in an image: its kernels, or what a dense unit weighs every pixel with.
+    """Returns the filters of the first layer of an image model, which may be a convolution or dense.
 
     Args:
         packed: The pack.
-        maps: Owner maps by path; what nobody owns is 0 in the pictures.
+        maps: Owner maps by path. Weights that no task owns are 0 in the filters.
 
     Returns:
-        The path of the kernel and its filters that own most, at most `MAX_FILTERS` `(n, height, width, channels)`;
-        None for a model of no image, or of no first layer that could be drawn.
+        The path of the kernel, and up to `MAX_FILTERS` filters with the most owned weights,
+        `(n, height, width, channels)`. None if the input is not an image or the first layer cannot be drawn.
     """
     path, weight = next(iter(lifecycle.masked_weights(packed).items()))
     image = _image_shape(packed)
@@ -112,8 +122,8 @@ def filters(packed: PackedModel, maps: Mapping[str, np.ndarray]) -> tuple[str, n
         return None
     grid = maps[path].reshape(-1, shape[-1])
     shown = np.sort(np.argsort(-np.count_nonzero(grid, axis=0), kind="stable")[:MAX_FILTERS])
-    present = _present(*(part.reshape(grid.shape)[:, shown] for part in _parts(weight)))
-    return path, np.where(grid[:, shown] > 0, present, 0.0).T.reshape(-1, *tile)
+    values = _present_values(*(array.reshape(grid.shape)[:, shown] for array in _owner_and_values(weight)))
+    return path, np.where(grid[:, shown] > 0, values, 0.0).T.reshape(-1, *tile)
 
 
 def _image_shape(packed: PackedModel) -> tuple[int, int, int] | None:
@@ -126,21 +136,23 @@ def _image_shape(packed: PackedModel) -> tuple[int, int, int] | None:
 
 
 def filter_sheet(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Filters side by side, each scaled to its own largest weight: red above 0, blue below, or the colours themselves.
+    """Draws filters side by side, each scaled to its own largest weight.
+
+    With one channel, positive weights are red and negative ones are blue. With three, they are red, green and blue.
 
     Args:
-        tiles: `(n, height, width, channels)`, of 1 or 3 channels.
-        columns: How many there are in a row.
+        tiles: `(n, height, width, channels)` with 1 or 3 channels.
+        columns: Number of filters per row.
 
     Returns:
-        `uint8` `(height, width, 3)`, a pixel between two filters.
+        `uint8` `(height, width, 3)`, with one pixel between filters.
     """
     largest = np.abs(tiles).max(axis=(1, 2, 3), keepdims=True)
     scaled = tiles / np.where(largest > 0, largest, 1.0) / 2 + 0.5
     pixels = matplotlib.colormaps["RdBu_r"](scaled[..., 0])[..., :3] if tiles.shape[-1] == 1 else scaled
     number, height, width = tiles.shape[:3]
     rows = -(-number // columns)
-    gap = 0.6 if tiles.shape[-1] == 1 else 1.0  # what no weight of 0 looks like
+    gap = 0.6 if tiles.shape[-1] == 1 else 1.0  # differs from the colour of 0
     sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), gap)
     for index, tile in enumerate(pixels):
         top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
@@ -149,10 +161,10 @@ def filter_sheet(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Numbers as colours from dark (`low`) to bright (`high`), the same for colour-blind readers; NaN is white.
+    """Converts numbers to colours from dark (`low`) to bright (`high`), suitable for colour-blind readers.
 
     Returns:
-        `uint8` `(*values.shape, 3)`.
+        `uint8` `(*values.shape, 3)`. NaN is white.
     """
     scaled = np.clip((values - low) / (high - low or 1.0), 0.0, 1.0)
     colours = matplotlib.colormaps["cividis"](np.nan_to_num(scaled))[..., :3]
@@ -160,5 +172,5 @@ def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def is_light(colour: np.ndarray) -> bool:
-    """Whether black is better read on a colour (`uint8`, red, green, blue) than white."""
+    """Returns whether black text is more readable than white on a colour, `uint8` `(3,)`."""
     return bool(colour @ (0.299, 0.587, 0.114) > 120)

@@ -1,4 +1,4 @@
-"""The page of a pack: what `pack_page` fills in."""
+"""The HTML template of the page about a pack, which `html_page` fills in."""
 
 import jinja2
 
@@ -52,7 +52,7 @@ MACROS = """\
 {% macro legend() %}
 <ul class="legend">
   <li>{{ swatch(colours[0]) }}free</li>
-{% if tasks | length <= most_swatches %}
+{% if tasks | length <= max_swatches %}
 {% for task in tasks %}
   <li>{{ swatch(colours[task.number]) }}{{ task.number }}: {{ task.name }}</li>
 {% endfor %}
@@ -76,9 +76,9 @@ TASKS = """\
 {% call scroll("Tasks") %}
 <table>
 <thead><tr><th scope="col">task</th><th scope="col" class="text">name</th><th scope="col" class="text">classes</th>
-<th scope="col">own weights</th><th scope="col">share</th>
-{% if "when_learned" in known %}<th scope="col">when learned</th>{% endif %}
-{% if "accuracy" in known %}<th scope="col">at the end</th>{% endif %}
+<th scope="col">weights</th><th scope="col">share</th>
+{% if "when_learned" in known %}<th scope="col">accuracy when learned</th>{% endif %}
+{% if "accuracy" in known %}<th scope="col">final accuracy</th>{% endif %}
 {% if "bytes" in known %}<th scope="col">bytes</th>{% endif %}</tr></thead>
 <tbody>
 {% for task in tasks %}
@@ -93,10 +93,10 @@ TASKS = """\
 </table>
 {% endcall %}
 {% endif %}
-{% if found.accuracy %}
-<h2>Accuracy on each task, after each task</h2>
-<p class="note">Test accuracy as the run recorded it: after the task of the row, on the task of the column.
-A column that stays the same is a task that was not forgotten.</p>
+{% if inspection.accuracy %}
+<h2>Accuracy on each task after each task</h2>
+<p class="note">Test accuracy that the run recorded after learning the task of the row, measured on the task of the
+column. A column with equal values is a task that was not forgotten.</p>
 {% if matrix %}
 {% call scroll("Accuracy") %}
 <table class="heat">
@@ -113,26 +113,26 @@ A column that stays the same is a task that was not forgotten.</p>
 {% endcall %}
 {% else %}
 <figure><img class="rows" src="{{ matrix_picture }}" alt="Accuracy after each task (down) on each (across)">
-<figcaption>Learned tasks go down, the tasks that they are measured on across; dark is {{ lowest }}, bright
-{{ highest }}. The table of tasks has the numbers.</figcaption></figure>
+<figcaption>Rows are the tasks learned so far, columns are the tasks measured. Dark is {{ lowest }}, bright is
+{{ highest }}. The table of tasks has the final numbers.</figcaption></figure>
 {% endif %}
 {% endif %}
 """
 
 LAYERS = """\
-<h2>Room</h2>
-<p>{{ "{:,}".format(found.free) }} of {{ "{:,}".format(found.weights) }} weights are free
-({{ "{:.1%}".format(found.free / found.weights) }}).
-{{ found.room or "No task is committed yet, so there is no rate to go by." }}</p>
-<h2>Who owns how much of which layer</h2>
+<h2>Free capacity</h2>
+<p>{{ "{:,}".format(inspection.free) }} of {{ "{:,}".format(inspection.weights) }} weights are free
+({{ "{:.1%}".format(inspection.free / inspection.weights) }}).
+{{ inspection.room or no_rate }}</p>
+<h2>Weights by layer and task</h2>
 {{ legend() }}
 {% for layer in strips %}
 <div class="layer">{{ layer.path }}
 <span class="soft">{{ layer.shape }}, {{ layer.free }} free</span>
 <img class="strip" src="{{ layer.whole }}" alt="{{ layer.alt }}">
 {% if layer.owned %}
-<span class="soft">its owned part, enlarged</span>
-<img class="strip" src="{{ layer.owned }}" alt="The owned part of the same, enlarged">
+<span class="soft">owned part, enlarged</span>
+<img class="strip" src="{{ layer.owned }}" alt="Owned part of {{ layer.path }}, enlarged">
 {% endif %}
 </div>
 {% endfor %}
@@ -140,29 +140,30 @@ LAYERS = """\
 <table>
 <thead><tr><th scope="col" class="text">kernel</th><th scope="col">weights</th>
 {% for index in shown %}<th scope="col">task {{ index + 1 }}</th>{% endfor %}
-<th scope="col">free</th><th scope="col">share</th></tr></thead>
+<th scope="col">free</th><th scope="col">free share</th></tr></thead>
 <tbody>
-{% for layer in found.layers %}
+{% for layer in inspection.layers %}
 <tr><th scope="row" class="text long">{{ layer.path }}</th><td>{{ "{:,}".format(layer.weights) }}</td>
 {% for index in shown %}<td>{{ "{:,}".format(layer.owned[index]) }}</td>{% endfor %}
 <td>{{ "{:,}".format(layer.free) }}</td><td>{{ "{:.1%}".format(layer.free / layer.weights) }}</td></tr>
 {% endfor %}
 </tbody>
-<tfoot><tr><th scope="row" class="text">all</th><td>{{ "{:,}".format(found.weights) }}</td>
+<tfoot><tr><th scope="row" class="text">all</th><td>{{ "{:,}".format(inspection.weights) }}</td>
 {% for index in shown %}<td>{{ "{:,}".format(tasks[index].weights) }}</td>{% endfor %}
-<td>{{ "{:,}".format(found.free) }}</td><td>{{ "{:.1%}".format(found.free / found.weights) }}</td></tr></tfoot>
+<td>{{ "{:,}".format(inspection.free) }}</td><td>{{ "{:.1%}".format(inspection.free / inspection.weights) }}</td></tr>
+</tfoot>
 </table>
 {% endcall %}
 {% if shown | length < tasks | length %}
-<p class="note">The first and the last tasks; --format=json has them all.</p>
+<p class="note">Only the first and the last tasks are shown; --format=json prints all of them.</p>
 {% endif %}
 """
 
 PICTURES = """\
 <h2>Owner maps</h2>
-<p class="note">Inputs (or kernel positions and channels) go down, outputs across. A cell of several weights has the
-colour of the task that owns most of them, if any does.
-{% if not_drawn %}Not drawn: {{ not_drawn }} smaller kernels.{% endif %}</p>
+<p class="note">Rows are inputs (or kernel positions and channels), columns are outputs. A cell of several weights has
+the colour of the task that owns most of them.
+{% if not_drawn %}{{ not_drawn }} smaller kernels are not drawn.{% endif %}</p>
 {{ legend() }}
 <div class="cards">
 {% for map in maps %}
@@ -171,9 +172,9 @@ colour of the task that owns most of them, if any does.
 {% endfor %}
 </div>
 {% if tasks %}
-<h2>How large the weights of each task are</h2>
-<p class="note">Its own weights of all layers together, on one scale from -{{ largest }} to
-{{ largest }}; each task to its own height.</p>
+<h2>Distribution of the weights of each task</h2>
+<p class="note">Histograms of the weights that each task owns, over all layers, from -{{ largest }} to {{ largest }}.
+Each histogram is scaled to its own height.</p>
 {% if histograms %}
 <div class="cards small">
 {% for each in histograms %}
@@ -185,14 +186,14 @@ aria-label="{{ each.alt }}"><path d="{{ each.path }}" fill="{{ each.colour }}"/>
 </div>
 {% else %}
 <figure><img class="rows" src="{{ histogram_picture }}"
-alt="How many weights of each task (down) are how large (across)">
+alt="Histograms of the weights of each task, one row per task">
 {{ ends() }}
-<figcaption>Task 1 at the top, task {{ tasks | length }} at the bottom; bright is where most weights of a task
-are.</figcaption></figure>
+<figcaption>Task 1 is at the top, task {{ tasks | length }} at the bottom. Bright cells hold most weights of a
+task.</figcaption></figure>
 {% endif %}
 {% endif %}
 {% if filters %}
-<h2>What the first layer looks for</h2>
+<h2>Filters of the first layer</h2>
 <figure style="max-width: {{ filters.width }}px"><img src="{{ filters.picture }}" alt="{{ filters.alt }}">
 <figcaption>{{ filters.caption }}</figcaption></figure>
 {% endif %}
@@ -220,7 +221,7 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     + """\
 <h1>{{ title }}</h1>
 <p>{{ lead }}</p>
-{% for note in found.notes %}
+{% for note in inspection.notes %}
 <p class="note">Note: {{ note }}.</p>
 {% endfor %}
 """
@@ -228,7 +229,7 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     + LAYERS
     + PICTURES
     + """\
-<h2>To go on from here</h2>
+<h2>Next step</h2>
 <p>{{ advice }}</p>
 <pre tabindex="0">{{ code }}</pre>
 <h2>The pack</h2>

@@ -1,6 +1,6 @@
-"""A pack as one file: every task in it, each in a part of its own. `docs/pack-format.md` has the format.
+"""Reads and writes `.packnet` files, in which each task of a pack has a part; see `docs/pack-format.md`.
 
-`read_contents` says what is in a file without starting TensorFlow; `saving` and `loading` know the model.
+`read_contents` lists the contents of a file without importing TensorFlow. `saving` and `loading` need the model.
 """
 
 from tf_packnet.packfile.contents import Contents, read_contents

@@ -1,11 +1,11 @@
-"""Arrays as bytes: owner maps as gaps, numbers as byte planes, both of which zlib packs well. Plain NumPy."""
+"""Encodes arrays so that zlib compresses them well: owner maps as gaps, numbers as byte planes. Uses NumPy only."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-# Bytes of a number of each dtype that a pack may hold.
+# The dtypes that a pack file may hold, and the bytes per number.
 ITEM_BYTES = {
     "bool": 1,
     "int8": 1,
@@ -24,14 +24,14 @@ ITEM_BYTES = {
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes that an array takes, in numbers that cannot overflow."""
+    """Computes the size of an array in bytes, with integers that cannot overflow."""
     return ITEM_BYTES[dtype] * math.prod(shape)
 
 
 def to_planes(array: np.ndarray) -> bytes:
-    """The bytes of `array`, in C order and little endian: the first byte of every number, then the second of every one.
+    """Encodes an array as byte planes: the lowest byte of every number in C order, then the next byte, and so on.
 
-    The high bytes of weights are alike and the low ones are not: apart, the high ones shrink.
+    The high bytes of weights are similar and the low ones are not, so separate planes compress better.
     """
     array = np.ascontiguousarray(array)
     if array.dtype.byteorder == ">":
@@ -40,7 +40,7 @@ def to_planes(array: np.ndarray) -> bytes:
 
 
 def from_planes(data: memoryview, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """The inverse of `to_planes`; a new array."""
+    """Decodes the bytes of `to_planes` into a new array."""
     planes = np.frombuffer(data, np.uint8).reshape(ITEM_BYTES[dtype], -1)
     if dtype == "bool":
         return (planes != 0).reshape(shape)
@@ -48,40 +48,46 @@ def from_planes(data: memoryview, dtype: str, shape: Sequence[int]) -> np.ndarra
 
 
 def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
-    """Where `task` owns something: how many weights that it might have had lie before each of its own.
+    """Encodes the positions of a task's weights as gaps.
 
-    Only those count that no earlier task owns, in C order.
+    A gap is the number of weights between two weights of the task, in C order. Weights of earlier tasks do not count,
+    because the decoder knows them.
 
     Args:
         owner: A `uint8` owner map of any shape.
-        task: Its number (1-based).
+        task: Number of the task (1-based).
 
     Returns:
         Unsigned integers `(owned,)`, of the narrowest dtype that holds them.
     """
-    left = owner.reshape(-1)
-    left = left[(left == 0) | (left >= task)]
-    places = np.flatnonzero(left == task)
-    gaps = np.diff(places, prepend=-1) - 1
+    candidates = owner.reshape(-1)
+    candidates = candidates[(candidates == 0) | (candidates >= task)]
+    positions = np.flatnonzero(candidates == task)
+    gaps = np.diff(positions, prepend=-1) - 1
     return gaps.astype(np.min_scalar_type(int(gaps.max(initial=0))))
 
 
 def take_gaps(owner: np.ndarray, gaps: np.ndarray, task: int) -> np.ndarray:
-    """Gives `task` what `gaps` says on the flat `owner` map, which has the earlier tasks on it.
+    """Decodes the gaps of `task` and enters the task in an owner map.
+
+    Args:
+        owner: The flat owner map with all earlier tasks, which is changed.
+        gaps: What `to_gaps` returned.
+        task: Number of the task (1-based).
 
     Returns:
-        The flat places it got, ascending.
+        The flat positions of the task's weights, ascending.
 
     Raises:
-        ValueError: If the gaps lead out of the map.
+        ValueError: If a position lies outside the map.
     """
     free = np.flatnonzero(owner == 0)
-    # Checked before the sum: one gap too wide and it could wrap around.
+    # Checked before the sum, which could overflow.
     if len(gaps) > len(free) or (len(gaps) and int(gaps.max()) >= len(free)):
-        raise ValueError("the owner map has no such places")
+        raise ValueError("gaps lead to positions outside the owner map")
     index = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if len(index) and index[-1] >= len(free):
-        raise ValueError("the owner map has no such places")
-    places = free[index]
-    owner[places] = task
-    return places
+        raise ValueError("gaps lead to positions outside the owner map")
+    positions = free[index]
+    owner[positions] = task
+    return positions

@@ -1,4 +1,4 @@
-"""The bytes of a pack file: a header, a directory, the parts one after another. Every byte is under a checksum."""
+"""Container format of pack files: a header, a directory and the parts, all covered by checksums."""
 
 import hashlib
 import io
@@ -15,20 +15,28 @@ from tf_packnet.errors import PackFileError
 from tf_packnet.packfile.coding import ITEM_BYTES, from_planes, nbytes, to_planes
 
 MAGIC = b"\x89PACKNET"
-# 2 since tasks have state and a witness; files of version 1 are read.
+# Version 2 added per-task state and witnesses; files of version 1 can be read.
 VERSION = 2
-# magic, version, stored and plain length of the directory; the SHA-256 of all this and of the stored directory follows.
+# Magic, version, compressed and plain length of the directory. The SHA-256 of these and of the compressed directory
+# follows.
 _HEADER = struct.Struct("<8sIII")
 _HASH_BYTES = 32
 HEADER_BYTES = _HEADER.size + _HASH_BYTES
-# What a directory may take: a thousand weights and 254 tasks fit.
+# Largest size of a directory in bytes: enough for a thousand weights and 254 tasks.
 MAX_DIRECTORY = 2**26
-# zlib makes nothing smaller than this.
+# The highest compression ratio of zlib.
 _MAX_RATIO = 1032
 
 
 class ArrayEntry(NamedTuple):
-    """An array in a part: `kind` says what it is, `name` whose."""
+    """An array in a part.
+
+    Attributes:
+        kind: What the array is, one of `directory.KINDS`.
+        name: Which weight or variable it belongs to.
+        dtype: Name of its dtype.
+        shape: Its shape.
+    """
 
     kind: str
     name: str
@@ -41,10 +49,10 @@ class Part(NamedTuple):
 
     Attributes:
         name: `model`, `shared`, `task 1`, ..., or `free`.
-        stored: Bytes in the file.
-        plain: Bytes when unpacked.
-        sha256: Of the stored bytes, as hexadecimal digits.
-        arrays: What is in it, in order.
+        stored: Size in the file, in bytes.
+        plain: Size when decompressed, in bytes.
+        sha256: SHA-256 of the stored bytes, in hexadecimal.
+        arrays: Its arrays, in order.
     """
 
     name: str
@@ -55,20 +63,28 @@ class Part(NamedTuple):
 
 
 def pack_part(name: str, arrays: Iterable[tuple[str, str, np.ndarray]]) -> tuple[Part, bytes]:
-    """A part of `(kind, name, array)`, and its bytes."""
-    entries, packer, stored, plain = [], zlib.compressobj(), io.BytesIO(), 0
-    for kind, whose, array in arrays:
+    """Compresses arrays into a part.
+
+    Args:
+        name: Name of the part.
+        arrays: Kind, name and value of each array.
+
+    Returns:
+        The description of the part, and its bytes.
+    """
+    entries, compressor, compressed, plain = [], zlib.compressobj(), io.BytesIO(), 0
+    for kind, array_name, array in arrays:
         data = to_planes(array)
         plain += len(data)
-        entries.append(ArrayEntry(kind, whose, array.dtype.name, array.shape))
-        stored.write(packer.compress(data))
-    stored.write(packer.flush())
-    data = stored.getvalue()
+        entries.append(ArrayEntry(kind, array_name, array.dtype.name, array.shape))
+        compressed.write(compressor.compress(data))
+    compressed.write(compressor.flush())
+    data = compressed.getvalue()
     return Part(name, len(data), plain, hashlib.sha256(data).hexdigest(), tuple(entries)), data
 
 
 def write(path: str | os.PathLike, directory: dict[str, Any], parts: list[tuple[Part, bytes]]) -> None:
-    """Writes a pack file: `directory` with what `parts` are, then their bytes."""
+    """Writes a pack file: the directory, with the descriptions of the parts, and then the bytes of the parts."""
     plain = json.dumps({**directory, "parts": [_entry(part) for part, _ in parts]}, separators=(",", ":")).encode()
     stored = zlib.compress(plain)
     header = _HEADER.pack(MAGIC, VERSION, len(stored), len(plain))
@@ -82,10 +98,17 @@ def _entry(part: Part) -> dict[str, Any]:
 
 
 class PackFile:
-    """An open pack file: its directory has been read and checked, its parts are read when asked for.
+    """An open pack file. The directory is read and checked at once, parts are read on request.
+
+    Args:
+        path: Path of the file, for error messages.
+        file: The file, opened for reading in binary mode.
+
+    Attributes:
+        directory: The directory as parsed JSON.
 
     Raises:
-        PackFileError: If it is no pack file, of a later version, damaged or cut short.
+        PackFileError: If the file is not a pack file, is damaged or truncated, or has a later version.
     """
 
     def __init__(self, path: str | os.PathLike, file: BinaryIO):
@@ -96,7 +119,7 @@ class PackFile:
     def _read_directory(self) -> tuple[Any, int]:
         header = self._file.read(HEADER_BYTES)
         if header[: len(MAGIC)] != MAGIC:
-            raise PackFileError(self.path, "header", "is that of no pack file")
+            raise PackFileError(self.path, "header", "is not that of a pack file")
         if len(header) < HEADER_BYTES:
             raise PackFileError(self.path, "header", "is cut short")
         _, version, stored, plain = _HEADER.unpack(header[: _HEADER.size])
@@ -104,38 +127,41 @@ class PackFile:
             raise PackFileError(
                 self.path,
                 "header",
-                f"says format {version}, and this version of tf_packnet reads formats 1 to {VERSION}"
-                + (": a later one is needed" if version > VERSION else ""),
+                f"has format version {version}, but this version of tf_packnet reads versions 1 to {VERSION}"
+                + (": upgrade tf_packnet" if version > VERSION else ""),
             )
         if stored > MAX_DIRECTORY or plain > MAX_DIRECTORY:
-            raise PackFileError(self.path, "directory", f"claims more than {MAX_DIRECTORY} bytes")
+            raise PackFileError(self.path, "directory", f"claims to be larger than {MAX_DIRECTORY} bytes")
         data = self._file.read(stored)
         if len(data) < stored:
             raise PackFileError(self.path, "directory", "is cut short")
         if hashlib.sha256(header[: _HEADER.size] + data).digest() != header[_HEADER.size :]:
-            raise PackFileError(self.path, "directory", "is damaged: its checksum does not fit")
-        text = self._unpacked("directory", data, plain)
+            raise PackFileError(self.path, "directory", "is damaged: its checksum does not match")
+        text = self._decompressed("directory", data, plain)
         try:
             return json.loads(text), HEADER_BYTES + stored
         except (ValueError, RecursionError) as error:
-            raise PackFileError(self.path, "directory", "is no JSON") from error
+            raise PackFileError(self.path, "directory", "is not valid JSON") from error
 
     def check_length(self, parts: Iterable[Part]) -> None:
-        """Raises PackFileError unless the file ends where its last part does."""
+        """Raises PackFileError unless the file ends with its last part."""
         length, end = os.fstat(self._file.fileno()).st_size, self._first
         for part in parts:
             end += part.stored
             if length < end:
                 raise PackFileError(self.path, f"part {part.name!r}", "is cut short")
         if length > end:
-            raise PackFileError(self.path, "end", f"is followed by {length - end} bytes that belong to no part")
+            raise PackFileError(self.path, "end", f"is followed by {length - end} extra bytes")
 
     def arrays(self, part: Part, before: int) -> dict[tuple[str, str], np.ndarray]:
-        """The arrays of a part by kind and name.
+        """Reads the arrays of a part, by kind and name.
 
         Args:
             part: The part.
-            before: Stored bytes of the parts before it.
+            before: Total stored size of the parts before it, in bytes.
+
+        Raises:
+            PackFileError: If the part is damaged.
         """
         name = f"part {part.name!r}"
         self._file.seek(self._first + before)
@@ -143,32 +169,32 @@ class PackFile:
         if len(data) < part.stored:
             raise PackFileError(self.path, name, "is cut short")
         if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise PackFileError(self.path, name, "is damaged: its checksum does not fit")
-        plain, start, found = memoryview(self._unpacked(name, data, part.plain)), 0, {}
+            raise PackFileError(self.path, name, "is damaged: its checksum does not match")
+        plain, start, arrays = memoryview(self._decompressed(name, data, part.plain)), 0, {}
         for entry in part.arrays:
             end = start + nbytes(entry.dtype, entry.shape)
-            found[entry.kind, entry.name] = from_planes(plain[start:end], entry.dtype, entry.shape)
+            arrays[entry.kind, entry.name] = from_planes(plain[start:end], entry.dtype, entry.shape)
             start = end
-        return found
+        return arrays
 
-    def _unpacked(self, name: str, data: bytes, plain: int) -> bytes:
+    def _decompressed(self, name: str, data: bytes, plain: int) -> bytes:
         if plain > _MAX_RATIO * len(data):
-            raise PackFileError(self.path, name, f"claims {plain} bytes, more than can be in it")
-        unpacker = zlib.decompressobj()
+            raise PackFileError(self.path, name, f"claims {plain} bytes, more than its stored bytes can hold")
+        decompressor = zlib.decompressobj()
         try:
-            found = unpacker.decompress(data, plain + 1)
+            content = decompressor.decompress(data, plain + 1)
         except zlib.error as error:
-            raise PackFileError(self.path, name, "cannot be unpacked") from error
-        if len(found) != plain or not unpacker.eof or unpacker.unused_data:
-            raise PackFileError(self.path, name, f"does not unpack to the {plain} bytes that it claims")
-        return found
+            raise PackFileError(self.path, name, "cannot be decompressed") from error
+        if len(content) != plain or not decompressor.eof or decompressor.unused_data:
+            raise PackFileError(self.path, name, f"does not decompress to the {plain} bytes that it claims")
+        return content
 
 
-def check_arrays(arrays: Iterable[ArrayEntry], plain: int) -> str | None:
-    """What is wrong with the arrays of a part of `plain` bytes, None if nothing is."""
+def problem_with_arrays(arrays: Iterable[ArrayEntry], plain: int) -> str | None:
+    """Describes what is wrong with the arrays of a part of `plain` bytes; None if they are valid."""
     total = 0
     for entry in arrays:
         if entry.dtype not in ITEM_BYTES:
-            return f"has an array of the unknown dtype {entry.dtype!r}"
+            return f"has an array of unknown dtype {entry.dtype!r}"
         total += nbytes(entry.dtype, entry.shape)
-    return None if total == plain else f"claims {plain} bytes, and its arrays take {total}"
+    return None if total == plain else f"claims {plain} bytes, but its arrays take {total}"

@@ -1,4 +1,4 @@
-"""What is in a pack file, from its directory alone: no model is built, TensorFlow is not started."""
+"""Reads the contents of a pack file from its directory, without building a model or importing TensorFlow."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from tf_packnet.packfile.directory import parsed
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """A pruned and owned weight.
+    """A prunable weight, whose entries are owned by tasks.
 
     Attributes:
         shape: Its shape.
@@ -27,7 +27,7 @@ class WeightEntry:
 
     @property
     def size(self) -> int:
-        """How many entries it has."""
+        """Number of entries."""
         return math.prod(self.shape)
 
 
@@ -36,8 +36,8 @@ class HeadEntry:
     """The head of one task.
 
     Attributes:
-        units: Its outputs.
-        activation: Name of the activation that the task was begun with; None for the head's own.
+        units: Number of outputs.
+        activation: Name of the activation that the task was begun with; None for the activation of the head.
     """
 
     units: int
@@ -49,11 +49,11 @@ class TaskEntry:
     """One task of a pack file.
 
     Attributes:
-        number: 1-based.
-        name: How it is called.
-        heads: Its head, or heads by their place in the model; none where the tasks share one.
-        owned: How many entries of each weight it owns, by path, such as `dense/kernel`.
-        info: What was recorded of it: `class_names`, `accuracy`, ..., see `docs/pack-format.md`.
+        number: Its number (1-based).
+        name: Its name.
+        heads: Its heads, by their place in the model; empty if all tasks share one.
+        owned: Number of entries that the task owns in each weight, by path such as `dense/kernel`.
+        info: Recorded facts such as `class_names` and `accuracy`, see `docs/pack-format.md`.
     """
 
     number: int
@@ -64,29 +64,29 @@ class TaskEntry:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of its classes in the order of the outputs; None if they were not recorded."""
+        """Names of its classes in the order of the outputs; None if not recorded."""
         names = self.info.get("class_names")
         return None if names is None else tuple(names)
 
     @property
     def accuracy(self) -> float | None:
-        """Its recorded accuracy on test examples; None if there is none."""
+        """Its test accuracy; None if not recorded."""
         return self.info.get("accuracy")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a pack file holds.
+    """The contents of a pack file.
 
     Attributes:
         path: The file.
         tasks: Its tasks, in the order they were learned.
-        weights: The weights that tasks own entries of, by path, in layer order.
-        parts: Its parts, in the order they lie in.
-        pack: `name`, `head`, `freed_weights`, `bias_policy` and `pretrained` of the pack, and what it was
+        weights: The prunable weights by path, in layer order.
+        parts: Its parts, in file order.
+        pack: `name`, `head`, `freed_weights`, `bias_policy` and `pretrained` of the pack, and the versions that it was
             `written_by`.
-        selected_task: Number (1-based) of the task that the pack computed as when it was saved.
-        info: What was recorded with `save_pack(info=...)`.
+        selected_task: Number (1-based) of the task that was selected when the pack was saved.
+        info: The `info` given to `save_pack`.
     """
 
     path: Path
@@ -104,12 +104,12 @@ class Contents:
 
     @property
     def has_free_values(self) -> bool:
-        """Whether the values of the free weights are there, which `freed_weights="keep"` goes on from."""
+        """Whether the file has the values of free weights, which `freed_weights="keep"` needs."""
         return any(part.name == "free" for part in self.parts)
 
     @property
     def free(self) -> dict[str, int]:
-        """How many entries of each weight no task owns, by path."""
+        """Number of free entries in each weight, by path."""
         return {
             path: weight.size - sum(task.owned.get(path, 0) for task in self.tasks)
             for path, weight in self.weights.items()
@@ -117,27 +117,27 @@ class Contents:
 
     @property
     def free_fraction(self) -> float:
-        """Share of all entries that no task owns."""
+        """Fraction of all entries that are free."""
         return sum(self.free.values()) / sum(weight.size for weight in self.weights.values())
 
     def part(self, name: str) -> Part | None:
-        """The part of this name; None if there is none."""
+        """Returns the part of this name; None if there is none."""
         return next((part for part in self.parts if part.name == name), None)
 
     def recorded(self, key: str, task: str) -> Any:
-        """What `info` says of `key`, such as `scale`, for a task: its own, or that of all; None if nothing."""
+        """Returns the value of `key`, such as `scale`, for a task: its own, or that of the pack; None without one."""
         return self.info.get("tasks", {}).get(task, {}).get(key, self.info.get(key))
 
 
 def read_contents(path: str | os.PathLike) -> Contents:
-    """Reads what is in a pack file: its directory, not its parts.
+    """Reads the directory of a pack file, but not its parts.
 
     Args:
-        path: A file that `save_pack` wrote.
+        path: A file written by `save_pack`.
 
     Raises:
-        OSError: If there is no such file, or it cannot be read.
-        PackFileError: If it is no pack file, of a later version, or its directory is damaged, or its end missing.
+        OSError: If the file does not exist or cannot be read.
+        PackFileError: If it is not a pack file, has a later version, or is damaged or truncated.
     """
     with opened(path) as (_, contents):
         return contents
@@ -145,14 +145,14 @@ def read_contents(path: str | os.PathLike) -> Contents:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[tuple[PackFile, Contents]]:
-    """While it lasts, the parts of a pack file can be read; its contents come with it."""
+    """Context manager that opens a pack file, from which parts can be read inside the block."""
     with open(path, "rb") as file:
         pack_file = PackFile(path, file)
         try:
             contents = _contents(Path(path), parsed(pack_file.directory))
         except (KeyError, TypeError, ValueError) as error:
             reason = str(error.args[0]) if error.args else type(error).__name__
-            raise PackFileError(path, "directory", f"is none of a pack: {reason}") from error
+            raise PackFileError(path, "directory", f"is not that of a pack: {reason}") from error
         pack_file.check_length(contents.parts)
         yield pack_file, contents
 

@@ -1,43 +1,44 @@
-"""The directory of a pack file, checked: its sizes and shapes hold together before anything is unpacked."""
+"""Checks the directory of a pack file: sizes and shapes must be consistent before anything is decompressed."""
 
 import math
 from typing import Any
 
 from tf_packnet.packfile.coding import ITEM_BYTES
-from tf_packnet.packfile.container import ArrayEntry, Part, check_arrays
+from tf_packnet.packfile.container import ArrayEntry, Part, problem_with_arrays
 from tf_packnet.packfile.info import check_info
 from tf_packnet.pruning.ownership import MAX_TASKS
 
-# What an array may be, see docs/pack-format.md.
+# The kinds of arrays, see docs/pack-format.md.
 KINDS = ("config", "gaps", "values", "own", "state", "witness", "base", "free", "variable", "asset")
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
 def parsed(directory: Any) -> dict[str, Any]:
-    """The directory with its parts as `Part` and its shapes as tuples.
+    """Checks the JSON of a directory and returns it with its parts as `Part` and its shapes as tuples.
 
     Raises:
-        KeyError: If something is missing; the argument names it.
-        TypeError: If something has another type.
-        ValueError: If sizes, shapes or names do not fit together.
+        KeyError: If a key is missing; the argument names it.
+        TypeError: If a value has the wrong type.
+        ValueError: If sizes, shapes or names are inconsistent.
     """
-    found = _of("directory", directory, dict)
-    tasks = [_task(task) for task in _of("tasks", found["tasks"], list)]
+    _of("directory", directory, dict)
+    tasks = [_task(task) for task in _of("tasks", directory["tasks"], list)]
     names = [task["name"] for task in tasks]
     if not 1 <= len(tasks) <= MAX_TASKS or len(set(names)) < len(names):
         raise ValueError(f"it has {len(tasks)} tasks, named {names[:5]}")
     weights = {
-        path: (_dtype(dtype), _shape(shape)) for path, (dtype, shape) in _of("weights", found["weights"], dict).items()
+        path: (_dtype(dtype), _shape(shape))
+        for path, (dtype, shape) in _of("weights", directory["weights"], dict).items()
     }
-    parts = [_part(part) for part in _of("parts", found["parts"], list)]
+    parts = [_part(part) for part in _of("parts", directory["parts"], list)]
     expected = ["model", "shared", *(f"task {number}" for number in range(1, len(tasks) + 1))]
     if [part.name for part in parts] not in (expected, [*expected, "free"]):
         raise ValueError(f"its parts are {[part.name for part in parts][:5]}")
     _check_owned(weights, parts[2 : 2 + len(tasks)])
-    selected = _of("selected", found["selected"], int)
+    selected = _of("selected", directory["selected"], int)
     if not 1 <= selected <= len(tasks):
-        raise ValueError(f"it has task {selected} selected")
-    info = _of("info", found["info"], dict)
+        raise ValueError(f"it has task {selected} selected, of {len(tasks)} tasks")
+    info = _of("info", directory["info"], dict)
     check_info(info, {task["name"]: task["heads"] for task in tasks})
     return {
         "tasks": tasks,
@@ -45,13 +46,14 @@ def parsed(directory: Any) -> dict[str, Any]:
         "parts": parts,
         "selected": selected,
         "info": info,
-        "pack": _of("pack", found["pack"], dict),
+        "pack": _of("pack", directory["pack"], dict),
     }
 
 
-def _of(name: str, value: Any, kind: type) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name!r} is a {type(value).__name__}, no {kind.__name__}")
+def _of(name: str, value: Any, expected: type) -> Any:
+    """Returns `value` if it has the expected type."""
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise TypeError(f"{name!r} is a {type(value).__name__}, not a {expected.__name__}")
     return value
 
 
@@ -69,47 +71,47 @@ def _head(head: Any) -> tuple[int, str | None]:
 
 def _dtype(dtype: Any) -> str:
     if dtype not in ITEM_BYTES:
-        raise ValueError(f"the dtype {dtype!r} is unknown")
+        raise ValueError(f"dtype {dtype!r} is unknown")
     return dtype
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if len(_of("shape", shape, list)) > 32 or any(_of("shape", size, int) < 0 for size in shape):
-        raise ValueError(f"{shape[:33]} is no shape")
+        raise ValueError(f"{shape[:33]} is not a shape")
     return tuple(shape)
 
 
 def _part(part: Any) -> Part:
     arrays = tuple(_array(array) for array in _of("arrays", _of("part", part, dict)["arrays"], list))
     if len({entry[:2] for entry in arrays}) < len(arrays):
-        raise ValueError(f"part {part['name']!r} has an array twice")
+        raise ValueError(f"part {part['name']!r} lists an array twice")
     stored, plain = (_of(name, part[name], int) for name in ("stored", "plain"))
     if min(stored, plain) < 0:
-        raise ValueError(f"part {part['name']!r} claims less than no bytes")
-    wrong = check_arrays(arrays, plain)
-    if wrong is not None:
-        raise ValueError(f"part {part['name']!r} {wrong}")
+        raise ValueError(f"part {part['name']!r} has a negative size")
+    problem = problem_with_arrays(arrays, plain)
+    if problem is not None:
+        raise ValueError(f"part {part['name']!r} {problem}")
     return Part(_of("name", part["name"], str), stored, plain, _of("sha256", part["sha256"], str), arrays)
 
 
 def _array(array: Any) -> ArrayEntry:
     kind, name, dtype, shape = _of("array", array, list)
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no kind of array")
+        raise ValueError(f"{kind!r} is not a kind of array")
     return ArrayEntry(kind, _of("name", name, str), _dtype(dtype), _shape(shape))
 
 
 def _check_owned(weights: dict[str, tuple[str, tuple[int, ...]]], parts: list[Part]) -> None:
-    """Every task has its places and as many values of every weight, and all together have no more than there are."""
+    """Checks that each task has one value per owned entry, and that all tasks together own no more than there are."""
     owned = dict.fromkeys(weights, 0)
     for part in parts:
         arrays = {entry[:2]: entry for entry in part.arrays}
         for path, (dtype, _) in weights.items():
             gaps, values = arrays["gaps", path], arrays["values", path]
             if gaps.dtype not in _UNSIGNED or values.dtype != dtype:
-                raise ValueError(f"part {part.name!r} has {path!r} of another dtype")
+                raise ValueError(f"part {part.name!r} has {path!r} with another dtype")
             if len(gaps.shape) != 1 or gaps.shape != values.shape:
-                raise ValueError(f"part {part.name!r} has not one value for each place of {path!r}")
+                raise ValueError(f"part {part.name!r} does not have one value per position of {path!r}")
             owned[path] += gaps.shape[0]
     for path, (_, shape) in weights.items():
         if owned[path] > math.prod(shape):

@@ -1,4 +1,4 @@
-"""`load_pack` and `load_task`: a pack from a file, or one task of it."""
+"""Loads a pack, or one task of it, from a pack file."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import FreezeError, PackFileError, first_line
+from tf_packnet.errors import FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
@@ -19,43 +19,45 @@ from tf_packnet.packfile.contents import Contents, opened
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.task_names import task_number
 
-# What the variables of a loaded pack may take, unless more is allowed.
+# Default limit for the variables of a loaded pack.
 MAX_BYTES = 2**33
 
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
 def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedModel:
-    """Reads a pack back: every task computes what it did, to the bit, and the next one may begin.
+    """Loads a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
 
-    It comes without an optimizer: compile it before the next `fit`. What was saved without the values of its free
-    weights cannot go on with `freed_weights="keep"`, and `begin_task` says so.
+    The pack has no optimizer: compile it before the next `fit`. A pack that was saved without the values of its free
+    weights cannot continue with `freed_weights="keep"`; `begin_task` raises an error then.
 
     Args:
-        path: A file that `save_pack` wrote.
-        max_bytes: What the variables may take in memory; a file that asks for more is refused.
+        path: A file written by `save_pack`.
+        max_bytes: Largest allowed size of the variables in memory.
 
     Raises:
-        OSError: If there is no such file, or it cannot be read.
-        PackFileError: If the file is damaged, of a later version or none of a pack; the message names the part.
-        FreezeError: If a task does not compute what it did when it was committed.
+        OSError: If the file does not exist or cannot be read.
+        PackFileError: If the file is not a pack file, is damaged, has a later version, or needs more than `max_bytes`.
+            The message names the part.
+        FreezeError: If the outputs of a task differ from those when it was committed.
     """
     with opened(path) as (file, contents):
         return _loaded(file, contents, len(contents.tasks), max_bytes)
 
 
 def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_BYTES) -> keras.Model:
-    """Reads one task as a plain Keras model, as `tp.export.dense_model` gives it; later tasks are not read.
+    """Loads one task as a plain Keras model, as `tp.export.dense_model` returns it. Later tasks are not read.
 
     Args:
-        path: A file that `save_pack` wrote.
+        path: A file written by `save_pack`.
         task: Name or number (1-based) of a task.
         max_bytes: As for `load_pack`.
 
     Raises:
         ArgumentError: If there is no such task.
-        OSError: If there is no such file, or it cannot be read.
+        OSError: If the file does not exist or cannot be read.
         PackFileError: As for `load_pack`.
+        FreezeError: As for `load_pack`.
     """
     with opened(path) as (file, contents):
         number = task_number(contents.task_names, task)
@@ -63,17 +65,18 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_
 
 
 def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> PackedModel:
-    """The pack with the tasks up to `last`."""
-    wanted = {"model", "shared", *(f"task {number}" for number in range(1, last + 1))}
+    """Loads the pack with its tasks up to `last`."""
+    needed_parts = {"model", "shared", *(f"task {number}" for number in range(1, last + 1))}
     if last == len(contents.tasks):
-        wanted.add("free")
-    claimed = sum(part.plain for part in contents.parts if part.name in wanted)
+        needed_parts.add("free")
+    claimed = sum(part.plain for part in contents.parts if part.name in needed_parts)
     if claimed > max_bytes:
-        raise PackFileError(file.path, "directory", f"claims {claimed:,} bytes; max_bytes of as much would allow that")
+        reason = f"claims {claimed:,} bytes; load with max_bytes={claimed} to allow that"
+        raise PackFileError(file.path, "directory", reason)
     parts: dict[str, Arrays] = {}
     before = 0
     for part in contents.parts:
-        if part.name in wanted:
+        if part.name in needed_parts:
             parts[part.name] = file.arrays(part, before)
         before += part.stored
     packed = _network(file, parts["model"], max_bytes)
@@ -88,8 +91,8 @@ def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> Pa
         lifecycle.check_tasks(packed)
     except FreezeError:
         raise
-    except Exception as error:  # a forged file: Keras raises what it likes at arrays that do not fit
-        raise PackFileError(file.path, name, f"does not fit its network: {first_line(error)}") from error
+    except Exception as error:  # a forged file: Keras raises errors of many types if arrays do not fit
+        raise PackFileError(file.path, name, f"does not fit its network: {_first_line(error)}") from error
     if "free" not in parts:
         lifecycle.forget_free_values(packed)
     return packed
@@ -98,17 +101,21 @@ def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> Pa
 def _network(file: PackFile, arrays: Arrays, max_bytes: int) -> PackedModel:
     try:
         return model_config.from_json(arrays["config", "network"].tobytes().decode(), max_bytes)
-    except Exception as error:  # a forged config: Keras raises what it likes
-        raise PackFileError(file.path, "part 'model'", first_line(error)) from error
+    except Exception as error:  # a forged config: Keras raises errors of many types
+        raise PackFileError(file.path, "part 'model'", _first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
-    """Gives the layers that belong to no task their variables and assets."""
+    """Loads the variables and assets of layers that belong to no task."""
     layers = layers_by_path(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
-    for (kind, whose), array in arrays.items():
+    for (kind, path), array in arrays.items():
         if kind in stores:
-            place, _, name = whose.rpartition("/")
+            place, _, name = path.rpartition("/")
             stores[kind].setdefault(place, {})[name] = array
     with lifecycle.strategy_scope(packed):
         for place, store in stores["variable"].items():
@@ -121,6 +128,6 @@ def _load_assets(layer: keras.Layer, store: dict[str, np.ndarray]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, array in store.items():
             if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-                raise ValueError(f"an asset is called {name!r}")
+                raise ValueError(f"an asset has the invalid name {name!r}")
             (Path(folder) / name).write_bytes(array.tobytes())
         layer.load_assets(folder)

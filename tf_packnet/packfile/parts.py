@@ -1,4 +1,4 @@
-"""What a pack file holds, part by part, as arrays: of the pack that is saved, and of the one that is loaded."""
+"""Lists the arrays of a pack, part by part, as a pack file holds them."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,14 +23,17 @@ Arrays = Iterator[tuple[str, str, np.ndarray]]
 
 
 def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """The parts of a pack file by their names, but for its config: kind, owner and value of each array.
+    """Yields the parts of a pack file, without its config.
 
     Args:
         packed: The pack.
-        free_values: Whether the values of free weights are among them.
+        free_values: Whether to include the values of free weights.
+
+    Yields:
+        Name of a part, and kind, name and value of each of its arrays.
 
     Raises:
-        ArgumentError: If a variable has a dtype that no file can have.
+        ArgumentError: If the dtype of a variable is not supported.
     """
     yield "shared", _shared(packed)
     for task in range(1, packed.committed_tasks + 1):
@@ -40,7 +43,7 @@ def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arr
 
 
 def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
-    """The name of each task, and its heads: units and activation by place."""
+    """Returns the name and heads of each task; heads are `(units, activation)` by place."""
     heads = lifecycle.heads(packed)
     return [
         {
@@ -52,7 +55,7 @@ def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
 
 
 def compared(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """What a file has to give back, part by part: as `arrays_of`, with owner maps instead of the gaps in them."""
+    """Yields what a loaded pack must have in common with the saved one: as `arrays_of`, with owner maps, not gaps."""
     yield "shared", _shared(packed)
     yield "tasks", _owned(packed, free_values)
     for task in range(1, packed.committed_tasks + 1):
@@ -69,7 +72,7 @@ def _owned(packed: PackedModel, free_values: bool) -> Arrays:
 
 
 def _of_task(packed: PackedModel, task: int) -> Arrays:
-    """What belongs to one task: where its weights are and what they are, its head, its biases."""
+    """Arrays of one task: positions and values of its weights, its heads, biases and state."""
     for path, weight in lifecycle.masked_weights(packed).items():
         owner = weight.owner_map()
         yield "gaps", path, to_gaps(owner, task)
@@ -85,14 +88,14 @@ def _own(packed: PackedModel, task: int) -> Arrays:
     records = lifecycle.records(packed)
     before, state = records.state.get(task - 1, {}), records.state.get(task, {})
     for name, value in state.items():
-        if value is not before.get(name):  # most state is that of the task before
+        if value is not before.get(name):  # most state is equal to that of the task before
             yield "state", name, _storable(name, value)
     yield from witnesses.to_arrays(records, task)
 
 
 def _storable(name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.name not in ITEM_BYTES:
-        expected = f"variables of a dtype among {', '.join(ITEM_BYTES)} ({name!r} has another)"
+        expected = f"variables with one of the dtypes {', '.join(ITEM_BYTES)} ({name!r} has another)"
         raise ArgumentError("packed", expected, value.dtype.name)
     return value
 
@@ -102,7 +105,7 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 
 
 def _shared(packed: PackedModel) -> Arrays:
-    """What all tasks see: layers that belong to none, and pretrained values that show through."""
+    """Arrays that all tasks share: layers that belong to no task, and visible pretrained values."""
     yield from _base(packed, "visible")
     for place, layer in (layers_by_path(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
@@ -123,7 +126,7 @@ def _assets(place: str, layer: keras.Layer) -> Arrays:
 
 
 def _free(packed: PackedModel) -> Arrays:
-    """What later tasks may start from."""
+    """Values that later tasks may start from."""
     yield from _base(packed, "prunable")
     for path, weight in lifecycle.masked_weights(packed).items():
         frozen = np.asarray(keras.ops.convert_to_numpy(weight.frozen))

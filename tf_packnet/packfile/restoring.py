@@ -1,4 +1,4 @@
-"""From the arrays of a pack file to the state of its layers, as `lifecycle.state` has it."""
+"""Converts the arrays of a pack file to the state of a pack, as `lifecycle.state` returns it."""
 
 import json
 from typing import Any
@@ -17,12 +17,12 @@ Parts = dict[str, dict[tuple[str, str], np.ndarray]]
 
 
 def state(packed: PackedModel, contents: Contents, parts: Parts, last: int) -> dict[str, np.ndarray]:
-    """The state of `packed` after its task `last`, for `PackedModel.restore`.
+    """Returns the state of `packed` after its task `last`, for `PackedModel.restore`.
 
     Args:
-        packed: The pack as it was made from its config.
-        contents: What is in the file.
-        parts: The arrays of its parts; those of the tasks 1 to `last` are among them.
+        packed: The pack, built from its config.
+        contents: The contents of the file.
+        parts: The arrays of its parts, including those of tasks 1 to `last`.
         last: Number (1-based) of a task.
 
     Raises:
@@ -35,11 +35,11 @@ def state(packed: PackedModel, contents: Contents, parts: Parts, last: int) -> d
     }
     if paths != {path: (weight.dtype, weight.shape) for path, weight in contents.weights.items()}:
         raise ValueError("the directory lists other weights than the network has")
-    found: dict[str, np.ndarray] = {}
-    for place, layer in lifecycle.named_layers(packed):
-        for name, value in _of_layer(place, layer, contents, parts, last).items():
-            found[f"{place}/{name}"] = value
-    return found
+    return {
+        f"{place}/{name}": value
+        for place, layer in lifecycle.named_layers(packed)
+        for name, value in _of_layer(place, layer, contents, parts, last).items()
+    }
 
 
 def _of_layer(place: str, layer: TaskLayer, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def _of_masked(path: str, weight: MaskedWeight, parts: Parts, last: int) -> dict
         arrays = parts[f"task {task}"]
         places, values = take_gaps(owner, arrays["gaps", path], task), arrays["values", path]
         frozen[places] = values
-        if task == last:  # as after training; nothing reads it
+        if task == last:  # as after training, although nothing reads it
             variable[places] = values
     if "free" in parts:
         frozen[owner == 0] = parts["free"]["free", path]
     store = {"variable": variable, "frozen": frozen, "owner": owner}
     if weight.pretrained is not None:
-        where = parts["shared"] if weight.pretrained == "visible" else parts.get("free", {})
-        store["base"] = where["base", path] if where else np.zeros(shape, dtype)
+        part = parts["shared"] if weight.pretrained == "visible" else parts.get("free", {})
+        store["base"] = part["base", path] if part else np.zeros(shape, dtype)
     store = {name: array.reshape(shape) for name, array in store.items()}
     return {**store, "shown": np.array(last, np.uint8), "learning": np.array(False)}
 
@@ -93,7 +93,7 @@ def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last:
     entries = {task.number: task.heads[place] for task in contents.tasks[:last]}
     named = {task: entry.activation for task, entry in entries.items() if entry.activation is not None}
     for name in named.values():
-        keras.activations.get(name)  # or an error now, not when that task is selected
+        keras.activations.get(name)  # raises an error now rather than when the task is selected
     store: dict[str, Any] = {
         "units_of": np.array([(task, entry.units) for task, entry in entries.items()], int),
         "activation_of": np.frombuffer(json.dumps(named).encode(), np.uint8),
@@ -111,7 +111,7 @@ def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last:
 def _own(parts: Parts, task: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     value = parts[f"task {task}"]["own", name]
     if value.shape != tuple(shape):
-        raise ValueError(f"{name!r} of task {task} has the shape {value.shape}, not {tuple(shape)}")
+        raise ValueError(f"{name!r} of task {task} has shape {value.shape}, not {tuple(shape)}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a pack file keeps of each task besides its weights: the state that no weight holds, and its witness."""
+"""Converts the witness and the state of each task to arrays of a pack file and back."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ Arrays = Mapping[tuple[str, str], np.ndarray]
 
 
 def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """The witness of a task (1-based) as arrays of its part: kind, name, array."""
+    """Yields the witness of a task (1-based) as arrays of its part: kind, name, array."""
     witness = records.witnesses.get(task)
     if witness is None:
         return
@@ -22,7 +22,7 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
     outputs = witness.outputs if storable else []
     facts = {**witness.facts(), "outputs": len(outputs), "volatile": sorted(records.volatile)}
     before = records.witnesses.get(task - 1)
-    if before is not None:  # most facts are those of the task before
+    if before is not None:  # only facts that differ from those of the task before are stored
         earlier = {**before.facts(), "volatile": facts["volatile"]}
         same_names = list(witness.checksums) == list(before.checksums)
         facts = {name: value for name, value in facts.items() if earlier.get(name) != value}
@@ -35,18 +35,23 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
 
 
 def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> None:
-    """Gives `records` the state and the witnesses of the tasks up to `last` (1-based), as far as a file has them.
+    """Restores the state and the witnesses of the tasks up to `last` (1-based), as far as the file has them.
+
+    Args:
+        records: The records to change.
+        parts: The arrays of the file, by part.
+        last: Number of the last task to restore.
 
     Raises:
         KeyError: If an array is missing.
-        ValueError: If the facts are none.
+        ValueError: If the facts of a witness are invalid.
     """
     for task in range(1, last + 1):
         arrays = parts[f"task {task}"]
         own = {name: value for (kind, name), value in arrays.items() if kind == "state"}
         if own or ("witness", FACTS) in arrays:
             records.state[task] = {**records.state.get(task - 1, {}), **own}
-        if ("witness", FACTS) not in arrays:  # a file of an earlier version
+        if ("witness", FACTS) not in arrays:  # a file of format version 1
             continue
         facts = json.loads(arrays["witness", FACTS].tobytes())
         before = records.witnesses.get(task - 1)

@@ -1,6 +1,6 @@
-"""What a task of a pack says about new examples: `predict(asked)` reads the pack and the examples, and writes a table.
+"""Predicts new examples with a task of a pack: `predict(asked)` reads the pack and the examples and writes a table.
 
-Importing it does not start TensorFlow.
+Importing this package does not import TensorFlow.
 """
 
 from tf_packnet.prediction.predicting import Asked, predict

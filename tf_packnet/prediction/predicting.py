@@ -1,21 +1,25 @@
-"""From a pack file and files of examples to a table of predictions."""
+"""Predicts examples from files with a task of a pack file, and writes a table."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, softmax
 
-from tf_packnet.errors import ArgumentError, first_line
+from tf_packnet.errors import ArgumentError
+from tf_packnet.packfile import read_contents
+from tf_packnet.packfile.opening import PACKNET, kind_of, open_task, tasks_of_keras_file
 from tf_packnet.prediction import examples, tables
-from tf_packnet.prediction.packs import Choice, choose
 from tf_packnet.system import files, quiet
 
 if TYPE_CHECKING:
     import keras
 
+_BATCH_SIZE = 256
+
 
 class Asked(NamedTuple):
-    """What is to be predicted.
+    """A request for predictions.
 
     Attributes:
         pack: A file by `save_pack`, or a `.keras` file of a pack.
@@ -23,8 +27,8 @@ class Asked(NamedTuple):
         task: Name or number (1-based) of the task; None for the only one.
         format: `table`, `csv` or `json`.
         output: The file to write; None for standard output.
-        top: How many classes to name of each example.
-        scale: What to multiply whole numbers by; None for what the pack records.
+        top: Number of classes to list per example.
+        scale: Factor for integer examples; None for the recorded one.
     """
 
     pack: str
@@ -36,25 +40,53 @@ class Asked(NamedTuple):
     scale: float | None = None
 
 
+class Choice(NamedTuple):
+    """A task of a pack file.
+
+    Attributes:
+        path: The file.
+        task: Name of the task.
+        number: Its number (1-based).
+        class_names: Names of its classes; None if the file does not have them.
+        scale: Factor for raw examples; None if the file does not have it.
+        white: Value of a white pixel in raw examples.
+    """
+
+    path: Path
+    task: str
+    number: int
+    class_names: tuple[str, ...] | None = None
+    scale: float | None = None
+    white: float = 255.0
+
+    def network(self) -> "keras.Model":
+        """Loads the task as a plain Keras model.
+
+        Raises:
+            ArgumentError: If the task is not committed, or Keras cannot load the file.
+            PackFileError: If the file is damaged.
+        """
+        return open_task(self.path, self.number)
+
+
 def predict(asked: Asked) -> None:
-    """Predicts, and writes what came out.
+    """Predicts the examples and writes the predictions.
 
     Raises:
-        ArgumentError: If a file cannot be read or does not fit; the error names it. Nothing is written then.
-        PackFileError: If the pack is damaged.
+        ArgumentError: If a file cannot be read or does not fit. The message names it, and nothing is written.
+        PackFileError: If the pack file is damaged.
         OSError: If the output cannot be written.
     """
     choice = choose(asked.pack, asked.task)
     paths = examples.files_of(asked.inputs)
     tables.check_output(asked.output)
     quiet.start_tensorflow(on_cpu=True)
-    import_layers()
     model = choice.network()
     shape, dtype = _input_of(model, choice)
-    wanted = examples.Wanted(shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white)
+    spec = examples.InputSpec(shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white)
     names, batches = [], []
-    for called, x in examples.read(paths, wanted):
-        names += called
+    for batch_names, x in examples.read(paths, spec):
+        names += batch_names
         batches.append(x)
     _check_one_shape(paths, batches)
     x = np.concatenate(batches)
@@ -67,87 +99,126 @@ def predict(asked: Asked) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def import_layers() -> None:
-    """Makes the layers of packs known to Keras."""
-    import tf_packnet.packed_model  # noqa: F401
+def choose(path: str, task: str | None) -> Choice:
+    """Finds a task in a pack file, without importing TensorFlow.
+
+    Args:
+        path: A file by `save_pack` or `packed.save`.
+        task: Name or number (1-based) of the task; None for the only one.
+
+    Raises:
+        ArgumentError: If the file cannot be read or is not a pack, the task does not exist, or `task` is None and the
+            file has several tasks.
+        PackFileError: If it is a damaged `.packnet` file.
+    """
+    if kind_of(path) != PACKNET:
+        names = tasks_of_keras_file(path)
+        number = _number(names, task)
+        return Choice(Path(path), names[number - 1], number)
+    contents = read_contents(path)
+    entry = contents.tasks[_number(contents.task_names, task) - 1]
+    return Choice(
+        Path(path),
+        entry.name,
+        entry.number,
+        entry.class_names,
+        contents.recorded("scale", entry.name),
+        contents.recorded("white", entry.name) or 255.0,
+    )
+
+
+def _number(names: list[str], task: str | None) -> int:
+    listed = ", ".join(map(repr, names))
+    if task is None:
+        if len(names) == 1:
+            return 1
+        raise ArgumentError("task", f"one of {listed}, or its number: this pack has {len(names)} tasks", None)
+    if task in names:
+        return names.index(task) + 1
+    if task.isascii() and task.isdigit() and 1 <= int(task[:9]) <= len(names):
+        return int(task[:9])
+    raise ArgumentError("task", f"one of {listed}, or its number", task)
 
 
 def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, ...], str]:
+    """Returns the shape of one example and the dtype of the model's input."""
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        expected = "a pack with one input and one output, (batch, classes)"
+        expected = "a pack with one input and one output of shape (batch, classes)"
         raise ArgumentError("pack", expected, str(choice.path))
     if model.output_shape[1] == 1 and len(choice.class_names or ()) != 2:
-        expected = "a task that tells classes apart; this one has a single output, and no two class names recorded"
+        expected = "a classification task; this one has a single output and does not record two class names"
         raise ArgumentError("task", expected, choice.task)
     if model.inputs[0].dtype in ("string", "bool"):
-        raise ArgumentError("pack", f"a pack that takes numbers, not {model.inputs[0].dtype}", str(choice.path))
+        raise ArgumentError("pack", f"a pack with numeric input, not {model.inputs[0].dtype}", str(choice.path))
     return tuple(model.inputs[0].shape[1:]), model.inputs[0].dtype
 
 
-def _check_one_shape(paths: list, batches: list[np.ndarray]) -> None:
+def _check_one_shape(paths: list[Path], batches: list[np.ndarray]) -> None:
     shapes = {x.shape[1:] for x in batches}
     if len(shapes) > 1:
         first, last = sorted(shapes)[0], sorted(shapes)[-1]
-        raise ArgumentError("input", "examples of one shape", f"shapes from {first} to {last} in {len(paths)} files")
+        received = f"shapes from {first} to {last} in {len(paths)} files"
+        raise ArgumentError("input", "examples of equal shape", received)
 
 
 def probabilities(model: "keras.Model", x: np.ndarray) -> np.ndarray:
-    """What `model` says about each example.
+    """Computes the class probabilities of examples.
 
     Args:
         model: A network with one output `(batch, units)`: logits or probabilities.
         x: Its inputs.
 
     Returns:
-        Probabilities `(examples, units)`, `float32`.
+        Probabilities `(examples, units)`, `float32`. A single unit is the probability of the second class.
+
+    Raises:
+        ArgumentError: If the network cannot be called with the examples, or its outputs are NaN or infinite.
     """
     try:
-        found = np.asarray(model.predict(x, batch_size=BATCH, verbose=0), np.float32)
-    except Exception as error:  # TensorFlow's own, such as for a word that an Embedding does not have
-        expected = f"examples that the network can compute with ({first_line(error)})"
-        raise ArgumentError("input", expected, x.shape) from error
-    if not np.isfinite(found).all():
-        raise ArgumentError("input", "examples that the network has finite outputs for", "NaN or infinity")
-    if is_probability(model, found):
-        return found
-    return expit(found) if found.shape[1] == 1 else softmax(found, axis=1)
+        outputs = np.asarray(model.predict(x, batch_size=_BATCH_SIZE, verbose=0), np.float32)
+    except Exception as error:  # from TensorFlow, such as for an index that an Embedding does not have
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ArgumentError("input", f"examples that the network can compute with ({reason})", x.shape) from error
+    if not np.isfinite(outputs).all():
+        raise ArgumentError("input", "examples for which the network has finite outputs", "NaN or infinity")
+    if is_probability(model, outputs):
+        return outputs
+    return expit(outputs) if outputs.shape[1] == 1 else softmax(outputs, axis=1)
 
 
-BATCH = 256
+def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
+    """Returns whether the outputs are probabilities rather than logits.
 
-
-def is_probability(model: "keras.Model", found: np.ndarray) -> bool:
-    """Whether the outputs are probabilities already: by the last layer, or else by what they are."""
+    The last activation decides if it is known, otherwise the values of the outputs.
+    """
     import keras
 
-    last = _last_change(model.outputs[0])
+    last = _last_operation(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
     if isinstance(last, (keras.layers.Dense, keras.layers.Activation)) and activation is not None:
         return activation in (keras.activations.softmax, keras.activations.sigmoid)
-    return bool((found >= 0).all() and (found <= 1).all() and np.allclose(found.sum(axis=1), 1, atol=1e-3))
+    return bool((outputs >= 0).all() and (outputs <= 1).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
 
 
-def _last_change(tensor: Any) -> Any:
-    """The last layer before `tensor` that is not an activation `linear`."""
+def _last_operation(tensor: Any) -> Any:
+    """Returns the last layer before `tensor`, skipping linear activations."""
     import keras
 
-    from tf_packnet.system.keras_internals import creating_call
-
-    operation, node = creating_call(tensor)
-    inputs = node.input_tensors
-    passes_on = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
-    return _last_change(inputs[0]) if passes_on else operation
+    operation, index, _ = tensor._keras_history
+    inputs = operation._inbound_nodes[index].input_tensors
+    is_linear = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
+    return _last_operation(inputs[0]) if is_linear else operation
 
 
-def ranked(found: np.ndarray, choice: Choice, top: int) -> list[list[tuple[Any, float]]]:
-    """The `top` likeliest classes of each example with their probabilities, the likeliest first."""
-    if found.shape[1] == 1:
-        found = np.concatenate([1 - found, found], axis=1)
+def ranked(probabilities: np.ndarray, choice: Choice, top: int) -> tables.Rows:
+    """Returns the `top` most likely classes of each example with their probabilities, the most likely first."""
+    if probabilities.shape[1] == 1:
+        probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
     names = dict(enumerate(choice.class_names or ()))
-    order = np.argsort(-found, axis=1, kind="stable")[:, :top]
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return [
         [(names.get(int(index), str(index)), float(row[index])) for index in best]
-        for row, best in zip(found, order, strict=True)
+        for row, best in zip(probabilities, order, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Predictions as a table for people, or as CSV or JSON."""
+"""Formats predictions as a text table, CSV or JSON."""
 
 import csv
 import io
@@ -10,24 +10,24 @@ from tf_packnet.errors import ArgumentError
 
 FORMATS = ("table", "csv", "json")
 
-# For each example its likeliest classes, with their probabilities.
+# For each example, its most likely classes with their probabilities.
 Rows = list[list[tuple[str, float]]]
 
 
 def render(format: str, task: str, names: list[str], rows: Rows) -> str:
-    """The predictions as text.
+    """Formats predictions as text.
 
     Args:
         format: One of `FORMATS`.
         task: Name of the task.
-        names: What each example is called.
-        rows: Its likeliest classes with their probabilities, the likeliest first.
+        names: Name of each example.
+        rows: Its most likely classes with their probabilities, the most likely first.
     """
     return {"table": _table, "csv": _csv, "json": _json}[format](task, names, rows)
 
 
 def check_output(path: str | None) -> None:
-    """Raises ArgumentError if nothing can be written to `path`."""
+    """Raises ArgumentError if no file can be written to `path`."""
     if path is None:
         return
     target = Path(path)
@@ -37,7 +37,7 @@ def check_output(path: str | None) -> None:
     if not parent.is_dir():
         raise ArgumentError("output", f"a file in a folder ({parent} is a file)", path)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ArgumentError("output", f"a file that can be written ({parent} cannot)", path)
+        raise ArgumentError("output", f"a file in a folder that can be written to ({parent} cannot)", path)
 
 
 def _table(task: str, names: list[str], rows: Rows) -> str:
@@ -60,7 +60,7 @@ def _table(task: str, names: list[str], rows: Rows) -> str:
 
 
 def _csv(task: str, names: list[str], rows: Rows) -> str:
-    """A row an example and class."""
+    """One row per example and class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["example", "rank", "class", "probability"])
@@ -78,5 +78,5 @@ def _json(task: str, names: list[str], rows: Rows) -> str:
 
 
 def _digits(share: float) -> float:
-    """As many digits as a `float32` has."""
+    """Rounds to the number of digits of a `float32`."""
     return float(f"{share:.9g}")

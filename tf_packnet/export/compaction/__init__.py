@@ -1,4 +1,4 @@
-"""A task's network without what its outputs do not depend on."""
+"""Compaction: makes a model smaller by removing what its outputs do not depend on."""
 
 from tf_packnet.export.compaction.compact import compact_model
 from tf_packnet.export.compaction.sparse import SparseConv1D, SparseConv2D, SparseConv3D, SparseDense

@@ -1,78 +1,156 @@
-"""A model without what cannot matter to its outputs."""
+"""Removes the units, channels and weights of a model that its outputs do not depend on."""
+
+from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
 
-from tf_packnet.export.compaction.graph import Graph, functional, inputs_of, trace
-from tf_packnet.export.compaction.rulebook import rule
+from tf_packnet.export.compaction import mixers, rules
+from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.structure.graphs import copy_graph, copy_state
 from tf_packnet.structure.layer_paths import is_graph
-from tf_packnet.system.keras_internals import all_layers, graph_ends
+from tf_packnet.system.keras_internals import all_layers
+
+# The rule of each layer class; other layers are barriers.
+_RULES: dict[type, type[Rule]] = {
+    **dict.fromkeys((layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D), mixers.Mixer),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), mixers.SeparableMixer),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), mixers.Depthwise),
+    layers.BatchNormalization: rules.Normalization,
+    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), rules.Pointwise),
+    **dict.fromkeys((layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D), rules.Skip),
+    **dict.fromkeys((layers.SpatialDropout3D, layers.GaussianDropout, layers.GaussianNoise), rules.Skip),
+    **dict.fromkeys((layers.AlphaDropout, layers.ActivityRegularization, layers.Identity), rules.Skip),
+    **dict.fromkeys((layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D), rules.Channelwise),
+    **dict.fromkeys((layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D), rules.Channelwise),
+    **dict.fromkeys((layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D), rules.Channelwise),
+    **dict.fromkeys((layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D), rules.Channelwise),
+    **dict.fromkeys((layers.GlobalMaxPooling3D, layers.GlobalAveragePooling3D), rules.Channelwise),
+    **dict.fromkeys((layers.Cropping1D, layers.Cropping2D, layers.Cropping3D), rules.Channelwise),
+    **dict.fromkeys((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), rules.Channelwise),
+    **dict.fromkeys((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), rules.Padding),
+    layers.RepeatVector: rules.Channelwise,
+    layers.Flatten: rules.Flatten,
+    layers.Reshape: rules.Reshape,
+    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average), rules.Merge),
+    **dict.fromkeys((layers.Maximum, layers.Minimum), rules.Merge),
+    layers.Concatenate: rules.ConcatenateChannels,
+}
+_OPERATIONS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
-    """The same function of its inputs by a smaller model, for prediction.
+    """Returns a smaller model that computes the same outputs, for prediction.
 
-    Units and channels that no output depends on are gone, those that are constant are in the next bias, and kernels
-    with many zeros are stored without them (`SparseDense` and the like). Layers of a kind that is not known here stay
-    as they are, and so does all they may depend on. The outputs agree to rounding: sums have fewer terms.
+    Units and channels that no output depends on are removed, constant ones are folded into the next bias, and kernels
+    with many zeros are stored without them (`SparseDense` and similar layers). Layers of unknown types are unchanged,
+    and so is everything that they may depend on. Outputs agree up to rounding, because sums have fewer terms.
 
     Args:
-        model: A built model; one that is neither Sequential nor functional is returned as it is.
-        sparse: Whether kernels may be stored without their zeros. Not for converters such as TensorFlow Lite's, which
-            know nothing of what a SavedModel makes when it is loaded.
+        model: A built model. A model that is neither Sequential nor functional is returned unchanged.
+        sparse: Whether kernels may be stored without their zeros. Use False for converters such as TensorFlow Lite's,
+            which cannot expand kernels while a file is loaded.
 
     Returns:
-        A functional model of the same inputs and outputs, with weights of its own. It is not for training: dropout and
-        regularizers are left out.
+        A functional model with the same inputs and outputs and its own weights. It is not for training: dropout and
+        regularizers are removed.
     """
     if not is_graph(model):
         return model
-    own = copy_graph(model)
-    for source, target in zip(all_layers(model), all_layers(own), strict=True):
+    copy = copy_graph(model)
+    for source, target in zip(all_layers(model), all_layers(copy), strict=True):
         copy_state(source, target)
-    graph = trace(own, sparse)
-    found = [rule(graph, step) for step in graph.steps]
-    known = _known(graph, found)
-    needed = _needed(graph, found, known)
-    values = _values(graph, found, known, needed)
+    graph = trace(copy, sparse)
+    step_rules = [_rule(graph, step) for step in graph.steps]
+    known = _known(graph, step_rules)
+    needed = _needed(graph, step_rules, known)
+    values = _values(graph, step_rules, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
-    outputs = keras.tree.pack_sequence_as(graph_ends(functional(own))[1], outputs)
-    return keras.Model(inputs_of(own), outputs, name=model.name)
+    outputs = keras.tree.pack_sequence_as(functional(copy)._outputs_struct, outputs)
+    return keras.Model(inputs_of(copy), outputs, name=model.name)
 
 
-def _known(graph: Graph, found: list[Rule]) -> dict[int, np.ndarray]:
-    """What is known of every tensor, from the inputs on."""
+def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:
+    """Computes `known` of every tensor, from the inputs forwards."""
     known = {number: np.full(channels(graph.shape(number)), np.nan) for number in graph.inputs}
-    for each in found:
-        results = each.known([known[number] for number in each.step.inputs])
-        known.update(zip(each.step.outputs, results, strict=True))
+    for step_rule in step_rules:
+        results = step_rule.known([known[number] for number in step_rule.step.inputs])
+        known.update(zip(step_rule.step.outputs, results, strict=True))
     return known
 
 
-def _needed(graph: Graph, found: list[Rule], known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """What is needed of every tensor, from the outputs back; of each at least one channel, so that it exists."""
+def _needed(graph: Graph, step_rules: list[Rule], known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Computes `needed` of every tensor, from the outputs backwards. A tensor keeps at least one channel."""
     needed = {number: np.zeros(values.shape, bool) for number, values in known.items()}
     for number in graph.outputs:
         needed[number][:] = True
-    for each in reversed(found):
-        for number in each.step.outputs:
+    for step_rule in reversed(step_rules):
+        step = step_rule.step
+        for number in step.outputs:
             needed[number][0] |= not needed[number].any()
-        inputs = [known[number] for number in each.step.inputs]
-        wanted = each.needed(inputs, [needed[number] for number in each.step.outputs])
-        for number, channels_read in zip(each.step.inputs, wanted, strict=True):
+        needed_inputs = step_rule.needed([known[n] for n in step.inputs], [needed[n] for n in step.outputs])
+        for number, channels_read in zip(step.inputs, needed_inputs, strict=True):
             needed[number] |= channels_read
     return needed
 
 
 def _values(
-    graph: Graph, found: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
+    graph: Graph, step_rules: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
 ) -> dict[int, Value]:
-    """Every tensor in the smaller model."""
+    """Builds every tensor of the smaller model."""
     values = {number: Value(graph.tensors[number], np.ones_like(needed[number])) for number in graph.inputs}
-    for each in found:
-        inputs, outputs = each.step.inputs, each.step.outputs
-        made = each.smaller([known[n] for n in inputs], [needed[n] for n in outputs], [values[n] for n in inputs])
-        values.update(zip(outputs, made, strict=True))
+    for step_rule in step_rules:
+        inputs, outputs = step_rule.step.inputs, step_rule.step.outputs
+        results = step_rule.smaller(
+            [known[n] for n in inputs], [needed[n] for n in outputs], [values[n] for n in inputs]
+        )
+        values.update(zip(outputs, results, strict=True))
     return values
+
+
+def _rule(graph: Graph, step: Step) -> Rule:
+    """Returns the rule for a step. Layers and calls that no rule covers get a barrier (`Rule`)."""
+    rule_class = _RULES.get(type(step.layer), Rule)
+    if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
+        rule_class = rules.Operation
+    if not is_plain(step.node) or id(step.layer) in graph.shared() or not _is_channels_last(step.layer):
+        return Rule(graph, step)
+    shapes = [graph.shape(number) for number in step.inputs + step.outputs]
+    if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):
+        return Rule(graph, step)
+    return _for_settings(rule_class, step.layer, shapes[:-1], shapes[-1])(graph, step)
+
+
+def _for_settings(rule_class: type[Rule], layer: Any, inputs: list[tuple], output: tuple) -> type[Rule]:
+    """Returns `rule_class`, or another rule if the layer's settings or shapes need one."""
+    fits = True
+    if issubclass(rule_class, rules.Merge):
+        fits = len(inputs) > 1 and {(len(shape), shape[-1]) for shape in inputs} == {(len(output), output[-1])}
+    elif rule_class is rules.ConcatenateChannels and layer.axis % len(output) != len(output) - 1:
+        return rules.ConcatenatePositions
+    elif rule_class is rules.Reshape and len(output) == 2:
+        rule_class, fits = rules.Flatten, None not in inputs[0][1:]
+    elif rule_class is rules.Reshape:
+        fits = output[-1] == inputs[0][-1] and None not in output[1:]
+    elif rule_class is rules.Flatten:
+        fits = None not in inputs[0][1:]
+    elif rule_class is rules.Normalization:
+        fits = layer.axis in (-1, len(output) - 1)
+    elif rule_class is rules.Pointwise and isinstance(layer, layers.Activation):
+        fits = mixers.is_pointwise(layer.activation)
+    elif rule_class is mixers.Depthwise:
+        fits = layer.depth_multiplier == 1 and mixers.is_pointwise(layer.activation)
+    elif issubclass(rule_class, mixers.Mixer):
+        fits = getattr(layer, "groups", 1) == 1 and not _is_altered(layer)
+    return rule_class if fits else Rule
+
+
+def _is_channels_last(layer: Any) -> bool:
+    return getattr(layer, "data_format", None) in (None, "channels_last")
+
+
+def _is_altered(layer: keras.Layer) -> bool:
+    """Returns whether LoRA or quantization changes what the layer computes."""
+    return bool(getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None))

@@ -1,4 +1,4 @@
-"""A model as a list of steps between numbered tensors; models inside it are opened."""
+"""Traces a model to a list of layer calls between numbered tensors; nested models are inlined where possible."""
 
 import itertools
 from collections import Counter
@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from tf_packnet.structure.layer_paths import is_graph
-from tf_packnet.system.keras_internals import as_function, graph_ends, nodes
 
 
 @dataclass(frozen=True)
@@ -16,11 +15,11 @@ class Step:
     """One call of a layer, or of an operation such as `x + y`.
 
     Attributes:
-        layer: What is called: a layer, or an operation of Keras.
-        name: The layer's name, numbered if a step before has it too.
+        layer: The Keras layer or operation that is called.
+        name: The layer's name, with a number if an earlier step has the same name.
         node: Keras's record of the call.
-        inputs: Numbers of the tensors that go in.
-        outputs: Numbers of the tensors that come out.
+        inputs: Numbers of the input tensors.
+        outputs: Numbers of the output tensors.
     """
 
     layer: Any
@@ -32,13 +31,13 @@ class Step:
 
 @dataclass
 class Graph:
-    """The steps of a model in an order in which they can be computed.
+    """The steps of a model in topological order.
 
     Attributes:
-        tensors: Keras's symbolic tensors; their numbers are their positions.
+        tensors: Keras's symbolic tensors; the number of a tensor is its index.
         steps: The calls.
-        inputs: Numbers of the model's inputs, flat.
-        outputs: Numbers of its outputs, flat.
+        inputs: Numbers of the model's inputs, flattened.
+        outputs: Numbers of the model's outputs, flattened.
         sparse: Whether kernels of the smaller model may be stored without their zeros.
     """
 
@@ -49,38 +48,38 @@ class Graph:
     sparse: bool = True
 
     def shape(self, number: int) -> tuple[int | None, ...]:
-        """Shape of a tensor, the batch first."""
+        """Shape of a tensor, including the batch axis."""
         return tuple(self.tensors[number].shape)
 
     def first_name(self, layer: Any) -> str:
-        """The name of the first step that calls a layer."""
+        """Name of the first step that calls a layer."""
         return next(step.name for step in self.steps if step.layer is layer)
 
     def shared(self) -> set[int]:
-        """The `id` of every layer with weights that is called more than once."""
+        """Ids of the layers with weights that are called more than once."""
         calls = Counter(id(step.layer) for step in self.steps if getattr(step.layer, "weights", None))
         return {layer for layer, count in calls.items() if count > 1}
 
 
 def is_plain(node: Any) -> bool:
-    """Whether a call has no arguments but its tensors: `training=True` changes what a layer does."""
-    given = [value for value in node.arguments.args if not _is_tensors(value)]
-    given += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
-    return all(value is None for value in given)
+    """Returns whether a call has no arguments besides tensors, such as `training=True`."""
+    options = [value for value in node.arguments.args if not _is_tensors(value)]
+    options += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
+    return all(value is None for value in options)
 
 
 def functional(model: keras.Model) -> Any:
-    """Keras's own graph of a Sequential or functional model."""
-    return as_function(model)
+    """Returns a Sequential or functional model as a functional one."""
+    return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def inputs_of(model: keras.Model) -> Any:
-    """The symbolic inputs of a Sequential or functional model, structured as it was made with them."""
-    return graph_ends(functional(model))[0]
+    """Returns the symbolic inputs of a Sequential or functional model, in the structure they were given in."""
+    return functional(model)._inputs_struct
 
 
 def trace(model: keras.Model, sparse: bool = True) -> Graph:
-    """The graph of a Sequential or functional model."""
+    """Returns the graph of a Sequential or functional model."""
     graph = Graph(sparse=sparse)
     numbers: dict[int, int] = {}
     for tensor in functional(model).inputs:
@@ -92,32 +91,33 @@ def trace(model: keras.Model, sparse: bool = True) -> Graph:
 
 
 def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
-    """Appends the steps of `model`; `numbers` has the numbers of its tensors, its inputs' from the start."""
-    for node in nodes(model):
-        if node.is_input:
-            continue
-        inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
-        if _can_be_opened(node):
-            inner = functional(node.operation)
-            inside = {id(inner.inputs[0]): inputs[0]}
-            _visit(inner, inside, graph)
-            for tensor, result in zip(node.outputs, inner.outputs, strict=True):
-                numbers[id(tensor)] = inside[id(result)]
-            continue
-        for tensor in node.outputs:
-            numbers[id(tensor)] = _new(graph, tensor)
-        outputs = tuple(numbers[id(tensor)] for tensor in node.outputs)
-        graph.steps.append(Step(node.operation, _name(node.operation, graph), node, inputs, outputs))
+    """Appends the steps of `model`. `numbers` maps ids of its tensors to numbers and must contain its inputs."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
+            if _can_be_inlined(node):
+                inner = functional(node.operation)
+                inner_numbers = {id(inner.inputs[0]): inputs[0]}
+                _visit(inner, inner_numbers, graph)
+                for tensor, result in zip(node.outputs, inner.outputs, strict=True):
+                    numbers[id(tensor)] = inner_numbers[id(result)]
+                continue
+            for tensor in node.outputs:
+                numbers[id(tensor)] = _new(graph, tensor)
+            outputs = tuple(numbers[id(tensor)] for tensor in node.outputs)
+            graph.steps.append(Step(node.operation, _name(node.operation, graph), node, inputs, outputs))
 
 
-def _can_be_opened(node: Any) -> bool:
-    """Whether the layers of a model that is called do the same without it: it casts and reshapes no inputs."""
+def _can_be_inlined(node: Any) -> bool:
+    """Returns whether a nested model can be replaced by its layers: it must not cast or reshape its inputs."""
     model = node.operation
     if not isinstance(model, keras.Model) or not is_graph(model) or not is_plain(node):
         return False
     inner = functional(model)
-    inside, outside = ([(t.shape, t.dtype) for t in ts] for ts in (inner.inputs, node.arguments.keras_tensors))
-    return inside == outside and len(inner.inputs) == 1 and len(inner.outputs) == len(node.outputs)
+    expected, actual = ([(t.shape, t.dtype) for t in ts] for ts in (inner.inputs, node.arguments.keras_tensors))
+    return expected == actual and len(inner.inputs) == 1 and len(inner.outputs) == len(node.outputs)
 
 
 def _new(graph: Graph, tensor: Any) -> int:

@@ -1,12 +1,13 @@
-"""What compaction knows of a layer: which outputs are constant, which inputs matter, how it is made smaller.
+"""Compaction rules: which outputs of a layer are constant, which inputs it needs, and how it is made smaller.
 
-A tensor's channels are the positions of its last axis. Three facts are kept of each, as arrays over its channels:
+The channels of a tensor are the positions of its last axis. Three arrays describe them:
 
-- `known`: the value of a channel that is the same for every input and at every position, NaN for others;
-- `needed`: whether anything that reaches an output reads it, and is not told its known value instead;
-- `kept`: whether the smaller model has it. What is needed is kept.
+- `known`: the value of each channel that is the same for every input and at every position, NaN for other channels;
+- `needed`: whether something that reaches an output reads the channel, and its known value cannot replace it;
+- `kept`: whether the smaller model has the channel. Needed channels are kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +17,30 @@ import numpy as np
 from tf_packnet.export.compaction.graph import Graph, Step
 from tf_packnet.export.compaction.sparse import Select
 
+Arrays = list[np.ndarray]
+
 
 @dataclass
 class Value:
-    """A tensor of the smaller model, and which channels of the old tensor it has."""
+    """A tensor of the smaller model, and which channels of the original tensor it has."""
 
     tensor: Any
     kept: np.ndarray
 
     def only(self, channels: np.ndarray) -> "Value":
-        """The value with fewer channels: those of `channels`, a subset of `kept`."""
+        """Returns the value with fewer channels, a subset of `kept`."""
         if np.array_equal(channels, self.kept):
             return self
         return Value(Select(np.flatnonzero(channels[self.kept]))(self.tensor), channels)
 
 
 class Rule:
-    """A barrier: nothing is known of what comes out, all that goes in is needed, the layer stays as it is.
+    """A barrier, which is right for any layer: nothing is known of the outputs, all inputs are needed.
 
-    That is right for any layer; subclasses know more about theirs.
+    The layer stays as it is. Subclasses know more about their layers.
 
     Args:
-        graph: Where the step is.
+        graph: The graph that contains the step.
         step: The call of the layer.
     """
 
@@ -46,19 +49,19 @@ class Rule:
         self.input_shapes = [graph.shape(number) for number in step.inputs]
         self.output_shapes = [graph.shape(number) for number in step.outputs]
 
-    def known(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """`known` of the outputs, from that of the inputs."""
+    def known(self, inputs: Arrays) -> Arrays:
+        """Returns `known` of the outputs, from that of the inputs."""
         return [np.full(channels(shape), np.nan) for shape in self.output_shapes]
 
-    def needed(self, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """`needed` of the inputs, from what is known of them and `needed` of the outputs."""
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
+        """Returns `needed` of the inputs, from `known` of the inputs and `needed` of the outputs."""
         return [np.ones(channels(shape), bool) for shape in self.input_shapes]
 
-    def smaller(self, inputs: list[np.ndarray], needed: list[np.ndarray], values: list[Value]) -> list[Value]:
-        """The outputs in the smaller model.
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
+        """Builds the outputs in the smaller model.
 
         Args:
-            inputs: What is known of the inputs.
+            inputs: `known` of the inputs.
             needed: `needed` of the outputs.
             values: The inputs in the smaller model.
         """
@@ -66,166 +69,173 @@ class Rule:
         tensors = {id(old): new.tensor for old, new in zip(arguments.keras_tensors, values, strict=True)}
         args, kwargs = arguments.fill_in(tensors)
         if isinstance(self.layer, keras.Layer):
-            self.layer.name = self.graph.first_name(self.layer)  # layers of models inside may have the same
+            self.layer.name = self.graph.first_name(self.layer)  # layers of nested models may have equal names
         outputs = keras.tree.flatten(self.layer(*args, **kwargs))
-        everything = [np.ones(channels(shape), bool) for shape in self.output_shapes]
-        return [Value(tensor, kept) for tensor, kept in zip(outputs, everything, strict=True)]
+        all_channels = [np.ones(channels(shape), bool) for shape in self.output_shapes]
+        return [Value(tensor, kept) for tensor, kept in zip(outputs, all_channels, strict=True)]
 
-    def made(self, **changes: Any) -> keras.Layer:
-        """The layer made anew from its config, with changes."""
+    def copy(self, **changes: Any) -> keras.Layer:
+        """Returns a new layer from the layer's config, with changes."""
         return type(self.layer).from_config({**self.layer.get_config(), "name": self.step.name, **changes})
 
 
 def channels(shape: tuple[int | None, ...]) -> int:
-    """How many channels a tensor is taken to have; those of no known last axis are treated as one."""
+    """Returns the number of channels of a tensor; 1 if its last axis has no known length."""
     return shape[-1] if len(shape) > 1 and shape[-1] is not None else 1
 
 
-class Skipped(Rule):
-    """Does nothing when a model predicts, as Dropout: left out."""
+class Skip(Rule):
+    """Rule of layers that do nothing in prediction, such as Dropout: they are removed."""
 
-    def known(self, inputs):
+    def known(self, inputs: Arrays) -> Arrays:
         return inputs
 
-    def needed(self, inputs, outputs):
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
         return outputs
 
-    def smaller(self, inputs, needed, values):
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         return values
 
 
 class Channelwise(Rule):
-    """Works on each channel by itself, has no weights, and leaves a constant channel as it is: pooling, cropping."""
+    """Rule of layers without weights that do not mix channels and keep constants, such as pooling and cropping."""
 
-    def known(self, inputs):
+    def known(self, inputs: Arrays) -> Arrays:
         return inputs
 
-    def needed(self, inputs, outputs):
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
         return outputs
 
-    def smaller(self, inputs, needed, values):
-        return [Value(self.made()(values[0].tensor), values[0].kept)]
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
+        return [Value(self.copy()(values[0].tensor), values[0].kept)]
 
 
-class Padded(Channelwise):
-    """Puts zeros around: a constant stays one only if it is 0."""
+class Padding(Channelwise):
+    """Rule of zero padding: a constant stays constant only if it is 0."""
 
-    def known(self, inputs):
+    def known(self, inputs: Arrays) -> Arrays:
         return [np.where(inputs[0] == 0, 0.0, np.nan)]
 
 
 class Pointwise(Channelwise):
-    """An activation: a constant becomes another."""
+    """Rule of activations, which map a constant to another constant."""
 
-    def known(self, inputs):
-        return [applied(self.layer, inputs[0], len(self.output_shapes[0]), self.layer.compute_dtype)]
+    def known(self, inputs: Arrays) -> Arrays:
+        return [apply_channelwise(self.layer, inputs[0], len(self.output_shapes[0]), self.layer.compute_dtype)]
 
 
-class Normalized(Pointwise):
-    """BatchNormalization on its stored statistics: a factor and an offset a channel."""
+class Normalization(Pointwise):
+    """Rule of BatchNormalization in prediction: a factor and an offset per channel."""
 
-    def smaller(self, inputs, needed, values):
-        layer = self.made()
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
+        layer = self.copy()
         tensor = layer(values[0].tensor)
         for new, old in zip(layer.weights, self.layer.weights, strict=True):
             new.assign(array(old)[values[0].kept])
         return [Value(tensor, values[0].kept)]
 
 
-class Flattened(Channelwise):
-    """Puts the positions side by side: a channel becomes as many as there were positions."""
+class Flatten(Channelwise):
+    """Rule of Flatten: each channel becomes one channel per position."""
 
-    def __init__(self, graph, step):
+    def __init__(self, graph: Graph, step: Step):
         super().__init__(graph, step)
         self.positions = int(np.prod(self.input_shapes[0][1:-1]))
 
-    def known(self, inputs):
+    def known(self, inputs: Arrays) -> Arrays:
         return [np.tile(inputs[0], self.positions)]
 
-    def needed(self, inputs, outputs):
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
         return [outputs[0].reshape(self.positions, -1).any(0)]
 
-    def smaller(self, inputs, needed, values):
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         tensor = keras.layers.Flatten(name=self.step.name, dtype=self.layer.dtype_policy)(values[0].tensor)
         return [Value(tensor, np.tile(values[0].kept, self.positions))]
 
 
-class Reshaped(Channelwise):
-    """Rearranges the positions and leaves the channels."""
+class Reshape(Channelwise):
+    """Rule of Reshape where it rearranges positions and keeps the channels."""
 
-    def smaller(self, inputs, needed, values):
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         shape = (*self.output_shapes[0][1:-1], int(values[0].kept.sum()))
-        return [Value(self.made(target_shape=shape)(values[0].tensor), values[0].kept)]
+        return [Value(self.copy(target_shape=shape)(values[0].tensor), values[0].kept)]
 
 
-class Merged(Rule):
-    """Adds, multiplies, ... or joins tensors of as many channels, channel by channel."""
+class Merge(Rule):
+    """Rule of layers such as Add that combine tensors with equal numbers of channels, channel by channel."""
 
-    def known(self, inputs):
-        nothing = np.isnan(inputs).any(0)
-        rank = len(self.output_shapes[0])
-        filled = [np.where(np.isnan(each), 0.0, each).reshape((1,) * (rank - 1) + (-1,)) for each in inputs]
-        return [np.where(nothing, np.nan, self._merged(filled))]
+    def known(self, inputs: Arrays) -> Arrays:
+        unknown = np.isnan(inputs).any(0)
+        shape = (1,) * (len(self.output_shapes[0]) - 1) + (-1,)
+        constants = [np.where(np.isnan(known), 0.0, known).reshape(shape) for known in inputs]
+        return [np.where(unknown, np.nan, self._merge(constants))]
 
-    def _merged(self, inputs: list[np.ndarray]) -> np.ndarray:
-        return eagerly(self.layer, inputs, self.layer.compute_dtype)
+    def _merge(self, inputs: Arrays) -> np.ndarray:
+        return apply_eagerly(self.layer, inputs, self.layer.compute_dtype)
 
-    def needed(self, inputs, outputs):
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
         return outputs * len(inputs)
 
-    def smaller(self, inputs, needed, values):
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         kept = values[0].kept
         if any(not np.array_equal(value.kept, kept) for value in values):
             kept = needed[0]
             values = [value.only(kept) for value in values]
-        return [Value(self.made()([value.tensor for value in values]), kept)]
+        return [Value(self.copy()([value.tensor for value in values]), kept)]
 
 
-class Operated(Merged):
-    """The same, written with an operator such as `x + y`."""
+class Operation(Merge):
+    """Rule of operators such as `x + y`."""
 
-    def _merged(self, inputs):
-        return eagerly(lambda pair: self.layer(*pair), inputs, "float64")
+    def _merge(self, inputs: Arrays) -> np.ndarray:
+        return apply_eagerly(lambda pair: self.layer(*pair), inputs, "float64")
 
-    def made(self, **changes):
+    def copy(self, **changes: Any) -> keras.Layer:
         return getattr(keras.layers, type(self.layer).__name__)(name=self.step.name)
 
 
-class Joined(Merged):
-    """Joins tensors along an axis of positions: a channel is constant if it is the same constant in all of them."""
+class ConcatenatePositions(Merge):
+    """Rule of Concatenate along another axis than the channels: equal constants stay constant."""
 
-    def known(self, inputs):
-        same = (np.asarray(inputs) == inputs[0]).all(0)
-        return [np.where(same, inputs[0], np.nan)]
+    def known(self, inputs: Arrays) -> Arrays:
+        equal = (np.asarray(inputs) == inputs[0]).all(0)
+        return [np.where(equal, inputs[0], np.nan)]
 
 
-class Stacked(Rule):
-    """Concatenates channels."""
+class ConcatenateChannels(Rule):
+    """Rule of Concatenate along the channels."""
 
-    def known(self, inputs):
+    def known(self, inputs: Arrays) -> Arrays:
         return [np.concatenate(inputs)]
 
-    def needed(self, inputs, outputs):
-        return np.split(outputs[0], np.cumsum([len(each) for each in inputs])[:-1])
+    def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
+        return np.split(outputs[0], np.cumsum([len(known) for known in inputs])[:-1])
 
-    def smaller(self, inputs, needed, values):
-        tensor = self.made()([value.tensor for value in values])
+    def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
+        tensor = self.copy()([value.tensor for value in values])
         return [Value(tensor, np.concatenate([value.kept for value in values]))]
 
 
-def applied(layer: Any, known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
-    """What a layer that works channel by channel makes of known values; NaN stays NaN."""
-    nothing = np.isnan(known)
-    one_position = np.where(nothing, 0.0, known).reshape((1,) * (rank - 1) + (-1,))
-    return np.where(nothing, np.nan, eagerly(layer, one_position, dtype))
+def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
+    """Applies a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
+
+    Args:
+        layer: The layer or activation.
+        known: The known values.
+        rank: Number of axes of the tensor that the layer takes, including the batch.
+        dtype: The dtype to compute in.
+    """
+    unknown = np.isnan(known)
+    one_position = np.where(unknown, 0.0, known).reshape((1,) * (rank - 1) + (-1,))
+    return np.where(unknown, np.nan, apply_eagerly(layer, one_position, dtype))
 
 
-def eagerly(layer: Any, inputs: Any, dtype: str) -> np.ndarray:
-    """What a layer makes of arrays of one position, computed in `dtype`: `(channels,)`."""
-    tensors = keras.tree.map_structure(lambda each: keras.ops.convert_to_tensor(each, dtype), inputs)
+def apply_eagerly(layer: Callable[[Any], Any], inputs: Any, dtype: str) -> np.ndarray:
+    """Applies a layer to arrays of one position, computed in `dtype`; returns `float64` values `(channels,)`."""
+    tensors = keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, dtype), inputs)
     return array(layer(tensors)).astype("float64").reshape(-1)
 
 
 def array(value: Any) -> np.ndarray:
-    """A variable or tensor as a NumPy array."""
+    """Converts a variable or tensor to a NumPy array."""
     return np.asarray(keras.ops.convert_to_numpy(value))

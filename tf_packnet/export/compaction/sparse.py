@@ -1,11 +1,11 @@
-"""Keras layers whose kernel is stored without its zeros, and computed with as the dense kernel that it is.
+"""Keras layers that store their kernel without its zeros and compute with the dense kernel.
 
-The dense kernel is made once, when the layer or the SavedModel is loaded, by core TensorFlow operations: at these sizes
-dense products beat sparse ones from a batch of a few examples on (docs/compaction.md has the measurements).
+The dense kernel is computed once, by core TensorFlow operations, when the layer or the SavedModel is loaded. At these
+sizes dense products are faster than sparse ones for more than a few examples (measured in docs/compaction.md).
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,11 +17,11 @@ from tf_packnet.export.compaction import storage
 
 
 class DenseKernel(tf.saved_model.experimental.TrackableResource):
-    """The dense kernel in memory: a resource that a loaded SavedModel makes of the stored entries. It is never saved.
+    """The dense kernel in memory, a resource that a SavedModel computes from the entries on loading. It is not saved.
 
     Args:
-        values: The kernel's entries, see `storage.Packed`.
-        gaps: Where they stand.
+        values: The kernel's entries, see `storage.SparseEntries`.
+        gaps: The distances between their positions.
         shape: The kernel's shape.
     """
 
@@ -33,10 +33,10 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         with tf.init_scope():
             self.memory = tf.Variable(tf.zeros(shape, self.dtype), trainable=False)
             self._resource_handle = self.memory.handle
-        for variable in (values, gaps):  # whoever assigns them: loading, set_weights
-            variable.assign = self._followed(variable.assign)
+        for variable in (values, gaps):  # any assignment counts, such as by loading or set_weights
+            variable.assign = self._refreshing(variable.assign)
 
-    def _followed(self, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _refreshing(self, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def assign_and_refresh(value: Any) -> Any:
             result = assign(value)
             self.refresh()
@@ -45,20 +45,20 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         return assign_and_refresh
 
     def refresh(self) -> None:
-        """Makes the dense kernel of the entries as they are now."""
+        """Recomputes the dense kernel from the present entries."""
         self.memory.assign(self._dense())
         content = [np.asarray(ops.convert_to_numpy(part)).tobytes() for part in (self.values, self.gaps)]
         self.digest = hashlib.sha256(repr(self.shape).encode() + b"".join(content)).hexdigest()[:16]
 
     def read(self) -> tf.Tensor:
-        """The dense kernel."""
+        """Returns the dense kernel."""
         kernel = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self.dtype)
         kernel.set_shape(self.shape)
         return kernel
 
     def _create_resource(self) -> tf.Tensor:
-        # Called while a SavedModel is written. The name follows from the content, so that SavedModels loaded side by
-        # side share a kernel only if it is the same.
+        # Called while a SavedModel is written. The name depends on the content, so that SavedModels loaded in one
+        # process share a kernel only if it is the same.
         return tf.raw_ops.VarHandleOp(dtype=self.dtype, shape=self.shape, shared_name=f"kernel_{self.digest}")
 
     def _initialize(self) -> None:
@@ -72,45 +72,45 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
 
 
 class SparseKernel:
-    """Mixin, before a Keras layer that computes with `self.kernel`.
+    """Mixin for Keras layers that compute with `self.kernel`; it precedes the Keras layer in the bases.
 
     Args:
-        entries: How many entries the stored kernel has.
-        gap_dtype: The unsigned integer type of the gaps between them.
+        entries: Number of entries of the stored kernel.
+        gap_dtype: Unsigned integer dtype of the gaps between them.
     """
 
-    def __init__(self, *args, entries: int, gap_dtype: str = "uint16", **kwargs):
+    def __init__(self, *args: Any, entries: int, gap_dtype: str = "uint16", **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.entries = entries
         self.gap_dtype = gap_dtype
 
-    def add_weight(self, *args, name: str | None = None, **kwargs) -> keras.Variable:
-        """Keras's `build` asks for the kernel here, and gets its entries."""
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+        """Overrides Keras's hook: `build` asks for the kernel and receives its entries."""
         if name != "kernel":
             return super().add_weight(*args, name=name, **kwargs)
         shape = tuple(kwargs.pop("shape"))
-        own = {"shape": (self.entries,), "initializer": "zeros", "trainable": False}
-        values = super().add_weight(name="values", **own)
-        self.gaps = super().add_weight(name="gaps", dtype=self.gap_dtype, autocast=False, **own)
+        arguments = {"shape": (self.entries,), "initializer": "zeros", "trainable": False}
+        values = super().add_weight(name="values", **arguments)
+        self.gaps = super().add_weight(name="gaps", dtype=self.gap_dtype, autocast=False, **arguments)
         self._dense_kernel = DenseKernel(values, self.gaps, shape)
         return values
 
     @property
     def kernel(self) -> Any:
-        """The dense kernel, in the layer's compute dtype. To change it, use `assign_entries`."""
+        """The dense kernel in the layer's compute dtype. Use `assign_entries` to change it."""
         return ops.cast(self._dense_kernel.read(), self.compute_dtype)
 
-    def assign_entries(self, packed: storage.Packed) -> None:
-        """Stores other entries, as many as there are."""
-        self._kernel.assign(packed.values)
-        self.gaps.assign(packed.gaps)
+    def assign_entries(self, entries: storage.SparseEntries) -> None:
+        """Assigns other entries, of the same number."""
+        self._kernel.assign(entries.values)
+        self.gaps.assign(entries.gaps)
 
     def save_own_variables(self, store: dict) -> None:
-        """Keras's hook: the entries, not the dense kernel."""
+        """Overrides Keras's hook: saves the entries, not the dense kernel."""
         keras.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: dict) -> None:
-        """Keras's hook, the inverse of `save_own_variables`."""
+        """Overrides Keras's hook: loads the entries."""
         keras.Layer.load_own_variables(self, store)
 
     def get_config(self) -> dict[str, Any]:
@@ -147,21 +147,21 @@ SPARSE_TWINS = {
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class Select(keras.layers.Layer):
-    """Keeps some features of the last axis.
+    """Selects features of the last axis.
 
     Args:
-        features: Their positions, ascending.
+        features: Indices of the features, ascending.
     """
 
-    def __init__(self, features: list[int], **kwargs):
+    def __init__(self, features: Sequence[int], **kwargs: Any):
         super().__init__(**kwargs)
         self.features = [int(feature) for feature in features]
         self.supports_masking = True
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return ops.take(inputs, np.array(self.features, "int32"), axis=-1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*input_shape[:-1], len(self.features))
 
     def get_config(self) -> dict[str, Any]:
