@@ -77,7 +77,8 @@ test-slow: $(READY)
 
 lock: $(READY)
 	$(RUN) -m pip install --quiet uv
-	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra test --upgrade --no-header setup.py -o requirements.txt
+	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra experiments --extra test --extra docs --upgrade \
+	  --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf $(VENV) out

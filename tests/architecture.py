@@ -26,6 +26,7 @@ PYPI = {
     "rich": "rich",
     "scipy": "scipy",
     "sklearn": "scikit-learn",
+    "tabulate": "tabulate",
     "tensorboard": "tensorboard",
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",

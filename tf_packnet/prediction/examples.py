@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.own import IMAGES
 
 ARRAYS = (".npy", ".npz")
@@ -135,6 +136,7 @@ def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
 
 
 def _image(file: Path, wanted: Wanted) -> np.ndarray:
+    require_extra("Reading images", "PIL")
     from PIL import Image
 
     shape = wanted.shape if len(wanted.shape) == 3 else (*wanted.shape, 1)

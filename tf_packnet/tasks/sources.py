@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.stream import Split
 
@@ -19,6 +20,7 @@ EMBEDDED = "digits"
 
 def load_digits() -> tuple[Split, Split, list[str]]:
     """scikit-learn's 1,797 handwritten digits, 8x8, in the package: no network. One in five is for testing."""
+    require_extra("The embedded data set `digits`", "sklearn")
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -36,6 +38,7 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
         ArgumentError: If TFDS has no such set, it is no image classification set, or it is neither on disk nor to be
             had from the network.
     """
+    require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     check_name(name, data_dir)
@@ -66,6 +69,7 @@ def check_name(name: str, data_dir: str | None = None) -> None:
         if not os.path.isdir(os.path.expanduser(name)):
             raise ArgumentError("dataset", "a folder that is there, with a folder a task in it", name)
         return
+    require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
