@@ -12,7 +12,8 @@ PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
-	@echo "make test       ruff and pytest"
+	@echo "make lint       ruff and mypy"
+	@echo "make test       lint and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: twenty minutes or more on a machine that does nothing else"
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
@@ -47,6 +48,7 @@ build-file: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 # Two processes: most of the time goes to tracing, which is one thread's work.
 test: lint
