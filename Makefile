@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: twenty minutes or more on a machine that does nothing else"
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
-	@echo "make docs       the API reference from the docstrings, into out/api"
+	@echo "make docs       the guides and the API reference as a site, into out/docs/index.html"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
 	@echo "make build-file  write BUILD from the imports"
@@ -70,9 +70,9 @@ results: $(READY)
 	  --sweep=prune_scope=layer,global --seeds=1 --precision=mixed_bfloat16 --workers=1 --threads=2 \
 	  --output_dir=out/results/cifar10-prune_scope
 
-# pdoc keeps what it imports from starting programs; platform.machine() of scikit-learn's needs uname.
+# Guides and API reference; strict, see mkdocs.yml.
 docs: $(READY)
-	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m pdoc --docformat google --output-directory out/api tf_packnet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
