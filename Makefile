@@ -72,7 +72,7 @@ results: $(READY)
 
 # Guides and API reference; strict, see mkdocs.yml.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow

@@ -75,8 +75,12 @@ def reference_pages() -> dict[str, str]:
     sys.path.insert(0, str(ROOT))
     package = importlib.import_module("tf_packnet")
     sys.path.pop(0)
-    names = [f"::: tf_packnet.{module}.{name}" for name, module in package._HOME.items()]
-    pages = {"reference/tf_packnet.md": "\n\n".join(["# tf_packnet", package.__doc__ or "", *names])}
+    index = [f"- [`tp.{name}`][tf_packnet.{module}.{name}]" for name, module in package._HOME.items()]
+    # The names of public packages are on the pages of these.
+    own = [
+        f"::: tf_packnet.{module}.{name}" for name, module in package._HOME.items() if module not in package._MODULES
+    ]
+    pages = {"reference/tf_packnet.md": "\n\n".join(["# tf_packnet", package.__doc__ or "", "\n".join(index), *own])}
     for name in package._MODULES:
         exported = "__all__" in (ROOT / "tf_packnet" / name / "__init__.py").read_text(encoding="utf-8")
         options = "" if exported else "\n    options:\n      show_submodules: true"
