@@ -20,7 +20,7 @@ help:
 	@echo "make docs       the guides and the API reference as a site, into out/docs/index.html"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
-	@echo "make build-file  write BUILD from the imports"
+	@echo "make build-file  write BUILD and the diagram of docs/architecture.md from the imports"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
