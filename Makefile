@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup wheels demo test test-slow bench results docs build-file lint lock clean
+.PHONY: help setup wheels demo test test-slow bench results docs build-file lint mutants lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
@@ -21,6 +21,7 @@ help:
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
 	@echo "make build-file  write BUILD and the diagram of docs/architecture.md from the imports"
+	@echo "make mutants    mutation testing: hours; of one module with MODULE=tf_packnet/pruning/shares.py: minutes"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -76,6 +77,10 @@ docs: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+mutants: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check 'cosmic-ray>=8.4,<9'
+	$(RUN) -m tests.mutants $(MODULE) $(if $(TESTS),--tests="$(TESTS)")
 
 lock: $(READY)
 	$(RUN) -m pip install --quiet uv
