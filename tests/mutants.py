@@ -1,7 +1,8 @@
 """Mutation testing: changes the source in small ways, and lists the changes that no test notices.
 
 `make mutants` checks all modules of `TESTS`, which takes hours, and `make mutants MODULE=tf_packnet/pruning/shares.py`
-one of them. The changes are made in a copy, in `out/mutants/`. An interrupted run resumes with the same command.
+one of them. The changes are made in a copy, in `out/mutants/`. An interrupted run resumes with the same command;
+`rm -r out/mutants` starts over after a change of the source.
 """
 
 import argparse
@@ -26,8 +27,10 @@ TESTS = {
     "tf_packnet/callbacks/prune_round_scheduler.py": "tests/test_rounds.py",
     "tf_packnet/training/freeze_guard.py": "tests/test_freeze_guard.py",
 }
-# Changes that hardly ever stand for a mistake: arithmetic turned into bit operations.
-SKIPPED = r"core/ReplaceBinaryOperator_.*_(BitOr|BitAnd|BitXor|LShift|RShift|FloorDiv|Mod)$"
+# Changes that hardly ever stand for a mistake: arithmetic turned into bit operations, comparisons into identity.
+SKIPPED = (
+    r"core/Replace(BinaryOperator_.*_(BitOr|BitAnd|BitXor|LShift|RShift|FloorDiv|Mod)|ComparisonOperator_.*_Is(Not)?)$"
+)
 CONFIG = """\
 [cosmic-ray]
 module-path = {module!r}
@@ -47,9 +50,13 @@ def survivors(module: str, tests: str) -> str:
     """Mutates `module`, runs `tests` on every mutant, and returns the diffs of those that pass."""
     copy = ROOT / "out" / "mutants" / module.replace("/", ".")
     session = copy / "session.sqlite"
-    if not session.exists():
-        for folder in ("tf_packnet", "tests", "flags", "launch"):
-            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    is_new = not session.exists()
+    if is_new:
+        shutil.rmtree(copy, ignore_errors=True)
+    # Resuming needs this too: a mutant may have been left behind.
+    for folder in ("tf_packnet", "tests", "flags", "launch"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    if is_new:
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, copy)
         command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}"
