@@ -21,7 +21,6 @@ TESTS = {
     "tf_packnet/pruning/ranking.py": "tests/test_ranking.py",
     "tf_packnet/pruning/selection.py": "tests/test_selection.py tests/test_ranking.py",
     "tf_packnet/pruning/ownership.py": "tests/test_ownership.py",
-    "tf_packnet/pruning/round_plan.py": "tests/test_rounds.py",
     "tf_packnet/layers": "tests/test_layers.py tests/test_freeze.py",
     "tf_packnet/lifecycle": "tests/test_layers.py tests/test_packing.py tests/test_witness.py",
     "tf_packnet/callbacks/prune_round_scheduler.py": "tests/test_rounds.py",

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.architecture import PAGE, ROOT, page_with_diagram
+from tests.mutants import TESTS
 from tests.test_architecture import LAYERS
 
 PAGES = [ROOT / "CONTRIBUTING.md", PAGE]
@@ -33,6 +34,11 @@ def test_make_targets_exist():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for page in PAGES:
         assert set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))) <= set(targets)
+
+
+def test_mutation_testing_has_modules_and_tests():
+    paths = [path for module, tests in TESTS.items() for path in (module, *tests.split())]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_table_has_every_package():
