@@ -8,18 +8,20 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup wheels demo test test-slow bench results docs build-file lint lock clean
+.PHONY: help setup wheels demo test test-slow bench results docs build-file lint mutants lock clean
 
 help:
 	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
-	@echo "make test       ruff and pytest"
+	@echo "make lint       ruff and mypy"
+	@echo "make test       lint and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
 	@echo "make bench      what training costs beside its matrix products: twenty minutes or more on a machine that does nothing else"
 	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
-	@echo "make docs       the API reference from the docstrings, into out/api"
+	@echo "make docs       the guides and the API reference as a site, into out/docs/index.html"
 	@echo "make setup      only make .venv with the pinned dependencies"
 	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
-	@echo "make build-file  write BUILD from the imports"
+	@echo "make build-file  write BUILD and the diagram of docs/architecture.md from the imports"
+	@echo "make mutants    mutation testing: hours; of one module with MODULE=tf_packnet/pruning/shares.py: minutes"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -47,6 +49,7 @@ build-file: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 # Two processes: most of the time goes to tracing, which is one thread's work.
 test: lint
@@ -68,16 +71,21 @@ results: $(READY)
 	  --sweep=prune_scope=layer,global --seeds=1 --precision=mixed_bfloat16 --workers=1 --threads=2 \
 	  --output_dir=out/results/cifar10-prune_scope
 
-# pdoc keeps what it imports from starting programs; platform.machine() of scikit-learn's needs uname.
+# Guides and API reference; strict, see mkdocs.yml.
 docs: $(READY)
-	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m pdoc --docformat google --output-directory out/api tf_packnet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m slow
 
+mutants: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check 'cosmic-ray>=8.4,<9'
+	$(RUN) -m tests.mutants $(MODULE) $(if $(TESTS),--tests="$(TESTS)")
+
 lock: $(READY)
 	$(RUN) -m pip install --quiet uv
-	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra test --upgrade --no-header setup.py -o requirements.txt
+	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra experiments --extra test --extra docs --upgrade \
+	  --no-header pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf $(VENV) out

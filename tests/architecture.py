@@ -1,6 +1,7 @@
-"""Reads the imports of all source files and writes `BUILD` from them: `python -m tests.architecture`."""
+"""Reads the imports of all source files: `python -m tests.architecture` writes `BUILD` and a diagram from them."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ PYPI = {
     "rich": "rich",
     "scipy": "scipy",
     "sklearn": "scikit-learn",
+    "tabulate": "tabulate",
     "tensorboard": "tensorboard",
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
@@ -146,5 +148,39 @@ def _listed(key: str, values: list[str]) -> Iterator[str]:
     yield "    ],"
 
 
+# The page with the diagram of the packages, in its first Mermaid block.
+PAGE = ROOT / "docs" / "architecture.md"
+
+
+def page_with_diagram() -> str:
+    """The text of `PAGE` with the diagram of the packages as they are now."""
+    text = PAGE.read_text(encoding="utf-8")
+    return re.sub(r"```mermaid\n.*?```", f"```mermaid\n{diagram()}```", text, count=1, flags=re.DOTALL)
+
+
+def diagram() -> str:
+    """The packages as a Mermaid flow chart: an arrow for each import that no chain of other arrows implies."""
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        package = _package(module_of(path))
+        needed = {_package(module) for module in _imports_of_target(path) if module in FILES}
+        graph.setdefault(package, set()).update(needed - {package})
+
+    def reachable(name: str) -> set[str]:
+        return set().union(*({other} | reachable(other) for other in graph[name]))
+
+    lines = ["flowchart TD"]
+    for name, needed in sorted(graph.items()):
+        implied = set().union(*(reachable(other) for other in needed))
+        lines += [f"    {name} --> {other}" for other in sorted(needed - implied)]
+    return "\n".join(lines) + "\n"
+
+
+def _package(module: str) -> str:
+    parts = module.split(".")
+    return parts[0] if parts[0] != "tf_packnet" or len(parts) == 1 else parts[1]
+
+
 if __name__ == "__main__":
     (ROOT / "BUILD").write_text(build_file())
+    PAGE.write_text(page_with_diagram(), encoding="utf-8")

@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import EqualShare
 from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.schedules import GrowingShare
 from tf_packnet.pruning.shares import pruned_per_round, released_fraction, remaining, rounds_that_divide
 from tf_packnet.pruning.tfmot import PruningSchedule
 
@@ -81,3 +84,46 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_rounds_that_divide():
     assert rounds_that_divide(72) == [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
+
+
+def test_a_task_may_take_an_even_split_of_each_layer():
+    schedule = EqualShare(0.5, 5)
+    assert [schedule.largest_share(committed) for committed in range(6)] == [1 / 5, 1 / 4, 1 / 3, 1 / 2, 1.0, 1.0]
+    assert GrowingShare(0.5, 5, task=2).largest_share(1) == 1.0
+
+
+def test_erk_leaves_an_even_split_of_each_layer_to_later_tasks():
+    packed = compile_model(tp.pack(make_mlp()))
+    packed.begin_task("first")
+    scheduler = tp.PruneRoundScheduler(EqualShare(final_prune=0.3, num_tasks=3), scope="erk")
+    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=[scheduler, tp.GradientMask(), tp.TaskMaskSnapshot()])
+    # 63 of 72 + 120 weights are kept. ERK alone would keep 39.5% of the smaller layer; a third is the limit.
+    assert list(scheduler.rounds[0]["kept"].values()) == [24, 39]
+
+
+def test_defaults_and_limits():
+    schedule = EqualShare(0.5, 1)
+    assert schedule.get_config() == {"final_prune": 0.5, "num_tasks": 1, "rounds": 1, "epochs": None}
+    assert schedule.for_epochs(1).get_config() == {"final_prune": 0.5, "num_tasks": 1, "rounds": 1, "epochs": 1}
+    with pytest.raises(ArgumentError, match="Received: rounds=1"):
+        EqualShare(0.5, 1, epochs=0)
+    assert GrowingShare(0.5, 3).get_config() == {**EqualShare(0.5, 3).get_config(), "task": 1}
+    assert GrowingShare(0.5, 3, task=3).for_epochs(4).get_config()["task"] == 3
+    for task in (0, 4):
+        with pytest.raises(ArgumentError, match=f"the number of a task, 1 to 3. Received: task={task}"):
+            GrowingShare(0.5, 3, task=task)
+
+
+def test_kept_fractions_by_hand():
+    schedule = EqualShare(0.25, 2, rounds=2, epochs=4)  # each task releases half of the free weights
+    kept = [schedule.kept_fraction(n) for n in range(3)]
+    assert kept == pytest.approx([1, math.sqrt(0.5), 0.5])
+    after_the_last_round = schedule(9)
+    assert not after_the_last_round[0]
+    assert float(after_the_last_round[1]) == pytest.approx(0.5)
+
+
+def test_the_mask_for_all_tasks_grows_to_what_packnet_has_used():
+    first, second = (GrowingShare(0.25, 2, rounds=2, task=task) for task in (1, 2))
+    assert [first.kept_fraction(n) for n in range(3)] == pytest.approx([1, math.sqrt(0.5), 0.5])
+    assert [second.kept_fraction(n) for n in range(3)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.75])

@@ -1,3 +1,3 @@
-"""Version of the package, which `setup.py` reads from this file."""
+"""Version of the package, which `pyproject.toml` reads from this file."""
 
 __version__ = "0.1.0"

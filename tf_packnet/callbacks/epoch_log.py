@@ -4,8 +4,8 @@ import os
 
 import keras
 import tensorflow as tf
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+from tf_packnet.system.extras import require_extra
 
 _TAGS = {
     "loss": "loss/train",
@@ -31,6 +31,7 @@ class EpochLog(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        require_extra("EpochLog", "tensorboard")
         self._writer = tf.summary.create_file_writer(self.directory)
 
     def write(self, history: dict[str, list[float]]) -> None:
@@ -49,6 +50,9 @@ class EpochLog(keras.callbacks.Callback):
             self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
         values = {"sparsity": 0.0, **(logs or {})}
         point = Summary()  # one record for all curves takes a fifth of the time of one record each
         for key, tag in _TAGS.items():

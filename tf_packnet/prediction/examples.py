@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.own_data import IMAGES
 
 ARRAYS = (".npy", ".npz")
@@ -139,6 +140,7 @@ def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
 
 
 def _image(file: Path, spec: InputSpec) -> np.ndarray:
+    require_extra("Reading images", "PIL")
     from PIL import Image
 
     shape = spec.shape if len(spec.shape) == 3 else (*spec.shape, 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.data_checks import check_finite
 from tf_packnet.tasks.splitting import hold_out
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
@@ -179,6 +180,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    require_extra("Reading images", "PIL")
     from PIL import Image, UnidentifiedImageError
 
     images, labels = [], []

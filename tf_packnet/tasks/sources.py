@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError, first_line
+from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.stream import Split
 
@@ -25,6 +26,7 @@ def load_digits() -> tuple[Split, Split, list[str]]:
     Returns:
         Training examples, test examples (one in five), and class names.
     """
+    require_extra("The embedded data set `digits`", "sklearn")
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -49,6 +51,7 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
         ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with the splits
             train and test, or if it is not on disk and cannot be downloaded.
     """
+    require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     check_name(name, data_dir)
@@ -78,6 +81,7 @@ def check_name(name: str, data_dir: str | None = None) -> None:
         if not os.path.isdir(os.path.expanduser(name)):
             raise ArgumentError("dataset", "an existing folder, with one folder per task", name)
         return
+    require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
