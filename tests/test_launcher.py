@@ -230,7 +230,7 @@ class TestOutputDirectory:
     def test_another_run(self, tmp_path):
         theirs = results_of(self.config(tmp_path, seed=1))
         (tmp_path / "results.json").write_text(json.dumps(theirs))
-        with pytest.raises(ArgumentError, match="holds another run, with --seed=1"):
+        with pytest.raises(ArgumentError, match="has another run, with --seed=1"):
             output.check(self.config(tmp_path, seed=2))
 
     def test_the_same_run_is_found_complete_or_begun_again(self, tmp_path):

@@ -1,4 +1,4 @@
-"""The main job from end to end, through the launcher, on the embedded digits."""
+"""A run of the launcher from end to end, on the embedded digits."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_tensorboard_curves(run):
     for number, name in enumerate(["0-1", "2-3", "4-5"], start=1):
         task = events(root / f"tensorboard/task_{number}_{name}")
         for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation"):
-            assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # day and night on one axis
+            assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # both stages on one axis
         sparsity = [value for _, value in scalars(task, "sparsity")]
         z = 1 - (1 - 0.5 ** (1 / 3)) ** (1 / 2)
         expected = [0] * 4 + [z] * 2 + [1 - (1 - z) ** 2] * 2
@@ -176,7 +176,7 @@ def test_the_same_command_again_computes_nothing(run):
     again = launch(*FLAGS, f"--output_dir={root}")
     assert again.returncode == 0
     assert again.stdout == first.stdout
-    assert "nothing was computed again" in again.stderr
+    assert "nothing to compute" in again.stderr
     assert (root / "results.json").stat().st_mtime_ns == before
 
 
@@ -184,7 +184,7 @@ def test_another_command_there_is_refused(run):
     root, _, _ = run
     other = launch(*FLAGS, "--final_prune=0.6", f"--output_dir={root}")
     assert other.returncode == 2
-    assert "holds another run, with --final_prune=0.5" in other.stderr
+    assert "has another run, with --final_prune=0.5" in other.stderr
 
 
 def comparable(root):
@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_pa
     assert found >= 3
     done = launch(*FLAGS, f"--output_dir={root}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("found, not computed again") == found
+    assert done.stderr.count("reused from the store") == found
     assert comparable(root) == comparable(run[0])
     assert_same_pack(root / "pack.keras", run[0] / "pack.keras")
     assert sorted(path.name for path in root.iterdir()) == sorted(path.name for path in run[0].iterdir())
@@ -367,13 +367,13 @@ def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_on
         assert "the same command goes on after the last epoch that was finished" in said
         assert "Traceback" not in said
 
-    first = until_it_says("task 1/1  0-1  train")  # the night that follows is long
+    first = until_it_says("task 1/1  0-1  train")  # the stage that follows is long
     second = launch(*flags)
     assert second.returncode == 2
     assert "a folder that no other process is writing to" in second.stderr
     assert second.stderr.splitlines()[-1].startswith("main.py: --output_dir=")
     terminated(first)
-    terminated(until_it_says("train: found, not computed again"))  # the lock died with the first
+    terminated(until_it_says("train: reused from the store"))  # the lock died with the first
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -382,7 +382,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     code = (
         "import sys; sys.argv = ['main.py', '--dataset=digits', '--output_dir=out']\n"
         "import runpy, pathlib\n"
-        "from tf_packnet.experiments import results\n"
+        "from tf_packnet.runs import results\n"
         "results.Results.write = lambda self, path: open('/dev/full', 'w').write('x' * 10**6)\n"
         f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
     )

@@ -13,7 +13,7 @@ from tf_packnet.pruning.shares import rounds_that_divide
 from tf_packnet.runs import corruption, output
 from tf_packnet.runs.config import APPROACHES, Config
 from tf_packnet.runs.corruption import Manifest
-from tf_packnet.runs.paths import ExperimentPaths, folder
+from tf_packnet.runs.paths import ExperimentPaths, expand
 from tf_packnet.runs.results import read_experiment
 
 Axes = dict[str, Sequence[Any]]
@@ -136,9 +136,9 @@ def _config(name: str, base: Config, setting: dict[str, Any]) -> Config:
 
 
 def experiment_folder(experiment: Experiment) -> Path:
-    """Where an experiment lies: what was asked for, or `out/<dataset>-<experiment>`."""
-    where = experiment.base.where() if experiment.base.output_dir else f"{experiment.base.where()}-{experiment.name}"
-    return folder(where)
+    """Returns the output directory: `output_dir`, or `out/<dataset>-<experiment>`."""
+    directory = experiment.base.directory()
+    return expand(directory if experiment.base.output_dir else f"{directory}-{experiment.name}")
 
 
 def experiment_identity(experiment: Experiment) -> dict[str, Any]:
@@ -170,4 +170,4 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
     same = {name: value for name, value in ours.items() if name != "config"}
     output.check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
     if manifest is not None:
-        output.report_damage(manifest.wrong(paths.root), damaged)
+        output.report_damage(manifest.damaged_files(paths.root), damaged)

@@ -105,7 +105,7 @@ def epochs_of(config: Config) -> int:
     return lessons * (config.train_epochs + config.retrain_epochs)
 
 
-def completed_results(path: Path, config: Config, damaged: corruption.Damaged) -> dict[str, Any] | None:
+def completed_results(path: Path, config: Config, damaged: corruption.OnDamaged) -> dict[str, Any] | None:
     """The results of this very run, if they are there and as they were written.
 
     Raises:

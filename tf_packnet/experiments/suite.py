@@ -34,7 +34,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     definitions.check_experiment(experiment, paths)
     store = output.check_stages_dir(stages_dir) or paths.stages
     is_new = not paths.root.exists()
-    with output.held(paths.root):
+    with output.locked(paths.root):
         try:
             _main(experiment, paths, best_layout(workers, threads), store)
         except ArgumentError:  # only the data could tell: nothing came of it, so nothing is left behind
