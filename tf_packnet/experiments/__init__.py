@@ -1,1 +1,1 @@
-"""What the paper asks of the library. Importing this package alone does not start TensorFlow."""
+"""The paper's experiments: many runs, compared in tables, figures and a report. Imports no TensorFlow itself."""

@@ -95,7 +95,7 @@ class Config:
         if self.strategy == "mirrored" and self.jit == "on":
             raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
         if self.strategy == "mirrored" and self.data_residency == "device":
-            expected = "auto or stream with --strategy=mirrored, whose replicas share each batch"
+            expected = "auto or stream with --strategy=mirrored, which divides each batch between replicas"
             raise ArgumentError("data_residency", expected, self.data_residency)
         if self.logical_devices is not None and self.batch_size % self.logical_devices:
             expected = f"a multiple of --logical_devices={self.logical_devices}"
