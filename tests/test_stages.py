@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tf_packnet.runs import stages
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.stages import chain, shared_beginning
-from tf_packnet.runs.store import StageStore
+from tf_packnet.runs.store import StageStore, StoredStages
 
 EXECUTION = {"xla": "step", "threads": 1}
 OTHER = {
@@ -189,3 +189,53 @@ def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
     assert got.wait(10)
     waiting.join()
     holder.wait()
+
+
+class FakeApproach:
+    """Its state is the number of the last stage that it has learned."""
+
+    number = -1
+
+    def state(self):
+        return {"number": np.array(self.number)}
+
+    def restore(self, state):
+        self.number = int(state["number"])
+
+    def learn(self, backup):
+        self.number += 1
+        return {"number": self.number}
+
+
+def take_through(store, chained, until, with_state=True):
+    """Finishes the stages up to `until`; returns the approach, and which stages were reused."""
+    approach = FakeApproach()
+    stored = StoredStages(store, chained, approach, with_state)
+    finished = [stored.finish(stage, approach.learn) for stage in chained[:until]]
+    assert [stage.record["number"] for stage in finished] == list(range(until))
+    return approach, [stage.reused for stage in finished]
+
+
+def test_a_run_resumes_after_its_last_stored_stage(store, chained):
+    assert take_through(store, chained, 2)[1] == [False, False]
+    approach, reused = take_through(store, chained, 4)
+    assert reused == [True, True, False, False]
+    approach, reused = take_through(store, chained, 4)
+    assert reused == [True] * 4
+    assert approach.number == 3
+
+
+@pytest.mark.parametrize(
+    ("with_state", "kept"), [(True, [True, False, True, True]), (False, [True, False, False, False])]
+)
+def test_states_that_no_stage_needs_are_deleted(store, chained, with_state, kept):
+    take_through(store, chained, 4, with_state)
+    assert [store.has_state(stage) for stage in chained] == kept  # the first one is shared with other runs
+
+
+def test_a_stage_that_another_process_has_stored_meanwhile_is_reused(store, chained):
+    approach = FakeApproach()
+    stored = StoredStages(store, chained, approach, with_state=True)
+    take_through(store, chained, 1)
+    assert stored.finish(chained[0], approach.learn).reused
+    assert approach.number == 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tf_packnet.training import acceleration
 LATENCY_SECONDS = 0.04
 
 
-def run(config: Config, stages_dir: Path | None = None) -> Results:
+def run_config(config: Config, stages_dir: Path | None = None) -> Results:
     """Learns all tasks of a data set, and evaluates, saves and exports after each one.
 
     Args:
@@ -46,80 +47,70 @@ def run(config: Config, stages_dir: Path | None = None) -> Results:
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run.
     """
-    this = Run.prepare(config)
+    run = Run.prepare(config)
     with output.prepared(config) as paths:
-        with RunProgress(this.stream) as display:
-            log_settings(this, display)
-            learn_and_save(this, paths, stages_dir or paths.stages, display)
-        export_summary(this, paths)
-        finish(this, paths)
-    return this.results
+        run.results.write(paths.results)
+        with RunProgress(run.stream) as display:
+            show_execution(run, display)
+            store = StageStore(stages_dir or paths.stages, corruption.handler(config.on_corruption, display.log))
+            approach = run.build_approach(paths.masks, observers(config, paths, display))
+            on_reused = reused_stage_log(run, paths, display)
+            for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
+                save(run, paths, approach, run.stream[number - 1])
+        export_summary(run, paths)
+        finish(run, paths)
+    return run.results
 
 
-def log_settings(this: Run, display: RunProgress) -> None:
+def show_execution(run: Run, display: RunProgress) -> None:
     """Shows the execution settings, and whether the precision is slow on this CPU."""
-    display.log(describe_execution(this.execution))
-    precision = this.config.precision
+    display.log(describe_execution(run.execution))
+    precision = run.config.precision
     if not acceleration.computes_in(precision):
         display.log(f"this CPU has no instructions for --precision={precision}: expect float32 to be faster")
 
 
-def learn_and_save(this: Run, paths: RunPaths, stages_dir: Path, display: RunProgress) -> None:
-    """Learns task after task, and saves everything after each one."""
-    this.results.write(paths.results)
-    store = StageStore(stages_dir, corruption.handler(this.config.on_corruption, display.log))
-    approach = this.build_approach(paths.masks, observers(this.config, paths, display))
-
-    def on_reused(record: dict[str, Any]) -> None:
-        task, stage = this.stream[record["task"] - 1], record["stage"]
-        display.log(f"task {task.number}/{len(this.stream)}  {stage}: reused from the store")
-        epoch_log(this.config, paths, task, stage).write(record["history"])
-
-    for number in learn(this, approach, store, with_state=True, on_reused=on_reused):
-        with this.results.timed("save"):
-            save(this, paths, approach, this.stream[number - 1])
-
-
-def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
+def save(run: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
     """Saves the network after `task`: owner maps, pack, SavedModel, TensorBoard, results."""
-    maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
-    save_owner_maps(paths.owner_maps(task.number), maps)
-    approach.rest()
-    save_keras(approach.packed, paths.pack)
-    if isinstance(approach, PackNet):
-        save_pack_file(this, paths, approach.packed, task)
-        if this.config.export:
-            export_saved_model(this, paths, approach.packed, task)
-    tensorboard.log_pack(paths.tensorboard, approach.packed, maps, this.results.to_json(), task.number)
-    this.results.write(paths.results)
+    with run.results.timed("save"):
+        maps = {path: owner * (owner <= task.number) for path, owner in approach.owner_maps().items()}
+        save_owner_maps(paths.owner_maps(task.number), maps)
+        approach.rest()
+        save_keras(approach.packed, paths.pack)
+        if isinstance(approach, PackNet):
+            save_pack_file(run, paths, task)
+            if run.config.export:
+                export_saved_model(run, paths, task)
+        tensorboard.log_pack(paths.tensorboard, approach.packed, maps, run.results.to_json(), task.number)
+        run.results.write(paths.results)
 
 
-def save_pack_file(this: Run, paths: RunPaths, packed: PackedModel, task: Task) -> None:
+def save_pack_file(run: Run, paths: RunPaths, task: Task) -> None:
     """Writes the `.packnet` file, unless the next task is open already: then it is written after that one."""
-    if lifecycle.has_open_task(packed):
+    if lifecycle.has_open_task(run.network):
         return
-    learned = this.stream[: task.number]
-    accuracy = dict(zip((each.name for each in learned), this.results.accuracy[-1], strict=True))
-    info = info_of(learned, this.config.dataset, accuracy, {"config": this.config.identity()})
-    save_pack(packed, paths.pack_file, info=info, free_values=this.config.freed_weights == "keep")
+    learned = run.stream[: task.number]
+    accuracy = dict(zip((each.name for each in learned), run.results.accuracy[-1], strict=True))
+    info = info_of(learned, run.config.dataset, accuracy, {"config": run.config.identity()})
+    save_pack(run.network, paths.pack_file, info=info, free_values=run.config.freed_weights == "keep")
 
 
-def export_saved_model(this: Run, paths: RunPaths, packed: PackedModel, task: Task) -> None:
+def export_saved_model(run: Run, paths: RunPaths, task: Task) -> None:
     """Writes the SavedModel of `task`."""
-    path, compact = paths.export(task.number), this.config.compact
-    export_task(packed, task.name, path, compact=compact, class_names=task.class_names)
+    path, compact = paths.export(task.number), run.config.compact
+    export_task(run.network, task.name, path, compact=compact, class_names=task.class_names)
 
 
-def export_summary(this: Run, paths: RunPaths) -> None:
+def export_summary(run: Run, paths: RunPaths) -> None:
     """Writes `export/report.json`: size and speed of every compact SavedModel compared with a dense one."""
-    if this.config.export and this.config.compact and this.config.approach == "packnet":
-        with this.results.timed("save"):
-            export_report(this.network, paths.exports, seconds=LATENCY_SECONDS)
+    if run.config.export and run.config.compact and run.config.approach == "packnet":
+        with run.results.timed("save"):
+            export_report(run.network, paths.exports, seconds=LATENCY_SECONDS)
 
 
-def finish(this: Run, paths: RunPaths) -> None:
+def finish(run: Run, paths: RunPaths) -> None:
     """Writes hyperparameters for TensorBoard and checksums, and last of all marks the results as complete."""
-    results, config = this.results, this.config
+    results, config = run.results, run.config
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     Manifest(config.to_json(), checksums(paths.root, [*paths.rebuildable(), paths.stages])).write(paths.manifest)
     results.complete = True
@@ -166,3 +157,14 @@ def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observer
         return [epoch_log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
 
     return callbacks
+
+
+def reused_stage_log(run: Run, paths: RunPaths, display: RunProgress) -> Callable[[dict[str, Any]], None]:
+    """Returns what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
+
+    def log(record: dict[str, Any]) -> None:
+        task, stage = run.stream[record["task"] - 1], record["stage"]
+        display.log(f"task {task.number}/{len(run.stream)}  {stage}: reused from the store")
+        epoch_log(run.config, paths, task, stage).write(record["history"])
+
+    return log

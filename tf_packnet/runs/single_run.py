@@ -28,9 +28,9 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow()
-        from tf_packnet.runs.runner import run
+        from tf_packnet.runs.runner import run_config
 
-        results = run(config, store).to_json()
+        results = run_config(config, store).to_json()
     else:
         data.check_unchanged(results, config, expand(config.directory()))
         print(f"{config.directory()} has the complete results of this run: nothing to compute", file=sys.stderr)
