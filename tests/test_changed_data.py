@@ -1,4 +1,4 @@
-"""Complete results are not shown if the data have changed since."""
+"""Results of data that has changed since are refused."""
 
 from pathlib import Path
 
@@ -48,49 +48,49 @@ def tasks_folder(config):
 
 
 class TestRun:
-    def test_unchanged_data(self, config, tmp_path, capsys):
+    def test_unchanged_data_shows_the_results(self, config, tmp_path, capsys):
         write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         single_run.main(config)
         printed = capsys.readouterr()
-        assert "nothing was computed again" in printed.err
+        assert "nothing to compute" in printed.err
         assert "0.5000" in printed.out
 
-    def test_changed_data(self, config, tmp_path, capsys):
+    def test_changed_data_is_refused(self, config, tmp_path, capsys):
         write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         change_one_pixel(config)
         with pytest.raises(
-            ArgumentError, match="`output_dir`: expected a new folder .the data of .* have changed since"
+            ArgumentError, match="`output_dir`: expected a new folder .the data of .* has changed since"
         ):
             single_run.main(config)
         assert capsys.readouterr().out == ""
 
-    def test_results_without_a_fingerprint(self, config, tmp_path, capsys):
+    def test_results_of_an_earlier_version_have_no_fingerprint(self, config, tmp_path, capsys):
         write_complete(tmp_path / "out/results.json", config, None)
         change_one_pixel(config)
         single_run.main(config)
         assert "0.5000" in capsys.readouterr().out
 
-    def test_data_that_can_no_longer_be_read(self, config, tmp_path, capsys):
+    def test_unreadable_data_prints_a_line_and_the_results(self, config, tmp_path, capsys):
         write_complete(tmp_path / "out/results.json", config, fingerprint(config))
         for path in (tasks_folder(config) / "dog").iterdir():
             path.unlink()
         single_run.main(config)
         printed = capsys.readouterr()
-        assert "cannot be compared with what was learned" in printed.err
+        assert "cannot check whether --dataset=" in printed.err
         assert "0.5000" in printed.out
 
 
-def test_an_experiment_checks_its_first_complete_run(config, tmp_path):
+def test_an_experiment_checks_the_data_of_its_first_complete_run(config, tmp_path):
     experiment = definitions.define("sweep", config, {"final_prune": [0.5, 0.7]})
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
     suite.check_data(experiment, paths)
     write_complete(paths.run("final_prune=0.7,seed=0"), experiment.configs[1], fingerprint(config))
     suite.check_data(experiment, paths)
     change_one_pixel(config)
-    with pytest.raises(ArgumentError, match="have changed since"):
+    with pytest.raises(ArgumentError, match="has changed since"):
         suite.check_data(experiment, paths)
 
 
-def test_a_run_stores_the_fingerprint_of_its_data(config, monkeypatch):
+def test_a_run_records_the_fingerprint_of_its_data(config, monkeypatch):
     monkeypatch.setattr(setup, "make_deterministic", lambda *_: None)
-    assert learning.Run.prepared(config).results.to_json()["data_fingerprint"] == fingerprint(config)
+    assert learning.Run.prepare(config).results.to_json()["data_fingerprint"] == fingerprint(config)

@@ -345,7 +345,7 @@ def test_the_table_fits_a_terminal():
     + [(999_500, "1.00M"), (8_632_514, "8.63M"), (34_582_000, "34.6M"), (1_300_000_000, "1.30G")],
 )
 def test_counts_are_short(count, short):
-    assert exports.in_short(count) == short
+    assert exports.abbreviate(count) == short
 
 
 def test_a_report_needs_the_exports(tmp_path, wide_pack):

@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in an output directory is found and named, and what it hit is made again."""
+"""A flipped bit anywhere in an output directory is detected, and the damaged file is named and recomputed."""
 
 import contextlib
 import io
@@ -27,12 +27,12 @@ SMALL = {
 
 
 def run(root, **more):
-    """Runs in this process; returns what was said on standard error."""
-    keras.utils.clear_session()  # layers are called as in a process of their own
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    """Runs in this process; returns its standard error."""
+    keras.utils.clear_session()  # gives layers the same names as a new process would
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         single_run.main(Config(**SMALL, output_dir=str(root), **more))
-    return said.getvalue()
+    return stderr.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +44,16 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The stages that are computed, by their number."""
-    numbers = []
-    once = learning.do_stage
+    """The stages that are computed, as `(task, name)`."""
+    stages = []
+    compute_stage = learning.compute_stage
 
-    def counted(run, approach, store, stage, *others):
-        numbers.append((stage.lesson, stage.name))
-        return once(run, approach, store, stage, *others)
+    def counted(run, approach, stage, *others):
+        stages.append((stage.task, stage.name))
+        return compute_stage(run, approach, stage, *others)
 
-    monkeypatch.setattr(learning, "do_stage", counted)
-    return numbers
+    monkeypatch.setattr(learning, "compute_stage", counted)
+    return stages
 
 
 def flip(path, rng):
@@ -71,7 +71,7 @@ def all_files(root):
 
 
 def one_of_each_kind(root):
-    """The last file of each folder and name, whatever its numbers."""
+    """One file of each folder and name, numbers left out: the last."""
     kinds = {(name.parts[0], re.sub(r"\d+", "#", name.name)): name for name in all_files(root)}
     return sorted(kinds.values())
 
@@ -91,7 +91,7 @@ LAST = [(2, "prune+retrain")]
         pytest.param(truncate, all_files, 25, marks=pytest.mark.slow),
     ],
 )
-def test_every_file_in_turn(finished, computed, damage, which, at_least, tmp_path):
+def test_each_damaged_file_is_reported_and_recomputed(finished, computed, damage, which, at_least, tmp_path):
     rng = random.Random(0)
     names = which(finished)
     assert len(names) >= at_least
@@ -101,29 +101,29 @@ def test_every_file_in_turn(finished, computed, damage, which, at_least, tmp_pat
         root = tmp_path / "out"
         shutil.copytree(finished, root)
         damage(root / name, rng)
-        told = [line for line in run(root).splitlines() if "is damaged" in line]
-        assert told == [f"{root / name} is damaged: what is lost is made again"], name
+        reported = [line for line in run(root).splitlines() if "is damaged" in line]
+        assert reported == [f"{root / name} is damaged and will be recomputed"], name
         assert computed in ([], LAST) if name in states else computed == [], name
         for other in all_files(finished):
             if other.name == "report.json":
                 assert without_latency(root / other) == without_latency(finished / other)
             elif other.parts[0] in ("masks", "export") or other.name == "pack.keras":
                 assert (root / other).read_bytes() == (finished / other).read_bytes(), other
-        assert "nothing was computed again" in run(root)
+        assert "nothing to compute" in run(root)
         shutil.rmtree(root)
 
 
-def test_without_its_stages_a_finished_run_is_finished(finished, computed, tmp_path):
+def test_a_complete_run_stays_complete_without_its_stages(finished, computed, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)
     shutil.rmtree(root / "stages")
-    said = run(root)
-    assert "nothing was computed again" in said
-    assert "is damaged" not in said
+    stderr = run(root)
+    assert "nothing to compute" in stderr
+    assert "is damaged" not in stderr
     assert computed == []
 
 
-def test_the_last_state_is_computed_again_from_the_one_before(finished, computed, tmp_path):
+def test_the_last_state_is_recomputed_from_the_one_before(finished, computed, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)
     last = max(root.glob("stages/*/state.npz"), key=lambda path: path.stat().st_mtime_ns)
@@ -133,30 +133,30 @@ def test_the_last_state_is_computed_again_from_the_one_before(finished, computed
     assert last.read_bytes() == (finished / last.relative_to(root)).read_bytes()
 
 
-def test_on_corruption_fail_stops_before_anything_is_touched(finished, computed, tmp_path):
+def test_on_corruption_fail_stops_before_anything_is_changed(finished, computed, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)
     rng = random.Random(2)
     for name in all_files(finished):
         flip(root / name, rng)
         damaged = (root / name).read_bytes()
-        with pytest.raises(CorruptionError, match=f"{name} is damaged; --on_corruption=recompute makes it again"):
+        with pytest.raises(CorruptionError, match=f"{name} is damaged; --on_corruption=recompute recomputes it"):
             run(root, on_corruption="fail")
         assert (root / name).read_bytes() == damaged
         shutil.copy(finished / name, root / name)
     assert computed == []
 
 
-def test_an_unfinished_run_whose_results_are_damaged_goes_on(finished, tmp_path):
+def test_an_unfinished_run_with_damaged_results_is_finished(finished, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)
-    Manifest(Config(**SMALL).to_json(), {}).write(root / "checksums.json")  # as while a run goes on
+    Manifest(Config(**SMALL).to_json(), {}).write(root / "checksums.json")  # as while a run is in progress
     (root / "results.json").write_bytes(b"{")
     assert "results.json is damaged" in run(root)
-    assert "nothing was computed again" in run(root)
+    assert "nothing to compute" in run(root)
 
 
-def test_results_of_an_earlier_version_are_taken_as_they_are(finished, tmp_path):
+def test_results_of_an_earlier_version_are_accepted(finished, tmp_path):
     root = tmp_path / "out"
     shutil.copytree(finished, root)
     (root / "checksums.json").unlink()
@@ -167,7 +167,7 @@ def test_results_of_an_earlier_version_are_taken_as_they_are(finished, tmp_path)
     assert output.check(Config(**SMALL, output_dir=str(root)))["complete"]
 
 
-def test_checksums_name_what_is_wrong(tmp_path):
+def test_checksums_detect_changed_and_missing_files(tmp_path):
     for name in ("a", "b/c", "b/d"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -178,4 +178,4 @@ def test_checksums_name_what_is_wrong(tmp_path):
     assert again == manifest
     (tmp_path / "b/c").write_text("x")
     (tmp_path / "a").unlink()
-    assert again.wrong(tmp_path) == [tmp_path / "a", tmp_path / "b/c"]
+    assert again.damaged_files(tmp_path) == [tmp_path / "a", tmp_path / "b/c"]

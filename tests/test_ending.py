@@ -1,4 +1,4 @@
-"""How a launcher ends when it is told to stop."""
+"""How a launcher ends after a signal."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ def test_a_signal_ends_it_in_one_line(number, code, capfd):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("other", [TypeError, OSError, SystemExit])
-def test_a_signal_ends_it_even_if_something_on_the_way_makes_another_error_of_it(number, code, other, capfd):
+def test_a_signal_ends_it_even_if_other_code_raises_another_error_instead(number, code, other, capfd):
     def work():
         try:
             signal.raise_signal(number)
@@ -31,27 +31,27 @@ def test_a_signal_ends_it_even_if_something_on_the_way_makes_another_error_of_it
     assert capfd.readouterr().err == "\nstopped; it goes on\n"
 
 
-class Loses:
-    """What a signal raises while this goes, nobody hears of."""
+class LosesSignal:
+    """Python ignores the exception that a signal raises in `__del__`."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_was_lost_ends_it_at_the_next_look(capfd):
-    looked = []
+def test_a_lost_signal_ends_it_at_the_next_check(capfd):
+    steps = []
 
     def work():
-        Loses()
-        looked.append(True)  # it went on
+        LosesSignal()
+        steps.append(True)  # the signal was lost
         StopWhenInterrupted().on_train_batch_end(0)
-        looked.append(True)
+        steps.append(True)
 
     assert exit_code(work, goes_on="it goes on") == 143
-    assert len(looked) == 1
+    assert len(steps) == 1
     assert capfd.readouterr().err.endswith("\nstopped; it goes on\n")
-    assert exit_code(interruption.check, goes_on="it goes on") == 0  # the next one begins without it
+    assert exit_code(interruption.check, goes_on="it goes on") == 0  # the next call starts without the signal
 
 
 def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
@@ -59,9 +59,9 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
         "import runpy, sys\n"
         f"sys.path[:0] = [{str(ROOT)!r}]\n"
         f"sys.argv = ['main.py', '--jit=off', '--train_epochs=100000', '--output_dir={tmp_path}/out']\n"
-        "from tests.test_ending import Loses\n"
+        "from tests.test_ending import LosesSignal\n"
         "from tf_packnet.callbacks import EpochLog\n"
-        "EpochLog.on_epoch_begin = lambda self, epoch, logs=None: epoch == 3 and Loses()\n"
+        "EpochLog.on_epoch_begin = lambda self, epoch, logs=None: epoch == 3 and LosesSignal()\n"
         f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -69,15 +69,15 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     assert done.stderr.endswith("\nstopped; the same command goes on after the last epoch that was finished\n")
 
 
-def test_errors_without_a_signal_stay_what_they_are():
+def test_errors_without_a_signal_are_raised():
     def work():
-        raise TypeError("a mistake of ours")
+        raise TypeError("a bug")
 
-    with pytest.raises(TypeError, match="of ours"):
+    with pytest.raises(TypeError, match="a bug"):
         exit_code(work, goes_on="it goes on")
 
 
-def test_signals_do_afterwards_what_they_did():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert exit_code(lambda: None, goes_on="it goes on") == 0
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,4 +1,4 @@
-"""The paper's experiments: what they run, what they find, what they write, and that they can be interrupted."""
+"""The paper's experiments: their runs, their findings, their files, and that they resume after an interruption."""
 
 import base64
 import dataclasses
@@ -21,7 +21,7 @@ from tests.conftest import ROOT, launch
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions, findings, matching
 from tf_packnet.experiments.definitions import EXPERIMENTS, define
-from tf_packnet.experiments.workers import Outcome
+from tf_packnet.experiments.worker_pool import FinishedRun
 from tf_packnet.reporting import charts, frames
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import ExperimentPaths
@@ -29,65 +29,65 @@ from tf_packnet.runs.paths import ExperimentPaths
 PRESETS = ROOT / "flags/presets"
 
 
-def planned(experiment, preset="mnist", *flags):
+def defined(experiment, preset="mnist", *flags):
     return parse_command(
         ["main.py", f"--experiment={experiment}", f"--flagfile={PRESETS / preset}.flags", *flags]
     ).experiment
 
 
-class TestPlans:
+class TestDefinitions:
     def test_figure_1(self):
-        asked = planned("figure1")
+        asked = defined("figure1")
         assert asked.axes == {"approach": ("packnet", "memory", "multinet"), "final_prune": (0.95, 0.99, 0.995)}
         assert len(asked.configs) == 9 * len(asked.seeds) == 45
-        assert planned("figure1", "cifar10").axes["final_prune"] == (0.8, 0.9, 0.95)
+        assert defined("figure1", "cifar10").axes["final_prune"] == (0.8, 0.9, 0.95)
 
     def test_figure_2(self):
-        asked = planned("figure2")
+        asked = defined("figure2")
         assert list(asked.axes["prune_rounds"]) == [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
         assert asked.seeds == tuple(range(10))
         assert {config.retrain_epochs for config in asked.configs} == {72}
-        assert list(planned("figure2", "cifar10").axes["prune_rounds"]) == [1, 2, 3, 6]
+        assert list(defined("figure2", "cifar10").axes["prune_rounds"]) == [1, 2, 3, 6]
 
     def test_figure_4_gives_every_round_the_whole_budget(self):
-        asked = planned("figure4", "cifar10")
+        asked = defined("figure4", "cifar10")
         assert {(config.prune_rounds, config.retrain_epochs) for config in asked.configs} == {(1, 6), (2, 12), (3, 18)}
 
     @pytest.mark.parametrize("name", ["figure3", "table1"])
     def test_the_matching_begins_with_packnet_on_five_seeds(self, name):
-        asked = planned(name)
+        asked = defined(name)
         assert len(asked.seeds) == 5
         assert {(config.approach, config.final_prune) for config in asked.configs} == {
             ("packnet", p) for p in (0.95, 0.99, 0.995)
         }
 
-    def test_other_values_than_the_papers(self):
-        asked = planned("figure2", "mnist", "--sweep=prune_rounds=1,72", "--seeds=4,9")
+    def test_values_other_than_the_papers(self):
+        asked = defined("figure2", "mnist", "--sweep=prune_rounds=1,72", "--seeds=4,9")
         assert asked.axes["prune_rounds"] == [1, 72]
         assert asked.axes["final_prune"] == (0.95, 0.99, 0.995)
         assert asked.seeds == (4, 9)
 
     @pytest.mark.parametrize("asked", [("sweep", "--sweep=prune_rounds=1,2"), ("figure2",), ("figure4",)])
-    def test_what_varies_need_not_fit_by_itself(self, asked):
+    def test_the_base_value_of_a_varied_field_may_be_invalid(self, asked):
         """The preset's three rounds do not divide four epochs; no run has three."""
-        experiment = planned(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
+        experiment = defined(asked[0], "digits", *asked[1:], "--retrain_epochs=4")
         assert {config.prune_rounds for config in experiment.configs} >= {1, 2}
         assert "--prune_rounds" not in experiment.command()
 
-    def test_the_order_of_what_varies_moves_no_folder(self):
+    def test_the_output_directory_does_not_depend_on_the_order_of_values(self):
         for datasets in ("mnist,cifar10", "cifar10,mnist"):
-            asked = planned("sweep", "digits", f"--sweep=dataset={datasets}")
+            asked = defined("sweep", "digits", f"--sweep=dataset={datasets}")
             assert definitions.experiment_folder(asked).name == "digits-sweep"
 
-    def test_what_an_experiment_does_not_vary(self):
+    def test_fields_that_an_experiment_does_not_vary_are_refused(self):
         with pytest.raises(ArgumentError, match="final_prune or prune_rounds with --experiment=figure2"):
-            planned("figure2", "mnist", "--sweep=learning_rate=1,2")
-        with pytest.raises(ArgumentError, match="to say what it varies"):
+            defined("figure2", "mnist", "--sweep=learning_rate=1,2")
+        with pytest.raises(ArgumentError, match="that names what it varies"):
             define("sweep", Config(), {})
 
     @pytest.mark.parametrize("name", EXPERIMENTS)
-    def test_the_command_in_the_report_asks_for_the_same(self, name):
-        asked = planned(name, "smoke", "--sweep=final_prune=0.5,0.75", "--freed_weights=keep", "--seeds=3,")
+    def test_the_command_in_the_report_defines_the_same_experiment(self, name):
+        asked = defined(name, "smoke", "--sweep=final_prune=0.5,0.75", "--freed_weights=keep", "--seeds=3,")
         flags = asked.command().replace("\\\n", " ").split()[2:]
         again = parse_command(["main.py", *flags]).experiment
         assert (again.name, again.seeds, again.configs) == (asked.name, asked.seeds, asked.configs)
@@ -95,7 +95,7 @@ class TestPlans:
 
 
 class FakeRuns:
-    """Answers with an accuracy that is a function of the setting."""
+    """Gives each run an accuracy that is a function of its config."""
 
     def __init__(self, accuracy):
         self.accuracy = accuracy
@@ -104,7 +104,7 @@ class FakeRuns:
         future = Future()
         value = self.accuracy(config)
         results = None if value is None else {"average_accuracy": value}
-        future.set_result(Outcome(config, results, "" if value is not None else "broke", 0.0))
+        future.set_result(FinishedRun(config, results, "" if value is not None else "broke", 0.0))
         return future
 
     def close(self):
@@ -121,7 +121,7 @@ class TestMatching:
         asked = define("table1", self.BASE, {"final_prune": [0.9]}, seeds=[0, 1], evaluations=evaluations)
         return {match.approach: match for match in matching.match_all(asked, FakeRuns(accuracy))}
 
-    def test_it_finds_the_pruning_at_which_accuracies_are_equal(self):
+    def test_it_finds_the_final_prune_at_which_accuracies_are_equal(self):
         factor = {"packnet": 1.0, "memory": 3.0, "multinet": 6.0}
 
         def accuracy(config):  # memory needs a third of the weights, multinet a sixth
@@ -134,15 +134,15 @@ class TestMatching:
             assert result["reached"]
             assert result["compression"] == pytest.approx(factor[approach], rel=0.05)
             assert result["matched_prune"] == pytest.approx(1 - 0.1 / result["compression"])
-            assert len(result["evaluations"]) * 2 == len(found[approach].outcomes)
+            assert len(result["evaluations"]) * 2 == len(found[approach].runs)
 
-    def test_a_match_that_is_not_there_is_said_to_be_none(self):
+    def test_no_match_is_reported_as_not_reached(self):
         found = self.match(lambda config: 0.9 if config.approach == "packnet" else 0.95)
         result = found["memory"].to_json()
         assert not result["reached"]
         assert result["gap"] == pytest.approx(0.05)
 
-    def test_of_equal_matches_the_smaller_network_counts(self):
+    def test_among_equal_matches_the_smaller_network_wins(self):
         found = self.match(lambda config: 0.9, evaluations=5)
         result = found["memory"].to_json()
         assert result["compression"] == max(each["compression"] for each in result["evaluations"])
@@ -154,15 +154,15 @@ class TestMatching:
     def test_a_failed_run_ends_its_search_alone(self):
         found = self.match(lambda config: None if config.approach == "memory" else config.final_prune)
         assert found["memory"].best is None
-        assert found["memory"].outcomes[0].error == "broke"
+        assert found["memory"].runs[0].error == "broke"
         assert found["multinet"].best is not None
 
-    def test_nothing_is_sought_without_packnets_accuracy(self):
+    def test_no_search_without_packnets_accuracy(self):
         found = self.match(lambda config: None)
         assert [match.evaluations for match in found.values()] == [[], [], []]
 
 
-def test_the_papers_values():
+def test_the_accuracies_of_the_paper():
     mnist = {"dataset": "mnist", "approach": "packnet", "prune_rounds": 1, "final_prune": 0.995}
     assert findings.paper_accuracy(mnist) == 0.970
     assert findings.paper_accuracy({**mnist, "prune_rounds": 2}) is None
@@ -184,7 +184,7 @@ def results_of(accuracies, approach="packnet", **config):
 
 
 class TestTables:
-    def test_one_row_a_run_and_task(self):
+    def test_one_row_per_run_and_task(self):
         frame = frames.tidy([results_of([0.5, 0.75], seed=3), results_of([0.25, 1.0], "multinet")], ["approach"])
         assert list(frame["accuracy"]) == [0.5, 0.75, 0.25, 1.0]
         assert list(frame["accuracy_when_learned"]) == [0.5, 0.75, 0.25, 1.0]
@@ -209,39 +209,39 @@ class TestTables:
         assert np.isnan(summary["standard_error"][0])
 
 
-def test_a_matching_whose_runs_failed_in_part_reports_the_rest(tmp_path, capsys):
+def test_a_matching_with_failed_runs_reports_the_others(tmp_path, capsys):
     asked = define("table1", Config(), {"final_prune": [0.9, 0.95]}, seeds=[0])
 
-    def outcome(p, value, approach="packnet"):
+    def finished(p, value, approach="packnet"):
         config = dataclasses.replace(Config(), approach=approach, final_prune=p)
         results = None if value is None else results_of([value, value], approach, final_prune=p)
-        return Outcome(config, results, "" if value else "broke", 0.0)
+        return FinishedRun(config, results, "" if value else "broke", 0.0)
 
-    found = matching.Match(0.9, "memory", 0.75, [], [outcome(0.92, 0.8125, "memory"), outcome(0.96, 0.75, "memory")])
-    for each in found.outcomes:
+    found = matching.Match(0.9, "memory", 0.75, [], [finished(0.92, 0.8125, "memory"), finished(0.96, 0.75, "memory")])
+    for each in found.runs:
         p = each.config.final_prune
         ratio = matching.compression(0.9, p)
         found.evaluations.append({"final_prune": p, "compression": ratio, "accuracy": each.results["accuracy"][-1][0]})
     matches = [
-        matching.Match(0.9, "packnet", 0.75, [], [outcome(0.9, 0.75)]),
+        matching.Match(0.9, "packnet", 0.75, [], [finished(0.9, 0.75)]),
         found,
-        matching.Match(0.95, "packnet", None, [], [outcome(0.95, None)]),
+        matching.Match(0.95, "packnet", None, [], [finished(0.95, None)]),
         matching.Match(0.95, "memory", None, [], []),
     ]
-    outcomes = [each for match in matches for each in match.outcomes]
-    findings.report(asked, ExperimentPaths(tmp_path), outcomes, matches)
-    said = capsys.readouterr().out
-    assert "p = 0.9, memory: as accurate as PackNet with 2.50 times fewer weights" in said
-    assert "1 of 4 runs failed and are missing here." in said
+    runs = [run for match in matches for run in match.runs]
+    findings.write_report(asked, ExperimentPaths(tmp_path), runs, matches)
+    printed = capsys.readouterr().out
+    assert "p = 0.9, memory: as accurate as PackNet with 2.50 times fewer weights" in printed
+    assert "1 of 4 runs failed and are missing here." in printed
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [match["matched_prune"] for match in summary["matches"]] == [0.96]
     assert "1 of 4 runs failed" in (tmp_path / "summary.md").read_text()
     assert set(pd.read_csv(tmp_path / "results.csv")["final_prune"]) == {0.9, 0.92, 0.96}
 
 
-def test_an_experiment_of_which_nothing_came_writes_no_report(tmp_path):
+def test_an_experiment_without_a_complete_run_writes_no_report(tmp_path):
     asked = define("figure1", Config(), {"final_prune": [0.9], "approach": ["packnet"]}, seeds=[0])
-    findings.report(asked, ExperimentPaths(tmp_path), [Outcome(Config(), None, "broke", 0.0)], [])
+    findings.write_report(asked, ExperimentPaths(tmp_path), [FinishedRun(Config(), None, "broke", 0.0)], [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,7 +278,7 @@ def test_every_experiment_in_miniature(name, tmp_path):
         assert row["accuracy"] == pytest.approx(averages.mean())
         assert row["standard_error"] == pytest.approx(averages.sem())
     page = (root / "report.html").read_text()
-    assert not re.search("(src|href)=.?http|@import|url\\(", page)  # nothing is fetched
+    assert not re.search("(src|href)=.?http|@import|url\\(", page)  # self-contained
     inlined = {base64.b64decode(encoded) for encoded in re.findall('data:image/png;base64,([^"]+)', page)}
     assert inlined == {(root / f"{figure}.png").read_bytes() for figure in figures}
     assert "--experiment=" + name in page
@@ -286,17 +286,17 @@ def test_every_experiment_in_miniature(name, tmp_path):
     if name == "figure2":
         assert len(frame) == 2 * 3 * 2 * 2  # p, N, seeds, tasks
         stages = [s for run in (root / "runs").iterdir() for s in json.loads(run.read_text())["seconds"]]
-        first_days = [s for s in stages if s["task"] == 1 and s["stage"] == "train"]
-        assert sum(not stage["reused"] for stage in first_days) == 2  # one a seed, for every p and N
+        first_train_stages = [s for s in stages if s["task"] == 1 and s["stage"] == "train"]
+        assert sum(not stage["reused"] for stage in first_train_stages) == 2  # one per seed, for every p and N
     if name == "table1":
         for match in summary["matches"]:
             assert len(match["evaluations"]) == 3
             ratio = (1 - match["final_prune"]) / (1 - match["matched_prune"])
             assert match["compression"] == pytest.approx(ratio)
-        figure_3_finds_all_that_table_1_ran(root, tmp_path)
+        figure_3_reuses_all_stages_of_table_1(root, tmp_path)
 
 
-def figure_3_finds_all_that_table_1_ran(table, tmp_path):
+def figure_3_reuses_all_stages_of_table_1(table, tmp_path):
     flags = (f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.95", f"--stages_dir={table}/stages")
     figure = launch("--experiment=figure3", *flags, f"--output_dir={tmp_path}/figure")
     assert figure.returncode == 0, figure.stderr
@@ -305,7 +305,7 @@ def figure_3_finds_all_that_table_1_ran(table, tmp_path):
     assert (tmp_path / "figure/figure3.png").stat().st_size > 10_000
 
 
-def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path):
+def test_a_killed_experiment_resumes_and_gives_the_same_results(tmp_path):
     flags = ["--experiment=figure2", f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.95", "--seeds=1"]
     through = launch(*flags, f"--output_dir={tmp_path}/through", "--workers=1")
     assert through.returncode == 0, through.stderr
@@ -323,10 +323,10 @@ def test_a_killed_experiment_goes_on_and_ends_the_same(tmp_path):
     for name in ("results.csv", "summary.json", "summary.md", "report.html", "figure2.png", "figure2.pdf"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "through" / name).read_bytes(), name
     again = launch(*flags, f"--output_dir={tmp_path}/killed")
-    assert "0 runs done: 0 epochs computed, 0 reused; 3 runs were there before" in again.stdout
+    assert "0 runs done: 0 epochs computed, 0 reused; 3 runs were complete before" in again.stdout
 
 
-def test_more_seeds_come_to_what_is_there(tmp_path):
+def test_seeds_can_be_added_later(tmp_path):
     flags = [f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.9", f"--output_dir={tmp_path}/out"]
     assert launch(*flags, "--seeds=1").returncode == 0
     done = launch(*flags, "--seeds=2")
@@ -341,7 +341,7 @@ def test_another_experiments_folder_is_refused(tmp_path):
     )
     done = launch("--experiment=figure2", f"--output_dir={tmp_path}", "--train_epochs=7")
     assert done.returncode == 2
-    assert "this one holds another experiment, with " in done.stderr
+    assert "this one has another experiment, with " in done.stderr
     assert "--train_epochs=30" in done.stderr
     (tmp_path / "experiment.json").write_text("x")
     done = launch("--experiment=figure2", f"--output_dir={tmp_path}")
@@ -350,10 +350,10 @@ def test_another_experiments_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("approaches", [("packnet",), ("packnet", "memory"), ("packnet", "memory", "multinet")])
-def test_the_bars_of_a_task_stand_around_its_name(approaches):
+def test_the_bars_of_a_task_are_centred_on_its_name(approaches):
     rows = [(approach, name, 0.9, 0.01) for approach in approaches for name in ("0-1", "2-3")]
     frame = pd.DataFrame(rows, columns=["approach", "task_name", "accuracy", "standard_error"])
     panel = charts.task_bars({0.5: frame}, "title", "note").axes[0]
     middles = np.array([bar.get_x() + bar.get_width() / 2 for bar in panel.patches]).reshape(len(approaches), 2)
     np.testing.assert_allclose(middles.mean(0), panel.get_xticks(), atol=1e-12)
-    assert np.all(np.diff(middles, axis=0) > 0.25)  # beside each other
+    assert np.all(np.diff(middles, axis=0) > 0.25)  # side by side

@@ -482,11 +482,11 @@ def test_scripts_do_not_shadow_the_inspect_module(script):
     assert done.returncode == 0, done.stderr
 
 
-def test_workers_import_the_standard_inspect_module():
-    from tf_packnet.experiments import workers
+def test_workers_find_the_inspect_of_python_wherever_they_start():
+    from tf_packnet.experiments import worker_pool
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}  # as the launcher sets it
-    start, _, _ = workers._WORKER.rpartition("; ")
+    start, _, _ = worker_pool._WORKER.rpartition("; ")
     command = [sys.executable, "-c", f"{start}; import inspect; print(inspect.__file__)"]
     done = subprocess.run(command, cwd=ROOT / "launch", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Killed at random moments, again and again, a run ends in the bytes of one that was never interrupted."""
+"""A run that is killed repeatedly at random moments gives the same bytes as an uninterrupted one."""
 
 import itertools
 import json
@@ -17,15 +17,15 @@ MLP = ("--dataset=digits", "--num_tasks=2", "--hidden_units=48,32", "--train_epo
 MLP += ("--prune_rounds=6", "--freed_weights=reinit", "--bias_policy=per_task", "--final_prune=0.6", "--seed=4")
 CONV = ("--dataset=digits", "--num_tasks=2", "--model=conv", "--dropout=0.5", "--train_epochs=3", "--retrain_epochs=4")
 CONV += ("--prune_rounds=2", "--optimizer=adamw", "--final_prune=0.6", "--noexport")
-# The stages have seconds in them, results and the checksums of such files too, the curves when they were written.
-REPORT = Path("export/report.json")  # but for the latency in it
-OTHERWISE = ("stages", "tensorboard", "results.json", "checksums.json", ".lock")
+REPORT = Path("export/report.json")  # compared without latencies
+# Not compared: they contain durations or dates, or checksums of files that do.
+NOT_COMPARED = ("stages", "tensorboard", "results.json", "checksums.json", ".lock")
 
 
 def contents(root):
-    """Every file by its path below `root`, with its bytes where these must be the same."""
+    """Returns the bytes of each file that must be the same, by path, and the names of the other files and folders."""
     files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
-    timed = {name for name in files if name.parts[0] in OTHERWISE}
+    timed = {name for name in files if name.parts[0] in NOT_COMPARED}
     same = {name: files[name].read_bytes() for name in files if name not in timed}
     if REPORT in same:
         report = json.loads(same[REPORT])
@@ -36,22 +36,22 @@ def contents(root):
 
 
 def interrupt(flags, longest, rng):
-    """Starts a run and ends it after a while; None if it was done before, else the signal that ended it."""
+    """Starts a run and ends it after a random time. Returns the signal; None if the run was complete by then."""
     how = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
     command = [sys.executable, str(ROOT / "launch/main.py"), *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if rng.random() < 0.8:  # the others die while they start
+    if rng.random() < 0.8:  # the others end during startup
         next((line for line in process.stderr if line.startswith("XLA")), None)
     time.sleep(rng.uniform(0.0, longest))
     process.send_signal(how)
     began = time.monotonic()
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode == 0:
         return None
-    assert "Traceback" not in said, said
+    assert "Traceback" not in stderr, stderr
     if how == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
-    else:  # or before it had a handler, or any output
+    else:  # -SIGTERM if it came before the handler was installed
         assert process.returncode in (143, -signal.SIGTERM)
         assert time.monotonic() - began < 10
     return how
@@ -62,10 +62,10 @@ def kill_and_compare(flags, kills, tmp_path, longest):
     assert done.returncode == 0, done.stderr
     rng, times, folders = random.Random(7), 0, itertools.count()
     while times < kills:
-        root = tmp_path / f"killed_{next(folders)}"  # a run that was done before it was killed needs no more kills
+        root = tmp_path / f"killed_{next(folders)}"  # a new one once a run is complete
         while times < kills and interrupt([*flags, f"--output_dir={root}"], longest, rng) is not None:
             times += 1
-        done = launch(*flags, f"--output_dir={root}")  # the last kills may leave it unfinished
+        done = launch(*flags, f"--output_dir={root}")  # completes the run after the last kill
         assert done.returncode == 0, done.stderr
         assert contents(root) == contents(tmp_path / "whole")
 
@@ -81,7 +81,7 @@ def test_many_kills(flags, kills, longest, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_again_and_again(tmp_path):
+def test_a_disk_that_is_full_repeatedly(tmp_path):
     done = launch(*MLP, f"--output_dir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     disk, full = tmp_path / "disk", 0

@@ -1,4 +1,4 @@
-"""Bad input: one line on stderr that names the flag, exit code 2, before any work, and nothing written."""
+"""Bad input ends with one line on stderr that names the flag and exit code 2, before any training or writing."""
 
 import json
 import os
@@ -70,7 +70,7 @@ BAD_FLAGS = [
 
 
 def refusal(*arguments) -> str:
-    """The line that the launcher would print for a bad command line."""
+    """Returns the line that the launcher would print for a bad command line."""
     with pytest.raises((UsageError, ArgumentError)) as caught:
         output.check(parse_config(["main.py", *arguments]))
     error = caught.value
@@ -155,7 +155,7 @@ def test_config_round_trips_through_json():
 
 
 def results_of(config, complete=True):
-    """What a run of one task leaves."""
+    """Returns the results of a run of one task."""
     return Results(
         config,
         tasks=[{"number": 1, "name": "0-1", "class_names": ["0", "1"], "examples": {"train": 9}}],
@@ -168,7 +168,7 @@ def results_of(config, complete=True):
 
 
 def leave(root, results):
-    """Writes down what a run leaves, its files left out."""
+    """Writes results and manifest of a run, without its other files."""
     files.write_json(root / "results.json", results)
     Manifest(results["config"], {}).write(root / "checksums.json")
 
@@ -188,7 +188,7 @@ def random_line(random) -> list[str]:
     return line
 
 
-def test_random_command_lines_are_taken_or_refused_and_nothing_else(tmp_path, monkeypatch):
+def test_random_command_lines_are_accepted_or_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = Random(0)
     taken = 0
@@ -217,49 +217,49 @@ class TestOutputDirectory:
     def config(self, path, **kwargs):
         return Config(output_dir=str(path), **kwargs)
 
-    def test_new_and_empty_ones_are_fine(self, tmp_path):
+    def test_new_and_empty_directories_are_accepted(self, tmp_path):
         assert output.check(self.config(tmp_path)) is None
         assert output.check(self.config(tmp_path / "a/b/c")) is None
         assert list(tmp_path.iterdir()) == []
 
-    def test_someone_elses_files(self, tmp_path):
+    def test_other_files_are_refused(self, tmp_path):
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(ArgumentError, match="a new or empty folder, or that of the same run"):
             output.check(self.config(tmp_path))
 
-    def test_another_run(self, tmp_path):
+    def test_another_run_is_refused(self, tmp_path):
         theirs = results_of(self.config(tmp_path, seed=1))
         (tmp_path / "results.json").write_text(json.dumps(theirs))
-        with pytest.raises(ArgumentError, match="holds another run, with --seed=1"):
+        with pytest.raises(ArgumentError, match="has another run, with --seed=1"):
             output.check(self.config(tmp_path, seed=2))
 
-    def test_the_same_run_is_found_complete_or_begun_again(self, tmp_path):
+    def test_the_same_run_is_complete_or_restarted(self, tmp_path):
         for complete in (True, False):
             theirs = results_of(self.config(tmp_path), complete)
             leave(tmp_path, theirs)
             assert output.check(self.config(tmp_path)) == (theirs if complete else None)
 
-    def test_a_results_file_that_is_none(self, tmp_path):
+    def test_a_results_file_with_other_content(self, tmp_path):
         for text in ("", "[]", "3", "{}", '{"config":'):
             (tmp_path / "results.json").write_text(text)
             with pytest.raises(ArgumentError, match="a new or empty folder"):
                 output.check(self.config(tmp_path))
 
-    def test_a_file_in_the_way(self, tmp_path):
+    def test_a_file_instead_of_a_directory(self, tmp_path):
         (tmp_path / "file").touch()
         for path in ("file", "file/below"):
             with pytest.raises(ArgumentError, match="file is a file"):
                 output.check(self.config(tmp_path / path))
 
     @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
-    def test_a_file_system_that_takes_no_files(self):
+    def test_a_file_system_without_files(self):
         with pytest.raises(ArgumentError, match="a folder that can be written"):
             output.check(self.config("/proc/self/run"))
 
     def test_a_read_only_directory(self, tmp_path):
         locked = tmp_path / "locked"
         locked.mkdir()
-        locked.chmod(0o555)  # refused even to root, who could write there
+        locked.chmod(0o555)  # refused for the superuser too, who could write there
         with pytest.raises(ArgumentError, match="a folder that can be written"):
             output.check(self.config(locked / "run"))
         assert list(locked.iterdir()) == []

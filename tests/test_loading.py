@@ -1,4 +1,4 @@
-"""Files that anyone may have made: nothing they hold is run, nothing they claim is allocated, nothing is written."""
+"""Files from untrusted sources: loading runs none of their code, trusts none of their sizes, and writes nothing."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def maps(tmp_path):
 
 
 def member(array=MAPS["other"], shape=None, descr="|u1") -> bytes:
-    """An array as NumPy writes it, or with a header that claims something else."""
+    """An array in NumPy's format, optionally with a false header."""
     buffer = io.BytesIO()
     header = {"descr": descr, "fortran_order": False, "shape": array.shape if shape is None else shape}
     np.lib.format.write_array_header_1_0(buffer, header)
@@ -63,7 +63,7 @@ class TestOwnerMaps:
             np.testing.assert_array_equal(found[name], value, strict=True)
             assert found[name].flags.writeable
 
-    def test_columns_first(self, tmp_path):
+    def test_fortran_order(self, tmp_path):
         np.savez(tmp_path / "f.npz", a=np.asfortranarray(MAPS["dense/kernel"]))
         np.testing.assert_array_equal(tp.load_owner_maps(tmp_path / "f.npz")["a"], MAPS["dense/kernel"])
 
@@ -82,12 +82,12 @@ class TestOwnerMaps:
             (b"\x93NUMPY\x09\x00" + b" " * 99, "damaged"),
         ],
     )
-    def test_members_that_are_no_owner_maps(self, tmp_path, content, message):
+    def test_other_members_are_refused(self, tmp_path, content, message):
         path = archive(tmp_path / "forged.npz", [("a.npy", content)])
         with pytest.raises(tp.ArgumentError, match=f"`path`: expected an .npz file of uint8 arrays .*{message}"):
             tp.load_owner_maps(path)
 
-    def test_a_pickle_is_not_opened(self, tmp_path):
+    def test_a_pickle_is_not_loaded(self, tmp_path):
         class Bomb:
             def __reduce__(self):
                 return os.mkdir, (str(tmp_path / "ran"),)
@@ -97,8 +97,8 @@ class TestOwnerMaps:
             tp.load_owner_maps(tmp_path / "bomb.npz")
         assert not (tmp_path / "ran").exists()
 
-    def test_what_expands_to_ten_gigabytes(self, tmp_path):
-        """As zip bombs do: refused by what the directory says of them, before any of it is unpacked."""
+    def test_zip_bombs(self, tmp_path):
+        """Refused by the sizes in the zip directory, before anything is unpacked."""
         for copies, message in (
             (3, "12,884,901,882 bytes, more than the maximum of 4,294,967,296"),
             (1, "declares more bytes than it can contain"),
@@ -112,27 +112,27 @@ class TestOwnerMaps:
         with pytest.raises(tp.ArgumentError, match="16,777,216 bytes, more than the maximum of 1,000"):
             archives.read_arrays(tmp_path / "bomb.npz", "path", "uint8", 1000)
 
-    def test_names_that_lead_elsewhere_are_names(self, tmp_path):
+    def test_member_names_are_not_used_as_paths(self, tmp_path):
         (tmp_path / "in").mkdir()
         path = archive(tmp_path / "in" / "slip.npz", [("../../up.npy", member()), ("/abs.npy", member())])
         before = sorted(tmp_path.rglob("*"))
         assert list(tp.load_owner_maps(path)) == ["../../up", "/abs"]
         assert sorted(tmp_path.rglob("*")) == before
 
-    def test_two_of_one_name(self, tmp_path):
+    def test_duplicate_names(self, tmp_path):
         with pytest.warns(UserWarning, match="Duplicate"):
             path = archive(tmp_path / "two.npz", [("a.npy", member()), ("a.npy", member())])
         with pytest.raises(tp.ArgumentError, match="two arrays with the same name"):
             tp.load_owner_maps(path)
 
-    def test_no_file(self, tmp_path):
+    def test_a_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             tp.load_owner_maps(tmp_path / "none.npz")
 
     @given(st.data())
     @FUZZ
-    def test_damaged_in_any_place(self, tmp_path, maps, data):
-        """Bytes changed, cut off or put in, with a checksum that fits or not: read or refused, in little memory."""
+    def test_random_damage(self, tmp_path, maps, data):
+        """Bytes are changed, deleted or inserted, with valid checksums or not: read or refused, within 4 MB of RAM."""
         if data.draw(st.booleans()):
             (tmp_path / "damaged.npz").write_bytes(damaged(maps.read_bytes(), data))
         else:
@@ -165,7 +165,7 @@ def damaged(content: bytes, data) -> bytes:
     return bytes(content)
 
 
-# What Keras's own loader says of a file that is none.
+# Errors of Keras for files that it cannot load.
 REFUSALS = (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError)
 
 
@@ -178,8 +178,8 @@ class TestPacks:
         with pytest.raises(ValueError, match="[Ll]ambda.*unsafe|safe_mode"):
             keras.models.load_model(tmp_path / "pack.keras")
 
-    def test_a_config_that_names_what_python_has(self, tmp_path):
-        """A layer of some other module, which loading would import and call."""
+    def test_a_config_that_names_a_function_of_python(self, tmp_path):
+        """Keras must not import and call it instead of a layer."""
         tp.pack(make_mlp()).save(tmp_path / "pack.keras")
         with zipfile.ZipFile(tmp_path / "pack.keras") as old, zipfile.ZipFile(tmp_path / "bad.keras", "w") as new:
             for name in old.namelist():
@@ -206,7 +206,7 @@ class TestPacks:
         assert sorted(each.name for each in tmp_path.iterdir()) == ["damaged.keras", "pack.keras"]
 
 
-def test_nothing_in_the_library_unpickles_or_unpacks():
+def test_the_library_never_unpickles_or_extracts_archives():
     words = (
         "pickle.load",
         "allow_pickle=True",
@@ -223,7 +223,7 @@ def test_nothing_in_the_library_unpickles_or_unpacks():
 
 
 DEEP = '{"config": ' + "[" * 100_000 + "]" * 100_000 + ', "complete": true}'
-# Values in place of one of a complete run's results, by the path that leads there.
+# Values to put into the results of a complete run, with the path of the value that they replace.
 HOSTILE = [
     (("config",), []), (("config",), None), (("complete",), 1), (("complete",), "true"), (("tasks",), {}),
     (("tasks",), []),
@@ -237,31 +237,31 @@ HOSTILE = [
 
 
 class TestResults:
-    """results.json of a run, and those of an experiment's runs."""
+    """`results.json` of a run, and of the runs of an experiment."""
 
     @pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "\0", '"a"', DEEP, '{"config": 1' + "0" * 5000 + "}"])
-    def test_what_is_no_result_is_not_ours(self, tmp_path, text):
-        told = []
+    def test_other_content_is_refused(self, tmp_path, text):
+        reported = []
         (tmp_path / "results.json").write_text(text)
         config = Config(output_dir=str(tmp_path))
         with pytest.raises(tp.ArgumentError, match="a new or empty folder, or that of the same run"):
             output.check(config)
-        assert executor.completed_results(tmp_path / "results.json", config, told.append) is None
+        assert executor.completed_results(tmp_path / "results.json", config, reported.append) is None
         (tmp_path / "experiment.json").write_text(text)
-        assert results.read_experiment(tmp_path / "experiment.json", told.append) is None
+        assert results.read_experiment(tmp_path / "experiment.json", reported.append) is None
 
-    def test_what_is_no_text_or_too_much_of_it(self, tmp_path):
-        told = []
+    def test_binary_and_huge_files_are_not_read(self, tmp_path):
+        reported = []
         path = tmp_path / "results.json"
         path.write_bytes(b"\xff\xfe{}")
-        assert corruption.read_json(path, told.append) is None
-        with path.open("wb") as file:  # a hole: no disk is taken, and none of it is read
+        assert corruption.read_json(path, reported.append) is None
+        with path.open("wb") as file:  # a sparse file, which takes no disk
             file.truncate(files.LARGEST_JSON + 1)
-        assert corruption.read_json(path, told.append) is None
-        assert corruption.read_json(tmp_path, told.append) is None
+        assert corruption.read_json(path, reported.append) is None
+        assert corruption.read_json(tmp_path, reported.append) is None
 
     @pytest.mark.parametrize(("where", "value"), HOSTILE)
-    def test_complete_results_of_another_form(self, tmp_path, where, value):
+    def test_complete_results_with_wrong_types(self, tmp_path, where, value):
         config = Config(output_dir=str(tmp_path))
         found = results_of(config)
         assert results.has_form(found, {"config": dict})
@@ -292,11 +292,11 @@ class TestResults:
 
 
 class TestStages:
-    """The store of stages: what is damaged is not there."""
+    """The store of stages: damaged files count as missing."""
 
     @given(st.data())
     @settings(FUZZ, max_examples=50)
-    def test_a_damaged_state_is_no_state(self, tmp_path, data):
+    def test_a_damaged_state_is_deleted(self, tmp_path, data):
         store, stage = stored(tmp_path)
         path = store.root / stage.key / "state.npz"
         whole = path.read_bytes()
@@ -306,7 +306,7 @@ class TestStages:
 
     @given(st.data())
     @settings(FUZZ, max_examples=50)
-    def test_a_damaged_record_is_none_or_one(self, tmp_path, data):
+    def test_a_damaged_record_raises_nothing(self, tmp_path, data):
         store, stage = stored(tmp_path)
         path = store.root / stage.key / "stage.json"
         path.write_bytes(damaged(path.read_bytes(), data))
@@ -314,7 +314,7 @@ class TestStages:
         store.has_state(stage)
         store.first_to_compute([stage], with_state=True)
 
-    def test_a_deep_record_is_none(self, tmp_path):
+    def test_a_deeply_nested_record_is_ignored(self, tmp_path):
         store, stage = stored(tmp_path)
         for name in ("stage.json", "stage.copy.json"):
             (store.root / stage.key / name).write_text(DEEP)

@@ -1,4 +1,4 @@
-"""A long life: task after task in one process, and nothing grows but what the tasks themselves add."""
+"""Many tasks in one process: threads, files and RAM do not grow beyond what the tasks add."""
 
 import gc
 import threading
@@ -16,17 +16,17 @@ def network() -> keras.Model:
     return keras.Sequential(layers)
 
 
-def live(tasks: int, samples: tuple[int, ...], folder) -> dict[int, dict[str, int]]:
-    """Learns many tasks and evaluates each; what the process holds after those in `samples`."""
+def learn_tasks(tasks: int, samples: tuple[int, ...], folder) -> dict[int, dict[str, int]]:
+    """Learns and evaluates many tasks. Returns the resources of the process after the tasks in `samples`."""
     schedule = tp.EqualShare(0.5, tasks, rounds=2)
     packed = compile_model(tp.pack(network()), "adam")
     held = {}
     for number in range(1, tasks + 1):
         task = tp.tasks.from_arrays(f"t{number}", *blobs(number), batch_size=16)
         packed.begin_task(task.name, task.num_classes)
-        night = [tp.PruneRoundScheduler(schedule), tp.GradientMask(), tp.TaskMaskSnapshot(folder)]
+        callbacks = [tp.PruneRoundScheduler(schedule), tp.GradientMask(), tp.TaskMaskSnapshot(folder)]
         packed.fit(task.training_batches(seed=number, resident=True), epochs=2, verbose=0)
-        packed.fit(task.training_batches(seed=number, resident=True), epochs=2, verbose=0, callbacks=night)
+        packed.fit(task.training_batches(seed=number, resident=True), epochs=2, verbose=0, callbacks=callbacks)
         packed.select_task(number)
         packed.evaluate(task.test, verbose=0)
         if number in samples:
@@ -42,19 +42,19 @@ def live(tasks: int, samples: tuple[int, ...], folder) -> dict[int, dict[str, in
     return held
 
 
-def test_threads_and_files_stay_as_many(tmp_path):
-    held = live(20, (8, 20), tmp_path)
+def test_threads_and_files_do_not_grow(tmp_path):
+    held = learn_tasks(20, (8, 20), tmp_path)
     for what in ("threads", "python threads", "files"):
         assert held[20][what] <= held[8][what], held
 
 
-# 0.3 MB were measured over 40 tasks; allocators keep some pages more on other days.
+# In bytes. 0.3 MB were measured over 40 tasks; how many pages allocators keep varies.
 GROWTH = 32 * 2**20
 
 
 @pytest.mark.slow
 def test_memory_threads_and_files_over_a_hundred_tasks(tmp_path):
-    held = live(100, (20, 60, 100), tmp_path)
+    held = learn_tasks(100, (20, 60, 100), tmp_path)
     for what in ("threads", "python threads", "files"):
         assert held[100][what] <= held[20][what], held
     assert held[100]["bytes"] - held[20]["bytes"] <= GROWTH, held

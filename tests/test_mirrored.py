@@ -37,6 +37,7 @@ class Steps(keras.callbacks.Callback):
 
 with strategy.scope():
     approach = setup.build_approach(
+        setup.build_model(config, stream),
         config, stream, "off", False, Path(sys.argv[3]), lambda task, stage: [Steps()]
     )
     for task in stream:

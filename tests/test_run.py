@@ -1,4 +1,4 @@
-"""The main job from end to end, through the launcher, on the embedded digits."""
+"""A run of the launcher from end to end, on the embedded digits."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     return root, done, json.loads((root / "results.json").read_text())
 
 
-def test_it_prints_the_table_and_where_everything_is(run):
+def test_it_prints_the_results_and_the_paths(run):
     root, done, results = run
     assert f"{results['average_accuracy']:.4f}" in done.stdout
     assert "Free weights  50.0" in done.stdout
@@ -46,7 +46,7 @@ def test_results(run):
     assert [len(row) for row in results["accuracy"]] == [1, 2, 3]
     assert results["average_accuracy"] == pytest.approx(np.mean(results["accuracy"][-1]))
     assert results["average_accuracy"] > 0.9
-    for row in results["accuracy"]:  # nothing is ever forgotten
+    for row in results["accuracy"]:  # no accuracy ever changes
         assert row == [results["accuracy"][i][i] for i in range(len(row))]
     assert results["free_fraction"]["overall"] == pytest.approx(0.5, abs=1e-4)
     assert set(results["free_fraction"]["layers"]) == {"dense_1/kernel", "dense_2/kernel"}
@@ -60,7 +60,7 @@ def test_results(run):
     )
 
 
-def test_the_git_commit_is_noted(run):
+def test_the_git_commit_is_recorded(run):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if head.returncode:
         pytest.skip("not a git checkout")
@@ -96,7 +96,7 @@ def test_exports_serve_the_packs_logits(run):
         assert accuracy == pytest.approx(results["accuracy"][-1][task.number - 1])
 
 
-def test_what_compaction_saved_is_written_down(run):
+def test_export_report(run):
     root, _, results = run
     rows = json.loads((root / "export/report.json").read_text())["tasks"]
     assert [row["name"] for row in rows] == [task["name"] for task in results["tasks"]]
@@ -108,7 +108,7 @@ def test_what_compaction_saved_is_written_down(run):
         assert min(row["latency"].values()) > 0
 
 
-def test_the_pack_in_one_file_is_the_pack(run):
+def test_the_pack_file_computes_the_same_as_the_keras_file(run):
     import keras
 
     root, _, results = run
@@ -140,7 +140,7 @@ def test_tensorboard_curves(run):
     for number, name in enumerate(["0-1", "2-3", "4-5"], start=1):
         task = events(root / f"tensorboard/task_{number}_{name}")
         for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation"):
-            assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # day and night on one axis
+            assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # both stages on one axis
         sparsity = [value for _, value in scalars(task, "sparsity")]
         z = 1 - (1 - 0.5 ** (1 / 3)) ** (1 / 2)
         expected = [0] * 4 + [z] * 2 + [1 - (1 - z) ** 2] * 2
@@ -176,15 +176,15 @@ def test_the_same_command_again_computes_nothing(run):
     again = launch(*FLAGS, f"--output_dir={root}")
     assert again.returncode == 0
     assert again.stdout == first.stdout
-    assert "nothing was computed again" in again.stderr
+    assert "nothing to compute" in again.stderr
     assert (root / "results.json").stat().st_mtime_ns == before
 
 
-def test_another_command_there_is_refused(run):
+def test_another_run_in_the_same_directory_is_refused(run):
     root, _, _ = run
     other = launch(*FLAGS, "--final_prune=0.6", f"--output_dir={root}")
     assert other.returncode == 2
-    assert "holds another run, with --final_prune=0.5" in other.stderr
+    assert "has another run, with --final_prune=0.5" in other.stderr
 
 
 def comparable(root):
@@ -203,11 +203,11 @@ def assert_same_pack(*paths):
 
     packs = [keras.models.load_model(path) for path in paths]
     for one, two in zip(*(pack.variables for pack in packs), strict=True):
-        if "seed_generator" not in one.path:  # every stage seeds dropout anew, and Keras draws another when it loads
+        if "seed_generator" not in one.path:  # each stage reseeds dropout, and Keras draws a new seed on loading
             np.testing.assert_array_equal(one, two)
 
 
-# With XLA: see the run that is killed.
+# The killed run below covers XLA.
 @pytest.mark.parametrize("flags", [("--jit=off",), CONVOLUTIONS], ids=["no jit", "convolutions"])
 def test_same_seed_same_bits(flags, tmp_path):
     for name in ("one", "two"):
@@ -218,28 +218,28 @@ def test_same_seed_same_bits(flags, tmp_path):
 
 
 def test_the_fast_paths_agree_with_the_slow_plain_one_on_a_full_run(tmp_path):
-    """Momentum, since Adam makes whole steps of gradients that are 0 but for rounding."""
+    """With momentum: Adam would turn rounding errors of zero gradients into full steps."""
     preset = (f"--flagfile={ROOT / 'flags/presets/digits.flags'}", "--optimizer=momentum", "--learning_rate=0.05")
-    said = {}
+    logged = {}
     for name, flags in {"fast": (), "plain": ("--jit=off", "--data_residency=stream")}.items():
         done = launch(*preset, "--noexport", *flags, f"--output_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
-        said[name] = done.stderr.splitlines()[0]
-    assert said == {
+        logged[name] = done.stderr.splitlines()[0]
+    assert logged == {
         "fast": "XLA compiles whole gradient steps; training data on the device",
         "plain": "XLA is off; training data streamed",
     }
     for number in range(1, 6):
-        fast, plain = (tp.load_owner_maps(tmp_path / name / f"masks/task_{number}.npz") for name in said)
+        fast, plain = (tp.load_owner_maps(tmp_path / name / f"masks/task_{number}.npz") for name in logged)
         for path, owner in plain.items():
             np.testing.assert_array_equal(fast[path], owner)
-    fast, plain = (comparable(tmp_path / name) for name in said)
+    fast, plain = (comparable(tmp_path / name) for name in logged)
     for results in (fast, plain):
         del results["config"]
     assert fast == plain
 
 
-def test_an_unfinished_run_is_begun_again(run, tmp_path):
+def test_an_incomplete_run_is_finished(run, tmp_path):
     root, _, results = run
     shutil.copytree(root, tmp_path / "out")
     results = json.loads((root / "results.json").read_text())
@@ -253,7 +253,7 @@ def test_an_unfinished_run_is_begun_again(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in root.iterdir())
 
 
-def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_path):
+def test_a_killed_run_resumes_after_its_last_stage_and_gives_the_same_results(run, tmp_path):
     root = tmp_path / "out"
     command = [sys.executable, str(ROOT / "launch/main.py"), *FLAGS, f"--output_dir={root}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_pa
     assert found >= 3
     done = launch(*FLAGS, f"--output_dir={root}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("found, not computed again") == found
+    assert done.stderr.count("reused from the store") == found
     assert comparable(root) == comparable(run[0])
     assert_same_pack(root / "pack.keras", run[0] / "pack.keras")
     assert sorted(path.name for path in root.iterdir()) == sorted(path.name for path in run[0].iterdir())
@@ -280,7 +280,7 @@ def test_a_killed_run_goes_on_after_its_last_stage_and_ends_the_same(run, tmp_pa
 
 
 @pytest.mark.parametrize("approach", ["memory", "multinet"])
-def test_the_bounds_from_the_command_line(approach, tmp_path):
+def test_the_baselines_from_the_command_line(approach, tmp_path):
     done = launch(*FLAGS, "--jit=off", f"--approach={approach}", f"--output_dir={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -315,8 +315,8 @@ def test_training_that_diverges_ends_in_one_line(tmp_path):
     flags = ("--learning_rate=1e30", "--optimizer=sgd", "--train_epochs=1", "--jit=off")
     done = launch(*flags, f"--output_dir={tmp_path}/out")
     assert done.returncode == 1
-    said = r"main\.py: task 1, train: .* in epoch 1, the training has diverged\. Try"
-    assert re.match(said, done.stderr.splitlines()[-1])
+    message = r"main\.py: task 1, train: .* in epoch 1, the training has diverged\. Try"
+    assert re.match(message, done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
 
 
@@ -328,7 +328,7 @@ def test_a_validation_fraction_too_small_for_one_example(tmp_path):
 
 
 @pytest.mark.real_data
-def test_split_mnist_in_short(real_mnist, tmp_path):
+def test_split_mnist_with_few_epochs(real_mnist, tmp_path):
     preset = ROOT / "flags/presets/mnist.flags"
     done = launch(
         f"--flagfile={preset}",
@@ -350,11 +350,11 @@ def test_split_mnist_as_in_the_paper(real_mnist, tmp_path, final_prune, at_least
     assert json.loads((tmp_path / "out/results.json").read_text())["average_accuracy"] >= at_least
 
 
-def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_one_goes_on(tmp_path):
+def test_a_second_process_in_the_output_directory_is_refused_and_a_terminated_run_resumes(tmp_path):
     flags = ["--noexport", "--num_tasks=1", "--hidden_units=16", "--prune_rounds=1", "--jit=off"]
     flags += ["--train_epochs=20", "--retrain_epochs=100000", f"--output_dir={tmp_path / 'out'}"]
 
-    def until_it_says(words):
+    def start_and_wait_for(words):
         command = [sys.executable, str(ROOT / "launch/main.py"), *flags]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert any(words in line for line in process.stderr), words
@@ -362,18 +362,18 @@ def test_a_second_process_on_one_output_directory_is_refused_and_a_terminated_on
 
     def terminated(process):
         process.terminate()
-        _, said = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=10)
         assert process.returncode == 143
-        assert "the same command goes on after the last epoch that was finished" in said
-        assert "Traceback" not in said
+        assert "the same command goes on after the last epoch that was finished" in stderr
+        assert "Traceback" not in stderr
 
-    first = until_it_says("task 1/1  0-1  train")  # the night that follows is long
+    first = start_and_wait_for("task 1/1  0-1  train")  # the stage that follows is long
     second = launch(*flags)
     assert second.returncode == 2
     assert "a folder that no other process is writing to" in second.stderr
     assert second.stderr.splitlines()[-1].startswith("main.py: --output_dir=")
     terminated(first)
-    terminated(until_it_says("train: found, not computed again"))  # the lock died with the first
+    terminated(start_and_wait_for("train: reused from the store"))  # the lock ended with the first process
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -382,7 +382,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     code = (
         "import sys; sys.argv = ['main.py', '--dataset=digits', '--output_dir=out']\n"
         "import runpy, pathlib\n"
-        "from tf_packnet.experiments import results\n"
+        "from tf_packnet.runs import results\n"
         "results.Results.write = lambda self, path: open('/dev/full', 'w').write('x' * 10**6)\n"
         f"runpy.run_path({str(ROOT / 'launch/main.py')!r}, run_name='__main__')\n"
     )

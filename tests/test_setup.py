@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
-from tf_packnet.runs import setup
+from tf_packnet.runs import learning, setup
 from tf_packnet.runs.config import OPTIMIZERS, Config
 from tf_packnet.training import acceleration
 
@@ -153,3 +153,13 @@ def test_the_seed_decides_the_initial_weights():
         packs.append(keras.ops.convert_to_numpy(setup.build_model(config, stream).get_layer("dense_1").kernel))
     assert (packs[0] == packs[1]).all()
     assert not (packs[0] == packs[2]).any()
+
+
+def test_a_run_builds_its_network_once(monkeypatch, tmp_path):
+    networks = []
+    pack = setup.pack
+    monkeypatch.setattr(setup, "make_deterministic", lambda *_: None)
+    monkeypatch.setattr(setup, "pack", lambda *arguments: networks.append(pack(*arguments)) or networks[-1])
+    config = Config(num_tasks=1, hidden_units=(8,), train_epochs=1, retrain_epochs=1, prune_rounds=1)
+    learning.learn_only(config, tmp_path, lambda task, stage: [])
+    assert len(networks) == 1

@@ -1,4 +1,4 @@
-"""Stages by their content: what shares, what does not, and a store in which nothing is half there."""
+"""Stage keys: what they depend on. The store of stages: atomic, shared, and checked for damage."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ from tests.conftest import ROOT
 from tf_packnet.runs import stages
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.stages import chain, shared_beginning
-from tf_packnet.runs.store import StageStore
+from tf_packnet.runs.store import StageStore, StoredStages
 
-CHOICE = {"xla": "step", "threads": 1}
+EXECUTION = {"xla": "step", "threads": 1}
 OTHER = {
     "approach": "memory", "model": "conv", "hidden_units": (8,), "fc8192": "dense", "dropout": 0.2, "head": "shared",
     "bias_policy": "per_task", "optimizer": "sgd", "learning_rate": 0.5, "batch_size": 7, "seed": 9,
@@ -24,8 +24,8 @@ OTHER = {
 }  # fmt: skip
 
 
-def keys(config, lessons=(1, 2, 3), data="data", choice=CHOICE):
-    return [stage.key for stage in chain(config, lessons, data, choice)]
+def keys(config, tasks=(1, 2, 3), data="data", execution=EXECUTION):
+    return [stage.key for stage in chain(config, tasks, data, execution)]
 
 
 def first_difference(config):
@@ -33,10 +33,10 @@ def first_difference(config):
     return next((index for index, (ours, theirs) in pairs if ours != theirs), None)
 
 
-def test_every_field_is_accounted_for_once():
+def test_every_field_is_in_exactly_one_list():
     groups = (
-        *(stages.NETWORK, stages.TRAINING, stages.DAY, stages.LATER_DAYS, stages.NIGHT, stages.JOINT),
-        *(stages.IN_THE_DATA, stages.IN_THE_CHOICE, stages.NOWHERE),
+        *(stages.NETWORK, stages.TRAINING, stages.TRAIN_STAGE, stages.LATER_TRAIN_STAGES, stages.PRUNE_RETRAIN_STAGE),
+        *(stages.BASELINES, stages.COVERED_BY_DATA, stages.COVERED_BY_EXECUTION, stages.NO_EFFECT),
     )
     fields = [field for group in groups for field in group]
     assert sorted(fields) == sorted(field.name for field in dataclasses.fields(Config))
@@ -45,10 +45,10 @@ def test_every_field_is_accounted_for_once():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ([*stages.NETWORK, *stages.TRAINING, *stages.DAY], 0),
-        (stages.NIGHT, 1),
-        (stages.LATER_DAYS, 2),
-        ([*stages.JOINT, *stages.IN_THE_DATA, *stages.IN_THE_CHOICE, *stages.NOWHERE], None),
+        ([*stages.NETWORK, *stages.TRAINING, *stages.TRAIN_STAGE], 0),
+        (stages.PRUNE_RETRAIN_STAGE, 1),
+        (stages.LATER_TRAIN_STAGES, 2),
+        ([*stages.BASELINES, *stages.COVERED_BY_DATA, *stages.COVERED_BY_EXECUTION, *stages.NO_EFFECT], None),
     ],
 )
 def test_a_field_changes_the_stages_that_depend_on_it_and_those_after(fields, expected):
@@ -57,21 +57,21 @@ def test_a_field_changes_the_stages_that_depend_on_it_and_those_after(fields, ex
             assert first_difference(dataclasses.replace(Config(), **{field: OTHER[field]})) == expected, field
 
 
-def test_the_budget_is_the_bounds_own():
+def test_only_baselines_depend_on_the_budget():
     memory = Config(approach="memory")
     assert keys(memory)[0] != keys(dataclasses.replace(memory, budget="epochs"))[0]
 
 
-def test_the_examples_and_what_was_chosen_change_everything():
+def test_data_and_execution_settings_change_every_key():
     assert not set(keys(Config())) & set(keys(Config(), data="other"))
-    assert not set(keys(Config())) & set(keys(Config(), choice={**CHOICE, "threads": 2}))
+    assert not set(keys(Config())) & set(keys(Config(), execution={**EXECUTION, "threads": 2}))
 
 
 def test_only_the_first_stage_is_shared_by_other_p_and_n():
-    assert [stage.shared for stage in chain(Config(), (1, 2), "data", CHOICE)] == [True, False, False, False]
+    assert [stage.shared for stage in chain(Config(), (1, 2), "data", EXECUTION)] == [True, False, False, False]
 
 
-def test_the_beginning_that_the_workers_keep_apart_is_that_of_the_first_stage():
+def test_shared_beginning_is_equal_exactly_where_the_first_key_is():
     for field, value in OTHER.items():
         other = dataclasses.replace(Config(), **{field: value})
         assert (shared_beginning(other) == shared_beginning(Config())) == (keys(other)[0] == keys(Config())[0]), field
@@ -83,24 +83,24 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def plan():
-    return chain(Config(), (1, 2), "data", CHOICE)
+def chained():
+    return chain(Config(), (1, 2), "data", EXECUTION)
 
 
 def state_of(number):
     return {"weights": np.full(3, number, np.float32), "names": np.array(["a", "bc"])}
 
 
-def test_what_was_put_is_found(store, plan):
-    assert store.record(plan[0]) is None
-    assert not store.has_state(plan[0])
-    store.put(plan[0], {"seconds": 1.5}, state_of(1))
-    assert store.record(plan[0]) == {"seconds": 1.5}
-    for name, value in store.state(plan[0]).items():
+def test_a_stored_stage_is_read_back(store, chained):
+    assert store.record(chained[0]) is None
+    assert not store.has_state(chained[0])
+    store.put(chained[0], {"seconds": 1.5}, state_of(1))
+    assert store.record(chained[0]) == {"seconds": 1.5}
+    for name, value in store.state(chained[0]).items():
         np.testing.assert_array_equal(value, state_of(1)[name])
-    store.drop_state(plan[0])
-    assert store.record(plan[0]) == {"seconds": 1.5}
-    assert not store.has_state(plan[0])
+    store.drop_state(chained[0])
+    assert store.record(chained[0]) == {"seconds": 1.5}
+    assert not store.has_state(chained[0])
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_was_put_is_found(store, plan):
         ((), (), False, 0),
         ((0,), (), False, 1),
         ((0, 1, 2), (0, 1), False, 3),
-        ((0, 1, 2), (1, 2), False, 1),  # what the last one builds on has to be computed again
+        ((0, 1, 2), (1, 2), False, 1),  # the state that the last one starts from is missing
         ((0, 1, 2), (0, 1, 2), False, 0),
         ((0, 1, 2, 3), (0, 1, 2, 3), False, 4),
         ((0, 1, 2, 3), (1, 2, 3), True, 1),
@@ -117,60 +117,60 @@ def test_what_was_put_is_found(store, plan):
         ((0, 2), (), False, 1),
     ],
 )
-def test_where_a_run_goes_on(store, plan, put, dropped, with_state, expected):
+def test_where_a_run_resumes(store, chained, put, dropped, with_state, expected):
     for index in put:
-        store.put(plan[index], {}, state_of(index))
+        store.put(chained[index], {}, state_of(index))
     for index in dropped:
-        store.drop_state(plan[index])
-    assert store.first_to_compute(plan, with_state) == expected
+        store.drop_state(chained[index])
+    assert store.first_to_compute(chained, with_state) == expected
 
 
-def test_a_damaged_state_is_computed_again(store, plan):
+def test_a_damaged_state_is_recomputed(store, chained):
     for index in (0, 1):
-        store.put(plan[index], {}, state_of(index))
-    path = store.root / plan[1].key / "state.npz"
+        store.put(chained[index], {}, state_of(index))
+    path = store.root / chained[1].key / "state.npz"
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    told = []
-    store.damaged = told.append
-    assert not store.has_state(plan[1])
-    assert told == [path]
-    assert store.first_to_compute(plan, with_state=False) == 1
+    reported = []
+    store.on_damaged = reported.append
+    assert not store.has_state(chained[1])
+    assert reported == [path]
+    assert store.first_to_compute(chained, with_state=False) == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "other", "sha256": "", "record": {}}'])
-def test_of_two_records_one_may_be_damaged(store, plan, text):
-    store.put(plan[0], {"seconds": 1.5}, state_of(0))
-    paths = [store.root / plan[0].key / name for name in ("stage.json", "stage.copy.json")]
+def test_a_damaged_record_is_repaired_from_its_copy(store, chained, text):
+    store.put(chained[0], {"seconds": 1.5}, state_of(0))
+    paths = [store.root / chained[0].key / name for name in ("stage.json", "stage.copy.json")]
     whole = paths[0].read_bytes()
     for path in paths:
         path.write_text(text)
-        assert store.record(plan[0]) == {"seconds": 1.5}
+        assert store.record(chained[0]) == {"seconds": 1.5}
         assert [path.read_bytes() for path in paths] == [whole, whole]
     for path in paths:
         path.write_text(text)
-    assert store.record(plan[0]) is None
-    assert store.first_to_compute(plan, with_state=False) == 0
+    assert store.record(chained[0]) is None
+    assert store.first_to_compute(chained, with_state=False) == 0
 
 
-def test_what_a_killed_process_left_is_no_stage_and_goes(store, plan):
-    leftover = store.root / f".{plan[0].key}.abc.unfinished" / plan[0].key
+def test_leftovers_of_a_killed_process_are_ignored_and_removed(store, chained):
+    leftover = store.root / f".{chained[0].key}.abc.unfinished" / chained[0].key
     leftover.mkdir(parents=True)
-    (leftover / "stage.json").write_text(json.dumps({"key": plan[0].key, "sha256": "", "record": {}}))
-    assert store.record(plan[0]) is None
-    store.put(plan[0], {}, state_of(0))
-    assert [path.name for path in store.root.iterdir()] == [plan[0].key]
+    (leftover / "stage.json").write_text(json.dumps({"key": chained[0].key, "sha256": "", "record": {}}))
+    assert store.record(chained[0]) is None
+    store.put(chained[0], {}, state_of(0))
+    assert [path.name for path in store.root.iterdir()] == [chained[0].key]
 
 
-def test_a_stage_is_one_processs_at_a_time_and_free_when_that_dies(store, plan):
+def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
     hold = (
         "import sys, time; from pathlib import Path\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from tf_packnet.runs.config import Config\n"
         "from tf_packnet.runs.stages import chain\n"
         "from tf_packnet.runs.store import StageStore\n"
-        f"stage = chain(Config(), (1, 2), 'data', {CHOICE!r})[0]\n"
+        f"stage = chain(Config(), (1, 2), 'data', {EXECUTION!r})[0]\n"
         f"with StageStore(Path({str(store.root)!r})).lock(stage):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
@@ -179,7 +179,7 @@ def test_a_stage_is_one_processs_at_a_time_and_free_when_that_dies(store, plan):
     got = threading.Event()
 
     def wait():
-        with store.lock(plan[0]):
+        with store.lock(chained[0]):
             got.set()
 
     waiting = threading.Thread(target=wait)
@@ -189,3 +189,53 @@ def test_a_stage_is_one_processs_at_a_time_and_free_when_that_dies(store, plan):
     assert got.wait(10)
     waiting.join()
     holder.wait()
+
+
+class FakeApproach:
+    """Its state is the number of the last stage that it has learned."""
+
+    number = -1
+
+    def state(self):
+        return {"number": np.array(self.number)}
+
+    def restore(self, state):
+        self.number = int(state["number"])
+
+    def learn(self, backup):
+        self.number += 1
+        return {"number": self.number}
+
+
+def take_through(store, chained, until, with_state=True):
+    """Finishes the stages up to `until`; returns the approach, and which stages were reused."""
+    approach = FakeApproach()
+    stored = StoredStages(store, chained, approach, with_state)
+    finished = [stored.finish(stage, approach.learn) for stage in chained[:until]]
+    assert [stage.record["number"] for stage in finished] == list(range(until))
+    return approach, [stage.reused for stage in finished]
+
+
+def test_a_run_resumes_after_its_last_stored_stage(store, chained):
+    assert take_through(store, chained, 2)[1] == [False, False]
+    approach, reused = take_through(store, chained, 4)
+    assert reused == [True, True, False, False]
+    approach, reused = take_through(store, chained, 4)
+    assert reused == [True] * 4
+    assert approach.number == 3
+
+
+@pytest.mark.parametrize(
+    ("with_state", "kept"), [(True, [True, False, True, True]), (False, [True, False, False, False])]
+)
+def test_states_that_no_stage_needs_are_deleted(store, chained, with_state, kept):
+    take_through(store, chained, 4, with_state)
+    assert [store.has_state(stage) for stage in chained] == kept  # the first one is shared with other runs
+
+
+def test_a_stage_that_another_process_has_stored_meanwhile_is_reused(store, chained):
+    approach = FakeApproach()
+    stored = StoredStages(store, chained, approach, with_state=True)
+    take_through(store, chained, 1)
+    assert stored.finish(chained[0], approach.learn).reused
+    assert approach.number == 0

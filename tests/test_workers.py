@@ -1,4 +1,4 @@
-"""Runs side by side: what is varied, who does what, and what happens when one fails or its process dies."""
+"""Parallel runs: sweeps, how workers take runs, and what happens when a run fails or its process dies."""
 
 import os
 import re
@@ -10,9 +10,9 @@ import pytest
 from flags.parsing import Command, UsageError, parse_command
 from tests.conftest import launch
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import workers
+from tf_packnet.experiments import worker_pool
 from tf_packnet.experiments.definitions import run_name
-from tf_packnet.experiments.workers import Layout, Outcome, Pool, best_layout
+from tf_packnet.experiments.worker_pool import FinishedRun, Layout, Pool, best_layout
 from tf_packnet.runs.config import Config
 
 
@@ -31,7 +31,7 @@ def test_without_a_sweep_there_is_one_run():
     assert parse_command(["main.py"]) == Command(Config(), experiment=None, dry_run=False)
 
 
-def test_seeds_are_a_number_or_themselves():
+def test_seeds_are_a_count_or_a_list():
     def seeds(*flags):
         return parse_command(["main.py", "--sweep=final_prune=0.5", *flags]).experiment.seeds
 
@@ -62,19 +62,19 @@ def test_seeds_are_a_number_or_themselves():
         (["--experiment=figure5"], "--experiment=figure5: value should be one of"),
     ],
 )
-def test_sweeps_that_cannot_be(flags, message):
+def test_invalid_sweeps_are_refused(flags, message):
     with pytest.raises(UsageError) as refused:
         parse_command(["main.py", *flags])
     assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["sed", "", "output_dir", "hidden_units"])
-def test_what_cannot_be_swept_is_told_with_what_can(name):
+def test_an_invalid_axis_is_refused_with_the_valid_ones(name):
     with pytest.raises(ArgumentError, match="NAME=VALUE,VALUE with a NAME among dataset, .*seed"):
         parse_command(["main.py", f"--sweep={name}=1,2"])
 
 
-def test_a_combination_that_cannot_be_stops_all_before_any_work(tmp_path):
+def test_an_invalid_combination_is_refused_before_any_run(tmp_path):
     done = launch("--sweep=prune_rounds=1,7", f"--output_dir={tmp_path}/out")
     assert done.returncode == 2
     assert done.stderr == (
@@ -83,7 +83,7 @@ def test_a_combination_that_cannot_be_stops_all_before_any_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_data_set_stops_all_before_any_work(tmp_path):
+def test_an_unknown_data_set_is_refused_before_any_run(tmp_path):
     done = launch("--sweep=dataset=digits,mnits", f"--output_dir={tmp_path}/out")
     assert done.returncode == 2
     assert done.stderr.startswith("main.py: --dataset=mnits: expected digits, or the name of a TFDS")
@@ -91,7 +91,7 @@ def test_an_unknown_data_set_stops_all_before_any_work(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [("--seeds=2",), ("--experiment=table1",)])
-def test_what_only_the_data_can_tell_is_refused_too(flags, tmp_path):
+def test_a_run_that_the_data_does_not_allow_is_refused(flags, tmp_path):
     done = launch("--num_tasks=6", *flags, f"--output_dir={tmp_path}/out", "--workers=1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
@@ -100,7 +100,7 @@ def test_what_only_the_data_can_tell_is_refused_too(flags, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stages_dir_that_cannot_be(tmp_path):
+def test_a_stages_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     for flags in ((), ("--seeds=2",)):
         done = launch(*flags, f"--stages_dir={tmp_path}/file", f"--output_dir={tmp_path}/out")
@@ -113,20 +113,20 @@ def test_a_stages_dir_that_cannot_be(tmp_path):
     ("cores", "asked", "threads", "expected"),
     [(2, None, 1, Layout(2, 1)), (16, None, 5, Layout(3, 5)), (4, 2, 1, Layout(2, 1)), (2, None, 4, Layout(1, 4))],
 )
-def test_the_layout_fills_the_cores_and_no_more(monkeypatch, cores, asked, threads, expected):
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(workers.Path, "exists", lambda self: False)
+def test_the_layout_uses_all_cores(monkeypatch, cores, asked, threads, expected):
+    monkeypatch.setattr(worker_pool.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(worker_pool.Path, "exists", lambda self: False)
     assert best_layout(asked, threads) == expected
     assert expected.environment()["TF_NUM_INTRAOP_THREADS"] == str(expected.threads)
 
 
 def test_a_gpu_is_not_shared(monkeypatch):
-    monkeypatch.setattr(workers.Path, "exists", lambda self: True)
+    monkeypatch.setattr(worker_pool.Path, "exists", lambda self: True)
     assert best_layout().workers == 1
 
 
 class FakeWorker:
-    """Takes a tenth of a second a run, and notes when."""
+    """Takes 0.1 s per run, and logs its start and end."""
 
     log: list = []
 
@@ -136,53 +136,53 @@ class FakeWorker:
     def ready_for(self, config):
         return None
 
-    def run(self, config, advanced, said):
-        self.log.append(("begun", config.seed, config.final_prune))
+    def run(self, config, on_epochs, log):
+        self.log.append(("started", config.seed, config.final_prune))
         time.sleep(0.1)
         self.log.append(("ended", config.seed, config.final_prune))
-        return Outcome(config, {}, "", 0.1)
+        return FinishedRun(config, {}, "", 0.1)
 
 
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(FakeWorker, "log", [])
-    monkeypatch.setattr(workers, "_Worker", FakeWorker)
+    monkeypatch.setattr(worker_pool, "_Worker", FakeWorker)
     return FakeWorker.log
 
 
-def test_runs_that_begin_alike_are_kept_apart_while_there_are_others(fake, tmp_path):
+def test_runs_with_the_same_first_stage_do_not_run_in_parallel_if_others_wait(fake, tmp_path):
     configs = [Config(seed=seed, final_prune=p) for seed in (0, 1) for p in (0.5, 0.9)]
     with Pool(Layout(2, 1), tmp_path) as pool:
         futures = [pool.submit(config) for config in configs]
         assert [future.result(10).config for future in futures] == configs
-    assert {seed for said, seed, _ in fake[:2] if said == "begun"} == {0, 1}
+    assert {seed for event, seed, _ in fake[:2] if event == "started"} == {0, 1}
 
 
-def test_what_goes_wrong_when_a_run_is_noted_reaches_whoever_waits_for_it(fake, tmp_path):
-    def full_disk(outcome):
-        if outcome.config.seed == 0:
+def test_an_error_in_on_end_is_raised_by_the_future(fake, tmp_path):
+    def full_disk(finished):
+        if finished.config.seed == 0:
             raise OSError("no space left")
 
-    with Pool(Layout(1, 1), tmp_path, ended=full_disk) as pool:
+    with Pool(Layout(1, 1), tmp_path, on_end=full_disk) as pool:
         first, second = pool.submit(Config(seed=0)), pool.submit(Config(seed=1))
         with pytest.raises(OSError, match="no space left"):
             first.result(10)
         assert second.result(10).results == {}
 
 
-def test_an_interrupted_pool_begins_nothing_more(fake, tmp_path):
+def test_a_closed_pool_starts_no_more_runs(fake, tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         for seed in range(50):
             pool.submit(Config(seed=seed))
         time.sleep(0.15)
     time.sleep(0.3)
-    assert len([entry for entry in fake if entry[0] == "begun"]) <= 3
+    assert len([entry for entry in fake if entry[0] == "started"]) <= 3
 
 
 TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,), "jit": "off"}
 
 
-def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path):
+def test_a_run_whose_process_dies_fails_and_the_next_run_gets_a_new_process(tmp_path):
     killed = []
 
     def kill_the_first(config, epochs):
@@ -190,7 +190,7 @@ def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path
             killed.append(epochs)
             os.kill(pool._processes[0].pid, signal.SIGKILL)
 
-    with Pool(Layout(1, 1), tmp_path / "stages", advanced=kill_the_first) as pool:
+    with Pool(Layout(1, 1), tmp_path / "stages", on_epochs=kill_the_first) as pool:
         first, second = (pool.submit(Config(**TINY, seed=seed)) for seed in (0, 1))
         assert first.result(120).results is None
         assert first.result().error.startswith("its process ended with -9")
@@ -198,8 +198,8 @@ def test_a_run_whose_process_dies_is_told_and_the_next_one_gets_another(tmp_path
     assert killed
 
 
-def test_a_worker_starts_afresh_now_and_then_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "RUNS_A_PROCESS", 1)
+def test_worker_processes_are_replaced_and_leave_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_pool, "RUNS_PER_PROCESS", 1)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     with Pool(Layout(1, 1), tmp_path / "stages") as pool:
@@ -209,21 +209,21 @@ def test_a_worker_starts_afresh_now_and_then_and_leaves_nothing(tmp_path, monkey
             processes.append(pool._processes[0])
     assert processes[0].pid != processes[1].pid
     assert processes[0].returncode is not None
-    assert not list((tmp_path / "tmp").iterdir())  # whatever ends a worker, it leaves nothing
+    assert not list((tmp_path / "tmp").iterdir())  # a worker leaves no files, however it ends
 
 
-def test_workers_go_when_whoever_gave_the_jobs_is_gone(tmp_path):
+def test_a_worker_process_exits_when_its_input_ends(tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         pool.submit(Config(**TINY)).result(120)
         process = pool._processes[0]
-        process.stdin.close()  # as when the launcher was killed
+        process.stdin.close()  # as when the launcher is killed
         assert process.wait(10) == 0
 
 
 FLAGS = ("--num_tasks=1", "--train_epochs=2", "--retrain_epochs=2", "--prune_rounds=2", "--optimizer=sgd", "--jit=off")
 
 
-def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
+def test_a_failed_run_does_not_stop_the_others_and_is_retried(tmp_path):
     command = (*FLAGS, "--sweep=learning_rate=0.1,1e30,0.2", f"--output_dir={tmp_path}/out")
     done = launch(*command)
     assert done.returncode == 1
@@ -232,9 +232,9 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
     assert "learning_rate=1e+30" in next(line for line in lines if "failed: " in line)
     assert re.search("task 1, train: .* in epoch 1, the training has diverged", done.stderr)
     name = "learning_rate=1e+30,seed=0"
-    assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command tries them again"
+    assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command retries them"
     assert "1 of 3 runs failed and are missing here." in done.stdout
-    assert "3 runs done: 8 epochs computed, 0 reused" in done.stdout  # the failed one had none to show
+    assert "3 runs done: 8 epochs computed, 0 reused" in done.stdout  # none of the failed run
     runs = tmp_path / "out/runs"
     before = {path.name: path.stat().st_mtime_ns for path in runs.iterdir()}
     assert sorted(before) == [f"learning_rate={rate},seed=0.json" for rate in (0.1, 0.2)]

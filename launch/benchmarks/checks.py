@@ -52,7 +52,9 @@ def checks(epochs: int) -> list[Row]:
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=128)
     stream = made_up_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
     xla = setup.choose_xla(config, setup.choose_strategy(config))
-    approach = setup.build_approach(config, stream, xla, True, None, lambda task, stage: ())
+    approach = setup.build_approach(
+        setup.build_model(config, stream), config, stream, xla, True, None, lambda task, stage: ()
+    )
     of_tasks = timed((lifecycle, "check_tasks"), (lifecycle, "record_witness"), (lifecycle, "check_finite"))
     of_epochs = timed(*((FitGuard, name) for name in ("on_epoch_begin", "on_epoch_end", "on_train_batch_end")))
     of_fits = timed((trainer, "check_trained"))

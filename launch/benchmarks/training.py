@@ -161,7 +161,13 @@ def stages(
         paths = RunPaths(Path(folder))
         watched = runner.observers(config, paths, display)
         approach = setup.build_approach(
-            config, stream, xla, True, paths.masks, lambda task, stage: [*watched(task, stage), calls]
+            setup.build_model(config, stream),
+            config,
+            stream,
+            xla,
+            True,
+            paths.masks,
+            lambda task, stage: [*watched(task, stage), calls],
         )
         for task in stream:
             for stage in STAGES:

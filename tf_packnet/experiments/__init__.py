@@ -1,4 +1,4 @@
-"""What the paper asks of the library. Importing this package alone does not start TensorFlow."""
+"""The paper's experiments: many runs, compared in tables, figures and a report. Imports no TensorFlow itself."""
 
 from tf_packnet.system.extras import require_extra
 

@@ -1,4 +1,4 @@
-"""The paper's experiments as runs: what each varies, with the values of the paper unless others are asked for."""
+"""The paper's experiments as lists of runs. Defaults are the paper's values."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from tf_packnet.pruning.shares import rounds_that_divide
 from tf_packnet.runs import corruption, output
 from tf_packnet.runs.config import APPROACHES, Config
 from tf_packnet.runs.corruption import Manifest
-from tf_packnet.runs.paths import ExperimentPaths, folder
+from tf_packnet.runs.paths import ExperimentPaths, expand
 from tf_packnet.runs.results import read_experiment
 
 Axes = dict[str, Sequence[Any]]
@@ -22,7 +22,7 @@ Axes = dict[str, Sequence[Any]]
 PAPER_PRUNES = {"mlp": (0.95, 0.99, 0.995), "conv": (0.8, 0.9, 0.95)}
 ROUNDS_WITHOUT_BUDGET = (1, 2, 3)
 
-# What each experiment varies, in the order of its tables. `sweep` varies what it is told to.
+# The config fields that each experiment varies, in the order of its tables. The user chooses those of `sweep`.
 VARIES = {
     "figure1": ("approach", "final_prune"),
     "figure2": ("final_prune", "prune_rounds"),
@@ -33,23 +33,23 @@ VARIES = {
 EXPERIMENTS = (*VARIES, "sweep")
 MATCHING = ("figure3", "table1")
 DEFAULT_SEEDS = {"figure2": 10, "figure4": 10, "sweep": 1}
-# Runs of one experiment, at most: the paper's largest has 360.
+# Limit on the runs of one experiment; the paper's largest has 360.
 MAX_RUNS = 10_000
-# A run's results are in a file of its name: what file systems take, less a suffix.
+# Limit in bytes on the name of a run, which is a file name too: file systems take 255.
 LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, ready to run.
+    """The definition of an experiment: the runs to compare.
 
     Attributes:
         name: One of `EXPERIMENTS`.
-        base: What all runs have in common.
-        axes: Values of what varies, without the seeds.
-        seeds: Every setting is run with each.
-        configs: All runs, those of the first seed first. For a matching: those to be matched.
-        evaluations: Prunings that a matching may try for each bound and `p`.
+        base: The config that all runs share, but for the axes and the seed.
+        axes: The config fields that vary, with their values. Without the seed.
+        seeds: Every setting is run with each of them.
+        configs: All runs, first seed first. For a matching experiment: the PackNet runs to match.
+        evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Experiment:
     evaluations: int = 10
 
     def command(self) -> str:
-        """The command line that runs it, every flag that is not at its default."""
+        """Returns the command line of this experiment, with every flag that differs from its default."""
         left_out = ("seed", "output_dir", "data_dir", *self.axes)
         fields = {name: value for name, value in self.base.to_json().items() if name not in left_out}
         given = [_as_flag(name, value) for name, value in fields.items() if value != Config().to_json()[name]]
@@ -84,13 +84,13 @@ def define(
 
     Args:
         name: One of `EXPERIMENTS`.
-        base: What all runs have in common.
-        axes: Other values for what the experiment varies; for `sweep` all that varies.
-        seeds: Default as many as the paper took, from the seed of `base` on.
-        evaluations: Prunings that a matching may try for each bound and `p`.
+        base: The config that all runs share, but for the axes and the seed.
+        axes: Values instead of the paper's for fields that the experiment varies; for `sweep`: all fields that vary.
+        seeds: Default: as many as in the paper, from the seed of `base` on.
+        evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
 
     Raises:
-        ArgumentError: If an axis is not one of the experiment, or a setting cannot be.
+        ArgumentError: If the experiment does not vary a field of `axes`, or the config of a run is invalid.
     """
     if name != "sweep":
         for axis in axes:
@@ -98,7 +98,7 @@ def define(
                 raise ArgumentError("sweep", f"{' or '.join(VARIES[name])} with --experiment={name}", axis)
         axes = {axis: axes.get(axis) or _paper_values(name, axis, base) for axis in VARIES[name]}
     elif not axes and seeds is None:
-        raise ArgumentError("experiment", "a --sweep=NAME=VALUE,VALUE to say what it varies, or --seeds", name)
+        raise ArgumentError("experiment", "a --sweep=NAME=VALUE,VALUE that names what it varies, or --seeds", name)
     if "seed" in axes:
         seeds = axes["seed"]
         axes = {axis: values for axis, values in axes.items() if axis != "seed"}
@@ -111,14 +111,14 @@ def define(
     configs = [_config(name, base, {**setting, "seed": seed}) for seed in seeds for setting in settings]
     longest = max((run_name(config, tuple(axes)) for config in configs), key=len)
     if len(longest.encode()) > LONGEST_NAME:
-        raise ArgumentError("sweep", f"values whose names take {LONGEST_NAME} bytes at most in all", longest)
+        raise ArgumentError("sweep", f"values with at most {LONGEST_NAME} bytes together in the name of a run", longest)
     return Experiment(name, base, axes, tuple(seeds), tuple(configs), evaluations)
 
 
 def run_name(config: Config, axes: Sequence[str]) -> str:
-    """What a run is called: what varies, and its seed."""
+    """Returns the name of a run: the values of the axes, and its seed."""
     name = ",".join(f"{axis}={getattr(config, axis)}" for axis in [*axes, "seed"])
-    return name.replace("%", "%25").replace("/", "%2F")  # a file is called so
+    return name.replace("%", "%25").replace("/", "%2F")  # it becomes a file name
 
 
 def _paper_values(name: str, axis: str, base: Config) -> Sequence[Any]:
@@ -130,19 +130,19 @@ def _paper_values(name: str, axis: str, base: Config) -> Sequence[Any]:
 
 
 def _config(name: str, base: Config, setting: dict[str, Any]) -> Config:
-    if name == "figure4":  # no budget: every round is followed by all of B
+    if name == "figure4":  # no budget: B epochs after every round
         setting["retrain_epochs"] = base.retrain_epochs * setting["prune_rounds"]
     return dataclasses.replace(base, **setting)
 
 
 def experiment_folder(experiment: Experiment) -> Path:
-    """Where an experiment lies: what was asked for, or `out/<dataset>-<experiment>`."""
-    where = experiment.base.where() if experiment.base.output_dir else f"{experiment.base.where()}-{experiment.name}"
-    return folder(where)
+    """Returns the output directory: `output_dir`, or `out/<dataset>-<experiment>`."""
+    directory = experiment.base.directory()
+    return expand(directory if experiment.base.output_dir else f"{directory}-{experiment.name}")
 
 
 def experiment_identity(experiment: Experiment) -> dict[str, Any]:
-    """What makes two experiments the same one; other values of what it varies, and other seeds, may come to it."""
+    """Returns what makes two experiments the same; not axis values and seeds, of which more can be added later."""
     config = {
         name: value for name, value in experiment.base.identity().items() if name not in (*experiment.axes, "seed")
     }
@@ -150,17 +150,17 @@ def experiment_identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Checks that an experiment may write where it wants to, and that what is there is its own.
+    """Checks the output directory of an experiment without changing it.
 
     Raises:
-        ArgumentError: If the directory cannot be written, or holds another experiment or anything else.
-        CorruptionError: If something of its report is damaged, and `on_corruption` is `fail`.
+        ArgumentError: If the directory cannot be written, or has another experiment or other files in it.
+        CorruptionError: If a file of the report is damaged, and `on_corruption` is `fail`.
     """
     if output.is_new(paths.root):
         return
-    damaged = corruption.handler(experiment.base.on_corruption)
-    manifest = Manifest.read(paths.manifest, damaged)
-    earlier = read_experiment(paths.experiment, damaged)
+    on_damaged = corruption.handler(experiment.base.on_corruption)
+    manifest = Manifest.read(paths.manifest, on_damaged)
+    earlier = read_experiment(paths.experiment, on_damaged)
     if earlier is None and manifest is not None:
         earlier = dict(manifest.identity)
     if earlier is None:
@@ -170,4 +170,4 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
     same = {name: value for name, value in ours.items() if name != "config"}
     output.check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
     if manifest is not None:
-        output.report_damage(manifest.wrong(paths.root), damaged)
+        output.report_damage(manifest.damaged_files(paths.root), on_damaged)

@@ -1,4 +1,4 @@
-"""Runs the runs of an experiment in a pool of workers; results that exist already are read."""
+"""Does the runs of an experiment in a pool of workers, or reads their results if they are complete already."""
 
 import threading
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_packnet.experiments.definitions import MATCHING, Experiment, run_name
-from tf_packnet.experiments.workers import Layout, Outcome, Pool
+from tf_packnet.experiments.worker_pool import FinishedRun, Layout, Pool
 from tf_packnet.runs import corruption
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.config import Config
@@ -15,15 +15,18 @@ from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
 
 
-class Runs:
-    """The runs of an experiment: those that are there, and those that the workers are given.
+class ExperimentRuns:
+    """The runs of an experiment.
 
     Args:
         experiment: The experiment.
-        paths: Where it lies.
-        layout: How many runs at once.
-        stages_dir: The store that they share.
-        display: Shows how they come on.
+        paths: Its output directory.
+        layout: Number of workers and their threads.
+        stages_dir: The store of stages, which all runs share.
+        display: Shows the progress: an `ExperimentProgress`.
+
+    Attributes:
+        computed: The runs that were done now, not read.
     """
 
     def __init__(self, experiment: Experiment, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
@@ -32,17 +35,17 @@ class Runs:
         self._pool = Pool(
             layout,
             stages_dir,
-            begun=lambda config: display.begun(self.name(config), epochs_of(config)),
-            advanced=lambda config, epochs: display.advanced(self.name(config), epochs),
-            ended=self._ended,
-            said=display.say,
+            on_start=lambda config: display.start_run(self.name(config), estimated_epochs(config)),
+            on_epochs=lambda config, epochs: display.advance_run(self.name(config), epochs),
+            on_end=self._on_end,
+            log=display.log,
         )
-        self._damaged = corruption.handler(experiment.base.on_corruption, display.say)
-        self._asked: dict[str, Future] = {}
-        self._lock = threading.Lock()  # a matching asks from several threads
-        self.outcomes: list[Outcome] = []
+        self._on_damaged = corruption.handler(experiment.base.on_corruption, display.log)
+        self._futures: dict[str, Future[FinishedRun]] = {}
+        self._lock = threading.Lock()  # a matching submits from several threads
+        self.computed: list[FinishedRun] = []
 
-    def __enter__(self) -> "Runs":
+    def __enter__(self) -> "ExperimentRuns":
         self._pool.__enter__()
         return self
 
@@ -50,72 +53,72 @@ class Runs:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers, whatever they are at; whoever waits for a run is told that it is cancelled."""
+        """Kills the workers and cancels all runs that are not finished."""
         self._pool.close()
 
     def name(self, config: Config) -> str:
-        """What a run is called."""
+        """Returns the name of a run."""
         return run_name(config, self._axes)
 
-    def submit(self, config: Config) -> "Future[Outcome]":
-        """The outcome of a run, once it is there."""
+    def submit(self, config: Config) -> "Future[FinishedRun]":
+        """Queues a run, unless it is queued, running or complete already."""
         name = self.name(config)
         with self._lock:
-            if name not in self._asked:
-                results = completed_results(self._paths.run(name), config, self._damaged)
+            if name not in self._futures:
+                results = completed_results(self._paths.run(name), config, self._on_damaged)
                 if results is not None:
-                    self._asked[name] = future = Future()
-                    future.set_result(Outcome(config, results, "", 0.0))
+                    self._futures[name] = future = Future()
+                    future.set_result(FinishedRun(config, results, "", 0.0))
                 else:
-                    self._display.asked(epochs_of(config))
-                    self._asked[name] = self._pool.submit(config)
-            return self._asked[name]
+                    self._display.add_run(estimated_epochs(config))
+                    self._futures[name] = self._pool.submit(config)
+            return self._futures[name]
 
-    def get(self, configs: Sequence[Config]) -> list[Outcome]:
-        """The outcomes of several runs, in order.
+    def get(self, configs: Sequence[Config]) -> list[FinishedRun]:
+        """Does several runs and returns them in order. Runs that fail are among them.
 
         Raises:
-            ArgumentError: If one of the configs cannot be had; what else may come of a run does not stop the others.
+            ArgumentError: If the config, the data or the machine do not allow a run.
         """
         futures = [self.submit(config) for config in configs]
-        outcomes = []
+        runs = []
         for future in futures:
-            outcomes.append(future.result())
-            if outcomes[-1].refused is not None:
-                raise outcomes[-1].refused
-        return outcomes
+            runs.append(future.result())
+            if runs[-1].refused is not None:
+                raise runs[-1].refused
+        return runs
 
-    def _ended(self, outcome: Outcome) -> None:
+    def _on_end(self, finished: FinishedRun) -> None:
         scores = ""
-        if outcome.results is not None:
-            files.write_json(self._paths.run(self.name(outcome.config)), outcome.results)
-            scores = f"accuracy {outcome.results['average_accuracy']:.4f}"
-        self.outcomes.append(outcome)
-        self._display.ended(self.name(outcome.config), outcome.seconds, scores, outcome.error)
+        if finished.results is not None:
+            files.write_json(self._paths.run(self.name(finished.config)), finished.results)
+            scores = f"accuracy {finished.results['average_accuracy']:.4f}"
+        self.computed.append(finished)
+        self._display.end_run(self.name(finished.config), finished.seconds, scores, finished.error)
 
 
 def axes_of(experiment: Experiment) -> tuple[str, ...]:
-    """What the runs of an experiment differ in, besides the seed."""
+    """Returns the config fields in which the runs of an experiment differ, besides the seed."""
     return ("approach", *experiment.axes) if experiment.name in MATCHING else tuple(experiment.axes)
 
 
-def epochs_of(config: Config) -> int:
-    """Epochs of a run, the first five tasks of a data set where it is not said how many: for the display alone."""
-    lessons = 1 if config.approach == "multinet" else config.num_tasks or 5
-    return lessons * (config.train_epochs + config.retrain_epochs)
+def estimated_epochs(config: Config) -> int:
+    """Estimates the epochs of a run, for the progress display. Without `num_tasks` it assumes five tasks."""
+    tasks = 1 if config.approach == "multinet" else config.num_tasks or 5
+    return tasks * (config.train_epochs + config.retrain_epochs)
 
 
-def completed_results(path: Path, config: Config, damaged: corruption.Damaged) -> dict[str, Any] | None:
-    """The results of this very run, if they are there and as they were written.
+def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
+    """Reads the results of a run; None if they are missing, damaged, incomplete or of another config.
 
     Raises:
         ArgumentError: If a newer version of this library wrote them.
     """
-    results = results_file.read_results(path, "output_dir", damaged)
+    results = results_file.read_results(path, "output_dir", on_damaged)
     if results is None or not results["complete"]:
         return None
     try:
         same = Config.from_json(results["config"]).identity() == config.identity()
-    except (ValueError, TypeError):  # the config of another version
+    except (ValueError, TypeError):  # another version of this library wrote it
         return None
     return results if same else None

@@ -1,7 +1,7 @@
-"""The matching experiment (appendix B): how much further the bounds can be pruned before they are as bad as PackNet.
+"""The matching experiment (appendix B of the paper): how far the baselines can be pruned to match PackNet's accuracy.
 
-For each `p`, and each of Memory and Multinet, the pruning is sought at which their average accuracy is PackNet's at
-`p`. Seeds are fixed, so that what is minimised is a function of the pruning alone; every evaluation is kept.
+For each `p`, and each of Memory and Multinet, it searches for the `final_prune` at which the baseline's mean accuracy
+equals PackNet's at `p`. Seeds are fixed, so the accuracy depends on `final_prune` alone. All evaluations are kept.
 """
 
 import contextlib
@@ -17,44 +17,44 @@ from tf_packnet.experiments.definitions import Experiment
 from tf_packnet.runs.config import Config
 
 if TYPE_CHECKING:
-    from tf_packnet.experiments.executor import Runs
-    from tf_packnet.experiments.workers import Outcome
+    from tf_packnet.experiments.executor import ExperimentRuns
+    from tf_packnet.experiments.worker_pool import FinishedRun
 
-BOUNDS = ("memory", "multinet")
-# Compression is sought on a logarithmic scale, from half as many weights saved to sixteen times.
+BASELINES = ("memory", "multinet")
+# The search interval for log2 of the compression: from twice as many weights as PackNet to a sixteenth.
 LOG2_COMPRESSION = (-1.0, 4.0)
 LOG2_TOLERANCE = 0.05
-# Average accuracies that differ by less are called equal: 0.1 points.
+# A match is reached if the average accuracies differ by this at most: 0.1 percentage points.
 REACHED = 0.001
 
 
 @dataclass
 class Match:
-    """What was found for one `p`: PackNet's runs (without `evaluations`), or the search of one bound.
+    """The search of one baseline at one `p`; or PackNet's runs at `p`, which have no `evaluations`.
 
     Attributes:
         final_prune: PackNet's `p`.
-        approach: Whose pruning was sought; `packnet` for the runs to be matched.
+        approach: The baseline; `packnet` for the runs to match.
         target: PackNet's mean accuracy at `p`; None if its runs failed.
-        evaluations: One dict each: `final_prune`, `compression`, `accuracy`, in the order they were asked for.
-        outcomes: All runs behind it.
+        evaluations: One dict per evaluation, in order: `final_prune`, `compression`, `accuracy`.
+        runs: All runs of the search.
     """
 
     final_prune: float
     approach: str
     target: float | None
     evaluations: list[dict[str, float]]
-    outcomes: "list[Outcome]"
+    runs: "list[FinishedRun]"
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The evaluation closest to the target; of equals the one that compresses most."""
+        """The evaluation closest to the target; among equals the one with the highest compression."""
         if not self.evaluations:
             return None
         return min(self.evaluations, key=lambda each: (abs(each["accuracy"] - self.target), -each["compression"]))
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `summary.json`."""
+        """Returns the content of `summary.json`."""
         best = self.best
         gap = best["accuracy"] - self.target
         return {
@@ -70,62 +70,62 @@ class Match:
         }
 
 
-def match_all(experiment: Experiment, runs: "Runs") -> list[Match]:
-    """PackNet at every `p` of the experiment, and the matching of both bounds to each, side by side."""
+def match_all(experiment: Experiment, runs: "ExperimentRuns") -> list[Match]:
+    """Does PackNet's runs at every `p` of the experiment, and searches matches for both baselines, in parallel."""
     prunes = experiment.axes["final_prune"]
     for config in experiment.configs:
         runs.submit(config)
-    with ThreadPoolExecutor(len(prunes) * (1 + len(BOUNDS))) as threads:
-        wanted = [(p, approach) for p in prunes for approach in ("packnet", *BOUNDS)]
+    with ThreadPoolExecutor(len(prunes) * (1 + len(BASELINES))) as threads:
+        searches = [(p, approach) for p in prunes for approach in ("packnet", *BASELINES)]
         try:
-            return list(threads.map(lambda one: _match(experiment, runs, *one), wanted))
-        except BaseException:  # interrupted: the threads would wait for runs that never come
+            return list(threads.map(lambda search: _match(experiment, runs, *search), searches))
+        except BaseException:  # interrupted: else the threads would wait for runs that never finish
             runs.close()
             raise
 
 
 def compression(final_prune: float, matched_prune: float) -> float:
-    """How many times fewer weights are used at `matched_prune` than at `final_prune`."""
+    """Returns how many times fewer weights are used at `matched_prune` than at `final_prune`."""
     return (1.0 - final_prune) / (1.0 - matched_prune)
 
 
-def _match(experiment: Experiment, runs: "Runs", final_prune: float, approach: str) -> Match:
-    target, outcomes = _evaluate(experiment, runs, "packnet", final_prune)
+def _match(experiment: Experiment, runs: "ExperimentRuns", final_prune: float, approach: str) -> Match:
+    target, packnet_runs = _evaluate(experiment, runs, "packnet", final_prune)
     if approach == "packnet" or target is None:
-        return Match(final_prune, approach, target, [], outcomes if approach == "packnet" else [])
-    found = Match(final_prune, approach, target, [], [])
+        return Match(final_prune, approach, target, [], packnet_runs if approach == "packnet" else [])
+    match = Match(final_prune, approach, target, [], [])
 
-    def difference(log2_compression: float) -> float:
-        # Rounded, so that the setting can be written down and asked for again.
+    def squared_gap(log2_compression: float) -> float:
+        # Rounded, so that a user can repeat the run with a short --final_prune.
         prune = round(1.0 - (1.0 - final_prune) / 2.0**log2_compression, 6)
-        accuracy, its_outcomes = _evaluate(experiment, runs, approach, prune)
-        found.outcomes.extend(its_outcomes)
+        accuracy, evaluated_runs = _evaluate(experiment, runs, approach, prune)
+        match.runs.extend(evaluated_runs)
         if accuracy is None:
             raise _FailedEvaluation
         ratio = compression(final_prune, prune)
-        found.evaluations.append({"final_prune": prune, "compression": ratio, "accuracy": accuracy})
+        match.evaluations.append({"final_prune": prune, "compression": ratio, "accuracy": accuracy})
         return (accuracy - target) ** 2
 
     options = {"xatol": LOG2_TOLERANCE, "maxiter": experiment.evaluations}
-    with contextlib.suppress(_FailedEvaluation):  # its runs are among the failed ones
-        optimize.minimize_scalar(difference, bounds=LOG2_COMPRESSION, method="bounded", options=options)
-    return found
+    with contextlib.suppress(_FailedEvaluation):  # reported with the failed runs
+        optimize.minimize_scalar(squared_gap, bounds=LOG2_COMPRESSION, method="bounded", options=options)
+    return match
 
 
 def _evaluate(
-    experiment: Experiment, runs: "Runs", approach: str, final_prune: float
-) -> "tuple[float | None, list[Outcome]]":
-    """Mean accuracy over the seeds, None if a run failed; and the runs."""
-    outcomes = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
-    if any(outcome.results is None for outcome in outcomes):
-        return None, outcomes
-    return float(np.mean([outcome.results["average_accuracy"] for outcome in outcomes])), outcomes
+    experiment: Experiment, runs: "ExperimentRuns", approach: str, final_prune: float
+) -> "tuple[float | None, list[FinishedRun]]":
+    """Returns the mean accuracy over the seeds, None if a run failed; and the runs."""
+    finished = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
+    if any(run.results is None for run in finished):
+        return None, finished
+    return float(np.mean([run.results["average_accuracy"] for run in finished])), finished
 
 
 def setting(base: Config, approach: str, final_prune: float, seed: int) -> Config:
-    """One run of the matching."""
+    """Returns the config of one run of the matching."""
     return dataclasses.replace(base, approach=approach, final_prune=final_prune, seed=seed)
 
 
-class _FailedEvaluation(Exception):  # noqa: N818  it carries no message: it only ends a search
+class _FailedEvaluation(Exception):  # noqa: N818  not an error to report: it only ends a search
     """A run of an evaluation failed."""

@@ -1,4 +1,7 @@
-"""An experiment: its runs side by side, then its tables, figures and report. What is there is not computed again."""
+"""Runs an experiment: first its runs, in parallel, then tables, figures and report. Complete runs are not repeated.
+
+pandas, Matplotlib and SciPy are imported late, so that `--help` and refused flags do not wait for them.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -8,9 +11,9 @@ from typing import TYPE_CHECKING
 from tf_packnet.errors import ArgumentError, FailedRunsError
 from tf_packnet.experiments import definitions
 from tf_packnet.experiments.definitions import MATCHING, Experiment, run_name
-from tf_packnet.experiments.executor import Runs, axes_of, completed_results
-from tf_packnet.experiments.workers import Layout, Outcome, best_layout
-from tf_packnet.runs import data, output
+from tf_packnet.experiments.executor import ExperimentRuns, axes_of, completed_results
+from tf_packnet.experiments.worker_pool import FinishedRun, Layout, best_layout
+from tf_packnet.runs import corruption, data, output
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.paths import ExperimentPaths
@@ -22,11 +25,17 @@ if TYPE_CHECKING:
 
 
 def main(experiment: Experiment, workers: int | None = None, threads: int = 1, stages_dir: str | None = None) -> None:
-    """Runs what is missing of an experiment, and writes and prints what came of it.
+    """Does the missing runs of an experiment, then writes its report and prints its main table.
+
+    Args:
+        experiment: The experiment.
+        workers: Number of worker processes; default: see `best_layout`.
+        threads: Threads of each worker.
+        stages_dir: A store of stages to share with other experiments; default: one in the output directory.
 
     Raises:
-        ArgumentError: Before any work, if a run cannot be, or may not write where it wants to.
-        FailedRunsError: At the end, if runs failed; the report says what the others give.
+        ArgumentError: Before any training, if data, machine or output directory do not allow a run.
+        FailedRunsError: At the end, if runs failed; the report has the others.
     """
     for dataset, data_dir in dict.fromkeys((config.dataset, config.data_dir) for config in experiment.configs):
         check_name(dataset, data_dir)
@@ -34,66 +43,71 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     definitions.check_experiment(experiment, paths)
     store = output.check_stages_dir(stages_dir) or paths.stages
     is_new = not paths.root.exists()
-    with output.held(paths.root):
+    with output.locked(paths.root):
         try:
             _main(experiment, paths, best_layout(workers, threads), store)
-        except ArgumentError:  # only the data could tell: nothing came of it, so nothing is left behind
+        except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
             if is_new:
                 shutil.rmtree(paths.root)
             raise
 
 
 def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
-    Manifest(definitions.experiment_identity(experiment), {}).write(paths.manifest)
-    version = {"schema_version": results_file.SCHEMA_VERSION}
-    files.write_json(paths.experiment, {**definitions.experiment_identity(experiment), **version})
+    identity = definitions.experiment_identity(experiment)
+    Manifest(identity, {}).write(paths.manifest)
+    files.write_json(paths.experiment, {**identity, "schema_version": results_file.SCHEMA_VERSION})
     from tf_packnet.experiments import findings
 
     check_data(experiment, paths)
-    runs, outcomes, matches = _run_all(experiment, paths, layout, store)
-    written = findings.report(experiment, paths, outcomes, matches)
-    Manifest(definitions.experiment_identity(experiment), checksums(paths.root, written)).write(paths.manifest)
-    print_work(runs.outcomes, len({runs.name(outcome.config) for outcome in outcomes}) - len(runs.outcomes))
-    failed = sorted({runs.name(outcome.config) for outcome in outcomes if outcome.results is None})
+    runs, finished_runs, matches = _do_runs(experiment, paths, layout, store)
+    written = findings.write_report(experiment, paths, finished_runs, matches)
+    Manifest(identity, checksums(paths.root, written)).write(paths.manifest)
+    names = {runs.name(run.config) for run in finished_runs}
+    print_work(runs.computed, complete_before=len(names) - len(runs.computed))
+    failed = sorted({runs.name(run.config) for run in finished_runs if run.results is None})
     if failed:
         raise FailedRunsError(
-            f"{len(failed)} of {len(outcomes)} runs failed ({'; '.join(failed)}); the same command tries them again"
+            f"{len(failed)} of {len(finished_runs)} runs failed ({'; '.join(failed)}); the same command retries them"
         )
 
 
-def _run_all(
+def _do_runs(
     experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path
-) -> tuple[Runs, list[Outcome], "list[Match]"]:
+) -> tuple[ExperimentRuns, list[FinishedRun], "list[Match]"]:
     from tf_packnet.experiments import matching
-    from tf_packnet.reporting.runs_progress import RunsProgress
+    from tf_packnet.reporting.experiment_progress import ExperimentProgress
 
-    with RunsProgress() as display:
+    with ExperimentProgress() as display:
         threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
-        display.say(f"{experiment.name}: {layout.workers} runs at once with {threads} each")
-        with Runs(experiment, paths, layout, store, display) as runs:
+        display.log(f"{experiment.name}: {layout.workers} runs in parallel with {threads} each")
+        with ExperimentRuns(experiment, paths, layout, store, display) as runs:
             if experiment.name not in MATCHING:
                 return runs, runs.get(experiment.configs), []
             matches = matching.match_all(experiment, runs)
-            return runs, [outcome for match in matches for outcome in match.outcomes], matches
+            return runs, [run for match in matches for run in match.runs], matches
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Raises ArgumentError if runs that are there were made of other data: of each data set the first tells."""
+    """Raises ArgumentError if complete runs used other data. Checks the first complete run of each data set."""
     checked: set[tuple[str, str | None]] = set()
     axes = axes_of(experiment)
     for config in experiment.configs:
-        name = (config.dataset, config.data_dir)
-        path = paths.run(run_name(config, axes))
-        # A damaged one is told when its turn comes.
-        results = None if name in checked else completed_results(path, config, damaged=lambda path: None)
+        dataset = (config.dataset, config.data_dir)
+        if dataset in checked:
+            continue
+        # Damaged results are reported when the run itself is due.
+        results = completed_results(paths.run(run_name(config, axes)), config, corruption.ignore)
         if results is not None:
             data.check_unchanged(results, config, paths.root)
-            checked.add(name)
+            checked.add(dataset)
 
 
-def print_work(outcomes: Sequence[Outcome], found: int) -> None:
-    """Says how much was computed by this command, and how much was there: stages of others, and `found` whole runs."""
-    stages = [stage for outcome in outcomes if outcome.results for stage in outcome.results["seconds"]]
-    computed = sum(stage["epochs"] for stage in stages if not stage["reused"])
+def print_work(computed: Sequence[FinishedRun], complete_before: int) -> None:
+    """Prints how much this command computed, and how much was reused: stages, and whole runs."""
+    stages = [stage for run in computed if run.results for stage in run.results["seconds"]]
+    epochs = sum(stage["epochs"] for stage in stages if not stage["reused"])
     reused = sum(stage["epochs"] for stage in stages if stage["reused"])
-    print(f"{len(outcomes)} runs done: {computed:,} epochs computed, {reused:,} reused; {found} runs were there before")
+    print(
+        f"{len(computed)} runs done: {epochs:,} epochs computed, {reused:,} reused; "
+        f"{complete_before} runs were complete before"
+    )

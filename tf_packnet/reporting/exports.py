@@ -1,4 +1,4 @@
-"""The table of what compaction saved."""
+"""The table of export sizes: each task's compact SavedModel compared with a dense one."""
 
 import json
 import math
@@ -10,32 +10,32 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:  # a table of what is on disk is there before TensorFlow starts
+if TYPE_CHECKING:  # a stored report is printed without starting TensorFlow
     from tf_packnet.export.report import TaskExport
 
 
 def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) -> None:
-    """Prints one line a task: exported beside dense.
+    """Prints one line per task: exported compared with dense.
 
     Args:
-        rows: What `export_report` returned.
-        console: Where to print; default standard output.
+        rows: The result of `export_report`.
+        console: Where to print; default: standard output.
     """
     (console or Console()).print(render([row.to_json() for row in rows]))
 
 
-def written(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `report.json`; none where there is no such file."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a `report.json`; returns none if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else []
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The table of the rows of a `report.json`."""
+    """Builds the table from the rows of a `report.json`."""
     batches = list(rows[0]["latency"]) if rows else []
     table = Table(
         title="SavedModels, compact of dense",
-        caption="less: times smaller; flops, time of a call: share of dense",
-        box=box.SIMPLE_HEAD,  # without lines it has room in 80 columns
+        caption="less: times smaller; flops and time per call: fraction of dense",
+        box=box.SIMPLE_HEAD,  # no vertical lines, to fit into 80 columns
         pad_edge=False,
         collapse_padding=True,
     )
@@ -54,11 +54,11 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             row["name"],
-            in_short(row["weights"]["exported"]),
-            in_short(row["weights"]["dense"]),
-            in_short(row["bytes"]["exported"]),
-            in_short(row["bytes"]["dense"]),
-            in_short(row["gzip_bytes"]["exported"]),
+            abbreviate(row["weights"]["exported"]),
+            abbreviate(row["weights"]["dense"]),
+            abbreviate(row["bytes"]["exported"]),
+            abbreviate(row["bytes"]["dense"]),
+            abbreviate(row["gzip_bytes"]["exported"]),
             f"{row['times_smaller']:.1f}x",
             f"{row['flops']['exported'] / row['flops']['dense']:.0%}",
             *(f"{row['latency'][batch]:.2f}" for batch in batches),
@@ -66,8 +66,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def in_short(count: int) -> str:
-    """A count in five characters at most: three digits, in thousands (k), millions (M) or billions (G)."""
+def abbreviate(count: int) -> str:
+    """Formats a count in at most five characters: three digits, in thousands (k), millions (M) or billions (G)."""
     if count < 1000:
         return str(count)
     for unit in "kMG":

@@ -1,4 +1,4 @@
-"""Results as tidy tables: one row a run and task, and means with standard errors over the seeds."""
+"""Results as tidy tables: one row per run and task; means with standard errors over the seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ SETTING = ["approach", "final_prune", "prune_rounds", "train_epochs", "retrain_e
 
 
 def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    """One row a run and task.
+    """Returns a table with one row per run and task.
 
     Args:
-        runs: The `results.json` of each run.
-        axes: Fields of the config to show beside the usual ones.
-        extra: Further columns of each run.
+        runs: The content of each run's `results.json`.
+        axes: Config fields to add to the columns of `SETTING`.
+        extra: Further columns for each run.
     """
     columns = [*SETTING, *(axis for axis in axes if axis not in SETTING), "seed"]
     rows = []
@@ -24,7 +24,7 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
         setting = {name: _cell(run["config"][name]) for name in columns}
         when_learned = {len(row): row[-1] for row in run["accuracy"]}
         for index, task in enumerate(run["tasks"]):
-            validated = run["validation_accuracy"]
+            validation_rows = run["validation_accuracy"]
             rows.append(
                 {
                     "dataset": run["config"]["dataset"],
@@ -32,10 +32,10 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
                     **setting,
                     "task": task["number"],
                     "task_name": task["name"],
-                    # At once with the others, where there is one lesson.
+                    # `multinet` learns all tasks at once: one row, after the last task.
                     "accuracy_when_learned": when_learned.get(task["number"], run["accuracy"][-1][index]),
                     "accuracy": run["accuracy"][-1][index],
-                    "validation_accuracy": validated[-1][index] if validated else None,
+                    "validation_accuracy": validation_rows[-1][index] if validation_rows else None,
                     "weights_joined": run["weights"]["owned"][index],
                     "free_share": run["free_fraction"]["overall"],
                 }
@@ -44,11 +44,11 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
 
 
 def by_setting(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Accuracy and error of each setting, averaged over the tasks of a run, then over its seeds.
+    """Averages accuracy and error of each setting over the tasks of a run, then over the seeds.
 
     Returns:
-        One row a setting, in order of appearance: the axes, `accuracy`, `error`, `standard_error` (the standard error
-        of the mean over seeds, of both; missing for one seed), `n` seeds.
+        One row per setting, in order of appearance. Columns: the axes, `accuracy`, `error`, `standard_error` of the
+        mean over seeds (the same for both; NaN for one seed), and `n` seeds.
     """
     keys = list(axes)
     averages = frame.groupby([*keys, "seed"], sort=False, dropna=False)["accuracy"].mean()
@@ -56,8 +56,8 @@ def by_setting(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame([_statistics(averages.to_numpy())])
     rows = []
     for setting, group in averages.groupby(level=keys, sort=False, dropna=False):
-        named = dict(zip(keys, setting if isinstance(setting, tuple) else (setting,), strict=True))
-        rows.append({**named, **_statistics(group.to_numpy())})
+        values = dict(zip(keys, setting if isinstance(setting, tuple) else (setting,), strict=True))
+        rows.append({**values, **_statistics(group.to_numpy())})
     return pd.DataFrame(rows)
 
 
@@ -68,11 +68,11 @@ def _statistics(averages: np.ndarray) -> dict[str, Any]:
 
 
 def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Mean accuracy and its standard error over seeds, of each setting and task."""
+    """Returns mean accuracy and its standard error over seeds, for each setting and task."""
     grouped = frame.groupby([*axes, "task", "task_name"], sort=False)["accuracy"]
     return grouped.agg(accuracy="mean", standard_error=lambda values: _statistics(values.to_numpy())["standard_error"])
 
 
 def _cell(value: Any) -> Any:
-    """Lists as text: a cell holds one value."""
+    """Converts a list to text: a cell has one value."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -1,6 +1,7 @@
-"""What a person sees while a run goes on: a bar on a terminal, a line a stage in a log."""
+"""Progress of one run on standard error: a bar on a terminal; a line per finished stage everywhere."""
 
 import time
+from typing import Any
 
 import keras
 from rich.console import Console
@@ -10,11 +11,11 @@ from tf_packnet.tasks import Task, TaskStream
 
 
 class RunProgress:
-    """Shows every stage of a run.
+    """Shows the progress of a run, stage by stage.
 
     Args:
         stream: The tasks of the run.
-        console: Where to show it; default standard error, so that standard output holds the results alone.
+        console: Where to show it; default: standard error, so that standard output has the results alone.
     """
 
     def __init__(self, stream: TaskStream, console: Console | None = None):
@@ -36,21 +37,21 @@ class RunProgress:
         self._progress.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._progress.__exit__(*exception)
 
     def stage(self, task: Task, stage: str) -> keras.callbacks.Callback:
-        """A callback that shows one stage of one task."""
+        """Returns a callback that shows one stage of one task."""
         names = max(len(each.name) for each in self._stream)
         title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
         return _StageProgress(self, title)
 
-    def say(self, line: str) -> None:
-        """Shows one line about the run."""
+    def log(self, line: str) -> None:
+        """Shows one line."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def finished(self, title: str, scores: str, seconds: float) -> None:
-        """Shows the end of a stage."""
+        """Shows the line of a finished stage."""
         self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
 
 
@@ -71,11 +72,11 @@ class _StageProgress(keras.callbacks.Callback):
         last = {name: values[-1] for name, values in history.items()}
         self._scores = _scores(last, SCORES)
         self._display._progress.update(self._row, advance=done)
-        self._display.say(f"{self._title}  goes on after epoch {done}")
+        self._display.log(f"{self._title}  resumes after epoch {done}")
 
     def on_epoch_end(self, epoch, logs=None):
         self._scores = _scores(logs or {}, SCORES)
-        brief = _scores(logs or {}, ("val_accuracy", "sparsity"))  # a line of 80 columns is soon full
+        brief = _scores(logs or {}, ("val_accuracy", "sparsity"))  # the bar leaves little room in 80 columns
         self._display._progress.update(self._row, advance=1, scores=brief)
 
     def on_train_end(self, logs=None):

@@ -1,4 +1,4 @@
-"""What an experiment leaves to read: a summary in Markdown and JSON, and one HTML page with everything in it."""
+"""Writes the report of an experiment: a summary in Markdown and JSON, and one self-contained HTML page."""
 
 import base64
 import io
@@ -18,15 +18,15 @@ class Report:
     """The content of a report.
 
     Attributes:
-        title: What was measured.
-        lead: A few sentences on how to read it.
-        figures: Figures by file name without suffix, the main one first.
-        tables: Tables by caption, the main one first.
-        findings: Sentences on what came out, and what did not.
-        command: How to get the same again.
-        settings: What all runs have in common.
-        environments: The versions and machines that the runs were computed with.
-        summary: What `summary.json` holds.
+        title: Title.
+        lead: A few sentences that explain what was measured.
+        figures: Figures by file name without suffix, main figure first.
+        tables: Tables by caption, main table first.
+        findings: Sentences that state the results, and what is missing.
+        command: Command line that repeats the experiment.
+        settings: Config fields that all runs share.
+        environments: Versions and machines on which the runs were computed.
+        summary: Content of `summary.json`.
     """
 
     title: str
@@ -44,7 +44,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     """Writes figures (PNG and PDF), `summary.md`, `summary.json` and `report.html` into `folder`, each atomically.
 
     Returns:
-        The files.
+        The written files.
     """
     pictures = {name: _png(figure) for name, figure in report.figures.items()}
     for name, figure in report.figures.items():
@@ -59,12 +59,12 @@ def write(report: Report, folder: Path) -> list[Path]:
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     )
     _write(folder / "report.html", page.encode())
-    pictured = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
-    return [*pictured, *(folder / name for name in ("summary.md", "summary.json", "report.html"))]
+    figure_files = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
+    return [*figure_files, *(folder / name for name in ("summary.md", "summary.json", "report.html"))]
 
 
 def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
-    """The summary as Markdown."""
+    """Returns the summary as Markdown."""
     parts = [f"# {report.title}", report.lead]
     for caption, table in tables.items():
         numbers = ["right" if _is_number(table[name]) else "left" for name in table.columns]
@@ -76,7 +76,7 @@ def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text: scores with four decimals, nothing where there is no value, no underscores in headings."""
+    """Formats a table as text: scores with four decimals, missing values empty, no underscores in headings."""
     shown = pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns}, dtype=object)
     return shown.rename(columns=lambda name: name.replace("_", " "))
 
@@ -97,18 +97,18 @@ def _is_number(column: pd.Series) -> bool:
 
 
 def _png(figure: Figure) -> bytes:
-    # No date and no version inside: the same results give the same bytes.
-    return _saved(figure, format="png", metadata={"Software": None})
+    # Without date and version, so that the same results give the same bytes.
+    return _image(figure, format="png", metadata={"Software": None})
 
 
 def _pdf(figure: Figure) -> bytes:
-    return _saved(figure, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    return _image(figure, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
 
 
-def _saved(figure: Figure, **how: Any) -> bytes:
-    held = io.BytesIO()
-    figure.savefig(held, **how)
-    return held.getvalue()
+def _image(figure: Figure, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, **options)
+    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -153,15 +153,15 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 <h2>{{ caption }}</h2>
 <div class="scroll">{{ table | safe }}</div>
 {% endfor %}
-<h2>The same again</h2>
+<h2>Command</h2>
 <pre>{{ report.command }}</pre>
-<h2>What all runs have in common</h2>
+<h2>Settings of all runs</h2>
 <dl>
 {% for name, value in report.settings.items() %}
   <dt>{{ name }}</dt><dd>{{ value }}</dd>
 {% endfor %}
 </dl>
-<h2>Computed with</h2>
+<h2>Environment</h2>
 {% for environment in report.environments %}
 <dl>
 {% for name, value in environment.items() %}

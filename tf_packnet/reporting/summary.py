@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The table that is printed at the end of a run, and the weight counts in it."""
 
 import shutil
 import sys
@@ -15,7 +15,12 @@ from tf_packnet.reporting import exports
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
-    """How many prunable weights there are, and how many each task owns: per task, and per task and layer."""
+    """Counts the prunable weights, and those that each task owns: in all, and per layer.
+
+    Args:
+        owner_maps: Owner map of each kernel, by path.
+        num_tasks: Number of learned tasks.
+    """
     owned = {path: ownership.count_by_owner(owner)[1 : num_tasks + 1].tolist() for path, owner in owner_maps.items()}
     return {
         "prunable": sum(owner.size for owner in owner_maps.values()),
@@ -25,7 +30,7 @@ def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str
 
 
 def free_fraction(owner_maps: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Share of the prunable weights that no task owns: `{"overall": float, "layers": {path: float}}`."""
+    """Returns the fraction of prunable weights that are free: `{"overall": float, "layers": {path: float}}`."""
     free = {path: int(np.count_nonzero(owner == 0)) for path, owner in owner_maps.items()}
     sizes = {path: owner.size for path, owner in owner_maps.items()}
     layers = {path: free[path] / sizes[path] for path in free}
@@ -33,18 +38,18 @@ def free_fraction(owner_maps: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def print_results(results: dict[str, Any], output_dir: Path, console: Console | None = None) -> None:
-    """Prints the table of a finished run and where its files lie.
+    """Prints the table of a finished run and the paths of its files.
 
     Args:
         results: The content of `results.json`.
-        output_dir: Where the run wrote.
-        console: Where to print; default standard output.
+        output_dir: Output directory of the run.
+        console: Where to print; default: standard output.
     """
     (console or Console()).print(render(results, output_dir))
 
 
 def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
-    """See `print_results`."""
+    """Builds the output of `print_results`."""
     free = results["free_fraction"]
     layers = "  ".join(f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items())
     lines = [
@@ -56,16 +61,16 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     if results["config"]["export"] and results["config"]["approach"] == "packnet":
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
     lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
-    compacted = exports.written(output_dir / "export/report.json")
+    compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
     return Group(*above, _table(results), Text("\n".join(lines) + "\n"))
 
 
 def _tensorboard() -> str:
-    """How to call the TensorBoard that is installed with this Python."""
+    """Returns the command of the TensorBoard that is installed with this Python."""
     ours = Path(sys.executable).parent / "tensorboard"
-    found = shutil.which("tensorboard")
-    if not ours.exists() or (found and Path(found) == ours):
+    on_path = shutil.which("tensorboard")
+    if not ours.exists() or (on_path and Path(on_path) == ours):
         return "tensorboard"
     return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
 
@@ -82,18 +87,18 @@ def _table(results: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     final, weights = results["accuracy"][-1], results["weights"]
     when_learned = {len(row): row[-1] for row in results["accuracy"]}
-    at_once = len(when_learned) < len(final)  # several tasks in one lesson, which share all weights
-    if at_once:
+    learned_together = len(when_learned) < len(final)  # with `multinet`; the tasks then share all weights
+    if learned_together:
         when_learned = dict(enumerate(final, start=1))
     for index, task in enumerate(results["tasks"]):
         owned = weights["owned"][index]
-        its_own = ("", "") if at_once else (f"{owned:,}", f"{owned / weights['prunable']:.2%}")
+        own_weights = ("", "") if learned_together else (f"{owned:,}", f"{owned / weights['prunable']:.2%}")
         table.add_row(
             str(task["number"]),
             ", ".join(task["class_names"]),
             f"{when_learned[task['number']]:.4f}",
             f"{final[index]:.4f}",
-            *its_own,
+            *own_weights,
             end_section=index == len(final) - 1,
         )
     average = np.mean(list(when_learned.values()))

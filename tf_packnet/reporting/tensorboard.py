@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a pack: room, owners, weights, accuracy, flags. (Curves: `callbacks.EpochLog`.)"""
+"""TensorBoard logs of a pack: free weights, owner maps, weights, accuracy, flags. Curves: see `callbacks.EpochLog`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,20 +18,20 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.ownership import count_by_owner
 
 PACK_RUN = "pack"
-FILTERS_WIDTH = 640  # pixels, about
+FILTERS_WIDTH = 640  # approximate width in pixels
 
 
 def log_pack(
     directory: Path, packed: PackedModel, owner_maps: dict[str, np.ndarray], results: dict[str, Any], task: int
 ) -> None:
-    """Adds the state of the pack after `task` (1-based), which is also the step of the axis.
+    """Logs the state of the pack after `task`, at step `task`.
 
     Args:
         directory: The TensorBoard directory of the run.
         packed: The pack.
-        owner_maps: By weight path.
+        owner_maps: Owner map of each kernel, by path.
         results: The content of `results.json` so far.
-        task: Number of the task just learned.
+        task: Number (1-based) of the task that was just learned.
     """
     names = [entry["name"] for entry in results["tasks"][:task]]
     writer = tf.summary.create_file_writer(str(directory / PACK_RUN))
@@ -39,12 +39,11 @@ def log_pack(
         tf.summary.scalar(
             "average_accuracy", results["average_accuracy"], description="mean test accuracy over the tasks so far"
         )
-        room = results["free_fraction"]
-        shares = {"overall": room["overall"], **room["layers"]}
-        for name, share in shares.items():
-            if task == 1:  # the axis begins at 0, where everything is free
+        free = results["free_fraction"]
+        for name, fraction in {"overall": free["overall"], **free["layers"]}.items():
+            if task == 1:  # step 0: all weights are free
                 tf.summary.scalar(f"free_share/{name}", 1.0, step=0)
-            tf.summary.scalar(f"free_share/{name}", share, description="weights without an owner, after n tasks")
+            tf.summary.scalar(f"free_share/{name}", fraction, description="fraction of free weights after n tasks")
         for path, owner in owner_maps.items():
             tf.summary.image(f"owner_map/{path}", to_rgb(draw_owner_map(owner, path, names))[np.newaxis])
         _log_accuracy(results)
@@ -56,28 +55,28 @@ def log_pack(
 def _log_accuracy(results: dict[str, Any]) -> None:
     names = [entry["name"] for entry in results["tasks"]]
     for number, (name, score) in enumerate(zip(names, results["accuracy"][-1], strict=False), start=1):
-        tf.summary.scalar(f"accuracy/{number}_{name}", score, description="test accuracy on one task, after n tasks")
+        tf.summary.scalar(f"accuracy/{number}_{name}", score, description="test accuracy on one task after n tasks")
     tf.summary.image("accuracy_matrix", to_rgb(accuracy_matrix(results["accuracy"], names))[np.newaxis])
 
 
 def _log_weights(packed: PackedModel, owner_maps: dict[str, np.ndarray], name: str, task: int) -> None:
     values = pixels.values_of(lifecycle.masked_weights(packed), owner_maps, task)
     if values.size:
-        tf.summary.histogram(f"weights/{name}", values, description="what a task owns, when it was learned")
-    found = pixels.filters(packed, owner_maps)
-    if found is not None:
-        path, tiles = found
+        tf.summary.histogram(f"weights/{name}", values, description="weights that a task owns, when it was learned")
+    filters = pixels.filters(packed, owner_maps)
+    if filters is not None:
+        path, tiles = filters
         sheet = pixels.filter_sheet(tiles, min(8, len(tiles)))
-        larger = max(1, FILTERS_WIDTH // sheet.shape[1])
-        tf.summary.image(f"filters/{path}", sheet.repeat(larger, axis=0).repeat(larger, axis=1)[np.newaxis])
+        scale = max(1, FILTERS_WIDTH // sheet.shape[1])
+        tf.summary.image(f"filters/{path}", sheet.repeat(scale, axis=0).repeat(scale, axis=1)[np.newaxis])
 
 
 def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
-    """Enters the finished run under HPARAMS: every flag, with the scores it led to."""
+    """Logs the finished run for the HPARAMS tab: all flags, and the scores."""
     from tensorboard.plugins.hparams import api as hparams
 
-    nothing = ("data_dir", "output_dir", "on_corruption")  # they decide nothing
-    flags = {name: _plain(value) for name, value in results["config"].items() if name not in nothing}
+    no_effect = ("data_dir", "output_dir", "on_corruption")  # on the scores
+    flags = {name: _plain(value) for name, value in results["config"].items() if name not in no_effect}
     scores = {
         "score/average_accuracy": results["average_accuracy"],
         "score/worst_accuracy": min(results["accuracy"][-1]),
@@ -96,24 +95,24 @@ def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """HPARAMS takes numbers, booleans and strings."""
+    """Converts a value to a number, boolean or string, as HPARAMS takes them."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "" if value is None else value
 
 
-# Of more kernels the largest are drawn; of more tasks the numbers are left out.
+# The most kernels that are drawn (the largest), and the most tasks with numbers in the matrix.
 MAX_BARS, MAX_NUMBERS = 24, 12
-_SPANS = (1, 2, 5, 10, 20, 50, 100)  # where the axis may end, in percent
-_NAME = 40  # letters of a kernel's path that are shown, its end
+_SPANS = (1, 2, 5, 10, 20, 50, 100)  # possible ends of the axis, in percent
+_NAME = 40  # characters of a kernel's path that are shown, at its end
 
 
 def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
-    """A bar a kernel: task by task what it owns, then what is free; the axis ends soon after what is owned.
+    """Draws one bar per kernel: the weights of each task, then free weights. The axis ends soon after the owned ones.
 
     Args:
-        owner_maps: By weight path.
-        tasks: How many tasks there are.
+        owner_maps: Owner map of each kernel, by path.
+        tasks: Number of tasks.
     """
     largest = sorted(owner_maps, key=lambda path: -owner_maps[path].size)[:MAX_BARS]
     shown = [path for path in owner_maps if path in largest]
@@ -134,15 +133,15 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
     )
     axes.hlines(np.arange(len(shown) - 1) + 0.5, 0.0, span, colors="white", linewidth=5)
     axes.set_yticks(range(len(shown)), names)
-    axes.set_xlabel("% of the weights: tasks in order, then free ones (grey)")
+    axes.set_xlabel("% of the weights: tasks in order, then free weights (grey)")
     return figure
 
 
 def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
-    """What was learned and what became of it: a row a lesson, a column a task, numbers in the cells.
+    """Draws the accuracy matrix: a column per task, a row after each learned task.
 
     Args:
-        accuracy: `accuracy[i][j]` on task `j` after lesson `i` (0-based).
+        accuracy: The rows of `Results.accuracy`.
         names: Names of the tasks.
     """
     columns = max(map(len, accuracy))
@@ -155,10 +154,10 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
     colours = pixels.heat(scores, min(low, high - 0.05), high)
     axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0.5, columns + 0.5, len(scores) + 0.5, 0.5))
     axes.set_xlabel(f"on task (dark {low:.3f}, bright {high:.3f})")
-    axes.set_ylabel("after lesson")
+    axes.set_ylabel("after learning task")
     if few:
         axes.set_xticks(range(1, columns + 1), [name[:12] for name in names[:columns]])
-        axes.set_yticks(range(1, len(scores) + 1))
+        axes.set_yticks(range(1, len(scores) + 1), [len(row) for row in accuracy])
         for row, column in np.argwhere(~np.isnan(scores)):
             ink = "black" if pixels.is_light(colours[row, column]) else "white"
             axes.text(column + 1, row + 1, f"{scores[row, column]:.3f}", ha="center", va="center", color=ink)
@@ -166,7 +165,7 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
 
 
 def _figure(height: float, left: float = 0.7) -> tuple[Figure, Axes]:
-    """A figure with room for labels, `left` inches at the left: laid out by hand, which takes half the time."""
+    """Creates a figure with `left` inches for labels. A fixed layout takes half the time of an automatic one."""
     width, below, above = 6.4, 0.6, 0.15
     figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)

@@ -1,7 +1,7 @@
-"""Everything that decides a run, in one frozen dataclass: defaults, ranges and cross-checks.
+"""The configuration of a run: one frozen dataclass with defaults, ranges and cross-checks.
 
-The flags read their defaults and validators from here, so that help, flag and code cannot disagree. Importable without
-TensorFlow: bad input is answered before anything heavy starts.
+The flags read their defaults and validators from here, so that help, flag and code cannot disagree. Imports no
+TensorFlow, so that bad input is refused at once.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored")
 
-# Far above what anyone needs, and far below what a machine chokes on: a slip of the finger is refused at once.
+# Limits far above what anyone needs: they refuse typing errors before these exhaust the machine.
 MAX_EPOCHS = 1_000_000
 MAX_UNITS = 1_000_000
 MAX_LAYERS = 100
@@ -34,10 +34,10 @@ MAX_DEVICES = 64
 
 @dataclass(frozen=True)
 class Config:
-    """One run. Field for field the launcher's flags, whose `--help` says what each means.
+    """The configuration of a run. Its fields are the launcher's flags; see `--help` for their meaning.
 
     Raises:
-        ArgumentError: On construction, if a field is out of range or two fields do not fit together.
+        ArgumentError: On construction, if a field is out of range or two fields contradict each other.
     """
 
     dataset: str = "digits"
@@ -95,32 +95,32 @@ class Config:
         if self.strategy == "mirrored" and self.jit == "on":
             raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
         if self.strategy == "mirrored" and self.data_residency == "device":
-            expected = "auto or stream with --strategy=mirrored, whose replicas share each batch"
+            expected = "auto or stream with --strategy=mirrored, which divides each batch between replicas"
             raise ArgumentError("data_residency", expected, self.data_residency)
         if self.logical_devices is not None and self.batch_size % self.logical_devices:
             expected = f"a multiple of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
 
-    def where(self) -> str:
-        """The output directory: what was asked for, or `out/<dataset>`."""
+    def directory(self) -> str:
+        """Returns the output directory: `output_dir`, or `out/<dataset>`."""
         return self.output_dir or f"out/{self.dataset.strip('./~').replace('/', '_').replace(':', '_')}"
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, defaults included, as JSON values."""
+        """Returns every field, defaults included, as JSON values."""
         return {**dataclasses.asdict(self), "hidden_units": list(self.hidden_units)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """The inverse of `to_json`."""
+        """Inverse of `to_json`."""
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where they and their data lie, and `on_corruption`."""
+        """Returns the fields that make two runs the same run: all but `output_dir`, `data_dir` and `on_corruption`."""
         return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir", "on_corruption")}
 
 
 def default(field: str) -> Any:
-    """The default of a field."""
+    """Returns the default of a field."""
     return Config.__dataclass_fields__[field].default
 
 
@@ -131,18 +131,18 @@ def check_axis(name: str) -> None:
         raise ArgumentError("sweep", "NAME=VALUE,VALUE with a NAME among " + ", ".join(fields), name)
 
 
-# Places, a list that has commas of its own, and what must be set before TensorFlow starts.
+# Directories, a list (whose commas a sweep would split), and settings that must be made before TensorFlow starts.
 _NO_AXES = ("output_dir", "data_dir", "hidden_units", "strategy", "logical_devices")
 
 
 def check_field(field: str, value: Any) -> None:
-    """Raises ArgumentError if `value` is not what `field` may be, on its own."""
-    holds, expected = CHECKS[field]
+    """Raises ArgumentError if `field` cannot have this value, whatever the other fields are."""
+    is_valid, expected = CHECKS[field]
     try:
-        fits = holds(value)
-    except TypeError:  # a comparison with something of another type
-        fits = False
-    if not fits:
+        valid = is_valid(value)
+    except TypeError:  # a comparison with a value of another type
+        valid = False
+    if not valid:
         raise ArgumentError(field, expected, value)
 
 
@@ -155,13 +155,13 @@ def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
     return (lambda value: type(value) is int and low <= value <= high), expected
 
 
-# Of what the data set itself limits, as soon as it is loaded.
+# For fields that the data set limits: they are checked when it is loaded.
 _NO_LIMIT = 2**63 - 1
 
 
 def _optional(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    holds, expected = check
-    return (lambda value: value is None or holds(value)), expected
+    is_valid, expected = check
+    return (lambda value: value is None or is_valid(value)), expected
 
 
 def _within(low: float, high: float) -> Callable[[Any], bool]:
@@ -169,17 +169,17 @@ def _within(low: float, high: float) -> Callable[[Any], bool]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether `value` can be written into a file as text: a command line may hold any bytes."""
+    """Whether `value` can be encoded as text: command line arguments may have any bytes."""
     try:
         return "\0" not in value and len(value.encode()) <= MAX_PATH
     except (AttributeError, UnicodeEncodeError):
         return False
 
 
-# As much as Linux takes.
+# The limit of Linux.
 MAX_PATH = 4095
 _PATH = _optional((_is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
-# A number that float32 can hold, in which the weights are: not 0 there, nor infinite.
+# Smallest and largest learning rate: as float32, the type of the weights, not 0 and not infinite.
 _FLOAT32 = (1.2e-38, 3.4e38)
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -1,4 +1,4 @@
-"""What to do about files that are not as they were written, and which these are."""
+"""Damaged files: how they are detected and reported."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -10,23 +10,27 @@ from tf_packnet.errors import CorruptionError
 from tf_packnet.system import files
 
 RECOMPUTE, FAIL = "recompute", "fail"
-Damaged = Callable[[Path], None]
+OnDamaged = Callable[[Path], None]
 
 
-def handler(policy: str, say: Callable[[str], None] | None = None) -> Damaged:
-    """What is called with every damaged file: says so, or raises CorruptionError.
+def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
+    """Returns the function to call with every damaged file: it logs a line, or raises CorruptionError.
 
     Args:
         policy: `recompute` or `fail`.
-        say: Tells a person a line; default on standard error.
+        log: Shows a line; default: prints it on standard error.
     """
 
-    def damaged(path: Path) -> None:
+    def on_damaged(path: Path) -> None:
         if policy == FAIL:
-            raise CorruptionError(f"{path} is damaged; --on_corruption=recompute makes it again")
-        (say or _print)(f"{path} is damaged: what is lost is made again")
+            raise CorruptionError(f"{path} is damaged; --on_corruption=recompute recomputes it")
+        (log or _print)(f"{path} is damaged and will be recomputed")
 
-    return damaged
+    return on_damaged
+
+
+def ignore(path: Path) -> None:
+    """An `on_damaged` that does nothing, where a damaged file is reported elsewhere."""
 
 
 def _print(line: str) -> None:
@@ -35,59 +39,59 @@ def _print(line: str) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished folder holds: whose it is, and a checksum a file.
+    """The content of `checksums.json` in an output directory.
 
     Attributes:
-        identity: What the folder was made for; also where the file that says so is damaged.
-        files: Checksums by path below the folder. Empty while something is being written there.
+        identity: The run or experiment that the directory belongs to. Still known when its own file is damaged.
+        files: Checksums by path relative to the directory. Empty while the directory is being written.
     """
 
     identity: Mapping[str, Any]
     files: Mapping[str, str]
 
     @classmethod
-    def read(cls, path: Path, damaged: Damaged) -> "Manifest | None":
-        """The manifest at `path`; None if there is none, or it is damaged."""
-        value = read_json(path, damaged)
-        if value is None:
+    def read(cls, path: Path, on_damaged: OnDamaged) -> "Manifest | None":
+        """Reads the manifest at `path`; None if it is missing or damaged."""
+        content = read_json(path, on_damaged)
+        if content is None:
             return None
-        identity, found = value.get("identity"), value.get("files")
-        if isinstance(identity, dict) and isinstance(found, dict) and all(map(_is_below, found)):
-            return cls(identity, found)
-        damaged(path)
+        identity, sums = content.get("identity"), content.get("files")
+        if isinstance(identity, dict) and isinstance(sums, dict) and all(map(_is_inside, sums)):
+            return cls(identity, sums)
+        on_damaged(path)
         return None
 
     def write(self, path: Path) -> None:
-        """Writes it, atomically."""
+        """Writes the manifest, atomically."""
         files.write_json(path, {"identity": dict(self.identity), "files": dict(self.files)})
 
-    def wrong(self, root: Path) -> list[Path]:
-        """The files below `root` that are not as they were written, or are gone."""
+    def damaged_files(self, root: Path) -> list[Path]:
+        """Returns the files below `root` that are missing or differ from their checksums."""
         return [root / name for name, checksum in self.files.items() if _checksum(root / name) != checksum]
 
 
-def checksums(root: Path, parts: Iterable[Path]) -> dict[str, str]:
-    """Checksums of the files and of all that lies in the folders `parts`, by their path below `root`."""
-    found: dict[str, str] = {}
-    for part in parts:
-        paths = sorted(part.rglob("*")) if part.is_dir() else [part]
-        found.update({path.relative_to(root).as_posix(): files.sha256(path) for path in paths if path.is_file()})
-    return found
+def checksums(root: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Computes checksums of files, and of all files in folders, by path relative to `root`."""
+    sums: dict[str, str] = {}
+    for path in paths:
+        members = sorted(path.rglob("*")) if path.is_dir() else [path]
+        sums.update({file.relative_to(root).as_posix(): files.sha256(file) for file in members if file.is_file()})
+    return sums
 
 
-def read_json(path: Path, damaged: Damaged) -> dict[str, Any] | None:
-    """What `files.write_json` wrote; None if it is not there or, which `damaged` is told, not as it was written."""
+def read_json(path: Path, on_damaged: OnDamaged) -> dict[str, Any] | None:
+    """Reads a file of `files.write_json`; None if it is missing, or damaged, which is reported to `on_damaged`."""
     try:
         return files.read_json(path)
     except OSError:
         return None
     except files.DamagedError:
-        damaged(path)
+        on_damaged(path)
         return None
 
 
-def _is_below(name: str) -> bool:
-    """Whether a path of a manifest stays in its folder."""
+def _is_inside(name: str) -> bool:
+    """Whether a path of a manifest stays inside the directory."""
     return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 

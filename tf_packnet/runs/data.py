@@ -1,4 +1,4 @@
-"""The tasks of a run, and whether they are still those that results were made of: a folder is easily changed."""
+"""Loads the tasks of a run, and checks that stored results were computed from the same data."""
 
 import functools
 import sys
@@ -13,7 +13,7 @@ from tf_packnet.tasks.sources import EMBEDDED, is_folder
 
 
 def load_stream(config: Config) -> TaskStream:
-    """The tasks of a config."""
+    """Loads the tasks of a config."""
     return _load(
         config.dataset,
         config.classes_per_task,
@@ -25,42 +25,43 @@ def load_stream(config: Config) -> TaskStream:
     )
 
 
-# The runs of one process mostly learn the same tasks.
+# Cached, since most runs in one process learn the same tasks.
 _load = functools.lru_cache(maxsize=2)(tasks.load)
 
 
 def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None:
-    """Reads the data of `config` again, and compares them with those that `results` were made of.
+    """Reads the data of `config` again and compares it with the data that `results` were computed from.
 
-    Only where nothing is trained in this process: TensorFlow, if it has to be started, is kept off the GPUs.
+    Prints a line if the data cannot be read any more. For processes that train nothing: if TensorFlow is needed to read
+    the data, it starts without GPUs.
 
     Args:
         results: The content of a `results.json`.
         config: The run.
-        root: Where the results lie.
+        root: The directory of the results.
 
     Raises:
-        ArgumentError: If the data have changed. If they are not there any more, a line says so.
+        ArgumentError: If the data has changed.
     """
     recorded = results.get("data_fingerprint")
-    if recorded is None:  # the results of an earlier version
+    if recorded is None:  # results of an earlier version
         return
     try:
-        found = _fingerprint(config)
+        current = _current_fingerprint(config)
     except ArgumentError as error:
-        print(f"--dataset={config.dataset} cannot be compared with what was learned: {error}", file=sys.stderr)
+        print(f"cannot check whether --dataset={config.dataset} has changed: {error}", file=sys.stderr)
         return
-    if found != recorded:
+    if current != recorded:
         expected = (
-            f"a new folder (the data of --dataset={config.dataset} have changed since the results there were made)"
+            f"a new folder (the data of --dataset={config.dataset} has changed since the results there were computed)"
         )
         raise ArgumentError("output_dir", expected, str(root))
 
 
-def _fingerprint(config: Config) -> str:
+def _current_fingerprint(config: Config) -> str:
     if config.dataset != EMBEDDED and not is_folder(config.dataset):
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow(on_cpu=True)
-    _load.cache_clear()  # as they are now
+    _load.cache_clear()  # read the data itself
     return load_stream(config).fingerprint()

@@ -1,4 +1,4 @@
-"""Algorithm 1, stage by stage: what was computed before, by this run or another one, is not computed again."""
+"""Learns a stream of tasks with Algorithm 1 of the paper, stage by stage."""
 
 import functools
 import time
@@ -12,40 +12,59 @@ import tensorflow as tf
 
 from tf_packnet.approaches import Approach
 from tf_packnet.approaches.base import Observers
-from tf_packnet.pruning.policies import PRUNE_RETRAIN
+from tf_packnet.callbacks import EpochBackup
+from tf_packnet.packed_model import PackedModel
+from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
 from tf_packnet.reporting import summary
 from tf_packnet.runs import setup
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.corruption import Damaged
+from tf_packnet.runs.corruption import OnDamaged
 from tf_packnet.runs.data import load_stream
 from tf_packnet.runs.results import Results, environment
 from tf_packnet.runs.stages import Stage, chain
-from tf_packnet.runs.store import StageStore
+from tf_packnet.runs.store import StageStore, StoredStages
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.training import freeze_guard
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config with its tasks and what was chosen for it on this machine."""
+    """A run that is ready to learn.
+
+    Attributes:
+        config: Its config.
+        stream: Its tasks.
+        strategy: Its distribution strategy.
+        network: Its packed network, not compiled.
+        execution: Execution settings: what XLA compiles, where the data is, device, replicas, threads.
+        results: Its results so far.
+    """
 
     config: Config
     stream: TaskStream
     strategy: tf.distribute.Strategy
-    choice: dict[str, Any]
+    network: PackedModel
+    execution: dict[str, Any]
     results: Results
 
     @classmethod
-    def prepared(cls, config: Config) -> "Run":
-        """Loads the data and chooses; raises ArgumentError if something in `config` cannot be had."""
+    def prepare(cls, config: Config) -> "Run":
+        """Loads the data, chooses the execution settings and builds the network.
+
+        Raises:
+            ArgumentError: If data, machine or network do not allow the run.
+        """
         strategy = setup.choose_strategy(config)
         xla = setup.choose_xla(config, strategy)
         setup.make_deterministic(config, xla)
         results = Results(config)
         with results.timed("load"):
             stream = load_stream(config)
-        setup.check_can_begin(config, stream)
-        choice = {
+        keras.utils.set_random_seed(config.seed)  # loading may have drawn random numbers
+        with strategy.scope():
+            network = setup.build_model(config, stream)
+        setup.check_capacity(config, stream, network)
+        execution = {
             "xla": xla,
             "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",
             "device": setup.device(config),
@@ -54,27 +73,16 @@ class Run:
         }
         results.tasks = [describe(task) for task in stream]
         results.data_fingerprint = stream.fingerprint()
-        results.environment = {**environment(), **choice}
-        return cls(config, stream, strategy, choice, results)
+        results.environment = {**environment(), **execution}
+        return cls(config, stream, strategy, network, execution, results)
 
-    def approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
-        """The approach, before its first lesson. Call it in the strategy's scope."""
-        keras.utils.set_random_seed(self.config.seed)
-        resident = self.choice["data_residency"] == "device"
-        return setup.build_approach(self.config, self.stream, self.choice["xla"], resident, masks_dir, observers)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a stage.
-
-    Attributes:
-        record: As the store has it: stage, task, epochs, seconds, history, and what the network can do by then.
-        reused: Whether it was found, not computed.
-    """
-
-    record: dict[str, Any]
-    reused: bool
+    def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
+        """Compiles the network and gives it to the approach of the config, ready for the first task."""
+        resident = self.execution["data_residency"] == "device"
+        with self.strategy.scope():
+            return setup.build_approach(
+                self.network, self.config, self.stream, self.execution["xla"], resident, masks_dir, observers
+            )
 
 
 def learn(
@@ -82,95 +90,113 @@ def learn(
     approach: Approach,
     store: StageStore,
     with_state: bool,
-    found: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_reused: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Iterator[int]:
-    """Algorithm 1, stage by stage; what the store has is not computed again. `run.results` grows with every lesson.
+    """Learns all tasks: Algorithm 1 of the paper. Stages that are in the store are not computed again.
 
     Args:
-        run: The run.
-        approach: Its approach, before the first lesson.
-        store: Where the outcomes of stages lie.
-        with_state: Whether the approach shall know all of a lesson when that is given, or the results suffice.
-        found: Called with the record of each stage that is not computed, when its turn comes.
+        run: The run; its results grow with every stage.
+        approach: Its approach, before the first task.
+        store: The store of stages.
+        with_state: Whether `approach` must have learned each task when its number is yielded, or the results suffice.
+        on_reused: Called with the record of each stage that was in the store.
 
     Yields:
-        After each lesson its number (1-based).
+        The number (1-based) of each task when its weights are frozen.
     """
-    numbers = approach.training_task_numbers(len(run.stream))
-    plan = chain(run.config, numbers, run.results.data_fingerprint, run.choice)
-    first = store.first_to_compute(plan, with_state)
-    if first > 0 and (with_state or first < len(plan)):
-        approach.restore(store.state(plan[first - 1]))
-    committed: dict[str, str] = {}
-    lesson_of = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
-    for index, stage in enumerate(plan):
-        if index < first:
-            outcome = Outcome(store.record(stage), reused=True)
-        else:
-            with store.lock(stage):
-                outcome = do_stage(run, approach, store, stage, lesson_of(stage.lesson), committed)
-        if index > 1 and not plan[index - 2].shared:  # the last but one stays, should the last one be damaged
-            store.drop_state(plan[index - 2])
-        committed = outcome.record.get("committed", {})  # which earlier versions did not write
-        if outcome.reused:
-            found(outcome.record)
-        run.results.add_stage(outcome.record, outcome.reused)
-        if stage.name == PRUNE_RETRAIN:
-            yield stage.lesson
-    if not with_state:
-        for stage in plan[-2:]:
-            if not stage.shared:
-                store.drop_state(stage)
+    stages = RunStages(run, approach, store, with_state, on_reused)
+    for task in stages.task_numbers:
+        stages.finish(TRAIN, task)  # train the free weights for E epochs
+        stages.finish(PRUNE_RETRAIN, task)  # N rounds: prune, retrain for B/N epochs; then freeze what is kept
+        yield task
 
 
-def learn_only(config: Config, stages_dir: Path, observers: Observers, damaged: Damaged | None = None) -> Results:
-    """Runs `config` for its results alone.
+def learn_only(config: Config, stages_dir: Path, observers: Observers, on_damaged: OnDamaged | None = None) -> Results:
+    """Runs `config` for its results alone: no pack, no exports.
 
     Args:
         config: The run.
         stages_dir: The store of stages.
-        observers: What watches every stage.
-        damaged: Called with every damaged file of the store.
+        observers: Gives further Keras callbacks for every stage.
+        on_damaged: Called with every damaged file of the store.
 
     Raises:
-        ArgumentError: Before any work, if something in `config` cannot be had.
+        ArgumentError: Before any training, if data, machine or network do not allow the run.
     """
-    run = Run.prepared(config)
-    with run.strategy.scope():
-        approach = run.approach(None, observers)
-    for _ in learn(run, approach, StageStore(stages_dir, damaged), with_state=False):
+    run = Run.prepare(config)
+    approach = run.build_approach(None, observers)
+    for _ in learn(run, approach, StageStore(stages_dir, on_damaged), with_state=False):
         pass
     run.results.complete = True
     return run.results
 
 
-def do_stage(
-    run: Run, approach: Approach, store: StageStore, stage: Stage, lesson: Task, committed: dict[str, str]
-) -> Outcome:
-    """Computes a stage, or the rest of it, and stores it, unless another process has done so by now.
+class RunStages:
+    """Finishes the stages of a run one by one, from the store or by training, and adds them to its results.
+
+    Args: As for `learn`.
+
+    Attributes:
+        task_numbers: Numbers (1-based) of the tasks to learn. With `multinet`, which learns all together, the last one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        approach: Approach,
+        store: StageStore,
+        with_state: bool,
+        on_reused: Callable[[dict[str, Any]], None],
+    ):
+        self.task_numbers = approach.training_task_numbers(len(run.stream))
+        self._run, self._approach, self._on_reused = run, approach, on_reused
+        stages = chain(run.config, self.task_numbers, run.results.data_fingerprint, run.execution)
+        self._stages = {(stage.name, stage.task): stage for stage in stages}
+        timed = functools.partial(run.results.timed, "store")
+        self._stored = StoredStages(store, stages, approach, with_state, timed)
+        self._committed: dict[str, str] = {}
+        # One task serves both of its stages, and is not built if the store has both: the baselines join data for it.
+        self._training_task = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
+
+    def finish(self, name: str, task: int) -> None:
+        """Finishes the next stage: `train` or `prune+retrain` of a task."""
+        stage = self._stages[name, task]
+        finished = self._stored.finish(stage, lambda backup: self._compute(stage, backup))
+        self._committed = finished.record.get("committed", {})  # earlier versions did not record it
+        if finished.reused:
+            self._on_reused(finished.record)
+        self._run.results.add_stage(finished.record, finished.reused)
+
+    def _compute(self, stage: Stage, backup: EpochBackup) -> dict[str, Any]:
+        return compute_stage(self._run, self._approach, stage, self._training_task(stage.task), self._committed, backup)
+
+
+def compute_stage(
+    run: Run, approach: Approach, stage: Stage, task: Task, committed: dict[str, str], backup: EpochBackup
+) -> dict[str, Any]:
+    """Trains one stage, or the rest of it after a backup, and evaluates the network after `prune+retrain`.
 
     Args:
         run: The run.
-        approach: Its approach, as the stage before left it.
-        store: Where the outcome goes.
+        approach: Its approach, in the state after the stage before.
         stage: The stage.
-        lesson: Its lesson.
-        committed: Checksums of what each task had committed when the stage before ended.
+        task: The examples to train with, those of several tasks where these are learned together.
+        committed: Checksum of what each committed task had after the stage before.
+        backup: Backs up every epoch.
+
+    Returns:
+        The record of the stage: JSON values.
 
     Raises:
-        DivergedError: If the loss or a weight is not finite after an epoch.
-        FreezeError: If a value that a task had committed has changed.
+        DivergedError: If the loss or a weight is NaN or infinite after an epoch.
+        FreezeError: If a frozen value of a committed task has changed.
     """
-    if store.has_state(stage):
-        approach.restore(store.state(stage))
-        return Outcome(store.record(stage), reused=True)
     began = time.perf_counter()
-    backup = store.backup(stage)
-    history = approach.run_stage(lesson, stage.name, backup)
+    history = approach.run_stage(task, stage.name, backup)
     now_committed = freeze_guard.by_task(approach.packed)
     freeze_guard.check(committed, now_committed)
     record = {
-        "task": stage.lesson,
+        "task": stage.task,
         "stage": stage.name,
         "epochs": stage.epochs,
         "seconds": round(time.perf_counter() - began, 3),
@@ -181,26 +207,23 @@ def do_stage(
     }
     if stage.name == PRUNE_RETRAIN:
         with run.results.timed("evaluate"):
-            record["learned"] = evaluate(approach, run.stream[: stage.lesson])
-    with run.results.timed("store"):
-        store.put(stage, record, approach.state())
-        backup.remove()
-    return Outcome(record, reused=False)
+            record["learned"] = evaluate(approach, run.stream[: stage.task])
+    return record
+
+
+def evaluate(approach: Approach, tasks: list[Task]) -> dict[str, Any]:
+    """Measures accuracy on the learned tasks, free weights, and weights owned by each task."""
+    has_validation = all(len(task.splits["validation"]) for task in tasks)
+    maps = approach.owner_maps()
+    return {
+        "accuracy": [approach.accuracy(task) for task in tasks],
+        "validation_accuracy": [approach.accuracy(task, "validation") for task in tasks] if has_validation else [],
+        "free_fraction": summary.free_fraction(maps),
+        "weights": summary.count_weights(maps, len(tasks)),
+    }
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """What `results.json` says of a task."""
+    """Describes a task for `results.json`."""
     examples = {split: len(data) for split, data in task.splits.items()}
     return {"number": task.number, "name": task.name, "class_names": list(task.class_names), "examples": examples}
-
-
-def evaluate(approach: Approach, learned: list[Task]) -> dict[str, Any]:
-    """What the network can do, and what room it has, after learning these tasks."""
-    validated = all(len(task.splits["validation"]) for task in learned)
-    maps = approach.owner_maps()
-    return {
-        "accuracy": [approach.accuracy(task) for task in learned],
-        "validation_accuracy": [approach.accuracy(task, "validation") for task in learned] if validated else [],
-        "free_fraction": summary.free_fraction(maps),
-        "weights": summary.count_weights(maps, len(learned)),
-    }

@@ -1,6 +1,7 @@
-"""Whose is this output directory? Answered before any work, and without touching it."""
+"""Output directories: checks that one is free or belongs to the same run, and locks it while the run writes."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,27 +14,27 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import Manifest
-from tf_packnet.runs.paths import RunPaths, folder
+from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.results import read_results
 from tf_packnet.system import files
 
 
 def check(config: Config) -> dict[str, Any] | None:
-    """Checks that `config` may write where it wants to, and that what is there is as it was written.
+    """Checks the output directory of `config` without changing it.
 
     Returns:
-        The results that are there already, if this very run was completed and nothing of it is damaged; else None.
+        The results in it, if this same run is complete and no file of it is damaged; else None.
 
     Raises:
-        ArgumentError: If the directory cannot be written, or holds another run or anything else.
-        CorruptionError: If something is damaged, and `on_corruption` is `fail`.
+        ArgumentError: If the directory cannot be written, or has another run or other files in it.
+        CorruptionError: If a file is damaged, and `on_corruption` is `fail`.
     """
-    paths = RunPaths(folder(config.where()))
+    paths = RunPaths(expand(config.directory()))
     if is_new(paths.root):
         return None
-    damaged = corruption.handler(config.on_corruption)
-    manifest = Manifest.read(paths.manifest, damaged)
-    earlier = read_results(paths.results, "output_dir", damaged)
+    on_damaged = corruption.handler(config.on_corruption)
+    manifest = Manifest.read(paths.manifest, on_damaged)
+    earlier = read_results(paths.results, "output_dir", on_damaged)
     if earlier is None and manifest is None:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(paths.root))
     check_same(paths.root, "run", config.identity(), earlier["config"] if earlier else manifest.identity)
@@ -41,53 +42,55 @@ def check(config: Config) -> dict[str, Any] | None:
         return None
     if manifest is None:  # earlier versions wrote none
         return earlier if earlier.get("schema_version", 1) == 1 else None
-    wrong = [path for path in manifest.wrong(paths.root) if paths.stages.exists() or paths.stages not in path.parents]
-    return None if report_damage(wrong, damaged) else earlier
+    damaged_files = manifest.damaged_files(paths.root)
+    if not paths.stages.exists():  # a user may delete the store of a complete run
+        damaged_files = [path for path in damaged_files if paths.stages not in path.parents]
+    return None if report_damage(damaged_files, on_damaged) else earlier
 
 
 @contextlib.contextmanager
-def held(root: Path) -> Iterator[None]:
-    """Keeps the output directory for this process; another one is refused until this one ends, in whatever way.
+def locked(root: Path) -> Iterator[None]:
+    """Creates the output directory and locks it for this process. The lock ends when the process dies.
 
     Raises:
-        ArgumentError: If another process has it, or it cannot be made.
+        ArgumentError: If another process has locked it, or it cannot be created.
     """
     lock = FileLock(root / LOCK, blocking=False)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        expected = "a folder that no other process is writing to (wait for it to end, or give another folder)"
+        expected = "a folder that no other process is writing to (wait for it to end, or use another folder)"
         raise ArgumentError("output_dir", expected, str(root)) from error
     except OSError as error:
         raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
     try:
-        for folder in (root, root / "runs"):
-            files.remove_all_unfinished(folder)
+        for directory in (root, root / "runs"):
+            files.remove_all_unfinished(directory)
         yield
     finally:
         lock.release()
 
 
-# Stays in the folder: taken away, two processes could hold one of the same name.
+# Never deleted: else two processes could each lock a file of this name.
 LOCK = ".lock"
 
 
 def check_stages_dir(stages_dir: str | None) -> Path | None:
-    """The store that was asked for, if any.
+    """Returns the path of the shared store, if one is given.
 
     Raises:
-        ArgumentError: If nothing can be written there.
+        ArgumentError: If it cannot be written.
     """
     if stages_dir is None:
         return None
-    root = folder(stages_dir)
+    root = expand(stages_dir)
     is_new(root, "stages_dir")
     return root
 
 
 def is_new(root: Path, argument: str = "output_dir") -> bool:
-    """Whether nothing is in `root` yet; raises ArgumentError if nothing can be written there."""
+    """Whether `root` is missing or empty; raises ArgumentError if it cannot be written."""
     existing = _nearest_existing(root, argument)
     if not existing.is_dir():
         raise ArgumentError(argument, f"a folder ({existing} is a file)", str(root))
@@ -97,28 +100,35 @@ def is_new(root: Path, argument: str = "output_dir") -> bool:
 
 
 def check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises ArgumentError if the folder `root` holds another run or experiment: the flags that differ are named."""
+    """Raises ArgumentError if `root` has another run or experiment; the message names the flags that differ.
+
+    Args:
+        root: The directory.
+        kind: `run` or `experiment`.
+        ours: Identity of the run or experiment that would write there.
+        theirs: Identity of the one that has.
+    """
     different = [f"--{name}={theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
     if different:
-        expected = f"a new folder (this one holds another {kind}, with {' '.join(different)})"
+        expected = f"a new folder (this one has another {kind}, with {' '.join(different)})"
         raise ArgumentError("output_dir", expected, str(root))
 
 
 @contextlib.contextmanager
 def prepared(config: Config) -> Iterator[RunPaths]:
-    """The directory of a run, kept for it; what an unfinished attempt left is removed, but for its stages.
+    """Locks the output directory of a run. Deletes damaged files and the rest of an earlier attempt, except its stages.
 
     Raises:
-        ArgumentError: If the directory cannot be made, or another process has it.
+        ArgumentError: If the directory cannot be created, or another process has locked it.
     """
-    paths = RunPaths(folder(config.where()))
-    with held(paths.root):
+    paths = RunPaths(expand(config.directory()))
+    with locked(paths.root):
         try:
-            earlier = Manifest.read(paths.manifest, damaged=lambda path: None)  # `check` has told
-            for path in earlier.wrong(paths.root) if earlier else ():
+            earlier = Manifest.read(paths.manifest, corruption.ignore)  # `check` has reported it
+            for path in earlier.damaged_files(paths.root) if earlier else ():
                 path.unlink(missing_ok=True)
             Manifest(config.to_json(), {}).write(paths.manifest)
-            for path in paths.made_of_stages():
+            for path in paths.rebuildable():
                 _remove(path)
         except OSError as error:
             expected = f"a folder that can be written ({error.strerror})"
@@ -132,17 +142,17 @@ def _remove(path: Path) -> None:
 
 def _nearest_existing(root: Path, argument: str) -> Path:
     try:
-        return next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        return next(path for path in (root, *root.absolute().parents) if path.exists())
     except OSError as error:
         raise ArgumentError(argument, f"a folder that can be written ({error.strerror})", str(root)) from error
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made there, and are meant to be: root may write where the mode lets nobody."""
+    """Whether files can be created in `folder`. Its mode counts for the superuser too."""
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.stat().st_mode & 0o222:
         return False
     try:
-        # Nameless and gone at once where the system can do that; nothing is ever seen in the folder.
+        # Tries it with a file that has no name and disappears when closed, so that the folder does not change.
         handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY) if hasattr(os, "O_TMPFILE") else None
     except OSError as error:
         return error.errno in _NO_NAMELESS_FILES
@@ -151,11 +161,11 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-_NO_NAMELESS_FILES = {21, 95}  # EISDIR, EOPNOTSUPP: an old kernel or file system, not a refusal
+_NO_NAMELESS_FILES = {errno.EISDIR, errno.EOPNOTSUPP}  # not supported by kernel or file system: no answer
 
 
-def report_damage(wrong: list[Path], damaged: corruption.Damaged) -> bool:
-    """Calls `damaged` for each damaged file; returns whether there is any."""
-    for path in wrong:
-        damaged(path)
-    return bool(wrong)
+def report_damage(damaged_files: list[Path], on_damaged: corruption.OnDamaged) -> bool:
+    """Calls `on_damaged` for each damaged file; returns whether there is any."""
+    for path in damaged_files:
+        on_damaged(path)
+    return bool(damaged_files)

@@ -1,18 +1,18 @@
-"""Every path of a run, in one place."""
+"""All paths of a run and of an experiment."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 
-def folder(name: str) -> Path:
-    """The folder that a user calls so; `~` is at home, and stays what it is where there is no such home."""
+def expand(name: str) -> Path:
+    """Returns the path a user gave, with `~` expanded where that home exists."""
     return Path(os.path.expanduser(name))
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """What a run leaves in its output directory."""
+    """The files in the output directory of a run."""
 
     root: Path
 
@@ -22,7 +22,7 @@ class RunPaths:
 
     @property
     def manifest(self) -> Path:
-        """Checksums of what a finished run left, and whose the folder is."""
+        """Checksums of the files of a finished run, and the config of the run."""
         return self.root / "checksums.json"
 
     @property
@@ -39,7 +39,7 @@ class RunPaths:
 
     @property
     def pack_file(self) -> Path:
-        """The same as `pack`, in one small file without the weights that nobody owns."""
+        """The same pack in one small file, without free weights."""
         return self.root / "pack.packnet"
 
     @property
@@ -56,28 +56,28 @@ class RunPaths:
 
     @property
     def stages(self) -> Path:
-        """The store of the run's stages, unless it is told to share one."""
+        """The store of the run's stages, unless it shares another one."""
         return self.root / "stages"
 
-    def made_of_stages(self) -> list[Path]:
-        """What a run writes from what its stages left, and can write again."""
+    def rebuildable(self) -> list[Path]:
+        """Files and folders that can be written again from the stored stages, without training."""
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
 
 @dataclass(frozen=True)
 class ExperimentPaths:
-    """What an experiment leaves in its output directory, besides figures and report (see `reporting.report`)."""
+    """The files in the output directory of an experiment; for figures and report see `reporting.report`."""
 
     root: Path
 
     @property
     def experiment(self) -> Path:
-        """Says whose directory this is."""
+        """The identity of the experiment that the directory belongs to."""
         return self.root / "experiment.json"
 
     @property
     def manifest(self) -> Path:
-        """Checksums of what the report consists of, and whose the folder is."""
+        """Checksums of the files of the report, and the identity of the experiment."""
         return self.root / "checksums.json"
 
     @property
@@ -86,7 +86,7 @@ class ExperimentPaths:
 
     @property
     def stages(self) -> Path:
-        """The store of the stages, unless it is told to share one."""
+        """The store of the stages of all runs, unless the experiment shares another one."""
         return self.root / "stages"
 
     def run(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a run found, and how it is written down."""
+"""The results of a run: `results.json`, its fields, and how it is checked when read."""
 
 import contextlib
 import importlib.metadata
@@ -23,21 +23,21 @@ _PACKAGES = ("tensorflow", "keras", "tensorflow-model-optimization", "tensorflow
 
 @dataclass
 class Results:
-    """Grows while a run goes on; written after every task.
+    """The results of a run so far; written after every task.
 
     Attributes:
         config: The run's config.
-        tasks: One dict a task: number, name, class names, examples of each split.
-        accuracy: `accuracy[i][j]` is the test accuracy on task `j` after lesson `i` (0-based). A row has the tasks
-            learned by then: `i+1`, or all in the one lesson of multinet.
-        validation_accuracy: The same on the held-out part of train, for choices.
-        free_fraction: Share of the prunable weights without an owner after each lesson: overall, and per layer.
-        weights: Weights that each task owns, and how many there are to own.
-        seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was found in the store.
-        other_seconds: Wall time of what is no stage, over the whole run: load, evaluate, save.
-        environment: Versions, git commit, devices, and what was chosen automatically.
-        complete: Whether all tasks were learned and everything was written.
-        data_fingerprint: `TaskStream.fingerprint()` of the examples, so that a later command sees that they changed.
+        tasks: One dict per task: number, name, class names, examples of each split.
+        accuracy: `accuracy[i][j]` is the test accuracy on task `j` after learning task `i` (0-based); row `i` has
+            `i + 1` columns. `multinet` learns all tasks at once: one row with all of them.
+        validation_accuracy: The same on the validation split. Use it, not test accuracy, to choose hyperparameters.
+        free_fraction: Share of the prunable weights that are free after each row: overall, and per layer.
+        weights: Number of prunable weights, and of those that each task owns.
+        seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
+        other_seconds: Wall time outside the stages, summed over the run: load, evaluate, store, save.
+        environment: Versions, git commit, and execution settings.
+        complete: Whether all tasks were learned and all files were written.
+        data_fingerprint: `TaskStream.fingerprint()` of the examples: a later command detects changed data by it.
     """
 
     config: Config
@@ -54,11 +54,11 @@ class Results:
 
     @property
     def average_accuracy(self) -> float | None:
-        """Mean test accuracy over all tasks learned, after the last of them."""
+        """Mean test accuracy over all tasks learned so far, after the last of them."""
         return float(np.mean(self.accuracy[-1])) if self.accuracy else None
 
     def add_stage(self, record: dict[str, Any], reused: bool) -> None:
-        """Notes the outcome of a stage, as `runner` records it."""
+        """Adds the record of a stage, see `learning.compute_stage`."""
         stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
         self.seconds.append({**stage, "reused": reused})
         if record["learned"] is not None:
@@ -70,7 +70,7 @@ class Results:
             self.weights = learned["weights"]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `results.json`."""
+        """Returns the content of `results.json`."""
         return {
             "schema_version": SCHEMA_VERSION,
             "data_fingerprint": self.data_fingerprint,
@@ -90,7 +90,7 @@ class Results:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the wall time of what happens inside to `other_seconds`."""
+        """Adds the wall time of the block to `other_seconds`."""
         began = time.perf_counter()
         yield
         self.other_seconds[name] = self.other_seconds.get(name, 0.0) + time.perf_counter() - began
@@ -101,7 +101,7 @@ class Results:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and commit of what runs."""
+    """Returns versions of Python and packages, and the git commit of this code."""
     return {
         "tf_packnet": __version__,
         "git_commit": _git("rev-parse", "HEAD"),
@@ -113,7 +113,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the source tree this file is in; None where there is no git, or no tree."""
+    """The output of git in the source tree of this file; None without git or a repository."""
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10, check=True)
@@ -122,12 +122,13 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-# The form of `results.json` and `experiment.json`, to be raised when a reader of today could not read it.
+# Version of `results.json` and `experiment.json`. Increase it when today's code could not read the new files.
 SCHEMA_VERSION = 2
+# The type of each value of a JSON file, nested as the values are.
 Form = dict[str, Any]
 
 _TASK: Form = {"number": int, "name": str, "class_names": [str], "examples": dict}
-# What is needed to show the results of a complete run, and to draw an experiment's figures.
+# The values of a complete run that tables and figures need.
 _RESULTS: Form = {
     "tasks": [_TASK],
     "accuracy": [[float]],
@@ -140,34 +141,42 @@ _RESULTS: Form = {
 }
 
 
-def read_results(path: Path, argument: str, damaged: corruption.Damaged) -> dict[str, Any] | None:
-    """The content of a `results.json`; None if it is none, or damaged.
+def read_results(path: Path, argument: str, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
+    """Reads a `results.json`.
+
+    Args:
+        path: The file.
+        argument: The argument that errors name.
+        on_damaged: Called with `path` if it is damaged.
+
+    Returns:
+        Its content; None if it is missing, damaged or something else.
 
     Raises:
-        ArgumentError: If a newer version wrote it; the message names `argument`.
+        ArgumentError: If a newer version of this library wrote it.
     """
-    found = corruption.read_json(path, damaged)
-    if found is None or not has_form(found, {"config": dict, "complete": bool}):
+    content = corruption.read_json(path, on_damaged)
+    if content is None or not has_form(content, {"config": dict, "complete": bool}):
         return None
-    _check_version(found, argument, path)
-    return found if not found["complete"] or _is_complete(found) else None
+    _check_version(content, argument, path)
+    return content if not content["complete"] or _has_all_results(content) else None
 
 
-def read_experiment(path: Path, damaged: corruption.Damaged) -> dict[str, Any] | None:
-    """The content of an `experiment.json`; None if it is none, or damaged.
+def read_experiment(path: Path, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
+    """Reads an `experiment.json`; None if it is missing, damaged or something else.
 
     Raises:
-        ArgumentError: If a newer version wrote it.
+        ArgumentError: If a newer version of this library wrote it.
     """
-    found = corruption.read_json(path, damaged)
-    if found is None or not has_form(found, {"experiment": str, "varies": [str], "config": dict}):
+    content = corruption.read_json(path, on_damaged)
+    if content is None or not has_form(content, {"experiment": str, "varies": [str], "config": dict}):
         return None
-    _check_version(found, "output_dir", path)
-    return found
+    _check_version(content, "output_dir", path)
+    return content
 
 
 def has_form(value: Any, form: Any) -> bool:
-    """Whether JSON values are of the types that `form` has in their place; more may be there."""
+    """Whether a JSON value has all values of `form`, with the right types. More values are allowed."""
     if isinstance(form, dict):
         return isinstance(value, dict) and all(
             name in value and has_form(value[name], inner) for name, inner in form.items()
@@ -179,28 +188,28 @@ def has_form(value: Any, form: Any) -> bool:
     return type(value) is form
 
 
-def _is_complete(found: dict[str, Any]) -> bool:
-    """Whether all is there that a table of the results shows."""
-    if not has_form(found, _RESULTS):
+def _has_all_results(content: dict[str, Any]) -> bool:
+    """Whether a `results.json` has all values that tables and figures need, in consistent numbers."""
+    if not has_form(content, _RESULTS):
         return False
-    numbers = [task["number"] for task in found["tasks"]]
-    lessons = [len(row) for row in found["accuracy"]]
-    validated = [len(row) for row in found["validation_accuracy"]]
+    numbers = [task["number"] for task in content["tasks"]]
+    columns = [len(row) for row in content["accuracy"]]
+    validation_columns = [len(row) for row in content["validation_accuracy"]]
     return (
         numbers == list(range(1, len(numbers) + 1))
-        and lessons in (numbers, numbers[-1:])
-        and validated in (lessons, [])
-        and len(found["weights"]["owned"]) == len(numbers) > 0
-        and found["weights"]["prunable"] > 0
-        and all(has_form(share, float) for share in found["free_fraction"]["layers"].values())
+        and columns in (numbers, numbers[-1:])
+        and validation_columns in (columns, [])
+        and len(content["weights"]["owned"]) == len(numbers) > 0
+        and content["weights"]["prunable"] > 0
+        and all(has_form(share, float) for share in content["free_fraction"]["layers"].values())
     )
 
 
-def _check_version(found: dict[str, Any], argument: str, path: Path) -> None:
-    version = found.get("schema_version", SCHEMA_VERSION)
+def _check_version(content: dict[str, Any], argument: str, path: Path) -> None:
+    version = content.get("schema_version", SCHEMA_VERSION)
     if type(version) is not int or version > SCHEMA_VERSION:
         expected = (
-            f"results of this version or an earlier one ({path.name} there has schema_version {version}, this version "
-            f"reads up to {SCHEMA_VERSION}: a newer tf_packnet wrote it)"
+            f"results of this version or an earlier one ({path.name} has schema_version {version}, this version reads "
+            f"up to {SCHEMA_VERSION}: a newer tf_packnet wrote it)"
         )
         raise ArgumentError(argument, expected, str(path.parent))

@@ -1,8 +1,9 @@
-"""One run with all that it leaves behind: results, owner maps, the pack, SavedModels, TensorBoard."""
+"""One run with all its output files: results, owner maps, the pack, SavedModels, TensorBoard."""
 
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tf_packnet.packfile.info import info_of
 from tf_packnet.packfile.saving import save_pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import TRAIN
-from tf_packnet.reporting import progress, tensorboard
+from tf_packnet.reporting import tensorboard
+from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.runs import corruption, output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import Manifest, checksums
@@ -30,120 +32,140 @@ from tf_packnet.system import files
 from tf_packnet.tasks import Task
 from tf_packnet.training import acceleration
 
-LATENCY_SECONDS = 0.04  # a task and batch size, for the report of exports: loading what is timed takes longer
+# Time to measure the latency of each task and batch size, for the report of exports.
+LATENCY_SECONDS = 0.04
 
 
-def run(config: Config, stages_dir: Path | None = None) -> Results:
-    """Runs Algorithm 1 over all tasks of a data set: learn, evaluate, export, task by task.
+def run_config(config: Config, stages_dir: Path | None = None) -> Results:
+    """Learns all tasks of a data set, and evaluates, saves and exports after each one.
 
     Args:
         config: The run.
-        stages_dir: A store of stages to share with other runs; default one of its own. What stays in it when the run is
-            complete makes damaged files again: the records of all stages, and the states after the last two.
+        stages_dir: A store of stages to share with other runs; default: one in the output directory. After a complete
+            run it keeps the records of all stages and the states after the last two: damaged files are rebuilt from
+            them.
 
     Raises:
-        ArgumentError: Before any work, if something in `config` cannot be had.
+        ArgumentError: Before any training, if data, machine or output directory do not allow the run.
     """
-    this = Run.prepared(config)
+    run = Run.prepare(config)
     with output.prepared(config) as paths:
-        return _run(this, paths, stages_dir or paths.stages)
+        run.results.write(paths.results)
+        with RunProgress(run.stream) as display:
+            show_execution(run, display)
+            store = StageStore(stages_dir or paths.stages, corruption.handler(config.on_corruption, display.log))
+            approach = run.build_approach(paths.masks, observers(config, paths, display))
+            on_reused = reused_stage_log(run, paths, display)
+            for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
+                save(run, paths, approach, run.stream[number - 1])
+        export_summary(run, paths)
+        finish(run, paths)
+    return run.results
 
 
-def _run(this: Run, paths: RunPaths, stages_dir: Path) -> Results:
-    config, results, stream = this.config, this.results, this.stream
-    results.write(paths.results)
-    with progress.RunProgress(stream) as display:
-        display.say(chosen(this.choice))
-        if not acceleration.computes_in(config.precision):
-            display.say(f"this CPU has no instructions for --precision={config.precision}: expect float32 to be faster")
-        store = StageStore(stages_dir, corruption.handler(config.on_corruption, display.say))
-        with this.strategy.scope():
-            approach = this.approach(paths.masks, observers(config, paths, display))
+def show_execution(run: Run, display: RunProgress) -> None:
+    """Shows the execution settings, and whether the precision is slow on this CPU."""
+    display.log(describe_execution(run.execution))
+    precision = run.config.precision
+    if not acceleration.computes_in(precision):
+        display.log(f"this CPU has no instructions for --precision={precision}: expect float32 to be faster")
 
-        def found(record: dict[str, Any]) -> None:
-            display.say(f"task {record['task']}/{len(stream)}  {record['stage']}: found, not computed again")
-            log(config, paths, stream[record["task"] - 1], record["stage"]).write(record["history"])
 
-        for lesson in learn(this, approach, store, with_state=True, found=found):
-            with results.timed("save"):
-                save(this, paths, approach, stream[lesson - 1])
-    if config.export and config.compact and isinstance(approach, PackNet):
-        with results.timed("save"):
-            export_report(approach.packed, paths.exports, seconds=LATENCY_SECONDS)
+def save(run: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
+    """Saves the network after `task`: owner maps, pack, SavedModel, TensorBoard, results."""
+    with run.results.timed("save"):
+        maps = {path: owner * ownership.visible(owner, task.number) for path, owner in approach.owner_maps().items()}
+        save_owner_maps(paths.owner_maps(task.number), maps)
+        approach.reset_for_saving()
+        save_keras(approach.packed, paths.pack)
+        if isinstance(approach, PackNet):
+            save_pack_file(run, paths, task)
+            if run.config.export:
+                export_saved_model(run, paths, task)
+        tensorboard.log_pack(paths.tensorboard, approach.packed, maps, run.results.to_json(), task.number)
+        run.results.write(paths.results)
+
+
+def save_pack_file(run: Run, paths: RunPaths, task: Task) -> None:
+    """Writes the `.packnet` file, unless the next task is open already: then it is written after that one."""
+    if lifecycle.has_open_task(run.network):
+        return
+    learned = run.stream[: task.number]
+    accuracy = dict(zip((each.name for each in learned), run.results.accuracy[-1], strict=True))
+    info = info_of(learned, run.config.dataset, accuracy, {"config": run.config.identity()})
+    save_pack(run.network, paths.pack_file, info=info, free_values=run.config.freed_weights == "keep")
+
+
+def export_saved_model(run: Run, paths: RunPaths, task: Task) -> None:
+    """Writes the SavedModel of `task`."""
+    path, compact = paths.export(task.number), run.config.compact
+    export_task(run.network, task.name, path, compact=compact, class_names=task.class_names)
+
+
+def export_summary(run: Run, paths: RunPaths) -> None:
+    """Writes `export/report.json`: size and speed of every compact SavedModel compared with a dense one."""
+    if run.config.export and run.config.compact and run.config.approach == "packnet":
+        with run.results.timed("save"):
+            export_report(run.network, paths.exports, seconds=LATENCY_SECONDS)
+
+
+def finish(run: Run, paths: RunPaths) -> None:
+    """Writes hyperparameters for TensorBoard and checksums, and last of all marks the results as complete."""
+    results, config = run.results, run.config
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
-    Manifest(config.to_json(), checksums(paths.root, [*paths.made_of_stages(), paths.stages])).write(paths.manifest)
-    results.complete = True  # said last, when everything else is written
+    Manifest(config.to_json(), checksums(paths.root, [*paths.rebuildable(), paths.stages])).write(paths.manifest)
+    results.complete = True
     results.write(paths.results)
-    return results
 
 
-def chosen(choice: dict[str, Any]) -> str:
-    """One line on what was chosen for this model and machine."""
+def describe_execution(execution: dict[str, Any]) -> str:
+    """Describes the execution settings in one line."""
     compiles = {
         "step": "XLA compiles whole gradient steps",
-        "update": "XLA compiles masks and optimizer, oneDNN convolves",
+        "update": "XLA compiles masks and optimizer, oneDNN computes the convolutions",
         "off": "XLA is off",
-    }[choice["xla"]]
+    }[execution["xla"]]
     data = {"device": "training data on the device", "stream": "training data streamed"}
-    device, replicas = choice["device"], choice["replicas"]
+    device, replicas = execution["device"], execution["replicas"]
     devices = [f"{replicas} replicas"] * (replicas > 1) + [device] * (device != "CPU")
-    return "; ".join([compiles, data[choice["data_residency"]], *devices])
-
-
-def save(this: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
-    """Writes down everything that `task` added: results, owner maps, pack, SavedModel, TensorBoard."""
-    results = this.results
-    maps = {path: owner * ownership.visible(owner, task.number) for path, owner in approach.owner_maps().items()}
-    save_owner_maps(paths.owner_maps(task.number), maps)
-    approach.reset_for_saving()
-    save_keras(approach.packed, paths.pack)
-    if isinstance(approach, PackNet):
-        save_for_use(this, paths, approach.packed, task)
-    tensorboard.log_pack(paths.tensorboard, approach.packed, maps, results.to_json(), task.number)
-    results.write(paths.results)
-
-
-def save_for_use(this: Run, paths: RunPaths, packed: PackedModel, task: Task) -> None:
-    """The pack in one file, and the SavedModel of `task`."""
-    learned = this.stream[: task.number]
-    accuracy = dict(zip((each.name for each in learned), this.results.accuracy[-1], strict=True))
-    info = info_of(learned, this.config.dataset, accuracy, {"config": this.config.identity()})
-    if not lifecycle.has_open_task(packed):  # else the run goes on with the next task, and writes it after that
-        save_pack(packed, paths.pack_file, info=info, free_values=this.config.freed_weights == "keep")
-    if this.config.export:
-        export_task(
-            packed,
-            task.name,
-            paths.export(task.number),
-            compact=this.config.compact,
-            class_names=task.class_names,
-        )
+    return "; ".join([compiles, data[execution["data_residency"]], *devices])
 
 
 def save_keras(packed: PackedModel, path: Path) -> None:
-    """Writes `packed` as Keras does, atomically; of the same pack the same bytes, whenever that is."""
+    """Writes `packed` as a `.keras` file, atomically. The same pack always gives the same bytes."""
     with files.replacing(path) as temporary:
-        as_it_comes = temporary.with_name("dated.keras")
-        packed.save(as_it_comes)
-        with zipfile.ZipFile(as_it_comes) as source, zipfile.ZipFile(temporary, "w") as target:
+        dated = temporary.with_name("dated.keras")
+        packed.save(dated)
+        with zipfile.ZipFile(dated) as source, zipfile.ZipFile(temporary, "w") as target:
             for name in source.namelist():
-                if name == "metadata.json":  # says when, which nobody reads; the file system knows
+                if name == "metadata.json":  # without the date of saving, which nothing reads
                     target.writestr(zipfile.ZipInfo(name), json.dumps({"keras_version": keras.__version__}))
                     continue
                 with source.open(name) as content, target.open(zipfile.ZipInfo(name), "w", force_zip64=True) as copy:
                     shutil.copyfileobj(content, copy, 2**20)
 
 
-def log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
-    """The TensorBoard curves of a stage: day and night of a task on one axis."""
+def epoch_log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
+    """Returns the callback that writes the TensorBoard curves of a stage; both stages of a task share one axis."""
     first_epoch = 0 if stage == TRAIN else config.train_epochs
     return EpochLog(paths.tensorboard / f"task_{task.number}_{task.name}", first_epoch)
 
 
-def observers(config: Config, paths: RunPaths, display: progress.RunProgress) -> Observers:
-    """What watches every stage: the TensorBoard curves, the progress display, and signals that were lost."""
+def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observers:
+    """Gives every stage its callbacks: TensorBoard curves, progress display, and a check for pending signals."""
 
-    def watch(task: Task, stage: str) -> list[keras.callbacks.Callback]:
-        return [log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
+    def callbacks(task: Task, stage: str) -> list[keras.callbacks.Callback]:
+        return [epoch_log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
 
-    return watch
+    return callbacks
+
+
+def reused_stage_log(run: Run, paths: RunPaths, display: RunProgress) -> Callable[[dict[str, Any]], None]:
+    """Returns what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
+
+    def log(record: dict[str, Any]) -> None:
+        task, stage = run.stream[record["task"] - 1], record["stage"]
+        display.log(f"task {task.number}/{len(run.stream)}  {stage}: reused from the store")
+        epoch_log(run.config, paths, task, stage).write(record["history"])
+
+    return log

@@ -1,4 +1,4 @@
-"""What the launcher calls: check what can be checked at once, then start TensorFlow, run, and print."""
+"""Runs one config from the command line: checks the input, then starts TensorFlow, learns, and prints the results."""
 
 import sys
 
@@ -6,48 +6,46 @@ from absl import logging
 
 from tf_packnet.runs import data, output
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.paths import folder
+from tf_packnet.runs.paths import expand
 from tf_packnet.tasks.sources import check_name
 
 
 def main(config: Config, stages_dir: str | None = None) -> None:
-    """Runs `config`, unless that very run is there already, and prints its results.
+    """Runs `config` and prints its results. If the run is complete already, only prints them.
 
     Args:
         config: The run.
-        stages_dir: A store of stages to share with other runs; default one of its own.
+        stages_dir: A store of stages to share with other runs; default: one in the output directory.
 
     Raises:
-        ArgumentError: Before any work, if something in `config` cannot be had, or the results that are there are of
-            other data.
+        ArgumentError: Before any training, if data, machine or output directory do not allow the run, or the data has
+            changed since the run was completed.
     """
-    logging.set_verbosity(logging.ERROR)  # what TFDS and TensorFlow remark while all goes well
-    check_name(config.dataset, config.data_dir)
+    _check_dataset(config)
     results = output.check(config)
     store = output.check_stages_dir(stages_dir)
     if results is None:
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow()
-        from tf_packnet.runs.runner import run
+        from tf_packnet.runs.runner import run_config
 
-        results = run(config, store).to_json()
+        results = run_config(config, store).to_json()
     else:
-        data.check_unchanged(results, config, folder(config.where()))
-        print(f"complete already in {config.where()}: nothing was computed again", file=sys.stderr)
+        data.check_unchanged(results, config, expand(config.directory()))
+        print(f"{config.directory()} has the complete results of this run: nothing to compute", file=sys.stderr)
     from tf_packnet.reporting.summary import print_results
 
-    print_results(results, folder(config.where()))
+    print_results(results, expand(config.directory()))
 
 
 def show_plan(config: Config) -> None:
-    """Prints what the tasks of a run will get of its network's weights, and writes nothing.
+    """Prints how many weights each task of a run will get. Writes nothing.
 
     Raises:
-        ArgumentError: If something in `config` cannot be had, or there is no room for so many tasks.
+        ArgumentError: If data or machine do not allow the run, or some task would get no weights.
     """
-    logging.set_verbosity(logging.ERROR)
-    check_name(config.dataset, config.data_dir)
+    _check_dataset(config)
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow(on_cpu=True)
@@ -58,3 +56,8 @@ def show_plan(config: Config) -> None:
     stream = load_stream(config)
     model = build_model(config, stream)
     print(plan(model, len(stream), config.final_prune, config.prune_rounds, config.prune_scope))
+
+
+def _check_dataset(config: Config) -> None:
+    logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow log warnings although all goes well
+    check_name(config.dataset, config.data_dir)

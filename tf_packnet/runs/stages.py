@@ -1,7 +1,7 @@
-"""Stages by their content: the key of a stage says all that its outcome depends on.
+"""Stages named by content: the key of a stage is a hash of everything that its result depends on.
 
-Two runs that agree on everything up to a stage agree on its key, and share its outcome: the first task's training for
-every `N` and `p` of a seed, all of it for runs that are the same.
+Two runs that agree on everything up to a stage have the same key there and share its result. For example, all values
+of `N` and `p` of one seed share the first task's training.
 """
 
 import hashlib
@@ -13,80 +13,78 @@ from typing import Any
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
 from tf_packnet.runs.config import Config
 
-# To be raised when a change of the code changes what a stage computes.
+# Increase it when a change of the code changes what a stage computes.
 SCHEMA = 2
 
-# What each field of a config decides. A test sees to it that every field is in one of these.
+# Which keys each config field goes into. A test checks that every field is in exactly one list.
 NETWORK = ["approach", "model", "hidden_units", "fc8192", "dropout", "head", "bias_policy"]
 TRAINING = ["optimizer", "learning_rate", "batch_size", "seed", "precision"]
-DAY = ["train_epochs"]
-LATER_DAYS = ["freed_weights"]
-NIGHT = ["retrain_epochs", "prune_rounds", "final_prune", "prune_scope"]
-JOINT = ["budget"]
-# The examples themselves stand for these, and what was chosen on this machine for those.
-IN_THE_DATA = ["dataset", "classes_per_task", "num_tasks", "validation_fraction"]
-IN_THE_CHOICE = ["strategy", "logical_devices", "jit", "data_residency"]
-NOWHERE = ["data_dir", "output_dir", "export", "compact", "on_corruption"]
+TRAIN_STAGE = ["train_epochs"]
+LATER_TRAIN_STAGES = ["freed_weights"]
+PRUNE_RETRAIN_STAGE = ["retrain_epochs", "prune_rounds", "final_prune", "prune_scope"]
+BASELINES = ["budget"]
+# Not in a key themselves: the key has the examples' fingerprint and the execution settings instead.
+COVERED_BY_DATA = ["dataset", "classes_per_task", "num_tasks", "validation_fraction"]
+COVERED_BY_EXECUTION = ["strategy", "logical_devices", "jit", "data_residency"]
+NO_EFFECT = ["data_dir", "output_dir", "export", "compact", "on_corruption"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A unit of work and of resume: the training of one lesson, or its night.
+    """The unit of work and of resume: one `fit` of a run.
 
     Attributes:
-        key: Names the stage by all that it depends on.
+        key: Hash of everything that the result depends on.
         name: `train` or `prune+retrain`.
-        lesson: Number of the lesson, that of its last task (1-based).
-        epochs: How many epochs it takes.
-        shared: Whether runs with another `p` or `N` begin with it too.
+        task: Number (1-based) of the task that is learned; of tasks learned together, the last one.
+        epochs: Epochs of the `fit`.
+        shared: Whether runs with another `p` or `N` start with this stage too.
     """
 
     key: str
     name: str
-    lesson: int
+    task: int
     epochs: int
     shared: bool
 
 
-def chain(config: Config, lessons: Sequence[int], data: str, choice: dict[str, Any]) -> list[Stage]:
-    """The stages of a run, in order.
+def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dict[str, Any]) -> list[Stage]:
+    """Lists the stages of a run, in order.
 
     Args:
         config: The run.
-        lessons: Numbers of its lessons.
+        task_numbers: Numbers of the tasks that get a `train` and a `prune+retrain` stage each.
         data: Fingerprint of the examples.
-        choice: What was chosen automatically on this machine, such as what XLA compiles.
+        execution: Execution settings, such as how much XLA compiles.
     """
     values = config.to_json()
 
     def pick(names: Sequence[str]) -> dict[str, Any]:
         return {name: values[name] for name in names}
 
-    joint = [] if config.approach == "packnet" else JOINT
-    parent = _digest({"schema": SCHEMA, "data": data, "choice": choice, **pick([*NETWORK, *TRAINING, *joint])})
+    fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
+    # The words of these inputs are part of every stored key: never rename them.
+    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **pick(fields)})
     stages = []
-    for position, lesson in enumerate(lessons):
+    for position, task in enumerate(task_numbers):
         for name, epochs, fields in (
-            (TRAIN, config.train_epochs, [*DAY, *(LATER_DAYS if position else [])]),
-            (PRUNE_RETRAIN, config.retrain_epochs, NIGHT),
+            (TRAIN, config.train_epochs, [*TRAIN_STAGE, *(LATER_TRAIN_STAGES if position else [])]),
+            (PRUNE_RETRAIN, config.retrain_epochs, PRUNE_RETRAIN_STAGE),
         ):
-            parent = _digest({"parent": parent, "stage": name, "lesson": lesson, **pick(fields)})
-            stages.append(Stage(parent, name, lesson, epochs, shared=not stages))
+            parent = _digest({"parent": parent, "stage": name, "lesson": task, **pick(fields)})
+            stages.append(Stage(parent, name, task, epochs, shared=not stages))
     return stages
 
 
 def shared_beginning(config: Config) -> str:
-    """The same for runs that begin with the same stage, as far as can be told before data and machine are known."""
+    """Text that is equal for configs whose runs start with the same stage.
+
+    It is known before data and machine are, so that the runs of an experiment can be scheduled by it.
+    """
     values = config.to_json()
-    decisive = [
-        *NETWORK,
-        *TRAINING,
-        *DAY,
-        *IN_THE_DATA,
-        *IN_THE_CHOICE,
-        *([] if config.approach == "packnet" else JOINT),
-    ]
-    return json.dumps({name: values[name] for name in decisive}, sort_keys=True)
+    fields = [*NETWORK, *TRAINING, *TRAIN_STAGE, *COVERED_BY_DATA, *COVERED_BY_EXECUTION]
+    fields += [] if config.approach == "packnet" else BASELINES
+    return json.dumps({name: values[name] for name in fields}, sort_keys=True)
 
 
 def _digest(inputs: dict[str, Any]) -> str:

@@ -1,9 +1,14 @@
-"""Where the outcomes of stages lie: written whole or not at all, found by their key, shared between processes."""
+"""The store of finished stages: written atomically, looked up by key, shared between processes.
+
+`StageStore` is the folder. `StoredStages` takes one run through it: it restores the last stored stage, reuses what is
+stored, stores what is computed, and deletes states that no later stage needs.
+"""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -13,47 +18,50 @@ from tf_packnet.runs import corruption
 from tf_packnet.runs.stages import Stage
 from tf_packnet.system import files
 
+STATE = "state.npz"
+RECORDS = ("stage.json", "stage.copy.json")
+
 
 class StageStore:
-    """A folder with a folder a stage: `stage.json`, what came of it, and `state.npz`, what the next stage builds on.
+    """A folder with one folder per stage: its record in `stage.json`, the state after it in `state.npz`.
 
-    The record stays, twice: without it the stage would have to be computed again. The state of a stage that no other
-    can build on any more is dropped, since it is as large as the network. In `progress/` lies what the epochs of a
-    stage that goes on have come to.
+    The record is kept, in two copies: without it the stage would have to be computed again. The state is as large as
+    the network, so it is deleted once no stage can start from it any more. `progress/` has the epoch backups of
+    unfinished stages.
 
     Args:
-        root: The folder; made when the first stage is written.
-        damaged: Called with every file that is not as it was written; it is taken as lost. Default: a line on standard
+        root: The folder; created when the first stage is written.
+        on_damaged: Called with every damaged file, which then counts as missing. Default: prints a line on standard
             error.
     """
 
-    def __init__(self, root: Path, damaged: corruption.Damaged | None = None):
+    def __init__(self, root: Path, on_damaged: corruption.OnDamaged | None = None):
         self.root = root
-        self.damaged = damaged or corruption.handler(corruption.RECOMPUTE)
+        self.on_damaged = on_damaged or corruption.handler(corruption.RECOMPUTE)
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
-        """What came of `stage`; None if it is not there, or damaged."""
+        """Returns the record of `stage`, or None if it is missing or damaged."""
         entry = self._entry(stage)
         return None if entry is None else entry["record"]
 
     def has_state(self, stage: Stage) -> bool:
-        """Whether the state after `stage` is there, as it was written."""
-        entry, path = self._entry(stage), self._state(stage)
+        """Whether the state after `stage` is stored and undamaged. A damaged one is deleted."""
+        entry, path = self._entry(stage), self._state_path(stage)
         if entry is None or not path.exists():
             return False
         if files.sha256(path) == entry["sha256"]:
             return True
-        self.damaged(path)
+        self.on_damaged(path)
         path.unlink(missing_ok=True)
         return False
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
-        """The state after `stage`."""
-        with np.load(self._state(stage), allow_pickle=False) as archive:
+        """Reads the state after `stage`."""
+        with np.load(self._state_path(stage), allow_pickle=False) as archive:
             return dict(archive)
 
     def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
-        """Writes the outcome of `stage`, atomically."""
+        """Writes record and state of `stage`, atomically."""
         folder = self.root / stage.key
         files.remove_unfinished(folder)
         with files.replacing(folder) as temporary:
@@ -64,50 +72,127 @@ class StageStore:
                 files.write_json(temporary / name, entry)
 
     def backup(self, stage: Stage) -> EpochBackup:
-        """Keeps what the epochs of `stage` come to, until its outcome was put."""
-        return EpochBackup(self.root / "progress" / stage.key, delete_at_end=False, on_damaged=self.damaged)
+        """Returns the callback that backs up the epochs of `stage` until the finished stage is stored."""
+        return EpochBackup(self.root / "progress" / stage.key, delete_at_end=False, on_damaged=self.on_damaged)
 
     def drop_state(self, stage: Stage) -> None:
-        """Removes the state after `stage`; its record stays."""
-        self._state(stage).unlink(missing_ok=True)
+        """Deletes the state after `stage`; the record stays."""
+        self._state_path(stage).unlink(missing_ok=True)
 
     def first_to_compute(self, stages: Sequence[Stage], with_state: bool) -> int:
-        """Index of the first of `stages`, a whole run, that has to be computed; their number if none.
+        """Finds the first stage of a run that has to be computed.
 
         Args:
-            stages: The stages of a run, in order.
-            with_state: Whether the state after the last one is wanted, not the records alone.
+            stages: All stages of the run, in order.
+            with_state: Whether the state after the last stage is needed, or the records suffice.
+
+        Returns:
+            Its index in `stages`; `len(stages)` if there is nothing to compute.
         """
         first = next((index for index, stage in enumerate(stages) if self._entry(stage) is None), len(stages))
         if first == len(stages) and with_state and not self.has_state(stages[-1]):
             first -= 1
+        # The state it starts from was deleted: compute the stage before again too, which gives the same result.
         while 0 < first < len(stages) and not self.has_state(stages[first - 1]):
-            first -= 1  # what a stage builds on was dropped: its own outcome will be the same again
+            first -= 1
         return first
 
     @contextlib.contextmanager
     def lock(self, stage: Stage) -> Iterator[None]:
-        """Keeps `stage` for this process; waits while another one computes it. Freed when its holder dies."""
+        """Locks `stage` for this process; waits for another holder. The lock ends when its holder dies."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{stage.key}.lock"):
             yield
 
-    def _state(self, stage: Stage) -> Path:
+    def _state_path(self, stage: Stage) -> Path:
         return self.root / stage.key / STATE
 
     def _entry(self, stage: Stage) -> dict[str, Any] | None:
-        """What was put of `stage` besides its state; a copy that is lost or damaged is made again from the other."""
+        """The content of `stage.json`. A missing or damaged copy of it is rewritten from the other one."""
         paths = [self.root / stage.key / name for name in RECORDS]
-        entries = [corruption.read_json(path, self.damaged) for path in paths]
-        entry = next((entry for entry in entries if entry and entry.get("key") == stage.key), None)
+        copies = [corruption.read_json(path, self.on_damaged) for path in paths]
+        entry = next((copy for copy in copies if copy and copy.get("key") == stage.key), None)
         if entry is None or "sha256" not in entry or "record" not in entry:
             return None
-        for path, found in zip(paths, entries, strict=True):
-            if found != entry:
+        for path, copy in zip(paths, copies, strict=True):
+            if copy != entry:
                 files.write_json(path, entry)
         return entry
 
 
-STATE = "state.npz"
-RECORDS = ("stage.json", "stage.copy.json")
+class Restorable(Protocol):
+    """What the stages train: its state can be captured and restored."""
+
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None: ...
+
+
+class FinishedStage(NamedTuple):
+    """The record of a stage, and whether it was in the store (`reused`) instead of computed."""
+
+    record: dict[str, Any]
+    reused: bool
+
+
+class StoredStages:
+    """Takes one run through its stages, in order. Restores the last stored stage on construction.
+
+    Args:
+        store: The store.
+        stages: All stages of the run, in order.
+        approach: What is trained. Its state is that of the last stage done, except while records alone are reused.
+        with_state: Whether `approach` must have the state after every task, and the store must keep the states after
+            the last two stages; or the records suffice.
+        timed: Gives a context manager around writing to the store.
+    """
+
+    def __init__(
+        self,
+        store: StageStore,
+        stages: Sequence[Stage],
+        approach: Restorable,
+        with_state: bool,
+        timed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ):
+        self._store, self._stages, self._approach = store, stages, approach
+        self._with_state, self._timed = with_state, timed
+        self._done = 0
+        self._first_to_compute = first = store.first_to_compute(stages, with_state)
+        if first > 0 and (with_state or first < len(stages)):
+            approach.restore(store.state(stages[first - 1]))
+
+    def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
+        """Takes the next stage from the store, or computes and stores it.
+
+        Args:
+            stage: The next stage of the run.
+            compute: Computes it, or the rest of it after a backup, and returns its record.
+        """
+        if self._done < self._first_to_compute:
+            finished = FinishedStage(self._store.record(stage), reused=True)
+        else:
+            with self._store.lock(stage):
+                finished = self._restore_or_compute(stage, compute)
+        self._done += 1
+        self._drop_old_states()
+        return finished
+
+    def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
+        if self._store.has_state(stage):  # another process has stored it while this one waited for the lock
+            self._approach.restore(self._store.state(stage))
+            return FinishedStage(self._store.record(stage), reused=True)
+        backup = self._store.backup(stage)
+        record = compute(backup)
+        with self._timed():
+            self._store.put(stage, record, self._approach.state())
+            backup.remove()
+        return FinishedStage(record, reused=False)
+
+    def _drop_old_states(self) -> None:
+        """Keeps the last two states: if the last one gets damaged, it is computed again from the one before."""
+        kept = 2 if self._with_state or self._done < len(self._stages) else 0
+        for stage in self._stages[max(0, self._done - 3) : max(0, self._done - kept)]:
+            if not stage.shared:
+                self._store.drop_state(stage)

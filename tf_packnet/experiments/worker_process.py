@@ -1,9 +1,9 @@
-"""Runs of an experiment, one after another, in a process of its own: `python -m tf_packnet.experiments.worker`.
+"""A worker process, which does runs one after another. `worker_pool` starts it.
 
-It reads a job a line from standard input, `{"config": {...}, "stages_dir": "..."}`, and writes lines to standard
-output: `{"epochs": n}` as it goes on, `{"said": "..."}` for a person, and at last `{"results": {...}}` or
-`{"error": "..."}`, with `"refused"` if the config cannot be. It ends when its input does, in the middle of a run too:
-whoever gave the jobs is gone.
+It reads one job per line from standard input: `{"config": {...}, "stages_dir": "..."}`. It replies with JSON lines on
+standard output: `{"epochs": n}` for newly finished epochs, `{"log": "..."}` for a line to show, and finally
+`{"results": {...}}` or `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run. It exits
+when its input ends, even during a run: then the launcher is gone.
 """
 
 import gc
@@ -24,9 +24,9 @@ from tf_packnet.runs.config import Config
 
 
 def main() -> None:
-    """Does every job that comes."""
+    """Does all jobs from standard input."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print shall not be taken for replies
+    os.dup2(2, 1)  # so that the output of libraries is not taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     from tf_packnet.system.quiet import start_tensorflow
@@ -40,9 +40,9 @@ def main() -> None:
             reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
         except StoppedError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # the other runs shall go on, and this one say what it died of
+        except Exception as error:  # reported, so that the next runs go on
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        _say(replies, reply)
+        _send(replies, reply)
 
 
 def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
@@ -53,24 +53,24 @@ def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
     keras.backend.clear_session()
     gc.collect()
 
-    class Report(keras.callbacks.Callback):
-        def resumed(self, history):
-            _say(replies, {"epochs": len(history["loss"])})
+    class ReportEpochs(keras.callbacks.Callback):
+        def resumed(self, history: dict[str, list[float]]) -> None:
+            _send(replies, {"epochs": len(history["loss"])})
 
-        def on_epoch_end(self, epoch, logs=None):
-            _say(replies, {"epochs": 1})
+        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+            _send(replies, {"epochs": 1})
 
-    damaged = corruption.handler(config.on_corruption, lambda line: _say(replies, {"said": line}))
-    return learn_only(config, stages_dir, lambda task, stage: [Report()], damaged).to_json()
+    on_damaged = corruption.handler(config.on_corruption, lambda line: _send(replies, {"log": line}))
+    return learn_only(config, stages_dir, lambda task, stage: [ReportEpochs()], on_damaged).to_json()
 
 
-def _read(jobs: queue.Queue) -> None:
+def _read(jobs: "queue.Queue[dict[str, Any]]") -> None:
     for line in sys.stdin:
         jobs.put(json.loads(line))
     os._exit(0)
 
 
-def _say(replies: TextIO, reply: dict[str, Any]) -> None:
+def _send(replies: TextIO, reply: dict[str, Any]) -> None:
     replies.write(json.dumps(reply) + "\n")
 
 
