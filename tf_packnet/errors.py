@@ -21,7 +21,7 @@ class ArgumentError(ValueError):
         self.expected = expected
         self.received = received
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.expected, self.received)
 
 
@@ -59,7 +59,7 @@ class PackFileError(ValueError):
         self.part = part
         self.reason = reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.part, self.reason)
 
 

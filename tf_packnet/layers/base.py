@@ -26,7 +26,7 @@ CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=
 class Routed:
     """Descriptor that returns the masked or per-task value of a weight and stores the variable as `_<name>`."""
 
-    def __set_name__(self, owner: type, name: str):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
         self.raw = f"_{name}"
 
@@ -58,7 +58,7 @@ class TaskLayer:
     # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
     initializers: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, *args, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs):
+    def __init__(self, *args: Any, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_choice("bias_policy", bias_policy, BIAS_POLICIES)
         if pretrained is not None:
@@ -76,7 +76,7 @@ class TaskLayer:
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self._set_routes(
             {name: self._route(name) for name in self.masked + self.per_task if self._raw(name) is not None}
@@ -216,11 +216,11 @@ class TaskLayer:
             else:
                 weight.load(store, range(1, self.committed_tasks + 1))
 
-    def enable_lora(self, *args, **kwargs) -> None:
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raise NotImplementedError: a low-rank update would change committed weights."""
         raise NotImplementedError(f"{type(self).__name__} {self.name!r}: task-aware layers do not support LoRA")
 
-    def quantize(self, *args, **kwargs) -> None:
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Raise NotImplementedError: export a task and quantize the exported model instead."""
         raise NotImplementedError(f"{type(self).__name__} {self.name!r}: export a task, then quantize that model")
 

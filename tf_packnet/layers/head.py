@@ -27,7 +27,7 @@ class TaskHead(TaskLayer, keras.layers.Dense):
     kernel = Routed()
     bias = Routed()
 
-    def __init__(self, units: int, *args, **kwargs):
+    def __init__(self, units: int, *args: Any, **kwargs: Any):
         super().__init__(units, *args, **kwargs)
         # `object.__setattr__` bypasses Keras's tracking.
         object.__setattr__(self, "_units_of", {})  # task -> units
@@ -35,14 +35,14 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         object.__setattr__(self, "_own_activation", self.activation)
         object.__setattr__(self, "_slots", {})  # units -> routes
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self._slots[self.units] = self._routes
 
-    def _route(self, name):
+    def _route(self, name: str) -> Any:
         return TaskWeight(self, name, self._raw(name), "per_task", getattr(self, f"{name}_initializer"))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         if self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:
             return super().call(inputs, training=training)
         return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))

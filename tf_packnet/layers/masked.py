@@ -1,6 +1,7 @@
 """Keras layers with masked kernels. Arguments, shapes and dtypes are those of the Keras layers."""
 
 from types import MappingProxyType
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,7 +19,7 @@ class MaskedDense(TaskLayer, keras.layers.Dense):
     kernel = Routed()
     bias = Routed()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         x = product(inputs, self.kernel)
         if self.bias is not None:
             x = ops.add(x, self.bias)
@@ -48,7 +49,7 @@ class MaskedConv2D(TaskLayer, keras.layers.Conv2D):
     kernel = Routed()
     bias = Routed()
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         if not self.use_bias or self.data_format != "channels_last" or self.compute_dtype != "float32":
             return super().call(inputs)
         x = biased(self.convolution_op(inputs, self.kernel), self.bias)

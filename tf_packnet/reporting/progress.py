@@ -63,23 +63,23 @@ class _StageProgress(keras.callbacks.Callback):
         super().__init__()
         self._display, self._title = display, title
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
         self._row = self._display._progress.add_task(self._title, total=self.params["epochs"], scores="")
 
-    def resumed(self, history):
+    def resumed(self, history: dict[str, list[float]]) -> None:
         done = len(history["loss"])
         last = {name: values[-1] for name, values in history.items()}
         self._scores = _scores(last, SCORES)
         self._display._progress.update(self._row, advance=done)
         self._display.log(f"{self._title}  resumes after epoch {done}")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._scores = _scores(logs or {}, SCORES)
         brief = _scores(logs or {}, ("val_accuracy", "sparsity"))  # the bar leaves little room in 80 columns
         self._display._progress.update(self._row, advance=1, scores=brief)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._display._progress.remove_task(self._row)
         seconds = time.perf_counter() - self._began
         self._display.finished(self._title, self._scores, seconds)
