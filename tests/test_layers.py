@@ -9,6 +9,7 @@ from tests.conftest import compile_model
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import (
+    TWINS,
     MaskedConv1D,
     MaskedConv1DTranspose,
     MaskedConv2D,
@@ -27,7 +28,6 @@ from tf_packnet.layers import (
     MaskedSimpleRNNCell,
     TaskHead,
 )
-from tf_packnet.layers.masked import MASKED_TWINS
 
 LAYERS = [
     pytest.param(MaskedDense, {"units": 5, "activation": "relu"}, (7,), id="dense"),
@@ -89,9 +89,10 @@ def inputs(shape, seed=0, layer=None):
 def test_every_masked_layer_is_under_the_contract():
     tested = {parameter.values[0] for parameter in LAYERS}
     cells = {MaskedSimpleRNNCell, MaskedGRUCell, MaskedLSTMCell}  # tested inside recurrent layers in test_any_model.py
-    assert set(MASKED_TWINS.values()) | {TaskHead} == tested | cells
-    for plain, masked in MASKED_TWINS.items():
-        assert masked.__name__ == f"Masked{plain.__name__}"
+    masked = {plain: twin for plain, twin in TWINS.items() if twin.masked}
+    assert {*masked.values(), TaskHead} == tested | cells
+    for plain, twin in masked.items():
+        assert twin.__name__ == f"Masked{plain.__name__}"
 
 
 @parametrize

@@ -1,9 +1,8 @@
 """Keras layers whose weights are owned by tasks."""
 
-from tf_packnet.layers.base import Routed, TaskLayer
+from tf_packnet.layers.base import TWINS, Routed, TaskLayer, twin
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked import (
-    MASKED_TWINS,
     MaskedConv1D,
     MaskedConv1DTranspose,
     MaskedConv2D,
@@ -22,7 +21,6 @@ from tf_packnet.layers.masked import (
     MaskedSimpleRNNCell,
 )
 from tf_packnet.layers.unpruned import (
-    UNPRUNED_TWINS,
     TaskAdditiveAttention,
     TaskAttention,
     TaskBatchNormalization,
@@ -31,10 +29,6 @@ from tf_packnet.layers.unpruned import (
     TaskPReLU,
     TaskRMSNormalization,
 )
-
-# The task-aware twin of each Keras layer that `pack` supports. To support your own layer, define and register
-# `class MaskedMyLayer(TaskLayer, MyLayer)` and add `TWINS[MyLayer] = MaskedMyLayer`.
-TWINS = {**MASKED_TWINS, **UNPRUNED_TWINS}
 
 __all__ = [
     "TWINS",
@@ -64,4 +58,5 @@ __all__ = [
     "TaskLayerNormalization",
     "TaskPReLU",
     "TaskRMSNormalization",
+    "twin",
 ]

@@ -5,9 +5,9 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 """
 
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -227,3 +227,25 @@ class TaskLayer:
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "bias_policy": self.bias_policy}
         return config if self.pretrained is None else {**config, "pretrained": self.pretrained}
+
+
+# The task-aware twin of each Keras layer that `pack` supports.
+TWINS: dict[type[keras.layers.Layer], type[Any]] = {}
+
+_Twin = TypeVar("_Twin", bound=type[TaskLayer])
+
+
+def twin(package: str) -> Callable[[_Twin], _Twin]:
+    """Decorator that makes `class MaskedMyLayer(TaskLayer, MyLayer)` the twin of `MyLayer` in packs.
+
+    It registers the class with Keras, so that saved packs can be loaded, and adds it to `TWINS`.
+
+    Args:
+        package: Package name in Keras's registry.
+    """
+
+    def register(cls: _Twin) -> _Twin:
+        TWINS[cls.__bases__[-1]] = cls
+        return keras.saving.register_keras_serializable(package)(cls)
+
+    return register

@@ -6,13 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_packnet.layers.base import Routed, TaskLayer
+from tf_packnet.layers.base import Routed, TaskLayer, twin
 from tf_packnet.layers.products import biased, product
 
-_register = keras.saving.register_keras_serializable(package="tf_packnet")
 
-
-@_register
+@twin("tf_packnet")
 class MaskedDense(TaskLayer, keras.layers.Dense):
     """`keras.layers.Dense` whose kernel `(inputs, units)` is owned by tasks."""
 
@@ -26,7 +24,7 @@ class MaskedDense(TaskLayer, keras.layers.Dense):
         return x if self.activation is None else self.activation(x)
 
 
-@_register
+@twin("tf_packnet")
 class MaskedEinsumDense(TaskLayer, keras.layers.EinsumDense):
     """`keras.layers.EinsumDense` whose kernel is owned by tasks."""
 
@@ -34,7 +32,7 @@ class MaskedEinsumDense(TaskLayer, keras.layers.EinsumDense):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv1D(TaskLayer, keras.layers.Conv1D):
     """`keras.layers.Conv1D` whose kernel `(width, inputs, filters)` is owned by tasks."""
 
@@ -42,7 +40,7 @@ class MaskedConv1D(TaskLayer, keras.layers.Conv1D):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv2D(TaskLayer, keras.layers.Conv2D):
     """`keras.layers.Conv2D` whose kernel `(height, width, inputs, filters)` is owned by tasks."""
 
@@ -56,7 +54,7 @@ class MaskedConv2D(TaskLayer, keras.layers.Conv2D):
         return x if self.activation is None else self.activation(x)
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv3D(TaskLayer, keras.layers.Conv3D):
     """`keras.layers.Conv3D` whose kernel `(depth, height, width, inputs, filters)` is owned by tasks."""
 
@@ -64,7 +62,7 @@ class MaskedConv3D(TaskLayer, keras.layers.Conv3D):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv1DTranspose(TaskLayer, keras.layers.Conv1DTranspose):
     """`keras.layers.Conv1DTranspose` whose kernel `(width, filters, inputs)` is owned by tasks."""
 
@@ -72,7 +70,7 @@ class MaskedConv1DTranspose(TaskLayer, keras.layers.Conv1DTranspose):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv2DTranspose(TaskLayer, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` whose kernel `(height, width, filters, inputs)` is owned by tasks."""
 
@@ -80,7 +78,7 @@ class MaskedConv2DTranspose(TaskLayer, keras.layers.Conv2DTranspose):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedConv3DTranspose(TaskLayer, keras.layers.Conv3DTranspose):
     """`keras.layers.Conv3DTranspose` whose kernel `(depth, height, width, filters, inputs)` is owned by tasks."""
 
@@ -88,7 +86,7 @@ class MaskedConv3DTranspose(TaskLayer, keras.layers.Conv3DTranspose):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedDepthwiseConv1D(TaskLayer, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` whose kernel `(width, inputs, multiplier)` is owned by tasks."""
 
@@ -97,7 +95,7 @@ class MaskedDepthwiseConv1D(TaskLayer, keras.layers.DepthwiseConv1D):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedDepthwiseConv2D(TaskLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel `(height, width, inputs, multiplier)` is owned by tasks."""
 
@@ -118,17 +116,17 @@ class _Separable(TaskLayer):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedSeparableConv1D(_Separable, keras.layers.SeparableConv1D):
     """`keras.layers.SeparableConv1D` whose two kernels are owned by tasks."""
 
 
-@_register
+@twin("tf_packnet")
 class MaskedSeparableConv2D(_Separable, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` whose two kernels are owned by tasks."""
 
 
-@_register
+@twin("tf_packnet")
 class MaskedEmbedding(TaskLayer, keras.layers.Embedding):
     """`keras.layers.Embedding` whose table `(entries, features)` is owned by tasks."""
 
@@ -147,38 +145,16 @@ class _Recurrent(TaskLayer):
     bias = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class MaskedSimpleRNNCell(_Recurrent, keras.layers.SimpleRNNCell):
     """`keras.layers.SimpleRNNCell`, the cell of SimpleRNN, whose kernels are owned by tasks."""
 
 
-@_register
+@twin("tf_packnet")
 class MaskedGRUCell(_Recurrent, keras.layers.GRUCell):
     """`keras.layers.GRUCell`, the cell of GRU, whose kernels are owned by tasks."""
 
 
-@_register
+@twin("tf_packnet")
 class MaskedLSTMCell(_Recurrent, keras.layers.LSTMCell):
     """`keras.layers.LSTMCell`, the cell of LSTM, whose kernels are owned by tasks."""
-
-
-_MASKED = (
-    MaskedDense,
-    MaskedEinsumDense,
-    MaskedConv1D,
-    MaskedConv2D,
-    MaskedConv3D,
-    MaskedConv1DTranspose,
-    MaskedConv2DTranspose,
-    MaskedConv3DTranspose,
-    MaskedDepthwiseConv1D,
-    MaskedDepthwiseConv2D,
-    MaskedSeparableConv1D,
-    MaskedSeparableConv2D,
-    MaskedEmbedding,
-    MaskedSimpleRNNCell,
-    MaskedGRUCell,
-    MaskedLSTMCell,
-)
-# The masked twin of each Keras layer, by the Keras layer, which is the last base class of the twin.
-MASKED_TWINS = {masked.__bases__[-1]: masked for masked in _MASKED}

@@ -10,9 +10,7 @@ import keras
 from keras import ops
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers.base import Routed, TaskLayer
-
-_register = keras.saving.register_keras_serializable(package="tf_packnet")
+from tf_packnet.layers.base import Routed, TaskLayer, twin
 
 
 class _Unpruned(TaskLayer):
@@ -22,7 +20,7 @@ class _Unpruned(TaskLayer):
     per_task = ("gamma", "beta")
 
 
-@_register
+@twin("tf_packnet")
 class TaskLayerNormalization(_Unpruned, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` whose scale and offset belong to tasks."""
 
@@ -30,7 +28,7 @@ class TaskLayerNormalization(_Unpruned, keras.layers.LayerNormalization):
     beta = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class TaskGroupNormalization(_Unpruned, keras.layers.GroupNormalization):
     """`keras.layers.GroupNormalization` whose scale and offset belong to tasks."""
 
@@ -38,7 +36,7 @@ class TaskGroupNormalization(_Unpruned, keras.layers.GroupNormalization):
     beta = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class TaskRMSNormalization(_Unpruned, keras.layers.RMSNormalization):
     """`keras.layers.RMSNormalization` whose scale belongs to tasks."""
 
@@ -46,7 +44,7 @@ class TaskRMSNormalization(_Unpruned, keras.layers.RMSNormalization):
     scale = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` whose scale, offset and moving statistics belong to tasks.
 
@@ -94,7 +92,7 @@ class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
         variable.assign(ops.where(learning, updated, variable))
 
 
-@_register
+@twin("tf_packnet")
 class TaskPReLU(_Unpruned, keras.layers.PReLU):
     """`keras.layers.PReLU` whose slopes belong to tasks."""
 
@@ -102,7 +100,7 @@ class TaskPReLU(_Unpruned, keras.layers.PReLU):
     alpha = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class TaskAttention(_Unpruned, keras.layers.Attention):
     """`keras.layers.Attention` whose scales, if it has any, belong to tasks."""
 
@@ -111,22 +109,9 @@ class TaskAttention(_Unpruned, keras.layers.Attention):
     concat_score_weight = Routed()
 
 
-@_register
+@twin("tf_packnet")
 class TaskAdditiveAttention(_Unpruned, keras.layers.AdditiveAttention):
     """`keras.layers.AdditiveAttention` whose scale, if it has one, belongs to tasks."""
 
     per_task = ("scale",)
     scale = Routed()
-
-
-_UNPRUNED = (
-    TaskBatchNormalization,
-    TaskLayerNormalization,
-    TaskGroupNormalization,
-    TaskRMSNormalization,
-    TaskPReLU,
-    TaskAttention,
-    TaskAdditiveAttention,
-)
-# The twin of each Keras layer, by the Keras layer, which is the last base class of the twin.
-UNPRUNED_TWINS = {twin.__bases__[-1]: twin for twin in _UNPRUNED}

@@ -110,8 +110,8 @@ class Roles:
         if not names:
             return None
         return (
-            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(path)}, or add a "
-            "twin of the layer to tp.layers.TWINS"
+            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(path)}, or define its "
+            "masked version with the decorator tp.layers.twin"
         )
 
 

@@ -3,7 +3,7 @@
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.tasks.own_data import from_arrays, from_dataset, from_folder, from_folders
-from tf_packnet.tasks.sources import EMBEDDED, is_folder, load_digits, load_tfds
+from tf_packnet.tasks.sources import SOURCES, is_folder, load_tfds
 from tf_packnet.tasks.splitting import split_into_tasks
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
@@ -72,7 +72,7 @@ def _load(
         if num_tasks is not None and num_tasks > len(stream):
             raise ArgumentError("num_tasks", f"at most the {len(stream)} folders in {name}", num_tasks)
         return stream if num_tasks is None else TaskStream(stream.name, stream[:num_tasks])
-    train, test, class_names = load_digits() if name == EMBEDDED else load_tfds(name, data_dir)
+    train, test, class_names = SOURCES[name]() if name in SOURCES else load_tfds(name, data_dir)
     return split_into_tasks(
         name, train, test, class_names, classes_per_task, num_tasks, validation_fraction, batch_size, seed
     )

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ def load_digits() -> tuple[Split, Split, list[str]]:
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=data.target, random_state=0)
     digits = Split(images, data.target, scale=1 / 16)
     return digits.take(np.sort(train)), digits.take(np.sort(test)), [str(i) for i in range(10)]
+
+
+# Data sets that the library provides itself, by name: functions like `load_digits`.
+SOURCES: dict[str, Callable[[], tuple[Split, Split, list[str]]]] = {EMBEDDED: load_digits}
 
 
 def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, list[str]]:
@@ -74,8 +79,8 @@ def is_folder(name: str) -> bool:
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Raises ArgumentError unless `name` is embedded, a folder, or known to TFDS; does not start TensorFlow."""
-    if name == EMBEDDED:
+    """Raises ArgumentError unless `name` is in `SOURCES`, a folder, or known to TFDS; does not start TensorFlow."""
+    if name in SOURCES:
         return
     if is_folder(name):
         if not os.path.isdir(os.path.expanduser(name)):
@@ -88,9 +93,10 @@ def check_name(name: str, data_dir: str | None = None) -> None:
     base = name.split(":")[0].split("/")[0]
     on_disk = data_dir is not None and os.path.isdir(os.path.join(os.path.expanduser(data_dir), base))
     if base not in known and not on_disk:
-        near = difflib.get_close_matches(base, [EMBEDDED, *known], n=3)
+        near = difflib.get_close_matches(base, [*SOURCES, *known], n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ArgumentError("dataset", f"{EMBEDDED}, or the name of a TFDS image classification set{hint}", name)
+        expected = f"{', '.join(SOURCES)}, or the name of a TFDS image classification set{hint}"
+        raise ArgumentError("dataset", expected, name)
 
 
 def _check_is_image_classification(name: str, info: Any) -> None:
