@@ -181,7 +181,7 @@ class TestTheLifeOfTasks:
             packed.begin_task()
 
     def test_more_classes_than_a_shared_head_has(self):
-        with pytest.raises(tp.ArgumentError, match="at most the 2 of the shared head. Received: num_classes=3"):
+        with pytest.raises(tp.ArgumentError, match="at most the 2 units of the shared head. Received: num_classes=3"):
             self.packed(head="shared").begin_task(num_classes=3)
 
     def test_unknown_tasks_are_refused(self):
