@@ -53,7 +53,7 @@ test: lint
 	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=worksteal
 
 bench: $(READY)
-	$(RUN) launch/bench.py
+	$(RUN) -m launch.bench
 
 # As docs/results says; all share one store of stages.
 MNIST := $(RUN) launch/main.py --flagfile=flags/presets/mnist.flags --stages_dir=out/results/stages

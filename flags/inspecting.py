@@ -1,4 +1,4 @@
-"""The flags of `launch/inspect.py`."""
+"""The flags of `launch/inspect_pack.py`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ FORMATS = ("table", "json")
 _USAGE = """\
 Shows what a pack holds: its tasks, who owns how much of which layer, and how many more tasks fit.
 
-usage: python launch/inspect.py --pack=FILE [--name=value ...]
+usage: python launch/inspect_pack.py --pack=FILE [--name=value ...]
 
   --pack=out/digits/pack.keras                        tables
   --pack=out/digits/pack.keras --html=digits.html     and a page with pictures

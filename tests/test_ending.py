@@ -57,7 +57,6 @@ def test_a_signal_that_was_lost_ends_it_at_the_next_look(capfd):
 def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     code = (
         "import runpy, sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}]\n"
         f"sys.argv = ['main.py', '--jit=off', '--train_epochs=100000', '--output_dir={tmp_path}/out']\n"
         "from tests.test_ending import Loses\n"
         "from tf_packnet.callbacks import EpochLog\n"

@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -419,12 +418,12 @@ BAD = [
 def test_bad_flags(arguments, reason, folder):
     there = [argument.replace("HERE", str(folder / "pack.keras")) for argument in arguments]
     with pytest.raises((UsageError, ArgumentError)) as caught:
-        parse_inspection(["inspect.py", *there])
+        parse_inspection(["inspect_pack.py", *there])
     assert reason in str(caught.value)
 
 
 def run(*arguments: str, **how) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "launch/inspect.py"), *arguments]
+    command = [sys.executable, str(ROOT / "launch/inspect_pack.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **how)
 
 
@@ -441,7 +440,9 @@ def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "no.keras").write_text("words")
     done = run("--pack=no.keras", "--html=page.html", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == ("inspect.py: --pack=no.keras: expected a pack, as packed.save('pack.keras') writes it\n")
+    assert done.stderr == (
+        "inspect_pack.py: --pack=no.keras: expected a pack, as packed.save('pack.keras') writes it\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["no.keras"]
 
 
@@ -458,37 +459,6 @@ def test_tables_fit_the_terminal(packed):
         assert max(map(len, shown.splitlines())) <= width
         assert f"{found.free:,}" in shown
         assert "…" not in shown
-
-
-SHADOW = """
-import runpy, sys, importlib.machinery
-script = sys.argv[1]
-sys.path.insert(0, script.rpartition("/")[0])  # as Python does for a script
-runpy.run_path(script, run_name="not_main")
-found = importlib.machinery.PathFinder.find_spec("inspect", sys.path).origin
-assert "launch" not in found, found
-assert "tensorflow" not in sys.modules
-"""
-
-
-SCRIPTS = [path for path in sorted((ROOT / "launch").glob("*.py")) if "__main__" in path.read_text()]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_no_script_hides_the_inspect_of_python(script):
-    done = subprocess.run([sys.executable, "-c", SHADOW, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_workers_find_the_inspect_of_python_wherever_they_start():
-    from tf_packnet.experiments import workers
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}  # as the launcher sets it
-    start, _, _ = workers._WORKER.rpartition("; ")
-    command = [sys.executable, "-c", f"{start}; import inspect; print(inspect.__file__)"]
-    done = subprocess.run(command, cwd=ROOT / "launch", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "launch" not in done.stdout
 
 
 def test_packs_of_one_file(packed, tmp_path):

@@ -1,4 +1,4 @@
-"""What `launch/inspect.py` calls: open a pack, gather what it holds, show it."""
+"""What `launch/inspect_pack.py` calls: open a pack, gather what it holds, show it."""
 
 import json
 import sys

@@ -19,8 +19,8 @@ from tf_packnet.runs.stages import shared_beginning
 
 # Compiled programs stay in memory after their run, 30 MB for the paper's MLP: now and then a worker starts afresh.
 RUNS_A_PROCESS = 20
-# Not `-m`, which looks for modules where the command was given: in launch/ lies an inspect.py that is not Python's.
-_WORKER = "import sys; sys.path[:] = filter(None, sys.path); from tf_packnet.experiments import worker; worker.main()"
+# Of each worker. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current folder.
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_PACKNET_LAZY": "1"}
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,13 @@ class _Worker:
             root = str(Path(__file__).resolve().parents[2])
             path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER],
+                [sys.executable, "-m", "tf_packnet.experiments.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for whoever gave the jobs
-                env={**os.environ, **self._layout.environment(), "PYTHONPATH": path},
+                env={**os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
             )
         return self._process
 

@@ -1,4 +1,4 @@
-"""Shows what a pack holds: `python launch/inspect.py --pack=out/digits/pack.keras`. `--help` lists the flags.
+"""Shows what a pack holds: `python launch/inspect_pack.py --pack=out/digits/pack.keras`. `--help` lists the flags.
 
 Exit codes: 0 done, 1 the page could not be written, 2 bad input, which leaves nothing behind, 130 interrupted.
 """
@@ -6,8 +6,6 @@ Exit codes: 0 done, 1 the page could not be written, 2 bad input, which leaves n
 import os
 import sys
 
-HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
-sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags are known to be good
