@@ -1,4 +1,4 @@
-"""Packaging of tf_packnet. Only the library is installed: flags, launch and tests belong to a checkout."""
+"""Packaging of tf_packnet: the library, the `tf-packnet` command and its presets. The only top-level package."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tf_packnet/version.py").read_text(), re.MULTILINE).group(1)
+PRESETS = "tf_packnet.command_line.presets"  # in a checkout: flags/presets
 
 setup(
     name="tf_packnet",
@@ -16,7 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["tf_packnet", "tf_packnet.*"]),
+    packages=[*find_packages(include=["tf_packnet", "tf_packnet.*"]), PRESETS],
+    package_dir={PRESETS: "flags/presets"},
+    package_data={PRESETS: ["*.flags"]},
+    entry_points={"console_scripts": ["tf-packnet = tf_packnet.command_line.program:main"]},
     python_requires=">=3.10",
     install_requires=[
         "absl-py>=1.4",

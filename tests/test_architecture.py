@@ -14,7 +14,7 @@ from tests.architecture import FILES, PYPI, ROOT, SOURCES, build_file, cycle, im
 # Top to bottom: a module imports only from its own row's package or from rows below.
 LAYERS = [
     ["launch"],
-    ["flags", "tf_packnet.command_line"],
+    ["tf_packnet.command_line"],
     ["tf_packnet"],  # a version, and names that are imported on first use
     ["tf_packnet.experiments"],
     ["tf_packnet.runs"],

@@ -6,16 +6,18 @@ import sys
 
 import pytest
 
-from launch.ending import exit_code
 from tests.conftest import ROOT
 from tf_packnet.callbacks import StopWhenInterrupted
+from tf_packnet.command_line.exit_codes import exit_code
 from tf_packnet.system import interruption
+
+STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_it_in_one_line(number, code, capfd):
-    assert exit_code(lambda: signal.raise_signal(number), goes_on="it goes on") == code
-    assert capfd.readouterr().err == "\nstopped; it goes on\n"
+    assert exit_code(lambda: signal.raise_signal(number), "main.py", resumable=True) == code
+    assert capfd.readouterr().err == STOPPED
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -27,8 +29,8 @@ def test_a_signal_ends_it_even_if_something_on_the_way_makes_another_error_of_it
         except KeyboardInterrupt:
             raise other from None
 
-    assert exit_code(work, goes_on="it goes on") == code
-    assert capfd.readouterr().err == "\nstopped; it goes on\n"
+    assert exit_code(work, "main.py", resumable=True) == code
+    assert capfd.readouterr().err == STOPPED
 
 
 class Loses:
@@ -48,10 +50,10 @@ def test_a_signal_that_was_lost_ends_it_at_the_next_look(capfd):
         StopWhenInterrupted().on_train_batch_end(0)
         looked.append(True)
 
-    assert exit_code(work, goes_on="it goes on") == 143
+    assert exit_code(work, "main.py", resumable=True) == 143
     assert len(looked) == 1
-    assert capfd.readouterr().err.endswith("\nstopped; it goes on\n")
-    assert exit_code(interruption.check, goes_on="it goes on") == 0  # the next one begins without it
+    assert capfd.readouterr().err.endswith(STOPPED)
+    assert exit_code(interruption.check, "main.py", resumable=True) == 0  # the next one begins without it
 
 
 def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
@@ -65,7 +67,7 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 143, done.stderr
-    assert done.stderr.endswith("\nstopped; the same command goes on after the last epoch that was finished\n")
+    assert done.stderr.endswith(STOPPED)
 
 
 def test_errors_without_a_signal_stay_what_they_are():
@@ -73,10 +75,10 @@ def test_errors_without_a_signal_stay_what_they_are():
         raise TypeError("a mistake of ours")
 
     with pytest.raises(TypeError, match="of ours"):
-        exit_code(work, goes_on="it goes on")
+        exit_code(work, "main.py", resumable=True)
 
 
 def test_signals_do_afterwards_what_they_did():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    assert exit_code(lambda: None, goes_on="it goes on") == 0
+    assert exit_code(lambda: None, "main.py", resumable=True) == 0
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

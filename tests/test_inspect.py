@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from flags.inspecting import parse_inspection
-from flags.parsing import UsageError
 from tests.conftest import ROOT
 from tf_packnet import lifecycle
+from tf_packnet.command_line.inspect_pack import parse_request
+from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.errors import ArgumentError
 from tf_packnet.inspection import html_page, pixels
 from tf_packnet.inspection.capacity import Layer, room_left
@@ -409,7 +409,7 @@ BAD = [
     (["--pack=HERE", "--html=HERE"], "another file than the pack"),
     (["--pack=HERE", "--html=HERE/page.html"], "is a file"),
     (["--pack=HERE", "--html="], "not a folder"),
-    (["--pack=HERE", "extra"], "is no flag"),
+    (["--pack=HERE", "extra"], "is not a flag"),
     (["--pak=HERE"], "Did you mean: pack"),
 ]
 
@@ -418,7 +418,7 @@ BAD = [
 def test_bad_flags(arguments, reason, folder):
     there = [argument.replace("HERE", str(folder / "pack.keras")) for argument in arguments]
     with pytest.raises((UsageError, ArgumentError)) as caught:
-        parse_inspection(["inspect_pack.py", *there])
+        parse_request(["inspect_pack.py", *there])
     assert reason in str(caught.value)
 
 

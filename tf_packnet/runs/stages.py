@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
-from tf_packnet.runs.config import Config
+from tf_packnet.runs.config import Config, fields_in
+from tf_packnet.runs.options import StageKey
 
 # To be raised when a change of the code changes what a stage computes.
 SCHEMA = 2
 
-# What each field of a config decides. A test sees to it that every field is in one of these.
-NETWORK = ["approach", "model", "hidden_units", "fc8192", "dropout", "head", "bias_policy"]
-TRAINING = ["optimizer", "learning_rate", "batch_size", "seed", "precision"]
-DAY = ["train_epochs"]
-LATER_DAYS = ["freed_weights"]
-NIGHT = ["retrain_epochs", "prune_rounds", "final_prune", "prune_scope"]
-JOINT = ["budget"]
-# The examples themselves stand for these, and what was chosen on this machine for those.
-IN_THE_DATA = ["dataset", "classes_per_task", "num_tasks", "validation_fraction"]
-IN_THE_CHOICE = ["strategy", "logical_devices", "jit", "data_residency"]
-NOWHERE = ["data_dir", "output_dir", "export", "compact", "on_corruption"]
+# The config fields by where stage keys contain them; the fields declare it.
+NETWORK = fields_in(StageKey.NETWORK)
+TRAINING = fields_in(StageKey.TRAINING)
+DAY = fields_in(StageKey.TRAIN_STAGE)
+LATER_DAYS = fields_in(StageKey.LATER_TRAIN_STAGES)
+NIGHT = fields_in(StageKey.PRUNE_RETRAIN_STAGE)
+JOINT = fields_in(StageKey.BASELINES)
+IN_THE_DATA = fields_in(StageKey.COVERED_BY_DATA)
+IN_THE_CHOICE = fields_in(StageKey.COVERED_BY_EXECUTION)
+NOWHERE = fields_in(StageKey.NO_EFFECT)
 
 
 @dataclass(frozen=True)
