@@ -1,4 +1,4 @@
-"""Measures what training costs on CPU beside what it could cost: `python launch/bench.py`, or `make bench`.
+"""Measures what training costs on CPU beside what it could cost: `python -m launch.bench`, or `make bench`.
 
 `--only=xla` measures how much of a step XLA should compile, on a GPU where there is one.
 
@@ -6,14 +6,10 @@ Every section runs in a process of its own, one after another; the machine shoul
 measured is written after each.
 """
 
-import os
-import sys
-
-HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
-sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
-
 import json
+import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -70,7 +66,8 @@ def measure_apart(section: str) -> list[benchmarks.Row]:
     """The rows of one section, measured in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
-        command = [sys.executable, __file__, f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
+        section_flags = [f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
+        command = [sys.executable, "-m", "launch.bench", *section_flags]
         if FLAGS.avalanche_python:
             command.append(f"--avalanche_python={FLAGS.avalanche_python}")
         # All floors are a CPU's; what XLA is good for is asked of any device.

@@ -1,20 +1,11 @@
-"""Predicts with one task of a pack: `python launch/predict.py --pack=FILE --task=K --input=IMAGES`. `--help` says more.
-
-Exit codes: 0 done, 1 the output could not be written, 2 bad input, of which nothing is written, 130 interrupted.
-"""
+"""Predict with a pack: `python launch/predict.py --pack=FILE --task=K --input=IMAGES`. As `tf-packnet predict`."""
 
 import os
 import sys
 
-HERE = os.path.dirname(os.path.realpath(__file__))  # has an inspect.py that is not Python's: the folder above instead
-sys.path[:] = [os.path.dirname(HERE), *(path for path in sys.path if os.path.realpath(path) != HERE)]
-os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["TF_PACKNET_LAZY"] = "1"  # TensorFlow starts when the flags and the files are known to be there
+os.environ["TF_PACKNET_LAZY"] = "1"  # import TensorFlow only after the flags and the files are checked
 
-from flags.predicting import parse_command
-from launch.ending import exit_code
-from tf_packnet.prediction import predict
+from tf_packnet.command_line.program import run_program
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: predict(parse_command(sys.argv))))
+    sys.exit(run_program("predict", sys.argv))

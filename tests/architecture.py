@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [path for folder in ("tf_packnet", "flags", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [path for folder in ("tf_packnet", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Distributions on PyPI, by the name that is imported.

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 from launch.benchmarks import Row, floors, processes, quickest, report, training, typical
-from tests.conftest import ROOT
 
 
 def test_a_row_knows_its_ratio_and_whether_its_bound_holds():
@@ -61,7 +60,7 @@ def test_the_floor_of_the_convolutions_has_every_product():
 
 @pytest.mark.slow
 def test_the_benchmark_from_the_command_line(tmp_path):
-    command = [sys.executable, str(ROOT / "launch/bench.py"), "--only=mlp", "--epochs=2", f"--output_dir={tmp_path}"]
+    command = [sys.executable, "-m", "launch.bench", "--only=mlp", "--epochs=2", f"--output_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
@@ -76,7 +75,6 @@ def test_the_benchmark_from_the_command_line(tmp_path):
 BREAKS = """
 import subprocess, sys
 from absl import app
-sys.path.insert(0, sys.argv.pop(1))
 from launch import bench, benchmarks
 
 def measure_apart(section):
@@ -90,7 +88,7 @@ app.run(bench.main)
 
 
 def test_what_was_measured_stays_when_a_later_section_fails(tmp_path):
-    command = [sys.executable, "-c", BREAKS, str(ROOT), "--only=start,prune,run", f"--output_dir={tmp_path}"]
+    command = [sys.executable, "-c", BREAKS, "--only=start,prune,run", f"--output_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "bench.py: prune failed:\nno memory" in done.stderr
@@ -107,7 +105,7 @@ def test_what_was_measured_stays_when_a_later_section_fails(tmp_path):
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_line(flag, said):
-    command = [sys.executable, str(ROOT / "launch/bench.py"), *flag.split()]
+    command = [sys.executable, "-m", "launch.bench", *flag.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert said in done.stderr

@@ -6,16 +6,18 @@ import sys
 
 import pytest
 
-from launch.ending import exit_code
 from tests.conftest import ROOT
 from tf_packnet.callbacks import StopWhenInterrupted
+from tf_packnet.command_line.exit_codes import exit_code
 from tf_packnet.system import interruption
+
+STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_it_in_one_line(number, code, capfd):
-    assert exit_code(lambda: signal.raise_signal(number), goes_on="it goes on") == code
-    assert capfd.readouterr().err == "\nstopped; it goes on\n"
+    assert exit_code(lambda: signal.raise_signal(number), "main.py", resumable=True) == code
+    assert capfd.readouterr().err == STOPPED
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -27,8 +29,8 @@ def test_a_signal_ends_it_even_if_other_code_raises_another_error_instead(number
         except KeyboardInterrupt:
             raise other from None
 
-    assert exit_code(work, goes_on="it goes on") == code
-    assert capfd.readouterr().err == "\nstopped; it goes on\n"
+    assert exit_code(work, "main.py", resumable=True) == code
+    assert capfd.readouterr().err == STOPPED
 
 
 class LosesSignal:
@@ -48,16 +50,15 @@ def test_a_lost_signal_ends_it_at_the_next_check(capfd):
         StopWhenInterrupted().on_train_batch_end(0)
         steps.append(True)
 
-    assert exit_code(work, goes_on="it goes on") == 143
+    assert exit_code(work, "main.py", resumable=True) == 143
     assert len(steps) == 1
-    assert capfd.readouterr().err.endswith("\nstopped; it goes on\n")
-    assert exit_code(interruption.check, goes_on="it goes on") == 0  # the next call starts without the signal
+    assert capfd.readouterr().err.endswith(STOPPED)
+    assert exit_code(interruption.check, "main.py", resumable=True) == 0  # the next one begins without it
 
 
 def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     code = (
         "import runpy, sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}]\n"
         f"sys.argv = ['main.py', '--jit=off', '--train_epochs=100000', '--output_dir={tmp_path}/out']\n"
         "from tests.test_ending import LosesSignal\n"
         "from tf_packnet.callbacks import EpochLog\n"
@@ -66,7 +67,7 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 143, done.stderr
-    assert done.stderr.endswith("\nstopped; the same command goes on after the last epoch that was finished\n")
+    assert done.stderr.endswith(STOPPED)
 
 
 def test_errors_without_a_signal_are_raised():
@@ -74,10 +75,10 @@ def test_errors_without_a_signal_are_raised():
         raise TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
-        exit_code(work, goes_on="it goes on")
+        exit_code(work, "main.py", resumable=True)
 
 
 def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    assert exit_code(lambda: None, goes_on="it goes on") == 0
+    assert exit_code(lambda: None, "main.py", resumable=True) == 0
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

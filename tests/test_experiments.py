@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from flags.parsing import parse_command
 from tests.conftest import ROOT, launch
+from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions, findings, matching
 from tf_packnet.experiments.definitions import EXPERIMENTS, define

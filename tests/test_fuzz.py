@@ -4,24 +4,20 @@ import contextlib
 import io
 import os
 import string
-import sys
 from random import Random
-from unittest import mock
 
 import pytest
 
-from flags.definitions import define_flags
-from flags.parsing import UsageError, parse_command
-from launch import main as launcher
-from launch.ending import exit_code
 from tests.conftest import launch
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.program import run_program
+from tf_packnet.command_line.run_command import parse_command
+from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions
 from tf_packnet.runs import config, output
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.tasks.sources import check_name
-
-del os.environ["TF_PACKNET_LAZY"]  # the launcher has set it, for this process and those that other tests start
 
 NAMES = [name for names in define_flags()[1].values() for name in names]
 SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun", ""]
@@ -171,8 +167,7 @@ def valid_lines(lines: int) -> list[list[str]]:
 
 def dry_run(arguments, folder, monkeypatch, capsys) -> int:
     monkeypatch.chdir(folder)
-    with mock.patch.object(sys, "argv", ["main.py", *arguments, "--dry_run"]):
-        code = exit_code(launcher.main)
+    code = run_program("launch", ["main.py", *arguments, "--dry_run"])
     said = capsys.readouterr()
     assert (said.out == "") == (code == 2), arguments
     assert said.err.count("\n") == (code == 2), said.err

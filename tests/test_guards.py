@@ -9,11 +9,12 @@ import pytest
 import tensorflow as tf
 
 import tf_packnet as tp
-from flags.definitions import define_flags
-from flags.parsing import UsageError, parse_command
 from tests.conftest import blobs, compile_model, launch, make_mlp
 from tests.test_launcher import results_of
 from tf_packnet import errors, lifecycle
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.run_command import parse_command
+from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.experiments import definitions, executor
 from tf_packnet.packed.safe_loading import FORMAT
 from tf_packnet.runs import output, setup
@@ -305,7 +306,7 @@ REFUSED = {
     "prune_scope": ("x", "one of layer"),
     "optimizer": ("x", "one of adam"),
     "learning_rate": ("1e-39", "a positive number that float32 can hold"),
-    "batch_size": ("0x" + "f" * 5000, "a whole number"),
+    "batch_size": ("0x" + "f" * 5000, "an integer"),
     "seed": (str(2**31), "0 to 2147483647"),
     "strategy": ("x", "one of auto"),
     "logical_devices": ("65", "at least 2 and at most 64"),
@@ -363,15 +364,15 @@ class TestFlags:
 
         itself = file("itself", f"--flagfile={tmp_path / 'other'}\n".encode())
         file("other", f"--seed=1\n--flagfile={tmp_path / 'itself'}\n".encode())
-        assert "a file of flags that is not in itself" in refusal(itself)
-        assert "that can be read (it is no text)" in refusal(file("bytes", b"\xff\xfe\x00"))
-        assert "that can be read (it is no text)" in refusal(file("nul", b"--seed=1\0"))
+        assert "a file of flags that does not include itself" in refusal(itself)
+        assert "a readable file of flags (it is not text)" in refusal(file("bytes", b"\xff\xfe\x00"))
+        assert "a readable file of flags (it is not text)" in refusal(file("nul", b"--seed=1\0"))
         assert "of at most 1,048,576 bytes" in refusal(file("large", b"#" * 2**20 + b"#"))
         for path in (tmp_path, "/dev/zero"):
-            assert "a file of flags that can be read" in refusal(f"--flagfile={path}")
-            assert "a file of flags that can be read" in refusal(file("outer", f"--flagfile={path}".encode()))
+            assert "a readable file of flags" in refusal(f"--flagfile={path}")
+            assert "a readable file of flags" in refusal(file("outer", f"--flagfile={path}".encode()))
         for arguments in ([f"--flagfile={tmp_path / 'none'}"], ["--flagfile", str(tmp_path / "none")]):
-            assert "that can be read (No such file" in refusal(*arguments)
+            assert "a readable file of flags (No such file" in refusal(*arguments)
         assert (
             parse_command(["main.py", file("twice", b"--seed=3"), f"--flagfile={tmp_path / 'twice'}"]).config.seed == 3
         )

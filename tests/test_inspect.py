@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,10 @@ import numpy as np
 import pytest
 
 import tf_packnet as tp
-from flags.inspecting import parse_inspection
-from flags.parsing import UsageError
 from tests.conftest import ROOT
 from tf_packnet import lifecycle
+from tf_packnet.command_line.inspect_pack import parse_request
+from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.errors import ArgumentError
 from tf_packnet.inspection import html_page, pixels
 from tf_packnet.inspection.capacity import Layer, free_capacity
@@ -410,7 +409,7 @@ BAD = [
     (["--pack=HERE", "--html=HERE"], "another file than the pack"),
     (["--pack=HERE", "--html=HERE/page.html"], "is a file"),
     (["--pack=HERE", "--html="], "not a folder"),
-    (["--pack=HERE", "extra"], "is no flag"),
+    (["--pack=HERE", "extra"], "is not a flag"),
     (["--pak=HERE"], "Did you mean: pack"),
 ]
 
@@ -419,12 +418,12 @@ BAD = [
 def test_bad_flags(arguments, reason, folder):
     there = [argument.replace("HERE", str(folder / "pack.keras")) for argument in arguments]
     with pytest.raises((UsageError, ArgumentError)) as caught:
-        parse_inspection(["inspect.py", *there])
+        parse_request(["inspect_pack.py", *there])
     assert reason in str(caught.value)
 
 
 def run(*arguments: str, **how) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "launch/inspect.py"), *arguments]
+    command = [sys.executable, str(ROOT / "launch/inspect_pack.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **how)
 
 
@@ -442,7 +441,8 @@ def test_the_command_refuses_in_one_line(tmp_path):
     done = run("--pack=no.keras", "--html=page.html", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "inspect.py: --pack=no.keras: expected a pack file (.keras or .packnet), written by packed.save or save_pack\n"
+        "inspect_pack.py: --pack=no.keras: "
+        "expected a pack file (.keras or .packnet), written by packed.save or save_pack\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["no.keras"]
 
@@ -462,38 +462,7 @@ def test_tables_fit_the_terminal(packed):
         assert "…" not in shown
 
 
-SHADOW = """
-import runpy, sys, importlib.machinery
-script = sys.argv[1]
-sys.path.insert(0, script.rpartition("/")[0])  # as Python does for a script
-runpy.run_path(script, run_name="not_main")
-found = importlib.machinery.PathFinder.find_spec("inspect", sys.path).origin
-assert "launch" not in found, found
-assert "tensorflow" not in sys.modules
-"""
-
-
-SCRIPTS = [path for path in sorted((ROOT / "launch").glob("*.py")) if "__main__" in path.read_text()]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_do_not_shadow_the_inspect_module(script):
-    done = subprocess.run([sys.executable, "-c", SHADOW, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_workers_find_the_inspect_of_python_wherever_they_start():
-    from tf_packnet.experiments import worker_pool
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_PACKNET_LAZY": "1"}  # as the launcher sets it
-    start, _, _ = worker_pool._WORKER.rpartition("; ")
-    command = [sys.executable, "-c", f"{start}; import inspect; print(inspect.__file__)"]
-    done = subprocess.run(command, cwd=ROOT / "launch", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "launch" not in done.stdout
-
-
-def test_packnet_files(packed, tmp_path):
+def test_packs_of_one_file(packed, tmp_path):
     said = {name: {"class_names": ["yes", "no"], "accuracy": 0.5} for name in packed.task_names}
     tp.save_pack(packed, tmp_path / "x.pack", info={"tasks": said})
     found = inspect_pack(*open_pack(tmp_path / "x.pack"))

@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_repeatedly(tmp_path):
                 full += 1
                 assert done.returncode == 1
                 assert "Traceback" not in done.stderr, done.stderr
-                assert "the same command goes on when that is mended" in done.stderr.splitlines()[-1]
+                assert "fix this and run the same command again to continue" in done.stderr.splitlines()[-1]
         assert done.returncode == 0, done.stderr
         assert full >= 4
         assert contents(disk / "out") == contents(tmp_path / "whole")

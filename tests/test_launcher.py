@@ -9,8 +9,9 @@ from random import Random
 
 import pytest
 
-from flags.parsing import UsageError, parse_config
 from tests.conftest import ROOT, launch
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.run_command import parse_config
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import output
 from tf_packnet.runs.config import Config, default
@@ -28,7 +29,7 @@ BAD_FLAGS = [
     ("--final_prune=half", "--final_prune=half: expected a number"),
     ("--prune_rounds=7", "--prune_rounds=7: expected a divisor of --retrain_epochs=30: 1, 2, 3, 5, 6, 10, 15, 30"),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
-    ("--prune_rounds=two", "--prune_rounds=two: expected a whole number"),
+    ("--prune_rounds=two", "--prune_rounds=two: expected an integer"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),
     ("--retrain_epochs=-3", "--retrain_epochs=-3: expected at least 1"),
     (
@@ -53,7 +54,7 @@ BAD_FLAGS = [
     ("--classes_per_task=1", "--classes_per_task=1: expected at least 2"),
     ("--num_tasks=0", "--num_tasks=0: expected 1 to 254 tasks"),
     ("--num_tasks=255", "--num_tasks=255: expected 1 to 254 tasks"),
-    ("--hidden_units=12,x", "--hidden_units=12,x: expected whole numbers with commas"),
+    ("--hidden_units=12,x", "--hidden_units=12,x: expected comma-separated integers"),
     ("--hidden_units=0", "expected one or more layer sizes of at least 1"),
     ("--validation_fraction=1", "expected a fraction from 0 up to, but not including, 1"),
     ("--dropout=1", "expected a fraction from 0 up to"),
@@ -61,11 +62,11 @@ BAD_FLAGS = [
     ("--noexport=perhaps", "--noexport=perhaps does not take an argument"),
     ("--output_dir=a\0b", "expected a path"),
     ("--export=perhaps", "--export=perhaps: expected true or false"),
-    ("--logical_devices=2", "--logical_devices=2: expected to be left out, or --strategy=mirrored"),
+    ("--logical_devices=2", "--logical_devices=2: expected no value without --strategy=mirrored"),
     ("--final_prun=0.5", "Did you mean: final_prune"),
-    ("--flagfile=nowhere.flags", "--flagfile=nowhere.flags: expected a file of flags that can be read (No such"),
+    ("--flagfile=nowhere.flags", "--flagfile=nowhere.flags: expected a readable file of flags (No such"),
     ("--seed", "Missing value for flag --seed"),
-    ("digits", "'digits' is no flag"),
+    ("digits", "'digits' is not a flag"),
 ]
 
 
@@ -132,7 +133,8 @@ def test_presets_parse_and_flags_after_them_win(preset):
     path = ROOT / "flags/presets" / preset
     config = parse_config(["main.py", f"--flagfile={path}", "--seed=11", "--final_prune=0.123"])
     assert (config.seed, config.final_prune) == (11, 0.123)
-    assert f"--flagfile=flags/presets/{preset}" in path.read_text()
+    assert f"--flagfile={path.stem}" in path.read_text()
+    assert config == parse_config(["main.py", f"--flagfile={path.stem}", "--seed=11", "--final_prune=0.123"])
 
 
 def test_the_papers_table_2():

@@ -11,20 +11,19 @@ import pytest
 import tensorflow as tf
 
 import tf_packnet as tp
-from tests.conftest import ROOT, blobs, compile_model, launch, make_mlp
+from tests.conftest import blobs, compile_model, launch, make_mlp
 
 LEARN = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import keras
 import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.runs import learning, runner, setup
 from tf_packnet.runs.config import Config
 
-mirrored = sys.argv[2] == "mirrored"
-config = Config(strategy=sys.argv[2], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
+mirrored = sys.argv[1] == "mirrored"
+config = Config(strategy=sys.argv[1], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
                 train_epochs=4, retrain_epochs=4, prune_rounds=2, final_prune=0.5)
 strategy = setup.choose_strategy(config)
 setup.make_deterministic(config, "off")
@@ -38,7 +37,7 @@ class Steps(keras.callbacks.Callback):
 with strategy.scope():
     approach = setup.build_approach(
         setup.build_model(config, stream),
-        config, stream, "off", False, Path(sys.argv[3]), lambda task, stage: [Steps()]
+        config, stream, "off", False, Path(sys.argv[2]), lambda task, stage: [Steps()]
     )
     for task in stream:
         approach.learn(task)
@@ -54,7 +53,7 @@ with strategy.scope():
 
 
 def learn(strategy, folder):
-    arguments = [sys.executable, "-c", LEARN, str(ROOT), strategy, str(folder)]
+    arguments = [sys.executable, "-c", LEARN, strategy, str(folder)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])

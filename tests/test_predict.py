@@ -14,11 +14,11 @@ from PIL import Image
 from scipy.special import softmax
 
 import tf_packnet as tp
-from flags.parsing import UsageError
-from flags.predicting import parse_command
 from tests.conftest import ROOT, make_convnet, make_mlp
 from tests.test_any_model import text, two_outputs
 from tests.test_packfile import commit
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.predict import parse_command
 from tf_packnet.prediction import Asked, examples, predict
 
 INFO = {
@@ -278,12 +278,12 @@ class TestCommand:
         ("flag", "message"),
         [
             ("--top=0", "--top=0: expected at least 1"),
-            ("--top=x", "--top=x: expected a whole number"),
+            ("--top=x", "--top=x: expected an integer"),
             ("--scale=0", "--scale=0: expected a finite number above 0"),
             ("--scale=1/0", "--scale=1/0: expected a number, or a fraction"),
             ("--format=xml", "--format=xml: value should be one of <table|csv|json>"),
             ("--colour=1", "Unknown command line flag 'colour'"),
-            ("--pack=", "--pack: expected to be given"),
+            ("--pack=", "--pack: expected a value"),
         ],
     )
     def test_bad_flags(self, flag, message):

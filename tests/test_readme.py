@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from flags.definitions import define_flags
 from tests.conftest import ROOT
+from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

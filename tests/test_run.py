@@ -364,7 +364,7 @@ def test_a_second_process_in_the_output_directory_is_refused_and_a_terminated_ru
         process.terminate()
         _, stderr = process.communicate(timeout=10)
         assert process.returncode == 143
-        assert "the same command goes on after the last epoch that was finished" in stderr
+        assert "the same command continues after the last finished epoch" in stderr
         assert "Traceback" not in stderr
 
     first = start_and_wait_for("task 1/1  0-1  train")  # the stage that follows is long
@@ -390,5 +390,5 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
     assert "main.py: No space left on device" in done.stderr
-    assert "the same command goes on when that is mended" in done.stderr
+    assert "fix this and run the same command again to continue" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,7 +9,6 @@ import threading
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
 from tf_packnet.runs import stages
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.stages import chain, shared_beginning
@@ -165,8 +164,7 @@ def test_leftovers_of_a_killed_process_are_ignored_and_removed(store, chained):
 
 def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
     hold = (
-        "import sys, time; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import time; from pathlib import Path\n"
         "from tf_packnet.runs.config import Config\n"
         "from tf_packnet.runs.stages import chain\n"
         "from tf_packnet.runs.store import StageStore\n"

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from flags.parsing import Command, UsageError, parse_command
 from tests.conftest import launch
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.run_command import Command, parse_command
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import worker_pool
 from tf_packnet.experiments.definitions import run_name
@@ -46,9 +47,9 @@ def test_seeds_are_a_count_or_a_list():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sweep=seed=1,x"], "--sweep=seed=1,x: x: expected a whole number"),
+        (["--sweep=seed=1,x"], "--sweep=seed=1,x: x: expected an integer"),
         (["--sweep=seed=1,-1"], "--sweep=seed=1,-1: -1: expected 0 to 2147483647"),
-        (["--sweep=seed="], "--sweep=seed=: nothing: expected a whole number"),
+        (["--sweep=seed="], "--sweep=seed=: nothing: expected an integer"),
         (["--sweep=head=none,shared"], "none: expected one of per_task, shared"),
         (["--sweep=seed=1,1"], "--sweep=seed=1,1: expected every value once"),
         (["--sweep=seed=1", "--sweep=seed=2"], "--sweep: expected another flag each time it is given"),

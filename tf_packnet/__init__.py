@@ -13,6 +13,7 @@ all else is imported on first use.
 
 import importlib
 import os
+import sys
 from typing import Any
 
 from tf_packnet.version import __version__
@@ -67,7 +68,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# The launcher sets this: it answers --help and bad flags without starting TensorFlow, and loads no pack by surprise.
-if "TF_PACKNET_LAZY" not in os.environ:
+# The command line reports --help and bad flags without importing TensorFlow: the scripts in launch/ set
+# TF_PACKNET_LAZY; the installed command is recognized by its name.
+_COMMAND = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""])[0]))[0] == "tf-packnet"
+if "TF_PACKNET_LAZY" not in os.environ and not _COMMAND:
     importlib.import_module("tf_packnet.system.quiet").import_keras()
     importlib.import_module("tf_packnet.packed_model")

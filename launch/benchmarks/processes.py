@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.benchmarks import Row, floors, quickest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LAUNCHER = [sys.executable, str(ROOT / "launch/main.py")]
+LAUNCHER = [sys.executable, "-m", "launch.main"]
 MNIST = f"--flagfile={ROOT / 'flags/presets/mnist.flags'}"
 
 
@@ -23,10 +23,9 @@ def start() -> list[Row]:
     def call(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *command], capture_output=True, cwd=ROOT, check=True)
 
-    launcher = str(ROOT / "launch/main.py")
     noise = call("-c", "import tf_packnet").stderr
     return [
-        Row("start", "--help", quickest(lambda: call(launcher, "--help"), 5), "s", bound=("at most", 0.5)),
+        Row("start", "--help", quickest(lambda: call(*LAUNCHER[1:], "--help"), 5), "s", bound=("at most", 0.5)),
         Row("start", "import tf_packnet", quickest(lambda: call("-c", "import tf_packnet"), 3), "s"),
         Row("start", "import keras", quickest(lambda: call("-c", "import keras"), 3), "s"),
         Row("start", "noise of import tf_packnet", float(len(noise)), "bytes", bound=("at most", 0.0)),

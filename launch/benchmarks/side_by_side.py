@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flags.parsing import parse_command
 from launch.benchmarks import Row
 from launch.benchmarks.processes import LAUNCHER, MNIST, ROOT
+from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.runs.data import load_stream
 
 SCRIPT = ROOT / "docs/comparison/avalanche_packnet.py"

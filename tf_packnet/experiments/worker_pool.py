@@ -19,11 +19,8 @@ from tf_packnet.runs.stages import shared_beginning
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
 RUNS_PER_PROCESS = 20
-# Not `python -m`, which puts the current directory into sys.path: launch/ has an inspect.py that is not Python's.
-_WORKER = (
-    "import sys; sys.path[:] = filter(None, sys.path); "
-    "from tf_packnet.experiments import worker_process; worker_process.main()"
-)
+# Of each worker. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current folder.
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_PACKNET_LAZY": "1"}
 
 
 @dataclass(frozen=True)
@@ -223,13 +220,13 @@ class _Worker:
             root = str(Path(__file__).resolve().parents[2])
             path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER],
+                [sys.executable, "-m", "tf_packnet.experiments.worker_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
                 start_new_session=True,  # Ctrl-C goes to the launcher alone
-                env={**os.environ, **self._layout.environment(), "PYTHONPATH": path},
+                env={**os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
             )
         return self._process
 

@@ -1,11 +1,10 @@
-"""The configuration of a run: one frozen dataclass with defaults, ranges and cross-checks.
+"""`Config`: all settings of a run in one frozen dataclass, with their defaults, ranges and help.
 
-The flags read their defaults and validators from here, so that help, flag and code cannot disagree. Imports no
-TensorFlow, so that bad input is refused at once.
+Each field is declared once, with `option`; flags, help pages, `flags/REFERENCE.md` and stage keys are generated from
+these declarations. Importable without TensorFlow, so that bad input is reported before anything slow starts.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,20 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS, PRUNE_SCOPES
 from tf_packnet.pruning.shares import rounds_that_divide
+from tf_packnet.runs.options import (
+    Check,
+    Option,
+    StageKey,
+    boolean,
+    fraction,
+    integer,
+    integers,
+    is_text,
+    one_of,
+    option,
+    optional,
+    path,
+)
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
@@ -25,64 +38,276 @@ RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored")
 
-# Limits far above what anyone needs: they refuse typing errors before these exhaust the machine.
+# Limits that catch typing errors: far above what anyone needs, far below what exhausts a machine.
 MAX_EPOCHS = 1_000_000
 MAX_UNITS = 1_000_000
 MAX_LAYERS = 100
 MAX_DEVICES = 64
+# The positive numbers that float32, the type of the weights, can hold.
+_FLOAT32 = (1.2e-38, 3.4e38)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The configuration of a run. Its fields are the launcher's flags; see `--help` for their meaning.
+    """The settings of one run, and its command-line flags (`flags/REFERENCE.md` has the meaning of each).
 
     Raises:
         ArgumentError: On construction, if a field is out of range or two fields contradict each other.
     """
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    classes_per_task: int = 2
-    num_tasks: int | None = None
-    validation_fraction: float = 0.1
+    dataset: str = option(
+        "Data",
+        "digits",
+        Check(
+            lambda name: bool(name) and is_text(name),
+            "digits, the name of a TFDS image classification set, or a folder",
+        ),
+        StageKey.COVERED_BY_DATA,
+        "digits (embedded, no network needed); a TFDS image classification set such as mnist or cifar10; or a "
+        "folder of your own such as ./data, which contains one folder per task, with one folder of images per "
+        "class.",
+    )
+    data_dir: str | None = option(
+        "Data",
+        None,
+        path(),
+        StageKey.NO_EFFECT,
+        "Where TFDS keeps its data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        sweepable=False,
+    )
+    classes_per_task: int = option(
+        "Data",
+        2,
+        integer(2),
+        StageKey.COVERED_BY_DATA,
+        "Classes per task, in the data set's order.",
+    )
+    num_tasks: int | None = option(
+        "Data",
+        None,
+        optional(integer(1, MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
+        StageKey.COVERED_BY_DATA,
+        "T, the number of tasks. Default: as many as the data set's classes allow.",
+    )
+    validation_fraction: float = option(
+        "Data",
+        0.1,
+        fraction(),
+        StageKey.COVERED_BY_DATA,
+        "Fraction of the training examples held out for validation. The test examples are used only to report "
+        "accuracy.",
+    )
 
-    model: str = "mlp"
-    hidden_units: tuple[int, ...] = (256, 256)
-    fc8192: str = "flatten"
-    dropout: float = 0.1
+    model: str = option(
+        "Network",
+        "mlp",
+        one_of(MODELS),
+        StageKey.NETWORK,
+        "the paper's fully connected or convolutional network.",
+    )
+    hidden_units: tuple[int, ...] = option(
+        "Network",
+        (256, 256),
+        integers(1, MAX_UNITS, MAX_LAYERS),
+        StageKey.NETWORK,
+        "Sizes of the hidden layers of --model=mlp.",
+        sweepable=False,
+    )
+    fc8192: str = option(
+        "Network",
+        "flatten",
+        one_of(FC8192),
+        StageKey.NETWORK,
+        "the meaning of 'fc8192' in the paper's table for --model=conv: the 8,192 flattened features, or "
+        "another dense layer of 8,192 units.",
+    )
+    dropout: float = option(
+        "Network",
+        0.1,
+        fraction(),
+        StageKey.NETWORK,
+        "Dropout rate before and between the dense layers of --model=conv.",
+    )
 
-    approach: str = "packnet"
-    train_epochs: int = 30
-    retrain_epochs: int = 30
-    prune_rounds: int = 3
-    final_prune: float = 0.75
-    budget: str = "steps"
-    freed_weights: str = "zero"
-    head: str = "per_task"
-    bias_policy: str = "first_task"
-    prune_scope: str = "layer"
+    approach: str = option(
+        "Method",
+        "packnet",
+        one_of(APPROACHES),
+        StageKey.NETWORK,
+        "packnet learns task by task and freezes weights. The other two are the paper's bounds, which freeze "
+        "nothing: memory trains task i on the data of tasks 1 to i, multinet trains all tasks at once.",
+    )
+    train_epochs: int = option(
+        "Method",
+        30,
+        integer(1, MAX_EPOCHS),
+        StageKey.TRAIN_STAGE,
+        "E, epochs of training per task, on the free weights.",
+    )
+    retrain_epochs: int = option(
+        "Method",
+        30,
+        integer(1, MAX_EPOCHS),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "B, epochs of retraining per task, over all its prune rounds.",
+    )
+    prune_rounds: int = option(
+        "Method",
+        3,
+        integer(1, MAX_EPOCHS),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "N, prune rounds per task. B/N epochs follow each round, so N must divide B.",
+    )
+    final_prune: float = option(
+        "Method",
+        0.75,
+        Check(lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "p, the fraction of the prunable weights that is still free after all tasks.",
+    )
+    budget: str = option(
+        "Method",
+        "steps",
+        one_of(BUDGETS),
+        StageKey.BASELINES,
+        "what memory and multinet have in common with packnet: the number of gradient steps, or of epochs "
+        "over their larger data.",
+    )
+    freed_weights: str = option(
+        "Method",
+        "zero",
+        one_of(FREED_WEIGHTS),
+        StageKey.LATER_TRAIN_STAGES,
+        "the values with which weights that a task released start the next task: zero, their values when "
+        "pruned, or newly drawn ones.",
+    )
+    head: str = option(
+        "Method",
+        "per_task",
+        one_of(HEADS),
+        StageKey.NETWORK,
+        "one unpruned output layer per task, or one output layer for all tasks that is pruned like the others.",
+    )
+    bias_policy: str = option(
+        "Method",
+        "first_task",
+        one_of(BIAS_POLICIES),
+        StageKey.NETWORK,
+        "biases are trained by task 1 and then frozen, or each task has its own.",
+    )
+    prune_scope: str = option(
+        "Method",
+        "layer",
+        one_of(PRUNE_SCOPES),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "weights are ranked per layer, over all layers, or per layer with Erdos-Renyi-Kernel layer densities.",
+    )
 
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    batch_size: int = 32
-    seed: int = 0
+    optimizer: str = option(
+        "Training",
+        "adam",
+        one_of(OPTIMIZERS),
+        StageKey.TRAINING,
+        ". momentum is SGD with momentum 0.9.",
+    )
+    learning_rate: float = option(
+        "Training",
+        1e-3,
+        Check(lambda rate: _FLOAT32[0] <= rate <= _FLOAT32[1], "a positive number that float32 can hold"),
+        StageKey.TRAINING,
+        "Learning rate of the optimizer.",
+    )
+    batch_size: int = option(
+        "Training",
+        32,
+        integer(1),
+        StageKey.TRAINING,
+        "Examples per gradient step, over all replicas.",
+    )
+    seed: int = option(
+        "Training",
+        0,
+        integer(0, 2**31 - 1, "0 to 2147483647"),
+        StageKey.TRAINING,
+        "Seed of all random numbers. On CPU, the same seed gives bit-identical results.",
+    )
 
-    strategy: str = "auto"
-    logical_devices: int | None = None
-    precision: str = "float32"
-    jit: str = "auto"
-    data_residency: str = "auto"
+    strategy: str = option(
+        "Machine",
+        "auto",
+        one_of(STRATEGIES),
+        StageKey.COVERED_BY_EXECUTION,
+        "auto and mirrored use all GPUs if there are two or more.",
+        sweepable=False,
+    )
+    logical_devices: int | None = option(
+        "Machine",
+        None,
+        optional(integer(2, MAX_DEVICES)),
+        StageKey.COVERED_BY_EXECUTION,
+        "With --strategy=mirrored: run on this many logical CPU devices.",
+        sweepable=False,
+    )
+    precision: str = option(
+        "Machine",
+        "float32",
+        one_of(PRECISIONS),
+        StageKey.TRAINING,
+        "type in which the network computes; weights are always float32. On a CPU, mixed_bfloat16 is faster "
+        "only with AVX512-BF16 or AMX.",
+    )
+    jit: str = option(
+        "Machine",
+        "auto",
+        one_of(JIT),
+        StageKey.COVERED_BY_EXECUTION,
+        "compile with XLA. auto compiles whole gradient steps; with convolutions on CPU only the masks and "
+        "the optimizer; with several replicas nothing.",
+    )
+    data_residency: str = option(
+        "Machine",
+        "auto",
+        one_of(RESIDENCIES),
+        StageKey.COVERED_BY_EXECUTION,
+        "keep the training examples in device memory and shuffle them there, or stream them through tf.data, "
+        "in the same order. auto keeps up to 1 GiB on the device, but streams to replicas.",
+    )
 
-    output_dir: str | None = None
-    export: bool = True
-    compact: bool = True
-    on_corruption: str = "recompute"
+    output_dir: str | None = option(
+        "Output",
+        None,
+        path(),
+        StageKey.NO_EFFECT,
+        "Folder for all output. Default: out/<dataset>[-<experiment>].",
+        sweepable=False,
+    )
+    export: bool = option(
+        "Output",
+        True,
+        boolean(),
+        StageKey.NO_EFFECT,
+        "Write one SavedModel per task.",
+    )
+    compact: bool = option(
+        "Output",
+        True,
+        boolean(),
+        StageKey.NO_EFFECT,
+        "Leave out of each SavedModel what its task does not use.",
+    )
+    on_corruption: str = option(
+        "Output",
+        "recompute",
+        one_of(ON_CORRUPTION),
+        StageKey.NO_EFFECT,
+        "what to do about a damaged file in --output_dir: report it and write it again, or stop.",
+    )
 
     def __post_init__(self):
         if isinstance(self.hidden_units, list):
             object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
-        for field in CHECKS:
-            check_field(field, getattr(self, field))
+        for name in OPTIONS:
+            check_field(name, getattr(self, name))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -91,18 +316,18 @@ class Config:
             expected = f"a divisor of --retrain_epochs={self.retrain_epochs}: {fitting}"
             raise ArgumentError("prune_rounds", expected, self.prune_rounds)
         if self.logical_devices is not None and self.strategy != "mirrored":
-            raise ArgumentError("logical_devices", "to be left out, or --strategy=mirrored", self.logical_devices)
+            raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
         if self.strategy == "mirrored" and self.jit == "on":
             raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
         if self.strategy == "mirrored" and self.data_residency == "device":
-            expected = "auto or stream with --strategy=mirrored, which divides each batch between replicas"
+            expected = "auto or stream with --strategy=mirrored, where replicas share each batch"
             raise ArgumentError("data_residency", expected, self.data_residency)
         if self.logical_devices is not None and self.batch_size % self.logical_devices:
             expected = f"a multiple of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
 
     def directory(self) -> str:
-        """Returns the output directory: `output_dir`, or `out/<dataset>`."""
+        """Returns the output folder: `output_dir`, by default `out/<dataset>`."""
         return self.output_dir or f"out/{self.dataset.strip('./~').replace('/', '_').replace(':', '_')}"
 
     def to_json(self) -> dict[str, Any]:
@@ -115,110 +340,36 @@ class Config:
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the fields that make two runs the same run: all but `output_dir`, `data_dir` and `on_corruption`."""
+        """Returns the fields in which two runs must agree to be the same run: all but folders and `on_corruption`."""
         return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir", "on_corruption")}
 
 
-def default(field: str) -> Any:
+OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Config)}
+
+
+def default(name: str) -> Any:
     """Returns the default of a field."""
-    return Config.__dataclass_fields__[field].default
+    return Config.__dataclass_fields__[name].default
+
+
+def fields_in(stage_key: StageKey) -> list[str]:
+    """Returns the names of the fields with this place in stage keys."""
+    return [name for name, declared in OPTIONS.items() if declared.stage_key is stage_key]
 
 
 def check_axis(name: str) -> None:
-    """Raises ArgumentError unless the field `name` can have several values in a sweep."""
-    fields = [field for field in Config.__dataclass_fields__ if field not in _NO_AXES]
-    if name not in fields:
-        raise ArgumentError("sweep", "NAME=VALUE,VALUE with a NAME among " + ", ".join(fields), name)
+    """Raises ArgumentError unless the runs of a sweep may differ in the field `name`."""
+    sweepable = [field for field, declared in OPTIONS.items() if declared.sweepable]
+    if name not in sweepable:
+        raise ArgumentError("sweep", "NAME=VALUE,VALUE with a NAME among " + ", ".join(sweepable), name)
 
 
-# Directories, a list (whose commas a sweep would split), and settings that must be made before TensorFlow starts.
-_NO_AXES = ("output_dir", "data_dir", "hidden_units", "strategy", "logical_devices")
-
-
-def check_field(field: str, value: Any) -> None:
-    """Raises ArgumentError if `field` cannot have this value, whatever the other fields are."""
-    is_valid, expected = CHECKS[field]
+def check_field(name: str, value: Any) -> None:
+    """Raises ArgumentError if `value` is out of the range of the field `name`."""
+    check = OPTIONS[name].check
     try:
-        valid = is_valid(value)
-    except TypeError:  # a comparison with a value of another type
+        valid = check.holds(value)
+    except TypeError:  # the comparison of different types
         valid = False
     if not valid:
-        raise ArgumentError(field, expected, value)
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in choices), "one of " + ", ".join(choices)
-
-
-def _whole(low: int, high: int) -> tuple[Callable[[Any], bool], str]:
-    expected = f"at least {low}" + (f" and at most {high:,}" if high < _NO_LIMIT else "")
-    return (lambda value: type(value) is int and low <= value <= high), expected
-
-
-# For fields that the data set limits: they are checked when it is loaded.
-_NO_LIMIT = 2**63 - 1
-
-
-def _optional(check: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    is_valid, expected = check
-    return (lambda value: value is None or is_valid(value)), expected
-
-
-def _within(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: low <= value < high
-
-
-def _is_text(value: Any) -> bool:
-    """Whether `value` can be encoded as text: command line arguments may have any bytes."""
-    try:
-        return "\0" not in value and len(value.encode()) <= MAX_PATH
-    except (AttributeError, UnicodeEncodeError):
-        return False
-
-
-# The limit of Linux.
-MAX_PATH = 4095
-_PATH = _optional((_is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
-# Smallest and largest learning rate: as float32, the type of the weights, not 0 and not infinite.
-_FLOAT32 = (1.2e-38, 3.4e38)
-
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "dataset": (
-        lambda name: bool(name) and _is_text(name),
-        "digits, the name of a TFDS image classification set, or a folder",
-    ),
-    "data_dir": _PATH,
-    "classes_per_task": _whole(2, _NO_LIMIT),
-    "num_tasks": _optional((_whole(1, MAX_TASKS)[0], f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
-    "validation_fraction": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
-    "model": _one_of(MODELS),
-    "hidden_units": (
-        lambda units: 1 <= len(units) <= MAX_LAYERS and all(_whole(1, MAX_UNITS)[0](size) for size in units),
-        f"one or more layer sizes of at least 1 and at most {MAX_UNITS:,}, up to {MAX_LAYERS} of them",
-    ),
-    "fc8192": _one_of(FC8192),
-    "dropout": (_within(0.0, 1.0), "a fraction from 0 up to, but not including, 1"),
-    "approach": _one_of(APPROACHES),
-    "train_epochs": _whole(1, MAX_EPOCHS),
-    "retrain_epochs": _whole(1, MAX_EPOCHS),
-    "prune_rounds": _whole(1, MAX_EPOCHS),
-    "final_prune": (lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
-    "budget": _one_of(BUDGETS),
-    "freed_weights": _one_of(FREED_WEIGHTS),
-    "head": _one_of(HEADS),
-    "bias_policy": _one_of(BIAS_POLICIES),
-    "prune_scope": _one_of(PRUNE_SCOPES),
-    "optimizer": _one_of(OPTIMIZERS),
-    "learning_rate": (lambda rate: _FLOAT32[0] <= rate <= _FLOAT32[1], "a positive number that float32 can hold"),
-    "batch_size": _whole(1, _NO_LIMIT),
-    "seed": (_whole(0, 2**31 - 1)[0], "0 to 2147483647"),
-    "strategy": _one_of(STRATEGIES),
-    "logical_devices": _optional(_whole(2, MAX_DEVICES)),
-    "precision": _one_of(PRECISIONS),
-    "jit": _one_of(JIT),
-    "data_residency": _one_of(RESIDENCIES),
-    "output_dir": _PATH,
-    "on_corruption": _one_of(ON_CORRUPTION),
-    "compact": (lambda value: type(value) is bool, "true or false"),
-    "export": (lambda value: type(value) is bool, "true or false"),
-}
+        raise ArgumentError(name, check.expected, value)

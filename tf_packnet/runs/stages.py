@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
-from tf_packnet.runs.config import Config
+from tf_packnet.runs.config import Config, fields_in
+from tf_packnet.runs.options import StageKey
 
 # Increase it when a change of the code changes what a stage computes.
 SCHEMA = 2
 
-# Which keys each config field goes into. A test checks that every field is in exactly one list.
-NETWORK = ["approach", "model", "hidden_units", "fc8192", "dropout", "head", "bias_policy"]
-TRAINING = ["optimizer", "learning_rate", "batch_size", "seed", "precision"]
-TRAIN_STAGE = ["train_epochs"]
-LATER_TRAIN_STAGES = ["freed_weights"]
-PRUNE_RETRAIN_STAGE = ["retrain_epochs", "prune_rounds", "final_prune", "prune_scope"]
-BASELINES = ["budget"]
-# Not in a key themselves: the key has the examples' fingerprint and the execution settings instead.
-COVERED_BY_DATA = ["dataset", "classes_per_task", "num_tasks", "validation_fraction"]
-COVERED_BY_EXECUTION = ["strategy", "logical_devices", "jit", "data_residency"]
-NO_EFFECT = ["data_dir", "output_dir", "export", "compact", "on_corruption"]
+# The config fields by where stage keys contain them; the fields declare it.
+NETWORK = fields_in(StageKey.NETWORK)
+TRAINING = fields_in(StageKey.TRAINING)
+TRAIN_STAGE = fields_in(StageKey.TRAIN_STAGE)
+LATER_TRAIN_STAGES = fields_in(StageKey.LATER_TRAIN_STAGES)
+PRUNE_RETRAIN_STAGE = fields_in(StageKey.PRUNE_RETRAIN_STAGE)
+BASELINES = fields_in(StageKey.BASELINES)
+COVERED_BY_DATA = fields_in(StageKey.COVERED_BY_DATA)
+COVERED_BY_EXECUTION = fields_in(StageKey.COVERED_BY_EXECUTION)
+NO_EFFECT = fields_in(StageKey.NO_EFFECT)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Flag parsers that say what they expected rather than what Python failed at."""
+"""Flag parsers whose error messages say what was expected."""
 
 from typing import Any
 
@@ -6,24 +6,24 @@ from absl import flags
 
 from tf_packnet.experiments.definitions import MAX_RUNS
 
-# Longer than any number that a flag may be: Python refuses to print what is much longer.
-LONGEST_NUMBER = 100
+# Limit on the digits of a number; Python refuses to print much longer ones.
+MAX_DIGITS = 100
 
 
-def _short(argument: Any) -> Any:
-    if isinstance(argument, str) and len(argument) > LONGEST_NUMBER:
+def _check_length(argument: Any) -> Any:
+    if isinstance(argument, str) and len(argument) > MAX_DIGITS:
         raise ValueError("too long")
     return argument
 
 
 class IntegerParser(flags.IntegerParser):
-    """A whole number."""
+    """An integer."""
 
     def convert(self, argument: Any) -> int:
         try:
-            return super().convert(_short(argument))
+            return super().convert(_check_length(argument))
         except (TypeError, ValueError) as error:
-            raise ValueError("expected a whole number") from error
+            raise ValueError("expected an integer") from error
 
 
 class FloatParser(flags.FloatParser):
@@ -47,38 +47,38 @@ class BooleanParser(flags.BooleanParser):
 
 
 class IntegerListParser(flags.ArgumentParser):
-    """Whole numbers with commas between them, to a tuple."""
+    """Comma-separated integers; parses to a tuple."""
 
     def parse(self, argument: Any) -> tuple[int, ...]:
         if isinstance(argument, (list, tuple)):
             return tuple(argument)
         try:
-            return tuple(int(_short(part)) for part in argument.split(","))
+            return tuple(int(_check_length(part)) for part in argument.split(","))
         except ValueError as error:
-            raise ValueError("expected whole numbers with commas between them, such as 256,256") from error
+            raise ValueError("expected comma-separated integers, such as 256,256") from error
 
     def flag_type(self) -> str:
-        return "comma separated whole numbers"
+        return "comma-separated integers"
 
 
 class SeedsParser(flags.ArgumentParser):
-    """How many seeds, to an int; or the seeds with commas between them, to a tuple."""
+    """A number of seeds, which parses to an int, or comma-separated seeds, which parse to a tuple."""
 
     def parse(self, argument: Any) -> int | tuple[int, ...]:
         if not isinstance(argument, str):
             return argument
         try:
-            numbers = tuple(int(_short(part)) for part in argument.removesuffix(",").split(","))
+            numbers = tuple(int(_check_length(part)) for part in argument.removesuffix(",").split(","))
         except ValueError as error:
-            raise ValueError("expected how many, or seeds with commas between them, such as 3,5,8") from error
+            raise ValueError("expected a number of seeds, or comma-separated seeds such as 3,5,8") from error
         if "," not in argument:
             if not 1 <= numbers[0] <= MAX_RUNS:
                 expected = f"expected at least 1 and at most {MAX_RUNS:,}"
-                raise ValueError(f"{expected}, or seeds with commas between them, such as 3,5,8")
+                raise ValueError(f"{expected}, or comma-separated seeds such as 3,5,8")
             return numbers[0]
         if min(numbers) < 0 or len(set(numbers)) < len(numbers):
             raise ValueError("expected different seeds from 0 on")
         return numbers
 
     def flag_type(self) -> str:
-        return "a number, or seeds with commas between them"
+        return "a number, or comma-separated seeds"

@@ -1,0 +1,131 @@
+"""`tf-packnet inspect`: shows the contents of a pack, as tables, as JSON or as an HTML page."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
+from tf_packnet.errors import ArgumentError
+from tf_packnet.packfile.opening import kind_of
+
+FORMATS = ("table", "json")
+
+USAGE = """\
+Shows the contents of a pack: its tasks, how many weights of each layer they own, and how many more
+tasks fit.
+
+usage: tf-packnet inspect --pack=FILE [--name=value ...]
+
+  --pack=out/digits/pack.keras                        tables
+  --pack=out/digits/pack.keras --html=digits.html     tables, and a page with pictures
+  --pack=out/digits/pack.keras --format=json          for programs"""
+
+
+class Request(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+        pack: The file of the pack.
+        format: One of `FORMATS`.
+        html: The HTML page to write; None for none.
+    """
+
+    pack: Path
+    format: str = "table"
+    html: Path | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs `tf-packnet inspect` with a command line (`argv[0]` is the program's name)."""
+    request = parse_request(argv)
+    from tf_packnet.system.quiet import start_tensorflow
+
+    start_tensorflow(on_cpu=True)
+    show(request)
+
+
+def show(request: Request) -> None:
+    """Prints the contents of a pack, and writes the HTML page if there is to be one.
+
+    Raises:
+        ArgumentError: If the file is not a pack.
+    """
+    from absl import logging
+    from rich.console import Console
+
+    from tf_packnet.inspection.contents import inspect_pack
+    from tf_packnet.inspection.opened_pack import open_pack
+    from tf_packnet.inspection.tables import tables
+    from tf_packnet.runs.paths import RunPaths
+
+    logging.set_verbosity(logging.ERROR)
+    packed, file = open_pack(request.pack, RunPaths(request.pack.parent).results)
+    contents = inspect_pack(packed, file)
+    if request.html is not None:
+        from tf_packnet.inspection import html_page
+
+        html_page.write(request.html, packed, contents)
+        print(f"page in {request.html}", file=sys.stderr)
+    if request.format == "json":
+        print(json.dumps(contents.to_json(), indent=2))
+    else:
+        console = Console()
+        console.print(tables(contents, console))
+
+
+def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
+    """Declares all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "pack",
+        None,
+        "The pack, such as out/digits/pack.keras. Accuracies are read from results.json in the same folder.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum("format", "table", FORMATS, "table or json: the format on standard output.", flag_values=values)
+    flags.DEFINE_string(
+        "html",
+        None,
+        "Write a self-contained HTML page to this file: owner maps, ownership, accuracy, weights and filters.",
+        flag_values=values,
+    )
+    return values, {"Pack": ["pack"], "Output": ["format", "html"]}
+
+
+def parse_request(argv: Sequence[str]) -> Request:
+    """Parses and checks a command line. `--help` and `--version` print and exit with 0.
+
+    Raises:
+        UsageError: If a flag is unknown or malformed, or --pack is missing.
+        ArgumentError: If there is no such pack, or the page cannot be written to its file.
+    """
+    values, themes = define_flags()
+    check_no_positional(parse_flags(argv, values, themes, USAGE))
+    if not values["pack"].value:
+        raise UsageError("--pack: expected the file of a pack, such as --pack=out/digits/pack.keras")
+    pack, html = Path(values["pack"].value).expanduser(), values["html"].value
+    kind_of(pack)  # raises ArgumentError if it is not a pack
+    page = None if html is None else _check_page(Path(html).expanduser(), pack)
+    return Request(pack, values["format"].value, page)
+
+
+def _check_page(page: Path, pack: Path) -> Path:
+    try:
+        if page.is_dir():
+            raise ArgumentError("html", "a file, not a folder", str(page))
+        if page.exists() and page.samefile(pack):
+            raise ArgumentError("html", "another file than the pack", str(page))
+        if not page.name:
+            raise ArgumentError("html", "the name of a file", str(page))
+        ancestor = next(folder for folder in page.absolute().parents if folder.exists())
+    except (OSError, ValueError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError("html", "a file that can be written", str(page)) from error
+    if not ancestor.is_dir():
+        raise ArgumentError("html", f"a file in a folder ({ancestor} is a file)", str(page))
+    return page

@@ -1,0 +1,91 @@
+"""`tf-packnet predict`: predicts the classes of new examples with one task of a pack."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from tf_packnet.command_line.parsers import IntegerParser
+from tf_packnet.command_line.parsing import UsageError, parse_flags
+from tf_packnet.prediction import Asked, predict
+from tf_packnet.prediction.tables import FORMATS
+
+USAGE = """\
+Predicts the class of each example with one task of a pack.
+
+usage: tf-packnet predict --pack=FILE --input=FILE [--task=NAME] [--name=value ...] [FILE ...]
+
+  --pack=out/digits/pack.packnet --task=2-3 --input=photos    every image in a folder
+  --pack=out/digits/pack.packnet --task=2 a.png b.png         two images
+  --pack=out/digits/pack.packnet --task=2 --input=x.npz       the array x (or the only one) of a file"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs `tf-packnet predict` with a command line (`argv[0]` is the program's name)."""
+    predict(parse_command(argv))
+
+
+class ScaleParser(flags.ArgumentParser):
+    """A number above 0, or a fraction such as 1/255."""
+
+    def parse(self, argument: Any) -> float:
+        try:
+            upper, _, lower = str(argument).partition("/")
+            value = float(upper) / float(lower or 1)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError("expected a number, or a fraction such as 1/255") from error
+        if not 0 < value < float("inf"):
+            raise ValueError("expected a finite number above 0")
+        return value
+
+    def flag_type(self) -> str:
+        return "a number or a fraction"
+
+
+def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
+    """Declares all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    values = flags.FlagValues()
+
+    def define(name: str, default: Any, text: str, parser: flags.ArgumentParser | None = None) -> None:
+        flags.DEFINE(parser or flags.ArgumentParser(), name, default, text, values, flags.ArgumentSerializer())
+
+    define("pack", None, "The pack: a .packnet file by tp.save_pack, or a .keras file such as the pack.keras of a run.")
+    define("task", None, "Name of the task, or its number (from 1). Not needed if the pack has only one task.")
+    flags.DEFINE_multi_string(
+        "input",
+        [],
+        "An image (png, jpg, bmp, gif), a folder of images, or a .npz or .npy array of examples. Images are converted "
+        "to the network's size and colours. Images and integers are multiplied by --scale; other numbers are used "
+        "unchanged. May be given several times; arguments without -- are inputs too.",
+        flag_values=values,
+    )
+    define(
+        "scale",
+        None,
+        "Factor for images and integers, such as 1/255. Default: that of training, if the pack records it.",
+        ScaleParser(),
+    )
+    flags.DEFINE_enum(
+        "format", "table", FORMATS, "table, csv or json: the format of the predictions.", flag_values=values
+    )
+    define("output", None, "Output file. Default: standard output.")
+    define("top", 1, "How many classes to list per example, most probable first.", IntegerParser())
+    flags.register_validator("top", lambda top: top >= 1, "expected at least 1", values)
+    return values, {"Pack": ["pack", "task"], "Examples": ["input", "scale"], "Output": ["format", "output", "top"]}
+
+
+def parse_command(argv: Sequence[str]) -> Asked:
+    """Parses a command line (`argv[0]` is the program's name). `--help` and `--version` print and exit with 0.
+
+    Raises:
+        UsageError: If a flag is unknown, malformed or missing, or its value out of range.
+    """
+    values, themes = define_flags()
+    values.set_gnu_getopt(True)  # flags may follow inputs
+    rest = parse_flags(argv, values, themes, USAGE)
+    asked = {name: values[name].value for name in ("pack", "task", "format", "output", "top", "scale")}
+    inputs = (*values["input"].value, *rest)
+    for name, value in (("pack", asked["pack"]), ("input", inputs)):
+        if not value:
+            raise UsageError(f"--{name}: expected a value (--help lists the flags)")
+    return Asked(inputs=inputs, **asked)

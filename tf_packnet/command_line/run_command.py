@@ -1,0 +1,112 @@
+"""Parsing of the command lines of runs, experiments and plans."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
+from tf_packnet.command_line.run_flags import define_flags
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments.definitions import VARIES, Experiment, define
+from tf_packnet.runs.config import Config, check_axis, check_field
+
+
+class Command(NamedTuple):
+    """A parsed command line.
+
+    Attributes:
+        config: The run; for an experiment, the settings that its runs share.
+        experiment: The experiment; None for a single run.
+        workers: Number of runs at the same time; None for the default of the machine.
+        threads: Threads per run.
+        stages_dir: Folder of the store of stages; None for one in the output folder.
+        dry_run: Whether to print the plan only.
+    """
+
+    config: Config
+    experiment: Experiment | None = None
+    workers: int | None = None
+    threads: int = 1
+    stages_dir: str | None = None
+    dry_run: bool = False
+
+
+def parse_config(argv: Sequence[str]) -> Config:
+    """Returns the config of a command line; see `parse_command`."""
+    return parse_command(argv).config
+
+
+def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, str] | None = None) -> Command:
+    """Parses and checks a command line. `--help` and `--version` print and exit with 0.
+
+    Args:
+        argv: The command line; `argv[0]` is the program's name.
+        usage: The beginning of the help page.
+        elsewhere: The flags that this program does not take, each with the subcommand that does.
+
+    Raises:
+        UsageError: If a flag is unknown or malformed, or its value out of range.
+        ArgumentError: If two flags contradict each other.
+    """
+    elsewhere = elsewhere or {}
+    values, themes = define_flags()
+    listed = {theme: [name for name in names if name not in elsewhere] for theme, names in themes.items()}
+    check_no_positional(parse_flags(argv, values, {theme: names for theme, names in listed.items() if names}, usage))
+    for name, subcommand in elsewhere.items():
+        if values[name].present:
+            raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
+    if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
+        return _experiment_command(values)
+    for name in ("workers", "threads"):
+        if values[name].present:
+            raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
+    config = Config(**_fields(values))
+    return Command(config, stages_dir=values["stages_dir"].value, dry_run=values["dry_run"].value)
+
+
+def _experiment_command(values: flags.FlagValues) -> Command:
+    axes: dict[str, Sequence[Any]] = dict(_parse_axis(argument, values) for argument in values["sweep"].value)
+    if len(axes) < len(values["sweep"].value):
+        raise UsageError("--sweep: expected a different flag each time it is given")
+    name = values["experiment"].value or "sweep"
+    config = Config(**_fields(values) | _placeholders(name, axes))
+    if values["dry_run"].value:
+        raise UsageError("--dry_run: expected no --experiment, --sweep or --seeds with it")
+    seeds = values["seeds"].value
+    if isinstance(seeds, int):
+        seeds = range(config.seed, config.seed + seeds)
+    if seeds is not None and "seed" in axes:
+        raise UsageError("--seeds: expected no --sweep=seed=... with it")
+    experiment = define(name, config, axes, seeds, values["evaluations"].value)
+    return Command(config, experiment, values["workers"].value, values["threads"].value, values["stages_dir"].value)
+
+
+def _fields(values: flags.FlagValues) -> dict[str, Any]:
+    return {name: values[name].value for name in Config.__dataclass_fields__}
+
+
+def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The first value of each sweep axis, as the flag's own value may contradict the others and is used by no run.
+
+    The data set keeps the flag's own value, after which the output folder is named.
+    """
+    rounds = {"prune_rounds": 1} if "prune_rounds" in VARIES.get(experiment, ()) else {}
+    return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}
+
+
+def _parse_axis(argument: str, values: flags.FlagValues) -> tuple[str, list[Any]]:
+    name, _, words = argument.partition("=")
+    check_axis(name)
+    parsed = []
+    for word in words.split(","):
+        try:
+            parsed.append(values[name].parser.parse(word))
+            check_field(name, parsed[-1])
+        except ArgumentError as error:
+            raise UsageError(f"--sweep={argument}: {word or 'nothing'}: expected {error.expected}") from error
+        except ValueError as error:
+            raise UsageError(f"--sweep={argument}: {word or 'nothing'}: {error}") from error
+    if len(set(parsed)) < len(parsed):
+        raise UsageError(f"--sweep={argument}: expected every value once")
+    return name, parsed

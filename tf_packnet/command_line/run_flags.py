@@ -1,0 +1,119 @@
+"""The flags of runs, experiments and plans. Those of a run are generated from the fields of `Config`."""
+
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from absl import flags
+
+from tf_packnet.command_line.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, SeedsParser
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import definitions
+from tf_packnet.runs import config
+
+# Limit for processes, threads and evaluations.
+MAX_COUNT = 1000
+
+EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads")
+
+_PARSERS = {
+    str: flags.ArgumentParser(),
+    int: IntegerParser(),
+    float: FloatParser(),
+    bool: BooleanParser(),
+    tuple[int, ...]: IntegerListParser(),
+}
+
+
+def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
+    """Declares all flags in a new `FlagValues`.
+
+    Returns:
+        The flags, not parsed yet, and their names by theme.
+    """
+    values = flags.FlagValues()
+    themes: dict[str, list[str]] = {}
+    types = get_type_hints(config.Config)
+    for name, option in config.OPTIONS.items():
+        themes.setdefault(option.theme, []).append(name)
+        _define(name, config.default(name), option.help, _parser(types[name]), values)
+        flags.register_validator(name, _validator(name), flag_values=values)
+    themes["Output"] += _define_output_flags(values)
+    themes["Experiments"] = _define_experiment_flags(values)
+    return values, themes
+
+
+def _define_output_flags(values: flags.FlagValues) -> list[str]:
+    dry_run = "Print how many weights each task would get, and the size in memory and on disk. Train nothing."
+    _define("dry_run", False, dry_run, _PARSERS[bool], values)
+    stages_dir = (
+        "Folder with the results of stages, to share them between runs and experiments. Default: stages/ in "
+        "--output_dir."
+    )
+    _define("stages_dir", None, stages_dir, _PARSERS[str], values)
+    flags.register_validator("stages_dir", _validator("output_dir"), flag_values=values)
+    return ["dry_run", "stages_dir"]
+
+
+def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
+    flags.DEFINE_enum(
+        "experiment",
+        None,
+        definitions.EXPERIMENTS,
+        "A figure or the table of the paper, with the paper's values. figure1: accuracy against p, for the three "
+        "approaches. figure2: accuracy against N, on a fixed budget. figure3 and table1: the p at which packnet is as "
+        "accurate as the bounds. figure4: accuracy against N, without a budget. sweep: the values of --sweep.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "NAME=VALUE,VALUE: one run per value of that flag. May be given for several flags: one run per combination. "
+        "With --experiment: replaces the paper's values of a flag that the experiment varies.",
+        flag_values=values,
+    )
+    seeds = (
+        "Number of seeds per setting, from --seed on; or the seeds themselves, such as 3,5,8 (one seed: 3,). Default: "
+        "10 for figure2 and figure4, 5 for figure1, figure3 and table1, 1 for a sweep."
+    )
+    _define("seeds", None, seeds, SeedsParser(), values)
+    integers = {
+        "evaluations": (10, "How many values of p figure3 and table1 may try per bound and p."),
+        "workers": (None, "Number of runs at the same time. Default: one per --threads cores; one if there is a GPU."),
+        "threads": (1, "Threads per run. With 1, runs are fastest and results do not depend on the number of cores."),
+    }
+    for name, (default, text) in integers.items():
+        _define(name, default, text, _PARSERS[int], values)
+        flags.register_validator(name, _check_count, flag_values=values)
+    return list(EXPERIMENT_FLAGS)
+
+
+def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, values: flags.FlagValues) -> None:
+    if isinstance(parser, BooleanParser):
+        flag = flags.BooleanFlag(name, default, text)
+        flag.parser = parser
+        flags.DEFINE_flag(flag, values)
+        return
+    is_list = isinstance(parser, IntegerListParser)
+    serializer = flags.ListSerializer(",") if is_list else flags.ArgumentSerializer()
+    flags.DEFINE(parser, name, default, text, values, serializer)
+
+
+def _parser(field_type: Any) -> flags.ArgumentParser:
+    return next(parser for type_, parser in _PARSERS.items() if field_type in (type_, type_ | None))
+
+
+def _check_count(value: int | None) -> bool:
+    if value is not None and not 1 <= value <= MAX_COUNT:
+        raise flags.ValidationError(f"expected at least 1 and at most {MAX_COUNT:,}")
+    return True
+
+
+def _validator(name: str) -> Callable[[Any], bool]:
+    def validate(value: Any) -> bool:
+        try:
+            config.check_field(name, value)
+        except ArgumentError as error:
+            raise flags.ValidationError(f"expected {error.expected}") from error
+        return True
+
+    return validate

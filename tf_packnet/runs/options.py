@@ -1,0 +1,121 @@
+"""Declarations of config fields: default, range, meaning, and which stage keys contain the field.
+
+`Config` declares each of its fields with `option`; the command-line flags, their help, the flag reference and the stage
+keys are generated from that.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+# Limit on the length of a path in bytes, as in Linux.
+MAX_PATH = 4095
+# Limit for numbers that only the data set limits, once it is loaded.
+_NO_LIMIT = 2**63 - 1
+
+
+class StageKey(enum.Enum):
+    """Which stage keys contain a field. The values are for the flag reference."""
+
+    NETWORK = "all stages (network)"
+    TRAINING = "all stages (training)"
+    TRAIN_STAGE = "train stages"
+    LATER_TRAIN_STAGES = "train stages from task 2 on"
+    PRUNE_RETRAIN_STAGE = "prune+retrain stages"
+    BASELINES = "all stages of memory and multinet"
+    COVERED_BY_DATA = "through the fingerprint of the examples"
+    COVERED_BY_EXECUTION = "through the settings chosen on this machine"
+    NO_EFFECT = "no"
+
+
+class Check(NamedTuple):
+    """The values that a field may have.
+
+    Attributes:
+        holds: Whether a value is one of them. May raise TypeError.
+        expected: The values in words.
+        choices: The values, if they are a few words.
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """The declaration of a field, besides its name, type and default.
+
+    Attributes:
+        theme: The heading of its flag in help pages.
+        check: The values that it may have.
+        help: Its meaning.
+        stage_key: Which stage keys contain it.
+        sweepable: Whether the runs of an experiment may differ in it.
+    """
+
+    theme: str
+    check: Check
+    help: str
+    stage_key: StageKey
+    sweepable: bool = True
+
+
+def option(theme: str, default: Any, check: Check, stage_key: StageKey, help: str, sweepable: bool = True) -> Any:
+    """Declares a field of `Config`; see `Option` for the arguments. `help` is what --help shows."""
+    if check.choices:
+        help = f"{_enumeration(check.choices)}{help if help.startswith('.') else ': ' + help}"
+    return dataclasses.field(default=default, metadata={"option": Option(theme, check, help, stage_key, sweepable)})
+
+
+def one_of(choices: tuple[str, ...]) -> Check:
+    """One of a few words."""
+    return Check(lambda value: value in choices, "one of " + ", ".join(choices), choices)
+
+
+def integer(low: int, high: int = _NO_LIMIT, expected: str = "") -> Check:
+    """An integer from `low` to `high`, both included."""
+    at_most = f" and at most {high:,}" if high < _NO_LIMIT else ""
+    return Check(lambda value: type(value) is int and low <= value <= high, expected or f"at least {low}{at_most}")
+
+
+def integers(low: int, high: int, longest: int) -> Check:
+    """A sequence of 1 to `longest` layer sizes from `low` to `high`, both included."""
+    each = integer(low, high)
+    return Check(
+        lambda values: 1 <= len(values) <= longest and all(each.holds(value) for value in values),
+        f"one or more layer sizes of at least {low} and at most {high:,}, up to {longest} of them",
+    )
+
+
+def fraction() -> Check:
+    """A number from 0 up to, but not including, 1."""
+    return Check(lambda value: 0.0 <= value < 1.0, "a fraction from 0 up to, but not including, 1")
+
+
+def boolean() -> Check:
+    """True or false."""
+    return Check(lambda value: type(value) is bool, "true or false")
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` allows."""
+    return Check(lambda value: value is None or check.holds(value), check.expected, check.choices)
+
+
+def path() -> Check:
+    """The text of a path, or None."""
+    return optional(Check(is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is text that a file can hold: a command line may contain any bytes."""
+    try:
+        return "\0" not in value and len(value.encode()) <= MAX_PATH
+    except (AttributeError, UnicodeEncodeError):
+        return False
+
+
+def _enumeration(choices: Sequence[str]) -> str:
+    return ", ".join(choices[:-1]) + f" or {choices[-1]}"
