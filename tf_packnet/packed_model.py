@@ -24,9 +24,7 @@ from tf_packnet.training.trainer import PackedTrainer
 
 @dataclass
 class PackSettings:
-    """The arguments of `pack`.
-
-    They are also attributes of the pack, unless the user's model has attributes with the same names.
+    """Arguments of `pack`, also attributes of the pack unless the user's model has attributes with the same names.
 
     Attributes:
         head: `per_task` or `shared`.
@@ -161,9 +159,7 @@ class PackedModel(PackedTrainer):
         return number
 
     def reopen_task(self, seed: int | None = None) -> None:
-        """Make all free weights candidates of the task that is already open; its present candidates do not change.
-
-        Used by approaches whose only task grows, such as full rehearsal, without commits in between.
+        """Make all free weights candidates of the task that is already open, in addition to its present ones.
 
         Args:
             seed: Seeds the random values of `freed_weights="reinit"`. Default: the seed of the pack.
@@ -201,11 +197,7 @@ class PackedModel(PackedTrainer):
                 lifecycle.drop_compiled_functions(self)
 
     def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Raise ArgumentError: export a task and quantize the exported model instead.
-
-        Raises:
-            ArgumentError: Always.
-        """
+        """Raise ArgumentError: export a task and quantize the exported model instead."""
         raise ArgumentError("mode", "no quantization of a pack: export a task, then quantize that model", mode)
 
     def commit_task(self) -> int:
@@ -296,9 +288,7 @@ class PackedModel(PackedTrainer):
         super().save(filepath, *args, **kwargs)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load an equal or later state of the same tasks, like `keras.Model.load_weights`.
-
-        If an error is raised, the pack does not change.
+        """Load an equal or later state of the same tasks, like `keras.Model.load_weights`; unchanged after an error.
 
         Raises:
             ArgumentError: If the file lacks a committed task or a prune round of this pack, or is no weights file.
@@ -314,8 +304,7 @@ class PackedModel(PackedTrainer):
         """Set the result of `get_weights` for the same tasks, like `keras.Model.set_weights`; used by EarlyStopping.
 
         Raises:
-            ArgumentError: If the weights lack a committed task or a prune round of this pack, which then does not
-                change.
+            ArgumentError: If the weights lack a committed task or a prune round of this pack, which does not change.
         """
         with self._loading("weights", f"{len(weights)} arrays"):
             super().set_weights(weights)
