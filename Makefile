@@ -1,25 +1,25 @@
-# `make demo` and `make test` are all a new machine needs: Python 3.10-3.13, and PyPI within reach (or `make wheels` before).
+# `make demo` and `make test` need only Python 3.10-3.13 and access to PyPI (or `make wheels` before).
 PYTHON ?= python3
-# A folder of wheels, which `make wheels` fills: `make setup` installs from it alone where it holds all that is pinned, and
-# needs no network then.
+# A folder of wheels, filled by `make wheels`. If it contains all pinned versions, `make setup` needs no network.
 WHEELS ?= $(HOME)/.cache/tf_packnet/wheels
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PIP_INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup wheels demo test test-slow bench results docs build-file lint lock clean
+.PHONY: help setup wheels demo test test-slow bench results docs build-file flag-reference lint lock clean
 
 help:
-	@echo "make demo       learn five tasks on the embedded digits and show what came of it (two to three minutes, with the installation)"
+	@echo "make demo       learn five tasks on the embedded digits and print the results (two to three minutes, with the installation)"
 	@echo "make test       ruff and pytest"
 	@echo "make test-slow  the tests that take minutes: the paper's MNIST setting at full length"
-	@echo "make bench      what training costs beside its matrix products: twenty minutes or more on a machine that does nothing else"
-	@echo "make results    the experiments of docs/results again, into out/results: hours; stop and go on as you like"
+	@echo "make bench      the time of training against that of its matrix products: twenty minutes or more, on an otherwise idle machine"
+	@echo "make results    repeat the experiments of docs/results in out/results: hours; can be stopped and continued"
 	@echo "make docs       the API reference from the docstrings, into out/api"
 	@echo "make setup      only make .venv with the pinned dependencies"
-	@echo "make wheels     keep the pinned dependencies as files, from which make setup then installs without a network"
+	@echo "make wheels     download the pinned dependencies, so that make setup works without a network"
 	@echo "make build-file  write BUILD from the imports"
+	@echo "make flag-reference  write flags/REFERENCE.md from the declarations of the flags"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -39,24 +39,27 @@ wheels: $(READY)
 	$(RUN) -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$(WHEELS)" --requirement requirements.txt
 
 demo: $(READY)
-	$(RUN) launch/main.py --flagfile=flags/presets/digits.flags --output_dir=out/digits
+	$(VENV)/bin/tf-packnet run --flagfile=digits --output_dir=out/digits
 
 build-file: $(READY)
 	$(RUN) -m tests.architecture
+
+flag-reference: $(READY)
+	TF_PACKNET_LAZY=1 $(RUN) -m tf_packnet.command_line.reference > flags/REFERENCE.md
 
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Two processes: most of the time goes to tracing, which is one thread's work.
+# Two processes: tracing, which takes most of the time, uses one thread.
 test: lint
 	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=worksteal
 
 bench: $(READY)
 	$(RUN) -m launch.bench
 
-# As docs/results says; all share one store of stages.
-MNIST := $(RUN) launch/main.py --flagfile=flags/presets/mnist.flags --stages_dir=out/results/stages
+# The commands of docs/results; all share one store of stages.
+MNIST := $(VENV)/bin/tf-packnet experiment --flagfile=mnist --stages_dir=out/results/stages
 results: $(READY)
 	$(MNIST) --experiment=figure1 --seeds=3 --output_dir=out/results/mnist-figure1
 	$(MNIST) --experiment=figure2 --seeds=3 --sweep=prune_rounds=1,2,4,8,24,72 --output_dir=out/results/mnist-figure2
@@ -64,11 +67,11 @@ results: $(READY)
 	$(MNIST) --experiment=figure3 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-figure3
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
-	$(RUN) launch/main.py --flagfile=flags/presets/cifar10.flags --stages_dir=out/results/stages --experiment=sweep \
+	$(VENV)/bin/tf-packnet experiment --flagfile=cifar10 --stages_dir=out/results/stages --experiment=sweep \
 	  --sweep=prune_scope=layer,global --seeds=1 --precision=mixed_bfloat16 --workers=1 --threads=2 \
 	  --output_dir=out/results/cifar10-prune_scope
 
-# pdoc keeps what it imports from starting programs; platform.machine() of scikit-learn's needs uname.
+# pdoc forbids imported modules to start programs, but scikit-learn's platform.machine() runs uname.
 docs: $(READY)
 	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m pdoc --docformat google --output-directory out/api tf_packnet
 
