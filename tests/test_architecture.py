@@ -1,11 +1,14 @@
 """Imports go downwards, BUILD matches the imports, and the wheel contains the library alone."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -112,6 +115,8 @@ def test_the_wheel_installs_the_library_and_no_other_top_level_package(wheel):
     assert inside == {str(path.relative_to(ROOT)) for path in SOURCES if path.is_relative_to(ROOT / "tf_packnet")}
     assert any(name.endswith("LICENSE") for name in names)
     assert "tf_packnet/py.typed" in names
+    presets = {f"tf_packnet/command_line/presets/{path.name}" for path in (ROOT / "flags/presets").iterdir()}
+    assert {name for name in names if name.endswith(".flags")} == presets
 
 
 USE_THE_WHEEL = """
@@ -130,15 +135,44 @@ print(packed.free_fraction()["overall"])
 """
 
 
-def test_the_installed_wheel_works_from_an_empty_folder(wheel, tmp_path):
-    site = tmp_path / "site"
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder in which the wheel is installed."""
+    site = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
     subprocess.run(command, check=True, capture_output=True)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    command, environment = [sys.executable, "-c", USE_THE_WHEEL], {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
+    return site
+
+
+def run_installed(installed, folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_installed_wheel_works_from_an_empty_folder(installed, tmp_path):
+    done = run_installed(installed, tmp_path, "-c", USE_THE_WHEEL)
     assert done.returncode == 0, done.stderr
     # 9.37 of 32 candidates are kept, that is 9.
     assert float(done.stdout.splitlines()[-1]) == 1 - 9 / 32
-    assert sorted(path.name for path in empty.iterdir()) == ["export", "masks"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "masks"]
+
+
+def test_the_installed_command_works_from_an_empty_folder(installed, tmp_path):
+    command = str(installed / "bin/tf-packnet")
+    for arguments in (["--help"], ["run", "--help"], ["run", "--final_prune=2"]):
+        done = run_installed(installed, tmp_path, "-X", "importtime", command, *arguments)
+        assert done.returncode == (2 if "--final_prune=2" in arguments else 0), done.stderr
+        assert not re.search(r"\| +(tensorflow|keras)$", done.stderr, re.MULTILINE)
+    planned = run_installed(installed, tmp_path, command, "plan", "--flagfile=digits")
+    assert planned.returncode == 0, planned.stderr
+    assert list(tmp_path.iterdir()) == []
+    flags = ["--num_tasks=2", "--train_epochs=1", "--retrain_epochs=1", "--prune_rounds=1", "--jit=off"]
+    done = run_installed(installed, tmp_path, command, "run", "--flagfile=digits", *flags)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    pack = "--pack=out/digits/pack.keras"
+    shown = run_installed(installed, tmp_path, command, "inspect", pack, "--format=json")
+    assert [task["name"] for task in json.loads(shown.stdout)["tasks"]] == ["0-1", "2-3"], shown.stderr
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 1), np.float32))
+    predicted = run_installed(installed, tmp_path, command, "predict", pack, "--task=2", "x.npy", "--format=csv")
+    assert len(predicted.stdout.splitlines()) == 4, predicted.stderr

@@ -10,7 +10,9 @@ from random import Random
 import pytest
 
 from tests.conftest import ROOT, launch
+from tf_packnet.command_line import program, reference
 from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.program import SUBCOMMANDS
 from tf_packnet.command_line.run_command import parse_config
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import output
@@ -19,6 +21,7 @@ from tf_packnet.runs.corruption import Manifest
 from tf_packnet.runs.results import Results
 from tf_packnet.system import files
 from tf_packnet.tasks.sources import check_name
+from tf_packnet.version import __version__
 
 BAD_FLAGS = [
     ("--final_prune=0", "--final_prune=0.0: expected a fraction between 0 and 1, both exclusive"),
@@ -122,6 +125,55 @@ def test_help_lists_every_flag_with_its_default():
         assert f"--{field}" in page.stdout or f"--[no]{field}" in page.stdout
     assert f"--final_prune={default('final_prune')}" in page.stdout
     assert max(map(len, page.stdout.splitlines())) <= 100
+
+
+def test_the_flag_reference_is_generated():
+    assert (ROOT / "flags/REFERENCE.md").read_text() == reference.render(), "run `make flag-reference`"
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_every_subcommand_has_help_and_takes_no_unknown_flag(subcommand, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tf-packnet", subcommand, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    assert f"usage: tf-packnet {subcommand} " in page
+    assert max(map(len, page.splitlines())) <= 100
+    monkeypatch.setattr("sys.argv", ["tf-packnet", subcommand, "--frobnicate"])
+    assert program.main() == 2
+    assert capsys.readouterr().err == f"tf-packnet {subcommand}: Unknown command line flag 'frobnicate'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["--help"], 0, "usage: tf-packnet SUBCOMMAND", ""),
+        (["--version"], 0, f"tf_packnet {__version__}", ""),
+        ([], 2, "", "tf-packnet: expected a subcommand, one of run, experiment, plan, inspect, predict"),
+        (["learn"], 2, "", "tf-packnet: 'learn': expected a subcommand, one of run"),
+        (["run", "--seeds=2"], 2, "", "--seeds: not a flag of tf-packnet run; expected tf-packnet experiment"),
+        (["run", "--dry_run"], 2, "", "--dry_run: not a flag of tf-packnet run; expected tf-packnet plan"),
+        (["plan", "--flagfile=smoke"], 2, "", "--seeds: not a flag of tf-packnet plan"),
+        (["plan", "--stages_dir=x"], 2, "", "--stages_dir: not a flag of tf-packnet plan"),
+        (["experiment", "--flagfile=digits"], 2, "", "--experiment: expected an experiment, a --sweep or --seeds"),
+        (["run", "--flagfile=digit"], 2, "", "or a preset: cifar10, digits, mnist, smoke"),
+    ],
+)
+def test_the_command(arguments, code, out, err, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tf-packnet", *arguments])
+    assert program.main() == code
+    printed = capsys.readouterr()
+    assert out in printed.out
+    assert err in printed.err
+
+
+def test_a_file_precedes_a_preset_of_that_name_and_may_include_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.flags").write_text("--flagfile=mnist\n--seed=7\n")
+    assert parse_config(["main.py", "--flagfile=mine.flags"]) == parse_config(["", "--flagfile=mnist", "--seed=7"])
+    (tmp_path / "mnist").write_text("--seed=8\n")
+    assert parse_config(["main.py", "--flagfile", "mnist"]) == Config(seed=8)
 
 
 def test_flags_default_to_the_config():

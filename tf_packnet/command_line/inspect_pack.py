@@ -86,7 +86,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "The pack, such as out/digits/pack.keras. Accuracies are read from results.json in the same folder.",
         flag_values=values,
     )
-    flags.DEFINE_enum("format", "table", FORMATS, "table or json: the format on standard output.", flag_values=values)
+    flags.DEFINE_enum("format", "table", FORMATS, "Format on standard output.", flag_values=values)
     flags.DEFINE_string(
         "html",
         None,

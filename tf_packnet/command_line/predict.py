@@ -13,7 +13,7 @@ from tf_packnet.prediction.tables import FORMATS
 USAGE = """\
 Predicts the class of each example with one task of a pack.
 
-usage: tf-packnet predict --pack=FILE --input=FILE [--task=NAME] [--name=value ...] [FILE ...]
+usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 
   --pack=out/digits/pack.packnet --task=2-3 --input=photos    every image in a folder
   --pack=out/digits/pack.packnet --task=2 a.png b.png         two images
@@ -65,9 +65,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "Factor for images and integers, such as 1/255. Default: that of training, if the pack records it.",
         ScaleParser(),
     )
-    flags.DEFINE_enum(
-        "format", "table", FORMATS, "table, csv or json: the format of the predictions.", flag_values=values
-    )
+    flags.DEFINE_enum("format", "table", FORMATS, "Format of the predictions.", flag_values=values)
     define("output", None, "Output file. Default: standard output.")
     define("top", 1, "How many classes to list per example, most probable first.", IntegerParser())
     flags.register_validator("top", lambda top: top >= 1, "expected at least 1", values)
