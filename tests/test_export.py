@@ -172,7 +172,7 @@ def test_exports_only_read_the_pack(tmp_path, assigned, monkeypatch):
     before = {name: np.array(value) for name, value in lifecycle.state(packed).items()}
     attributes = [(layer, dict(vars(layer))) for layer in lifecycle.task_layers(packed)]
     assigned.clear()
-    monkeypatch.setattr(lifecycle.model_tasks, "select_task", None)
+    monkeypatch.setattr(lifecycle.model_state, "select_task", None)
     models = {task: dense_model(packed, task) for task in (1, 2, 3)}
     compact = {task: compact_model(model) for task, model in models.items()}
     tp.export_task(packed, 1, tmp_path / "task_1", compact=True)

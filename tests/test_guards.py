@@ -352,7 +352,7 @@ class TestFlags:
         assert "at most 10,000 runs in all" in refusal("--experiment=figure2", "--seeds=5000")
 
     def test_run_names_that_are_no_file_names(self):
-        assert "200 bytes at most" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
+        assert "at most 200 bytes" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
         runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).experiment
         names = [definitions.run_name(config, tuple(runs.axes)) for config in runs.configs]
         assert names == ["dataset=.%2Fa,seed=0", "dataset=..%2F..%2Fb,seed=0"]

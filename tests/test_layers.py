@@ -203,9 +203,9 @@ def test_what_does_not_go_with_masks_is_refused():
         MaskedDense(3, lora_rank=2)
     layer = MaskedDense(3)
     layer.build((None, 2))
-    with pytest.raises(NotImplementedError, match="masks and LoRA"):
+    with pytest.raises(NotImplementedError, match="do not support LoRA"):
         layer.enable_lora(2)
-    with pytest.raises(NotImplementedError, match="export a task first"):
+    with pytest.raises(NotImplementedError, match="export a task, then quantize"):
         layer.quantize("int8")
 
 

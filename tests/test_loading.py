@@ -256,7 +256,7 @@ class TestResults:
         path.write_bytes(b"\xff\xfe{}")
         assert corruption.read_json(path, reported.append) is None
         with path.open("wb") as file:  # a sparse file, which takes no disk
-            file.truncate(files.LARGEST_JSON + 1)
+            file.truncate(files._MAX_JSON + 1)
         assert corruption.read_json(path, reported.append) is None
         assert corruption.read_json(tmp_path, reported.append) is None
 

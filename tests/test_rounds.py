@@ -580,7 +580,7 @@ class TestResume:
         with pytest.raises(InterruptedError):
             self.fit(packed, backup, DiesAt(4), first=3)
         backup.wait()
-        with pytest.raises(tp.ArgumentError, match=r"is of another one \(task 1, 6 epochs from epoch 3\)"):
+        with pytest.raises(tp.ArgumentError, match=r"is from another fit \(task 1, 6 epochs from epoch 3\)"):
             self.fit(reset(trained), self.backup("ours", tmp_path))
         *_, history = self.fit(reset(trained), self.backup("ours", tmp_path), DiesAt(None), first=3)
         assert history.epoch == [3, 4, 5]

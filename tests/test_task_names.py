@@ -192,5 +192,5 @@ def test_a_file_of_an_earlier_version_may_have_names_that_are_refused_now(one_ta
     tp.save_pack(one_task, tmp_path / "pack.packnet")
     for name in ("a\nb", "x" * 300, "\ud800"):
         assert tp.load_pack(forged(tmp_path / "pack.packnet", name)).task_names == [name]
-    with pytest.raises(tp.PackFileError, match="'name' is a int, no str"):
+    with pytest.raises(tp.PackFileError, match="'name' is a int, not a str"):
         tp.load_pack(forged(tmp_path / "pack.packnet", 7))

@@ -41,7 +41,7 @@ def first_line(error: BaseException, longest: int = 300) -> str:
         longest: Maximum number of characters to return.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:longest]
+    return lines[0].strip()[:longest]
 
 
 class PackFileError(ValueError):

@@ -1,4 +1,4 @@
-"""Avalanche's PackNet on the tasks of `launch/bench.py --only=avalanche`, which runs this where avalanche-lib is.
+"""Avalanche's PackNet on the tasks of the MNIST preset, for comparison: `python -m launch.bench --only=avalanche` runs this.
 
 The network, the tasks, the epochs, the optimizer and the share of the weights that a task keeps are those of the MNIST
 preset. Avalanche's PackNet has no heads of the tasks' own: one head is pruned with the rest.
