@@ -19,6 +19,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system import files
 from tf_packnet.system.archives import BROKEN
+from tf_packnet.system.keras_internals import resume_at
 from tf_packnet.training import training_state
 from tf_packnet.training.fit_checks import FitRequest
 
@@ -127,7 +128,7 @@ class EpochBackup(keras.callbacks.Callback):
         except ValueError as error:
             expected = "a path for this model only; the backup there is from another model"
             raise ArgumentError("path", expected, str(self.path)) from error
-        self.model._initial_epoch = self._first_epoch  # tells Keras that the fit resumes, as BackupAndRestore does
+        resume_at(self.model, self._first_epoch)  # tells Keras that the fit resumes, as BackupAndRestore does
         for callback in self._callbacks_before:
             if hasattr(callback, "resumed"):
                 callback.resumed(self.history)

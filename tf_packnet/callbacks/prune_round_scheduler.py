@@ -15,6 +15,7 @@ from tf_packnet.pruning.ranking import keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.tfmot import PruningSchedule
+from tf_packnet.system.keras_internals import resume_at, resumed_epoch
 from tf_packnet.training import optimizers
 from tf_packnet.training.fit_checks import FitRequest
 
@@ -79,7 +80,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         # After BackupAndRestore has resumed a fit, Keras would begin all later ones at the same epoch.
-        model._initial_epoch = None
+        resume_at(model, None)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         if not lifecycle.has_open_task(self.model):
@@ -131,7 +132,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     def _resumes(self) -> bool:
         """Whether this `fit` resumes: BackupAndRestore and EpochBackup set the model's `_initial_epoch`."""
-        return self.model._initial_epoch is not None
+        return resumed_epoch(self.model) is not None
 
     def _begin(self, epoch: int) -> None:
         """Schedules the rounds when the first epoch begins, as a resumed `fit` does not begin at `initial_epoch`."""

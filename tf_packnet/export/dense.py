@@ -14,6 +14,7 @@ from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
+from tf_packnet.system.keras_internals import own_variables
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
@@ -112,7 +113,7 @@ def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: dict[int,
 
 def _pairs(source: keras.Layer, target: keras.Layer) -> list[tuple[Variable, Variable]]:
     """Each variable that `source` holds itself, with its copy in `target`."""
-    own, copies = (layer._trainable_variables + layer._non_trainable_variables for layer in (source, target))
+    own, copies = (own_variables(layer) for layer in (source, target))
     if type(source) is type(target):
         pairs = list(zip(own, copies, strict=True))
     else:

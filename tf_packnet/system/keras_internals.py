@@ -187,3 +187,18 @@ def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
 def optimizer_trainable_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """Return the model variables that a built optimizer updates."""
     return optimizer._trainable_variables
+
+
+def compute_loss(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """Return the training loss of a batch, whichever arguments the `compute_loss` of the model's class takes."""
+    return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def resumed_epoch(model: keras.Model) -> int | None:
+    """Return the epoch in which the current `fit` resumes, as set by `resume_at`; None if it does not resume."""
+    return model._initial_epoch
+
+
+def resume_at(model: keras.Model, epoch: int | None) -> None:
+    """Let the current `fit` begin with `epoch`, as `keras.callbacks.BackupAndRestore` does; None undoes that."""
+    model._initial_epoch = epoch

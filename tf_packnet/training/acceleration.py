@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tf_packnet.system.keras_internals import all_layers
+from tf_packnet.system.keras_internals import all_layers, has_distribution_strategy
 
 # What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
@@ -62,7 +62,7 @@ def is_distributed(model: keras.Model) -> bool:
 
     There steps can be neither compiled by XLA nor run in a loop.
     """
-    return model._distribute_strategy is not None
+    return has_distribution_strategy(model)
 
 
 def is_convolutional(model: keras.Model) -> bool:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_packnet import lifecycle
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.system.keras_internals import compute_loss, loss_tracker
 from tf_packnet.training import acceleration, optimizers
 from tf_packnet.training.kernels import compiled, only_candidates_change, selected, substituted, trained_weights
 from tf_packnet.training.step_check import StepCheck
@@ -46,9 +47,9 @@ def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None
         tape.watch(kernels)
         y_pred = model(x, training=True)
         y = check.labels(model.loss, y, y_pred)
-        loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+        loss = compute_loss(model, x, y, y_pred, sample_weight)
         scaled_loss = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
-    model._loss_tracker.update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
+    loss_tracker(model).update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
     kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
     gradients = [] if _has_loss_scale(model) else _values((*kernel_gradients, *variable_gradients))
     passed = check.result(loss, gradients)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_packnet.layers.weights import view
+from tf_packnet.system.keras_internals import learning_rate_of, optimizer_trainable_variables
 
 # Optimizers that update each entry of a weight from its own gradient and slots alone. LAMB, Adafactor and Muon use
 # norms or means of whole weights; optimizers that users write may, too.
@@ -84,7 +85,7 @@ def reset(optimizer: keras.optimizers.Optimizer) -> None:
         return
     twin = fresh(optimizer)
     twin.build(trained_by(optimizer))
-    rate = holder_of_rate(optimizer)._learning_rate
+    rate = learning_rate_of(holder_of_rate(optimizer))
     for variable, initial in zip(optimizer.variables, twin.variables, strict=True):
         if variable is not rate:
             variable.assign(initial)
@@ -94,7 +95,7 @@ def fresh(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """A new optimizer, not built, with the current settings of `optimizer`, including its learning rate."""
     # Copy, because some of Keras's `from_config` modify their argument.
     new = type(optimizer).from_config(copy.deepcopy(optimizer.get_config()))
-    rate, new_rate = (holder_of_rate(each)._learning_rate for each in (optimizer, new))
+    rate, new_rate = (learning_rate_of(holder_of_rate(each)) for each in (optimizer, new))
     if isinstance(rate, keras.Variable) and isinstance(new_rate, keras.Variable):  # its `get_config` may lack the rate
         new_rate.assign(rate)
     return new
@@ -110,11 +111,11 @@ def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
         A function that restores the rate. It returns True if another object was there, which a compiled step may use.
     """
     holder = holder_of_rate(optimizer)
-    rate = holder._learning_rate
+    rate = learning_rate_of(holder)
     value = _copy_of(rate)
 
     def restore_rate() -> bool:
-        replaced = holder._learning_rate is not rate
+        replaced = learning_rate_of(holder) is not rate
         if replaced and isinstance(rate, keras.Variable):
             object.__setattr__(holder, "_learning_rate", rate)  # Keras itself does not replace a schedule by a number
             holder._variables.insert(1, rate)  # after the step count, where Keras has it
@@ -178,7 +179,7 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
     inner = holder_of_rate(optimizer)
     if not inner.built:
         return
-    index = next((i for i, trained in enumerate(inner._trainable_variables) if trained is variable), None)
+    index = next((i for i, trained in enumerate(optimizer_trainable_variables(inner)) if trained is variable), None)
     if index is None:
         return
     for slots in _slot_lists(inner):
@@ -189,12 +190,12 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
 
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The variables that `optimizer` was built for."""
-    return holder_of_rate(optimizer)._trainable_variables
+    return optimizer_trainable_variables(holder_of_rate(optimizer))
 
 
 def _slot_lists(optimizer: keras.optimizers.Optimizer) -> Iterator[list[keras.Variable | None]]:
     """The lists in which Keras keeps each kind of slot, parallel to the trainable variables."""
-    size = len(optimizer._trainable_variables)
+    size = len(optimizer_trainable_variables(optimizer))
     for name, value in vars(optimizer).items():
         if not isinstance(value, list) or name == "_trainable_variables" or len(value) != size:
             continue

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import overrides
-from tf_packnet.system.keras_internals import Functional
+from tf_packnet.system.keras_internals import Functional, build_symbolically, learning_rate_of, resume_at
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers
 from tf_packnet.training.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
@@ -115,7 +115,7 @@ class PackedTrainer(Functional):
             DivergedError: If the data of a step are bad, or the loss, a gradient or a weight is not finite.
             FreezeError: If a committed task has changed before or during the `fit`.
         """
-        self._initial_epoch = None  # set if an earlier `fit` resumed; Keras would begin this one there too
+        resume_at(self, None)  # set if an earlier `fit` resumed; Keras would begin this one there too
         backup = backup_of(kwargs.get("callbacks"))
         first_epoch = kwargs.get("initial_epoch", 0)
         if backup is not None:
@@ -149,7 +149,7 @@ class PackedTrainer(Functional):
         """Restores, after the block, learning rates that a callback has changed; drops outdated compiled steps."""
         used = optimizers.all_of(self)
         # Keras traces a step once, and would continue to use an optimizer or a schedule that has been replaced since.
-        current = [part for each in used for part in (each, optimizers.holder_of_rate(each)._learning_rate)]
+        current = [part for each in used for part in (each, learning_rate_of(optimizers.holder_of_rate(each)))]
         if any(new is not traced for new, traced in itertools.zip_longest(current, self._traced_optimizers)):
             self.train_function = None
         object.__setattr__(self, "_traced_optimizers", current)
@@ -303,7 +303,7 @@ class PackedTrainer(Functional):
         example = (batches.batch_size, *batches.images.shape[1:])
         # Builds metrics and optimizer now: variables cannot be created in a compiled loop.
         x, y = keras.KerasTensor(example), keras.KerasTensor(example[:1], dtype=batches.labels.dtype.name)
-        self._symbolic_build(data_batch=(x, y, None))
+        build_symbolically(self, x, y)
         return batches.dataset(first_epoch), batches.calls
 
     def _put_on_device(self, batches: ResidentBatches) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.weights import view
-from tf_packnet.system.keras_internals import all_layers, seed_generators
+from tf_packnet.system.keras_internals import all_layers, own_variables, seed_generators
 from tf_packnet.training import optimizers
 
 # Prefixes of the names in a captured state. Backups contain them: do not change them.
@@ -90,6 +90,6 @@ def _other_variables(model: keras.Model) -> list[keras.Variable]:
     variables = []
     for layer in all_layers(model):
         if not isinstance(layer, TaskLayer):
-            variables += layer._trainable_variables + layer._non_trainable_variables
+            variables += own_variables(layer)
         variables += [generator.state for generator in seed_generators(layer)]
     return list({id(variable): variable for variable in variables}.values())
