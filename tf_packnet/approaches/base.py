@@ -75,7 +75,7 @@ class Approach(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, task: Task) -> None:
-        """Opens the weights that may be trained for a training task."""
+        """Open the weights that may be trained for a training task."""
 
     @abc.abstractmethod
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
@@ -86,12 +86,12 @@ class Approach(abc.ABC):
         """Logits `(examples, classes)` of a learned task of the stream, for inputs `(examples, *shape)`."""
 
     def learn(self, task: Task) -> None:
-        """Learns the next training task: trains, then prunes and retrains."""
+        """Learn the next training task: trains, then prunes and retrains."""
         for stage in STAGES:
             self.run_stage(task, stage)
 
     def run_stage(self, task: Task, stage: str, backup: EpochBackup | None = None) -> dict[str, list[float]]:
-        """Runs one stage of a training task, or the rest of it.
+        """Run one stage of a training task, or the rest of it.
 
         Args:
             task: The training task.
@@ -123,11 +123,11 @@ class Approach(abc.ABC):
         return lifecycle.state(self.packed) | {_TASKS: np.array(self.packed.task_names, dtype=np.str_)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Restores what `state` returned, on a network with the same architecture."""
+        """Restore what `state` returned, on a network with the same architecture."""
         self.packed.restore(state, state[_TASKS].tolist())
 
     def reset_for_saving(self) -> None:
-        """Resets optimizers and random generators, so that the saved pack depends only on `state`."""
+        """Reset optimizers and random generators, so that the saved pack depends only on `state`."""
         with lifecycle.strategy_scope(self.packed):
             if not self.packed.optimizer.built:
                 self.packed.optimizer.build(self.packed.trainable_variables)
@@ -174,7 +174,7 @@ _TASKS = "tasks"  # a name in the saved state: do not change it
 
 
 def reseed(model: keras.Model, seed: int) -> None:
-    """Seeds every random generator in `model`, such as those of dropout, so that stages are independent."""
+    """Seed every random generator in `model`, such as those of dropout, so that stages are independent."""
     with lifecycle.strategy_scope(model):
         for position, layer in enumerate(all_layers(model)):
             for generator in seed_generators(layer):

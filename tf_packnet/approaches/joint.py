@@ -116,7 +116,7 @@ class TaskwiseAccuracy(keras.metrics.Mean):
         self.num_classes = num_classes
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds a batch, with shapes as for `TaskwiseCrossentropy`."""
+        """Add a batch, with shapes as for `TaskwiseCrossentropy`."""
         label, logits = select_own_task(y_true, y_pred, self.num_classes)
         correct = ops.equal(ops.cast(label, "int32"), ops.cast(ops.argmax(logits, axis=-1), "int32"))
         super().update_state(ops.cast(correct, self.dtype), sample_weight)
@@ -126,7 +126,7 @@ class TaskwiseAccuracy(keras.metrics.Mean):
 
 
 def select_own_task(labels: Any, logits: Any, num_classes: int) -> tuple[Any, Any]:
-    """Selects the part of labels and logits that belongs to each example's own task.
+    """Select the part of labels and logits that belongs to each example's own task.
 
     Args:
         labels: Integers `(batch,)`; label `l` belongs to task `l // num_classes`.

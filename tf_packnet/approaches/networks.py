@@ -9,7 +9,7 @@ from tf_packnet.errors import ArgumentError
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[int] = (256, 256)) -> keras.Model:
-    """Makes a fully connected network: flatten, ReLU layers, logits. For MNIST it is the paper's 784:256:256.
+    """Make a fully connected network: flatten, ReLU layers, logits. For MNIST it is the paper's 784:256:256.
 
     Args:
         input_shape: Shape of one example.
@@ -24,7 +24,7 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[i
 
 
 def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten", dropout: float = 0.1) -> keras.Model:
-    """Makes a convolutional network: 32, 64, pool, 128, 128, pool, then dense layers with dropout.
+    """Make a convolutional network: 32, 64, pool, 128, 128, pool, then dense layers with dropout.
 
     Args:
         input_shape: `(height, width, channels)`, at least 4x4.

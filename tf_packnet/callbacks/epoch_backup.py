@@ -80,7 +80,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._copies: dict[str, np.ndarray] = {}
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if a callback after it acts on epochs: its state would be missing from the backup."""
+        """Raise ArgumentError if a callback after it acts on epochs: its state would be missing from the backup."""
         position = request.callbacks.index(self)
         self._request = request
         self._callbacks_before = request.callbacks[:position]
@@ -90,7 +90,7 @@ class EpochBackup(keras.callbacks.Callback):
                 raise ArgumentError("callbacks", f"{name} before EpochBackup, which saves its state", name)
 
     def initial_epoch(self, model: keras.Model) -> int:
-        """Reads the backup, if there is one, and returns the epoch (0-based) from which this `fit` resumes.
+        """Read the backup, if there is one, and return the epoch (0-based) from which this `fit` resumes.
 
         Raises:
             ArgumentError: If the backup is from another `fit`.
@@ -175,20 +175,20 @@ class EpochBackup(keras.callbacks.Callback):
         self._spare.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the backup, once the result of the `fit` is saved elsewhere."""
+        """Remove the backup, once the result of the `fit` is saved elsewhere."""
         with self._lock:
             for _, path in self._backups():
                 path.unlink(missing_ok=True)
             self._unwritten = None  # last: if a signal comes before, `fit` still writes it
 
     def _identity(self, model: keras.Model) -> str:
-        """Identifies a `fit`. Backups contain it: do not change it."""
+        """Identify a `fit`. Backups contain it: do not change it."""
         first = self._request.initial_epoch
         begin = f" from epoch {first}" if first else ""
         return f"task {lifecycle.committed_tasks(model) + 1}, {self._request.epochs} epochs{begin}"
 
     def wait(self) -> None:
-        """Waits until the last backup is on disk.
+        """Wait until the last backup is on disk.
 
         Raises:
             OSError: If it could not be written.
@@ -277,7 +277,7 @@ def _changed_state(
 def _restore_state(
     callbacks: Sequence[keras.callbacks.Callback], values: Mapping[str, _CallbackState], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Restores what `_changed_state` returned, and removes the arrays of the callbacks from `arrays`."""
+    """Restore what `_changed_state` returned, and remove the arrays of the callbacks from `arrays`."""
     by_name = _by_name(callbacks)
     for name, state in values["callbacks"].items():
         vars(by_name[name]).update(state)

@@ -35,7 +35,7 @@ class EpochLog(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(self.directory)
 
     def write(self, history: dict[str, list[float]]) -> None:
-        """Writes the curves of a finished `fit`.
+        """Write the curves of a finished `fit`.
 
         Args:
             history: Its logs by name, one value per epoch.
@@ -45,7 +45,7 @@ class EpochLog(keras.callbacks.Callback):
         self.on_train_end()
 
     def resumed(self, history: dict[str, list[float]]) -> None:
-        """Writes the points of the epochs before a `fit` resumed; `EpochBackup` calls this with their `history`."""
+        """Write the points of the epochs before a `fit` resumed; `EpochBackup` calls this with their `history`."""
         for epoch, values in enumerate(zip(*history.values(), strict=True)):
             self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
 

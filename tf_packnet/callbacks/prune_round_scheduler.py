@@ -62,7 +62,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
+        """Raise ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
         last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:

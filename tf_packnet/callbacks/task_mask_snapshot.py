@@ -39,7 +39,7 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
         self.commit_incomplete = commit_incomplete
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raises ArgumentError if a later callback would change the weights that this one commits."""
+        """Raise ArgumentError if a later callback would change the weights that this one commits."""
         for other in request.callbacks[request.callbacks.index(self) + 1 :]:
             if isinstance(other, TaskMaskSnapshot):
                 raise ArgumentError("callbacks", "one TaskMaskSnapshot per fit", "several")
@@ -68,13 +68,13 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
 
 
 def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> None:
-    """Writes owner maps, `{weight path: uint8 array}`, to a compressed `.npz` file, atomically."""
+    """Write owner maps, `{weight path: uint8 array}`, to a compressed `.npz` file, atomically."""
     with files.replacing(path) as temporary:
         np.savez_compressed(temporary, **maps)
 
 
 def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads owner maps from a file of `TaskMaskSnapshot`.
+    """Read owner maps from a file of `TaskMaskSnapshot`.
 
     Files from untrusted sources are safe to read: no code in them is run, and no more memory is allocated than their
     contents take.

@@ -14,7 +14,7 @@ FAILED, BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 
 
 def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -> int:
-    """Calls `work` and turns its exceptions into an exit code and a message on standard error.
+    """Call `work` and turns its exceptions into an exit code and a message on standard error.
 
     Args:
         work: The program.

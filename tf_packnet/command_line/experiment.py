@@ -21,7 +21,7 @@ ELSEWHERE = {"dry_run": "plan"}
 
 
 def main(argv: list[str]) -> None:
-    """Runs `tf-packnet experiment` with a command line (`argv[0]` is the program's name)."""
+    """Run `tf-packnet experiment` with a command line (`argv[0]` is the program's name)."""
     command = parse_command(argv, USAGE, ELSEWHERE)
     if command.experiment is None:
         raise UsageError("--experiment: expected an experiment, a --sweep or --seeds (--help lists the flags)")
@@ -29,6 +29,6 @@ def main(argv: list[str]) -> None:
 
 
 def execute(command: Command) -> None:
-    """Does the experiment of a parsed command line."""
+    """Do the experiment of a parsed command line."""
     assert command.experiment is not None
     suite.main(command.experiment, command.workers, command.threads, command.stages_dir)

@@ -18,13 +18,13 @@ _PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[2] 
 
 
 def presets() -> dict[str, Path]:
-    """Returns the files of the presets by name."""
+    """Return the files of the presets by name."""
     folder = next((folder for folder in _PRESET_FOLDERS if folder.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.flags"))} if folder else {}
 
 
 def expand_flagfiles(arguments: Sequence[str], outer: tuple[str, ...] = ()) -> list[str]:
-    """Replaces every `--flagfile=FILE` by the flags in that file, including files named in files.
+    """Replace every `--flagfile=FILE` by the flags in that file, including files named in files.
 
     Args:
         arguments: The command line without the program's name, or the flags of a file.

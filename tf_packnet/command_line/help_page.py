@@ -10,7 +10,7 @@ _WIDTH = 100
 
 
 def render_help(values: flags.FlagValues, themes: Mapping[str, Sequence[str]], usage: str) -> str:
-    """Returns the help page as text.
+    """Return the help page as text.
 
     Args:
         values: The declared flags.
@@ -24,14 +24,14 @@ def render_help(values: flags.FlagValues, themes: Mapping[str, Sequence[str]], u
 
 
 def show_default(flag: flags.Flag) -> str:
-    """Returns a flag's default as the command line takes it; empty if it has none."""
+    """Return a flag's default as the command line takes it; empty if it has none."""
     if flag.default is None or flag.default == []:
         return ""
     return ",".join(map(str, flag.default)) if isinstance(flag.default, tuple) else str(flag.default)
 
 
 def help_text(flag: flags.Flag) -> str:
-    """Returns a flag's meaning, without what absl appends to it."""
+    """Return a flag's meaning, without what absl appends to it."""
     return flag.help.partition(";\n")[0]
 
 

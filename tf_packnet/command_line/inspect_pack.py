@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `tf-packnet inspect` with a command line (`argv[0]` is the program's name)."""
+    """Run `tf-packnet inspect` with a command line (`argv[0]` is the program's name)."""
     request = parse_request(argv)
     from tf_packnet.system.quiet import start_tensorflow
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show(request: Request) -> None:
-    """Prints the contents of a pack, and writes the HTML page if there is to be one.
+    """Print the contents of a pack, and write the HTML page if there is to be one.
 
     Raises:
         ArgumentError: If the file is not a pack.
@@ -78,7 +78,7 @@ def show(request: Request) -> None:
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
-    """Declares all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    """Declare all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "pack",
@@ -97,7 +97,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
 
 
 def parse_request(argv: Sequence[str]) -> Request:
-    """Parses and checks a command line. `--help` and `--version` print and exit with 0.
+    """Parse and check a command line. `--help` and `--version` print and exit with 0.
 
     Raises:
         UsageError: If a flag is unknown or malformed, or --pack is missing.

@@ -18,7 +18,7 @@ flags override earlier ones."""
 
 
 def main(argv: list[str]) -> None:
-    """Runs `launch/main.py` with a command line (`argv[0]` is the program's name)."""
+    """Run `launch/main.py` with a command line (`argv[0]` is the program's name)."""
     command = parse_command(argv, USAGE)
     if command.dry_run:
         plan.execute(command)

@@ -18,7 +18,7 @@ class UsageError(Exception):
 def parse_flags(
     argv: Sequence[str], values: flags.FlagValues, themes: Mapping[str, Sequence[str]], usage: str
 ) -> list[str]:
-    """Sets `values` from a command line. `--help` and `--version` print and exit with 0.
+    """Set `values` from a command line. `--help` and `--version` print and exit with 0.
 
     Args:
         argv: The command line; `argv[0]` is the program's name.
@@ -47,6 +47,6 @@ def parse_flags(
 
 
 def check_no_positional(rest: Sequence[str]) -> None:
-    """Raises UsageError if positional arguments were given."""
+    """Raise UsageError if positional arguments were given."""
     if rest:
         raise UsageError(f"{rest[0]!r} is not a flag: expected only --name=value (--help lists the flags)")

@@ -18,10 +18,10 @@ ELSEWHERE = {**dict.fromkeys(EXPERIMENT_FLAGS, "experiment"), "stages_dir": "run
 
 
 def main(argv: list[str]) -> None:
-    """Runs `tf-packnet plan` with a command line (`argv[0]` is the program's name)."""
+    """Run `tf-packnet plan` with a command line (`argv[0]` is the program's name)."""
     execute(parse_command(argv, USAGE, ELSEWHERE))
 
 
 def execute(command: Command) -> None:
-    """Prints the plan of a parsed command line."""
+    """Print the plan of a parsed command line."""
     single_run.show_plan(command.config)

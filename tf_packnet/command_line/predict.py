@@ -21,7 +21,7 @@ usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `tf-packnet predict` with a command line (`argv[0]` is the program's name)."""
+    """Run `tf-packnet predict` with a command line (`argv[0]` is the program's name)."""
     predict(parse_command(argv))
 
 
@@ -43,7 +43,7 @@ class ScaleParser(flags.ArgumentParser):
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
-    """Declares all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    """Declare all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
     values = flags.FlagValues()
 
     def define(name: str, default: Any, text: str, parser: flags.ArgumentParser | None = None) -> None:
@@ -73,7 +73,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
 
 
 def parse_command(argv: Sequence[str]) -> Asked:
-    """Parses a command line (`argv[0]` is the program's name). `--help` and `--version` print and exit with 0.
+    """Parse a command line (`argv[0]` is the program's name). `--help` and `--version` print and exit with 0.
 
     Raises:
         UsageError: If a flag is unknown, malformed or missing, or its value out of range.

@@ -32,7 +32,7 @@ tf-packnet SUBCOMMAND --help lists the flags of a subcommand; tf-packnet --versi
 
 
 def main() -> int:
-    """Runs the `tf-packnet` command with the process's arguments.
+    """Run the `tf-packnet` command with the process's arguments.
 
     Returns:
         The exit code, see `exit_codes.exit_code`.
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def run_program(name: str, argv: Sequence[str]) -> int:
-    """Runs a subcommand, or `launch` for `launch/main.py`.
+    """Run a subcommand, or `launch` for `launch/main.py`.
 
     Args:
         name: One of `SUBCOMMANDS`, or `launch`.

@@ -13,7 +13,7 @@ Generated from the declarations in `tf_packnet/runs/config.py` by `make flag-ref
 
 
 def render() -> str:
-    """Returns the reference in Markdown: default, range, meaning and stage key of each flag."""
+    """Return the reference in Markdown: default, range, meaning and stage key of each flag."""
     values, themes = define_flags()
     sections = [_INTRODUCTION]
     for theme, names in themes.items():

@@ -21,10 +21,10 @@ ELSEWHERE = {**dict.fromkeys(EXPERIMENT_FLAGS, "experiment"), "dry_run": "plan"}
 
 
 def main(argv: list[str]) -> None:
-    """Runs `tf-packnet run` with a command line (`argv[0]` is the program's name)."""
+    """Run `tf-packnet run` with a command line (`argv[0]` is the program's name)."""
     execute(parse_command(argv, USAGE, ELSEWHERE))
 
 
 def execute(command: Command) -> None:
-    """Does the run of a parsed command line."""
+    """Do the run of a parsed command line."""
     single_run.main(command.config, command.stages_dir)

@@ -33,12 +33,12 @@ class Command(NamedTuple):
 
 
 def parse_config(argv: Sequence[str]) -> Config:
-    """Returns the config of a command line; see `parse_command`."""
+    """Return the config of a command line; see `parse_command`."""
     return parse_command(argv).config
 
 
 def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, str] | None = None) -> Command:
-    """Parses and checks a command line. `--help` and `--version` print and exit with 0.
+    """Parse and check a command line. `--help` and `--version` print and exit with 0.
 
     Args:
         argv: The command line; `argv[0]` is the program's name.

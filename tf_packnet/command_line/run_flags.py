@@ -25,7 +25,7 @@ _PARSERS = {
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
-    """Declares all flags in a new `FlagValues`.
+    """Declare all flags in a new `FlagValues`.
 
     Returns:
         The flags, not parsed yet, and their names by theme.

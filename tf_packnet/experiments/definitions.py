@@ -60,7 +60,7 @@ class Experiment:
     evaluations: int = 10
 
     def command(self) -> str:
-        """Returns the command line of this experiment, with every flag that differs from its default."""
+        """Return the command line of this experiment, with every flag that differs from its default."""
         left_out = ("seed", "output_dir", "data_dir", *self.axes)
         fields = {name: value for name, value in self.base.to_json().items() if name not in left_out}
         given = [_as_flag(name, value) for name, value in fields.items() if value != Config().to_json()[name]]
@@ -80,7 +80,7 @@ def _as_flag(name: str, value: Any) -> str:
 def define(
     name: str, base: Config, axes: Axes, seeds: Sequence[int] | None = None, evaluations: int = 10
 ) -> Experiment:
-    """Defines an experiment.
+    """Define an experiment.
 
     Args:
         name: One of `EXPERIMENTS`.
@@ -116,7 +116,7 @@ def define(
 
 
 def run_name(config: Config, axes: Sequence[str]) -> str:
-    """Returns the name of a run: the values of the axes, and its seed."""
+    """Return the name of a run: the values of the axes, and its seed."""
     name = ",".join(f"{axis}={getattr(config, axis)}" for axis in [*axes, "seed"])
     return name.replace("%", "%25").replace("/", "%2F")  # it becomes a file name
 
@@ -136,13 +136,13 @@ def _config(name: str, base: Config, setting: dict[str, Any]) -> Config:
 
 
 def experiment_folder(experiment: Experiment) -> Path:
-    """Returns the output directory: `output_dir`, or `out/<dataset>-<experiment>`."""
+    """Return the output directory: `output_dir`, or `out/<dataset>-<experiment>`."""
     directory = experiment.base.directory()
     return expand(directory if experiment.base.output_dir else f"{directory}-{experiment.name}")
 
 
 def experiment_identity(experiment: Experiment) -> dict[str, Any]:
-    """Returns what makes two experiments the same; not axis values and seeds, of which more can be added later."""
+    """Return what makes two experiments the same; not axis values and seeds, of which more can be added later."""
     config = {
         name: value for name, value in experiment.base.identity().items() if name not in (*experiment.axes, "seed")
     }
@@ -150,7 +150,7 @@ def experiment_identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Checks the output directory of an experiment without changing it.
+    """Check the output directory of an experiment without changing it.
 
     Raises:
         ArgumentError: If the directory cannot be written, or has another experiment or other files in it.

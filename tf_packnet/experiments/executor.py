@@ -53,15 +53,15 @@ class ExperimentRuns:
         self.close()
 
     def close(self) -> None:
-        """Kills the workers and cancels all runs that are not finished."""
+        """Kill the workers and cancels all runs that are not finished."""
         self._pool.close()
 
     def name(self, config: Config) -> str:
-        """Returns the name of a run."""
+        """Return the name of a run."""
         return run_name(config, self._axes)
 
     def submit(self, config: Config) -> "Future[FinishedRun]":
-        """Queues a run, unless it is queued, running or complete already."""
+        """Queue a run, unless it is queued, running or complete already."""
         name = self.name(config)
         with self._lock:
             if name not in self._futures:
@@ -75,7 +75,7 @@ class ExperimentRuns:
             return self._futures[name]
 
     def get(self, configs: Sequence[Config]) -> list[FinishedRun]:
-        """Does several runs and returns them in order. Runs that fail are among them.
+        """Do several runs and return them in order. Runs that fail are among them.
 
         Raises:
             ArgumentError: If the config, the data or the machine do not allow a run.
@@ -98,18 +98,18 @@ class ExperimentRuns:
 
 
 def axes_of(experiment: Experiment) -> tuple[str, ...]:
-    """Returns the config fields in which the runs of an experiment differ, besides the seed."""
+    """Return the config fields in which the runs of an experiment differ, besides the seed."""
     return ("approach", *experiment.axes) if experiment.name in MATCHING else tuple(experiment.axes)
 
 
 def estimated_epochs(config: Config) -> int:
-    """Estimates the epochs of a run, for the progress display. Without `num_tasks` it assumes five tasks."""
+    """Estimate the epochs of a run, for the progress display. Without `num_tasks` it assumes five tasks."""
     tasks = 1 if config.approach == "multinet" else config.num_tasks or 5
     return tasks * (config.train_epochs + config.retrain_epochs)
 
 
 def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
-    """Reads the results of a run; None if they are missing, damaged, incomplete or of another config.
+    """Read the results of a run; None if they are missing, damaged, incomplete or of another config.
 
     Raises:
         ArgumentError: If a newer version of this library wrote them.

@@ -41,7 +41,7 @@ LEADS["table1"] = LEADS["figure3"]
 def write_report(
     experiment: Experiment, paths: ExperimentPaths, runs: Sequence[FinishedRun], matches: Sequence[Match]
 ) -> list[Path]:
-    """Writes CSV, figures, summaries and report, and prints the main table.
+    """Write CSV, figures, summaries and report, and print the main table.
 
     Args:
         experiment: The experiment.
@@ -144,7 +144,7 @@ def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequen
 
 
 def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:
-    """Describes how much `N` matters at each `p`."""
+    """Describe how much `N` matters at each `p`."""
     sentences = []
     for p, group in summary.groupby("final_prune", sort=False):
         worst, best = group.loc[group["error"].idxmax()], group.loc[group["error"].idxmin()]
@@ -193,7 +193,7 @@ def _versions(results: dict) -> dict:
 
 
 def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], folder: Path) -> None:
-    """Prints the main table, the findings, and the path of the report."""
+    """Print the main table, the findings, and the path of the report."""
     printed = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     shown = reports.readable(table)
     for name in shown.columns:
@@ -219,7 +219,7 @@ PAPER_COMPRESSION = "a compression of over 2 at best (abstract)"
 
 
 def paper_accuracy(setting: dict[str, Any]) -> float | None:
-    """Returns the paper's average accuracy at a setting of config fields; None if it reports none."""
+    """Return the paper's average accuracy at a setting of config fields; None if it reports none."""
     if setting["approach"] != "packnet" or setting["prune_rounds"] != 1:
         return None
     return PAPER_ACCURACY.get((setting["dataset"], setting["final_prune"]))

@@ -54,7 +54,7 @@ class Match:
         return min(self.evaluations, key=lambda each: (abs(each["accuracy"] - self.target), -each["compression"]))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of `summary.json`."""
+        """Return the content of `summary.json`."""
         best = self.best
         gap = best["accuracy"] - self.target
         return {
@@ -71,7 +71,7 @@ class Match:
 
 
 def match_all(experiment: Experiment, runs: "ExperimentRuns") -> list[Match]:
-    """Does PackNet's runs at every `p` of the experiment, and searches matches for both baselines, in parallel."""
+    """Do PackNet's runs at every `p` of the experiment, and searches matches for both baselines, in parallel."""
     prunes = experiment.axes["final_prune"]
     for config in experiment.configs:
         runs.submit(config)
@@ -85,7 +85,7 @@ def match_all(experiment: Experiment, runs: "ExperimentRuns") -> list[Match]:
 
 
 def compression(final_prune: float, matched_prune: float) -> float:
-    """Returns how many times fewer weights are used at `matched_prune` than at `final_prune`."""
+    """Return how many times fewer weights are used at `matched_prune` than at `final_prune`."""
     return (1.0 - final_prune) / (1.0 - matched_prune)
 
 
@@ -115,7 +115,7 @@ def _match(experiment: Experiment, runs: "ExperimentRuns", final_prune: float, a
 def _evaluate(
     experiment: Experiment, runs: "ExperimentRuns", approach: str, final_prune: float
 ) -> "tuple[float | None, list[FinishedRun]]":
-    """Returns the mean accuracy over the seeds, None if a run failed; and the runs."""
+    """Return the mean accuracy over the seeds, None if a run failed; and the runs."""
     finished = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
     if any(run.results is None for run in finished):
         return None, finished
@@ -123,7 +123,7 @@ def _evaluate(
 
 
 def setting(base: Config, approach: str, final_prune: float, seed: int) -> Config:
-    """Returns the config of one run of the matching."""
+    """Return the config of one run of the matching."""
     return dataclasses.replace(base, approach=approach, final_prune=final_prune, seed=seed)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(experiment: Experiment, workers: int | None = None, threads: int = 1, stages_dir: str | None = None) -> None:
-    """Does the missing runs of an experiment, then writes its report and prints its main table.
+    """Do the missing runs of an experiment, then write its report and print its main table.
 
     Args:
         experiment: The experiment.
@@ -88,7 +88,7 @@ def _do_runs(
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Raises ArgumentError if complete runs used other data. Checks the first complete run of each data set."""
+    """Raise ArgumentError if complete runs used other data. Checks the first complete run of each data set."""
     checked: set[tuple[str, str | None]] = set()
     axes = axes_of(experiment)
     for config in experiment.configs:
@@ -103,7 +103,7 @@ def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
 
 
 def print_work(computed: Sequence[FinishedRun], complete_before: int) -> None:
-    """Prints how much this command computed, and how much was reused: stages, and whole runs."""
+    """Print how much this command computed, and how much was reused: stages, and whole runs."""
     stages = [stage for run in computed if run.results for stage in run.results["seconds"]]
     epochs = sum(stage["epochs"] for stage in stages if not stage["reused"])
     reused = sum(stage["epochs"] for stage in stages if stage["reused"])

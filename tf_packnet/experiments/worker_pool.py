@@ -31,13 +31,13 @@ class Layout:
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """Returns the environment variables that limit the threads. Pinning processes to cores was slower."""
+        """Return the environment variables that limit the threads. Pinning processes to cores was slower."""
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         return dict.fromkeys(names, str(self.threads))
 
 
 def best_layout(workers: int | None = None, threads: int = 1) -> Layout:
-    """Returns as many workers as there are cores for their threads; with a GPU one worker, which uses it alone.
+    """Return as many workers as there are cores for their threads; with a GPU one worker, which uses it alone.
 
     One thread per worker is fastest, since no thread waits for another. It also makes results independent of the number
     of cores: sums that are split between threads may differ in their last bits.
@@ -123,7 +123,7 @@ class Pool:
             thread.start()
 
     def submit(self, config: Config) -> "Future[FinishedRun]":
-        """Queues a run; the result of the future is a `FinishedRun`."""
+        """Queue a run; the result of the future is a `FinishedRun`."""
         with self._changed:
             job = Job(config, shared_beginning(config))
             self._waiting.append(job)
@@ -137,7 +137,7 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Kills the workers and cancels all runs that are not finished."""
+        """Kill the workers and cancels all runs that are not finished."""
         with self._changed:
             self._closed = True
             for job in self._waiting:
@@ -162,7 +162,7 @@ class Pool:
                 job.future.set_result(finished)
 
     def _do(self, worker: "_Worker", number: int, job: Job) -> FinishedRun | None:
-        """Does a run; returns None if the pool is closed meanwhile."""
+        """Do a run; returns None if the pool is closed meanwhile."""
         try:
             self._processes[number] = worker.ready_for(job.config)
             self._call(self._on_start, job.config)
@@ -185,7 +185,7 @@ class Pool:
             callback(*arguments)
 
     def _next(self) -> Job | None:
-        """Takes a run from the queue. Prefers one that does not have to wait for the first stage of a current run."""
+        """Take a run from the queue. Prefers one that does not have to wait for the first stage of a current run."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -208,7 +208,7 @@ class _Worker:
         self._runs = 0
 
     def ready_for(self, config: Config) -> subprocess.Popen:
-        """Returns the process for `config`; starts one if necessary."""
+        """Return the process for `config`; starts one if necessary."""
         settings = (config.model, config.jit, config.strategy, config.logical_devices)  # cannot change within a process
         reusable = settings == self._settings and self._runs < RUNS_PER_PROCESS
         if self._process is None or self._process.poll() is not None or not reusable:
@@ -231,7 +231,7 @@ class _Worker:
         return self._process
 
     def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
-        """Does a run in the process; failures are part of the result."""
+        """Do a run in the process; failures are part of the result."""
         began = time.perf_counter()
         process = self._process
         self._runs += 1

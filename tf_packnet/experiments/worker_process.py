@@ -24,7 +24,7 @@ from tf_packnet.runs.config import Config
 
 
 def main() -> None:
-    """Does all jobs from standard input."""
+    """Do all jobs from standard input."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of libraries is not taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -18,7 +18,7 @@ from tf_packnet.system.keras_internals import own_variables
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
-    """Returns the network of one committed task as a plain Keras model without any class of this library.
+    """Return the network of one committed task as a plain Keras model without any class of this library.
 
     The pack is only read: no variable of it is assigned, and the selected task stays selected. Methods that the user's
     model class overrides, such as `predict_step`, are not part of the result.
@@ -51,7 +51,7 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
 
 
 def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
-    """Computes the kernel that the committed `task` (1-based) uses, from the owner map and the frozen values.
+    """Compute the kernel that the committed `task` (1-based) uses, from the owner map and the frozen values.
 
     Returns:
         An array of the kernel's shape and dtype. Entries that the task does not see are 0, or the pretrained values
@@ -63,7 +63,7 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
 
 
 def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
-    """Returns the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
+    """Return the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
     plain_classes = {TaskHead: keras.layers.Dense, **{masked: plain for plain, masked in TWINS.items()}}
     if type(source) not in plain_classes:
         return layer

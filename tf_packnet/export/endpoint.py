@@ -49,7 +49,7 @@ class Endpoint:
         self.class_names = _class_names(class_names, units)
 
     def with_model(self, model: keras.Model) -> "Endpoint":
-        """Returns an endpoint of another model with the same inputs and outputs."""
+        """Return an endpoint of another model with the same inputs and outputs."""
         return Endpoint(model, self.scales, self.class_names)
 
     @property
@@ -61,7 +61,7 @@ class Endpoint:
         ]
 
     def raw_model(self) -> keras.Model:
-        """Returns a Keras model that includes the preprocessing."""
+        """Return a Keras model that includes the preprocessing."""
         if not self.scales:
             return self.model
         inputs = [keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name) for spec in self.specs]
@@ -69,7 +69,7 @@ class Endpoint:
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
 
     def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Callable[..., Any]:
-        """Returns the model as a `tf.function` whose inputs have the structure of the model's inputs.
+        """Return the model as a `tf.function` whose inputs have the structure of the model's inputs.
 
         Args:
             values: By `id` of a variable of the model, a function that returns the tensor to use in its place. It is
@@ -88,7 +88,7 @@ class Endpoint:
         return serve
 
     def signature(self, serve: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `serve` as a SavedModel signature, from tensors by input name to a dict by output name."""
+        """Return `serve` as a SavedModel signature, from tensors by input name to a dict by output name."""
 
         @tf.function(input_signature=self.specs, autograph=False)
         def serve_by_name(*inputs: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _output_names(graph: keras.Model) -> list[str]:
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-    """Appends a number to names that occur more than once."""
+    """Append a number to names that occur more than once."""
     unique: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in itertools.count(1))

@@ -34,7 +34,7 @@ def export_pack(
     class_names: Mapping[str, ClassNames] | None = None,
     per_task_kernels: bool = False,
 ) -> None:
-    """Writes all committed tasks into one SavedModel folder, which is hardly larger than that of one task.
+    """Write all committed tasks into one SavedModel folder, which is hardly larger than that of one task.
 
     After `loaded = tf.saved_model.load(path)`, `loaded.serve["cats"](x)` returns the logits of the task `cats`,
     bit-identical to those of its `dense_model`. Servers find them under the signature `cats`. The folder is written
@@ -70,7 +70,7 @@ def export_pack(
 def _servable(
     packed: PackedModel, endpoints: dict[str, Endpoint], per_task_kernels: bool
 ) -> tuple[saved_model.Servable, dict[str, Callable[..., Any]]]:
-    """Returns the object to save, and its signatures by name."""
+    """Return the object to save, and its signatures by name."""
     store = _SharedWeights(packed, per_task_kernels)
     module = saved_model.Servable()
     module.serve, signatures = {}, {}

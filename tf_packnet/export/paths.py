@@ -15,7 +15,7 @@ SUFFIXES = {
 
 
 def check_path(path: Path, format: str) -> None:
-    """Checks that an export of this format can be written to `path`, which is new or holds an earlier export.
+    """Check that an export of this format can be written to `path`, which is new or holds an earlier export.
 
     Raises:
         ArgumentError: If the suffix is wrong, or something else exists at `path`.

@@ -60,7 +60,7 @@ class TaskExport:
 
 
 def export_report(packed: PackedModel, folder: str | os.PathLike, seconds: float = 0.4) -> list[TaskExport]:
-    """Compares `folder/task_<k>`, the compact SavedModel of each committed task, with its dense model.
+    """Compare `folder/task_<k>`, the compact SavedModel of each committed task, with its dense model.
 
     Args:
         packed: The pack that the tasks were exported from.
@@ -101,12 +101,12 @@ def _compare(packed: PackedModel, number: int, name: str, folder: Path, seconds:
 
 
 def stored_weights(model: keras.Model) -> int:
-    """Counts the stored weight values. A sparse kernel counts its entries, without their positions."""
+    """Count the stored weight values. A sparse kernel counts its entries, without their positions."""
     return sum(int(np.prod(v.shape)) for v in model.weights if not v.dtype.startswith("uint"))
 
 
 def flops(model: keras.Model) -> int:
-    """Counts the floating point operations per example in Dense layers and convolutions, two per multiplication.
+    """Count the floating point operations per example in Dense layers and convolutions, two per multiplication.
 
     An axis of unknown length counts as one position.
     """
@@ -122,7 +122,7 @@ def _products(graph: Graph, layer: Any, output: int) -> int:
 
 
 def folder_bytes(folder: Path, compressed: bool = False) -> int:
-    """Adds up the sizes of the files in a folder, each optionally compressed with gzip."""
+    """Add up the sizes of the files in a folder, each optionally compressed with gzip."""
     contents = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
     return sum(len(gzip.compress(content)) if compressed else len(content) for content in contents)
 
@@ -134,7 +134,7 @@ def latency_ratios(
     batches: Sequence[int],
     seconds: float = 0.4,
 ) -> dict[int, float]:
-    """Measures the median ratio of the call times of `path` and `baseline`, called alternately on random examples.
+    """Measure the median ratio of the call times of `path` and `baseline`, called alternately on random examples.
 
     Args:
         path: A SavedModel folder.

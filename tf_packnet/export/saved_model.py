@@ -31,7 +31,7 @@ class Servable(tf.Module):
 
 
 def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
-    """Writes a plain Keras model as a SavedModel folder, atomically.
+    """Write a plain Keras model as a SavedModel folder, atomically.
 
     Keras's own `export` stores every weight twice.
 
@@ -44,7 +44,7 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def write(endpoint: Endpoint, path: Path) -> None:
-    """Writes an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`."""
+    """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`."""
     module = Servable()
     module.variables = [variable.value for variable in endpoint.model.variables]
     module.serve = endpoint.function()
@@ -56,7 +56,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
 
 
 def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
-    """Returns a function that returns these strings as tensors, so that clients of a server can request them."""
+    """Return a function that returns these strings as tensors, so that clients of a server can request them."""
 
     @tf.function(input_signature=[], autograph=False)
     def strings() -> dict[str, tf.Tensor]:
@@ -68,7 +68,7 @@ def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.T
 def save(
     module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
 ) -> None:
-    """Saves the functions of `module` with the variables and resources that they use, but without Keras's layers.
+    """Save the functions of `module` with the variables and resources that they use, but without Keras's layers.
 
     Args:
         module: The object to save.
@@ -95,7 +95,7 @@ def save(
 
 @contextlib.contextmanager
 def _without_asset_messages() -> Iterator[None]:
-    """Hides TensorFlow's message about where it wrote assets, which names a temporary folder."""
+    """Hide TensorFlow's message about where it wrote assets, which names a temporary folder."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -111,7 +111,7 @@ _NUMBERED = re.compile(r"(__(?:inference|forward|backward)_.*_|(?:Stateful)?Part
 
 
 def canonicalize(folder: Path) -> None:
-    """Rewrites the SavedModel in `folder` so that equal models have equal bytes.
+    """Rewrite the SavedModel in `folder` so that equal models have equal bytes.
 
     Numbers in names are replaced by 1, 2, ..., functions are sorted by name, and the random identifier is dropped.
     """
@@ -141,7 +141,7 @@ def canonicalize(folder: Path) -> None:
 
 
 def _change_texts(message: Any, change: Callable[[str], str]) -> None:
-    """Replaces every string in a protocol buffer by `change(string)`, including keys of maps."""
+    """Replace every string in a protocol buffer by `change(string)`, including keys of maps."""
     for field, value in message.ListFields():
         if field.name == "local_name":  # a position in a list, not the number of a tensor
             continue

@@ -21,7 +21,7 @@ def export_for_serving(
     preprocessing: Preprocessing = None,
     class_names: ClassNames = None,
 ) -> Path:
-    """Writes the SavedModel `root/name/version` and keeps the existing versions.
+    """Write the SavedModel `root/name/version` and keep the existing versions.
 
     `tensorflow_model_server --model_name=NAME --model_base_path=ROOT/NAME` serves the newest version and switches to a
     newer one when it appears. The folder is written atomically.

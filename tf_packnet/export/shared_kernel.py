@@ -51,7 +51,7 @@ class SharedKernel(tf.Module):
             self._parts = {part: self._loaded(part, compute) for part, compute in self._parts.items()}
 
     def of_task(self, task: int) -> Callable[[], tf.Tensor]:
-        """Returns a function that returns the kernel of `task` (1-based)."""
+        """Return a function that returns the kernel of `task` (1-based)."""
         compute = functools.partial(self._visible, task)
         return self._loaded(str(task), compute) if self._per_task else compute
 
@@ -78,7 +78,7 @@ class SharedKernel(tf.Module):
         return self._scattered(self._values)
 
     def _scattered(self, owned: tf.Variable) -> tf.Tensor:
-        """Puts the values of owned entries at their positions, and 0 elsewhere."""
+        """Put the values of owned entries at their positions, and 0 elsewhere."""
         if self._in_digits:
             positions = tf.where(tf.reshape(self._expanded_owner(), [-1]) > 0)
         else:
@@ -102,7 +102,7 @@ class LoadedTensor(tf.saved_model.experimental.TrackableResource):
         self._handle = self.resource_handle  # created now, so that functions traced later capture it
 
     def read(self) -> tf.Tensor:
-        """Returns the tensor."""
+        """Return the tensor."""
         tensor = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self._dtype)
         tensor.set_shape(self._shape)
         return tensor
@@ -115,7 +115,7 @@ class LoadedTensor(tf.saved_model.experimental.TrackableResource):
 
 
 def digits_per_number(base: int) -> int:
-    """Returns how many digits in `base` (at least 2) any non-negative `int64` can hold."""
+    """Return how many digits in `base` (at least 2) any non-negative `int64` can hold."""
     digits = 1
     while base ** (digits + 1) <= 2**_BITS:
         digits += 1
@@ -123,7 +123,7 @@ def digits_per_number(base: int) -> int:
 
 
 def numbers_from_digits(digits: np.ndarray, base: int) -> np.ndarray:
-    """Packs digits `(n,)` in `base` into `int64` numbers, as many per number as fit, the lowest digit first."""
+    """Pack digits `(n,)` in `base` into `int64` numbers, as many per number as fit, the lowest digit first."""
     count = digits_per_number(base)
     digits = np.pad(digits, (0, -len(digits) % count)).reshape(-1, count)
     return digits @ np.array([base**position for position in range(count)], np.int64)

@@ -26,7 +26,7 @@ def export_task(
     class_names: ClassNames = None,
     calibration: Any = None,
 ) -> None:
-    """Writes one committed task to a file or folder that is used without this library.
+    """Write one committed task to a file or folder that is used without this library.
 
     Every format takes the same inputs, in batches of any size, and returns the same `float32` outputs.
     `tf.saved_model.load(path).serve(x)` returns the task's logits. The file is written atomically.
@@ -78,7 +78,7 @@ def export_task(
 
 
 def _add_class_names(endpoint: Endpoint, path: Path) -> None:
-    """Appends `class_names.txt` in a ZIP archive, as TFLite metadata does; readers of the model ignore it."""
+    """Append `class_names.txt` in a ZIP archive, as TFLite metadata does; readers of the model ignore it."""
     if not endpoint.class_names:
         return
     several = len(endpoint.output_names) > 1

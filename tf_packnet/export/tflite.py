@@ -18,7 +18,7 @@ Examples = dict[str, np.ndarray]
 
 
 def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | None = None) -> None:
-    """Converts an endpoint and writes the file `path`.
+    """Convert an endpoint and write the file `path`.
 
     Args:
         endpoint: The model to write.
@@ -58,7 +58,7 @@ def _converted(converter: Any, format: str) -> bytes:
 
 
 def check_calibration(endpoint: Endpoint, calibration: Any) -> Examples:
-    """Checks calibration examples and converts them to what the network takes.
+    """Check calibration examples and convert them to what the network takes.
 
     Args:
         endpoint: The model to calibrate.
@@ -95,7 +95,7 @@ def _examples(spec: tf.TensorSpec, examples: Any, scales: dict[str, float]) -> n
 
 
 def _with_extremes(raw: np.ndarray) -> np.ndarray:
-    """Returns a copy that contains 0 and 255, so that the input's range is 0..255 and its quantization the identity."""
+    """Return a copy that contains 0 and 255, so that the input's range is 0..255 and its quantization the identity."""
     raw = raw.copy()
     raw.reshape(-1)[[0, -1]] = 0, 255
     return raw

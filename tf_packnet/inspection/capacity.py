@@ -51,7 +51,7 @@ class FreeCapacity:
     outputs: int | None = None
 
     def final_prune(self, tasks: int) -> float:
-        """Returns the final prune `p` with which a schedule of `tasks` tasks continues at this rate."""
+        """Return the final prune `p` with which a schedule of `tasks` tasks continues at this rate."""
         return self.released**tasks
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class FreeCapacity:
 
 
 def free_capacity(layers: Sequence[Layer]) -> FreeCapacity | None:
-    """Simulates further tasks that take the same fraction of each layer's free weights as the last ones.
+    """Simulate further tasks that take the same fraction of each layer's free weights as the last ones.
 
     The fraction that a task takes is relative to the weights that were free before it, `1 - r` as in Algorithm 2.
 
@@ -100,5 +100,5 @@ def free_capacity(layers: Sequence[Layer]) -> FreeCapacity | None:
 
 
 def _released(before: int, after: int, tasks: int) -> float:
-    """Returns the fraction of the free weights that each of `tasks` tasks released, if all released the same."""
+    """Return the fraction of the free weights that each of `tasks` tasks released, if all released the same."""
     return (after / before) ** (1.0 / tasks) if before else 1.0

@@ -114,7 +114,7 @@ class Inspection:
 
 
 def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspection:
-    """Collects the contents of a pack, piecewise, so that memory use does not depend on the size of the kernels.
+    """Collect the contents of a pack, piecewise, so that memory use does not depend on the size of the kernels.
 
     Args:
         packed: The pack.
@@ -195,7 +195,7 @@ def _tasks(
 def _matching_record(
     names: list[str], layers: Sequence[LayerFacts], file: FileFacts | None
 ) -> tuple[dict[str, Any], str]:
-    """Returns what `results.json` records about these tasks, or an empty record and a note for the reader.
+    """Return what `results.json` records about these tasks, or an empty record and a note for the reader.
 
     The record belongs to the pack if its tasks have the same names and own the same number of weights in each layer.
     It may have fewer tasks, because a pack can learn more tasks later.

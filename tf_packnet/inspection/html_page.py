@@ -30,7 +30,7 @@ _ENLARGED = 0.1  # if a smaller fraction of a layer is owned, the owned part is 
 
 
 def write(path: str | os.PathLike, packed: PackedModel, inspection: Inspection) -> None:
-    """Writes the page, atomically.
+    """Write the page, atomically.
 
     Args:
         path: The file to write.
@@ -43,7 +43,7 @@ def write(path: str | os.PathLike, packed: PackedModel, inspection: Inspection) 
 
 
 def render(packed: PackedModel, inspection: Inspection) -> str:
-    """Returns the page as HTML."""
+    """Return the page as HTML."""
     maps = packed.owner_maps()
     colours = task_colours(len(inspection.tasks))
     text, code = advice(inspection)
@@ -194,7 +194,7 @@ def _owners(cells: np.ndarray, colours: np.ndarray) -> str:
 
 
 def _png(picture: Image.Image) -> str:
-    """Returns a picture as a PNG in a data URL."""
+    """Return a picture as a PNG in a data URL."""
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
@@ -236,7 +236,7 @@ _PACKNET_FILE = ("tp.load_pack", "tp.save_pack(packed, ")
 
 
 def advice(inspection: Inspection) -> tuple[str, str]:
-    """Returns a sentence about what to do next with the pack, and the code that does it."""
+    """Return a sentence about what to do next with the pack, and the code that does it."""
     load, save = _PACKNET_FILE if inspection.one_file else _KERAS_FILE
     values = {"file": inspection.file or "pack.keras", "load": load, "save": save}
     if inspection.open_task is not None:

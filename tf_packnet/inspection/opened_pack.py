@@ -35,7 +35,7 @@ class FileFacts:
 
 
 def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, FileFacts]:
-    """Loads a pack, without its optimizer, and the facts about its file.
+    """Load a pack, without its optimizer, and the facts about its file.
 
     Args:
         path: A file by `packed.save` or `save_pack`.
@@ -70,7 +70,7 @@ def _recorded_tasks(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_results(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """Returns the content of `results.json`, or None and a note if it cannot be used."""
+    """Return the content of `results.json`, or None and a note if it cannot be used."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

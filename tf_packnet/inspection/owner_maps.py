@@ -16,7 +16,7 @@ _OWNERS = 256  # number of values in an owner map
 
 
 def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figure:
-    """Draws the owner map of one kernel, with a legend.
+    """Draw the owner map of one kernel, with a legend.
 
     Args:
         owner: `uint8` array of any rank. The last axis (units, filters) is horizontal, all others are vertical.
@@ -44,7 +44,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
 
 
 def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Shrinks a 2-D owner map to at most `most` cells per axis.
+    """Shrink a 2-D owner map to at most `most` cells per axis.
 
     A cell shows the most frequent owner among its owned weights (the earliest task in a tie), or 0 if all its weights
     are free. Free weights do not count, because at high sparsity they would hide the owned ones.
@@ -69,7 +69,7 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
 
 
 def to_rgb(figure: Figure) -> np.ndarray:
-    """Renders the figure as pixels, `uint8` `(height, width, 3)`."""
+    """Render the figure as pixels, `uint8` `(height, width, 3)`."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 

@@ -10,7 +10,7 @@ FREE = "#EFEFEF"
 
 
 def task_colours(num_tasks: int) -> np.ndarray:
-    """Returns RGB colours in [0, 1], `(num_tasks + 1, 3)`: row 0 for free weights, row `k` for task `k`."""
+    """Return RGB colours in [0, 1], `(num_tasks + 1, 3)`: row 0 for free weights, row `k` for task `k`."""
     if num_tasks <= len(_FEW):
         tasks = [to_rgb(colour) for colour in _FEW[:num_tasks]]
     else:  # too many to distinguish by hue: a scale from the first to the last task
@@ -19,5 +19,5 @@ def task_colours(num_tasks: int) -> np.ndarray:
 
 
 def rgb(colours: np.ndarray) -> np.ndarray:
-    """Converts colours in [0, 1] to `uint8`, from which pictures are drawn three times as fast."""
+    """Convert colours in [0, 1] to `uint8`, from which pictures are drawn three times as fast."""
     return np.round(colours * 255).astype(np.uint8)

@@ -19,7 +19,7 @@ _CHUNK = 1 << 20
 
 
 def owner_cells(owner: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Shrinks an owner map to at most `most` cells per axis, with outputs on the horizontal axis.
+    """Shrink an owner map to at most `most` cells per axis, with outputs on the horizontal axis.
 
     Args:
         owner: `uint8` owner map of any rank; candidates (255) count as free.
@@ -34,7 +34,7 @@ def owner_cells(owner: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, in
 
 
 def strip(counts: Sequence[int], length: int) -> np.ndarray:
-    """Computes a strip of cells in proportion to counts: tasks 1, 2, ... from the left, free weights at the right.
+    """Compute a strip of cells in proportion to counts: tasks 1, 2, ... from the left, free weights at the right.
 
     Args:
         counts: Number of free weights, then those of tasks 1, 2, ...
@@ -52,7 +52,7 @@ def strip(counts: Sequence[int], length: int) -> np.ndarray:
 def weight_counts(
     weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], tasks: int
 ) -> tuple[float, np.ndarray]:
-    """Computes a histogram of the weights of each task, over all layers, with equal bins centred on 0.
+    """Compute a histogram of the weights of each task, over all layers, with equal bins centred on 0.
 
     Args:
         weights: Weights by path.
@@ -74,14 +74,14 @@ def weight_counts(
 
 
 def values_of(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], task: int) -> np.ndarray:
-    """Returns the present values of all weights of `task`, `float32` `(owned,)`."""
+    """Return the present values of all weights of `task`, `float32` `(owned,)`."""
     return np.concatenate([value[owner == task] for owner, value in _pieces(weights, maps)])
 
 
 def _pieces(
     weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields owners and present values in pieces of limited size."""
+    """Yield owners and present values in pieces of limited size."""
     for path, owner in maps.items():
         arrays = [array.reshape(-1) for array in _owner_and_values(weights[path])]
         flat = owner.reshape(-1)
@@ -99,7 +99,7 @@ def _present_values(owner: np.ndarray, trained: np.ndarray, frozen: np.ndarray) 
 
 
 def filters(packed: PackedModel, maps: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray] | None:
-    """Returns the filters of the first layer of an image model, which may be a convolution or dense.
+    """Return the filters of the first layer of an image model, which may be a convolution or dense.
 
     Args:
         packed: The pack.
@@ -136,7 +136,7 @@ def _image_shape(packed: PackedModel) -> tuple[int, int, int] | None:
 
 
 def filter_sheet(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Draws filters side by side, each scaled to its own largest weight.
+    """Draw filters side by side, each scaled to its own largest weight.
 
     With one channel, positive weights are red and negative ones are blue. With three, they are red, green and blue.
 
@@ -161,7 +161,7 @@ def filter_sheet(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Converts numbers to colours from dark (`low`) to bright (`high`), suitable for colour-blind readers.
+    """Convert numbers to colours from dark (`low`) to bright (`high`), suitable for colour-blind readers.
 
     Returns:
         `uint8` `(*values.shape, 3)`. NaN is white.
@@ -172,5 +172,5 @@ def heat(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def is_light(colour: np.ndarray) -> bool:
-    """Returns whether black text is more readable than white on a colour, `uint8` `(3,)`."""
+    """Return whether black text is more readable than white on a colour, `uint8` `(3,)`."""
     return bool(colour @ (0.299, 0.587, 0.114) > 120)

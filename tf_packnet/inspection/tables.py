@@ -15,7 +15,7 @@ _HEADINGS = {"when_learned": "accuracy when learned", "accuracy": "final accurac
 
 
 def tables(inspection: Inspection, console: Console) -> RenderableType:
-    """Formats the tasks, the layers and the notes to the width of `console`."""
+    """Format the tasks, the layers and the notes to the width of `console`."""
     parts: list[RenderableType] = [_tasks(inspection)] if inspection.tasks else []
     unlimited = console.options.update(max_width=10_000)
     candidates = (_layers(inspection, columns, console.width // 3) for columns in range(_COLUMNS, 0, -2))
@@ -24,13 +24,13 @@ def tables(inspection: Inspection, console: Console) -> RenderableType:
 
 
 def shown_tasks(count: int, columns: int = _COLUMNS) -> list[int]:
-    """Returns the indices of the tasks that have a column: all, or the first and the last ones of many."""
+    """Return the indices of the tasks that have a column: all, or the first and the last ones of many."""
     half = columns // 2
     return list(range(count)) if count <= columns else [*range(half), *range(count - half, count)]
 
 
 def size(number: int) -> str:
-    """Formats a number of bytes with a unit."""
+    """Format a number of bytes with a unit."""
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= step:
             return f"{number / step:.1f} {unit}"
@@ -38,7 +38,7 @@ def size(number: int) -> str:
 
 
 def score(value: float | None) -> str:
-    """Formats an accuracy; an empty string for None."""
+    """Format an accuracy; an empty string for None."""
     return "" if value is None else f"{value:.4f}"
 
 

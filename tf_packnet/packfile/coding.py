@@ -24,12 +24,12 @@ ITEM_BYTES = {
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
-    """Computes the size of an array in bytes, with integers that cannot overflow."""
+    """Compute the size of an array in bytes, with integers that cannot overflow."""
     return ITEM_BYTES[dtype] * math.prod(shape)
 
 
 def to_planes(array: np.ndarray) -> bytes:
-    """Encodes an array as byte planes: the lowest byte of every number in C order, then the next byte, and so on.
+    """Encode an array as byte planes: the lowest byte of every number in C order, then the next byte, and so on.
 
     The high bytes of weights are similar and the low ones are not, so separate planes compress better.
     """
@@ -40,7 +40,7 @@ def to_planes(array: np.ndarray) -> bytes:
 
 
 def from_planes(data: memoryview, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """Decodes the bytes of `to_planes` into a new array."""
+    """Decode the bytes of `to_planes` into a new array."""
     planes = np.frombuffer(data, np.uint8).reshape(ITEM_BYTES[dtype], -1)
     if dtype == "bool":
         return (planes != 0).reshape(shape)
@@ -48,7 +48,7 @@ def from_planes(data: memoryview, dtype: str, shape: Sequence[int]) -> np.ndarra
 
 
 def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
-    """Encodes the positions of a task's weights as gaps.
+    """Encode the positions of a task's weights as gaps.
 
     A gap is the number of weights between two weights of the task, in C order. Weights of earlier tasks do not count,
     because the decoder knows them.
@@ -68,7 +68,7 @@ def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
 
 
 def take_gaps(owner: np.ndarray, gaps: np.ndarray, task: int) -> np.ndarray:
-    """Decodes the gaps of `task` and enters the task in an owner map.
+    """Decode the gaps of `task` and enters the task in an owner map.
 
     Args:
         owner: The flat owner map with all earlier tasks, which is changed.

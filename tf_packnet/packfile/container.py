@@ -63,7 +63,7 @@ class Part(NamedTuple):
 
 
 def pack_part(name: str, arrays: Iterable[tuple[str, str, np.ndarray]]) -> tuple[Part, bytes]:
-    """Compresses arrays into a part.
+    """Compress arrays into a part.
 
     Args:
         name: Name of the part.
@@ -84,7 +84,7 @@ def pack_part(name: str, arrays: Iterable[tuple[str, str, np.ndarray]]) -> tuple
 
 
 def write(path: str | os.PathLike, directory: dict[str, Any], parts: list[tuple[Part, bytes]]) -> None:
-    """Writes a pack file: the directory, with the descriptions of the parts, and then the bytes of the parts."""
+    """Write a pack file: the directory, with the descriptions of the parts, and then the bytes of the parts."""
     plain = json.dumps({**directory, "parts": [_entry(part) for part, _ in parts]}, separators=(",", ":")).encode()
     stored = zlib.compress(plain)
     header = _HEADER.pack(MAGIC, VERSION, len(stored), len(plain))
@@ -144,7 +144,7 @@ class PackFile:
             raise PackFileError(self.path, "directory", "is not valid JSON") from error
 
     def check_length(self, parts: Iterable[Part]) -> None:
-        """Raises PackFileError unless the file ends with its last part."""
+        """Raise PackFileError unless the file ends with its last part."""
         length, end = os.fstat(self._file.fileno()).st_size, self._first
         for part in parts:
             end += part.stored
@@ -154,7 +154,7 @@ class PackFile:
             raise PackFileError(self.path, "end", f"is followed by {length - end} extra bytes")
 
     def arrays(self, part: Part, before: int) -> dict[tuple[str, str], np.ndarray]:
-        """Reads the arrays of a part, by kind and name.
+        """Read the arrays of a part, by kind and name.
 
         Args:
             part: The part.
@@ -191,7 +191,7 @@ class PackFile:
 
 
 def problem_with_arrays(arrays: Iterable[ArrayEntry], plain: int) -> str | None:
-    """Describes what is wrong with the arrays of a part of `plain` bytes; None if they are valid."""
+    """Describe what is wrong with the arrays of a part of `plain` bytes; None if they are valid."""
     total = 0
     for entry in arrays:
         if entry.dtype not in ITEM_BYTES:

@@ -121,16 +121,16 @@ class Contents:
         return sum(self.free.values()) / sum(weight.size for weight in self.weights.values())
 
     def part(self, name: str) -> Part | None:
-        """Returns the part of this name; None if there is none."""
+        """Return the part of this name; None if there is none."""
         return next((part for part in self.parts if part.name == name), None)
 
     def recorded(self, key: str, task: str) -> Any:
-        """Returns the value of `key`, such as `scale`, for a task: its own, or that of the pack; None without one."""
+        """Return the value of `key`, such as `scale`, for a task: its own, or that of the pack; None without one."""
         return self.info.get("tasks", {}).get(task, {}).get(key, self.info.get(key))
 
 
 def read_contents(path: str | os.PathLike) -> Contents:
-    """Reads the directory of a pack file, but not its parts.
+    """Read the directory of a pack file, but not its parts.
 
     Args:
         path: A file written by `save_pack`.

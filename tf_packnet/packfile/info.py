@@ -16,7 +16,7 @@ def info_of(
     accuracy: Mapping[str, float] | None = None,
     extra: Any = None,
 ) -> dict[str, Any]:
-    """Returns the facts to record with a pack that learned `tasks`, for `save_pack(info=...)`.
+    """Return the facts to record with a pack that learned `tasks`, for `save_pack(info=...)`.
 
     Args:
         tasks: The committed tasks, such as `stream[:2]`.
@@ -40,7 +40,7 @@ def _facts(task: Task, accuracy: Mapping[str, float]) -> dict[str, Any]:
 
 
 def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None]]]) -> dict[str, Any]:
-    """Checks the facts to record with a pack, see `docs/pack-format.md`.
+    """Check the facts to record with a pack, see `docs/pack-format.md`.
 
     Args:
         info: The facts.

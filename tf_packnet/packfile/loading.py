@@ -26,7 +26,7 @@ Arrays = dict[tuple[str, str], np.ndarray]
 
 
 def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedModel:
-    """Loads a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
+    """Load a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
 
     The pack has no optimizer: compile it before the next `fit`. A pack that was saved without the values of its free
     weights cannot continue with `freed_weights="keep"`; `begin_task` raises an error then.
@@ -46,7 +46,7 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedM
 
 
 def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_BYTES) -> keras.Model:
-    """Loads one task as a plain Keras model, as `tp.export.dense_model` returns it. Later tasks are not read.
+    """Load one task as a plain Keras model, as `tp.export.dense_model` returns it. Later tasks are not read.
 
     Args:
         path: A file written by `save_pack`.
@@ -65,7 +65,7 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_
 
 
 def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> PackedModel:
-    """Loads the pack with its tasks up to `last`."""
+    """Load the pack with its tasks up to `last`."""
     needed_parts = {"model", "shared", *(f"task {number}" for number in range(1, last + 1))}
     if last == len(contents.tasks):
         needed_parts.add("free")
@@ -110,7 +110,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
-    """Loads the variables and assets of layers that belong to no task."""
+    """Load the variables and assets of layers that belong to no task."""
     layers = layers_by_path(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
     for (kind, path), array in arrays.items():

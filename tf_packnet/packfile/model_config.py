@@ -32,7 +32,7 @@ _PATHS = ("vocabulary", "idf_weights")
 
 
 def to_json(packed: PackedModel) -> str:
-    """Returns the config of a pack, without its weights, as JSON.
+    """Return the config of a pack, without its weights, as JSON.
 
     Raises:
         Exception: If the pack cannot be rebuilt from its config: a ValueError, or any error that Keras raises.
@@ -46,7 +46,7 @@ def to_json(packed: PackedModel) -> str:
 
 
 def from_json(text: str, max_bytes: int) -> PackedModel:
-    """Builds a pack from the text of `to_json`, with fresh weights.
+    """Build a pack from the text of `to_json`, with fresh weights.
 
     Args:
         text: The text.
@@ -65,7 +65,7 @@ def from_json(text: str, max_bytes: int) -> PackedModel:
 
 
 def variable_bytes(model: keras.Model) -> int:
-    """Returns the size of the variables of a model in bytes."""
+    """Return the size of the variables of a model in bytes."""
     return sum(nbytes(v.dtype, v.shape) for v in model.variables if v.dtype != "string")
 
 
@@ -77,7 +77,7 @@ def _build(config: dict[str, Any]) -> PackedModel:
 
 
 def _without_memory(config: dict[str, Any]) -> PackedModel:
-    """Builds the pack with variables that have shapes but no memory."""
+    """Build the pack with variables that have shapes but no memory."""
     name = "uninitialized_variables"
     before = list(global_state.get_global_attribute(name, []))
     try:
@@ -88,7 +88,7 @@ def _without_memory(config: dict[str, Any]) -> PackedModel:
 
 
 def check(config: Any) -> None:
-    """Raises ValueError if `config` names something else than Keras's modelling classes and registered classes."""
+    """Raise ValueError if `config` names something else than Keras's modelling classes and registered classes."""
     if isinstance(config, list):
         for part in config:
             check(part)

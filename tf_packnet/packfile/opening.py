@@ -24,7 +24,7 @@ _EXPECTED = "a pack file (.keras or .packnet), written by packed.save or save_pa
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """Returns the kind of a pack file, `KERAS` or `PACKNET`, from its first bytes.
+    """Return the kind of a pack file, `KERAS` or `PACKNET`, from its first bytes.
 
     Raises:
         ArgumentError: If the file cannot be read, or is of neither kind.
@@ -42,7 +42,7 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def tasks_of_keras_file(path: str | os.PathLike) -> list[str]:
-    """Reads the names of the tasks in a `.keras` file, the open one included, without loading the model.
+    """Read the names of the tasks in a `.keras` file, the open one included, without loading the model.
 
     Raises:
         ArgumentError: If the file is not that of a pack.
@@ -58,7 +58,7 @@ def tasks_of_keras_file(path: str | os.PathLike) -> list[str]:
 
 
 def open_pack(path: str | os.PathLike) -> "PackedModel":
-    """Loads a pack from a file of either kind, without its optimizer.
+    """Load a pack from a file of either kind, without its optimizer.
 
     Raises:
         ArgumentError: If the file is not a pack, or Keras cannot load it; the message says why.
@@ -85,7 +85,7 @@ def open_pack(path: str | os.PathLike) -> "PackedModel":
 
 
 def open_task(path: str | os.PathLike, number: int) -> "keras.Model":
-    """Loads task `number` (1-based) from a file of either kind as a plain Keras model.
+    """Load task `number` (1-based) from a file of either kind as a plain Keras model.
 
     Raises:
         ArgumentError: If there is no such committed task; and as for `open_pack`.

@@ -23,7 +23,7 @@ Arrays = Iterator[tuple[str, str, np.ndarray]]
 
 
 def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """Yields the parts of a pack file, without its config.
+    """Yield the parts of a pack file, without its config.
 
     Args:
         packed: The pack.
@@ -43,7 +43,7 @@ def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arr
 
 
 def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
-    """Returns the name and heads of each task; heads are `(units, activation)` by place."""
+    """Return the name and heads of each task; heads are `(units, activation)` by place."""
     heads = lifecycle.heads(packed)
     return [
         {
@@ -55,7 +55,7 @@ def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
 
 
 def compared(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """Yields what a loaded pack must have in common with the saved one: as `arrays_of`, with owner maps, not gaps."""
+    """Yield what a loaded pack must have in common with the saved one: as `arrays_of`, with owner maps, not gaps."""
     yield "shared", _shared(packed)
     yield "tasks", _owned(packed, free_values)
     for task in range(1, packed.committed_tasks + 1):

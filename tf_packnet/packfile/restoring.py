@@ -17,7 +17,7 @@ Parts = dict[str, dict[tuple[str, str], np.ndarray]]
 
 
 def state(packed: PackedModel, contents: Contents, parts: Parts, last: int) -> dict[str, np.ndarray]:
-    """Returns the state of `packed` after its task `last`, for `PackedModel.restore`.
+    """Return the state of `packed` after its task `last`, for `PackedModel.restore`.
 
     Args:
         packed: The pack, built from its config.

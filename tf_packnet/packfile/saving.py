@@ -34,7 +34,7 @@ def save_pack(
     info: Mapping[str, Any] | None = None,
     free_values: bool = False,
 ) -> None:
-    """Writes all committed tasks of a pack to one small file.
+    """Write all committed tasks of a pack to one small file.
 
     The file is read back and compared with the pack before it replaces an earlier file, atomically.
 
@@ -101,7 +101,7 @@ def _check(packed: PackedModel, free_values: bool) -> None:
 
 
 def _read_back(path: str | os.PathLike, packed: PackedModel, free_values: bool) -> None:
-    """Loads the file at `path` and compares the result with `packed`, bit by bit.
+    """Load the file at `path` and compares the result with `packed`, bit by bit.
 
     Args:
         path: The file.
@@ -126,7 +126,7 @@ def _cannot_be_read_back(packed: PackedModel, reason: str) -> ArgumentError:
 
 
 def _differences(packed: PackedModel, loaded: PackedModel, free_values: bool) -> Iterator[str]:
-    """Yields what differs between the saved and the loaded pack, in words."""
+    """Yield what differs between the saved and the loaded pack, in words."""
     if heads_of_tasks(loaded) != heads_of_tasks(packed) or loaded.selected_task != packed.selected_task:
         yield "the list of its tasks"
     if _layer_classes(loaded) != _layer_classes(packed):
@@ -145,7 +145,7 @@ def _layer_classes(packed: PackedModel) -> list[tuple[str, type[keras.Layer]]]:
 
 
 def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Returns whether two arrays have the same bits, including those of NaN."""
+    """Return whether two arrays have the same bits, including those of NaN."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     views = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))

@@ -14,7 +14,7 @@ Arrays = Mapping[tuple[str, str], np.ndarray]
 
 
 def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields the witness of a task (1-based) as arrays of its part: kind, name, array."""
+    """Yield the witness of a task (1-based) as arrays of its part: kind, name, array."""
     witness = records.witnesses.get(task)
     if witness is None:
         return
@@ -35,7 +35,7 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
 
 
 def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> None:
-    """Restores the state and the witnesses of the tasks up to `last` (1-based), as far as the file has them.
+    """Restore the state and the witnesses of the tasks up to `last` (1-based), as far as the file has them.
 
     Args:
         records: The records to change.

@@ -31,7 +31,7 @@ class InputSpec(NamedTuple):
 
 
 def files_of(inputs: Sequence[str]) -> list[Path]:
-    """Lists the files that `inputs` name. A folder stands for its images, sorted by name.
+    """List the files that `inputs` name. A folder stands for its images, sorted by name.
 
     Raises:
         ArgumentError: If a file does not exist, or its type is not supported.
@@ -56,7 +56,7 @@ def files_of(inputs: Sequence[str]) -> list[Path]:
 
 
 def read(files: Sequence[Path], spec: InputSpec) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Reads examples, file by file.
+    """Read examples, file by file.
 
     Args:
         files: The return value of `files_of`.
@@ -132,7 +132,7 @@ def _shown(shape: tuple[int | None, ...]) -> str:
 
 
 def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
-    """Scales integers as `tf_packnet.tasks.Split.x` does."""
+    """Scale integers as `tf_packnet.tasks.Split.x` does."""
     if scale is None:
         expected = f"a factor for the integers in {file}, such as 1/255, because the pack does not record one"
         raise ArgumentError("scale", expected, None)

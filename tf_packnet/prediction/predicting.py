@@ -60,7 +60,7 @@ class Choice(NamedTuple):
     white: float = 255.0
 
     def network(self) -> "keras.Model":
-        """Loads the task as a plain Keras model.
+        """Load the task as a plain Keras model.
 
         Raises:
             ArgumentError: If the task is not committed, or Keras cannot load the file.
@@ -70,7 +70,7 @@ class Choice(NamedTuple):
 
 
 def predict(asked: Asked) -> None:
-    """Predicts the examples and writes the predictions.
+    """Predict the examples and write the predictions.
 
     Raises:
         ArgumentError: If a file cannot be read or does not fit. The message names it, and nothing is written.
@@ -100,7 +100,7 @@ def predict(asked: Asked) -> None:
 
 
 def choose(path: str, task: str | None) -> Choice:
-    """Finds a task in a pack file, without importing TensorFlow.
+    """Find a task in a pack file, without importing TensorFlow.
 
     Args:
         path: A file by `save_pack` or `packed.save`.
@@ -141,7 +141,7 @@ def _number(names: list[str], task: str | None) -> int:
 
 
 def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, ...], str]:
-    """Returns the shape of one example and the dtype of the model's input."""
+    """Return the shape of one example and the dtype of the model's input."""
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
         expected = "a pack with one input and one output of shape (batch, classes)"
         raise ArgumentError("pack", expected, str(choice.path))
@@ -162,7 +162,7 @@ def _check_one_shape(paths: list[Path], batches: list[np.ndarray]) -> None:
 
 
 def probabilities(model: "keras.Model", x: np.ndarray) -> np.ndarray:
-    """Computes the class probabilities of examples.
+    """Compute the class probabilities of examples.
 
     Args:
         model: A network with one output `(batch, units)`: logits or probabilities.
@@ -187,7 +187,7 @@ def probabilities(model: "keras.Model", x: np.ndarray) -> np.ndarray:
 
 
 def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
-    """Returns whether the outputs are probabilities rather than logits.
+    """Return whether the outputs are probabilities rather than logits.
 
     The last activation decides if it is known, otherwise the values of the outputs.
     """
@@ -203,7 +203,7 @@ def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
 
 
 def _last_operation(tensor: Any) -> Any:
-    """Returns the last layer before `tensor`, skipping linear activations."""
+    """Return the last layer before `tensor`, skipping linear activations."""
     import keras
 
     operation, index, _ = tensor._keras_history
@@ -213,7 +213,7 @@ def _last_operation(tensor: Any) -> Any:
 
 
 def ranked(probabilities: np.ndarray, choice: Choice, top: int) -> tables.Rows:
-    """Returns the `top` most likely classes of each example with their probabilities, the most likely first."""
+    """Return the `top` most likely classes of each example with their probabilities, the most likely first."""
     if probabilities.shape[1] == 1:
         probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
     names = dict(enumerate(choice.class_names or ()))

@@ -15,7 +15,7 @@ Rows = list[list[tuple[str, float]]]
 
 
 def render(format: str, task: str, names: list[str], rows: Rows) -> str:
-    """Formats predictions as text.
+    """Format predictions as text.
 
     Args:
         format: One of `FORMATS`.
@@ -27,7 +27,7 @@ def render(format: str, task: str, names: list[str], rows: Rows) -> str:
 
 
 def check_output(path: str | None) -> None:
-    """Raises ArgumentError if no file can be written to `path`."""
+    """Raise ArgumentError if no file can be written to `path`."""
     if path is None:
         return
     target = Path(path)

@@ -24,7 +24,7 @@ SHORT = {"final_prune": "p", "prune_rounds": "N", "train_epochs": "E", "retrain_
 
 
 def new_figure(panels: int, width: float = 4.6, height: float = 3.5) -> tuple[Figure, list[Axes]]:
-    """Creates a figure with `panels` axes side by side."""
+    """Create a figure with `panels` axes side by side."""
     figure = Figure(figsize=(max(width * panels, 6.2), height), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -36,7 +36,7 @@ def new_figure(panels: int, width: float = 4.6, height: float = 3.5) -> tuple[Fi
 
 
 def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[str], title: str) -> Figure:
-    """Draws curves: one panel per entry of `values`, one curve per value of `curve`, bars of one standard error.
+    """Draw curves: one panel per entry of `values`, one curve per value of `curve`, bars of one standard error.
 
     Args:
         summary: A table of `frames.by_setting`; a column `paper` has accuracies from the paper to draw as well.
@@ -87,7 +87,7 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
 
 
 def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figure:
-    """Draws the accuracy of each task: one panel per `p`, one bar per approach.
+    """Draw the accuracy of each task: one panel per `p`, one bar per approach.
 
     Args:
         frames: A table per `p`, with the columns approach, task_name, accuracy, standard_error.
@@ -127,7 +127,7 @@ def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figur
 
 
 def matching(matches: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Draws all evaluations of a matching: accuracy by compression, with PackNet's accuracy as a line.
+    """Draw all evaluations of a matching: accuracy by compression, with PackNet's accuracy as a line.
 
     Args:
         matches: `Match.to_json()` of each search.
@@ -163,19 +163,19 @@ def matching(matches: Sequence[dict[str, Any]], title: str) -> Figure:
 
 
 def describe(column: str, value: Any) -> str:
-    """Describes a setting for a legend, such as `N = 3`."""
+    """Describe a setting for a legend, such as `N = 3`."""
     if column == "approach":
         return APPROACH_NAMES[value]
     return f"{SHORT.get(column, column.replace('_', ' '))} = {format_value(column, value)}"
 
 
 def format_value(column: str, value: Any) -> str:
-    """Formats a value for an axis."""
+    """Format a value for an axis."""
     return f"{value:g}" if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else str(value)
 
 
 def error_bars(summary: pd.DataFrame) -> str:
-    """Explains the error bars, with the number of seeds."""
+    """Explain the error bars, with the number of seeds."""
     seeds = sorted(set(summary["n"]))
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     if seeds[-1] == 1:
@@ -184,7 +184,7 @@ def error_bars(summary: pd.DataFrame) -> str:
 
 
 def _round_ticks(errors: Sequence[float]) -> list[float]:
-    """Returns round numbers in the range of `errors`, spaced more closely if the range is narrow."""
+    """Return round numbers in the range of `errors`, spaced more closely if the range is narrow."""
     low, high = min(errors), max(errors)
     coarse = high / low > 2
     bases = (1, 1.5, 2, 3, 4, 5, 7) if coarse else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)

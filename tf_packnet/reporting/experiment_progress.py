@@ -41,23 +41,23 @@ class ExperimentProgress:
         self._progress.__exit__(*exception)
 
     def add_run(self, epochs: int) -> None:
-        """Adds a run that is queued."""
+        """Add a run that is queued."""
         self._submitted += 1
         total = self._progress.tasks[0].total + epochs
         self._progress.update(self._all, total=total, text=self._count())
 
     def start_run(self, name: str, epochs: int) -> None:
-        """Shows a run that starts."""
+        """Show a run that starts."""
         self._rows[name] = self._progress.add_task(f"  {name}", total=epochs, text="")
         self._progress.update(self._all, text=self._count())
 
     def advance_run(self, name: str, epochs: int) -> None:
-        """Adds finished epochs to a run."""
+        """Add finished epochs to a run."""
         self._progress.update(self._rows[name], advance=epochs)
         self._progress.update(self._all, advance=epochs)
 
     def end_run(self, name: str, seconds: float, scores: str, error: str) -> None:
-        """Shows the line of a run that has ended."""
+        """Show the line of a run that has ended."""
         self._done += 1
         row = self._progress.tasks[self._progress.task_ids.index(self._rows.pop(name))]
         self._progress.update(self._all, advance=row.total - row.completed, text=self._count())  # reused epochs
@@ -66,7 +66,7 @@ class ExperimentProgress:
         self.log(f"{self._done}/{self._submitted}  {name}  {result}  {seconds:.1f} s{self._time_left()}")
 
     def log(self, line: str) -> None:
-        """Shows one line."""
+        """Show one line."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _count(self) -> str:

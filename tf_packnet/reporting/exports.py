@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a stored report is printed without starting TensorFlow
 
 
 def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) -> None:
-    """Prints one line per task: exported compared with dense.
+    """Print one line per task: exported compared with dense.
 
     Args:
         rows: The result of `export_report`.
@@ -25,12 +25,12 @@ def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) 
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a `report.json`; returns none if there is no such file."""
+    """Read the rows of a `report.json`; returns none if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else []
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Builds the table from the rows of a `report.json`."""
+    """Build the table from the rows of a `report.json`."""
     batches = list(rows[0]["latency"]) if rows else []
     table = Table(
         title="SavedModels, compact of dense",
@@ -67,7 +67,7 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def abbreviate(count: int) -> str:
-    """Formats a count in at most five characters: three digits, in thousands (k), millions (M) or billions (G)."""
+    """Format a count in at most five characters: three digits, in thousands (k), millions (M) or billions (G)."""
     if count < 1000:
         return str(count)
     for unit in "kMG":

@@ -11,7 +11,7 @@ SETTING = ["approach", "final_prune", "prune_rounds", "train_epochs", "retrain_e
 
 
 def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    """Returns a table with one row per run and task.
+    """Return a table with one row per run and task.
 
     Args:
         runs: The content of each run's `results.json`.
@@ -44,7 +44,7 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
 
 
 def by_setting(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Averages accuracy and error of each setting over the tasks of a run, then over the seeds.
+    """Average accuracy and error of each setting over the tasks of a run, then over the seeds.
 
     Returns:
         One row per setting, in order of appearance. Columns: the axes, `accuracy`, `error`, `standard_error` of the
@@ -68,11 +68,11 @@ def _statistics(averages: np.ndarray) -> dict[str, Any]:
 
 
 def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Returns mean accuracy and its standard error over seeds, for each setting and task."""
+    """Return mean accuracy and its standard error over seeds, for each setting and task."""
     grouped = frame.groupby([*axes, "task", "task_name"], sort=False)["accuracy"]
     return grouped.agg(accuracy="mean", standard_error=lambda values: _statistics(values.to_numpy())["standard_error"])
 
 
 def _cell(value: Any) -> Any:
-    """Converts a list to text: a cell has one value."""
+    """Convert a list to text: a cell has one value."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -41,17 +41,17 @@ class RunProgress:
         self._progress.__exit__(*exception)
 
     def stage(self, task: Task, stage: str) -> keras.callbacks.Callback:
-        """Returns a callback that shows one stage of one task."""
+        """Return a callback that shows one stage of one task."""
         names = max(len(each.name) for each in self._stream)
         title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
         return _StageProgress(self, title)
 
     def log(self, line: str) -> None:
-        """Shows one line."""
+        """Show one line."""
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def finished(self, title: str, scores: str, seconds: float) -> None:
-        """Shows the line of a finished stage."""
+        """Show the line of a finished stage."""
         self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
 
 

@@ -41,7 +41,7 @@ class Report:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Writes figures (PNG and PDF), `summary.md`, `summary.json` and `report.html` into `folder`, each atomically.
+    """Write figures (PNG and PDF), `summary.md`, `summary.json` and `report.html` into `folder`, each atomically.
 
     Returns:
         The written files.
@@ -64,7 +64,7 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
-    """Returns the summary as Markdown."""
+    """Return the summary as Markdown."""
     parts = [f"# {report.title}", report.lead]
     for caption, table in tables.items():
         numbers = ["right" if _is_number(table[name]) else "left" for name in table.columns]
@@ -76,7 +76,7 @@ def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Formats a table as text: scores with four decimals, missing values empty, no underscores in headings."""
+    """Format a table as text: scores with four decimals, missing values empty, no underscores in headings."""
     shown = pd.DataFrame({name: [_cell(name, value) for value in table[name]] for name in table.columns}, dtype=object)
     return shown.rename(columns=lambda name: name.replace("_", " "))
 

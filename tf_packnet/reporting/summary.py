@@ -15,7 +15,7 @@ from tf_packnet.reporting import exports
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
-    """Counts the prunable weights, and those that each task owns: in all, and per layer.
+    """Count the prunable weights, and those that each task owns: in all, and per layer.
 
     Args:
         owner_maps: Owner map of each kernel, by path.
@@ -30,7 +30,7 @@ def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str
 
 
 def free_fraction(owner_maps: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the fraction of prunable weights that are free: `{"overall": float, "layers": {path: float}}`."""
+    """Return the fraction of prunable weights that are free: `{"overall": float, "layers": {path: float}}`."""
     free = {path: int(np.count_nonzero(owner == 0)) for path, owner in owner_maps.items()}
     sizes = {path: owner.size for path, owner in owner_maps.items()}
     layers = {path: free[path] / sizes[path] for path in free}
@@ -38,7 +38,7 @@ def free_fraction(owner_maps: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def print_results(results: dict[str, Any], output_dir: Path, console: Console | None = None) -> None:
-    """Prints the table of a finished run and the paths of its files.
+    """Print the table of a finished run and the paths of its files.
 
     Args:
         results: The content of `results.json`.
@@ -49,7 +49,7 @@ def print_results(results: dict[str, Any], output_dir: Path, console: Console | 
 
 
 def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
-    """Builds the output of `print_results`."""
+    """Build the output of `print_results`."""
     free = results["free_fraction"]
     layers = "  ".join(f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items())
     lines = [
@@ -67,7 +67,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
 
 
 def _tensorboard() -> str:
-    """Returns the command of the TensorBoard that is installed with this Python."""
+    """Return the command of the TensorBoard that is installed with this Python."""
     ours = Path(sys.executable).parent / "tensorboard"
     on_path = shutil.which("tensorboard")
     if not ours.exists() or (on_path and Path(on_path) == ours):

@@ -24,7 +24,7 @@ FILTERS_WIDTH = 640  # approximate width in pixels
 def log_pack(
     directory: Path, packed: PackedModel, owner_maps: dict[str, np.ndarray], results: dict[str, Any], task: int
 ) -> None:
-    """Logs the state of the pack after `task`, at step `task`.
+    """Log the state of the pack after `task`, at step `task`.
 
     Args:
         directory: The TensorBoard directory of the run.
@@ -72,7 +72,7 @@ def _log_weights(packed: PackedModel, owner_maps: dict[str, np.ndarray], name: s
 
 
 def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
-    """Logs the finished run for the HPARAMS tab: all flags, and the scores."""
+    """Log the finished run for the HPARAMS tab: all flags, and the scores."""
     from tensorboard.plugins.hparams import api as hparams
 
     no_effect = ("data_dir", "output_dir", "on_corruption")  # on the scores
@@ -95,7 +95,7 @@ def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Converts a value to a number, boolean or string, as HPARAMS takes them."""
+    """Convert a value to a number, boolean or string, as HPARAMS takes them."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "" if value is None else value
@@ -108,7 +108,7 @@ _NAME = 40  # characters of a kernel's path that are shown, at its end
 
 
 def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
-    """Draws one bar per kernel: the weights of each task, then free weights. The axis ends soon after the owned ones.
+    """Draw one bar per kernel: the weights of each task, then free weights. The axis ends soon after the owned ones.
 
     Args:
         owner_maps: Owner map of each kernel, by path.
@@ -138,7 +138,7 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
 
 
 def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
-    """Draws the accuracy matrix: a column per task, a row after each learned task.
+    """Draw the accuracy matrix: a column per task, a row after each learned task.
 
     Args:
         accuracy: The rows of `Results.accuracy`.
@@ -165,7 +165,7 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
 
 
 def _figure(height: float, left: float = 0.7) -> tuple[Figure, Axes]:
-    """Creates a figure with `left` inches for labels. A fixed layout takes half the time of an automatic one."""
+    """Create a figure with `left` inches for labels. A fixed layout takes half the time of an automatic one."""
     width, below, above = 6.4, 0.6, 0.15
     figure = Figure(figsize=(width, height), dpi=100)
     FigureCanvasAgg(figure)

@@ -327,11 +327,11 @@ class Config:
             raise ArgumentError("batch_size", expected, self.batch_size)
 
     def directory(self) -> str:
-        """Returns the output folder: `output_dir`, by default `out/<dataset>`."""
+        """Return the output folder: `output_dir`, by default `out/<dataset>`."""
         return self.output_dir or f"out/{self.dataset.strip('./~').replace('/', '_').replace(':', '_')}"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns every field, defaults included, as JSON values."""
+        """Return every field, defaults included, as JSON values."""
         return {**dataclasses.asdict(self), "hidden_units": list(self.hidden_units)}
 
     @classmethod
@@ -340,7 +340,7 @@ class Config:
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the fields in which two runs must agree to be the same run: all but folders and `on_corruption`."""
+        """Return the fields in which two runs must agree to be the same run: all but folders and `on_corruption`."""
         return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir", "on_corruption")}
 
 
@@ -348,24 +348,24 @@ OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in 
 
 
 def default(name: str) -> Any:
-    """Returns the default of a field."""
+    """Return the default of a field."""
     return Config.__dataclass_fields__[name].default
 
 
 def fields_in(stage_key: StageKey) -> list[str]:
-    """Returns the names of the fields with this place in stage keys."""
+    """Return the names of the fields with this place in stage keys."""
     return [name for name, declared in OPTIONS.items() if declared.stage_key is stage_key]
 
 
 def check_axis(name: str) -> None:
-    """Raises ArgumentError unless the runs of a sweep may differ in the field `name`."""
+    """Raise ArgumentError unless the runs of a sweep may differ in the field `name`."""
     sweepable = [field for field, declared in OPTIONS.items() if declared.sweepable]
     if name not in sweepable:
         raise ArgumentError("sweep", "NAME=VALUE,VALUE with a NAME among " + ", ".join(sweepable), name)
 
 
 def check_field(name: str, value: Any) -> None:
-    """Raises ArgumentError if `value` is out of the range of the field `name`."""
+    """Raise ArgumentError if `value` is out of the range of the field `name`."""
     check = OPTIONS[name].check
     try:
         valid = check.holds(value)

@@ -14,7 +14,7 @@ OnDamaged = Callable[[Path], None]
 
 
 def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
-    """Returns the function to call with every damaged file: it logs a line, or raises CorruptionError.
+    """Return the function to call with every damaged file: it logs a line, or raises CorruptionError.
 
     Args:
         policy: `recompute` or `fail`.
@@ -51,7 +51,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, on_damaged: OnDamaged) -> "Manifest | None":
-        """Reads the manifest at `path`; None if it is missing or damaged."""
+        """Read the manifest at `path`; None if it is missing or damaged."""
         content = read_json(path, on_damaged)
         if content is None:
             return None
@@ -62,16 +62,16 @@ class Manifest:
         return None
 
     def write(self, path: Path) -> None:
-        """Writes the manifest, atomically."""
+        """Write the manifest, atomically."""
         files.write_json(path, {"identity": dict(self.identity), "files": dict(self.files)})
 
     def damaged_files(self, root: Path) -> list[Path]:
-        """Returns the files below `root` that are missing or differ from their checksums."""
+        """Return the files below `root` that are missing or differ from their checksums."""
         return [root / name for name, checksum in self.files.items() if _checksum(root / name) != checksum]
 
 
 def checksums(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Computes checksums of files, and of all files in folders, by path relative to `root`."""
+    """Compute checksums of files, and of all files in folders, by path relative to `root`."""
     sums: dict[str, str] = {}
     for path in paths:
         members = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -80,7 +80,7 @@ def checksums(root: Path, paths: Iterable[Path]) -> dict[str, str]:
 
 
 def read_json(path: Path, on_damaged: OnDamaged) -> dict[str, Any] | None:
-    """Reads a file of `files.write_json`; None if it is missing, or damaged, which is reported to `on_damaged`."""
+    """Read a file of `files.write_json`; None if it is missing, or damaged, which is reported to `on_damaged`."""
     try:
         return files.read_json(path)
     except OSError:

@@ -13,7 +13,7 @@ from tf_packnet.tasks.sources import EMBEDDED, is_folder
 
 
 def load_stream(config: Config) -> TaskStream:
-    """Loads the tasks of a config."""
+    """Load the tasks of a config."""
     return _load(
         config.dataset,
         config.classes_per_task,
@@ -30,7 +30,7 @@ _load = functools.lru_cache(maxsize=2)(tasks.load)
 
 
 def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None:
-    """Reads the data of `config` again and compares it with the data that `results` were computed from.
+    """Read the data of `config` again and compares it with the data that `results` were computed from.
 
     Prints a line if the data cannot be read any more. For processes that train nothing: if TensorFlow is needed to read
     the data, it starts without GPUs.

@@ -49,7 +49,7 @@ class Run:
 
     @classmethod
     def prepare(cls, config: Config) -> "Run":
-        """Loads the data, chooses the execution settings and builds the network.
+        """Load the data, chooses the execution settings and builds the network.
 
         Raises:
             ArgumentError: If data, machine or network do not allow the run.
@@ -77,7 +77,7 @@ class Run:
         return cls(config, stream, strategy, network, execution, results)
 
     def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
-        """Compiles the network and gives it to the approach of the config, ready for the first task."""
+        """Compile the network and give it to the approach of the config, ready for the first task."""
         resident = self.execution["data_residency"] == "device"
         with self.strategy.scope():
             return setup.build_approach(
@@ -92,7 +92,7 @@ def learn(
     with_state: bool,
     on_reused: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> Iterator[int]:
-    """Learns all tasks: Algorithm 1 of the paper. Stages that are in the store are not computed again.
+    """Learn all tasks: Algorithm 1 of the paper. Stages that are in the store are not computed again.
 
     Args:
         run: The run; its results grow with every stage.
@@ -112,7 +112,7 @@ def learn(
 
 
 def learn_only(config: Config, stages_dir: Path, observers: Observers, on_damaged: OnDamaged | None = None) -> Results:
-    """Runs `config` for its results alone: no pack, no exports.
+    """Run `config` for its results alone: no pack, no exports.
 
     Args:
         config: The run.
@@ -159,7 +159,7 @@ class RunStages:
         self._training_task = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
 
     def finish(self, name: str, task: int) -> None:
-        """Finishes the next stage: `train` or `prune+retrain` of a task."""
+        """Finish the next stage: `train` or `prune+retrain` of a task."""
         stage = self._stages[name, task]
         finished = self._stored.finish(stage, lambda backup: self._compute(stage, backup))
         self._committed = finished.record.get("committed", {})  # earlier versions did not record it
@@ -174,7 +174,7 @@ class RunStages:
 def compute_stage(
     run: Run, approach: Approach, stage: Stage, task: Task, committed: dict[str, str], backup: EpochBackup
 ) -> dict[str, Any]:
-    """Trains one stage, or the rest of it after a backup, and evaluates the network after `prune+retrain`.
+    """Train one stage, or the rest of it after a backup, and evaluate the network after `prune+retrain`.
 
     Args:
         run: The run.
@@ -212,7 +212,7 @@ def compute_stage(
 
 
 def evaluate(approach: Approach, tasks: list[Task]) -> dict[str, Any]:
-    """Measures accuracy on the learned tasks, free weights, and weights owned by each task."""
+    """Measure accuracy on the learned tasks, free weights, and weights owned by each task."""
     has_validation = all(len(task.splits["validation"]) for task in tasks)
     maps = approach.owner_maps()
     return {
@@ -224,6 +224,6 @@ def evaluate(approach: Approach, tasks: list[Task]) -> dict[str, Any]:
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """Describes a task for `results.json`."""
+    """Describe a task for `results.json`."""
     examples = {split: len(data) for split, data in task.splits.items()}
     return {"number": task.number, "name": task.name, "class_names": list(task.class_names), "examples": examples}

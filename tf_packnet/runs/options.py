@@ -63,7 +63,7 @@ class Option:
 
 
 def option(theme: str, default: Any, check: Check, stage_key: StageKey, help: str, sweepable: bool = True) -> Any:
-    """Declares a field of `Config`; see `Option` for the arguments. `help` is what --help shows."""
+    """Declare a field of `Config`; see `Option` for the arguments. `help` is what --help shows."""
     if check.choices:
         help = f"{_enumeration(check.choices)}{help if help.startswith('.') else ': ' + help}"
     return dataclasses.field(default=default, metadata={"option": Option(theme, check, help, stage_key, sweepable)})

@@ -20,7 +20,7 @@ from tf_packnet.system import files
 
 
 def check(config: Config) -> dict[str, Any] | None:
-    """Checks the output directory of `config` without changing it.
+    """Check the output directory of `config` without changing it.
 
     Returns:
         The results in it, if this same run is complete and no file of it is damaged; else None.
@@ -50,7 +50,7 @@ def check(config: Config) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Creates the output directory and locks it for this process. The lock ends when the process dies.
+    """Create the output directory and locks it for this process. The lock ends when the process dies.
 
     Raises:
         ArgumentError: If another process has locked it, or it cannot be created.
@@ -77,7 +77,7 @@ LOCK = ".lock"
 
 
 def check_stages_dir(stages_dir: str | None) -> Path | None:
-    """Returns the path of the shared store, if one is given.
+    """Return the path of the shared store, if one is given.
 
     Raises:
         ArgumentError: If it cannot be written.
@@ -100,7 +100,7 @@ def is_new(root: Path, argument: str = "output_dir") -> bool:
 
 
 def check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises ArgumentError if `root` has another run or experiment; the message names the flags that differ.
+    """Raise ArgumentError if `root` has another run or experiment; the message names the flags that differ.
 
     Args:
         root: The directory.
@@ -116,7 +116,7 @@ def check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, An
 
 @contextlib.contextmanager
 def prepared(config: Config) -> Iterator[RunPaths]:
-    """Locks the output directory of a run. Deletes damaged files and the rest of an earlier attempt, except its stages.
+    """Lock the output directory of a run. Deletes damaged files and the rest of an earlier attempt, except its stages.
 
     Raises:
         ArgumentError: If the directory cannot be created, or another process has locked it.
@@ -165,7 +165,7 @@ _NO_NAMELESS_FILES = {errno.EISDIR, errno.EOPNOTSUPP}  # not supported by kernel
 
 
 def report_damage(damaged_files: list[Path], on_damaged: corruption.OnDamaged) -> bool:
-    """Calls `on_damaged` for each damaged file; returns whether there is any."""
+    """Call `on_damaged` for each damaged file; returns whether there is any."""
     for path in damaged_files:
         on_damaged(path)
     return bool(damaged_files)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def expand(name: str) -> Path:
-    """Returns the path a user gave, with `~` expanded where that home exists."""
+    """Return the path a user gave, with `~` expanded where that home exists."""
     return Path(os.path.expanduser(name))
 
 

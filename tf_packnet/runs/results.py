@@ -58,7 +58,7 @@ class Results:
         return float(np.mean(self.accuracy[-1])) if self.accuracy else None
 
     def add_stage(self, record: dict[str, Any], reused: bool) -> None:
-        """Adds the record of a stage, see `learning.compute_stage`."""
+        """Add the record of a stage, see `learning.compute_stage`."""
         stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
         self.seconds.append({**stage, "reused": reused})
         if record["learned"] is not None:
@@ -70,7 +70,7 @@ class Results:
             self.weights = learned["weights"]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of `results.json`."""
+        """Return the content of `results.json`."""
         return {
             "schema_version": SCHEMA_VERSION,
             "data_fingerprint": self.data_fingerprint,
@@ -90,18 +90,18 @@ class Results:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the wall time of the block to `other_seconds`."""
+        """Add the wall time of the block to `other_seconds`."""
         began = time.perf_counter()
         yield
         self.other_seconds[name] = self.other_seconds.get(name, 0.0) + time.perf_counter() - began
 
     def write(self, path: Path) -> None:
-        """Writes `results.json`, atomically."""
+        """Write `results.json`, atomically."""
         files.write_json(path, self.to_json())
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions of Python and packages, and the git commit of this code."""
+    """Return versions of Python and packages, and the git commit of this code."""
     return {
         "tf_packnet": __version__,
         "git_commit": _git("rev-parse", "HEAD"),
@@ -142,7 +142,7 @@ _RESULTS: Form = {
 
 
 def read_results(path: Path, argument: str, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
-    """Reads a `results.json`.
+    """Read a `results.json`.
 
     Args:
         path: The file.
@@ -163,7 +163,7 @@ def read_results(path: Path, argument: str, on_damaged: corruption.OnDamaged) ->
 
 
 def read_experiment(path: Path, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
-    """Reads an `experiment.json`; None if it is missing, damaged or something else.
+    """Read an `experiment.json`; None if it is missing, damaged or something else.
 
     Raises:
         ArgumentError: If a newer version of this library wrote it.

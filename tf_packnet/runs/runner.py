@@ -37,7 +37,7 @@ LATENCY_SECONDS = 0.04
 
 
 def run_config(config: Config, stages_dir: Path | None = None) -> Results:
-    """Learns all tasks of a data set, and evaluates, saves and exports after each one.
+    """Learn all tasks of a data set, and evaluate, save and export after each one.
 
     Args:
         config: The run.
@@ -64,7 +64,7 @@ def run_config(config: Config, stages_dir: Path | None = None) -> Results:
 
 
 def show_execution(run: Run, display: RunProgress) -> None:
-    """Shows the execution settings, and whether the precision is slow on this CPU."""
+    """Show the execution settings, and whether the precision is slow on this CPU."""
     display.log(describe_execution(run.execution))
     precision = run.config.precision
     if not acceleration.computes_in(precision):
@@ -72,7 +72,7 @@ def show_execution(run: Run, display: RunProgress) -> None:
 
 
 def save(run: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
-    """Saves the network after `task`: owner maps, pack, SavedModel, TensorBoard, results."""
+    """Save the network after `task`: owner maps, pack, SavedModel, TensorBoard, results."""
     with run.results.timed("save"):
         maps = {path: owner * ownership.visible(owner, task.number) for path, owner in approach.owner_maps().items()}
         save_owner_maps(paths.owner_maps(task.number), maps)
@@ -87,7 +87,7 @@ def save(run: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
 
 
 def save_pack_file(run: Run, paths: RunPaths, task: Task) -> None:
-    """Writes the `.packnet` file, unless the next task is open already: then it is written after that one."""
+    """Write the `.packnet` file, unless the next task is open already: then it is written after that one."""
     if lifecycle.has_open_task(run.network):
         return
     learned = run.stream[: task.number]
@@ -97,20 +97,20 @@ def save_pack_file(run: Run, paths: RunPaths, task: Task) -> None:
 
 
 def export_saved_model(run: Run, paths: RunPaths, task: Task) -> None:
-    """Writes the SavedModel of `task`."""
+    """Write the SavedModel of `task`."""
     path, compact = paths.export(task.number), run.config.compact
     export_task(run.network, task.name, path, compact=compact, class_names=task.class_names)
 
 
 def export_summary(run: Run, paths: RunPaths) -> None:
-    """Writes `export/report.json`: size and speed of every compact SavedModel compared with a dense one."""
+    """Write `export/report.json`: size and speed of every compact SavedModel compared with a dense one."""
     if run.config.export and run.config.compact and run.config.approach == "packnet":
         with run.results.timed("save"):
             export_report(run.network, paths.exports, seconds=LATENCY_SECONDS)
 
 
 def finish(run: Run, paths: RunPaths) -> None:
-    """Writes hyperparameters for TensorBoard and checksums, and last of all marks the results as complete."""
+    """Write hyperparameters for TensorBoard and checksums, and last of all marks the results as complete."""
     results, config = run.results, run.config
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
     Manifest(config.to_json(), checksums(paths.root, [*paths.rebuildable(), paths.stages])).write(paths.manifest)
@@ -119,7 +119,7 @@ def finish(run: Run, paths: RunPaths) -> None:
 
 
 def describe_execution(execution: dict[str, Any]) -> str:
-    """Describes the execution settings in one line."""
+    """Describe the execution settings in one line."""
     compiles = {
         "step": "XLA compiles whole gradient steps",
         "update": "XLA compiles masks and optimizer, oneDNN computes the convolutions",
@@ -132,7 +132,7 @@ def describe_execution(execution: dict[str, Any]) -> str:
 
 
 def save_keras(packed: PackedModel, path: Path) -> None:
-    """Writes `packed` as a `.keras` file, atomically. The same pack always gives the same bytes."""
+    """Write `packed` as a `.keras` file, atomically. The same pack always gives the same bytes."""
     with files.replacing(path) as temporary:
         dated = temporary.with_name("dated.keras")
         packed.save(dated)
@@ -146,13 +146,13 @@ def save_keras(packed: PackedModel, path: Path) -> None:
 
 
 def epoch_log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
-    """Returns the callback that writes the TensorBoard curves of a stage; both stages of a task share one axis."""
+    """Return the callback that writes the TensorBoard curves of a stage; both stages of a task share one axis."""
     first_epoch = 0 if stage == TRAIN else config.train_epochs
     return EpochLog(paths.tensorboard / f"task_{task.number}_{task.name}", first_epoch)
 
 
 def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observers:
-    """Gives every stage its callbacks: TensorBoard curves, progress display, and a check for pending signals."""
+    """Give every stage its callbacks: TensorBoard curves, progress display, and a check for pending signals."""
 
     def callbacks(task: Task, stage: str) -> list[keras.callbacks.Callback]:
         return [epoch_log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
@@ -161,7 +161,7 @@ def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observer
 
 
 def reused_stage_log(run: Run, paths: RunPaths, display: RunProgress) -> Callable[[dict[str, Any]], None]:
-    """Returns what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
+    """Return what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
 
     def log(record: dict[str, Any]) -> None:
         task, stage = run.stream[record["task"] - 1], record["stage"]

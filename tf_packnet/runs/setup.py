@@ -26,7 +26,7 @@ RESIDENT_BYTES = 2**30
 
 
 def make_deterministic(config: Config, xla: str) -> None:
-    """Seeds all random generators and makes operations deterministic: on CPU, a config always gives the same bits."""
+    """Seed all random generators and make operations deterministic: on CPU, a config always gives the same bits."""
     keras.utils.set_random_seed(config.seed)
     # XLA on CPU is deterministic already, and Keras refuses to combine it with op determinism.
     if xla != acceleration.STEP:
@@ -34,7 +34,7 @@ def make_deterministic(config: Config, xla: str) -> None:
 
 
 def choose_strategy(config: Config) -> tf.distribute.Strategy:
-    """Returns `MirroredStrategy` over all GPUs or over logical CPU devices; TensorFlow's default for one device.
+    """Return `MirroredStrategy` over all GPUs or over logical CPU devices; TensorFlow's default for one device.
 
     Raises:
         ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is not a
@@ -61,7 +61,7 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
 
 
 def device(config: Config) -> str:
-    """Returns the name of the first GPU, or `CPU`. Results depend on it: devices round sums differently."""
+    """Return the name of the first GPU, or `CPU`. Results depend on it: devices round sums differently."""
     gpus = acceleration.gpus()
     if not gpus or config.logical_devices is not None:
         return "CPU"
@@ -69,7 +69,7 @@ def device(config: Config) -> str:
 
 
 def choose_xla(config: Config, strategy: tf.distribute.Strategy) -> str:
-    """Returns how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`."""
+    """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`."""
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
     return acceleration.choose(config.model == "conv", strategy.num_replicas_in_sync > 1)
@@ -84,7 +84,7 @@ def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: T
 
 
 def threads() -> int:
-    """Returns the threads of one operation. Results depend on it: sums may be split differently."""
+    """Return the threads of one operation. Results depend on it: sums may be split differently."""
     configured = tf.config.threading.get_intra_op_parallelism_threads()
     return configured or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)) or len(os.sched_getaffinity(0))
 
@@ -98,7 +98,7 @@ def has_heads_side_by_side(config: Config) -> bool:
 
 
 def build_model(config: Config, stream: TaskStream) -> PackedModel:
-    """Builds the packed network of a config, not compiled. Call it in the strategy's scope.
+    """Build the packed network of a config, not compiled. Call it in the strategy's scope.
 
     Raises:
         ArgumentError: If the tasks have different numbers of classes and the approach or the head does not allow it,
@@ -121,20 +121,20 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
 
 
 def check_capacity(config: Config, stream: TaskStream, network: PackedModel) -> None:
-    """Raises ArgumentError if PackNet would have no free weights left for some task of `stream`."""
+    """Raise ArgumentError if PackNet would have no free weights left for some task of `stream`."""
     if config.approach == "packnet":
         plan(network, len(stream), config.final_prune, config.prune_rounds, config.prune_scope)
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:
-    """Builds the optimizer of a config; `momentum` is SGD with momentum 0.9."""
+    """Build the optimizer of a config; `momentum` is SGD with momentum 0.9."""
     if config.optimizer == "momentum":
         return keras.optimizers.SGD(config.learning_rate, momentum=0.9)
     return keras.optimizers.get({"class_name": config.optimizer, "config": {"learning_rate": config.learning_rate}})
 
 
 def build_loss(config: Config, stream: TaskStream) -> dict[str, Any]:
-    """Builds loss and metrics of a config, as arguments of `compile`."""
+    """Build loss and metrics of a config, as arguments of `compile`."""
     if has_heads_side_by_side(config):
         classes = stream.num_classes
         return {"loss": TaskwiseCrossentropy(classes), "metrics": [TaskwiseAccuracy(classes)]}
@@ -150,7 +150,7 @@ def build_approach(
     masks_dir: Path | None,
     observers: Observers,
 ) -> Approach:
-    """Compiles the network and builds the approach of a config. Call it in the strategy's scope.
+    """Compile the network and builds the approach of a config. Call it in the strategy's scope.
 
     Args:
         network: As `build_model` returns it.
@@ -190,7 +190,7 @@ BYTES_PER_WEIGHT = 2 * FLOAT_BYTES + 1 + ADAM_BYTES
 
 
 def check_memory(config: Config, input_shape: tuple[int, ...], outputs: int) -> None:
-    """Raises ArgumentError if training the network of `config` takes more RAM than the machine has.
+    """Raise ArgumentError if training the network of `config` takes more RAM than the machine has.
 
     Args:
         config: The run.
@@ -211,7 +211,7 @@ def check_memory(config: Config, input_shape: tuple[int, ...], outputs: int) -> 
 
 
 def dense_sizes(config: Config, input_shape: tuple[int, ...], outputs: int) -> list[int]:
-    """Returns the features before, between and after the dense layers, which have nearly all weights."""
+    """Return the features before, between and after the dense layers, which have nearly all weights."""
     if config.model == "mlp":
         return [math.prod(input_shape), *config.hidden_units, outputs]
     features = (input_shape[0] // 4) * (input_shape[1] // 4) * 128  # after two poolings of 2x2
@@ -219,5 +219,5 @@ def dense_sizes(config: Config, input_shape: tuple[int, ...], outputs: int) -> l
 
 
 def physical_memory() -> int:
-    """Returns the RAM of this machine, in bytes."""
+    """Return the RAM of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,7 +11,7 @@ from tf_packnet.tasks.sources import check_name
 
 
 def main(config: Config, stages_dir: str | None = None) -> None:
-    """Runs `config` and prints its results. If the run is complete already, only prints them.
+    """Run `config` and print its results. If the run is complete already, only print them.
 
     Args:
         config: The run.
@@ -40,7 +40,7 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 
 
 def show_plan(config: Config) -> None:
-    """Prints how many weights each task of a run will get. Writes nothing.
+    """Print how many weights each task of a run will get. Writes nothing.
 
     Raises:
         ArgumentError: If data or machine do not allow the run, or some task would get no weights.

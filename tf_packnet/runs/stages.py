@@ -49,7 +49,7 @@ class Stage:
 
 
 def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dict[str, Any]) -> list[Stage]:
-    """Lists the stages of a run, in order.
+    """List the stages of a run, in order.
 
     Args:
         config: The run.

@@ -40,7 +40,7 @@ class StageStore:
         self.on_damaged = on_damaged or corruption.handler(corruption.RECOMPUTE)
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
-        """Returns the record of `stage`, or None if it is missing or damaged."""
+        """Return the record of `stage`, or None if it is missing or damaged."""
         entry = self._entry(stage)
         return None if entry is None else entry["record"]
 
@@ -56,12 +56,12 @@ class StageStore:
         return False
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
-        """Reads the state after `stage`."""
+        """Read the state after `stage`."""
         with np.load(self._state_path(stage), allow_pickle=False) as archive:
             return dict(archive)
 
     def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
-        """Writes record and state of `stage`, atomically."""
+        """Write record and state of `stage`, atomically."""
         folder = self.root / stage.key
         files.remove_unfinished(folder)
         with files.replacing(folder) as temporary:
@@ -72,15 +72,15 @@ class StageStore:
                 files.write_json(temporary / name, entry)
 
     def backup(self, stage: Stage) -> EpochBackup:
-        """Returns the callback that backs up the epochs of `stage` until the finished stage is stored."""
+        """Return the callback that backs up the epochs of `stage` until the finished stage is stored."""
         return EpochBackup(self.root / "progress" / stage.key, delete_at_end=False, on_damaged=self.on_damaged)
 
     def drop_state(self, stage: Stage) -> None:
-        """Deletes the state after `stage`; the record stays."""
+        """Delete the state after `stage`; the record stays."""
         self._state_path(stage).unlink(missing_ok=True)
 
     def first_to_compute(self, stages: Sequence[Stage], with_state: bool) -> int:
-        """Finds the first stage of a run that has to be computed.
+        """Find the first stage of a run that has to be computed.
 
         Args:
             stages: All stages of the run, in order.
@@ -99,7 +99,7 @@ class StageStore:
 
     @contextlib.contextmanager
     def lock(self, stage: Stage) -> Iterator[None]:
-        """Locks `stage` for this process; waits for another holder. The lock ends when its holder dies."""
+        """Lock `stage` for this process; waits for another holder. The lock ends when its holder dies."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{stage.key}.lock"):
@@ -164,7 +164,7 @@ class StoredStages:
             approach.restore(store.state(stages[first - 1]))
 
     def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
-        """Takes the next stage from the store, or computes and stores it.
+        """Take the next stage from the store, or compute and store it.
 
         Args:
             stage: The next stage of the run.
@@ -191,7 +191,7 @@ class StoredStages:
         return FinishedStage(record, reused=False)
 
     def _drop_old_states(self) -> None:
-        """Keeps the last two states: if the last one gets damaged, it is computed again from the one before."""
+        """Keep the last two states: if the last one gets damaged, it is computed again from the one before."""
         kept = 2 if self._with_state or self._done < len(self._stages) else 0
         for stage in self._stages[max(0, self._done - 3) : max(0, self._done - kept)]:
             if not stage.shared:

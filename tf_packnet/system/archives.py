@@ -23,7 +23,7 @@ _MAX_HEADER = 4096
 
 
 def read_arrays(path: str | os.PathLike, argument: str, dtype: str, max_bytes: int) -> dict[str, np.ndarray]:
-    """Reads the arrays of an `.npz` file.
+    """Read the arrays of an `.npz` file.
 
     Args:
         path: The file.

@@ -23,7 +23,7 @@ class MissingExtraError(StoppedError, ImportError):
 
 
 def require_extra(purpose: str, *modules: str) -> None:
-    """Raises MissingExtraError unless all `modules` are installed; imports none of them.
+    """Raise MissingExtraError unless all `modules` are installed; imports none of them.
 
     Args:
         purpose: What needs them; the first words of the error message.

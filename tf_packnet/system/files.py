@@ -18,7 +18,7 @@ _MAX_JSON = 2**26
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Replaces a file or a folder atomically.
+    """Replace a file or a folder atomically.
 
     If the block raises an exception, `path` stays unchanged.
 
@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Replaces a file atomically, reusing the disk blocks of another file.
+    """Replace a file atomically, reusing the disk blocks of another file.
 
     For files that are written again and again this takes two thirds of the CPU time of `replacing`, because blocks and
     pages are allocated already. If the block raises an exception, `spare` is removed and `path` stays unchanged.
@@ -76,13 +76,13 @@ def unfinished(path: str | os.PathLike) -> list[Path]:
 
 
 def remove_unfinished(path: str | os.PathLike) -> None:
-    """Removes what `unfinished` returns. No other process may be writing `path`."""
+    """Remove what `unfinished` returns. No other process may be writing `path`."""
     for leftover in unfinished(path):
         _remove(leftover)
 
 
 def remove_all_unfinished(folder: str | os.PathLike) -> None:
-    """Removes temporary files of killed processes in `folder`. No other process may be writing there."""
+    """Remove temporary files of killed processes in `folder`. No other process may be writing there."""
     for leftover in Path(folder).glob(f".*{UNFINISHED}"):
         _remove(leftover)
 
@@ -108,14 +108,14 @@ class DamagedError(ValueError):
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
-    """Writes `value` as indented JSON with a checksum, atomically."""
+    """Write `value` as indented JSON with a checksum, atomically."""
     with replacing(path) as temporary:
         text = json.dumps({**value, CHECKSUM: _digest(value)}, indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a file of `write_json`, or of an earlier version that wrote no checksum.
+    """Read a file of `write_json`, or of an earlier version that wrote no checksum.
 
     Raises:
         OSError: If the file does not exist.

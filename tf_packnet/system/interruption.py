@@ -37,6 +37,6 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if a signal was received in an `interruptible` block and then lost."""
+    """Raise KeyboardInterrupt if a signal was received in an `interruptible` block and then lost."""
     if _received:
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ _NOISE = re.compile(
 
 
 def import_keras() -> None:
-    """Imports Keras and TensorFlow without TensorFlow's usual messages."""
+    """Import Keras and TensorFlow without TensorFlow's usual messages."""
     if "tensorflow" in sys.modules:
         import keras  # noqa: F401
     else:
@@ -26,7 +26,7 @@ def import_keras() -> None:
 
 
 def start_tensorflow(on_cpu: bool = False) -> None:
-    """Imports TensorFlow and Keras and lists the devices, without TensorFlow's usual messages.
+    """Import TensorFlow and Keras and lists the devices, without TensorFlow's usual messages.
 
     Args:
         on_cpu: Whether to hide the GPUs, for commands that do not train. Another process that trains may have taken all
@@ -48,7 +48,7 @@ def start_tensorflow(on_cpu: bool = False) -> None:
 
 @contextlib.contextmanager
 def standard_error_filtered() -> Iterator[None]:
-    """Removes TensorFlow's usual messages from what is written to file descriptor 2 within the block, by any code."""
+    """Remove TensorFlow's usual messages from what is written to file descriptor 2 within the block, by any code."""
     try:
         real = os.dup(2)
     except OSError:  # closed, as in a daemon

@@ -31,7 +31,7 @@ def load(
     batch_size: int = 128,
     seed: int = 0,
 ) -> TaskStream:
-    """Loads a data set as a stream of tasks, images scaled to [0, 1].
+    """Load a data set as a stream of tasks, images scaled to [0, 1].
 
     Args:
         name: `digits` (included in scikit-learn, needs no network), the name of a TFDS image classification data set

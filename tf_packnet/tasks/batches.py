@@ -23,7 +23,7 @@ _STREAMED_STEPS_PER_CALL = 32
 
 
 def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
-    """Draws the order of the examples in an epoch.
+    """Draw the order of the examples in an epoch.
 
     Args:
         examples: Number of examples. Those that do not fill a batch are left out of a pass over the examples.
@@ -50,7 +50,7 @@ def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_ste
 
 
 def decode(images: Any, scale: Any) -> "tf.Tensor":
-    """Converts images to inputs of the network, `float32` in [0, 1], with the same bits wherever it is called."""
+    """Convert images to inputs of the network, `float32` in [0, 1], with the same bits wherever it is called."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32) * tf.cast(scale, tf.float32)
@@ -197,7 +197,7 @@ def _epochs(first: int) -> "tf.data.Dataset":
 def evaluation_batches(
     images: np.ndarray, labels: np.ndarray, scale: float, batch_size: int, multiple_of: int = 1
 ) -> "tf.data.Dataset":
-    """Makes evaluation batches `(x, y)` in order.
+    """Make evaluation batches `(x, y)` in order.
 
     Args:
         images: Array `(examples, *shape)`.

@@ -12,7 +12,7 @@ _CHUNK = 1024
 
 
 def check_finite(argument: str, x: np.ndarray) -> None:
-    """Raises ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message says where."""
+    """Raise ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message says where."""
     if x.dtype.kind not in "fc":
         return
     with np.errstate(over="ignore", invalid="ignore"):
@@ -27,13 +27,13 @@ def check_finite(argument: str, x: np.ndarray) -> None:
 
 
 def check_numbers(argument: str, x: Any) -> None:
-    """Raises ArgumentError unless `x`, an array or an object with dtype and shape, contains real numbers."""
+    """Raise ArgumentError unless `x`, an array or an object with dtype and shape, contains real numbers."""
     if np.dtype(x.dtype).kind in "OSUMmc":
         raise ArgumentError(argument, "an array of numbers", f"{x.dtype} array of shape {tuple(x.shape)}")
 
 
 def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored: int | None = None) -> None:
-    """Raises ArgumentError unless all `labels` are whole numbers from 0 to `classes - 1`, or `ignored`."""
+    """Raise ArgumentError unless all `labels` are whole numbers from 0 to `classes - 1`, or `ignored`."""
     check_numbers(argument, labels)
     if labels.size == 0:
         return
@@ -48,7 +48,7 @@ def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored
 
 
 def check_varies(argument: str, x: np.ndarray, what: str) -> None:
-    """Raises ArgumentError if all examples in `x`, described by `what`, are the same."""
+    """Raise ArgumentError if all examples in `x`, described by `what`, are the same."""
     first = x[:1]
     if len(x) > 1 and all((x[start : start + _CHUNK] == first).all() for start in range(0, len(x), _CHUNK)):
         raise ArgumentError(argument, f"examples that differ in {what}", f"{len(x)} equal examples")

@@ -32,7 +32,7 @@ def from_arrays(
     seed: int = 0,
     scale: float | None = None,
 ) -> Task:
-    """Makes a task from arrays.
+    """Make a task from arrays.
 
     Args:
         name: Name of the task.
@@ -117,7 +117,7 @@ def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> S
 
 
 def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
-    """Makes a task from data sets of `(x, y)`, batched or not, which are read into RAM.
+    """Make a task from data sets of `(x, y)`, batched or not, which are read into RAM.
 
     Larger data sets can be passed to `packed.fit`, as for any Keras model.
 
@@ -147,7 +147,7 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
 
 
 def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> Task:
-    """Makes a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`.
+    """Make a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`.
 
     If the folder contains `train/` and `test/`, each of them has one folder per class.
 
@@ -213,7 +213,7 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def from_folders(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> TaskStream:
-    """Makes a stream from a folder with one folder per task, in the order of their names.
+    """Make a stream from a folder with one folder per task, in the order of their names.
 
     Args:
         path: The folder. Its name becomes the name of the stream.

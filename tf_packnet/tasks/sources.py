@@ -22,7 +22,7 @@ _RECORDS_PER_CALL = 500
 
 
 def load_digits() -> tuple[Split, Split, list[str]]:
-    """Loads scikit-learn's 1,797 handwritten digits of 8x8 pixels, which need no network.
+    """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels, which need no network.
 
     Returns:
         Training examples, test examples (one in five), and class names.
@@ -43,7 +43,7 @@ SOURCES: dict[str, Callable[[], tuple[Split, Split, list[str]]]] = {EMBEDDED: lo
 
 
 def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, list[str]]:
-    """Loads an image classification data set with TFDS, which downloads it if it is not on disk.
+    """Load an image classification data set with TFDS, which downloads it if it is not on disk.
 
     Args:
         name: Name in TFDS.
@@ -79,7 +79,7 @@ def is_folder(name: str) -> bool:
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Raises ArgumentError unless `name` is in `SOURCES`, a folder, or known to TFDS; does not start TensorFlow."""
+    """Raise ArgumentError unless `name` is in `SOURCES`, a folder, or known to TFDS; does not start TensorFlow."""
     if name in SOURCES:
         return
     if is_folder(name):

@@ -20,7 +20,7 @@ def split_into_tasks(
     batch_size: int = 128,
     seed: int = 0,
 ) -> TaskStream:
-    """Splits a labelled data set into tasks of `c = classes_per_task` classes: 0 to c-1, c to 2c-1, and so on.
+    """Split a labelled data set into tasks of `c = classes_per_task` classes: 0 to c-1, c to 2c-1, and so on.
 
     Args:
         name: Name of the data set.
@@ -84,7 +84,7 @@ def split_into_tasks(
 def hold_out(
     labels: np.ndarray, classes: Iterable[int], fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divides the examples of some classes at random.
+    """Divide the examples of some classes at random.
 
     Args:
         labels: Integer array `(examples,)`.

@@ -200,7 +200,7 @@ class TaskStream(Sequence[Task]):
 
 
 def check_task(task: Task, x: str = "tasks", y: str = "tasks") -> None:
-    """Checks the data of a task, in a few milliseconds for a task of MNIST.
+    """Check the data of a task, in a few milliseconds for a task of MNIST.
 
     Args:
         task: The task.

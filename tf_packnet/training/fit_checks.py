@@ -61,7 +61,7 @@ def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, A
 
 
 def check_callbacks(model: keras.Model, arguments: Mapping[str, Any]) -> None:
-    """Calls `check_fit(model, request)` of each callback that has this method.
+    """Call `check_fit(model, request)` of each callback that has this method.
 
     Args:
         model: The model to fit.
@@ -82,7 +82,7 @@ def backup_of(callbacks: Any) -> Any | None:
 
 
 def check_trained(model: keras.Model) -> None:
-    """Raises ArgumentError if `model` has a trainable variable that no task owns."""
+    """Raise ArgumentError if `model` has a trainable variable that no task owns."""
     trained_by_task = {
         id(variable) for layer in all_layers(model) for variable in getattr(layer, "trained_variables", ())
     }
@@ -118,7 +118,7 @@ def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
 
 
 def check_batches_alone(arguments: Mapping[str, Any]) -> None:
-    """Checks arguments of a `fit` whose `x` is `ResidentBatches` or `StreamedBatches`.
+    """Check arguments of a `fit` whose `x` is `ResidentBatches` or `StreamedBatches`.
 
     Raises:
         ArgumentError: If an argument would be ignored, because the batches already determine it.
@@ -131,7 +131,7 @@ def check_batches_alone(arguments: Mapping[str, Any]) -> None:
 
 
 def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
-    """Checks the data for `model.fit(**arguments)`: the values of arrays, the shapes of data sets.
+    """Check the data for `model.fit(**arguments)`: the values of arrays, the shapes of data sets.
 
     Data sets and generators are not iterated. Kinds of data that only Keras understands are not checked.
 

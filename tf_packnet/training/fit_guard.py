@@ -117,7 +117,7 @@ class FitGuard(keras.callbacks.Callback):
 
 
 def check_steps(model: keras.Model, before: str = "", after: str = "") -> None:
-    """Raises DivergedError if a compiled step of `model` failed its `StepCheck`.
+    """Raise DivergedError if a compiled step of `model` failed its `StepCheck`.
 
     Args:
         model: A `PackedTrainer`.

@@ -33,7 +33,7 @@ def by_task(model: keras.Model) -> dict[str, str]:
 
 
 def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Compares two results of `checksums` or `by_task`.
+    """Compare two results of `checksums` or `by_task`.
 
     Args:
         before: The earlier checksums.
@@ -53,7 +53,7 @@ def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def guarded(model: keras.Model) -> Iterator[None]:
-    """Checks before and after the block that every committed task computes the same outputs as when it was committed.
+    """Check before and after the block that every committed task computes the same outputs as when it was committed.
 
     Raises:
         FreezeError: If a task does not.

@@ -23,7 +23,7 @@ from tf_packnet.training.step_check import StepCheck
 
 
 def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-    """Takes one gradient step, as Keras's own `train_step` does, with a `StepCheck`.
+    """Take one gradient step, as Keras's own `train_step` does, with a `StepCheck`.
 
     Args:
         model: A compiled `PackedTrainer` with task-aware layers.
@@ -70,7 +70,7 @@ def assigned_in_forward_pass(model: keras.Model) -> list[keras.Variable]:
 
 
 def assign_all(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> bool:
-    """Assigns each of `values` to its variable; returns True, as branches of `tf.cond` must return something."""
+    """Assign each of `values` to its variable; returns True, as branches of `tf.cond` must return something."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return True

@@ -46,7 +46,7 @@ class DeviceExamples:
         return batches.images.shape[1:] == self.shape and (batches.images.dtype, batches.labels.dtype) == self.dtypes
 
     def load(self, batches: ResidentBatches) -> None:
-        """Replaces the examples. Compiled steps stay valid, as long as `fits(batches)`."""
+        """Replace the examples. Compiled steps stay valid, as long as `fits(batches)`."""
         # Retraining uses the same examples as training. To copy 27 MB again can take 0.4 s, if allocation is slow.
         if self._has(batches):
             return
@@ -90,7 +90,7 @@ def _for_device(values: np.ndarray) -> np.ndarray:
 
 
 def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
-    """Takes the gradient steps of one call in a loop inside the compiled function.
+    """Take the gradient steps of one call in a loop inside the compiled function.
 
     It stops after the first step with a problem, see `StepCheck`. `model.step_record.taken` is then the number of steps
     before it.
@@ -126,7 +126,7 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
 
 
 def _take_steps_of_user(model: keras.Model, steps: tf.Tensor, step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:
-    """Takes steps that the user's class has overridden, whose logs may differ from the model's metrics."""
+    """Take steps that the user's class has overridden, whose logs may differ from the model's metrics."""
     # Traced for the structure of the logs, not run.
     traced = tf.function(lambda: step(tf.constant(0)), autograph=False).get_concrete_function()
     empty = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), traced.structured_outputs)

@@ -73,7 +73,7 @@ def applied_if(
 
 
 def reset(optimizer: keras.optimizers.Optimizer) -> None:
-    """Resets every variable of a built `optimizer` (slots, step count, loss scale) to its initial value.
+    """Reset every variable of a built `optimizer` (slots, step count, loss scale) to its initial value.
 
     The learning rate stays the same; a schedule starts again, with the step count. The variables stay the same objects,
     so compiled training steps stay valid.
@@ -102,7 +102,7 @@ def fresh(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 
 def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
-    """Remembers the learning rate of `optimizer`: a number, a schedule or a function.
+    """Remember the learning rate of `optimizer`: a number, a schedule or a function.
 
     Args:
         optimizer: A Keras optimizer, built or not.
@@ -169,7 +169,7 @@ def trains_only(optimizer: keras.optimizers.Optimizer, variables: Container[int]
 
 
 def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable, keep: np.ndarray) -> None:
-    """Sets slots of `optimizer` (momentum, moments, averages) for `variable` to 0 outside a mask.
+    """Set slots of `optimizer` (momentum, moments, averages) for `variable` to 0 outside a mask.
 
     Args:
         optimizer: A Keras optimizer. Nothing happens if it is not built, or not built for `variable`.

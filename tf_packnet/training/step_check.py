@@ -61,11 +61,11 @@ class StepCheck:
         self._checks: list[tuple[Problem, tf.Tensor]] = []
 
     def inputs(self, finite: tf.Tensor) -> None:
-        """Requires that the inputs are finite: `finite` is a `bool` scalar, see `all_finite`."""
+        """Require that the inputs are finite: `finite` is a `bool` scalar, see `all_finite`."""
         self._require(Problem.INPUTS, finite)
 
     def labels(self, loss: Any, y: Any, y_pred: Any) -> Any:
-        """Requires that labels are in the range of the loss, for cross-entropies with labels from a known range.
+        """Require that labels are in the range of the loss, for cross-entropies with labels from a known range.
 
         Args:
             loss: The loss from `compile`.
@@ -131,7 +131,7 @@ class StepCheck:
         return checked_call
 
     def result(self, loss: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Checks loss and gradients, and records the first problem of the `fit`.
+        """Check loss and gradients, and record the first problem of the `fit`.
 
         Args:
             loss: The loss, a scalar.

@@ -42,7 +42,7 @@ class PackedTrainer(Functional):
         object.__setattr__(self, "_requested_jit_compile", "auto")
 
     def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
-        """Configures the model for training, like `keras.Model.compile`.
+        """Configure the model for training, like `keras.Model.compile`.
 
         Args:
             *args: As for Keras.
@@ -92,7 +92,7 @@ class PackedTrainer(Functional):
         return {**config, "jit_compile": self._requested_jit_compile}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model. Keras's own method does not if the class overrides `compile`."""
+        """Compile a loaded model. Keras's own method does not if the class overrides `compile`."""
         if overrides.is_overridden(self, "compile", "compile_from_config"):
             super().compile_from_config(config)
             return
@@ -101,7 +101,7 @@ class PackedTrainer(Functional):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model, like `keras.Model.fit`.
+        """Train the model, like `keras.Model.fit`.
 
         Args:
             x: As for Keras, or `ResidentBatches` or `StreamedBatches`.
@@ -162,7 +162,7 @@ class PackedTrainer(Functional):
                     self.train_function = None
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes one gradient step, like `keras.Model.train_on_batch`.
+        """Take one gradient step, like `keras.Model.train_on_batch`.
 
         Raises:
             DivergedError: If the data are bad, or the loss or a gradient is not finite. The step has changed nothing.
@@ -174,7 +174,7 @@ class PackedTrainer(Functional):
         return logs
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Takes one gradient step on a batch, or the steps of one call (see `tf_packnet.training.multi_step`)."""
+        """Take one gradient step on a batch, or the steps of one call (see `tf_packnet.training.multi_step`)."""
         check_trained(self)  # again, because a callback may have changed it since `fit` began
         if acceleration.is_distributed(self):
             return super().train_step(data)
@@ -205,7 +205,7 @@ class PackedTrainer(Functional):
         return kernels.compiled(steps) if self.xla == acceleration.STEP else steps
 
     def _steps_with_undo(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-        """Takes steps that change the model even if a check fails, and undoes them in that case.
+        """Take steps that change the model even if a check fails, and undoes them in that case.
 
         If XLA compiles many steps in one call, discarding the changes in each step would take a tenth of their time.
 
@@ -243,17 +243,17 @@ class PackedTrainer(Functional):
                 self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes the training function, like Keras's, without XLA: `train_step` decides what XLA compiles."""
+        """Make the training function, like Keras's, without XLA: `train_step` decides what XLA compiles."""
         with self._without_xla():
             super().make_train_function(force)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluates one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        """Evaluate one batch, like Keras's, with masked kernels computed by XLA in one pass."""
         with self._kernels_in_one_pass():
             return super().test_step(data)
 
     def predict_step(self, data: Any) -> Any:
-        """Predicts one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        """Predict one batch, like Keras's, with masked kernels computed by XLA in one pass."""
         with self._kernels_in_one_pass():
             return super().predict_step(data)
 
@@ -271,12 +271,12 @@ class PackedTrainer(Functional):
         return super()._get_metrics_result_or_logs(logs)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes the evaluation function, like Keras's, without XLA, which would compile it for each size of data."""
+        """Make the evaluation function, like Keras's, without XLA, which would compile it for each size of data."""
         with self._without_xla():
             super().make_test_function(force)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes the prediction function, like Keras's, without XLA: see `make_test_function`."""
+        """Make the prediction function, like Keras's, without XLA: see `make_test_function`."""
         with self._without_xla():
             super().make_predict_function(force)
 

@@ -28,7 +28,7 @@ def parts(model: keras.Model) -> Parts:
 
 
 def capture(model: keras.Model, known_parts: Parts | None = None) -> dict[str, np.ndarray]:
-    """Captures the state of a compiled model with task-aware layers, for `restore`.
+    """Capture the state of a compiled model with task-aware layers, for `restore`.
 
     On CPU nothing is copied: as long as the returned arrays exist, TensorFlow gives a variable that changes new memory.
 
@@ -52,7 +52,7 @@ def capture(model: keras.Model, known_parts: Parts | None = None) -> dict[str, n
 
 
 def restore(model: keras.Model, state: dict[str, np.ndarray]) -> None:
-    """Restores what `capture` returned.
+    """Restore what `capture` returned.
 
     Args:
         model: A model of the same architecture, whose optimizer is built.

@@ -42,7 +42,7 @@ _OPERATIONS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
-    """Returns a smaller model that computes the same outputs, for prediction.
+    """Return a smaller model that computes the same outputs, for prediction.
 
     Units and channels that no output depends on are removed, constant ones are folded into the next bias, and kernels
     with many zeros are stored without them (`SparseDense` and similar layers). Layers of unknown types are unchanged,
@@ -73,7 +73,7 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
 
 
 def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:
-    """Computes `known` of every tensor, from the inputs forwards."""
+    """Compute `known` of every tensor, from the inputs forwards."""
     known = {number: np.full(channels(graph.shape(number)), np.nan) for number in graph.inputs}
     for step_rule in step_rules:
         results = step_rule.known([known[number] for number in step_rule.step.inputs])
@@ -82,7 +82,7 @@ def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:
 
 
 def _needed(graph: Graph, step_rules: list[Rule], known: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Computes `needed` of every tensor, from the outputs backwards. A tensor keeps at least one channel."""
+    """Compute `needed` of every tensor, from the outputs backwards. A tensor keeps at least one channel."""
     needed = {number: np.zeros(values.shape, bool) for number, values in known.items()}
     for number in graph.outputs:
         needed[number][:] = True
@@ -99,7 +99,7 @@ def _needed(graph: Graph, step_rules: list[Rule], known: dict[int, np.ndarray]) 
 def _values(
     graph: Graph, step_rules: list[Rule], known: dict[int, np.ndarray], needed: dict[int, np.ndarray]
 ) -> dict[int, Value]:
-    """Builds every tensor of the smaller model."""
+    """Build every tensor of the smaller model."""
     values = {number: Value(graph.tensors[number], np.ones_like(needed[number])) for number in graph.inputs}
     for step_rule in step_rules:
         inputs, outputs = step_rule.step.inputs, step_rule.step.outputs
@@ -111,7 +111,7 @@ def _values(
 
 
 def _rule(graph: Graph, step: Step) -> Rule:
-    """Returns the rule for a step. Layers and calls that no rule covers get a barrier (`Rule`)."""
+    """Return the rule for a step. Layers and calls that no rule covers get a barrier (`Rule`)."""
     rule_class = _RULES.get(type(step.layer), Rule)
     if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
         rule_class = rules.Operation
@@ -124,7 +124,7 @@ def _rule(graph: Graph, step: Step) -> Rule:
 
 
 def _for_settings(rule_class: type[Rule], layer: Any, inputs: list[tuple], output: tuple) -> type[Rule]:
-    """Returns `rule_class`, or another rule if the layer's settings or shapes need one."""
+    """Return `rule_class`, or another rule if the layer's settings or shapes need one."""
     fits = True
     if issubclass(rule_class, rules.Merge):
         fits = len(inputs) > 1 and {(len(shape), shape[-1]) for shape in inputs} == {(len(output), output[-1])}
@@ -152,5 +152,5 @@ def _is_channels_last(layer: Any) -> bool:
 
 
 def _is_altered(layer: keras.Layer) -> bool:
-    """Returns whether LoRA or quantization changes what the layer computes."""
+    """Return whether LoRA or quantization changes what the layer computes."""
     return bool(getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None))

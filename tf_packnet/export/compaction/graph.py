@@ -62,24 +62,24 @@ class Graph:
 
 
 def is_plain(node: Any) -> bool:
-    """Returns whether a call has no arguments besides tensors, such as `training=True`."""
+    """Return whether a call has no arguments besides tensors, such as `training=True`."""
     options = [value for value in node.arguments.args if not _is_tensors(value)]
     options += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
     return all(value is None for value in options)
 
 
 def functional(model: keras.Model) -> Any:
-    """Returns a Sequential or functional model as a functional one."""
+    """Return a Sequential or functional model as a functional one."""
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def inputs_of(model: keras.Model) -> Any:
-    """Returns the symbolic inputs of a Sequential or functional model, in the structure they were given in."""
+    """Return the symbolic inputs of a Sequential or functional model, in the structure they were given in."""
     return functional(model)._inputs_struct
 
 
 def trace(model: keras.Model, sparse: bool = True) -> Graph:
-    """Returns the graph of a Sequential or functional model."""
+    """Return the graph of a Sequential or functional model."""
     graph = Graph(sparse=sparse)
     numbers: dict[int, int] = {}
     for tensor in functional(model).inputs:
@@ -91,7 +91,7 @@ def trace(model: keras.Model, sparse: bool = True) -> Graph:
 
 
 def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
-    """Appends the steps of `model`. `numbers` maps ids of its tensors to numbers and must contain its inputs."""
+    """Append the steps of `model`. `numbers` maps ids of its tensors to numbers and must contain its inputs."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if node.is_input:
@@ -111,7 +111,7 @@ def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
 
 
 def _can_be_inlined(node: Any) -> bool:
-    """Returns whether a nested model can be replaced by its layers: it must not cast or reshape its inputs."""
+    """Return whether a nested model can be replaced by its layers: it must not cast or reshape its inputs."""
     model = node.operation
     if not isinstance(model, keras.Model) or not is_graph(model) or not is_plain(node):
         return False

@@ -20,7 +20,7 @@ _SELECTION_COST = 200
 
 
 def is_pointwise(activation: Any) -> bool:
-    """Returns whether an activation is known to work on each value separately."""
+    """Return whether an activation is known to work on each value separately."""
     name = getattr(activation, "__name__", "")
     return name in POINTWISE and keras.activations.get(name) is activation
 
@@ -82,7 +82,7 @@ class Mixer(Rule):
         return [Value(self._apply(value.tensor, self._cut(value.kept, read, outputs), bias), outputs)]
 
     def _cut(self, kept: np.ndarray, read: np.ndarray, outputs: np.ndarray) -> list[np.ndarray]:
-        """Returns the kernels between the inputs that exist in the smaller model and the outputs to compute."""
+        """Return the kernels between the inputs that exist in the smaller model and the outputs to compute."""
         (kernel,) = self.kernels
         return [np.where(read[:, None], kernel, 0)[..., kept, :][..., outputs]]
 
@@ -163,7 +163,7 @@ class Depthwise(Channelwise):
 def apply_layer(
     layer_class: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray, sparse: bool
 ) -> Any:
-    """Creates a layer with this kernel and bias, and applies it to `tensor`.
+    """Create a layer with this kernel and bias, and applies it to `tensor`.
 
     Args:
         layer_class: A Keras layer class.

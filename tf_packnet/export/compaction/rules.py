@@ -28,7 +28,7 @@ class Value:
     kept: np.ndarray
 
     def only(self, channels: np.ndarray) -> "Value":
-        """Returns the value with fewer channels, a subset of `kept`."""
+        """Return the value with fewer channels, a subset of `kept`."""
         if np.array_equal(channels, self.kept):
             return self
         return Value(Select(np.flatnonzero(channels[self.kept]))(self.tensor), channels)
@@ -50,15 +50,15 @@ class Rule:
         self.output_shapes = [graph.shape(number) for number in step.outputs]
 
     def known(self, inputs: Arrays) -> Arrays:
-        """Returns `known` of the outputs, from that of the inputs."""
+        """Return `known` of the outputs, from that of the inputs."""
         return [np.full(channels(shape), np.nan) for shape in self.output_shapes]
 
     def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
-        """Returns `needed` of the inputs, from `known` of the inputs and `needed` of the outputs."""
+        """Return `needed` of the inputs, from `known` of the inputs and `needed` of the outputs."""
         return [np.ones(channels(shape), bool) for shape in self.input_shapes]
 
     def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
-        """Builds the outputs in the smaller model.
+        """Build the outputs in the smaller model.
 
         Args:
             inputs: `known` of the inputs.
@@ -75,12 +75,12 @@ class Rule:
         return [Value(tensor, kept) for tensor, kept in zip(outputs, all_channels, strict=True)]
 
     def copy(self, **changes: Any) -> keras.Layer:
-        """Returns a new layer from the layer's config, with changes."""
+        """Return a new layer from the layer's config, with changes."""
         return type(self.layer).from_config({**self.layer.get_config(), "name": self.step.name, **changes})
 
 
 def channels(shape: tuple[int | None, ...]) -> int:
-    """Returns the number of channels of a tensor; 1 if its last axis has no known length."""
+    """Return the number of channels of a tensor; 1 if its last axis has no known length."""
     return shape[-1] if len(shape) > 1 and shape[-1] is not None else 1
 
 
@@ -217,7 +217,7 @@ class ConcatenateChannels(Rule):
 
 
 def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
-    """Applies a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
+    """Applie a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
 
     Args:
         layer: The layer or activation.
@@ -231,11 +231,11 @@ def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int,
 
 
 def apply_eagerly(layer: Callable[[Any], Any], inputs: Any, dtype: str) -> np.ndarray:
-    """Applies a layer to arrays of one position, computed in `dtype`; returns `float64` values `(channels,)`."""
+    """Applie a layer to arrays of one position, computed in `dtype`; returns `float64` values `(channels,)`."""
     tensors = keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, dtype), inputs)
     return array(layer(tensors)).astype("float64").reshape(-1)
 
 
 def array(value: Any) -> np.ndarray:
-    """Converts a variable or tensor to a NumPy array."""
+    """Convert a variable or tensor to a NumPy array."""
     return np.asarray(keras.ops.convert_to_numpy(value))

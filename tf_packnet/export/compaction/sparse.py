@@ -45,13 +45,13 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         return assign_and_refresh
 
     def refresh(self) -> None:
-        """Recomputes the dense kernel from the present entries."""
+        """Recompute the dense kernel from the present entries."""
         self.memory.assign(self._dense())
         content = [np.asarray(ops.convert_to_numpy(part)).tobytes() for part in (self.values, self.gaps)]
         self.digest = hashlib.sha256(repr(self.shape).encode() + b"".join(content)).hexdigest()[:16]
 
     def read(self) -> tf.Tensor:
-        """Returns the dense kernel."""
+        """Return the dense kernel."""
         kernel = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self.dtype)
         kernel.set_shape(self.shape)
         return kernel
@@ -85,7 +85,7 @@ class SparseKernel:
         self.gap_dtype = gap_dtype
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
-        """Overrides Keras's hook: `build` asks for the kernel and receives its entries."""
+        """Override Keras's hook: `build` asks for the kernel and receives its entries."""
         if name != "kernel":
             return super().add_weight(*args, name=name, **kwargs)
         shape = tuple(kwargs.pop("shape"))
@@ -101,16 +101,16 @@ class SparseKernel:
         return ops.cast(self._dense_kernel.read(), self.compute_dtype)
 
     def assign_entries(self, entries: storage.SparseEntries) -> None:
-        """Assigns other entries, of the same number."""
+        """Assign other entries, of the same number."""
         self._kernel.assign(entries.values)
         self.gaps.assign(entries.gaps)
 
     def save_own_variables(self, store: dict) -> None:
-        """Overrides Keras's hook: saves the entries, not the dense kernel."""
+        """Override Keras's hook: saves the entries, not the dense kernel."""
         keras.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: dict) -> None:
-        """Overrides Keras's hook: loads the entries."""
+        """Override Keras's hook: loads the entries."""
         keras.Layer.load_own_variables(self, store)
 
     def get_config(self) -> dict[str, Any]:

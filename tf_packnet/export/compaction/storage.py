@@ -26,7 +26,7 @@ class SparseEntries(NamedTuple):
 
 
 def to_sparse(kernel: np.ndarray) -> SparseEntries:
-    """Returns the entries of a kernel, with gaps of the dtype that takes the fewest bytes in total."""
+    """Return the entries of a kernel, with gaps of the dtype that takes the fewest bytes in total."""
     positions = np.flatnonzero(kernel)
     values, gaps = kernel.ravel()[positions], np.diff(positions, prepend=0)
     candidates = [_with_gap_dtype(values, gaps, dtype) for dtype in ("uint8", "uint16", "uint32")]
@@ -34,14 +34,14 @@ def to_sparse(kernel: np.ndarray) -> SparseEntries:
 
 
 def to_dense(entries: SparseEntries, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the dense kernel, the inverse of `to_sparse`."""
+    """Return the dense kernel, the inverse of `to_sparse`."""
     flat = np.zeros(int(np.prod(shape)), entries.values.dtype)
     np.add.at(flat, np.cumsum(entries.gaps.astype(np.int64)), entries.values)
     return flat.reshape(shape)
 
 
 def sparse_if_smaller(kernel: np.ndarray) -> SparseEntries | None:
-    """Returns the kernel without its zeros, or None if that is not smaller."""
+    """Return the kernel without its zeros, or None if that is not smaller."""
     count = np.count_nonzero(kernel)
     if count * (kernel.itemsize + 1) + OVERHEAD >= kernel.nbytes:
         return None
@@ -50,7 +50,7 @@ def sparse_if_smaller(kernel: np.ndarray) -> SparseEntries | None:
 
 
 def _with_gap_dtype(values: np.ndarray, gaps: np.ndarray, dtype: str) -> SparseEntries:
-    """Splits gaps that are wider than `dtype` holds, by extra entries of value 0 at zeros of the kernel."""
+    """Split gaps that are wider than `dtype` holds, by extra entries of value 0 at zeros of the kernel."""
     widest = int(np.iinfo(dtype).max)
     extra = np.maximum(gaps - 1, 0) // widest
     last = np.cumsum(extra + 1) - 1  # index of each value's own entry, which follows its extra entries
