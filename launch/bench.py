@@ -1,9 +1,9 @@
-"""Measures what training costs on CPU beside what it could cost: `python -m launch.bench`, or `make bench`.
+"""Compares training time on CPU with the time of its matrix products: `python -m launch.bench`, or `make bench`.
 
-`--only=xla` measures how much of a step XLA should compile, on a GPU where there is one.
+`--only=xla` measures gradient steps with each level of XLA compilation, on a GPU if there is one.
 
-Every section runs in a process of its own, one after another; the machine should do nothing else meanwhile. What was
-measured is written after each.
+Sections run one after another, each in its own process. Nothing else should run on the machine at the same time. The
+results are written after each section.
 """
 
 import json
@@ -21,18 +21,22 @@ from launch import benchmarks
 
 SECTIONS = ("start", "mlp", "conv", "prune", "checks", "run", "sweep")
 AVALANCHE, XLA = "avalanche", "xla"
-OTHERS = (AVALANCHE, XLA)
+OPTIONAL_SECTIONS = (AVALANCHE, XLA)
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("only", ",".join(SECTIONS), f"Sections to measure, of {', '.join(SECTIONS + OTHERS)}.")
-flags.DEFINE_string("output_dir", "out/bench", "Where bench.json and run.png go.")
-flags.DEFINE_integer("epochs", 72, "Epochs of a stage of the MLP and of the whole run.", lower_bound=2)
-flags.DEFINE_string("rows", None, "Used between processes: write the rows of one section there.")
-flags.DEFINE_string("avalanche_python", None, f"A Python that imports avalanche-lib, for --only={AVALANCHE}.")
+flags.DEFINE_list(
+    "only",
+    ",".join(SECTIONS),
+    f"Sections to measure, of {', '.join(SECTIONS + OPTIONAL_SECTIONS)}.",
+)
+flags.DEFINE_string("output_dir", "out/bench", "Directory for bench.json and run.png.")
+flags.DEFINE_integer("epochs", 72, "Epochs per stage, for the MLP and the whole run.", lower_bound=2)
+flags.DEFINE_string("rows", None, "Internal: file to which a subprocess writes its rows.")
+flags.DEFINE_string("avalanche_python", None, f"Python interpreter with avalanche-lib, for --only={AVALANCHE}.")
 flags.register_validator(
     "only",
-    lambda only: set(only) <= {*SECTIONS, *OTHERS},
-    f"expected some of {', '.join(SECTIONS + OTHERS)}",
+    lambda only: set(only) <= {*SECTIONS, *OPTIONAL_SECTIONS},
+    f"expected some of {', '.join(SECTIONS + OPTIONAL_SECTIONS)}",
 )
 flags.register_multi_flags_validator(
     ["only", "avalanche_python"],
@@ -42,7 +46,7 @@ flags.register_multi_flags_validator(
 
 
 def measure(section: str) -> list[benchmarks.Row]:
-    """The rows of one section, measured in this process."""
+    """Measures one section in this process and returns its rows."""
     from launch.benchmarks import processes
     from tf_packnet.system.quiet import start_tensorflow
 
@@ -58,39 +62,39 @@ def measure(section: str) -> list[benchmarks.Row]:
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
         AVALANCHE: lambda: side_by_side.avalanche(FLAGS.avalanche_python, max(1, FLAGS.epochs // 3)),
-        XLA: lambda: training.choices_of_xla(max(2, FLAGS.epochs // 9)),
+        XLA: lambda: training.xla_levels(max(2, FLAGS.epochs // 9)),
     }[section]()
 
 
-def measure_apart(section: str) -> list[benchmarks.Row]:
-    """The rows of one section, measured in a process of its own."""
+def measure_in_subprocess(section: str) -> list[benchmarks.Row]:
+    """Measures one section in its own process and returns its rows."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         section_flags = [f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
         command = [sys.executable, "-m", "launch.bench", *section_flags]
         if FLAGS.avalanche_python:
             command.append(f"--avalanche_python={FLAGS.avalanche_python}")
-        # All floors are a CPU's; what XLA is good for is asked of any device.
+        # All floors are measured on CPU. Only the XLA section may use a GPU.
         environment = os.environ if section == XLA else {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
         return [benchmarks.Row.from_json(row) for row in json.loads(rows.read_text())]
 
 
 def check_avalanche(python: str) -> None:
-    """Ends with one line unless `python` can import avalanche: before minutes of measuring."""
+    """Exits with a one-line message if `python` cannot import avalanche, before anything is measured."""
     try:
-        tried = subprocess.run([python, "-c", "import avalanche"], capture_output=True, text=True)
+        completed = subprocess.run([python, "-c", "import avalanche"], capture_output=True, text=True)
     except OSError as error:
         reason = str(error)
     else:
-        if not tried.returncode:
+        if not completed.returncode:
             return
-        reason = (tried.stderr.strip() or "it does not say why not").splitlines()[-1]
+        reason = (completed.stderr.strip() or "no error message").splitlines()[-1]
     sys.exit(f"bench.py: --avalanche_python: expected a Python with avalanche-lib ({reason}). Received: {python}")
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints and writes."""
+    """Measures all selected sections, prints the table, and writes bench.json and run.png."""
     del argv
     if FLAGS.rows:
         rows = [row for section in FLAGS.only for row in measure(section)]
@@ -104,10 +108,10 @@ def main(argv: list[str]) -> None:
     for section in FLAGS.only:
         print(f"measuring {section} ...", file=sys.stderr)
         try:
-            rows += measure_apart(section)
+            rows += measure_in_subprocess(section)
         except subprocess.CalledProcessError as error:
             sys.exit(f"bench.py: {section} failed:\n{error.stderr.decode()}")
-        report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")  # half an hour may lie before the last
+        report.write_json(rows, Path(FLAGS.output_dir) / "bench.json")  # keep results if a later section fails
     report.print_table(rows)
     if "conv" in FLAGS.only and not report.machine()["bfloat16"]:
         print("bfloat16 was not measured: this CPU has no instructions for it")

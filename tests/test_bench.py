@@ -1,4 +1,4 @@
-"""The benchmark runs and reports what it measured. How long things take is never asserted."""
+"""Tests that the benchmarks run and report their results. Measured times are never asserted."""
 
 import json
 import subprocess
@@ -7,10 +7,10 @@ import sys
 import pytest
 import tensorflow as tf
 
-from launch.benchmarks import Row, floors, processes, quickest, report, training, typical
+from launch.benchmarks import Row, floors, median_seconds, processes, report, shortest_seconds, training
 
 
-def test_a_row_knows_its_ratio_and_whether_its_bound_holds():
+def test_row_ratio_and_bound():
     row = Row("mlp", "fit", 1.2, "ms", 1.0, ("at most", 1.15))
     assert (row.ratio, row.holds) == (1.2, False)
     assert Row("mlp", "fit", 1.1, "ms", 1.0, ("at most", 1.15)).holds
@@ -20,26 +20,26 @@ def test_a_row_knows_its_ratio_and_whether_its_bound_holds():
     assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
-@pytest.mark.parametrize(("measure", "expected"), [(quickest, 1.0), (typical, 2.0)])
-def test_the_quickest_and_the_typical_of_several_calls(measure, expected, monkeypatch):
-    clock = iter([0.0, 50.0, 100.0, 105.0, 110.0, 120.0])  # of five calls each: 10, 1 and 2 seconds a call
+@pytest.mark.parametrize(("measure", "expected"), [(shortest_seconds, 1.0), (median_seconds, 2.0)])
+def test_shortest_and_median_time_per_call(measure, expected, monkeypatch):
+    clock = iter([0.0, 50.0, 100.0, 105.0, 110.0, 120.0])  # five calls each: 10, 1 and 2 seconds per call
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     calls = []
     assert measure(lambda: calls.append(1), repeats=3, calls=5) == expected
-    assert len(calls) == 1 + 3 * 5  # the first is not counted
+    assert len(calls) == 1 + 3 * 5  # one warm-up call
 
 
-def test_a_step_is_held_against_its_floor_at_the_time():
+def test_step_is_compared_with_floors_measured_around_it():
     floors = [{"all": 1.0}, {"all": 3.0}, {"all": 1.0}, {"all": 1.0}]
-    stages = training.Stages([4.0, 3.0, 1.0], floors, compiling=1.0, bytes_a_weight=1.0)
-    assert stages.against("all") == (3.0, 2.0)  # of the ratios 2, 1.5 and 1
+    stages = training.StageTimes([4.0, 3.0, 1.0], floors, compiling=1.0, bytes_per_weight=1.0)
+    assert stages.step_and_floor("all") == (3.0, 2.0)  # the ratios are 2, 1.5 and 1
     assert stages.floor("all") == 1.0
-    row = training.paired("mlp", "fit", stages, "all", ("at most", 1.5))
+    row = training.row_with_floor("mlp", "fit", stages, "all", ("at most", 1.5))
     assert (row.value, row.floor, row.holds) == (3.0, 2.0, True)
 
 
 @pytest.mark.parametrize(("every_product", "products"), [(True, 9), (False, 8)])
-def test_xla_leaves_no_product_of_the_floor_out(every_product, products):
+def test_xla_computes_every_product_of_the_floor(every_product, products):
     steps, arguments = floors.xla_products(every_product, steps=10)
     optimized = steps.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
     body = next(part for part in optimized.split("\n\n") if " dot(" in part)
@@ -47,90 +47,93 @@ def test_xla_leaves_no_product_of_the_floor_out(every_product, products):
     assert "while_body" in body.splitlines()[0]
 
 
-def test_the_floor_of_the_convolutions_has_every_product():
+def test_floor_of_convolutions_has_every_product():
     step, arguments = floors.convolution_step("float32")
     operations = [operation.type for operation in step.get_concrete_function(*arguments).graph.get_operations()]
     assert operations.count("Conv2D") == operations.count("Conv2DBackpropFilter") == 4
-    assert operations.count("Conv2DBackpropInput") == 3  # training needs no gradient of the images
+    assert operations.count("Conv2DBackpropInput") == 3  # training does not need the gradient of the images
     assert operations.count("MatMul") == 6
     outputs = step(*arguments)
-    assert len(outputs) == 17  # all are asked for, so that none is pruned away
+    assert len(outputs) == 17  # all are returned, so that TensorFlow prunes none
     assert all(tf.reduce_all(tf.math.is_finite(output)) for output in outputs)
 
 
 @pytest.mark.slow
-def test_the_benchmark_from_the_command_line(tmp_path):
+def test_benchmark_from_command_line(tmp_path):
     command = [sys.executable, "-m", "launch.bench", "--only=mlp", "--epochs=2", f"--output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
     assert {row["section"] for row in written["rows"]} == {"mlp"}
     measured = {row["what"]: row for row in written["rows"]}
     assert measured["fit, all callbacks"]["value"] > 0
-    assert measured["masks at rest"]["value"] == 1.0
-    assert "fit, all callbacks" in done.stdout
+    assert measured["owner maps"]["value"] == 1.0
+    assert "fit, all callbacks" in completed.stdout
     assert written["machine"]["cores"] >= 1
 
 
-BREAKS = """
+FAILING_BENCHMARK = """
 import subprocess, sys
 from absl import app
 from launch import bench, benchmarks
 
-def measure_apart(section):
+def measure_in_subprocess(section):
     if section == "prune":
         raise subprocess.CalledProcessError(1, "prune", stderr=b"no memory")
     return [benchmarks.Row(section, "--help", 0.1, "s")]
 
-bench.measure_apart = measure_apart
+bench.measure_in_subprocess = measure_in_subprocess
 app.run(bench.main)
 """
 
 
-def test_what_was_measured_stays_when_a_later_section_fails(tmp_path):
-    command = [sys.executable, "-c", BREAKS, "--only=start,prune,run", f"--output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "bench.py: prune failed:\nno memory" in done.stderr
+def test_results_are_kept_when_a_later_section_fails(tmp_path):
+    command = [sys.executable, "-c", FAILING_BENCHMARK, "--only=start,prune,run", f"--output_dir={tmp_path}"]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 1
+    assert "bench.py: prune failed:\nno memory" in completed.stderr
     assert [row["section"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == ["start"]
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"),
+    ("arguments", "message"),
     [
         ("--only=mlpp", "expected some of start, mlp, conv, prune, checks, run, sweep, avalanche, xla"),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
-        ("--only=avalanche --avalanche_python=no/python", "expected a Python with avalanche-lib ([Errno 2]"),
+        (
+            "--only=avalanche --avalanche_python=no/python",
+            "expected a Python with avalanche-lib ([Errno 2]",
+        ),
         ("--only=avalanche --avalanche_python=false", "Received: false"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_line(flag, said):
-    command = [sys.executable, "-m", "launch.bench", *flag.split()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_invalid_flags_end_with_one_line(arguments, message):
+    command = [sys.executable, "-m", "launch.bench", *arguments.split()]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode != 0
+    assert message in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
-def test_the_work_of_a_command_is_that_of_its_processes():
+def test_cpu_time_includes_child_processes():
     busy = "import time\nwhile time.process_time() < 0.5: pass"
     script = f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {busy!r}])"
-    _, work = processes.timed([sys.executable, "-c", script])
-    assert work >= 1.0  # of two processes, each half a second of a core
+    _, cpu_seconds = processes.time_command([sys.executable, "-c", script])
+    assert cpu_seconds >= 1.0  # two processes with 0.5 s each
 
 
-def test_the_picture_shows_every_part_of_the_run(tmp_path):
+def test_chart_shows_every_part_of_the_run(tmp_path):
     rows = [
         Row("mlp", "fit, all callbacks", 0.9, "ms/step", 1.0),
-        Row("mlp", "fit, all callbacks, against the products it needs", 0.9, "ms/step", 0.7),
+        Row("mlp", "fit, all callbacks, compared with the products it needs", 0.9, "ms/step", 0.7),
         Row("mlp", "fit, all callbacks, validation after each epoch", 1.0, "ms/step", 1.0),
-        Row("mlp", "compiling, once a run", 1.0, "s"),
+        Row("mlp", "compilation, once per run", 1.0, "s"),
         Row("run", "MNIST", 90.0, "s", 60.0),
-        Row("run", "of it stages", 81.0, "s"),
-        *(Row("run", f"of it {name}", 1.0, "s") for name in ("load", "store", "evaluate", "save")),
-        Row("run", "of it start and the rest", 5.0, "s"),
+        Row("run", "stages", 81.0, "s"),
+        *(Row("run", name, 1.0, "s") for name in ("load", "store", "evaluate", "save")),
+        Row("run", "startup and other", 5.0, "s"),
     ]
-    parts = report.parts_of_the_run(rows)
+    parts = report.seconds_by_part(rows)
     assert sum(parts.values()) == pytest.approx(90.0)
     assert list(parts.values()) == pytest.approx([56.0, 16.0, 8.0, 1.0, 1.0, 1.0, 2.0, 5.0])
     report.draw_run(rows, tmp_path / "run.png")

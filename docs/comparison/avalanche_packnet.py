@@ -1,7 +1,7 @@
-"""Avalanche's PackNet on the tasks of the MNIST preset, for comparison: `python -m launch.bench --only=avalanche` runs this.
+"""Trains Avalanche's PackNet on the tasks of the MNIST preset. `python -m launch.bench --only=avalanche` runs this.
 
-The network, the tasks, the epochs, the optimizer and the share of the weights that a task keeps are those of the MNIST
-preset. Avalanche's PackNet has no heads of the tasks' own: one head is pruned with the rest.
+Network, tasks, epochs, optimizer and the share of the weights that each task keeps are those of the MNIST preset.
+Avalanche's PackNet has no per-task heads: its single head is pruned with the rest.
 
     python docs/comparison/avalanche_packnet.py tasks.npz '{"threads": 2, "epochs": 24, ...}'
 """
@@ -22,11 +22,16 @@ from avalanche.training.supervised import Naive
 
 
 def main(data_path: str, settings: dict) -> dict:
-    """Learns all tasks, each `2 * epochs` epochs: half before pruning, half after it.
+    """Learns all tasks, with `epochs` epochs before pruning and as many after it.
+
+    Args:
+        data_path: `.npz` file with the arrays of all tasks.
+        settings: `threads`, `seed`, `classes`, `hidden_units`, `epochs`, `batch_size`, `learning_rate`,
+            `prune_proportion`.
 
     Returns:
-        `seconds` of training, `steps` taken, `accuracy` of each task at the end, and `changed`: the largest difference
-        between what the network said of a task's test images when it had learned it, and says at the end.
+        `seconds` of training, number of gradient `steps`, test `accuracy` of each task at the end, and `changed`: the
+        largest absolute change of a test logit between the end of its task and the end of the last task.
     """
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
@@ -46,26 +51,26 @@ def main(data_path: str, settings: dict) -> dict:
         plugins=[PackNetPlugin(settings["epochs"], settings["prune_proportion"])],
         evaluator=EvaluationPlugin(),
     )
-    seconds, steps, when_learned = 0.0, 0, []
+    seconds, steps, logits_after_task = 0.0, 0, []
     for number, experience in enumerate(benchmark.train_stream):
         began = time.perf_counter()
         strategy.train(experience)
         seconds += time.perf_counter() - began
         steps += strategy.clock.train_exp_iterations
-        when_learned.append(logits(model, tasks[number]["test"][0], number))
-    at_the_end = [logits(model, task["test"][0], number) for number, task in enumerate(tasks)]
-    correct = [(logit.argmax(1) == task["test"][1]).float() for logit, task in zip(at_the_end, tasks, strict=True)]
-    changed = [(a - b).abs().max() for a, b in zip(when_learned, at_the_end, strict=True)]
+        logits_after_task.append(logits(model, tasks[number]["test"][0], number))
+    final_logits = [logits(model, task["test"][0], number) for number, task in enumerate(tasks)]
+    correct = [(logit.argmax(1) == task["test"][1]).float() for logit, task in zip(final_logits, tasks, strict=True)]
+    changed = [(before - after).abs().max() for before, after in zip(logits_after_task, final_logits, strict=True)]
     return {
         "seconds": seconds,
         "steps": steps,
-        "accuracy": [float(each.mean()) for each in correct],
+        "accuracy": [float(task_correct.mean()) for task_correct in correct],
         "changed": float(max(changed)),
     }
 
 
 def load(path: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The tasks: images in rows, `float32` in [0, 1], and labels, of every split."""
+    """Loads the train and test split of each task: images as `float32` rows, and labels as integers."""
     arrays = np.load(path)
     tasks = []
     for number in range(1, 1 + max(int(name.split("_")[1]) for name in arrays)):
@@ -79,7 +84,7 @@ def load(path: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
 
 @torch.no_grad()
 def logits(model: PackNetModel, x: torch.Tensor, task: int) -> torch.Tensor:
-    """What the network says of `x` with the weights of `task`."""
+    """Returns the logits for `x` with the weights of `task`."""
     model.eval()
     return model(x, torch.full((len(x),), task))
 

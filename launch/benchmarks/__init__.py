@@ -1,4 +1,4 @@
-"""What training costs beside what it could cost: each module measures one thing against its floor."""
+"""Benchmarks: each module measures one thing and compares it with a reference value, its floor."""
 
 import os
 import statistics
@@ -10,16 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table of results.
 
     Attributes:
-        section: Which benchmark it belongs to.
+        section: Name of the benchmark.
         what: What was measured.
-        value: The measurement.
-        unit: Its unit.
-        floor: What it is held against, in the same unit; None where there is nothing.
-        bound: What `value / floor` (or `value`, without a floor) should be: `("at most", 1.15)`, `("at least", 3.5)`.
-        note: How it was measured, or what the floor is.
+        value: Measured value.
+        unit: Unit of `value` and `floor`.
+        floor: Reference value in the same unit, or None.
+        bound: Target for `value / floor`, or for `value` without a floor: `("at most", 1.15)`, `("at least", 3.5)`.
+        note: How the value was measured.
     """
 
     section: str
@@ -32,42 +32,42 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """`value / floor`."""
+        """`value / floor`, or None without a floor."""
         return None if self.floor is None else self.value / self.floor
 
     @property
     def holds(self) -> bool | None:
-        """Whether the bound is kept; None where there is none."""
+        """Whether the target is met; None if there is no target."""
         if self.bound is None:
             return None
         relation, limit = self.bound
-        figure = self.value if self.ratio is None else self.ratio
-        return figure <= limit if relation == "at most" else figure >= limit
+        compared = self.value if self.ratio is None else self.ratio
+        return compared <= limit if relation == "at most" else compared >= limit
 
     def to_json(self) -> dict[str, Any]:
-        """The row with what follows from it."""
+        """Returns the fields and the derived `ratio` and `holds`."""
         return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Row":
-        """The inverse of `to_json`."""
+        """Restores a row from the result of `to_json`."""
         bound = values["bound"]
         fields = {name: values[name] for name in cls.__dataclass_fields__}
         return cls(**{**fields, "bound": None if bound is None else (bound[0], bound[1])})
 
 
-def typical(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
-    """Seconds that a call of `function` takes, the median of `repeats` times `calls`."""
+def median_seconds(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
+    """Returns the seconds per call of `function`: the median of `repeats` measurements of `calls` calls each."""
     return statistics.median(_seconds(function, repeats, calls))
 
 
-def quickest(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
-    """Seconds that a call of `function` takes, the best of `repeats` times `calls`: what the machine can do."""
+def shortest_seconds(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
+    """Returns the seconds per call of `function`: the shortest of `repeats` measurements of `calls` calls each."""
     return min(_seconds(function, repeats, calls))
 
 
-def _seconds(function, repeats, calls) -> list[float]:
-    function()
+def _seconds(function: Callable[[], Any], repeats: int, calls: int) -> list[float]:
+    function()  # warm-up, not measured
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -78,6 +78,6 @@ def _seconds(function, repeats, calls) -> list[float]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is resident now."""
+    """Returns the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,13 @@
-"""What the checks of committed tasks and of gradient steps take of a run."""
+"""Measures how much of a run's time goes to the checks of committed tasks and of gradient steps."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 from launch.benchmarks import Row
-from launch.benchmarks.training import made_up_images
+from launch.benchmarks.training import noise_images
 from tf_packnet import lifecycle
 from tf_packnet.runs import setup
 from tf_packnet.runs.config import Config
@@ -15,14 +16,14 @@ from tf_packnet.training.fit_guard import FitGuard
 
 
 class Stopwatch:
-    """Adds up the seconds that functions take."""
+    """Total time spent in wrapped functions, in seconds."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._running = False
 
-    def timed(self, function):
-        """`function`, whose time is added up; calls inside other timed calls count once."""
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `function` with its time added to `seconds`. Nested calls count once."""
 
         def call(*args, **kwargs):
             if self._running:
@@ -38,33 +39,36 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def timed(*places: tuple[object, str]) -> Iterator[Stopwatch]:
-    """While it lasts the functions at these places, object and name of attribute, are timed."""
+def stopwatch(*places: tuple[object, str]) -> Iterator[Stopwatch]:
+    """Measures the time spent in the given functions, each a pair of object and attribute name."""
     watch = Stopwatch()
     with contextlib.ExitStack() as stack:
         for place, name in places:
-            stack.enter_context(mock.patch.object(place, name, watch.timed(getattr(place, name))))
+            stack.enter_context(mock.patch.object(place, name, watch.wrap(getattr(place, name))))
         yield watch
 
 
 def checks(epochs: int) -> list[Row]:
-    """The MNIST preset's run of five tasks, on noise: seconds in the checks, of the seconds of all its stages."""
+    """Measures the checks in a run of the MNIST preset with five tasks, on noise, compared with the whole run."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=128)
-    stream = made_up_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
+    stream = noise_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
     xla = setup.choose_xla(config, setup.choose_strategy(config))
     approach = setup.build_approach(
         setup.build_model(config, stream), config, stream, xla, True, None, lambda task, stage: ()
     )
-    of_tasks = timed((lifecycle, "check_tasks"), (lifecycle, "record_witness"), (lifecycle, "check_finite"))
-    of_epochs = timed(*((FitGuard, name) for name in ("on_epoch_begin", "on_epoch_end", "on_train_batch_end")))
-    of_fits = timed((trainer, "check_trained"))
+    time_task_checks = stopwatch((lifecycle, "check_tasks"), (lifecycle, "record_witness"), (lifecycle, "check_finite"))
+    time_epoch_checks = stopwatch(
+        *((FitGuard, name) for name in ("on_epoch_begin", "on_epoch_end", "on_train_batch_end"))
+    )
+    time_fit_checks = stopwatch((trainer, "check_trained"))
     began = time.perf_counter()
-    with of_tasks as tasks, of_epochs as guards, of_fits as fits:
+    with time_task_checks as task_checks, time_epoch_checks as epoch_checks, time_fit_checks as fit_checks:
         for task in stream:
             approach.learn(task)
     whole = time.perf_counter() - began
-    share = ("at most", 0.01)
+    guard = epoch_checks.seconds + fit_checks.seconds
+    bound = ("at most", 0.01)
     return [
-        Row("checks", "witnesses and checksums of committed tasks, of a run", tasks.seconds, "s", whole, share),
-        Row("checks", "guard after each epoch, of a run", guards.seconds + fits.seconds, "s", whole, share),
+        Row("checks", "witnesses and checksums, compared with the whole run", task_checks.seconds, "s", whole, bound),
+        Row("checks", "guard after each epoch, compared with the whole run", guard, "s", whole, bound),
     ]

@@ -1,6 +1,7 @@
-"""What compaction saves: `python -m launch.benchmarks.exports --pack=out/mnist/pack.keras`.
+"""Measures how much smaller and faster compact exports are: `python -m launch.benchmarks.exports`.
 
-Without a pack it takes the paper's convolutional network with random weights and random owners.
+Pass `--pack=out/mnist/pack.keras` to export a trained pack. The default is the paper's convolutional network with
+random weights and random owners.
 """
 
 import os
@@ -12,9 +13,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 from absl import app, flags, logging
 
-PACK = flags.DEFINE_string("pack", None, "A pack; default a convolutional network of random weights.")
-FINAL_PRUNE = flags.DEFINE_float("final_prune", 0.95, "Without a pack: p, after five tasks.", 0, 1)
-FOLDER = flags.DEFINE_string("folder", None, "Where the compact SavedModels and report.json go; default nowhere.")
+PACK = flags.DEFINE_string("pack", None, "Pack to export. Default: a convolutional network with random weights.")
+FINAL_PRUNE = flags.DEFINE_float("final_prune", 0.95, "Prune proportion p after five tasks, without --pack.", 0, 1)
+FOLDER = flags.DEFINE_string("folder", None, "Directory to keep the SavedModels and report.json in. Default: none.")
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +39,10 @@ def main(argv: list[str]) -> None:
 
 
 def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
-    """The paper's convolutional network; each task owns a random share of what was free, as Algorithm 2 shares it."""
+    """Builds the paper's convolutional network, where each task keeps a random share of the free weights.
+
+    The shares are those of Algorithm 2.
+    """
     import numpy as np
 
     import tf_packnet as tp

@@ -1,4 +1,4 @@
-"""The floors: the matrix products and convolutions of a gradient step, and nothing else."""
+"""Floors: the time of the matrix products and convolutions of a gradient step alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from launch.benchmarks import typical
+from launch.benchmarks import median_seconds
 
 MLP = (784, 256, 256, 2)
 BATCH = 128
@@ -16,25 +16,25 @@ CONV_BATCH = 32
 
 
 def dense_products(every_product: bool) -> Callable[[], float]:
-    """What measures the seconds for the matrix products of one step of the MLP, by NumPy or by XLA: the faster.
+    """Returns a function that measures the matrix products of one MLP step, in seconds, in NumPy or XLA if faster.
 
     Args:
-        every_product: Forward, weight gradient and input gradient of every layer; without it the input gradient of the
-            first layer, which training does not need, is left out.
+        every_product: Whether to include the input gradient of the first layer, which training does not need. The
+            forward product and both gradients of all other layers are always included.
     """
     steps = 100
     numpy_step = numpy_products(every_product)
     compiled, arguments = xla_products(every_product, steps)
 
     def measure() -> float:
-        by_numpy = typical(numpy_step, repeats=5, calls=steps)
-        return min(by_numpy, typical(lambda: compiled(*arguments).numpy(), repeats=5) / steps)
+        numpy_seconds = median_seconds(numpy_step, repeats=5, calls=steps)
+        return min(numpy_seconds, median_seconds(lambda: compiled(*arguments).numpy(), repeats=5) / steps)
 
     return measure
 
 
 def numpy_products(every_product: bool) -> Callable[[], None]:
-    """The products of one step."""
+    """Returns a function that computes the products of one step in NumPy."""
     x, w, g = _draw_mlp()
 
     def step():
@@ -48,13 +48,13 @@ def numpy_products(every_product: bool) -> Callable[[], None]:
 
 
 def xla_products(every_product: bool, steps: int) -> tuple[Any, list]:
-    """A compiled function that takes the products of `steps` steps, and its arguments."""
+    """Returns a compiled function that computes the products of `steps` steps, and its arguments."""
 
     @tf.function(jit_compile=True)
-    def take_steps(x, w, g):
+    def compute_products(x, w, g):
         def step(number, total):
             for layer in range(len(w)):
-                # The running total goes into every product, so that none can be left out or moved before the loop.
+                # Every product depends on the running total, so that XLA cannot remove any or move it out of the loop.
                 x_now, g_now = x[layer] + total * 1e-30, g[layer] + total * 1e-30
                 products = [x_now @ w[layer], tf.matmul(x_now, g[layer], transpose_a=True)]
                 if layer or every_product:
@@ -64,11 +64,11 @@ def xla_products(every_product: bool, steps: int) -> tuple[Any, list]:
 
         return tf.while_loop(lambda number, _: number < steps, step, (0, 0.0))[1]
 
-    return take_steps, [[tf.constant(array) for array in arrays] for arrays in _draw_mlp()]
+    return compute_products, [[tf.constant(array) for array in arrays] for arrays in _draw_mlp()]
 
 
 def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Inputs, kernels and output gradients of every layer."""
+    """Draws inputs, kernels and output gradients of every layer."""
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(BATCH, inputs)).astype("float32") for inputs in MLP[:-1]]
     w = [0.01 * rng.normal(size=shape).astype("float32") for shape in zip(MLP, MLP[1:], strict=False)]
@@ -77,13 +77,13 @@ def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
 
 
 def convolution_products(dtype: str) -> Callable[[], float]:
-    """What measures the seconds for the convolutions and products of a step of the convolutional network, by oneDNN."""
+    """Returns a function that measures the convolutions and products of one step, in seconds, in oneDNN."""
     step, arguments = convolution_step(dtype)
-    return lambda: typical(lambda: step(*arguments)[-1].numpy(), calls=5)
+    return lambda: median_seconds(lambda: step(*arguments)[-1].numpy(), calls=5)
 
 
 def convolution_step(dtype: str) -> tuple[Any, list]:
-    """A function that takes the convolutions and products of one step, and its arguments."""
+    """Returns a function that computes the convolutions and products of one step, and its arguments."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -111,9 +111,9 @@ def convolution_step(dtype: str) -> tuple[Any, list]:
                     tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=w, out_backprop=g, **options)
                 )
         for x, w, g in features:
-            # The last as oneDNN takes it fastest, see `tf_packnet.layers.products.large_product`.
-            by_x = tf.transpose(tf.matmul(w, g, transpose_b=True))
-            products += [x @ w, tf.matmul(x, g, transpose_a=True), by_x]
+            # The input gradient in the order that is fastest in oneDNN, see `tf_packnet.layers.products.large_product`.
+            input_gradient = tf.transpose(tf.matmul(w, g, transpose_b=True))
+            products += [x @ w, tf.matmul(x, g, transpose_a=True), input_gradient]
         return products
 
     return step, [images, features]

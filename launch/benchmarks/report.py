@@ -1,4 +1,4 @@
-"""The table of a benchmark, its JSON, and the picture of where a run's time goes."""
+"""Reports benchmark results: a table, JSON, and a chart of the time of a run by part."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ from tf_packnet.training import acceleration
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describes the machine and the versions of the packages."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     packages = ("tensorflow", "keras", "numpy")
@@ -29,11 +29,11 @@ def machine() -> dict[str, Any]:
 
 
 def print_table(rows: list[Row], console: Console | None = None) -> None:
-    """Prints a line a row: the figure, its floor, their ratio, and what it should be."""
-    table = Table(title="what training costs", caption="ratio: figure / floor")
+    """Prints one line per row: measured value, floor, ratio, target, and whether the target is met."""
+    table = Table(title="benchmarks", caption="ratio: figure / floor")
     for heading in ("", "measured"):
         table.add_column(heading)
-    for heading in ("figure", "floor", "ratio", "should be", ""):
+    for heading in ("figure", "floor", "ratio", "target", "met"):
         table.add_column(heading, justify="right")
     for index, row in enumerate(rows):
         last = index + 1 == len(rows) or rows[index + 1].section != row.section
@@ -47,42 +47,46 @@ def print_table(rows: list[Row], console: Console | None = None) -> None:
 
 
 def write_json(rows: list[Row], path: Path) -> None:
-    """Writes the rows and the machine."""
+    """Writes the rows and a description of the machine to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"machine": machine(), "rows": [row.to_json() for row in rows]})
 
 
-def parts_of_the_run(rows: list[Row]) -> dict[str, float]:
-    """Seconds of the whole run by what they went to; empty if it, or a gradient step, was not measured.
+def seconds_by_part(rows: list[Row]) -> dict[str, float]:
+    """Divides the time of the whole run into parts, in seconds.
 
-    Its parts were measured in the run itself. What its stages went to was not: it is shared out as in the stages that
-    were measured apart.
+    The launcher records the time of stages, loading, evaluation and so on. The time within stages is estimated from the
+    proportions in the `mlp` section.
+
+    Returns:
+        Seconds by part, or an empty dictionary if the `run` or `mlp` section was not measured.
     """
-    found = {row.what: row for row in rows}
+    row_by_label = {row.what: row for row in rows}
     whole = next((row for row in rows if row.section == "run" and row.floor), None)
-    step, watched = (found.get(f"fit, all callbacks{more}") for more in ("", ", validation after each epoch"))
-    if whole is None or step is None or watched is None:
+    step = row_by_label.get("fit, all callbacks")
+    validated_step = row_by_label.get("fit, all callbacks, validation after each epoch")
+    if whole is None or step is None or validated_step is None:
         return {}
-    needed = found["fit, all callbacks, against the products it needs"]
-    compiling = found["compiling, once a run"].value
-    in_epochs = found["of it stages"].value - compiling
-    in_steps = in_epochs * step.value / watched.value
-    in_products = in_steps * needed.floor / needed.value
+    compared = row_by_label["fit, all callbacks, compared with the products it needs"]
+    compiling = row_by_label["compilation, once per run"].value
+    in_epochs = row_by_label["stages"].value - compiling
+    in_steps = in_epochs * step.value / validated_step.value
+    in_products = in_steps * compared.floor / compared.value
     return {
         "matrix products that training needs": in_products,
         "masks, optimizer, loss, metrics": in_steps - in_products,
-        "validation and Keras, each epoch": in_epochs - in_steps,
-        "compiling": compiling,
-        "loading the data": found["of it load"].value,
-        "evaluation": found["of it evaluate"].value,
-        "pack, exports, TensorBoard": found["of it save"].value + found["of it store"].value,
-        "start, and the rest": found["of it start and the rest"].value,
+        "validation and Keras after each epoch": in_epochs - in_steps,
+        "compilation": compiling,
+        "loading data": row_by_label["load"].value,
+        "evaluation": row_by_label["evaluate"].value,
+        "pack, exports, TensorBoard": row_by_label["save"].value + row_by_label["store"].value,
+        "startup and other": row_by_label["startup and other"].value,
     }
 
 
 def draw_run(rows: list[Row], path: Path) -> None:
-    """Draws where the time of the whole run went, as PNG; nothing if that was not measured."""
-    parts = parts_of_the_run(rows)
+    """Draws a bar chart of the time of the whole run by part, as PNG. Does nothing if it was not measured."""
+    parts = seconds_by_part(rows)
     if not parts:
         return
     import matplotlib
@@ -96,7 +100,7 @@ def draw_run(rows: list[Row], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("seconds")
-    axes.set_title(f"the MNIST preset from end to end: {sum(parts.values()):.0f} s")
+    axes.set_title(f"complete run of the MNIST preset: {sum(parts.values()):.0f} s")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

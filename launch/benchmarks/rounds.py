@@ -10,10 +10,15 @@ from launch.benchmarks import Row, resident_bytes
 from tf_packnet import lifecycle
 
 
-class Peak(threading.Thread):
-    """The largest memory that is resident while the block runs, over what was resident before."""
+class PeakMemory(threading.Thread):
+    """Context manager that measures the time and the additional resident memory of a block.
 
-    def __enter__(self) -> "Peak":
+    Attributes:
+        extra: Peak of the resident memory minus the resident memory before the block, in bytes.
+        seconds: Duration of the block.
+    """
+
+    def __enter__(self) -> "PeakMemory":
         self.extra, self.seconds, self._stopped = 0, 0.0, threading.Event()
         self._before, self._began = resident_bytes(), time.perf_counter()
         self.start()
@@ -30,7 +35,10 @@ class Peak(threading.Thread):
 
 
 def prune() -> list[Row]:
-    """Both callbacks of two rounds, in every scope: the first round touches memory that the process never had."""
+    """Measures the callbacks of two prune rounds in every scope and takes the larger values.
+
+    The first round also allocates memory that the process did not have before.
+    """
     inputs = keras.Input((8192,))
     x = keras.layers.Dense(8192, activation="relu")(inputs)
     x = keras.layers.Dense(1024, activation="relu")(x)
@@ -48,7 +56,7 @@ def prune() -> list[Row]:
             callback.on_train_begin()
         peaks = []
         for epoch in (0, 1):
-            with Peak() as peak:
+            with PeakMemory() as peak:
                 for callback in callbacks:
                     callback.on_epoch_begin(epoch)
                     callback.on_train_batch_begin(0)
@@ -56,8 +64,6 @@ def prune() -> list[Row]:
         seconds, extra = max(p.seconds for p in peaks), max(p.extra for p in peaks)
         rows += [
             Row("prune", f"round on {weights:,} weights, scope {scope}", seconds, "s", bound=("at most", 2.0)),
-            Row(
-                "prune", f"memory it takes besides, scope {scope}", extra / 1e6, "MB", weights * 4e-6, ("at most", 2.0)
-            ),
+            Row("prune", f"additional memory, scope {scope}", extra / 1e6, "MB", weights * 4e-6, ("at most", 2.0)),
         ]
     return rows

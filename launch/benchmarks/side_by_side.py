@@ -1,6 +1,6 @@
-"""Avalanche's PackNet beside ours: the same tasks and schedule, one after the other on all cores.
+"""Compares Avalanche's PackNet with tf_packnet: same tasks and schedule, one after the other on all cores.
 
-Avalanche is PyTorch's and has an environment of its own; what runs there is `docs/comparison/avalanche_packnet.py`.
+Avalanche needs PyTorch and a separate environment, in which `docs/comparison/avalanche_packnet.py` runs.
 """
 
 import json
@@ -9,23 +9,25 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from launch.benchmarks import Row
 from launch.benchmarks.processes import LAUNCHER, MNIST, ROOT
 from tf_packnet.command_line.run_command import parse_command
+from tf_packnet.runs.config import Config
 from tf_packnet.runs.data import load_stream
 
 SCRIPT = ROOT / "docs/comparison/avalanche_packnet.py"
 
 
 def avalanche(python: str, epochs: int) -> list[Row]:
-    """The MNIST preset with `epochs` of training and as many after pruning, by both.
+    """Runs the MNIST preset in both libraries, with `epochs` epochs before pruning and as many after it.
 
     Args:
-        python: A Python that can import avalanche.
-        epochs: Epochs of a stage.
+        python: Python interpreter with avalanche-lib.
+        epochs: Epochs per stage.
     """
     flags = [MNIST, f"--train_epochs={epochs}", f"--retrain_epochs={epochs}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -42,18 +44,18 @@ def avalanche(python: str, epochs: int) -> list[Row]:
     step = 1e3 * theirs["seconds"] / theirs["steps"]
     accuracy = float(np.mean(theirs["accuracy"]))
     return [
-        Row("avalanche", "Avalanche's PackNet, training alone", step, "ms/step", ours["step"], note="PyTorch"),
-        Row("avalanche", "ours, stages with validation and all callbacks", ours["step"], "ms/step"),
+        Row("avalanche", "Avalanche's PackNet, training only", step, "ms/step", ours["step"], note="PyTorch"),
+        Row("avalanche", "tf_packnet, stages with validation and all callbacks", ours["step"], "ms/step"),
         Row("avalanche", "Avalanche's PackNet, the whole process", theirs["whole"], "s", whole),
-        Row("avalanche", "ours, the whole process with evaluation, packs and exports", whole, "s"),
+        Row("avalanche", "tf_packnet, the whole process with evaluation, packs and exports", whole, "s"),
         Row("avalanche", "Avalanche's PackNet, average accuracy", accuracy, ""),
-        Row("avalanche", "ours, average accuracy", ours["accuracy"], ""),
+        Row("avalanche", "tf_packnet, average accuracy", ours["accuracy"], ""),
         Row("avalanche", "Avalanche's PackNet, largest change of an earlier task's logits", theirs["changed"], ""),
     ]
 
 
-def _avalanche(python, config, path) -> dict:
-    """What the script says, and `whole`: the seconds of its process."""
+def _avalanche(python: str, config: Config, path: Path) -> dict[str, Any]:
+    """Runs the Avalanche script and returns its results and `whole`, the seconds of its process."""
     stream = load_stream(config)
     arrays = {
         f"task_{task.number}_{name}_{part}": getattr(task.splits[name], part)
@@ -70,10 +72,10 @@ def _avalanche(python, config, path) -> dict:
         "epochs": config.train_epochs,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
-        "prune_proportion": config.final_prune ** (1 / len(stream)),  # of what is free, as `EqualShare` has it
+        "prune_proportion": config.final_prune ** (1 / len(stream)),  # share of the free weights, as in `EqualShare`
     }
     began = time.perf_counter()
-    said = subprocess.run([python, str(SCRIPT), str(path), json.dumps(settings)], capture_output=True, text=True)
-    if said.returncode:
-        raise RuntimeError(f"{python} {SCRIPT.name}: {said.stderr.strip()}")
-    return {**json.loads(said.stdout.splitlines()[-1]), "whole": time.perf_counter() - began}
+    completed = subprocess.run([python, str(SCRIPT), str(path), json.dumps(settings)], capture_output=True, text=True)
+    if completed.returncode:
+        raise RuntimeError(f"{python} {SCRIPT.name}: {completed.stderr.strip()}")
+    return {**json.loads(completed.stdout.splitlines()[-1]), "whole": time.perf_counter() - began}
