@@ -17,7 +17,7 @@ usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 
   --pack=out/digits/pack.packnet --task=2-3 --input=photos    every image in a folder
   --pack=out/digits/pack.packnet --task=2 a.png b.png         two images
-  --pack=out/digits/pack.packnet --task=2 --input=x.npz       the array x (or the only one) of a file"""
+  --pack=out/digits/pack.packnet --task=2 --input=x.npz       array x (or the only one) of a file"""
 
 
 def main(argv: Sequence[str]) -> None:
