@@ -15,11 +15,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-# Files of the repository's root, by their place on the site.
+# Files outside docs/, by their place on the site.
 FROM_ROOT = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
+    "flags/REFERENCE.md": "flags.md",
     "LICENSE": "LICENSE",
 }
 LINK = re.compile(r"(?<=\]\()[^)\s#:]+(?=[)#])")
