@@ -224,7 +224,7 @@ def _described_weights(layer: keras.Layer) -> list[str]:
 
 
 def _children(owner: keras.Layer, saved: bool) -> list[tuple[str, Any]]:
-    """Return `layer_paths.children` without the inputs of graphs, which Keras creates and names anew for each graph."""
+    """Return `layer_paths.children` without input layers, which have different names in each graph."""
     children = layer_paths.children(owner, saved)
     return [(name, layer) for name, layer in children if not isinstance(layer, keras.layers.InputLayer)]
 
