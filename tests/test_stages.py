@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from tf_packnet.errors import StoppedError
 from tf_packnet.runs import stages
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.stages import chain, shared_beginning
@@ -237,3 +239,12 @@ def test_a_stage_that_another_process_has_stored_meanwhile_is_reused(store, chai
     take_through(store, chained, 1)
     assert stored.finish(chained[0], approach.learn).reused
     assert approach.number == 0
+
+
+def test_a_record_that_is_lost_during_the_run_ends_it(store, chained):
+    take_through(store, chained, 2)
+    approach = FakeApproach()
+    stored = StoredStages(store, chained, approach, with_state=True)
+    shutil.rmtree(store.root / chained[0].key)
+    with pytest.raises(StoppedError, match=rf"{chained[0].key}: the record .* was deleted or damaged during the run"):
+        stored.finish(chained[0], approach.learn)

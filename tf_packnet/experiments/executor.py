@@ -67,7 +67,7 @@ class ExperimentRuns:
             if name not in self._futures:
                 results = completed_results(self._paths.run(name), config, self._on_damaged)
                 if results is not None:
-                    self._futures[name] = future = Future()
+                    self._futures[name] = future = Future[FinishedRun]()
                     future.set_result(FinishedRun(config, results, "", 0.0))
                 else:
                     self._display.add_run(estimated_epochs(config))

@@ -52,11 +52,11 @@ def write_report(
     Returns:
         The written files; none if all runs failed.
     """
-    complete = list({id(run.results): run for run in runs if run.results is not None}.values())
+    complete = list({id(run.results): run.results for run in runs if run.results is not None}.values())
     if not complete:
         return []
     axes = ["approach", "final_prune"] if experiment.name in MATCHING else list(experiment.axes)
-    frame = frames.tidy([run.results for run in complete], axes)
+    frame = frames.tidy(complete, axes)
     with files.replacing(paths.csv) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
     if experiment.name in MATCHING:
@@ -66,7 +66,7 @@ def write_report(
     failed = len([run for run in runs if run.results is None])
     if failed:
         content.findings.append(f"{failed} of {len(runs)} runs failed and are missing here.")
-    environments = {str(_versions(run.results)): _versions(run.results) for run in complete}
+    environments = {str(_versions(results)): _versions(results) for results in complete}
     report = reports.Report(
         title=f"{TITLES[experiment.name]} ({experiment.base.dataset})",
         lead=LEADS[experiment.name],
@@ -112,7 +112,7 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
 
 def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequence[Match]) -> Findings:
     """For figure 3 and table 1: the best match of each search, and accuracy by task."""
-    best_matches = [match.to_json() for match in matches if match.best is not None]
+    best_matches = [found for match in matches if (found := match.to_json()) is not None]
     columns = ["final_prune", "approach", "target", "accuracy", "gap", "matched_prune", "compression", "reached"]
     table = pd.DataFrame([{name: match[name] for name in columns} for match in best_matches], columns=columns)
     table["reached"] = table["reached"].map({True: "yes", False: "NO"})

@@ -49,18 +49,21 @@ class Match:
     @property
     def best(self) -> dict[str, float] | None:
         """The evaluation closest to the target; among equals the one with the highest compression."""
-        if not self.evaluations:
+        target = self.target
+        if target is None or not self.evaluations:
             return None
-        return min(self.evaluations, key=lambda each: (abs(each["accuracy"] - self.target), -each["compression"]))
+        return min(self.evaluations, key=lambda each: (abs(each["accuracy"] - target), -each["compression"]))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `summary.json`."""
-        best = self.best
-        gap = best["accuracy"] - self.target
+    def to_json(self) -> dict[str, Any] | None:
+        """Return the content of `summary.json`; None without evaluations."""
+        best, target = self.best, self.target
+        if best is None or target is None:
+            return None
+        gap = best["accuracy"] - target
         return {
             "final_prune": self.final_prune,
             "approach": self.approach,
-            "target": self.target,
+            "target": target,
             "matched_prune": best["final_prune"],
             "accuracy": best["accuracy"],
             "gap": gap,
@@ -117,9 +120,8 @@ def _evaluate(
 ) -> "tuple[float | None, list[FinishedRun]]":
     """Return the mean accuracy over the seeds, None if a run failed; and the runs."""
     finished = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
-    if any(run.results is None for run in finished):
-        return None, finished
-    return float(np.mean([run.results["average_accuracy"] for run in finished])), finished
+    accuracies = [run.results["average_accuracy"] for run in finished if run.results is not None]
+    return (float(np.mean(accuracies)) if len(accuracies) == len(finished) else None), finished
 
 
 def setting(base: Config, approach: str, final_prune: float, seed: int) -> Config:

@@ -234,6 +234,9 @@ class _Worker:
         """Do a run in the process; failures are part of the result."""
         began = time.perf_counter()
         process = self._process
+        assert process is not None  # `ready_for` has started it, with pipes
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._runs += 1
         reply: dict[str, Any] = {}
         try:
@@ -250,12 +253,12 @@ class _Worker:
                     break
         except OSError:  # the process has died
             pass
-        error = reply.get("error") or ("" if "results" in reply else self._cause_of_death())
+        error = reply.get("error") or ("" if "results" in reply else self._cause_of_death(process))
         refused = ArgumentError(*reply["refused"]) if "refused" in reply else None
         return FinishedRun(config, reply.get("results"), error, time.perf_counter() - began, refused)
 
-    def _cause_of_death(self) -> str:
-        code = self._process.wait()
+    def _cause_of_death(self, process: subprocess.Popen) -> str:
+        code = process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no output"]
         return f"its process ended with {code}: {lines[-1]}"

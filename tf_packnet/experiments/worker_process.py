@@ -34,6 +34,7 @@ def main() -> None:
     start_tensorflow()
     while True:
         job = jobs.get()
+        reply: dict[str, Any]
         try:
             reply = {"results": _do(Config.from_json(job["config"]), Path(job["stages_dir"]), replies)}
         except ArgumentError as error:

@@ -17,7 +17,6 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
         owner_maps: `uint8` maps by the kernel's path.
         task_names: Names of the tasks, in order.
     """
-    from rich.console import Console
     from rich.table import Table
 
     first = max(0, len(task_names) - _TASK_COLUMNS)
@@ -29,12 +28,19 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
     counts = {path: np.bincount(owner.ravel(), minlength=len(task_names) + 1) for path, owner in owner_maps.items()}
     for path, count in counts.items():
         table.add_row(path, *_cells(count, first), end_section=path == list(counts)[-1])
-    table.add_row("all", *_cells(sum(counts.values()), first))
+    table.add_row("all", *_cells(np.sum(list(counts.values()), axis=0), first))
     # Wide enough for all columns: rich would truncate numbers in a narrower table.
     width = max(80, 14 * len(headings) + max(len(path) for path in counts) + 4)
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())
+    return "\n".join(_lines(table, width))
+
+
+def _lines(table: Any, width: int) -> list[str]:
+    """Render a `rich.table.Table`."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    return [line.rstrip() for line in text.getvalue().rstrip("\n").splitlines()]
 
 
 def _cells(count: np.ndarray, first: int) -> list[str]:
@@ -46,7 +52,6 @@ def _cells(count: np.ndarray, first: int) -> list[str]:
 
 def plan_table(plan: Any) -> str:
     """Return the table of a `tf_packnet.planning.CapacityPlan`, followed by memory, disk space and warnings."""
-    from rich.console import Console
     from rich.table import Table
 
     last = plan.first_task + plan.tasks - 1
@@ -86,10 +91,7 @@ def plan_table(plan: Any) -> str:
     if plan.scope == "global":
         lines.append("?        depends on the values of the weights, because all layers are ranked together")
     width = max(100, 13 * len(headings) + max(len(layer.path) for layer in plan.layers) + 6)
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    return "\n".join([*drawn, *lines])
+    return "\n".join([*_lines(table, width), *lines])
 
 
 def _shown(tasks: int) -> list[int]:

@@ -110,8 +110,9 @@ def _check_class(config: dict[str, Any]) -> None:
         return
     if registered is not None and keras.saving.get_registered_object(registered) is not None:
         return
-    from_keras = str(module).partition(".")[0] == "keras"
-    keras_class = getattr(sys.modules.get(module), name, None) if from_keras else None
+    keras_class = None
+    if isinstance(name, str) and isinstance(module, str) and module.partition(".")[0] == "keras":
+        keras_class = getattr(sys.modules.get(module), name, None)
     if name in _REFUSED or not (isinstance(keras_class, type) and issubclass(keras_class, _BASES)):
         raise ValueError(
             f"has a {module}.{name}, which is neither one of Keras's layers, initializers, regularizers, constraints "

@@ -52,10 +52,10 @@ def _of_layer(place: str, layer: TaskLayer, contents: Contents, parts: Parts, la
         return {**store, **_of_head(place, layer, contents, parts, last)}
     for weight in layer.masked_weights:
         store.update(_prefixed(weight.name, _of_masked(f"{place}/{weight.name}", weight, parts, last)))
-    for weight in layer.task_weights:
-        tasks = [1] if weight.policy == "first_task" else range(1, last + 1)
-        kept = {task: _own(parts, task, f"{place}/{weight.name}", weight.variable.shape) for task in tasks}
-        store.update(_prefixed(weight.name, _of_task_weight(kept, weight.variable.shape, weight.variable.dtype)))
+    for own in layer.task_weights:
+        tasks = range(1, 2 if own.policy == "first_task" else last + 1)
+        kept = {task: _own(parts, task, f"{place}/{own.name}", own.variable.shape) for task in tasks}
+        store.update(_prefixed(own.name, _of_task_weight(kept, own.variable.shape, own.variable.dtype)))
     return store
 
 

@@ -148,8 +148,8 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether two arrays have the same bits, including those of NaN."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    views = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
-    return np.array_equal(*views)
+    one, other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
+    return np.array_equal(one, other)
 
 
 @contextlib.contextmanager

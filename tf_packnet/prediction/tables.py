@@ -54,9 +54,9 @@ def _table(task: str, names: list[str], rows: Rows) -> str:
     for name, row in zip(names, rows, strict=True):
         cells = [cell for label, share in row for cell in (escape(label), f"{share:.4f}")]
         table.add_row(escape(name), *cells)
-    console = Console(file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text).print(table)
+    return text.getvalue()
 
 
 def _csv(task: str, names: list[str], rows: Rows) -> str:

@@ -303,7 +303,7 @@ class Config:
         "what to do about a damaged file in --output_dir: report it and write it again, or stop.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.hidden_units, list):
             object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
         for name in OPTIONS:

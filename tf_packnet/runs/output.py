@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,13 @@ def check(config: Config) -> dict[str, Any] | None:
     on_damaged = corruption.handler(config.on_corruption)
     manifest = Manifest.read(paths.manifest, on_damaged)
     earlier = read_results(paths.results, "output_dir", on_damaged)
-    if earlier is None and manifest is None:
+    if earlier is not None:
+        identity = earlier["config"]
+    elif manifest is not None:
+        identity = manifest.identity
+    else:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(paths.root))
-    check_same(paths.root, "run", config.identity(), earlier["config"] if earlier else manifest.identity)
+    check_same(paths.root, "run", config.identity(), identity)
     if earlier is None or not earlier["complete"]:
         return None
     if manifest is None:  # earlier versions wrote none
@@ -99,7 +103,7 @@ def is_new(root: Path, argument: str = "output_dir") -> bool:
     return existing != root or all(path.name == LOCK for path in root.iterdir())
 
 
-def check_same(root: Path, kind: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def check_same(root: Path, kind: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raise ArgumentError if `root` has another run or experiment; the message names the flags that differ.
 
     Args:

@@ -50,7 +50,7 @@ class Results:
     other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
-    data_fingerprint: str | None = None
+    data_fingerprint: str = ""
 
     @property
     def average_accuracy(self) -> float | None:

@@ -65,7 +65,7 @@ def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dic
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
     parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **pick(fields)})
-    stages = []
+    stages: list[Stage] = []
     for position, task in enumerate(task_numbers):
         for name, epochs, fields in (
             (TRAIN, config.train_epochs, [*TRAIN_STAGE, *(LATER_TRAIN_STAGES if position else [])]),

@@ -14,6 +14,7 @@ import numpy as np
 from filelock import FileLock
 
 from tf_packnet.callbacks import EpochBackup
+from tf_packnet.errors import StoppedError
 from tf_packnet.runs import corruption
 from tf_packnet.runs.stages import Stage
 from tf_packnet.system import files
@@ -66,7 +67,7 @@ class StageStore:
         files.remove_unfinished(folder)
         with files.replacing(folder) as temporary:
             temporary.mkdir()
-            np.savez(temporary / STATE, **state)
+            np.savez(temporary / STATE, **state)  # type: ignore[arg-type]  # no array is named like a parameter
             entry = {"key": stage.key, "sha256": files.sha256(temporary / STATE), "record": record}
             for name in RECORDS:
                 files.write_json(temporary / name, entry)
@@ -171,7 +172,7 @@ class StoredStages:
             compute: Computes it, or the rest of it after a backup, and returns its record.
         """
         if self._done < self._first_to_compute:
-            finished = FinishedStage(self._store.record(stage), reused=True)
+            finished = self._reused(stage)
         else:
             with self._store.lock(stage):
                 finished = self._restore_or_compute(stage, compute)
@@ -179,10 +180,19 @@ class StoredStages:
         self._drop_old_states()
         return finished
 
+    def _reused(self, stage: Stage) -> FinishedStage:
+        record = self._store.record(stage)
+        if record is None:
+            folder = self._store.root / stage.key
+            raise StoppedError(
+                f"{folder}: the record of this stage was deleted or damaged during the run"
+            )
+        return FinishedStage(record, reused=True)
+
     def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
         if self._store.has_state(stage):  # another process has stored it while this one waited for the lock
             self._approach.restore(self._store.state(stage))
-            return FinishedStage(self._store.record(stage), reused=True)
+            return self._reused(stage)
         backup = self._store.backup(stage)
         record = compute(backup)
         with self._timed():
