@@ -83,7 +83,8 @@ def free_capacity(layers: Sequence[Layer]) -> FreeCapacity | None:
     free_before = [layer.free + sum(layer.owned[-measured:]) for layer in layers]
     rates = [_released(before, layer.free, measured) for before, layer in zip(free_before, layers, strict=True)]
     free = [layer.free for layer in layers]
-    shortage, at_most = None, 0
+    shortage: tuple[int, str, int, int] | None = None
+    at_most = 0
     for further in range(MAX_TASKS - tasks):
         gets = [remaining(left, 1.0 - rate) for left, rate in zip(free, rates, strict=True)]
         if shortage is None:
@@ -94,9 +95,10 @@ def free_capacity(layers: Sequence[Layer]) -> FreeCapacity | None:
             break
         free = [left - taken for left, taken in zip(free, gets, strict=True)]
         at_most = further + 1
-    comfortable, *details = shortage or (at_most,)
     released = _released(sum(free_before), sum(layer.free for layer in layers), measured)
-    return FreeCapacity(released, measured, comfortable, at_most, *details)
+    if shortage is None:
+        return FreeCapacity(released, measured, at_most, at_most)
+    return FreeCapacity(released, measured, shortage[0], at_most, *shortage[1:])
 
 
 def _released(before: int, after: int, tasks: int) -> float:

@@ -177,7 +177,7 @@ def _filters(packed: PackedModel, maps: Mapping[str, np.ndarray]) -> dict[str, A
 def _about(inspection: Inspection) -> dict[str, Any]:
     packages = inspection.environment.get("packages", {})
     facts = {
-        "file": inspection.file and f"{inspection.file}, {size(inspection.bytes)}",
+        "file": None if inspection.bytes is None else f"{inspection.file}, {size(inspection.bytes)}",
         "heads": {"per_task": "one per task", "shared": "one for all tasks"}.get(inspection.head, inspection.head),
         "freed weights": inspection.freed_weights,
         "biases and normalisation": inspection.bias_policy,
@@ -238,7 +238,7 @@ _PACKNET_FILE = ("tp.load_pack", "tp.save_pack(packed, ")
 def advice(inspection: Inspection) -> tuple[str, str]:
     """Return a sentence about what to do next with the pack, and the code that does it."""
     load, save = _PACKNET_FILE if inspection.one_file else _KERAS_FILE
-    values = {"file": inspection.file or "pack.keras", "load": load, "save": save}
+    values: dict[str, Any] = {"file": inspection.file or "pack.keras", "load": load, "save": save}
     if inspection.open_task is not None:
         text = f"Task {inspection.open_task} is open: commit it before the next one begins."
         return text, _COMMIT_TASK.format(**values)

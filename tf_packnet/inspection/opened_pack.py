@@ -59,11 +59,12 @@ def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, Fil
 
 def _recorded_tasks(path: Path) -> dict[str, dict[str, Any]]:
     contents = read_contents(path)
+    stored = {part.name: part.stored for part in contents.parts}
     return {
         task.name: {
             "class_names": task.class_names,
             "accuracy": task.accuracy,
-            "bytes": contents.part(f"task {task.number}").stored,
+            "bytes": stored[f"task {task.number}"],
         }
         for task in contents.tasks
     }

@@ -27,7 +27,6 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
     cells, block = in_blocks(grid, _MAX_CELLS)
     colours = task_colours(len(task_names))
     figure = Figure(figsize=(6.2, 4.2), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(
         rgb(colours)[cells],
@@ -70,8 +69,9 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
 
 def to_rgb(figure: Figure) -> np.ndarray:
     """Render the figure as pixels, `uint8` `(height, width, 3)`."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _legend(owner: np.ndarray, names: list[str], colours: np.ndarray) -> list[Patch]:

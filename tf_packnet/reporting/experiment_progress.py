@@ -43,7 +43,7 @@ class ExperimentProgress:
     def add_run(self, epochs: int) -> None:
         """Add a run that is queued."""
         self._submitted += 1
-        total = self._progress.tasks[0].total + epochs
+        total = (self._progress.tasks[0].total or 0) + epochs
         self._progress.update(self._all, total=total, text=self._count())
 
     def start_run(self, name: str, epochs: int) -> None:
@@ -60,7 +60,7 @@ class ExperimentProgress:
         """Show the line of a run that has ended."""
         self._done += 1
         row = self._progress.tasks[self._progress.task_ids.index(self._rows.pop(name))]
-        self._progress.update(self._all, advance=row.total - row.completed, text=self._count())  # reused epochs
+        self._progress.update(self._all, advance=row.remaining, text=self._count())  # reused epochs
         self._progress.remove_task(row.id)
         result = f"failed: {error}" if error else scores
         self.log(f"{self._done}/{self._submitted}  {name}  {result}  {seconds:.1f} s{self._time_left()}")
@@ -78,5 +78,5 @@ class ExperimentProgress:
         if self._console.is_terminal or not all_runs.completed or all_runs.finished:
             return ""
         seconds_per_epoch = (time.perf_counter() - self._began) / all_runs.completed
-        minutes, seconds = divmod(round(seconds_per_epoch * (all_runs.total - all_runs.completed)), 60)
+        minutes, seconds = divmod(round(seconds_per_epoch * (all_runs.remaining or 0)), 60)
         return f"  (about {minutes}:{seconds:02d} left)"

@@ -66,7 +66,7 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def abbreviate(count: int) -> str:
+def abbreviate(count: float) -> str:
     """Format a count in at most five characters: three digits, in thousands (k), millions (M) or billions (G)."""
     if count < 1000:
         return str(count)

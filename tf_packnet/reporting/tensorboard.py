@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tf_packnet import lifecycle
@@ -122,7 +121,7 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
     bars = []
     for count in counts:
         count[0] = max(0, round(count.sum() * span / 100.0) - count[1:].sum())
-        bars.append(pixels.strip(count, 500))
+        bars.append(pixels.strip(count.tolist(), 500))
     names = [path if len(path) <= _NAME else f"..{path[-_NAME:]}" for path in shown]
     figure, axes = _figure(1.0 + 0.34 * len(shown), left=0.3 + 0.085 * max(map(len, names)))
     axes.imshow(
@@ -157,7 +156,7 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
     axes.set_ylabel("after learning task")
     if few:
         axes.set_xticks(range(1, columns + 1), [name[:12] for name in names[:columns]])
-        axes.set_yticks(range(1, len(scores) + 1), [len(row) for row in accuracy])
+        axes.set_yticks(range(1, len(scores) + 1), [str(len(row)) for row in accuracy])
         for row, column in np.argwhere(~np.isnan(scores)):
             ink = "black" if pixels.is_light(colours[row, column]) else "white"
             axes.text(column + 1, row + 1, f"{scores[row, column]:.3f}", ha="center", va="center", color=ink)
@@ -168,6 +167,5 @@ def _figure(height: float, left: float = 0.7) -> tuple[Figure, Axes]:
     """Create a figure with `left` inches for labels. A fixed layout takes half the time of an automatic one."""
     width, below, above = 6.4, 0.6, 0.15
     figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
     inside = (left / width, below / height, 1.0 - (left + 0.2) / width, 1.0 - (below + above) / height)
     return figure, figure.add_axes(inside)

@@ -184,9 +184,7 @@ class StoredStages:
         record = self._store.record(stage)
         if record is None:
             folder = self._store.root / stage.key
-            raise StoppedError(
-                f"{folder}: the record of this stage was deleted or damaged during the run"
-            )
+            raise StoppedError(f"{folder}: the record of this stage was deleted or damaged during the run")
         return FinishedStage(record, reused=True)
 
     def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
