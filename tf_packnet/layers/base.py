@@ -7,7 +7,7 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 import contextvars
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import keras
 import numpy as np
@@ -42,7 +42,28 @@ class Routed:
         setattr(layer, self.raw, value)
 
 
-class TaskLayer:
+Route: TypeAlias = MaskedWeight | TaskWeight
+
+if TYPE_CHECKING:
+
+    class _KerasLayer:
+        """What `TaskLayer` uses of the Keras layer after it in the bases."""
+
+        name: str
+        trainable: bool
+        compute_dtype: str
+
+        def build(self, input_shape: Any) -> None: ...
+
+        def get_config(self) -> dict[str, Any]: ...
+
+        def _get_own_losses(self) -> list[Any]: ...
+
+else:
+    _KerasLayer = object
+
+
+class TaskLayer(_KerasLayer):
     """Mixin that gives a Keras layer weights owned by tasks. Put it before the Keras layer in the bases.
 
     Subclasses list their weights by attribute name: those in `masked` are pruned and owned by tasks; those in
@@ -57,22 +78,25 @@ class TaskLayer:
     per_task: tuple[str, ...] = ("bias",)
     # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
     initializers: Mapping[str, str] = MappingProxyType({})
+    # Only the first task-aware layer of a model has records, see `lifecycle.records`.
+    records: TaskRecords | None
+    _routes: Mapping[str, Route]
 
     def __init__(self, *args: Any, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_choice("bias_policy", bias_policy, BIAS_POLICIES)
         if pretrained is not None:
             check_choice("pretrained", pretrained, PRETRAINED)
-        if getattr(self, "lora_rank", None):
-            raise ArgumentError("lora_rank", "None: task-aware layers do not support LoRA", self.lora_rank)
+        lora_rank = getattr(self, "lora_rank", None)
+        if lora_rank:
+            raise ArgumentError("lora_rank", "None: task-aware layers do not support LoRA", lora_rank)
         self.bias_policy = bias_policy
         self.pretrained = pretrained
         self.committed_tasks = 0
         self.selected_task = 1
         self.open = True  # a new layer is open for task 1
         self.was_loaded = False  # reset by `safe_loading.TaskCheck`
-        # `object.__setattr__` bypasses Keras's tracking. Only the first task-aware layer of a model has records, see
-        # `lifecycle.records`.
+        # `object.__setattr__` bypasses Keras's tracking.
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
@@ -92,11 +116,11 @@ class TaskLayer:
             losses += [w.regularizer(w.own_value()) for w in self._routes.values() if w.regularizer is not None]
         return losses
 
-    def _set_routes(self, routes: dict[str, MaskedWeight | TaskWeight]) -> None:
+    def _set_routes(self, routes: Mapping[str, Route]) -> None:
         # Bypasses Keras's tracking: the variables inside were all added by `add_weight`.
         object.__setattr__(self, "_routes", routes)
 
-    def _route(self, name: str) -> "MaskedWeight | TaskWeight":
+    def _route(self, name: str) -> Route:
         if name in self.masked:
             initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
             return MaskedWeight(self, name, self._raw(name), initializer, self.pretrained)
@@ -104,6 +128,11 @@ class TaskLayer:
 
     def _raw(self, name: str) -> keras.Variable | None:
         return getattr(self, f"_{name}", None)
+
+    @property
+    def routed_weights(self) -> list[Route]:
+        """`masked_weights` and `task_weights`."""
+        return list(self._routes.values())
 
     @property
     def masked_weights(self) -> list[MaskedWeight]:
@@ -123,13 +152,16 @@ class TaskLayer:
     @property
     def trained_variables(self) -> list[keras.Variable]:
         """The variables that training changes."""
-        return [weight.variable for weight in (*self.masked_weights, *self.all_task_weights)]
+        return [weight.variable for weight in self._all_weights]
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
         """The variables that this library adds to the Keras layer's: owner maps, frozen values and so on."""
-        weights = [*self.masked_weights, *self.all_task_weights]
-        return [variable for weight in weights for variable in weight.bookkeeping]
+        return [variable for weight in self._all_weights for variable in weight.bookkeeping]
+
+    @property
+    def _all_weights(self) -> list[Route]:
+        return [*self.masked_weights, *self.all_task_weights]
 
     def get_prunable_weights(self) -> list[keras.Variable]:
         """Return the variables that are pruned (TF-MOT's `PrunableLayer` interface)."""

@@ -1,6 +1,7 @@
 """`TaskHead`, an unpruned output layer with separate weights for each task, as in Mallya & Lazebnik 2018."""
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.products import NARROW, narrow_product
 from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.layers.weights import Store
 from tf_packnet.system.keras_internals import unlocked
 
 
@@ -26,20 +28,27 @@ class TaskHead(TaskLayer, keras.layers.Dense):
     per_task = ("kernel", "bias")
     kernel = Routed()
     bias = Routed()
+    units: int
+    activation: Callable[[Any], Any]
+    _routes: Mapping[str, TaskWeight]
+    _units_of: dict[int, int]  # by task
+    _activation_of: dict[int, str]  # by task, for activations other than the layer's own
+    _own_activation: Callable[[Any], Any]
+    _slots: dict[int, Mapping[str, TaskWeight]]  # routes by number of units
 
     def __init__(self, units: int, *args: Any, **kwargs: Any):
         super().__init__(units, *args, **kwargs)
         # `object.__setattr__` bypasses Keras's tracking.
-        object.__setattr__(self, "_units_of", {})  # task -> units
-        object.__setattr__(self, "_activation_of", {})  # task -> name, for activations other than the layer's own
+        object.__setattr__(self, "_units_of", {})
+        object.__setattr__(self, "_activation_of", {})
         object.__setattr__(self, "_own_activation", self.activation)
-        object.__setattr__(self, "_slots", {})  # units -> routes
+        object.__setattr__(self, "_slots", {})
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self._slots[self.units] = self._routes
 
-    def _route(self, name: str) -> Any:
+    def _route(self, name: str) -> TaskWeight:
         return TaskWeight(self, name, self._raw(name), "per_task", getattr(self, f"{name}_initializer"))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -169,7 +178,7 @@ class TaskHead(TaskLayer, keras.layers.Dense):
 class _Prefixed:
     """View of a weights store that adds a prefix to all keys."""
 
-    def __init__(self, store: dict, prefix: str):
+    def __init__(self, store: Store, prefix: str):
         self._store, self._prefix = store, prefix
 
     def __getitem__(self, key: str) -> Any:

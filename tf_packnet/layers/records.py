@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_packnet.system.arrays import content
+
 RECORDS = "records"
 COUNTS = ("rounds_done", "rounds_due", "rounds_planned", "rounds_from")
 
@@ -179,5 +181,4 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 def checksum(value: np.ndarray) -> str:
     """Return a 64-bit hash of the content of an array, in hex."""
-    content = np.ascontiguousarray(value)
-    return hashlib.blake2b(content.reshape(-1).view(np.uint8), digest_size=8).hexdigest()
+    return hashlib.blake2b(content(value), digest_size=8).hexdigest()

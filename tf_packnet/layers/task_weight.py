@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from tf_packnet.layers.records import same_bits
-from tf_packnet.layers.weights import fresh_values, non_trainable, view
+from tf_packnet.layers.weights import Store, fresh_values, non_trainable, view
 
 
 class TaskWeight:
@@ -86,14 +86,14 @@ class TaskWeight:
         kept = self.kept.get(1 if self.policy == "first_task" else task)
         return kept is None or (not bool(view(self.learning)) and same_bits(view(self.frozen), kept))
 
-    def save(self, store: dict) -> None:
+    def save(self, store: Store) -> None:
         """Write all variables and the values of all tasks into a Keras weights store."""
         for part in ("variable", "frozen", "learning"):
             store[f"{self.name}.{part}"] = view(getattr(self, part))
         for task, value in self.kept.items():
             store[f"{self.name}.task_{task}"] = value
 
-    def load(self, store: dict, tasks: Iterable[int]) -> None:
+    def load(self, store: Store, tasks: Iterable[int]) -> None:
         """Load what `save` has written, with the values of the committed `tasks` (1-based numbers)."""
         for part in ("variable", "frozen", "learning"):
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))

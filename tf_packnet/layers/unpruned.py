@@ -17,7 +17,7 @@ class _Unpruned(TaskLayer):
     """Mixin for layers without prunable weights: all their weights follow `bias_policy`."""
 
     masked = ()
-    per_task = ("gamma", "beta")
+    per_task: tuple[str, ...] = ("gamma", "beta")
 
 
 @twin("tf_packnet")

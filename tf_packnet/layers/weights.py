@@ -1,7 +1,7 @@
 """Functions that `MaskedWeight` and `TaskWeight` share."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -11,6 +11,14 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import FREED_WEIGHTS
 from tf_packnet.system.keras_internals import autocasts
+
+
+class Store(Protocol):
+    """A Keras weights store, or a part of one."""
+
+    def __getitem__(self, key: str) -> Any: ...
+
+    def __setitem__(self, key: str, value: Any) -> None: ...
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:

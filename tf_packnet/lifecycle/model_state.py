@@ -45,9 +45,11 @@ def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
 def records(model: keras.Model) -> TaskRecords:
     """Return the task records of `model`: names, prune rounds, witnesses and so on."""
     first = task_layers(model)[0]
-    if first.records is None:
-        object.__setattr__(first, "records", TaskRecords())
-    return first.records
+    task_records = first.records
+    if task_records is None:
+        task_records = TaskRecords()
+        object.__setattr__(first, "records", task_records)
+    return task_records
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
@@ -74,7 +76,7 @@ def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
 def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
     """Yield path and present values of the weights that training changes, in layer order."""
     for path, layer in named_layers(model):
-        for weight in (*layer.masked_weights, *layer.task_weights):
+        for weight in layer.routed_weights:
             yield f"{path}/{weight.name}", view(weight.variable)
 
 

@@ -28,6 +28,7 @@ from tf_packnet.lifecycle.model_state import (
 )
 from tf_packnet.structure.layer_paths import stable_names
 from tf_packnet.structure.state import metric_variables
+from tf_packnet.system.arrays import content
 
 # Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
@@ -162,7 +163,7 @@ def _check_shown_values(model: keras.Model) -> None:
     changed = [
         f"{path}/{weight.name}"
         for path, layer in named_layers(model)
-        for weight in (*layer.masked_weights, *layer.task_weights)
+        for weight in layer.routed_weights
         if not weight.computes_as(task)
     ]
     variables, volatile = task_records.variables, task_records.volatile
@@ -229,7 +230,7 @@ def _checksums_by_task(
             checksums[task][path] = digest
     for path, task, value in unpruned:
         if task in checksums:
-            checksums[task][path] = hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
+            checksums[task][path] = hashlib.sha256(content(value)).hexdigest()
     return checksums
 
 
@@ -243,6 +244,6 @@ def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
         ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8 if tasks < 255 else int))
         for task, digest in digests.items():
             own = order[ends[task - 1] : ends[task]]
-            digest.update(own + np.uint32(first % 2**32))
-            digest.update(np.ascontiguousarray(values[first : first + CHUNK][own]))
+            digest.update(content(own + np.uint32(first % 2**32)))
+            digest.update(content(values[first : first + CHUNK][own]))
     return {task: digest.hexdigest() for task, digest in digests.items()}

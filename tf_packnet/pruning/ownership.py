@@ -76,7 +76,7 @@ def visible(owner: Any, task: Any) -> Any:
         Boolean array or tensor of the same shape.
     """
     if isinstance(task, Integral):
-        task = np.uint8(min(task, MAX_TASKS))
+        task = np.uint8(min(int(task), MAX_TASKS))
     # In uint8, FREE - 1 wraps to 255: one comparison excludes free weights, candidates and those of later tasks.
     return (owner - np.uint8(1)) < task
 

@@ -74,14 +74,14 @@ def erk_densities(
     Returns:
         Float array with one density per layer, in [0, 1].
     """
-    counts = np.asarray(counts, float)
+    candidates = np.asarray(counts, float)
     if density >= cap:  # no layer can get more than the others
-        return np.full(len(counts), density)
+        return np.full(len(candidates), density)
     raw = np.array([sum(shape) / np.prod(shape, dtype=float) for shape in shapes])
-    capped = np.zeros(len(counts), bool)
+    capped = np.zeros(len(candidates), bool)
     while True:
-        weight = (raw * counts)[~capped].sum()
-        wanted = density * counts.sum() - cap * counts[capped].sum()
+        weight = (raw * candidates)[~capped].sum()
+        wanted = density * candidates.sum() - cap * candidates[capped].sum()
         scale = wanted / weight if weight else 0.0
         over = ~capped & (scale * raw > cap)
         if not over.any():

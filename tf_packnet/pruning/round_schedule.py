@@ -159,9 +159,10 @@ def _later_rounds(schedule: Schedule, budget: int) -> Iterable[tuple[int, float]
 def _later_steps(schedule: Schedule, budget: int) -> range:
     """Return the steps after the end of a `fit` of `budget` epochs at which a round is possible."""
     bounds = [getattr(schedule, name, None) for name in ("begin_step", "end_step", "frequency")]
-    if not all(isinstance(bound, Integral) for bound in bounds) or bounds[2] < 1:
+    integers = [int(bound) for bound in bounds if isinstance(bound, Integral)]
+    if len(integers) < len(bounds) or integers[2] < 1:
         return range(budget, budget + _STEPS_AHEAD)
-    begin, end, frequency = map(int, bounds)
+    begin, end, frequency = integers
     if end < 0:  # in TF-MOT: a schedule without an end
         end = max(begin, budget) + frequency * _ROUNDS_AHEAD
     steps = range(begin, end + 1, frequency)

@@ -231,18 +231,19 @@ def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
             return value
         return collections.OrderedDict(new) if isinstance(value, collections.OrderedDict) else new
     if isinstance(value, (tuple, list)):
-        new = [_mapped(f"{name}_{index}", part, function) for index, part in enumerate(value)]
-        if all(ours is theirs for ours, theirs in zip(new, value, strict=True)):
+        parts = [_mapped(f"{name}_{index}", part, function) for index, part in enumerate(value)]
+        if all(ours is theirs for ours, theirs in zip(parts, value, strict=True)):
             return value
-        if hasattr(value, "_fields"):  # a namedtuple, perhaps in a wrapper of TensorFlow
-            return value._make(new)
-        return tuple(new) if isinstance(value, tuple) else new
+        if hasattr(value, "_make"):  # a namedtuple, perhaps in a wrapper of TensorFlow
+            return value._make(parts)
+        return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
 
 def _key_in_path(key: Any, index: int) -> Any:
     """Return what represents a dict key in a path: the key, or its index if `str(key)` differs between processes."""
-    return index if type(key).__str__ is object.__str__ and type(key).__repr__ is object.__repr__ else key
+    kind: Any = type(key)  # mypy would look up the methods of `type`
+    return index if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__ else key
 
 
 def _numbered(layer: keras.Layer, index: int) -> str:

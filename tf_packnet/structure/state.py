@@ -5,7 +5,7 @@ returned by `unowned_variables` and gets one value per task in `tf_packnet.layer
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -14,7 +14,7 @@ from tf_packnet.layers.base import TaskLayer
 from tf_packnet.structure.layer_paths import attributes, layers_by_path, stable_names
 from tf_packnet.system.keras_internals import all_layers, own_metrics, own_variables, seed_generators
 
-Variable = keras.Variable | tf.Variable
+Variable: TypeAlias = keras.Variable | tf.Variable
 
 
 def unowned_variables(model: keras.Model) -> dict[str, Variable]:

@@ -143,7 +143,8 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
     pairs = list((dataset if batched else dataset.batch(1024)).as_numpy_iterator())
     if not pairs:
         raise ArgumentError(argument, "at least one example", "an empty data set")
-    return tuple(np.concatenate([pair[part] for pair in pairs]) for part in (0, 1))
+    x, y = (np.concatenate([pair[part] for pair in pairs]) for part in (0, 1))
+    return x, y
 
 
 def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> Task:

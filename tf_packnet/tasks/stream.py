@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.arrays import content
 from tf_packnet.tasks.batches import (
     ResidentBatches,
     StreamedBatches,
@@ -194,8 +195,8 @@ class TaskStream(Sequence[Task]):
             digest.update(repr([task.name, task.class_names, task.batch_size]).encode())
             for name, split in task.splits.items():
                 digest.update(repr([name, split.images.shape, split.images.dtype.str, split.scale]).encode())
-                digest.update(np.ascontiguousarray(split.images))
-                digest.update(split.y)
+                digest.update(content(split.images))
+                digest.update(content(split.y))
         return digest.hexdigest()
 
 
