@@ -161,6 +161,17 @@ def test_auto_compiles_dense_models_and_leaves_convolutions_to_onednn():
     assert compile_model(tp.pack(make_mlp()), jit_compile="auto", run_eagerly=True).xla == acceleration.OFF
 
 
+@pytest.mark.parametrize("value", ["yes", "AUTO", 2, []])
+def test_an_unknown_jit_compile_is_refused(value):
+    with pytest.raises(ArgumentError, match="Invalid `jit_compile`: expected True, False or 'auto'"):
+        compile_model(tp.pack(make_mlp()), jit_compile=value)
+
+
+def test_no_jit_compile_compiles_nothing():
+    """Keras, too, takes None for False."""
+    assert compile_model(tp.pack(make_mlp()), jit_compile=None).xla == acceleration.OFF
+
+
 def test_the_requested_jit_compile_is_saved(tmp_path):
     packed = compile_model(tp.pack(make_convnet()), jit_compile="auto")
     packed.save(tmp_path / "pack.keras")

@@ -182,18 +182,17 @@ class PackedModel(PackedTrainer):
         """Reset the slots of all optimizers; replace those that were built for other variables."""
         variables = {id(variable) for variable in self.trainable_variables}
         with lifecycle.strategy_scope(self):
-            for holder, name, optimizer in optimizers.of_user(self):
-                if optimizers.trains_only(optimizer, variables):
-                    optimizers.reset(optimizer)
+            for holder, name, own in optimizers.of_user(self):
+                if optimizers.trains_only(own, variables):
+                    optimizers.reset(own)
                 else:
-                    setattr(holder, name, optimizers.fresh(optimizer))
+                    setattr(holder, name, optimizers.fresh(own))
                     lifecycle.drop_compiled_functions(self)
-            if getattr(self, "optimizer", None) is None:
-                return
-            if optimizers.knows(self.optimizer, self.trainable_variables):
-                optimizers.reset(self.optimizer)
-            else:  # built for a head with another number of units
-                self.optimizer = optimizers.fresh(self.optimizer)
+            optimizer = getattr(self, "optimizer", None)
+            if optimizer is not None and optimizers.knows(optimizer, self.trainable_variables):
+                optimizers.reset(optimizer)
+            elif optimizer is not None:  # built for a head with another number of units
+                self.optimizer = optimizers.fresh(optimizer)
                 lifecycle.drop_compiled_functions(self)
 
     def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -355,7 +354,8 @@ class PackedModel(PackedTrainer):
         """
         network = convert(network, roles.replacement)
         inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in graph_ends(network))
-        cls = cls if own_class is None else model_class.packed_class(cls, own_class)
+        if own_class is not None:
+            cls = model_class.packed_class(cls, own_class)  # type: ignore[arg-type]  # mypy: classes have no hash
         return cls(inputs, outputs, name=network.name, roles=roles, **kwargs)
 
     def network(self) -> keras.Model:

@@ -70,7 +70,7 @@ class EpochBackup(keras.callbacks.Callback):
         self.history: dict[str, list[float]] = {}
         self._on_damaged = on_damaged or _warn_of_damage
         self._request: FitRequest | None = None
-        self._callbacks_before: Sequence[keras.callbacks.Callback] | None = None
+        self._callbacks_before: Sequence[keras.callbacks.Callback] = ()
         self._spare = self.path.with_name(f".{self.path.name}.spare{files.UNFINISHED}")
         self._unwritten: tuple[int, Mapping[str, np.ndarray]] | None = None
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._backup = self._read()
         self.history = {}
         if self._backup is None:
-            return self._request.initial_epoch
+            return self._fit_request().initial_epoch
         meta = json.loads(str(self._backup[_META]))
         identity = self._identity(model)
         if meta["fit"] != identity:
@@ -110,12 +110,11 @@ class EpochBackup(keras.callbacks.Callback):
             expected = f"a path for this fit only; the backup there is from a fit with the callback {missing[0]}"
             raise ArgumentError("path", expected, str(self.path))
         self.history = meta["history"]
-        self._first_epoch = self._request.epochs if meta["stopped"] else meta["epoch"] + 1
+        self._first_epoch = self._fit_request().epochs if meta["stopped"] else meta["epoch"] + 1
         return self._first_epoch
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._callbacks_before is None:
-            raise RuntimeError("EpochBackup works only in the `fit` of a PackedModel, from tp.pack(model)")
+        self._fit_request()
         self._unwritten, self._write_error, self._state_parts, self._copies = None, None, None, {}
         self._initial_state = _initial_state(self._callbacks_before)
         if self._backup is None:
@@ -136,8 +135,9 @@ class EpochBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        meta, arrays = _changed_state(self._callbacks_before, self._initial_state)
-        meta |= {
+        changed, arrays = _changed_state(self._callbacks_before, self._initial_state)
+        meta = {
+            **changed,
             "fit": self._identity(self.model),
             "epoch": epoch,
             "stopped": bool(self.model.stop_training),
@@ -183,9 +183,14 @@ class EpochBackup(keras.callbacks.Callback):
 
     def _identity(self, model: keras.Model) -> str:
         """Identify a `fit`. Backups contain it: do not change it."""
-        first = self._request.initial_epoch
-        begin = f" from epoch {first}" if first else ""
-        return f"task {lifecycle.committed_tasks(model) + 1}, {self._request.epochs} epochs{begin}"
+        request = self._fit_request()
+        begin = f" from epoch {request.initial_epoch}" if request.initial_epoch else ""
+        return f"task {lifecycle.committed_tasks(model) + 1}, {request.epochs} epochs{begin}"
+
+    def _fit_request(self) -> FitRequest:
+        if self._request is None:
+            raise RuntimeError("EpochBackup works only in the `fit` of a PackedModel, from tp.pack(model)")
+        return self._request
 
     def wait(self) -> None:
         """Wait until the last backup is on disk.
@@ -206,7 +211,7 @@ class EpochBackup(keras.callbacks.Callback):
             try:
                 earlier = [path for epoch, path in self._backups() if epoch != epochs]
                 with files.rewriting(f"{self.path}.{epochs}.npz", self._spare) as file:
-                    np.savez(file, **state)
+                    np.savez(file, **state)  # type: ignore[arg-type]  # no array is named like a parameter
                 for path in earlier:
                     os.replace(path, self._spare)
             except Exception as error:  # such as a full disk; `wait` raises it
@@ -303,7 +308,7 @@ def _plain_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
 
 def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """The public attributes of a callback, except those that are its arguments."""
-    arguments = _arguments(type(callback))
+    arguments = _arguments(type(callback))  # type: ignore[arg-type]  # mypy: classes have no hash
     return {
         name: value
         for name, value in vars(callback).items()

@@ -28,7 +28,6 @@ class EpochLog(keras.callbacks.Callback):
         super().__init__()
         self.directory = os.fspath(directory)
         self.first_epoch = first_epoch
-        self._writer = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         require_extra("EpochLog", "tensorboard")

@@ -12,8 +12,9 @@ from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.ranking import keep_masks
-from tf_packnet.pruning.round_schedule import RoundSchedule
+from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
 from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.pruning.selection import Key
 from tf_packnet.pruning.tfmot import PruningSchedule
 from tf_packnet.system.keras_internals import resume_at, resumed_epoch
 from tf_packnet.training import optimizers
@@ -95,12 +96,11 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             self._reset_optimizer()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        if self._plan is None:
-            self._begin(epoch)
+        plan = self._begin(epoch) if self._plan is None else self._plan
         records = lifecycle.records(self.model)
-        number = self._plan.rounds_by(epoch)
+        number = plan.rounds_by(epoch)
         if number > records.rounds_planned - records.rounds_due:
-            self._prune(epoch, number)
+            self._prune(plan, epoch, number)
             records.round_was_run()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -134,7 +134,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         """Whether this `fit` resumes: BackupAndRestore and EpochBackup set the model's `_initial_epoch`."""
         return resumed_epoch(self.model) is not None
 
-    def _begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int) -> RoundSchedule:
         """Schedules the rounds when the first epoch begins, as a resumed `fit` does not begin at `initial_epoch`."""
         records = lifecycle.records(self.model)
         resumes = self._resumes()
@@ -152,6 +152,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self._optimizer_before_reset = []
         owners = [weight.owner_map() for weight in lifecycle.masked_weights(self.model).values()]
         self._sparsity = _pruned_share([_count_candidates(owner) for owner in owners], owners)
+        return plan
 
     def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundSchedule:
         committed = lifecycle.committed_tasks(model)
@@ -173,9 +174,10 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 variable.assign(value)
         self._optimizer_before_reset = []
 
-    def _prune(self, epoch: int, number: int) -> None:
+    def _prune(self, plan: RoundSchedule, epoch: int, number: int) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
+        key: Key
         if type(self).score is PruneRoundScheduler.score:
             # Magnitudes are computed in chunks: those of the largest kernel would be most of the RAM of a round.
             scores, key = (w.importance() for w in weights.values()), np.abs
@@ -187,9 +189,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             eligible=[ownership.candidates(owner) for owner in owners],
             # While a task is open, all free weights were its candidates when it began.
             num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
-            kept_fraction=self._plan.kept_after(number),
+            kept_fraction=plan.kept_after(number),
             scope=self.scope,
-            erk_cap=self._erk_cap(),
+            erk_cap=_erk_cap(plan.schedule, lifecycle.committed_tasks(self.model)),
         )
         with lifecycle.strategy_scope(self.model):
             for weight, mask in zip(weights.values(), keep, strict=True):
@@ -212,13 +214,6 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         """
         return np.abs(values)
 
-    def _erk_cap(self) -> float:
-        """The largest fraction of a layer that this task may keep, so that later tasks can keep as much."""
-        schedule = self._plan.schedule
-        if not isinstance(schedule, EqualShare):
-            return 1.0
-        return schedule.largest_share(lifecycle.committed_tasks(self.model))
-
 
 def missing_rounds(model: keras.Model) -> str:
     """The beginning of a warning that prune rounds of the open task did not run."""
@@ -226,6 +221,11 @@ def missing_rounds(model: keras.Model) -> str:
     name = records.names[number] if number < len(records.names) else f"task_{number + 1}"
     missing = f"{records.rounds_due} of its {records.rounds_planned} prune rounds did not run before the fit ended"
     return f"task {name!r} is not committed: {missing}. Fit again with PruneRoundScheduler to run them,"
+
+
+def _erk_cap(schedule: Schedule, committed_tasks: int) -> float:
+    """The largest fraction of a layer that the open task may keep, so that later tasks can keep as much."""
+    return schedule.largest_share(committed_tasks) if isinstance(schedule, EqualShare) else 1.0
 
 
 def _count_candidates(owner: np.ndarray) -> int:

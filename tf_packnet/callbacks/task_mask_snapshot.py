@@ -70,7 +70,7 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
 def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> None:
     """Write owner maps, `{weight path: uint8 array}`, to a compressed `.npz` file, atomically."""
     with files.replacing(path) as temporary:
-        np.savez_compressed(temporary, **maps)
+        np.savez_compressed(temporary, **maps)  # type: ignore[arg-type]  # no map is named like a parameter
 
 
 def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -64,7 +64,10 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
 
 def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
     """Return the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
-    plain_classes = {TaskHead: keras.layers.Dense, **{masked: plain for plain, masked in TWINS.items()}}
+    plain_classes: dict[type[keras.Layer], type[keras.Layer]] = {
+        TaskHead: keras.layers.Dense,
+        **{masked: plain for plain, masked in TWINS.items()},
+    }
     if type(source) not in plain_classes:
         return layer
     config = source.get_config()
@@ -89,8 +92,8 @@ def _copy_task_layer(source: TaskLayer, target: keras.Layer, task: int, state: d
     variables = {variable.name: variable for variable in target.weights}
     for weight in source.masked_weights:
         variables[weight.name].assign(kernel_of_task(weight, task))
-    for weight in source.weights_of(task) if isinstance(source, TaskHead) else source.task_weights:
-        variables[weight.name].assign(_value_of_task(weight, task))
+    for own in source.weights_of(task) if isinstance(source, TaskHead) else source.task_weights:
+        variables[own.name].assign(_value_of_task(own, task))
     targets = dict(own_state(target))
     for name, variable in own_state(source):
         if name in targets:

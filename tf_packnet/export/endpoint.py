@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -14,6 +14,7 @@ from tf_packnet.system.keras_internals import as_function, graph_ends
 
 Preprocessing = str | float | Mapping[str, str | float] | None
 ClassNames = Sequence[str] | Mapping[str, Sequence[str]] | None
+Function: TypeAlias = tf.types.experimental.PolymorphicFunction
 SIGNATURE = "serving_default"
 
 
@@ -68,7 +69,7 @@ class Endpoint:
         inputs = self._structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
 
-    def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Callable[..., Any]:
+    def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Function:
         """Return the model as a `tf.function` whose inputs have the structure of the model's inputs.
 
         Args:
@@ -87,7 +88,7 @@ class Endpoint:
 
         return serve
 
-    def signature(self, serve: Callable[..., Any]) -> Callable[..., Any]:
+    def signature(self, serve: Callable[..., Any]) -> Function:
         """Return `serve` as a SavedModel signature, from tensors by input name to a dict by output name."""
 
         @tf.function(input_signature=self.specs, autograph=False)
@@ -130,6 +131,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 def _scales(preprocessing: Preprocessing, inputs: dict[str, Any]) -> dict[str, float]:
     expected = f"a mapping from input names to preprocessing; the inputs are {_listed(inputs)}"
+    by_input: Mapping[str, str | float | None]
     if isinstance(preprocessing, Mapping):
         by_input = preprocessing
     elif preprocessing is None or len(inputs) == 1:

@@ -13,7 +13,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export import saved_model
 from tf_packnet.export.dense import dense_model
-from tf_packnet.export.endpoint import ClassNames, Endpoint, Preprocessing
+from tf_packnet.export.endpoint import ClassNames, Endpoint, Function, Preprocessing
 from tf_packnet.export.paths import check_path
 from tf_packnet.export.shared_kernel import SharedKernel
 from tf_packnet.layers import TaskLayer
@@ -69,7 +69,7 @@ def export_pack(
 
 def _servable(
     packed: PackedModel, endpoints: dict[str, Endpoint], per_task_kernels: bool
-) -> tuple[saved_model.Servable, dict[str, Callable[..., Any]]]:
+) -> tuple[saved_model.Servable, dict[str, Function]]:
     """Return the object to save, and its signatures by name."""
     store = _SharedWeights(packed, per_task_kernels)
     module = saved_model.Servable()

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tf_packnet.export.endpoint import SIGNATURE, Endpoint
+from tf_packnet.export.endpoint import SIGNATURE, Endpoint, Function
 from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
@@ -55,7 +55,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
     save(module, path, signatures, [endpoint.model])
 
 
-def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.Tensor]]:
+def constants(names: Mapping[str, Sequence[str]]) -> Function:
     """Return a function that returns these strings as tensors, so that clients of a server can request them."""
 
     @tf.function(input_signature=[], autograph=False)
@@ -66,7 +66,10 @@ def constants(names: Mapping[str, Sequence[str]]) -> Callable[[], dict[str, tf.T
 
 
 def save(
-    module: Servable, path: Path, signatures: dict[str, Callable[..., Any]], models: Sequence[keras.Model]
+    module: Servable,
+    path: Path,
+    signatures: dict[str, Function],
+    models: Sequence[keras.Model],
 ) -> None:
     """Save the functions of `module` with the variables and resources that they use, but without Keras's layers.
 

@@ -1,7 +1,9 @@
 """Exports versioned SavedModels in the folder layout of TensorFlow Serving."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export.endpoint import ClassNames, Preprocessing
@@ -19,7 +21,7 @@ def export_for_serving(
     version: int | None = None,
     compact: bool = False,
     preprocessing: Preprocessing = None,
-    class_names: ClassNames = None,
+    class_names: ClassNames | Mapping[str, ClassNames] = None,
 ) -> Path:
     """Write the SavedModel `root/name/version` and keep the existing versions.
 
@@ -51,10 +53,11 @@ def export_for_serving(
         raise ArgumentError("name", "a valid folder name that does not start with a dot", name)
     folder = Path(root) / name
     path = folder / str(_version(folder, version))
+    names: Any = class_names  # each of the two functions checks its own form
     if task is None:
-        export_pack(packed, path, preprocessing=preprocessing, class_names=class_names)
+        export_pack(packed, path, preprocessing=preprocessing, class_names=names)
     else:
-        export_task(packed, task, path, compact=compact, preprocessing=preprocessing, class_names=class_names)
+        export_task(packed, task, path, compact=compact, preprocessing=preprocessing, class_names=names)
     return path
 
 

@@ -24,13 +24,12 @@ def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | N
         endpoint: The model to write.
         path: The file.
         format: `tflite`, `tflite_float16` or `tflite_int8`.
-        calibration: The return value of `check_calibration`, for `tflite_int8`.
+        calibration: The return value of `check_calibration`, for `tflite_int8`; None for the others.
 
     Raises:
         ArgumentError: If LiteRT cannot represent the network.
     """
-    quantized = format == "tflite_int8"
-    raw_input = quantized and bool(endpoint.scales)
+    raw_input = calibration is not None and bool(endpoint.scales)
     with tempfile.TemporaryDirectory() as folder:
         # Raw bytes already are the quantized input (see `_with_extremes`), so the file needs no preprocessing.
         saved_model.write(Endpoint(endpoint.model) if raw_input else endpoint, Path(folder))
@@ -39,7 +38,7 @@ def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | N
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if format == "tflite_float16":
             converter.target_spec.supported_types = [tf.float16]
-        if quantized:
+        if calibration is not None:
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = lambda: _batches(endpoint, calibration)
         if raw_input:

@@ -7,7 +7,7 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 import contextvars
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.system.keras_layer import KerasLayer
 
 # Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
@@ -44,26 +45,8 @@ class Routed:
 
 Route: TypeAlias = MaskedWeight | TaskWeight
 
-if TYPE_CHECKING:
 
-    class _KerasLayer:
-        """What `TaskLayer` uses of the Keras layer after it in the bases."""
-
-        name: str
-        trainable: bool
-        compute_dtype: str
-
-        def build(self, input_shape: Any) -> None: ...
-
-        def get_config(self) -> dict[str, Any]: ...
-
-        def _get_own_losses(self) -> list[Any]: ...
-
-else:
-    _KerasLayer = object
-
-
-class TaskLayer(_KerasLayer):
+class TaskLayer(KerasLayer):
     """Mixin that gives a Keras layer weights owned by tasks. Put it before the Keras layer in the bases.
 
     Subclasses list their weights by attribute name: those in `masked` are pruned and owned by tasks; those in

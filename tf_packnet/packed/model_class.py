@@ -13,7 +13,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -36,7 +36,16 @@ from tf_packnet.training.optimizers import fresh
 _GRAPH_KEYS = ("layers", "input_layers", "output_layers")
 
 
-class _UserModelMixin:
+if TYPE_CHECKING:
+
+    class _NextBase(Functional):
+        """What follows `_UserModelMixin` in the bases of a pack's class."""
+
+else:
+    _NextBase = object
+
+
+class _UserModelMixin(_NextBase):
     """First base of a pack's class: delegates attributes to the user's model where it is a layer of the pack."""
 
     def __getattr__(self, name: str) -> Any:
@@ -90,7 +99,8 @@ def packed_class(base: type[keras.Model], cls: type[keras.Model]) -> type[keras.
         ArgumentError: If a method of `cls` has the name of a method of packs.
     """
     _check_names(base, cls, {name for each in cls.__mro__ if not issubclass(base, each) for name in vars(each)})
-    namespace = {"__module__": base.__module__, "__doc__": cls.__doc__, "_pack_class": base, "_user_class": cls}
+    namespace: dict[str, Any] = {"_pack_class": base, "_user_class": cls}
+    namespace |= {"__module__": base.__module__, "__doc__": cls.__doc__}
     if overrides.is_subclassed(cls):
         namespace |= {"call": _call_with_signature_of(cls), "compute_output_spec": _output_spec}
     if issubclass(cls, keras.Sequential):
@@ -144,7 +154,7 @@ def _call_with_signature_of(cls: type[keras.Model]) -> Callable[..., Any]:
         outputs = run_graph(self, inputs, with_options)
         return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
 
-    call.__signature__ = user_signature.replace(parameters=parameters)
+    call.__signature__ = user_signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # of `inspect`
     return call
 
 

@@ -139,7 +139,7 @@ def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
         ArgumentError: If there are no examples, if they do not have the shape of the model's inputs, if they are not
             finite numbers, or if labels are not classes of the open task's head.
     """
-    x = arguments.get("x")
+    x: Any = arguments.get("x")
     if isinstance(x, StreamedBatches):
         if not (math.isfinite(x.scale) and x.scale != 0):
             raise ArgumentError("scale", "a finite number other than 0", x.scale)
@@ -148,7 +148,7 @@ def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
         _check_spec(model, "x", x.element_spec)
     else:
         _check_arrays(model, "x", "y", x, arguments.get("y"))
-    validation = arguments.get("validation_data")
+    validation: Any = arguments.get("validation_data")
     if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
         _check_arrays(model, "validation_data", "validation_data", *validation[:2])
     elif hasattr(validation, "element_spec"):

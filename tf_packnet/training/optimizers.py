@@ -112,7 +112,7 @@ def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
     """
     holder = holder_of_rate(optimizer)
     rate = learning_rate_of(holder)
-    value = _copy_of(rate)
+    value = np.array(view(rate)) if isinstance(rate, keras.Variable) else None
 
     def restore_rate() -> bool:
         replaced = learning_rate_of(holder) is not rate
@@ -121,15 +121,11 @@ def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
             holder._variables.insert(1, rate)  # after the step count, where Keras has it
         elif replaced:
             holder.learning_rate = rate
-        if value is not None and not np.array_equal(_copy_of(rate), value):
+        if value is not None and not np.array_equal(view(rate), value):
             rate.assign(value)
         return replaced
 
     return restore_rate
-
-
-def _copy_of(rate: Any) -> np.ndarray | None:
-    return np.array(view(rate)) if isinstance(rate, keras.Variable) else None
 
 
 def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

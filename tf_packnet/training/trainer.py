@@ -41,20 +41,27 @@ class PackedTrainer(Functional):
         object.__setattr__(self, "_traced_optimizers", ())
         object.__setattr__(self, "_requested_jit_compile", "auto")
 
-    def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
+    def compile(self, *args: Any, jit_compile: bool | str | None = "auto", **kwargs: Any) -> None:
         """Configure the model for training, like `keras.Model.compile`.
 
         Args:
             *args: As for Keras.
-            jit_compile: True compiles whole gradient steps with XLA, False nothing. `auto` compiles whole steps, except
-                for convolutions on CPU, where it compiles only masks and optimizer. The result is in `model.xla`.
+            jit_compile: True compiles whole gradient steps with XLA, False (or None) nothing. `auto` compiles whole
+                steps, except for convolutions on CPU, where it compiles only masks and optimizer. The result is in
+                `model.xla`.
             **kwargs: As for Keras.
+
+        Raises:
+            ArgumentError: If `jit_compile` is anything else.
         """
         own_step = overrides.is_overridden(self, "train_step")
-        xla = {True: acceleration.STEP, False: acceleration.OFF}.get(jit_compile)
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
             xla = acceleration.OFF if eager else self._best_xla()
+        elif jit_compile in (True, False, None):
+            xla = acceleration.STEP if jit_compile else acceleration.OFF
+        else:
+            raise ArgumentError("jit_compile", "True, False or 'auto'", jit_compile)
         with warnings.catch_warnings():
             if jit_compile == "auto":
                 warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`")
@@ -293,12 +300,11 @@ class PackedTrainer(Functional):
         if self.steps_per_execution != 1:
             expected = "1, because these batches already take many steps per call"
             raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)
-        resident = isinstance(batches, ResidentBatches)
         if acceleration.is_distributed(self):
-            if resident:
+            if isinstance(batches, ResidentBatches):
                 raise ArgumentError("x", "StreamedBatches in a distribution strategy", type(batches).__name__)
             return batches.single_batches(first_epoch), batches.steps
-        if resident:
+        if isinstance(batches, ResidentBatches):
             self._put_on_device(batches)
         example = (batches.batch_size, *batches.images.shape[1:])
         # Builds metrics and optimizer now: variables cannot be created in a compiled loop.

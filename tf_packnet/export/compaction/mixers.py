@@ -161,7 +161,12 @@ class Depthwise(Channelwise):
 
 
 def apply_layer(
-    layer_class: type, config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray, sparse: bool
+    layer_class: type[keras.Layer],
+    config: dict[str, Any],
+    tensor: Any,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    sparse: bool,
 ) -> Any:
     """Create a layer with this kernel and bias, and applies it to `tensor`.
 

@@ -7,6 +7,7 @@ The channels of a tensor are the positions of its last axis. Three arrays descri
 - `kept`: whether the smaller model has the channel. Needed channels are kept.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Value:
         """Return the value with fewer channels, a subset of `kept`."""
         if np.array_equal(channels, self.kept):
             return self
-        return Value(Select(np.flatnonzero(channels[self.kept]))(self.tensor), channels)
+        return Value(Select(np.flatnonzero(channels[self.kept]).tolist())(self.tensor), channels)
 
 
 class Rule:
@@ -140,13 +141,14 @@ class Flatten(Channelwise):
 
     def __init__(self, graph: Graph, step: Step):
         super().__init__(graph, step)
-        self.positions = int(np.prod(self.input_shapes[0][1:-1]))
+        known = [size for size in self.input_shapes[0][1:-1] if size is not None]  # all, see `compact`
+        self.positions = math.prod(known)
 
     def known(self, inputs: Arrays) -> Arrays:
         return [np.tile(inputs[0], self.positions)]
 
     def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
-        return [outputs[0].reshape(self.positions, -1).any(0)]
+        return [np.any(outputs[0].reshape(self.positions, -1), axis=0)]
 
     def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         tensor = keras.layers.Flatten(name=self.step.name, dtype=self.layer.dtype_policy)(values[0].tensor)

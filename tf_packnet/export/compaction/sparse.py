@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_packnet.export.compaction import storage
+from tf_packnet.system.keras_layer import KerasLayer
 
 
 class DenseKernel(tf.saved_model.experimental.TrackableResource):
@@ -71,13 +72,15 @@ class DenseKernel(tf.saved_model.experimental.TrackableResource):
         return tf.reshape(flat, self.shape)
 
 
-class SparseKernel:
+class SparseKernel(KerasLayer):
     """Mixin for Keras layers that compute with `self.kernel`; it precedes the Keras layer in the bases.
 
     Args:
         entries: Number of entries of the stored kernel.
         gap_dtype: Unsigned integer dtype of the gaps between them.
     """
+
+    _kernel: keras.Variable
 
     def __init__(self, *args: Any, entries: int, gap_dtype: str = "uint16", **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -137,7 +140,7 @@ class SparseConv3D(SparseKernel, keras.layers.Conv3D):
     """A `Conv3D` layer whose kernel `(depth, height, width, inputs, filters)` is stored without its zeros."""
 
 
-SPARSE_TWINS = {
+SPARSE_TWINS: dict[type[keras.Layer], type[SparseKernel]] = {
     keras.layers.Dense: SparseDense,
     keras.layers.Conv1D: SparseConv1D,
     keras.layers.Conv2D: SparseConv2D,
