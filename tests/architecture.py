@@ -101,7 +101,7 @@ def targets() -> dict[str, tuple[list[Path], list[str]]]:
 def _dependencies(name: str, paths: list[Path]) -> list[str]:
     found = set()
     for path in paths:
-        for module in _imports_of_target(path):
+        for module in imports(path):
             top = module.split(".")[0]
             if module in FILES:
                 found.add(":" + target_of(FILES[module]))
@@ -110,16 +110,6 @@ def _dependencies(name: str, paths: list[Path]) -> list[str]:
             elif top not in sys.stdlib_module_names:
                 raise ValueError(f"{path} imports {module}: add its distribution to PYPI")
     return sorted(found - {":" + name})
-
-
-def _imports_of_target(path: Path) -> set[str]:
-    if module_of(path) != "tf_packnet":
-        return imports(path)
-    public = ast.parse(path.read_text())  # it imports its public names on first use, from the modules in `_HOME`
-    home = next(n for n in public.body if isinstance(n, ast.Assign) and n.targets[0].id == "_HOME")
-    modules = next(n for n in public.body if isinstance(n, ast.Assign) and n.targets[0].id == "_MODULES")
-    names = [*ast.literal_eval(home.value).values(), *ast.literal_eval(modules.value)]
-    return imports(path) | {f"tf_packnet.{name}" for name in names}
 
 
 def build_file() -> str:
@@ -163,7 +153,7 @@ def diagram() -> str:
     graph: dict[str, set[str]] = {}
     for path in SOURCES:
         package = _package(module_of(path))
-        needed = {_package(module) for module in _imports_of_target(path) if module in FILES}
+        needed = {_package(module) for module in imports(path) if module in FILES}
         graph.setdefault(package, set()).update(needed - {package})
 
     def reachable(name: str) -> set[str]:

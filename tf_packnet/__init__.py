@@ -14,7 +14,7 @@ all else is imported on first use.
 import importlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_packnet.version import __version__
 
@@ -52,16 +52,56 @@ _MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifec
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from tf_packnet import approaches as approaches
+    from tf_packnet import callbacks as callbacks
+    from tf_packnet import experiments as experiments
+    from tf_packnet import export as export
+    from tf_packnet import layers as layers
+    from tf_packnet import lifecycle as lifecycle
+    from tf_packnet import packfile as packfile
+    from tf_packnet import reporting as reporting
+    from tf_packnet import tasks as tasks
+    from tf_packnet.callbacks import EpochBackup as EpochBackup
+    from tf_packnet.callbacks import GradientMask as GradientMask
+    from tf_packnet.callbacks import PruneRoundScheduler as PruneRoundScheduler
+    from tf_packnet.callbacks import StopWhenDiverged as StopWhenDiverged
+    from tf_packnet.callbacks import TaskMaskSnapshot as TaskMaskSnapshot
+    from tf_packnet.callbacks import load_owner_maps as load_owner_maps
+    from tf_packnet.errors import ArgumentError as ArgumentError
+    from tf_packnet.errors import DivergedError as DivergedError
+    from tf_packnet.errors import FreezeError as FreezeError
+    from tf_packnet.errors import PackFileError as PackFileError
+    from tf_packnet.export import compact_model as compact_model
+    from tf_packnet.export import dense_model as dense_model
+    from tf_packnet.export import export_for_serving as export_for_serving
+    from tf_packnet.export import export_pack as export_pack
+    from tf_packnet.export import export_task as export_task
+    from tf_packnet.lifecycle import begin_task as begin_task
+    from tf_packnet.lifecycle import commit_task as commit_task
+    from tf_packnet.lifecycle import free_fraction as free_fraction
+    from tf_packnet.lifecycle import owner_maps as owner_maps
+    from tf_packnet.lifecycle import select_task as select_task
+    from tf_packnet.packed_model import PackedModel as PackedModel
+    from tf_packnet.packfile import read_contents as read_contents
+    from tf_packnet.packfile.loading import load_pack as load_pack
+    from tf_packnet.packfile.loading import load_task as load_task
+    from tf_packnet.packfile.saving import save_pack as save_pack
+    from tf_packnet.packing import pack as pack
+    from tf_packnet.planning import plan as plan
+    from tf_packnet.pruning.schedules import EqualShare as EqualShare
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"tf_packnet.{_HOME[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"tf_packnet.{name}")
-    else:
-        raise AttributeError(f"module 'tf_packnet' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(importlib.import_module(f"tf_packnet.{_HOME[name]}"), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"tf_packnet.{name}")
+        else:
+            raise AttributeError(f"module 'tf_packnet' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ A `fit` that retrains takes `PruneRoundScheduler`, `GradientMask` and, last, `Ta
 """
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_packnet.callbacks.epoch_backup import EpochBackup
 from tf_packnet.callbacks.epoch_log import EpochLog
@@ -30,8 +30,11 @@ __all__ = [
 _MOVED = {"EqualShare": "tp.EqualShare", "GrowingShare": "tf_packnet.pruning.schedules.GrowingShare"}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"tf_packnet.callbacks.{name} is deprecated: use {_MOVED[name]}", DeprecationWarning, stacklevel=2)
-    return getattr(schedules, name)
+if not TYPE_CHECKING:  # so that type checkers report unknown names
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        replacement = _MOVED[name]
+        warnings.warn(f"tf_packnet.callbacks.{name} is deprecated: use {replacement}", DeprecationWarning, stacklevel=2)
+        return getattr(schedules, name)

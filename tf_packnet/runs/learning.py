@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def compute_stage(
     return record
 
 
-def evaluate(approach: Approach, tasks: list[Task]) -> dict[str, Any]:
+def evaluate(approach: Approach, tasks: Sequence[Task]) -> dict[str, Any]:
     """Measure accuracy on the learned tasks, free weights, and weights owned by each task."""
     has_validation = all(len(task.splits["validation"]) for task in tasks)
     maps = approach.owner_maps()
