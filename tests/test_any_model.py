@@ -362,6 +362,21 @@ def scaled():
     return keras.Model(inputs, L.Dense(2)(Scale(name="scale")(L.Dense(8, activation="relu")(inputs))))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Gated(L.Layer):
+    """A layer with several kernels, and no attributes with their initializers."""
+
+    def build(self, shape):
+        size = (shape[-1], 4)
+        self.kernel = self.add_weight(shape=size, name="kernel")
+        self.gate = self.add_weight(size, lambda shape, dtype: keras.ops.full(shape, 7, dtype), name="gate")
+        self.scale = self.add_weight(shape=size, initializer=keras.initializers.Constant(3), name="scale")
+        self.bias = self.add_weight(shape=(4,), name="bias")
+
+    def call(self, x):
+        return (x @ self.kernel + self.bias) * (x @ self.gate) * (x @ self.scale)
+
+
 class TestALayerOfOnesOwn:
     def test_is_refused_without_a_twin(self):
         with pytest.raises(tp.ArgumentError, match=r"'scale' is a Scale with trainable weights \(gamma\)"):
@@ -372,6 +387,43 @@ class TestALayerOfOnesOwn:
         packed = tp.pack(scaled(), bias_policy="per_task")
         assert type(packed.get_layer("scale")) is TaskScale
         assert_packs_two_tasks_for_ever(packed, tmp_path)
+
+    @pytest.fixture
+    def forgotten_twins(self, monkeypatch):
+        """Forget the twins that a test defines."""
+        for plain in (Scale, Gated):
+            monkeypatch.setitem(tp.layers.TWINS, plain, None)
+
+    def test_freed_weights_are_drawn_from_the_initializers_of_add_weight(self, forgotten_twins):
+        @tp.layers.twin("tests")
+        class MaskedGated(tp.layers.TaskLayer, Gated):
+            masked = ("kernel", "gate", "scale")
+            kernel, gate, scale, bias = (tp.layers.Routed() for _ in range(4))
+
+        packed = tp.pack(keras.Sequential([keras.Input((6,)), Gated(), L.Dense(2)]), freed_weights="reinit")
+        layer = packed.get_layer("gated")
+        for name in ("first", "second"):
+            packed.begin_task(name)
+            weights = {weight.name: weight for weight in layer.masked_weights}
+            np.testing.assert_array_equal(weights["gate"].values(), 7)
+            np.testing.assert_array_equal(weights["scale"].values(), 3)
+            assert len(np.unique(weights["kernel"].values())) == 24  # Keras's default, glorot_uniform
+            for weight in weights.values():
+                weight.variable.assign(weight.variable + 1)
+                weight.prune(np.zeros(weight.variable.shape, bool))
+            packed.commit_task()
+
+    @pytest.mark.parametrize("masked", [("kernel",), ("kernel", "gats", "scale"), ("kernel", "gate", "scale")])
+    def test_is_refused_if_its_twin_leaves_out_a_weight(self, forgotten_twins, masked):
+        routed = {name: tp.layers.Routed() for name in (*masked, "bias") if name != "gate"}
+        tp.layers.twin("tests")(type("Leaky", (tp.layers.TaskLayer, Gated), {"masked": masked, **routed}))
+        with pytest.raises(tp.ArgumentError, match=r"`masked`: .* of Leaky, .* \((gate, scale|gate) would belong"):
+            tp.pack(keras.Sequential([keras.Input((6,)), Gated(), L.Dense(2)]))
+
+    @pytest.mark.parametrize("bases", [(Scale, tp.layers.TaskLayer), (Scale,), (tp.layers.TaskLayer,)])
+    def test_a_twin_with_other_bases_is_refused(self, forgotten_twins, bases):
+        with pytest.raises(tp.ArgumentError, match=r"expected class Odd\(TaskLayer, MyLayer\), with the Keras layer"):
+            tp.layers.twin("tests")(type("Odd", bases, {}))
 
 
 class TestWhatCannotBePacked:

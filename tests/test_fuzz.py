@@ -24,9 +24,9 @@ SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun"
 CHOICES = {
     "model": config.MODELS, "fc8192": config.FC8192, "approach": config.APPROACHES, "budget": config.BUDGETS,
     "freed_weights": config.FREED_WEIGHTS, "head": config.HEADS, "bias_policy": config.BIAS_POLICIES,
-    "prune_scope": config.PRUNE_SCOPES, "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
+    "prune_scope": tuple(config.PRUNE_SCOPES), "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
     "precision": config.PRECISIONS, "jit": config.JIT, "data_residency": config.RESIDENCIES,
-    "experiment": definitions.EXPERIMENTS, "export": ("true", "false"), "dry_run": ("true", "false"),
+    "experiment": tuple(definitions.EXPERIMENTS), "export": ("true", "false"), "dry_run": ("true", "false"),
     "dataset": ("digits", "mnist", "."), "hidden_units": ("8", "8,8", "16,4,2"), "seeds": ("2", "3,4", "5,"),
     "final_prune": ("0.5", "0.75", "1e-9", "0.999999"), "learning_rate": ("1e-3", "1e30", "1"),
     "validation_fraction": ("0", "0.5"), "dropout": ("0", "0.9"), "output_dir": ("out", "a/b"),

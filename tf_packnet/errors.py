@@ -1,6 +1,7 @@
 """The errors of this library. Messages about arguments say what was expected and what was received, as in Keras."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 
@@ -83,7 +84,7 @@ class CorruptionError(StoppedError):
     """A file is damaged, and `--on_corruption=fail`."""
 
 
-def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
     """Raise ArgumentError unless `value` is one of `choices`."""
     if value not in choices:
         raise ArgumentError(argument, "one of " + ", ".join(choices), value)

@@ -10,8 +10,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
-from tf_packnet.pruning.policies import PRUNE_SCOPES
-from tf_packnet.pruning.ranking import keep_masks
+from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.tfmot import PruningSchedule

@@ -8,7 +8,7 @@ from absl import flags
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
 from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments.definitions import VARIES, Experiment, define
+from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.runs.config import Config, check_axis, check_field
 
 
@@ -91,7 +91,7 @@ def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[st
 
     The data set keeps the flag's own value, after which the output folder is named.
     """
-    rounds = {"prune_rounds": 1} if "prune_rounds" in VARIES.get(experiment, ()) else {}
+    rounds = {"prune_rounds": 1} if "prune_rounds" in EXPERIMENTS[experiment].varies else {}
     return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}
 
 

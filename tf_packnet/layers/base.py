@@ -5,8 +5,7 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 """
 
 import contextvars
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import keras
@@ -18,9 +17,13 @@ from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.system.keras_internals import own_trainable_variables
 
 # Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
+
+# The initializer of weights that were added without one.
+KERAS_DEFAULT = "glorot_uniform"
 
 
 class Routed:
@@ -55,8 +58,6 @@ class TaskLayer:
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
-    # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
-    initializers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *args: Any, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -76,8 +77,30 @@ class TaskLayer:
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        """Add a weight as Keras does, and remember its initializer, from which `reinit` draws."""
+        variable = super().add_weight(*args, **kwargs)
+        initializer = kwargs.get("initializer", args[1] if len(args) > 1 else None)
+        if initializer is not None:
+            # In `__dict__`, as Keras would track an attribute, and layers may add weights before `__init__` returns.
+            self.__dict__.setdefault("_initializers", {})[id(variable)] = initializer
+        return variable
+
     def build(self, input_shape: Any) -> None:
+        """Build the layer, then route its weights.
+
+        Raises:
+            ArgumentError: If a trainable weight of the layer is in neither `masked` nor `per_task`, or not `Routed`.
+        """
         super().build(input_shape)
+        listed = {id(self._raw(name)) for name in self.masked + self.per_task}
+        lost = [variable.name for variable in own_trainable_variables(self) if id(variable) not in listed]
+        if lost:
+            expected = (
+                f"all trainable weights of {type(self).__name__}, here or in `per_task`, each with a class attribute "
+                f"`name = tp.layers.Routed()` ({', '.join(lost)} would belong to no task)"
+            )
+            raise ArgumentError("masked", expected, self.masked)
         self._set_routes(
             {name: self._route(name) for name in self.masked + self.per_task if self._raw(name) is not None}
         )
@@ -98,8 +121,9 @@ class TaskLayer:
 
     def _route(self, name: str) -> "MaskedWeight | TaskWeight":
         if name in self.masked:
-            initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
-            return MaskedWeight(self, name, self._raw(name), initializer, self.pretrained)
+            variable = self._raw(name)
+            initializer = self.__dict__.get("_initializers", {}).get(id(variable), KERAS_DEFAULT)
+            return MaskedWeight(self, name, variable, initializer, self.pretrained)
         return TaskWeight(self, name, self._raw(name), self.bias_policy)
 
     def _raw(self, name: str) -> keras.Variable | None:
@@ -242,10 +266,17 @@ def twin(package: str) -> Callable[[_Twin], _Twin]:
 
     Args:
         package: Package name in Keras's registry.
+
+    Raises:
+        ArgumentError: If the bases of the class are not `TaskLayer`, or a subclass of it, and then a Keras layer.
     """
 
     def register(cls: _Twin) -> _Twin:
-        TWINS[cls.__bases__[-1]] = cls
+        first, last = cls.__bases__[0], cls.__bases__[-1]
+        if not issubclass(first, TaskLayer) or not issubclass(last, keras.Layer) or issubclass(last, TaskLayer):
+            expected = f"class {cls.__name__}(TaskLayer, MyLayer), with the Keras layer MyLayer last"
+            raise ArgumentError("bases", expected, ", ".join(base.__name__ for base in cls.__bases__))
+        TWINS[last] = cls
         return keras.saving.register_keras_serializable(package)(cls)
 
     return register

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 MAX_PATH = 4095
 # Limit for numbers that only the data set limits, once it is loaded.
 _NO_LIMIT = 2**63 - 1
+# Equal to no value of a field.
+ORIGINAL = object()
 
 
 class StageKey(enum.Enum):
@@ -53,6 +55,9 @@ class Option:
         help: Its meaning.
         stage_key: Which stage keys contain it.
         sweepable: Whether the runs of an experiment may differ in it.
+        neutral: For a field that was added to `Config` later: the value with which a run does what it did before. Stage
+            keys leave the field out at this value, and files without the field are read as if they had it. `ORIGINAL`
+            for a field that was not added later.
     """
 
     theme: str
@@ -60,13 +65,23 @@ class Option:
     help: str
     stage_key: StageKey
     sweepable: bool = True
+    neutral: Any = ORIGINAL
 
 
-def option(theme: str, default: Any, check: Check, stage_key: StageKey, help: str, sweepable: bool = True) -> Any:
+def option(
+    theme: str,
+    default: Any,
+    check: Check,
+    stage_key: StageKey,
+    help: str,
+    sweepable: bool = True,
+    neutral: Any = ORIGINAL,
+) -> Any:
     """Declare a field of `Config`; see `Option` for the arguments. `help` is what --help shows."""
     if check.choices:
-        help = f"{_enumeration(check.choices)}{help if help.startswith('.') else ': ' + help}"
-    return dataclasses.field(default=default, metadata={"option": Option(theme, check, help, stage_key, sweepable)})
+        help = f"{enumeration(check.choices, 'or')}{help if help.startswith('.') else ': ' + help}"
+    declared = Option(theme, check, help, stage_key, sweepable, neutral)
+    return dataclasses.field(default=default, metadata={"option": declared})
 
 
 def one_of(choices: tuple[str, ...]) -> Check:
@@ -117,5 +132,6 @@ def is_text(value: Any) -> bool:
         return False
 
 
-def _enumeration(choices: Sequence[str]) -> str:
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}"
+def enumeration(words: Sequence[str], conjunction: str) -> str:
+    """Return `a, b and c` for the conjunction `and`."""
+    return f" {conjunction} ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
