@@ -102,7 +102,7 @@ def looked_at(arguments: list[str]) -> None:
 
 
 def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:
-    """Looks at many random lines; returns how many were taken."""
+    """Look at many random lines; return how many were taken."""
     work, files = folder / "work", folder / "files"
     work.mkdir()
     files.mkdir()

@@ -240,7 +240,7 @@ class TestBackups:
         np.testing.assert_array_equal(outputs(resumed, X)["a"], outputs(whole, X)["a"])
 
 
-class TestRegularisers:
+class TestRegularizers:
     @pytest.mark.parametrize("policy", ["first_task", "per_task"])
     @pytest.mark.parametrize("jit", ["auto", False])
     def test_the_loss_of_an_old_task_does_not_move(self, policy, jit):

@@ -115,7 +115,7 @@ def candidates(model):
 
 
 def left_after(began, n, rounds, p=0.5, tasks=2):
-    """Computed with the formula of the paper: `round(c * (1-z)^n)`."""
+    """Compute the counts with the formula of the paper: `round(c * (1-z)^n)`."""
     z = 1 - (1 - p ** (1 / tasks)) ** (1 / rounds)
     return {path: int(np.rint(count * (1 - z) ** n)) for path, count in began.items()}
 

@@ -232,7 +232,7 @@ class FakeApproach:
 
 
 def take_through(store, chained, until, with_state=True):
-    """Finishes the stages up to `until`; returns the approach, and which stages were reused."""
+    """Finish the stages up to `until`; return the approach, and which stages were reused."""
     approach = FakeApproach()
     stored = StoredStages(store, chained, approach, with_state)
     finished = [stored.finish(stage, approach.learn) for stage in chained[:until]]

@@ -35,7 +35,7 @@ def one_line(text: str, longest: int = 1000) -> str:
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:
-    """The first line of an exception's message, or its class name if the message is empty.
+    """Return the first line of an exception's message, or its class name if the message is empty.
 
     Args:
         error: The exception.

@@ -36,7 +36,7 @@ class PeakMemory(threading.Thread):
 
 
 def prune() -> list[Row]:
-    """Measures the callbacks of two prune rounds in every scope and takes the larger values.
+    """Measure the callbacks of two prune rounds in every scope and take the larger values.
 
     The first round also allocates memory that the process did not have before.
     """

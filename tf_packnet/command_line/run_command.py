@@ -87,9 +87,10 @@ def _fields(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The first value of each sweep axis, as the flag's own value may contradict the others and is used by no run.
+    """Return the first value of each sweep axis, to use instead of the flag's own value.
 
-    The data set keeps the flag's own value, after which the output folder is named.
+    No run uses that value, and it may contradict the other flags. The data set keeps the flag's own value, after which
+    the output folder is named.
     """
     rounds = {"prune_rounds": 1} if "prune_rounds" in EXPERIMENTS[experiment].varies else {}
     return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}

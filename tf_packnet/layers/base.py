@@ -260,7 +260,7 @@ _Twin = TypeVar("_Twin", bound=type[TaskLayer])
 
 
 def twin(package: str) -> Callable[[_Twin], _Twin]:
-    """Decorator that makes `class MaskedMyLayer(TaskLayer, MyLayer)` the twin of `MyLayer` in packs.
+    """Make the decorated `class MaskedMyLayer(TaskLayer, MyLayer)` the twin of `MyLayer` in packs.
 
     It registers the class with Keras, so that saved packs can be loaded, and adds it to `TWINS`.
 

@@ -85,18 +85,18 @@ def option(
 
 
 def one_of(choices: tuple[str, ...]) -> Check:
-    """One of a few words."""
+    """Accept one of a few words."""
     return Check(lambda value: value in choices, "one of " + ", ".join(choices), choices)
 
 
 def integer(low: int, high: int = _NO_LIMIT, expected: str = "") -> Check:
-    """An integer from `low` to `high`, both included."""
+    """Accept an integer from `low` to `high`, both included."""
     at_most = f" and at most {high:,}" if high < _NO_LIMIT else ""
     return Check(lambda value: type(value) is int and low <= value <= high, expected or f"at least {low}{at_most}")
 
 
 def integers(low: int, high: int, longest: int) -> Check:
-    """A sequence of 1 to `longest` layer sizes from `low` to `high`, both included."""
+    """Accept a sequence of 1 to `longest` layer sizes from `low` to `high`, both included."""
     each = integer(low, high)
     return Check(
         lambda values: 1 <= len(values) <= longest and all(each.holds(value) for value in values),
@@ -105,22 +105,22 @@ def integers(low: int, high: int, longest: int) -> Check:
 
 
 def fraction() -> Check:
-    """A number from 0 up to, but not including, 1."""
+    """Accept a number from 0 up to, but not including, 1."""
     return Check(lambda value: 0.0 <= value < 1.0, "a fraction from 0 up to, but not including, 1")
 
 
 def boolean() -> Check:
-    """True or false."""
+    """Accept true and false."""
     return Check(lambda value: type(value) is bool, "true or false")
 
 
 def optional(check: Check) -> Check:
-    """None, or what `check` allows."""
+    """Accept None, and what `check` accepts."""
     return Check(lambda value: value is None or check.holds(value), check.expected, check.choices)
 
 
 def path() -> Check:
-    """The text of a path, or None."""
+    """Accept the text of a path, or None."""
     return optional(Check(is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
 
 

@@ -60,7 +60,7 @@ class RunPaths:
         return self.root / "stages"
 
     def rebuildable(self) -> list[Path]:
-        """Files and folders that can be written again from the stored stages, without training."""
+        """Return files and folders that can be written again from the stored stages, without training."""
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
 
@@ -90,5 +90,5 @@ class ExperimentPaths:
         return self.root / "stages"
 
     def run(self, name: str) -> Path:
-        """The results of a run."""
+        """Return the results of a run."""
         return self.root / "runs" / f"{name}.json"

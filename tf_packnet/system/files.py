@@ -140,7 +140,7 @@ def _digest(value: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """A temporary folder next to `path`, removed after the block."""
+    """Make a temporary folder next to `path`, and remove it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:

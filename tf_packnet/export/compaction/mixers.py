@@ -45,7 +45,7 @@ class Mixer(Rule):
         return (kernel != 0).reshape(-1, *kernel.shape[-2:]).any(0)
 
     def _gain(self) -> np.ndarray:
-        """What an input that is constantly 1 adds to each output, `(inputs, outputs)`."""
+        """Return what an input that is constantly 1 adds to each output, `(inputs, outputs)`."""
         (kernel,) = self.kernels
         return kernel.astype("float64").reshape(-1, *kernel.shape[-2:]).sum(0)
 

@@ -217,7 +217,7 @@ class ConcatenateChannels(Rule):
 
 
 def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
-    """Applie a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
+    """Apply a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
 
     Args:
         layer: The layer or activation.
@@ -231,7 +231,7 @@ def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int,
 
 
 def apply_eagerly(layer: Callable[[Any], Any], inputs: Any, dtype: str) -> np.ndarray:
-    """Applie a layer to arrays of one position, computed in `dtype`; returns `float64` values `(channels,)`."""
+    """Apply a layer to arrays of one position, computed in `dtype`; return `float64` values `(channels,)`."""
     tensors = keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, dtype), inputs)
     return array(layer(tensors)).astype("float64").reshape(-1)
 
