@@ -122,7 +122,7 @@ def learn(packed, name, data, loss=None, jit=False, **begin):
     packed.fit(*data, epochs=1, verbose=0, callbacks=retraining)
 
 
-def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
+def assert_keeps_two_tasks_exactly(packed, folder, rtol=1e-5, jit=False):
     """Learn two tasks with saving and loading in between: the first does not change by a bit. Export both."""
     probe, seen = examples(packed, 9)[0], {}
     for number, name in enumerate(["first", "second"], start=1):
@@ -149,7 +149,7 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
+def test_any_model_keeps_two_tasks_exactly(name, tmp_path):
     keras.utils.clear_session()
     if name == "vision transformer":
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -159,7 +159,7 @@ def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
     np.testing.assert_array_equal(packed.predict(probe, verbose=0), model.predict(probe, verbose=0))
     assert KERNELS[name] <= set(packed.owner_maps())
     assert len(lifecycle.heads(packed)) == 1
-    assert_packs_two_tasks_for_ever(packed, tmp_path, *HOW.get(name, (1e-5, False)))
+    assert_keeps_two_tasks_exactly(packed, tmp_path, *HOW.get(name, (1e-5, False)))
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "EfficientNetV2B0"])
 def test_keras_applications(name, policy, tmp_path):
     model = getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=2)
-    assert_packs_two_tasks_for_ever(tp.pack(model, bias_policy=policy), tmp_path, rtol=1e-4, jit="auto")
+    assert_keeps_two_tasks_exactly(tp.pack(model, bias_policy=policy), tmp_path, rtol=1e-4, jit="auto")
 
 
 def two_outputs():
@@ -239,16 +239,16 @@ def test_heads_that_cannot_be(arguments, message):
 
 
 class TestExclude:
-    def test_what_is_excluded_stays_as_it_is(self, tmp_path):
+    def test_excluded_layers_are_unchanged(self, tmp_path):
         packed = tp.pack(vision_transformer(), exclude=["block", "block_1/attention/query_dense"])
         excluded = [layers_by_path(packed)[place] for place in ("block", "block_1/attention/query_dense")]
         before = [value for layer in excluded for value in layer.get_weights()]
         assert not [path for path in packed.owner_maps() if path.startswith("block/") or "query" in path]
-        assert_packs_two_tasks_for_ever(packed, tmp_path)
+        assert_keeps_two_tasks_exactly(packed, tmp_path)
         for now, then in zip([v for layer in excluded for v in layer.get_weights()], before, strict=True):
             np.testing.assert_array_equal(now, then)
 
-    def test_names_that_are_not_there(self):
+    def test_unknown_names_are_refused(self):
         with pytest.raises(tp.ArgumentError, match="among 'input_layer.*', 'conv2d'.*Received: exclude='conv'"):
             tp.pack(vision_transformer(), exclude=["conv"])
         with pytest.raises(tp.ArgumentError, match=r"such as \['conv'\]"):
@@ -377,16 +377,16 @@ class Gated(L.Layer):
         return (x @ self.kernel + self.bias) * (x @ self.gate) * (x @ self.scale)
 
 
-class TestALayerOfOnesOwn:
+class TestCustomLayer:
     def test_is_refused_without_a_twin(self):
         with pytest.raises(tp.ArgumentError, match=r"'scale' is a Scale with trainable weights \(gamma\)"):
             tp.pack(scaled())
 
-    def test_joins_with_one(self, tmp_path, monkeypatch):
+    def test_is_packed_with_a_twin(self, tmp_path, monkeypatch):
         monkeypatch.setitem(tp.layers.TWINS, Scale, TaskScale)
         packed = tp.pack(scaled(), bias_policy="per_task")
         assert type(packed.get_layer("scale")) is TaskScale
-        assert_packs_two_tasks_for_ever(packed, tmp_path)
+        assert_keeps_two_tasks_exactly(packed, tmp_path)
 
     @pytest.fixture
     def forgotten_twins(self, monkeypatch):
@@ -518,7 +518,7 @@ def test_a_lambda_and_a_sequential_that_was_built_by_a_call():
     np.testing.assert_allclose(tp.export.dense_model(packed, 1).predict(x, verbose=0), then, rtol=1e-5)
 
 
-def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
+def test_adapted_layers_keep_their_state(tmp_path):
     """Normalization and TextVectorization have state besides their variables."""
     normalize = L.Normalization()
     normalize.adapt(np.random.default_rng(0).normal(5, 3, (100, 6)))
@@ -527,7 +527,7 @@ def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
     packed = tp.pack(model)
     x = blobs(0)[0]
     np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
-    assert_packs_two_tasks_for_ever(packed, tmp_path)
+    assert_keeps_two_tasks_exactly(packed, tmp_path)
 
     words = L.TextVectorization(output_sequence_length=4)
     words.adapt(["the cat sat", "the dog ran"])
@@ -539,7 +539,7 @@ def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
     np.testing.assert_array_equal(packed(keras.ops.convert_to_tensor(x)), model(keras.ops.convert_to_tensor(x)))
 
 
-def test_no_warning_is_given_on_the_way():
+def test_packing_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tp.pack(subclassed())

@@ -1,4 +1,4 @@
-"""Command lines that nobody would write are taken or refused in one line; never a traceback, nothing written."""
+"""Command lines that nobody would write are accepted, or refused in one line: no traceback, no file."""
 
 import contextlib
 import io
@@ -102,7 +102,7 @@ def looked_at(arguments: list[str]) -> None:
 
 
 def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:
-    """Look at many random lines; return how many were taken."""
+    """Look at many random lines; return how many were accepted."""
     work, files = folder / "work", folder / "files"
     work.mkdir()
     files.mkdir()
@@ -124,7 +124,7 @@ def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:
     return taken
 
 
-def test_random_lines_are_taken_or_refused_and_nothing_else(tmp_path, monkeypatch):
+def test_random_lines_are_accepted_or_refused(tmp_path, monkeypatch):
     assert 60 < fuzz(1000, 0, tmp_path, monkeypatch) < 900
 
 
@@ -133,7 +133,7 @@ def test_many_random_lines(tmp_path, monkeypatch):
     assert 300 < fuzz(5000, 1, tmp_path, monkeypatch) < 4500
 
 
-def test_dry_runs_of_what_is_taken_end_with_0_or_2(tmp_path, monkeypatch, capsys):
+def test_dry_runs_of_accepted_lines_end_with_0_or_2(tmp_path, monkeypatch, capsys):
     """The whole launcher, in this process."""
     codes = [dry_run(arguments, tmp_path, monkeypatch, capsys) for arguments in valid_lines(60)]
     assert set(codes) == {0, 2}

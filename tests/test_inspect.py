@@ -211,7 +211,7 @@ def test_weight_counts_are_histograms(packed):
         np.testing.assert_array_equal(np.sort(pixels.values_of(weights, maps, task)), np.sort(value[owner == task]))
 
 
-def test_filters_are_the_weights_as_pictures(packed):
+def test_filters_are_the_weights_as_images(packed):
     path, tiles = pixels.filters(packed, packed.owner_maps())
     assert (path, tiles.shape) == ("dense_1/kernel", (12, 6, 5, 1))
     packed.select_task(3)

@@ -199,7 +199,7 @@ def test_layers_are_found_wherever_they_are_held(tmp_path):
     assert list(packed.owner_maps()) == ["first/kernel", *expected]
 
 
-@pytest.mark.skipif(not layer_paths._SAVES_NESTED, reason="this Keras saves no list of lists")
+@pytest.mark.skipif(not layer_paths._SAVES_NESTED, reason="this version of Keras does not save lists of lists")
 def test_containers_in_containers(tmp_path):
     make = held("Nested", lambda: [{"a": (hidden(), [hidden()])}], lambda x: [x[0]["a"][0], x[0]["a"][1][0]])
     packed = assert_packs(around(make(name="block")), tmp_path)
@@ -536,7 +536,7 @@ class TestOneErrorListsAll:
             (lambda: L.BatchNormalization(renorm=True), "whose twin cannot be created: .*`renorm`"),
         ],
     )
-    def test_and_what_it_says_is_true(self, make, message):
+    def test_the_stated_reasons_are_true(self, make, message):
         try:
             layer = make()
         except (TypeError, ValueError):
@@ -597,7 +597,7 @@ def two_heads(*, separate):
     return keras.Model(inputs, {"kind": kind, "size": size}, name="model")
 
 
-class TestAnActivationBehindTheHead:
+class TestAnActivationAfterTheHead:
     @pytest.mark.parametrize(
         ("make", "taken"),
         [
@@ -670,7 +670,7 @@ class TestAnActivationBehindTheHead:
             packed.begin_task(num_classes=1)
         packed.begin_task(num_classes=3)
 
-    def test_behind_which_another_output_takes_the_logits_stays(self, tmp_path):
+    def test_after_which_another_output_takes_the_logits_stays(self, tmp_path):
         inputs = keras.Input((6,))
         logits = L.Dense(2, name="head")(hidden(name="body")(inputs))
         model = keras.Model(inputs, [logits, L.Softmax(name="act")(logits)], name="model")
@@ -757,7 +757,7 @@ class TestReadBack:
         self.assert_untouched(path, before)
 
     @pytest.mark.parametrize("change", ["owner", "frozen", "own", "name", "selected", "shared"])
-    def test_nor_one_that_gives_something_else(self, saved, monkeypatch, change):
+    def test_a_file_that_loads_differently_does_not(self, saved, monkeypatch, change):
         packed, path, before = saved
         load = saving.load_pack
 
@@ -790,7 +790,7 @@ class TestReadBack:
         assert not saving._same_bits(np.array([0.0]), np.array([-0.0]))
         assert not saving._same_bits(np.zeros(2, "float32"), np.zeros(2, "float64"))
 
-    def test_names_and_seeds_go_on_as_if_nothing_was_saved(self, saved):
+    def test_saving_changes_neither_names_nor_seeds(self, saved):
         packed, path, _ = saved
         found = []
         for save in (False, True):

@@ -79,7 +79,7 @@ def rigl_densities(shapes, density):
     st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4).map(tuple), min_size=1, max_size=6),
     st.floats(0.001, 0.999),
 )
-def test_erk_is_the_erdos_renyi_kernel_of_rigl(shapes, density):
+def test_erk_densities_are_those_of_rigl(shapes, density):
     sizes = [int(np.prod(s)) for s in shapes]
     ours = erk_densities(shapes, sizes, density)
     np.testing.assert_allclose(ours, rigl_densities(shapes, density), rtol=1e-6, atol=1e-9)

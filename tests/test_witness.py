@@ -237,7 +237,7 @@ ATTACKS = {
 }
 
 
-class TestBehindTheBack:
+class TestDirectChanges:
     @pytest.mark.parametrize("attack", ATTACKS)
     def test_between_fits(self, attack):
         packed = two_tasks()

@@ -16,7 +16,7 @@ CONV_BATCH = 32
 
 
 def dense_products(every_product: bool) -> Callable[[], float]:
-    """Return a function that measures the matrix products of one MLP step, in seconds, in NumPy or XLA if faster.
+    """Return a function that measures the matrix products of one MLP step, in seconds: the faster of NumPy and XLA.
 
     Args:
         every_product: Whether to include the input gradient of the first layer, which training does not need. The

@@ -88,7 +88,7 @@ def _do_runs(
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Raise ArgumentError if complete runs used other data. Checks the first complete run of each data set."""
+    """Raise ArgumentError if the first complete run of a data set was trained on other data."""
     checked: set[tuple[str, str | None]] = set()
     axes = axes_of(experiment)
     for config in experiment.configs:

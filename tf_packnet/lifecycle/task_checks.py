@@ -149,8 +149,8 @@ def check_tasks(model: keras.Model) -> None:
             raise FreezeError(
                 f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
                 f"{difference:.2g} relative to their size, but none of its variables has: a layer computes differently "
-                "(an attribute that is no variable, other code, another version). Do not rely on results of training "
-                "since then"
+                "(an attribute that is not a variable, other code, another version). Do not rely on results of "
+                "training since then"
             )
 
 
