@@ -230,7 +230,7 @@ def test_a_regression_beside_a_classification(tmp_path):
         ({"activation": "swoosh"}, "the name of a Keras activation. Received: activation='swoosh'"),
     ],
 )
-def test_heads_that_cannot_be(arguments, message):
+def test_invalid_heads_are_refused(arguments, message):
     packed = tp.pack(make_mlp())
     with pytest.raises(tp.ArgumentError, match=message):
         packed.begin_task(**arguments)

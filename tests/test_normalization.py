@@ -138,6 +138,6 @@ def test_selecting_an_earlier_task_in_between_changes_nothing():
 @pytest.mark.skipif(
     not hasattr(keras.layers.BatchNormalization(), "renorm"), reason="this version of Keras has no renorm"
 )
-def test_batch_renormalisation_is_refused():
+def test_batch_renormalization_is_refused():
     with pytest.raises(ArgumentError, match="do not support batch renormalization. Received: renorm=True"):
         TaskBatchNormalization(renorm=True)

@@ -71,10 +71,10 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
         "With --experiment: replaces the paper's values of a flag that the experiment varies.",
         flag_values=values,
     )
+    defaults = ", ".join(f"{number} for {names}" for number, names in _experiments_by("seeds"))
     seeds = (
-        "Number of seeds per setting, from --seed on; or the seeds themselves, such as 3,5,8 (one seed: 3,). Default: "
-        + ", ".join(f"{number} for {names}" for number, names in _experiments_by("seeds"))
-        + "."
+        "Number of seeds per setting, starting at --seed; or the seeds themselves, such as 3,5,8 (one seed: 3,). "
+        f"Default: {defaults}."
     )
     _define("seeds", None, seeds, SeedsParser(), values)
     integers = {

@@ -76,7 +76,7 @@ def define(
         name: One of `EXPERIMENTS`.
         base: The config that all runs share, but for the axes and the seed.
         axes: Values instead of the paper's for fields that the experiment varies; for `sweep`: all fields that vary.
-        seeds: Default: as many as in the paper, from the seed of `base` on.
+        seeds: Default: as many as in the paper, starting at the seed of `base`.
         evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
 
     Raises:

@@ -150,7 +150,7 @@ def _later_rounds(schedule: Schedule, budget: int) -> Iterable[tuple[int, float]
     for step in _later_steps(schedule, budget):
         try:
             sparsity = _sparsity_at(schedule, step)
-        except Exception:  # noqa: BLE001 (a user's schedule need not be defined after the end of the fit)
+        except Exception:  # a user's schedule need not be defined after the end of the fit
             return
         if sparsity is not None:
             yield step, sparsity

@@ -115,7 +115,7 @@ def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
             continue
         try:
             value = getattr(owner, attribute)
-        except Exception:  # noqa: S112 (as Keras does)
+        except Exception:  # as Keras does
             continue
         search(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
     return [layer for layer in _tracked_layers(owner) if id(layer) not in saved]
