@@ -36,7 +36,7 @@ CHUNK = 2**20
 
 
 def check_committed_finite(model: keras.Model) -> None:
-    """Raise DivergedError if a committed value is NaN or infinite, so that the model must not be saved or exported."""
+    """Raise DivergedError if a committed value is NaN or infinite. Such a model must not be saved or exported."""
     broken = [path for path, weight in masked_weights(model).items() if not np.isfinite(view(weight.frozen)).all()]
     broken += [path for path, _, value in kept_values(model) if not np.isfinite(value).all()]
     if broken:

@@ -115,7 +115,7 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a file of `write_json`, or of an earlier version that wrote no checksum.
+    """Read a file written by `write_json`, or by an earlier version that wrote no checksum.
 
     Raises:
         OSError: If the file does not exist.
