@@ -58,7 +58,7 @@ def paths_by_id(model: keras.Model) -> dict[int, str]:
 
 
 def stable_names(paths: Iterable[str]) -> list[str]:
-    """Return a name for each of `paths`, in the order of the layers, without the numbers that Keras adds to layer names.
+    """Return a name for each of `paths`, in the order of the layers, without the numbers of Keras's layer names.
 
     If a model is built twice in one process, its layers are called `dense` and `dense_1` the first time, `dense_2` and
     `dense_3` the second time. The stable names are `dense` and `dense:1` both times.
