@@ -46,7 +46,7 @@ flags.register_multi_flags_validator(
 
 
 def measure(section: str) -> list[benchmarks.Row]:
-    """Measures one section in this process and returns its rows."""
+    """Measure one section in this process and return its rows."""
     from launch.benchmarks import processes
     from tf_packnet.system.quiet import start_tensorflow
 
@@ -67,7 +67,7 @@ def measure(section: str) -> list[benchmarks.Row]:
 
 
 def measure_in_subprocess(section: str) -> list[benchmarks.Row]:
-    """Measures one section in its own process and returns its rows."""
+    """Measure one section in its own process and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         section_flags = [f"--only={section}", f"--epochs={FLAGS.epochs}", f"--rows={rows}"]
@@ -81,7 +81,7 @@ def measure_in_subprocess(section: str) -> list[benchmarks.Row]:
 
 
 def check_avalanche(python: str) -> None:
-    """Exits with a one-line message if `python` cannot import avalanche, before anything is measured."""
+    """Exit with a one-line message if `python` cannot import avalanche, before anything is measured."""
     try:
         completed = subprocess.run([python, "-c", "import avalanche"], capture_output=True, text=True)
     except OSError as error:
@@ -94,7 +94,7 @@ def check_avalanche(python: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Measures all selected sections, prints the table, and writes bench.json and run.png."""
+    """Measure all selected sections, print the table, and write bench.json and run.png."""
     del argv
     if FLAGS.rows:
         rows = [row for section in FLAGS.only for row in measure(section)]

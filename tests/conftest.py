@@ -10,9 +10,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", ""))  # pytest-xdist imports this file twice
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import keras
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Processes that tests start import this checkout, whatever is installed.

@@ -21,7 +21,7 @@ _server.set_forkserver_preload(_PRELOADED)
 def run(
     script: Path, arguments: Sequence[str], cwd: Path, timeout: float, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess:
-    """As `subprocess.run([sys.executable, script, *arguments], ...)`, with what it wrote as text."""
+    """Do the same as `subprocess.run([sys.executable, script, *arguments], ...)`; the output is text."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
         command = [str(script), *arguments]

@@ -46,7 +46,7 @@ exclude-operators = [{skipped!r}]
 
 
 def survivors(module: str, tests: str) -> str:
-    """Mutates `module`, runs `tests` on every mutant, and returns the diffs of those that pass."""
+    """Mutate `module`, run `tests` on every mutant, and return the diffs of those that pass."""
     copy = ROOT / "out" / "mutants" / module.replace("/", ".")
     session = copy / "session.sqlite"
     is_new = not session.exists()
@@ -70,7 +70,7 @@ def survivors(module: str, tests: str) -> str:
 
 
 def main() -> None:
-    """Prints the survivors of the modules that the command line names, or of all."""
+    """Print the survivors of the modules that the command line names, or of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules or folders; default: " + ", ".join(TESTS))
     parser.add_argument("--tests", help="the tests to run; default: those that cover the module")

@@ -50,7 +50,7 @@ class CountsCalls(keras.layers.Layer):
 
 
 @register
-class Normalised(keras.layers.Layer):
+class Normalized(keras.layers.Layer):
     """A block with an inner layer and its own spectral norm."""
 
     def __init__(self, **kwargs):
@@ -75,7 +75,7 @@ def make_stateful() -> keras.Model:
     layers = [
         base,
         Center(name="center"),
-        Normalised(name="block"),
+        Normalized(name="block"),
         keras.layers.Dense(16, "relu", name="dense"),
         keras.layers.BatchNormalization(name="norm"),
         keras.layers.Dense(2, name="head"),

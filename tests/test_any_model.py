@@ -122,7 +122,7 @@ def learn(packed, name, data, loss=None, jit=False, **begin):
     packed.fit(*data, epochs=1, verbose=0, callbacks=retraining)
 
 
-def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
+def assert_keeps_two_tasks_exactly(packed, folder, rtol=1e-5, jit=False):
     """Learn two tasks with saving and loading in between: the first does not change by a bit. Export both."""
     probe, seen = examples(packed, 9)[0], {}
     for number, name in enumerate(["first", "second"], start=1):
@@ -149,7 +149,7 @@ def assert_packs_two_tasks_for_ever(packed, folder, rtol=1e-5, jit=False):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
+def test_any_model_keeps_two_tasks_exactly(name, tmp_path):
     keras.utils.clear_session()
     if name == "vision transformer":
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -159,7 +159,7 @@ def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
     np.testing.assert_array_equal(packed.predict(probe, verbose=0), model.predict(probe, verbose=0))
     assert KERNELS[name] <= set(packed.owner_maps())
     assert len(lifecycle.heads(packed)) == 1
-    assert_packs_two_tasks_for_ever(packed, tmp_path, *HOW.get(name, (1e-5, False)))
+    assert_keeps_two_tasks_exactly(packed, tmp_path, *HOW.get(name, (1e-5, False)))
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_any_model_packs_two_tasks_for_ever(name, tmp_path):
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "EfficientNetV2B0"])
 def test_keras_applications(name, policy, tmp_path):
     model = getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=2)
-    assert_packs_two_tasks_for_ever(tp.pack(model, bias_policy=policy), tmp_path, rtol=1e-4, jit="auto")
+    assert_keeps_two_tasks_exactly(tp.pack(model, bias_policy=policy), tmp_path, rtol=1e-4, jit="auto")
 
 
 def two_outputs():
@@ -230,7 +230,7 @@ def test_a_regression_beside_a_classification(tmp_path):
         ({"activation": "swoosh"}, "the name of a Keras activation. Received: activation='swoosh'"),
     ],
 )
-def test_heads_that_cannot_be(arguments, message):
+def test_invalid_heads_are_refused(arguments, message):
     packed = tp.pack(make_mlp())
     with pytest.raises(tp.ArgumentError, match=message):
         packed.begin_task(**arguments)
@@ -239,16 +239,16 @@ def test_heads_that_cannot_be(arguments, message):
 
 
 class TestExclude:
-    def test_what_is_excluded_stays_as_it_is(self, tmp_path):
+    def test_excluded_layers_are_unchanged(self, tmp_path):
         packed = tp.pack(vision_transformer(), exclude=["block", "block_1/attention/query_dense"])
         excluded = [layers_by_path(packed)[place] for place in ("block", "block_1/attention/query_dense")]
         before = [value for layer in excluded for value in layer.get_weights()]
         assert not [path for path in packed.owner_maps() if path.startswith("block/") or "query" in path]
-        assert_packs_two_tasks_for_ever(packed, tmp_path)
+        assert_keeps_two_tasks_exactly(packed, tmp_path)
         for now, then in zip([v for layer in excluded for v in layer.get_weights()], before, strict=True):
             np.testing.assert_array_equal(now, then)
 
-    def test_names_that_are_not_there(self):
+    def test_unknown_names_are_refused(self):
         with pytest.raises(tp.ArgumentError, match="among 'input_layer.*', 'conv2d'.*Received: exclude='conv'"):
             tp.pack(vision_transformer(), exclude=["conv"])
         with pytest.raises(tp.ArgumentError, match=r"such as \['conv'\]"):
@@ -362,16 +362,68 @@ def scaled():
     return keras.Model(inputs, L.Dense(2)(Scale(name="scale")(L.Dense(8, activation="relu")(inputs))))
 
 
-class TestALayerOfOnesOwn:
+@keras.saving.register_keras_serializable("tests")
+class Gated(L.Layer):
+    """A layer with several kernels, and no attributes with their initializers."""
+
+    def build(self, shape):
+        size = (shape[-1], 4)
+        self.kernel = self.add_weight(shape=size, name="kernel")
+        self.gate = self.add_weight(size, lambda shape, dtype: keras.ops.full(shape, 7, dtype), name="gate")
+        self.scale = self.add_weight(shape=size, initializer=keras.initializers.Constant(3), name="scale")
+        self.bias = self.add_weight(shape=(4,), name="bias")
+
+    def call(self, x):
+        return (x @ self.kernel + self.bias) * (x @ self.gate) * (x @ self.scale)
+
+
+class TestCustomLayer:
     def test_is_refused_without_a_twin(self):
         with pytest.raises(tp.ArgumentError, match=r"'scale' is a Scale with trainable weights \(gamma\)"):
             tp.pack(scaled())
 
-    def test_joins_with_one(self, tmp_path, monkeypatch):
+    def test_is_packed_with_a_twin(self, tmp_path, monkeypatch):
         monkeypatch.setitem(tp.layers.TWINS, Scale, TaskScale)
         packed = tp.pack(scaled(), bias_policy="per_task")
         assert type(packed.get_layer("scale")) is TaskScale
-        assert_packs_two_tasks_for_ever(packed, tmp_path)
+        assert_keeps_two_tasks_exactly(packed, tmp_path)
+
+    @pytest.fixture
+    def forgotten_twins(self, monkeypatch):
+        """Forget the twins that a test defines."""
+        for plain in (Scale, Gated):
+            monkeypatch.setitem(tp.layers.TWINS, plain, None)
+
+    def test_freed_weights_are_drawn_from_the_initializers_of_add_weight(self, forgotten_twins):
+        @tp.layers.twin("tests")
+        class MaskedGated(tp.layers.TaskLayer, Gated):
+            masked = ("kernel", "gate", "scale")
+            kernel, gate, scale, bias = (tp.layers.Routed() for _ in range(4))
+
+        packed = tp.pack(keras.Sequential([keras.Input((6,)), Gated(), L.Dense(2)]), freed_weights="reinit")
+        layer = packed.get_layer("gated")
+        for name in ("first", "second"):
+            packed.begin_task(name)
+            weights = {weight.name: weight for weight in layer.masked_weights}
+            np.testing.assert_array_equal(weights["gate"].values(), 7)
+            np.testing.assert_array_equal(weights["scale"].values(), 3)
+            assert len(np.unique(weights["kernel"].values())) == 24  # Keras's default, glorot_uniform
+            for weight in weights.values():
+                weight.variable.assign(weight.variable + 1)
+                weight.prune(np.zeros(weight.variable.shape, bool))
+            packed.commit_task()
+
+    @pytest.mark.parametrize("masked", [("kernel",), ("kernel", "gats", "scale"), ("kernel", "gate", "scale")])
+    def test_is_refused_if_its_twin_leaves_out_a_weight(self, forgotten_twins, masked):
+        routed = {name: tp.layers.Routed() for name in (*masked, "bias") if name != "gate"}
+        tp.layers.twin("tests")(type("Leaky", (tp.layers.TaskLayer, Gated), {"masked": masked, **routed}))
+        with pytest.raises(tp.ArgumentError, match=r"`masked`: .* of Leaky, .* \((gate, scale|gate) would belong"):
+            tp.pack(keras.Sequential([keras.Input((6,)), Gated(), L.Dense(2)]))
+
+    @pytest.mark.parametrize("bases", [(Scale, tp.layers.TaskLayer), (Scale,), (tp.layers.TaskLayer,)])
+    def test_a_twin_with_other_bases_is_refused(self, forgotten_twins, bases):
+        with pytest.raises(tp.ArgumentError, match=r"expected class Odd\(TaskLayer, MyLayer\), with the Keras layer"):
+            tp.layers.twin("tests")(type("Odd", bases, {}))
 
 
 class TestWhatCannotBePacked:
@@ -466,7 +518,7 @@ def test_a_lambda_and_a_sequential_that_was_built_by_a_call():
     np.testing.assert_allclose(tp.export.dense_model(packed, 1).predict(x, verbose=0), then, rtol=1e-5)
 
 
-def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
+def test_adapted_layers_keep_their_state(tmp_path):
     """Normalization and TextVectorization have state besides their variables."""
     normalize = L.Normalization()
     normalize.adapt(np.random.default_rng(0).normal(5, 3, (100, 6)))
@@ -475,7 +527,7 @@ def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
     packed = tp.pack(model)
     x = blobs(0)[0]
     np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
-    assert_packs_two_tasks_for_ever(packed, tmp_path)
+    assert_keeps_two_tasks_exactly(packed, tmp_path)
 
     words = L.TextVectorization(output_sequence_length=4)
     words.adapt(["the cat sat", "the dog ran"])
@@ -487,7 +539,7 @@ def test_layers_that_learned_before_training_keep_what_they_know(tmp_path):
     np.testing.assert_array_equal(packed(keras.ops.convert_to_tensor(x)), model(keras.ops.convert_to_tensor(x)))
 
 
-def test_no_warning_is_given_on_the_way():
+def test_packing_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tp.pack(subclassed())

@@ -10,6 +10,7 @@ from tf_packnet.approaches import Memory, Multinet, PackNet
 from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy, select_own_task
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
+from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.schedules import EqualShare, GrowingShare
 from tf_packnet.tasks import Split, TaskStream, split_into_tasks
 
@@ -125,7 +126,7 @@ def test_the_growing_share_is_what_packnet_would_have_used():
 
 
 @pytest.mark.parametrize("freed", ["zero", "keep", "reinit"])
-@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+@pytest.mark.parametrize("scope", PRUNE_SCOPES)
 def test_the_mask_of_memory_grows_exactly_and_nothing_is_frozen(scope, freed):
     stream = make_stream()
     approach = make_approach(Memory, stream, scope=scope, freed=freed)

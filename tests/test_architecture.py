@@ -76,7 +76,7 @@ def test_modules_stay_small(path):
     assert len(path.read_text().splitlines()) <= 420
 
 
-def test_the_launcher_stays_a_launcher():
+def test_the_launcher_is_short():
     assert len((ROOT / "launch/main.py").read_text().splitlines()) <= 60
 
 
@@ -84,7 +84,7 @@ def test_no_script_has_the_name_of_a_standard_module():
     assert not {path.stem for path in (ROOT / "launch").glob("*.py")} & sys.stdlib_module_names
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_imports_have_no_cycles():
     assert cycle({module_of(path): imports(path) & FILES.keys() for path in SOURCES}) is None
 
 
@@ -92,7 +92,7 @@ def test_build_file_is_generated():
     assert (ROOT / "BUILD").read_text() == build_file(), "run `make build-file`"
 
 
-def test_build_targets_do_not_depend_on_each_other_in_a_circle():
+def test_build_targets_have_no_cycles():
     graph = {name: {each[1:] for each in needed if each[0] == ":"} for name, (_, needed) in targets().items()}
     assert cycle(graph) is None
 

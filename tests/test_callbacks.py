@@ -7,6 +7,7 @@ from tests.conftest import blobs, compile_model, make_convnet, make_mlp
 from tf_packnet import callbacks, lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense
 from tf_packnet.pruning import ownership, schedules
+from tf_packnet.pruning.ranking import PRUNE_SCOPES
 
 
 def open_counts(model):
@@ -69,7 +70,7 @@ def test_of_equal_magnitudes_the_lowest_indices_are_kept():
     np.testing.assert_array_equal(weight.owner_map().ravel(), [255] * 36 + [0] * 36)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+@pytest.mark.parametrize("scope", PRUNE_SCOPES)
 def test_all_scopes_keep_the_same_total(scope):
     packed = compile_model(tp.pack(make_convnet()), "adam")
     packed.begin_task()

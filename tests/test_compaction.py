@@ -21,7 +21,7 @@ from tf_packnet.reporting import exports
 
 @pytest.fixture
 def always_sparse(monkeypatch):
-    """Stores kernels of any size sparse if that is smaller."""
+    """Store kernels of any size sparse if that is smaller."""
     monkeypatch.setattr(storage, "OVERHEAD", 0)
 
 

@@ -26,7 +26,7 @@ def convolution(draw, filters, activation):
 
 
 def block(draw, x, activation):
-    """Adds a block of a random kind to the images `x`."""
+    """Add a block of a random kind to the images `x`."""
     kind, filters = draw(st.sampled_from(BLOCKS)), x.shape[-1]
     if kind == "bn":
         return layers.Activation(activation)(layers.BatchNormalization()(x))
@@ -60,7 +60,7 @@ def block(draw, x, activation):
 
 @st.composite
 def networks(draw):
-    """Draws a convolutional or dense network and the seed of its weights."""
+    """Draw a convolutional or dense network and the seed of its weights."""
     activation = draw(st.sampled_from(ACTIVATIONS))
     if draw(st.booleans()):
         x = inputs = keras.Input((5, 4, 2))
@@ -77,7 +77,7 @@ def networks(draw):
 
 
 def prune(model, rng, density):
-    """Assigns random weights of which `density` are not 0, biases that disable some units, and random statistics."""
+    """Assign random weights of which `density` are not 0, biases that disable some units, and random statistics."""
     for weight in model.weights:
         value = rng.normal(size=weight.shape)
         if "kernel" in weight.name:

@@ -68,6 +68,8 @@ kernel = packed.get_layer("doubled").kernel.numpy()
 assert [each["kept"]["doubled/kernel"] for each in scheduler.rounds] == [21, 9]  # of 32; 0.71 are released
 assert np.abs(kernel[kernel != 0]).mean() < before
 tp.export_task(packed, "first", "export")
+np.savez("shop.npz", x=x, y=np.arange(64) % 2)
+assert shop_task("shop.npz").class_names == ("shoe", "shirt")
 """
 
 

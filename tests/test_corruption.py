@@ -27,7 +27,7 @@ SMALL = {
 
 
 def run(root, **more):
-    """Runs in this process; returns its standard error."""
+    """Run in this process; return its standard error."""
     keras.utils.clear_session()  # gives layers the same names as a new process would
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):

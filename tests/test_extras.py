@@ -81,7 +81,7 @@ import tf_packnet.prediction
 
 
 def run_blocked(code: str, folder: os.PathLike) -> subprocess.CompletedProcess:
-    """Runs Python code in an empty folder, without the libraries of the extra `experiments`."""
+    """Run Python code in an empty folder, without the libraries of the extra `experiments`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", BLOCK.format(modules=MODULES) + code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ def batches(kind, task=1, examples=70, shape=(6,), **kwargs):
 
 
 def learn(packed, make_batches, tasks=3):
-    """Learns tasks of different sizes; returns steps, losses and accuracies of each, owner maps, and variables."""
+    """Learn tasks of different sizes; return steps, losses and accuracies of each, owner maps, and variables."""
     trace = []
     for task, examples in zip(range(1, tasks + 1), (70, 64, 80), strict=False):
         packed.begin_task()

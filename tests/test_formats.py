@@ -26,7 +26,7 @@ L = keras.layers
 
 
 def pack_of(model, classes=(2, 2), density=0.5, seed=0, **kwargs):
-    """Returns a pack of untrained tasks `task_<k>` that together own the fraction `density` of the weights."""
+    """Return a pack of untrained tasks `task_<k>` that together own the fraction `density` of the weights."""
     rng = np.random.default_rng(seed)
     packed = tp.pack(model, **kwargs)
     for number, units in enumerate(classes, start=1):
@@ -45,7 +45,7 @@ def pack_of(model, classes=(2, 2), density=0.5, seed=0, **kwargs):
 
 
 def as_function(model):
-    """Compiles a model, as files are: a fused product may differ from separate ones in the last bit."""
+    """Compile a model, as files are: a fused product may differ from separate ones in the last bit."""
     return tf.function(lambda x: model(x, training=False))
 
 
@@ -66,7 +66,7 @@ def interpreter(path):
 
 
 def lite(path, **inputs):
-    """Returns the outputs of a LiteRT file by name."""
+    """Return the outputs of a LiteRT file by name."""
     return interpreter(path).get_signature_runner()(**inputs)
 
 
@@ -113,7 +113,7 @@ def test_weights_are_written_once_with_little_overhead(tmp_path):
 
 
 def several_ends():
-    """Returns a model with text and numeric inputs, two heads, a vocabulary, statistics and a seed."""
+    """Return a model with text and numeric inputs, two heads, a vocabulary, statistics and a seed."""
     words = L.TextVectorization(output_sequence_length=4)
     words.adapt(["the cat sat", "the dog ran"])
     text, numbers_in = keras.Input((), dtype="string", name="text"), keras.Input((6,), name="numbers")
@@ -288,7 +288,7 @@ def test_an_open_task_is_left_out(tmp_path):
 
 
 def visible(owner, values, base, task):
-    """Computes the kernel of a task, entry by entry."""
+    """Compute the kernel of a task, entry by entry."""
     shown = [v if 1 <= o <= task else b for o, v, b in zip(owner.flat, values.flat, base.flat, strict=True)]
     return np.reshape(np.array(shown, values.dtype), owner.shape)
 

@@ -121,7 +121,7 @@ def test_without_any_callback_but_a_commit():
     np.testing.assert_array_equal(logits(packed, 1, x), then)
 
 
-def test_looking_at_an_old_task_in_the_middle_of_a_new_one_disturbs_neither():
+def test_selecting_an_old_task_while_a_new_one_is_open_changes_neither():
     packed = compile_model(tp.pack(make_mlp()), "adam")
     x, y = blobs(1)
     learn(packed, 1, (x, y))
@@ -158,7 +158,7 @@ def test_tasks_with_different_numbers_of_classes(tmp_path, recompile):
         np.testing.assert_array_equal(logits(again, task, probe), then)
 
 
-def test_looking_back_from_an_open_task_with_another_number_of_classes(tmp_path):
+def test_selecting_an_old_task_from_an_open_one_with_another_number_of_classes(tmp_path):
     packed = compile_model(tp.pack(make_mlp()), "adam")
     x, y = blobs(1)
     learn(packed, 1, (x, y))

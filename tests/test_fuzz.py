@@ -1,4 +1,4 @@
-"""Command lines that nobody would write are taken or refused in one line; never a traceback, nothing written."""
+"""Command lines that nobody would write are accepted, or refused in one line: no traceback, no file."""
 
 import contextlib
 import io
@@ -24,9 +24,9 @@ SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun"
 CHOICES = {
     "model": config.MODELS, "fc8192": config.FC8192, "approach": config.APPROACHES, "budget": config.BUDGETS,
     "freed_weights": config.FREED_WEIGHTS, "head": config.HEADS, "bias_policy": config.BIAS_POLICIES,
-    "prune_scope": config.PRUNE_SCOPES, "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
+    "prune_scope": tuple(config.PRUNE_SCOPES), "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
     "precision": config.PRECISIONS, "jit": config.JIT, "data_residency": config.RESIDENCIES,
-    "experiment": definitions.EXPERIMENTS, "export": ("true", "false"), "dry_run": ("true", "false"),
+    "experiment": tuple(definitions.EXPERIMENTS), "export": ("true", "false"), "dry_run": ("true", "false"),
     "dataset": ("digits", "mnist", "."), "hidden_units": ("8", "8,8", "16,4,2"), "seeds": ("2", "3,4", "5,"),
     "final_prune": ("0.5", "0.75", "1e-9", "0.999999"), "learning_rate": ("1e-3", "1e30", "1"),
     "validation_fraction": ("0", "0.5"), "dropout": ("0", "0.9"), "output_dir": ("out", "a/b"),
@@ -102,7 +102,7 @@ def looked_at(arguments: list[str]) -> None:
 
 
 def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:
-    """Looks at many random lines; returns how many were taken."""
+    """Look at many random lines; return how many were accepted."""
     work, files = folder / "work", folder / "files"
     work.mkdir()
     files.mkdir()
@@ -124,7 +124,7 @@ def fuzz(lines: int, seed: int, folder, monkeypatch) -> int:
     return taken
 
 
-def test_random_lines_are_taken_or_refused_and_nothing_else(tmp_path, monkeypatch):
+def test_random_lines_are_accepted_or_refused(tmp_path, monkeypatch):
     assert 60 < fuzz(1000, 0, tmp_path, monkeypatch) < 900
 
 
@@ -133,7 +133,7 @@ def test_many_random_lines(tmp_path, monkeypatch):
     assert 300 < fuzz(5000, 1, tmp_path, monkeypatch) < 4500
 
 
-def test_dry_runs_of_what_is_taken_end_with_0_or_2(tmp_path, monkeypatch, capsys):
+def test_dry_runs_of_accepted_lines_end_with_0_or_2(tmp_path, monkeypatch, capsys):
     """The whole launcher, in this process."""
     codes = [dry_run(arguments, tmp_path, monkeypatch, capsys) for arguments in valid_lines(60)]
     assert set(codes) == {0, 2}

@@ -351,7 +351,7 @@ class TestFlags:
         assert "at most 10,000 runs in all" in refusal(*sweeps)
         assert "at most 10,000 runs in all" in refusal("--experiment=figure2", "--seeds=5000")
 
-    def test_run_names_that_are_no_file_names(self):
+    def test_run_names_that_are_not_file_names(self):
         assert "at most 200 bytes" in refusal(f"--sweep=dataset=digits,{'é' * 100}")
         runs = parse_command(["main.py", "--sweep=dataset=./a,../../b"]).experiment
         names = [definitions.run_name(config, tuple(runs.axes)) for config in runs.configs]

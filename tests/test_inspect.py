@@ -31,7 +31,7 @@ SHARE = 0.25
 
 
 def learn(packed, tasks: int, share: float = SHARE, names=None) -> None:
-    """Commits tasks that take exactly `share` of the free weights of each kernel, with random values."""
+    """Commit tasks that take exactly `share` of the free weights of each kernel, with random values."""
     rng = np.random.default_rng(1)
     for number in range(packed.committed_tasks + 1, packed.committed_tasks + tasks + 1):
         packed.begin_task(names[number - 1] if names else None)
@@ -50,7 +50,7 @@ def image_model(shape=(6, 5, 1)) -> keras.Model:
 
 
 def run_record(packed, accuracy) -> dict:
-    """Returns the part of `results.json` that is read."""
+    """Return the part of `results.json` that is read."""
     tasks = packed.committed_tasks
     maps = packed.owner_maps()
     owned = {path: [int((owner == task).sum()) for task in range(1, tasks + 1)] for path, owner in maps.items()}
@@ -211,7 +211,7 @@ def test_weight_counts_are_histograms(packed):
         np.testing.assert_array_equal(np.sort(pixels.values_of(weights, maps, task)), np.sort(value[owner == task]))
 
 
-def test_filters_are_the_weights_as_pictures(packed):
+def test_filters_are_the_weights_as_images(packed):
     path, tiles = pixels.filters(packed, packed.owner_maps())
     assert (path, tiles.shape) == ("dense_1/kernel", (12, 6, 5, 1))
     packed.select_task(3)
@@ -263,7 +263,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def check_page(page: str) -> Reader:
-    """Checks that the page is self-contained and that every picture has a description."""
+    """Check that the page is self-contained and that every picture has a description."""
     read = Reader(page)
     for tag, attrs in read.tags:
         assert tag not in ("script", "iframe", "object")

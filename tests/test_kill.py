@@ -23,7 +23,7 @@ NOT_COMPARED = ("stages", "tensorboard", "results.json", "checksums.json", ".loc
 
 
 def contents(root):
-    """Returns the bytes of each file that must be the same, by path, and the names of the other files and folders."""
+    """Return the bytes of each file that must be the same, by path, and the names of the other files and folders."""
     files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
     timed = {name for name in files if name.parts[0] in NOT_COMPARED}
     same = {name: files[name].read_bytes() for name in files if name not in timed}
@@ -36,7 +36,7 @@ def contents(root):
 
 
 def interrupt(flags, longest, rng):
-    """Starts a run and ends it after a random time. Returns the signal; None if the run was complete by then."""
+    """Start a run and end it after a random time. Return the signal; None if the run was complete by then."""
     how = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
     command = [sys.executable, str(ROOT / "launch/main.py"), *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

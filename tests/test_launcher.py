@@ -74,7 +74,7 @@ BAD_FLAGS = [
 
 
 def refusal(*arguments) -> str:
-    """Returns the line that the launcher would print for a bad command line."""
+    """Return the line that the launcher would print for a bad command line."""
     with pytest.raises((UsageError, ArgumentError)) as caught:
         output.check(parse_config(["main.py", *arguments]))
     error = caught.value
@@ -209,7 +209,7 @@ def test_config_round_trips_through_json():
 
 
 def results_of(config, complete=True):
-    """Returns the results of a run of one task."""
+    """Return the results of a run of one task."""
     return Results(
         config,
         tasks=[{"number": 1, "name": "0-1", "class_names": ["0", "1"], "examples": {"train": 9}}],
@@ -222,7 +222,7 @@ def results_of(config, complete=True):
 
 
 def leave(root, results):
-    """Writes results and manifest of a run, without its other files."""
+    """Write the results and the manifest of a run, without its other files."""
     files.write_json(root / "results.json", results)
     Manifest(results["config"], {}).write(root / "checksums.json")
 

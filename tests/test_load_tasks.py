@@ -37,7 +37,7 @@ def assert_whole(loaded, packed):
         np.testing.assert_array_equal(outputs(loaded, X)[task], expected)
 
 
-class TestThatItWorks:
+class TestAccepted:
     @pytest.mark.parametrize("selected", ["a", "b"])
     def test_keras_files(self, packed, tmp_path, selected):
         packed.select_task(selected)
@@ -100,7 +100,7 @@ class TestThatItWorks:
             assert made.task_names == ["first"]
 
 
-class TestThatItIsRefused:
+class TestRefused:
     def refused(self, packed, message, load):
         before = {**outputs(packed, X)}
         names, committed = packed.task_names, packed.committed_tasks
@@ -231,7 +231,7 @@ class TestBackups:
 
     @pytest.mark.parametrize("kind", [keras.callbacks.BackupAndRestore, tp.EpochBackup])
     @pytest.mark.parametrize("dies_at", [1, 3, 5])
-    def test_the_first_fit_after_compile_goes_on(self, tmp_path, kind, dies_at):
+    def test_the_first_fit_after_compile_resumes(self, tmp_path, kind, dies_at):
         path = tmp_path / "backup"
         assert self.fit(tmp_path, [kind(path)], dies_at) is None
         resumed, whole = self.fit(tmp_path, [kind(path)]), self.fit(tmp_path, [])
@@ -240,7 +240,7 @@ class TestBackups:
         np.testing.assert_array_equal(outputs(resumed, X)["a"], outputs(whole, X)["a"])
 
 
-class TestRegularisers:
+class TestRegularizers:
     @pytest.mark.parametrize("policy", ["first_task", "per_task"])
     @pytest.mark.parametrize("jit", ["auto", False])
     def test_the_loss_of_an_old_task_does_not_move(self, policy, jit):

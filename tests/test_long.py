@@ -17,7 +17,7 @@ def network() -> keras.Model:
 
 
 def learn_tasks(tasks: int, samples: tuple[int, ...], folder) -> dict[int, dict[str, int]]:
-    """Learns and evaluates many tasks. Returns the resources of the process after the tasks in `samples`."""
+    """Learn and evaluate many tasks. Return the resources of the process after the tasks in `samples`."""
     schedule = tp.EqualShare(0.5, tasks, rounds=2)
     packed = compile_model(tp.pack(network()), "adam")
     held = {}

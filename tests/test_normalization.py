@@ -50,7 +50,7 @@ def images(seed, examples=32):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_fresh_layer_computes_as_kerass_own_and_moves_as_it_does(kind, dtype):
+def test_a_fresh_layer_computes_and_updates_like_keras(kind, dtype):
     ours_class, plain_class, arguments = KINDS[kind]
     ours, plain = ours_class(**arguments, dtype=dtype), plain_class(**arguments, dtype=dtype)
     for seed in range(3):
@@ -80,7 +80,7 @@ def test_masked_batches_are_normalised_as_by_keras():
         *(("batch", policy, "mixed_bfloat16") for policy in ("first_task", "per_task")),
     ],
 )
-def test_no_later_task_moves_an_earlier_ones_output(kind, policy, dtype, tmp_path):
+def test_later_tasks_do_not_change_the_outputs_of_earlier_ones(kind, policy, dtype, tmp_path):
     keras.config.set_dtype_policy(dtype)
     packed = tp.pack(network(kind), bias_policy=policy)
     compile_model(packed, keras.optimizers.AdamW(0.01, weight_decay=0.1))
@@ -119,7 +119,7 @@ def test_a_later_task_trains_with_the_first_ones_statistics():
     np.testing.assert_array_equal(layer.moving_variance, before[1])
 
 
-def test_an_earlier_task_looked_at_in_between_moves_nothing():
+def test_selecting_an_earlier_task_in_between_changes_nothing():
     layer = TaskBatchNormalization(bias_policy="per_task")
     layer(images(0), training=True)
     layer.commit_task()
@@ -138,6 +138,6 @@ def test_an_earlier_task_looked_at_in_between_moves_nothing():
 @pytest.mark.skipif(
     not hasattr(keras.layers.BatchNormalization(), "renorm"), reason="this version of Keras has no renorm"
 )
-def test_batch_renormalisation_is_refused():
+def test_batch_renormalization_is_refused():
     with pytest.raises(ArgumentError, match="do not support batch renormalization. Received: renorm=True"):
         TaskBatchNormalization(renorm=True)

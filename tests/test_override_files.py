@@ -33,7 +33,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_it_is_the_same_class_after_every_way_to_copy_and_keep_it(kind, tmp_path):
+def test_the_class_survives_every_way_to_copy_and_save_it(kind, tmp_path):
     model = ALL[kind]()
     packed = compiled(tp.pack(model))
     names = set(learn(packed, 1))
@@ -77,7 +77,7 @@ def test_an_unregistered_class(tmp_path):
         tp.save_pack(packed, tmp_path / "pack.packnet")
 
 
-def test_a_model_that_cannot_be_made_again_packs_but_is_not_saved(tmp_path):
+def test_a_model_that_cannot_be_rebuilt_is_packed_but_not_saved(tmp_path):
     class Closed(Counted):
         def __init__(self, inputs, outputs, function):
             super().__init__(inputs, outputs)

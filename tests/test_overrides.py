@@ -145,7 +145,7 @@ def test_a_step_that_calls_super_gives_the_same_bits_as_none(kind, data, jit_com
     assert isinstance(packs[0], type(KINDS[kind][0]()))
 
 
-def test_a_pack_without_overrides_is_as_before():
+def test_a_pack_without_overrides_is_unchanged():
     class Plain(keras.Model):
         pass
 
@@ -203,7 +203,7 @@ def test_a_loop_of_its_own_with_trackers_that_start_again_with_each_epoch(data, 
     np.testing.assert_allclose(packed.predict(blobs(1)[0], verbose=0), ops.softmax(seen), rtol=1e-6)
 
 
-def test_the_users_model_is_left_as_it_was():
+def test_the_users_model_is_unchanged():
     model = Tracked(*graph())
     tracker, before = model.loss_tracker, model.get_weights()
     packed = compiled(tp.pack(model))
@@ -277,7 +277,7 @@ def conv(cls):
     return cls(inputs, L.Dense(2)(x))
 
 
-def test_a_step_of_its_own_is_not_taken_apart():
+def test_a_custom_step_is_never_split():
     assert compiled(tp.pack(conv(keras.Model)), "auto").xla == acceleration.UPDATE
     packed = compiled(tp.pack(conv(Counted)), "auto")
     assert packed.xla == acceleration.OFF
@@ -447,7 +447,7 @@ class Distiller(keras.Model):
         return cls(**parts, **config)
 
 
-def test_a_teacher_is_frozen_and_said_to_be(tmp_path):
+def test_a_teacher_is_frozen_with_a_warning(tmp_path):
     model = called(Distiller(sequential(), teacher()))
     with pytest.warns(UserWarning, match="outputs of Distiller do not depend on these layers.*: distiller.*/teacher"):
         packed = tp.pack(model)
@@ -467,7 +467,7 @@ def test_a_teacher_is_frozen_and_said_to_be(tmp_path):
     learn(again, 2)
 
 
-def test_a_teacher_that_is_frozen_already_needs_no_word():
+def test_a_teacher_that_is_frozen_already_gives_no_warning():
     model = called(Distiller(sequential(), teacher()))
     model.teacher.trainable = False
     with warnings.catch_warnings():
@@ -605,7 +605,7 @@ def test_a_graph_with_a_call_of_its_own_is_refused():
             tp.pack(model)
 
 
-def test_further_optimizers_start_afresh_too_and_keep_their_rate():
+def test_further_optimizers_are_reset_and_keep_their_learning_rate():
     packed = compiled(tp.pack(called(TwoOptimizers())))
     seen = []
 

@@ -85,7 +85,7 @@ class TestDataSets:
             np.testing.assert_array_equal(task.splits[name].images, split.images)
             np.testing.assert_array_equal(task.splits[name].labels, split.labels)
 
-    def test_data_sets_that_are_infinite_or_no_pairs(self):
+    def test_data_sets_that_are_infinite_or_not_pairs(self):
         pairs = tf.data.Dataset.from_tensor_slices(blobs(0))
         with pytest.raises(tp.ArgumentError, match="a finite data set"):
             tp.tasks.from_dataset("a", pairs.repeat())

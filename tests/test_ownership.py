@@ -45,7 +45,7 @@ def test_visible_is_owner_in_1_to_task(owner, task):
 
 
 @given(shapes, st.lists(st.floats(0, 1), min_size=1, max_size=6), st.randoms())
-def test_a_life_of_tasks_never_changes_an_earlier_view(shape, keeps, random):
+def test_later_tasks_never_change_what_earlier_ones_see(shape, keeps, random):
     owner = ownership.new_map(shape)
     views = []
     for task, share in enumerate(keeps, start=1):

@@ -28,7 +28,7 @@ HEADER = container.HEADER_BYTES
 
 
 def commit(packed, name, seed, prune=0.5, **begin):
-    """Commits a task without training, with random values and masks."""
+    """Commit a task without training, with random values and masks."""
     rng = np.random.default_rng(seed)
     packed.begin_task(name, **begin)
     for layer in lifecycle.task_layers(packed):
@@ -51,7 +51,7 @@ def outputs(model, x):
 
 
 def assert_same(packed, loaded, x, free_values):
-    """Compares the outputs of every task, the owner maps, and all state that is read later, bit by bit."""
+    """Compare the outputs of every task, the owner maps, and all state that is read later, bit by bit."""
     assert loaded.task_names == packed.task_names
     assert loaded.selected_task == packed.selected_task
     assert not lifecycle.has_open_task(loaded)
@@ -90,12 +90,12 @@ PACKS = {
     "pruned pretrained": lambda: tp.pack(make_mlp(), pretrained="task 0"),
     "visible pretrained": lambda: tp.pack(make_mlp(), pretrained="task 0", prune_pretrained=False),
     "excluded": lambda: tp.pack(make_convnet(), exclude=["conv_1"]),
-    "normalised": lambda: tp.pack(normalised()),
+    "normalized": lambda: tp.pack(normalized()),
     "half precision": lambda: tp.pack(make_mlp(dtype="bfloat16")),
 }
 
 
-def normalised():
+def normalized():
     normalize = L.Normalization()
     normalize.adapt(np.random.default_rng(0).normal(5, 3, (100, 6)))
     inputs = keras.Input((6,))
@@ -280,7 +280,7 @@ def saved(tmp_path_factory):
 
 
 def spans(path):
-    """Returns start and end of each part, by name."""
+    """Return the start and end of each part, by name."""
     found, start = {}, HEADER + int.from_bytes(path.read_bytes()[12:16], "little")
     found["directory"] = (HEADER, start)
     for part in tp.read_contents(path).parts:
@@ -436,7 +436,7 @@ class TestDamage:
 
 
 def forged(path, to, change=lambda directory: None, **parts):
-    """Writes the file with a changed directory or changed parts, and matching checksums."""
+    """Write the file with a changed directory or changed parts, and matching checksums."""
     data = path.read_bytes()
     stored = int.from_bytes(data[12:16], "little")
     directory = json.loads(zlib.decompress(data[HEADER : HEADER + stored]))

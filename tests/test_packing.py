@@ -14,7 +14,7 @@ from tf_packnet.layers import MaskedConv2D, MaskedDense, TaskHead
 
 @pytest.mark.parametrize("make", [make_mlp, make_convnet])
 @pytest.mark.parametrize("head", ["per_task", "shared"])
-def test_the_twin_computes_as_the_model_did(make, head):
+def test_the_pack_computes_the_same_as_the_model(make, head):
     model = make()
     packed = tp.pack(model, head=head)
     x = blobs(0, model.input_shape[1:])[0]
@@ -55,7 +55,7 @@ def test_a_sequential_model():
     assert packed.input_shape == (None, 6)
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_unchanged():
     model = make_mlp()
     before = model.get_weights()
     packed = compile_model(tp.pack(model), "adam")
@@ -124,7 +124,7 @@ def test_bad_arguments_are_named(mlp, arguments, message):
         tp.pack(mlp, **arguments)
 
 
-def test_models_it_cannot_take_are_refused(mlp):
+def test_unsupported_models_are_refused(mlp):
     with pytest.raises(tp.ArgumentError, match="ends in a Dense layer"):
         tp.pack(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Reshape((3, 1))]))
     with pytest.raises(tp.ArgumentError, match="at least one masked kernel"):
@@ -135,7 +135,7 @@ def test_models_it_cannot_take_are_refused(mlp):
         tp.pack("mlp")
 
 
-class TestTheLifeOfTasks:
+class TestTaskLifecycle:
     def packed(self, **kwargs):
         return compile_model(tp.pack(make_mlp(), **kwargs), "adam")
 
@@ -148,7 +148,7 @@ class TestTheLifeOfTasks:
         assert packed.task_names == ["task_1", "second"]
         assert packed.task_number("second") == packed.task_number(2) == 2
 
-    def test_a_first_task_that_was_never_begun_has_a_name_all_the_same(self):
+    def test_a_first_task_that_was_never_begun_has_a_name(self):
         packed = self.packed()
         retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()]
         packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=retraining)  # in a new pack task 1 is already open

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, launch, make_convnet, make_mlp
 from tf_packnet.planning import kept_by_task
+from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.schedules import EqualShare
 
 L = keras.layers
@@ -25,7 +26,7 @@ def learn(packed, seed, final_prune, tasks, rounds, scope):
     packed.fit(*blobs(seed, packed.input_shape[1:]), epochs=rounds, verbose=0, callbacks=retraining)
 
 
-@pytest.mark.parametrize("scope", ["layer", "erk", "global"])
+@pytest.mark.parametrize("scope", PRUNE_SCOPES)
 def test_training_keeps_what_was_planned(scope):
     packed = compile_model(tp.pack(make_convnet()), "adam")
     planned = tp.plan(make_convnet(), 3, 0.4, prune_rounds=2, scope=scope)
@@ -52,7 +53,7 @@ def test_training_keeps_what_was_planned(scope):
     tasks=st.integers(1, 6),
     rounds=st.integers(1, 5),
     p=st.floats(0.01, 0.99),
-    scope=st.sampled_from(["layer", "global", "erk"]),
+    scope=st.sampled_from([*PRUNE_SCOPES]),
 )
 @example(sizes=[1, 1, 1], tasks=1, rounds=1, p=0.5, scope="global")
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ from tf_packnet.layers import MaskedConv2D, MaskedDense, products
 
 
 def small_integers(*shape):
-    """Draws small integers, whose sums are exact in float32 in any order."""
+    """Draw small integers, whose sums are exact in float32 in any order."""
     return np.random.default_rng(len(shape) + shape[0]).integers(-8, 9, shape).astype("float32")
 
 

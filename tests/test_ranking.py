@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tf_packnet.errors import ArgumentError, DivergedError
-from tf_packnet.pruning.ranking import erk_densities, keep_largest, keep_masks
+from tf_packnet.pruning.ranking import PRUNE_SCOPES, erk_densities, keep_largest, keep_masks
 
 # Few distinct values, so that there are many ties.
 scores = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=st.sampled_from([0, 0.5, 1, 2]))
@@ -37,7 +37,7 @@ def test_layer_scope_keeps_exactly_the_rounded_count_after_every_round(sizes, re
         assert [int(mask.sum()) for mask in left] == [round(c * (1 - z) ** n) for c in sizes]
 
 
-@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+@pytest.mark.parametrize("scope", PRUNE_SCOPES)
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (1.0, 24)])
 def test_fractions_0_and_1_are_legal(scope, fraction, expected):
     values = [np.ones((2, 3)), np.ones((3, 6))]
@@ -79,7 +79,7 @@ def rigl_densities(shapes, density):
     st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4).map(tuple), min_size=1, max_size=6),
     st.floats(0.001, 0.999),
 )
-def test_erk_is_the_erdos_renyi_kernel_of_rigl(shapes, density):
+def test_erk_densities_are_those_of_rigl(shapes, density):
     sizes = [int(np.prod(s)) for s in shapes]
     ours = erk_densities(shapes, sizes, density)
     np.testing.assert_allclose(ours, rigl_densities(shapes, density), rtol=1e-6, atol=1e-9)
@@ -95,14 +95,15 @@ def test_erk_leaves_small_layers_to_later_tasks():
     np.testing.assert_allclose(np.dot(densities, sizes), 0.044 * sum(sizes))
 
 
+@pytest.mark.parametrize("scope", PRUNE_SCOPES)
 @given(st.integers(1, 6), st.floats(0.01, 0.99), st.integers(1, 10))
-def test_erk_never_brings_a_pruned_weight_back(tasks_left, released, rounds):
+def test_no_scope_brings_a_pruned_weight_back(scope, tasks_left, released, rounds):
     rng = np.random.default_rng(rounds)
     values = [rng.normal(size=s) for s in [(3, 3, 1, 4), (30, 20), (20, 5)]]
     sizes = [v.size for v in values]
     left = [np.ones(v.shape, bool) for v in values]
     for n in range(1, rounds + 1):
-        kept = keep_masks(values, left, sizes, (1 - released) ** (n / rounds), "erk", erk_cap=1 / tasks_left)
+        kept = keep_masks(values, left, sizes, (1 - released) ** (n / rounds), scope, erk_cap=1 / tasks_left)
         assert all((mask <= before).all() for mask, before in zip(kept, left, strict=True))
         left = kept
 

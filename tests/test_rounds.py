@@ -115,7 +115,7 @@ def candidates(model):
 
 
 def left_after(began, n, rounds, p=0.5, tasks=2):
-    """Computed with the formula of the paper: `round(c * (1-z)^n)`."""
+    """Compute the counts with the formula of the paper: `round(c * (1-z)^n)`."""
     z = 1 - (1 - p ** (1 / tasks)) ** (1 / rounds)
     return {path: int(np.rint(count * (1 - z) ** n)) for path, count in began.items()}
 
@@ -145,8 +145,8 @@ FITS = {
     "its own budget from a later epoch": (share(2, 4), 6, 2, [2, 4]),
     "a polynomial": (PolynomialDecay(0.2, 0.8, 1, 3, frequency=2), 4, 0, [1, 3]),
     "a polynomial from a later epoch": (PolynomialDecay(0.2, 0.8, 1, 3, frequency=2), 6, 2, [3, 5]),
-    "a polynomial whose end is no round": (PolynomialDecay(0.2, 0.8, 0, 3, frequency=2), 3, 0, [0, 2]),
-    "constant for ever": (ConstantSparsity(0.5, 1, frequency=2), 4, 0, [1, 3]),
+    "a polynomial whose end is not a round": (PolynomialDecay(0.2, 0.8, 0, 3, frequency=2), 3, 0, [0, 2]),
+    "constant without an end": (ConstantSparsity(0.5, 1, frequency=2), 4, 0, [1, 3]),
     "constant until later": (ConstantSparsity(0.5, 2, 99, frequency=100), 4, 0, [2]),
     "a function": (own, 4, 0, [0, 3]),
     "a table": (lambda step: [(True, 0.1), (False, 0.1), (True, 0.5)][step], 3, 0, [0, 2]),
@@ -260,7 +260,7 @@ def test_the_plan_is_that_of_a_loop_over_the_steps(data):
 
 
 @pytest.mark.parametrize("how", ["list", "nested", "tuple", "CallbackList"])
-def test_callbacks_in_whatever_form_keras_takes_them(packed, how):
+def test_callbacks_in_every_form_that_keras_accepts(packed, how):
     scheduler, mask, snapshot = tp.PruneRoundScheduler(share(2, 8)), tp.GradientMask(), tp.TaskMaskSnapshot()
     forms = {
         "list": [scheduler, mask, snapshot],
@@ -404,7 +404,7 @@ class TestCommit:
         assert lifecycle.committed_tasks(model) == 0
         assert lifecycle.records(model).rounds_due == 1
 
-    def test_not_when_the_weights_of_before_a_round_come_back(self, plain):
+    def test_not_when_the_weights_from_before_a_round_are_restored(self, plain):
         """`PackedModel.fit` raises an error; a plain `fit` can only detect this at its end."""
         stop = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True)
         began = candidates(plain)
@@ -585,7 +585,7 @@ class TestResume:
         *_, history = self.fit(reset(trained), self.backup("ours", tmp_path), DiesAt(None), first=3)
         assert history.epoch == [3, 4, 5]
 
-    def test_the_sparsity_in_the_logs_goes_on(self, packed, trained, tmp_path):
+    def test_the_sparsity_in_the_logs_continues(self, packed, trained, tmp_path):
         *_, whole = self.fit(packed, keras.callbacks.Callback())
         with pytest.raises(InterruptedError):
             self.fit(reset(trained), self.backup("keras", tmp_path), DiesAt(3))
@@ -595,7 +595,7 @@ class TestResume:
 
 @settings(deadline=None, max_examples=15)
 @given(st.data())
-def test_whenever_it_dies_every_round_runs_once(trained_plain, data):
+def test_every_round_runs_once_whenever_the_process_dies(trained_plain, data):
     """Keras's loop over the callbacks without gradient steps, which is interrupted and resumed."""
     rounds, spacing, first = (data.draw(st.integers(low, 4)) for low in (1, 1, 0))
     epochs = first + rounds * spacing

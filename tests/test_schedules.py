@@ -123,7 +123,7 @@ def test_kept_fractions_by_hand():
     assert float(after_the_last_round[1]) == pytest.approx(0.5)
 
 
-def test_the_mask_for_all_tasks_grows_to_what_packnet_has_used():
+def test_the_shared_mask_grows_to_what_packnet_has_used():
     first, second = (GrowingShare(0.25, 2, rounds=2, task=task) for task in (1, 2))
     assert [first.kept_fraction(n) for n in range(3)] == pytest.approx([1, math.sqrt(0.5), 0.5])
     assert [second.kept_fraction(n) for n in range(3)] == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.75])

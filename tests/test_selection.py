@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tf_packnet.pruning import selection
-from tf_packnet.pruning.ranking import keep_largest, keep_masks
+from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_largest, keep_masks
 
 LARGE = 3 * selection.CHUNK + 17
 
@@ -57,17 +57,17 @@ def test_the_nth_largest_over_several_arrays(sizes, data):
     assert above == int((everything > threshold).sum()) < count
 
 
-def test_a_key_is_as_good_as_a_copy():
+def test_a_key_gives_the_same_as_a_copy():
     values = np.random.default_rng(2).normal(size=(300, 70)).astype("float32")
     eligible = np.ones(values.shape, bool)
-    for scope in ("layer", "global", "erk"):
+    for scope in PRUNE_SCOPES:
         magnitudes = keep_masks([np.abs(values)], [eligible], [values.size], 0.1, scope)
         keyed = keep_masks([values], [eligible], [values.size], 0.1, scope, key=np.abs)
         np.testing.assert_array_equal(magnitudes, keyed)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_nothing_as_large_as_the_scores_is_made(scope):
+def test_no_array_as_large_as_the_scores_is_allocated(scope):
     """The masks need 1 byte per weight; all other arrays are chunks."""
     values = [np.random.default_rng(3).normal(size=(2048, 4096)).astype("float32") for _ in range(2)]
     eligible = [np.ones(v.shape, bool) for v in values]

@@ -37,7 +37,7 @@ def machine(monkeypatch):
         *[("mirrored", 0, False), ("mirrored", 1, False), ("mirrored", 2, True)],
     ],
 )
-def test_two_gpus_or_more_are_mirrored_over(machine, strategy, gpus, mirrored):
+def test_two_or_more_gpus_are_mirrored(machine, strategy, gpus, mirrored):
     machine(gpus)
     chosen = setup.choose_strategy(Config(strategy=strategy))
     assert isinstance(chosen, FakeMirrored) == mirrored
@@ -75,7 +75,7 @@ def test_logical_devices_come_too_late_in_a_running_process():
         ("off", "mlp", 1, "off"),
     ],
 )
-def test_auto_compiles_but_for_convolutions_on_cpu(machine, jit, model, gpus, expected):
+def test_auto_compiles_all_but_convolutions_on_cpu(machine, jit, model, gpus, expected):
     machine(gpus)
     config = Config(jit=jit, model=model)
     assert setup.choose_xla(config, tf.distribute.get_strategy()) == expected
@@ -96,7 +96,7 @@ def test_auto_compiles_but_for_convolutions_on_cpu(machine, jit, model, gpus, ex
         ("mixed_float16", None, 0, True),
     ],
 )
-def test_which_precisions_a_cpu_computes_in(machine, precision, flags, gpus, expected, tmp_path, monkeypatch):
+def test_precisions_that_a_cpu_supports(machine, precision, flags, gpus, expected, tmp_path, monkeypatch):
     machine(gpus)
     monkeypatch.setattr(acceleration, "CPUINFO", tmp_path / "cpuinfo")
     if flags is not None:

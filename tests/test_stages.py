@@ -10,9 +10,10 @@ import threading
 import numpy as np
 import pytest
 
-from tf_packnet.errors import StoppedError
+from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.runs import stages
-from tf_packnet.runs.config import Config
+from tf_packnet.runs.config import OPTIONS, Config
+from tf_packnet.runs.output import check_same
 from tf_packnet.runs.stages import chain, shared_beginning
 from tf_packnet.runs.store import StageStore, StoredStages
 
@@ -61,6 +62,30 @@ def test_a_field_changes_the_stages_that_depend_on_it_and_those_after(fields, ex
 def test_only_baselines_depend_on_the_budget():
     memory = Config(approach="memory")
     assert keys(memory)[0] != keys(dataclasses.replace(memory, budget="epochs"))[0]
+
+
+class TestAFieldThatWasAddedLater:
+    @pytest.fixture(autouse=True)
+    def dropout_was_added(self, monkeypatch):
+        monkeypatch.setitem(OPTIONS, "dropout", dataclasses.replace(OPTIONS["dropout"], neutral=0.3))
+
+    def test_is_in_no_key_at_its_neutral_value(self, monkeypatch):
+        neutral = Config(dropout=0.3)
+        with_field = keys(neutral), shared_beginning(neutral)
+        monkeypatch.setattr(stages, "NETWORK", [name for name in stages.NETWORK if name != "dropout"])
+        assert with_field == (keys(neutral), shared_beginning(neutral))
+
+    def test_is_in_all_keys_at_other_values(self):
+        assert not set(keys(Config(dropout=0.3))) & set(keys(Config(dropout=0.4)))
+        assert shared_beginning(Config(dropout=0.3)) != shared_beginning(Config(dropout=0.4))
+
+    def test_has_its_neutral_value_in_files_without_it(self, tmp_path):
+        old = Config(seed=3).to_json()
+        del old["dropout"]
+        assert Config.from_json(old) == Config(seed=3, dropout=0.3)
+        check_same(tmp_path, "run", Config(seed=3, dropout=0.3).identity(), old)
+        with pytest.raises(ArgumentError, match=r"with --dropout=0\.3"):
+            check_same(tmp_path, "run", Config(seed=3, dropout=0.4).identity(), old)
 
 
 def test_data_and_execution_settings_change_every_key():
@@ -208,7 +233,7 @@ class FakeApproach:
 
 
 def take_through(store, chained, until, with_state=True):
-    """Finishes the stages up to `until`; returns the approach, and which stages were reused."""
+    """Finish the stages up to `until`; return the approach, and which stages were reused."""
     approach = FakeApproach()
     stored = StoredStages(store, chained, approach, with_state)
     finished = [stored.finish(stage, approach.learn) for stage in chained[:until]]

@@ -60,7 +60,7 @@ def one_task():
     return packed
 
 
-def test_what_a_task_may_be_called_comes_back_from_both_files(tmp_path):
+def test_valid_names_survive_both_file_formats(tmp_path):
     packed = tp.pack(make_mlp())
     texts = [str.__str__(name) for name in GOOD]
     for name in GOOD:
@@ -81,7 +81,7 @@ def test_what_a_task_may_be_called_comes_back_from_both_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, id=ascii(name)[:30]) for names in BAD.values() for name in names])
-def test_what_it_may_not_is_refused_and_nothing_is_begun(one_task, name):
+def test_invalid_names_are_refused_before_anything_begins(one_task, name):
     before = lifecycle.state(one_task)
     with pytest.raises(tp.ArgumentError, match="^Invalid `name`: expected ") as caught:
         one_task.begin_task(name)
@@ -122,7 +122,7 @@ def test_a_name_is_allowed_or_not_by_the_rule(name):
             check_task_name(name)
 
 
-class TestTheDefault:
+class TestDefaultName:
     def test_is_another_name_where_a_task_has_it_already(self):
         packed = tp.pack(make_mlp())
         packed.begin_task("task_2")

@@ -237,7 +237,7 @@ ATTACKS = {
 }
 
 
-class TestBehindTheBack:
+class TestDirectChanges:
     @pytest.mark.parametrize("attack", ATTACKS)
     def test_between_fits(self, attack):
         packed = two_tasks()
@@ -290,7 +290,7 @@ class TestWitness:
         packed = compile_model(tp.pack(make()))
         learn(packed, "a", *blobs(0, packed.input_shape[1:]))
         found = lifecycle.records(packed).witnesses[1]
-        draw = np.random.RandomState(witness.SEED)  # noqa: NPY002
+        draw = np.random.RandomState(witness.SEED)
         x = draw.standard_normal((found.inputs["examples"], *packed.input_shape[1:])).astype("float32")
         assert 1 <= len(x) <= 16
         packed.select_task("a")

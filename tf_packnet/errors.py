@@ -1,6 +1,7 @@
 """The errors of this library. Messages about arguments say what was expected and what was received, as in Keras."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 
@@ -34,7 +35,7 @@ def one_line(text: str, longest: int = 1000) -> str:
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:
-    """The first line of an exception's message, or its class name if the message is empty.
+    """Return the first line of an exception's message, or its class name if the message is empty.
 
     Args:
         error: The exception.
@@ -83,7 +84,7 @@ class CorruptionError(StoppedError):
     """A file is damaged, and `--on_corruption=fail`."""
 
 
-def check_choice(argument: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
     """Raise ArgumentError unless `value` is one of `choices`."""
     if value not in choices:
         raise ArgumentError(argument, "one of " + ", ".join(choices), value)

@@ -290,7 +290,7 @@ class PackedModel(PackedTrainer):
         """Load an equal or later state of the same tasks, like `keras.Model.load_weights`; unchanged after an error.
 
         Raises:
-            ArgumentError: If the file lacks a committed task or a prune round of this pack, or is no weights file.
+            ArgumentError: If the file lacks a committed task or a prune round of this pack, or is not a weights file.
             FreezeError: If the outputs or weights of a committed task differ from those at its commit.
         """
         if skip_mismatch:
@@ -316,7 +316,7 @@ class PackedModel(PackedTrainer):
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
         """Raise ArgumentError for `tf.train.Checkpoint`, which cannot save tasks (TensorFlow's hook)."""
         if save_type == "checkpoint":
-            expected = f"a model that is no pack: tf.train.Checkpoint does not contain tasks ({INSTEAD})"
+            expected = f"a model that is not a pack: tf.train.Checkpoint does not contain tasks ({INSTEAD})"
             raise ArgumentError("model", expected, self.name)
         return super()._trackable_children(save_type, **kwargs)
 

@@ -14,8 +14,7 @@ from tf_packnet.packed.ownership_table import plan_table
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.pruning import ownership
-from tf_packnet.pruning.policies import PRUNE_SCOPES
-from tf_packnet.pruning.ranking import counts_to_keep, remaining
+from tf_packnet.pruning.ranking import PRUNE_SCOPES, counts_to_keep, remaining
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
@@ -135,7 +134,7 @@ def plan(
         expected = f"at most {most} with final_prune={final_prune:g}: with more tasks, some would get no weight"
         raise ArgumentError("num_tasks", expected, num_tasks)
     free = [f - sum(counts) for f, counts in zip(free, zip(*kept, strict=True), strict=True)]
-    counts_are_known = scope != "global"
+    counts_are_known = PRUNE_SCOPES[scope] is not None
     layers = tuple(
         LayerPlan(
             path=path,
@@ -176,13 +175,13 @@ def _kept_by_tasks(
 
 def kept_by_task(shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int) -> list[int]:
     """Return how many weights of each layer the task after the `committed` ones keeps."""
-    left = list(free)
+    left, densities_of = list(free), PRUNE_SCOPES[scope]
     for prune_round in range(1, schedule.rounds + 1):
         fraction = schedule.kept_fraction(prune_round)
-        if scope == "global":  # only the sum is known: distribute it over the layers in proportion to their size
+        if densities_of is None:  # only the sum is known: distribute it in proportion to the size of the layers
             left = _distributed(remaining(sum(free), fraction), free)
         else:
-            left = counts_to_keep(shapes, left, free, fraction, scope, schedule.largest_share(committed))
+            left = counts_to_keep(shapes, left, free, fraction, densities_of, schedule.largest_share(committed))
     return left
 
 

@@ -19,7 +19,7 @@ def check_task_name(name: Any, taken: Collection[str] = ()) -> str:
         taken: Names of the other tasks.
 
     Raises:
-        ArgumentError: If `name` is no string, empty, too long, taken, or contains control characters or surrogates.
+        ArgumentError: If `name` is not a string, empty, too long, taken, or contains control characters or surrogates.
     """
     if not isinstance(name, str):
         raise ArgumentError("name", "a string", name)

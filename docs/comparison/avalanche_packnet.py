@@ -22,7 +22,7 @@ from avalanche.training.supervised import Naive
 
 
 def main(data_path: str, settings: dict) -> dict:
-    """Learns all tasks, with `epochs` epochs before pruning and as many after it.
+    """Learn all tasks, with `epochs` epochs before pruning and as many after it.
 
     Args:
         data_path: `.npz` file with the arrays of all tasks.
@@ -70,7 +70,7 @@ def main(data_path: str, settings: dict) -> dict:
 
 
 def load(path: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Loads the train and test split of each task: images as `float32` rows, and labels as integers."""
+    """Load the train and test split of each task: images as `float32` rows, and labels as integers."""
     arrays = np.load(path)
     tasks = []
     for number in range(1, 1 + max(int(name.split("_")[1]) for name in arrays)):
@@ -84,7 +84,7 @@ def load(path: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
 
 @torch.no_grad()
 def logits(model: PackNetModel, x: torch.Tensor, task: int) -> torch.Tensor:
-    """Returns the logits for `x` with the weights of `task`."""
+    """Return the logits for `x` with the weights of `task`."""
     model.eval()
     return model(x, torch.full((len(x),), task))
 

@@ -27,7 +27,7 @@ LINK = re.compile(r"(?<=\]\()[^)\s#:]+(?=[)#])")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Adds the pages of the API reference to the navigation."""
+    """Add the pages of the API reference to the navigation."""
     for entry in config.nav:
         if entry.get("API reference") == "reference/":
             entry["API reference"] = list(reference_pages())
@@ -35,7 +35,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the files of the repository's root and the pages of the API reference."""
+    """Add the files of the repository's root and the pages of the API reference."""
     for name, place in FROM_ROOT.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(
@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
-    """Makes links from docs/ to files of the repository's root work on the site."""
+    """Make links from docs/ to files of the repository's root work on the site."""
     if page.file.generated_by:
         return markdown
     source = posixpath.join("docs", page.file.src_uri)
@@ -71,7 +71,7 @@ def _relinked(markdown: str, folder: str, place: str) -> str:
 
 
 def reference_pages() -> dict[str, str]:
-    """The Markdown of the API reference, by place on the site."""
+    """Return the Markdown of the API reference, by place on the site."""
     os.environ["TF_PACKNET_LAZY"] = "1"  # the names only, without TensorFlow
     sys.path.insert(0, str(ROOT))
     package = importlib.import_module("tf_packnet")

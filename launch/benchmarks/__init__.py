@@ -45,24 +45,24 @@ class Row:
         return compared <= limit if relation == "at most" else compared >= limit
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields and the derived `ratio` and `holds`."""
+        """Return the fields and the derived `ratio` and `holds`."""
         return {**asdict(self), "ratio": self.ratio, "holds": self.holds}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Row":
-        """Restores a row from the result of `to_json`."""
+        """Restore a row from the result of `to_json`."""
         bound = values["bound"]
         fields = {name: values[name] for name in cls.__dataclass_fields__}
         return cls(**{**fields, "bound": None if bound is None else (bound[0], bound[1])})
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
-    """Returns the seconds per call of `function`: the median of `repeats` measurements of `calls` calls each."""
+    """Return the seconds per call of `function`: the median of `repeats` measurements of `calls` calls each."""
     return statistics.median(_seconds(function, repeats, calls))
 
 
 def shortest_seconds(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:
-    """Returns the seconds per call of `function`: the shortest of `repeats` measurements of `calls` calls each."""
+    """Return the seconds per call of `function`: the shortest of `repeats` measurements of `calls` calls each."""
     return min(_seconds(function, repeats, calls))
 
 
@@ -78,6 +78,6 @@ def _seconds(function: Callable[[], Any], repeats: int, calls: int) -> list[floa
 
 
 def resident_bytes() -> int:
-    """Returns the resident memory of this process in bytes."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

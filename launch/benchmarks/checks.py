@@ -23,7 +23,7 @@ class Stopwatch:
         self._running = False
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `function` with its time added to `seconds`. Nested calls count once."""
+        """Return `function` with its time added to `seconds`. Nested calls count once."""
 
         def call(*args, **kwargs):
             if self._running:
@@ -40,7 +40,7 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def stopwatch(*places: tuple[object, str]) -> Iterator[Stopwatch]:
-    """Measures the time spent in the given functions, each a pair of object and attribute name."""
+    """Measure the time spent in the given functions, each a pair of object and attribute name."""
     watch = Stopwatch()
     with contextlib.ExitStack() as stack:
         for place, name in places:
@@ -49,7 +49,7 @@ def stopwatch(*places: tuple[object, str]) -> Iterator[Stopwatch]:
 
 
 def checks(epochs: int) -> list[Row]:
-    """Measures the checks in a run of the MNIST preset with five tasks, on noise, compared with the whole run."""
+    """Measure the checks in a run of the MNIST preset with five tasks, on noise, compared with the whole run."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=128)
     stream = noise_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
     xla = setup.choose_xla(config, setup.choose_strategy(config))

@@ -19,7 +19,7 @@ FOLDER = flags.DEFINE_string("folder", None, "Directory to keep the SavedModels 
 
 
 def main(argv: list[str]) -> None:
-    """Exports every task, compares each with its dense SavedModel, and prints the table."""
+    """Export every task, compare each with its dense SavedModel, and print the table."""
     del argv
     logging.set_verbosity(logging.WARNING)
     from tf_packnet.system.quiet import start_tensorflow
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 
 def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
-    """Builds the paper's convolutional network, where each task keeps a random share of the free weights.
+    """Build the paper's convolutional network, where each task keeps a random share of the free weights.
 
     The shares are those of Algorithm 2.
     """

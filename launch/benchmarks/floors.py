@@ -16,7 +16,7 @@ CONV_BATCH = 32
 
 
 def dense_products(every_product: bool) -> Callable[[], float]:
-    """Returns a function that measures the matrix products of one MLP step, in seconds, in NumPy or XLA if faster.
+    """Return a function that measures the matrix products of one MLP step, in seconds: the faster of NumPy and XLA.
 
     Args:
         every_product: Whether to include the input gradient of the first layer, which training does not need. The
@@ -34,7 +34,7 @@ def dense_products(every_product: bool) -> Callable[[], float]:
 
 
 def numpy_products(every_product: bool) -> Callable[[], None]:
-    """Returns a function that computes the products of one step in NumPy."""
+    """Return a function that computes the products of one step in NumPy."""
     x, w, g = _draw_mlp()
 
     def step():
@@ -48,7 +48,7 @@ def numpy_products(every_product: bool) -> Callable[[], None]:
 
 
 def xla_products(every_product: bool, steps: int) -> tuple[Any, list]:
-    """Returns a compiled function that computes the products of `steps` steps, and its arguments."""
+    """Return a compiled function that computes the products of `steps` steps, and its arguments."""
 
     @tf.function(jit_compile=True)
     def compute_products(x, w, g):
@@ -68,7 +68,7 @@ def xla_products(every_product: bool, steps: int) -> tuple[Any, list]:
 
 
 def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Draws inputs, kernels and output gradients of every layer."""
+    """Draw inputs, kernels and output gradients of every layer."""
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(BATCH, inputs)).astype("float32") for inputs in MLP[:-1]]
     w = [0.01 * rng.normal(size=shape).astype("float32") for shape in zip(MLP, MLP[1:], strict=False)]
@@ -77,13 +77,13 @@ def _draw_mlp() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
 
 
 def convolution_products(dtype: str) -> Callable[[], float]:
-    """Returns a function that measures the convolutions and products of one step, in seconds, in oneDNN."""
+    """Return a function that measures the convolutions and products of one step, in seconds, in oneDNN."""
     step, arguments = convolution_step(dtype)
     return lambda: median_seconds(lambda: step(*arguments)[-1].numpy(), calls=5)
 
 
 def convolution_step(dtype: str) -> tuple[Any, list]:
-    """Returns a function that computes the convolutions and products of one step, and its arguments."""
+    """Return a function that computes the convolutions and products of one step, and its arguments."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):

@@ -18,7 +18,7 @@ MNIST = f"--flagfile={ROOT / 'flags/presets/mnist.flags'}"
 
 
 def start() -> list[Row]:
-    """Measures startup times and what importing the package writes to stderr."""
+    """Measure startup times and what importing the package writes to stderr."""
 
     def call(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *command], capture_output=True, cwd=ROOT, check=True)
@@ -33,7 +33,7 @@ def start() -> list[Row]:
 
 
 def run(epochs: int) -> list[Row]:
-    """Measures a complete run of the MNIST preset: five tasks, all files written."""
+    """Measure a complete run of the MNIST preset: five tasks, all files written."""
     products = floors.dense_products(every_product=True)
     before = products()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def run(epochs: int) -> list[Row]:
 
 
 def sweep(epochs: int) -> list[Row]:
-    """Measures two runs of the MNIST preset: in parallel, the default of a sweep, and one after the other on all cores.
+    """Measure two runs of the MNIST preset: in parallel, the default of a sweep, and one after the other on all cores.
 
     The lower limit for any layout is the time that the parallel runs would take if no core ever waited.
     """
@@ -85,7 +85,7 @@ def sweep(epochs: int) -> list[Row]:
 
 
 def time_command(command: list[str]) -> tuple[float, float]:
-    """Runs a command and returns its wall-clock time and the CPU time of all its processes, in seconds."""
+    """Run a command and return its wall-clock time and the CPU time of all its processes, in seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, capture_output=True, check=True)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -93,7 +93,7 @@ def time_command(command: list[str]) -> tuple[float, float]:
 
 
 def run_and_watch_memory(command: list[str]) -> tuple[float, int, list[int]]:
-    """Runs a command and watches its memory.
+    """Run a command and watch its memory.
 
     Returns:
         Wall-clock time in seconds, peak memory in bytes, and the resident memory in bytes at each log line of a stage.

@@ -15,7 +15,7 @@ from tf_packnet.training import acceleration
 
 
 def machine() -> dict[str, Any]:
-    """Describes the machine and the versions of the packages."""
+    """Describe the machine and the versions of the packages."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     packages = ("tensorflow", "keras", "numpy")
@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 
 
 def print_table(rows: list[Row], console: Console | None = None) -> None:
-    """Prints one line per row: measured value, floor, ratio, target, and whether the target is met."""
+    """Print one line per row: measured value, floor, ratio, target, and whether the target is met."""
     table = Table(title="benchmarks", caption="ratio: figure / floor")
     for heading in ("", "measured"):
         table.add_column(heading)
@@ -47,13 +47,13 @@ def print_table(rows: list[Row], console: Console | None = None) -> None:
 
 
 def write_json(rows: list[Row], path: Path) -> None:
-    """Writes the rows and a description of the machine to a JSON file."""
+    """Write the rows and a description of the machine to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"machine": machine(), "rows": [row.to_json() for row in rows]})
 
 
 def seconds_by_part(rows: list[Row]) -> dict[str, float]:
-    """Divides the time of the whole run into parts, in seconds.
+    """Divide the time of the whole run into parts, in seconds.
 
     The launcher records the time of stages, loading, evaluation and so on. The time within stages is estimated from the
     proportions in the `mlp` section.
@@ -85,7 +85,7 @@ def seconds_by_part(rows: list[Row]) -> dict[str, float]:
 
 
 def draw_run(rows: list[Row], path: Path) -> None:
-    """Draws a bar chart of the time of the whole run by part, as PNG. Does nothing if it was not measured."""
+    """Draw a bar chart of the time of the whole run by part, as PNG. Do nothing if it was not measured."""
     parts = seconds_by_part(rows)
     if not parts:
         return

@@ -8,6 +8,7 @@ import keras
 import tf_packnet as tp
 from launch.benchmarks import Row, resident_bytes
 from tf_packnet import lifecycle
+from tf_packnet.pruning.ranking import PRUNE_SCOPES
 
 
 class PeakMemory(threading.Thread):
@@ -35,7 +36,7 @@ class PeakMemory(threading.Thread):
 
 
 def prune() -> list[Row]:
-    """Measures the callbacks of two prune rounds in every scope and takes the larger values.
+    """Measure the callbacks of two prune rounds in every scope and take the larger values.
 
     The first round also allocates memory that the process did not have before.
     """
@@ -43,7 +44,7 @@ def prune() -> list[Row]:
     x = keras.layers.Dense(8192, activation="relu")(inputs)
     x = keras.layers.Dense(1024, activation="relu")(x)
     rows = []
-    for scope in ("layer", "global", "erk"):
+    for scope in PRUNE_SCOPES:
         packed = tp.pack(keras.Model(inputs, keras.layers.Dense(2)(x)))
         packed.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         packed.begin_task("first")

@@ -23,7 +23,7 @@ SCRIPT = ROOT / "docs/comparison/avalanche_packnet.py"
 
 
 def avalanche(python: str, epochs: int) -> list[Row]:
-    """Runs the MNIST preset in both libraries, with `epochs` epochs before pruning and as many after it.
+    """Run the MNIST preset in both libraries, with `epochs` epochs before pruning and as many after it.
 
     Args:
         python: Python interpreter with avalanche-lib.
@@ -55,7 +55,7 @@ def avalanche(python: str, epochs: int) -> list[Row]:
 
 
 def _avalanche(python: str, config: Config, path: Path) -> dict[str, Any]:
-    """Runs the Avalanche script and returns its results and `whole`, the seconds of its process."""
+    """Run the Avalanche script and return its results and `whole`, the seconds of its process."""
     stream = load_stream(config)
     arrays = {
         f"task_{task.number}_{name}_{part}": getattr(task.splits[name], part)

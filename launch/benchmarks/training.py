@@ -40,7 +40,7 @@ class StageTimes(NamedTuple):
     bytes_per_weight: float
 
     def step_and_floor(self, name: str) -> tuple[float, float]:
-        """Returns step and floor of the stage with the median ratio, the larger of two medians."""
+        """Return the step and the floor of the stage with the median ratio, the larger of two medians."""
         before_and_after = zip(self.floors, self.floors[1:], strict=False)
         pairs = [
             (step, (before[name] + after[name]) / 2)
@@ -49,12 +49,12 @@ class StageTimes(NamedTuple):
         return sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
 
     def floor(self, name: str) -> float:
-        """Returns the median of all measurements of a floor."""
+        """Return the median of all measurements of a floor."""
         return statistics.median(floors[name] for floors in self.floors)
 
 
 def mlp(epochs: int) -> list[Row]:
-    """Compares the gradient step of the MNIST preset, in a stage with all callbacks, with its matrix products."""
+    """Compare the gradient step of the MNIST preset, in a stage with all callbacks, with its matrix products."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=floors.BATCH)
     stream = noise_images((28, 28, 1), examples=12_000, tasks=4, batch_size=floors.BATCH)
     products = {"all": floors.dense_products(every_product=True)}
@@ -81,7 +81,7 @@ def mlp(epochs: int) -> list[Row]:
 
 
 def conv(epochs: int) -> list[Row]:
-    """Measures the gradient step of the CIFAR-10 preset in float32, and in bfloat16 if the CPU supports it.
+    """Measure the gradient step of the CIFAR-10 preset in float32, and in bfloat16 if the CPU supports it.
 
     A stage takes about one second in addition to its steps. `epochs` should therefore be the number of epochs of the
     preset's retraining stages.
@@ -111,7 +111,7 @@ def conv(epochs: int) -> list[Row]:
 
 
 def xla_levels(epochs: int) -> list[Row]:
-    """Measures steps of both networks with each level of XLA compilation, on the GPU if there is one."""
+    """Measure steps of both networks with each level of XLA compilation, on the GPU if there is one."""
     mlp = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=floors.BATCH)
     conv = dataclasses.replace(mlp, model="conv", train_epochs=2, retrain_epochs=2, batch_size=floors.CONV_BATCH)
     rows = []
@@ -133,13 +133,13 @@ def xla_levels(epochs: int) -> list[Row]:
 def row_with_floor(
     section: str, what: str, measured: StageTimes, name: str, bound: tuple[str, float] | None = None
 ) -> Row:
-    """Returns a row that compares a gradient step with one of its floors."""
+    """Return a row that compares a gradient step with one of its floors."""
     step, floor = measured.step_and_floor(name)
     return Row(section, what, step, "ms/step", floor, bound)
 
 
 def noise_images(shape: tuple[int, ...], examples: int, tasks: int, batch_size: int) -> TaskStream:
-    """Builds tasks from random images. The time of a step does not depend on their content."""
+    """Build tasks from random images. The time of a step does not depend on their content."""
     rng = np.random.default_rng(0)
     labels = np.arange(examples * tasks) % (2 * tasks)
     split = Split(rng.integers(0, 256, (len(labels), *shape), dtype=np.uint8), labels, scale=1 / 255)
@@ -154,7 +154,7 @@ def time_stages(
     products: Mapping[str, Callable[[], float]],
     xla: str | None = None,
 ) -> StageTimes:
-    """Learns the tasks of `stream` as the launcher does, and measures each stage.
+    """Learn the tasks of `stream` as the launcher does, and measure each stage.
 
     Args:
         config: Network and schedule.
@@ -211,13 +211,13 @@ class CallTimes(keras.callbacks.Callback):
 
 
 def without_validation(task: Task) -> Task:
-    """Returns the task with an empty validation split."""
+    """Return the task with an empty validation split."""
     empty = task.splits["validation"].take(np.arange(0))
     return dataclasses.replace(task, splits={**task.splits, "validation": empty})
 
 
 def keras_default(config: Config, stream: TaskStream, from_tf_data: bool) -> Callable[[], float]:
-    """Returns a function that measures Keras's default `fit` with the same masked layers, in seconds per step.
+    """Return a function that measures Keras's default `fit` with the same masked layers, in seconds per step.
 
     Args:
         config: Network and batch size.

@@ -66,11 +66,11 @@ class Approach(abc.ABC):
 
     @staticmethod
     def training_task_numbers(num_tasks: int) -> Sequence[int]:
-        """The numbers (1-based) of the tasks after whose arrival this approach trains."""
+        """Return the numbers (1-based) of the tasks after whose arrival this approach trains."""
         return range(1, num_tasks + 1)
 
     def training_task(self, stream: TaskStream, number: int) -> Task:
-        """The task to train on when task `number` (1-based) of the stream arrives."""
+        """Return the task to train on when task `number` (1-based) of the stream arrives."""
         return stream[number - 1]
 
     @abc.abstractmethod
@@ -79,11 +79,11 @@ class Approach(abc.ABC):
 
     @abc.abstractmethod
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
-        """The callbacks of the stage that prunes and retrains."""
+        """Return the callbacks of the stage that prunes and retrains."""
 
     @abc.abstractmethod
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
-        """Logits `(examples, classes)` of a learned task of the stream, for inputs `(examples, *shape)`."""
+        """Return the logits `(examples, classes)` of a learned task of the stream, for inputs `(examples, *shape)`."""
 
     def learn(self, task: Task) -> None:
         """Learn the next training task: trains, then prunes and retrains."""
@@ -115,11 +115,11 @@ class Approach(abc.ABC):
         return float(np.mean(self.predict(task, examples.x).argmax(axis=-1) == examples.y))
 
     def owner_maps(self) -> dict[str, np.ndarray]:
-        """A `uint8` map of each kernel, by path: 0 is free, `k` has been in use since training task `k`."""
+        """Return a `uint8` map of each kernel by path: 0 is free, `k` has been in use since training task `k`."""
         return self.packed.owner_maps()
 
     def state(self) -> dict[str, np.ndarray]:
-        """The state on which the next stage depends. Every stage resets the optimizer and the random generators."""
+        """Return the state on which the next stage depends; a stage resets the optimizer and the random generators."""
         return lifecycle.state(self.packed) | {_TASKS: np.array(self.packed.task_names, dtype=np.str_)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
@@ -141,7 +141,7 @@ class Approach(abc.ABC):
         return _SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """Logits `(examples, outputs)` of the selected task, for inputs `(examples, *shape)`."""
+        """Return the logits `(examples, outputs)` of the selected task, for inputs `(examples, *shape)`."""
         examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(_PREDICTION_BATCH))
         return self.packed.predict(examples, verbose=0)
 

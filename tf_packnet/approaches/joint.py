@@ -76,7 +76,7 @@ class Joint(Approach):
 
 
 def steps_per_epoch(task: Task) -> int:
-    """Number of gradient steps that PackNet takes in an epoch of `task`."""
+    """Return the number of gradient steps that PackNet takes in an epoch of `task`."""
     return len(task.splits["train"]) // task.batch_size
 
 
@@ -94,7 +94,7 @@ class TaskwiseCrossentropy(keras.losses.Loss):
         self.num_classes = num_classes
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """The losses `(batch,)`, for integer labels `(batch,)` and logits `(batch, tasks * num_classes)`."""
+        """Return the losses `(batch,)`, for integer labels `(batch,)` and logits `(batch, tasks * num_classes)`."""
         label, logits = select_own_task(y_true, y_pred, self.num_classes)
         return keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
 

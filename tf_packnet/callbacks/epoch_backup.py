@@ -150,7 +150,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._unwritten = epoch + 1, {name: self._copy(name, values) for name, values in state.items()}
 
     def _copy(self, name: str, values: np.ndarray) -> np.ndarray:
-        """A copy of `values`, in the memory of the copy of the epoch before.
+        """Return a copy of `values`, in the memory of the copy of the epoch before.
 
         Keeping `values` themselves would cost more: the next step would have to allocate new memory for every variable
         that it changes, which can take 0.3 s for 105 MB.
@@ -219,7 +219,7 @@ class EpochBackup(keras.callbacks.Callback):
             self._unwritten = None
 
     def _read(self) -> dict[str, np.ndarray] | None:
-        """The last undamaged backup, None without one. Removes damaged backups and unfinished files."""
+        """Return the last undamaged backup, None without one. Remove damaged backups and unfinished files."""
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
             try:
@@ -249,14 +249,14 @@ _CallbackState = dict[str, dict[str, Any]]
 
 
 def _initial_state(callbacks: Sequence[keras.callbacks.Callback]) -> _CallbackState:
-    """A copy of the plain state of each callback."""
+    """Return a copy of the plain state of each callback."""
     return {name: copy.deepcopy(_plain_state(callback)) for name, callback in _by_name(callbacks).items()}
 
 
 def _changed_state(
     callbacks: Sequence[keras.callbacks.Callback], initial: _CallbackState
 ) -> tuple[dict[str, _CallbackState], dict[str, np.ndarray]]:
-    """The state of callbacks that has changed since the `fit` began: plain values, and lists of weights.
+    """Return the state of callbacks that has changed since the `fit` began: plain values, and lists of weights.
 
     Args:
         callbacks: The callbacks.
@@ -292,7 +292,7 @@ def _restore_state(
 
 
 def _by_name(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, keras.callbacks.Callback]:
-    """The callbacks by class name, numbered if there are several of a class. Backups contain these names."""
+    """Return the callbacks by class name, numbered if there are several of a class. Backups contain these names."""
     by_name: dict[str, keras.callbacks.Callback] = {}
     for callback in callbacks:
         name = type(callback).__name__
@@ -302,12 +302,12 @@ def _by_name(callbacks: Sequence[keras.callbacks.Callback]) -> dict[str, keras.c
 
 
 def _plain_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """The public attributes of a callback with plain values, such as counters, best values and prune rounds."""
+    """Return the public attributes of a callback with plain values, such as counters, best values and prune rounds."""
     return {name: value for name, value in _public(callback).items() if _is_plain(value)}
 
 
 def _public(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """The public attributes of a callback, except those that are its arguments."""
+    """Return the public attributes of a callback, except those that are its arguments."""
     arguments = _arguments(type(callback))  # type: ignore[arg-type]  # mypy: classes have no hash
     return {
         name: value

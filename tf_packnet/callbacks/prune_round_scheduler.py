@@ -10,8 +10,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
-from tf_packnet.pruning.policies import PRUNE_SCOPES
-from tf_packnet.pruning.ranking import keep_masks
+from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.selection import Key
@@ -114,7 +113,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)
 
     def settle(self) -> None:
-        """Counts, at the end of a `fit` and before a task is committed, the rounds that still have to run.
+        """Count, at the end of a `fit` and before a task is committed, the rounds that still have to run.
 
         Raises:
             ArgumentError: If the `fit` had no epoch.
@@ -135,7 +134,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return resumed_epoch(self.model) is not None
 
     def _begin(self, epoch: int) -> RoundSchedule:
-        """Schedules the rounds when the first epoch begins, as a resumed `fit` does not begin at `initial_epoch`."""
+        """Schedule the rounds when the first epoch begins, as a resumed `fit` does not begin at `initial_epoch`."""
         records = lifecycle.records(self.model)
         resumes = self._resumes()
         first_epoch = records.rounds_from if resumes else epoch
@@ -201,7 +200,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
-        """Scores the weights of a kernel by magnitude; override to rank them differently.
+        """Score the weights of a kernel by magnitude; override to rank them differently.
 
         A round keeps the weights with the highest scores.
 
@@ -216,7 +215,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
 
 def missing_rounds(model: keras.Model) -> str:
-    """The beginning of a warning that prune rounds of the open task did not run."""
+    """Return the beginning of a warning that prune rounds of the open task did not run."""
     records, number = lifecycle.records(model), lifecycle.committed_tasks(model)
     name = records.names[number] if number < len(records.names) else f"task_{number + 1}"
     missing = f"{records.rounds_due} of its {records.rounds_planned} prune rounds did not run before the fit ended"
@@ -224,7 +223,7 @@ def missing_rounds(model: keras.Model) -> str:
 
 
 def _erk_cap(schedule: Schedule, committed_tasks: int) -> float:
-    """The largest fraction of a layer that the open task may keep, so that later tasks can keep as much."""
+    """Return the largest fraction of a layer that the open task may keep, so that later tasks can keep as much."""
     return schedule.largest_share(committed_tasks) if isinstance(schedule, EqualShare) else 1.0
 
 
@@ -233,7 +232,7 @@ def _count_candidates(owner: np.ndarray) -> int:
 
 
 def _pruned_share(kept: list[int], owners: list[np.ndarray]) -> float:
-    """The fraction of the open task's candidates that is pruned.
+    """Return the fraction of the open task's candidates that is pruned.
 
     Args:
         kept: Candidates that remain in each kernel.

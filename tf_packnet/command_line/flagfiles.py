@@ -59,14 +59,14 @@ def expand_flagfiles(arguments: Sequence[str], outer: tuple[str, ...] = ()) -> l
 
 
 def _path(value: str) -> str:
-    """The path that a value of `--flagfile` means. A file in the current folder precedes a preset of that name."""
+    """Return the path of a value of `--flagfile`: a file in the current folder, or else a preset of that name."""
     if not os.path.isfile(value) and value in (known := presets()):
         return str(known[value])
     return os.path.expanduser(value)
 
 
 def _read(path: str) -> list[str]:
-    """The flags in a file, one per line. Lines that begin with # or // are comments."""
+    """Return the flags in a file, one per line. Lines that begin with # or // are comments."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:

@@ -77,7 +77,7 @@ class SeedsParser(flags.ArgumentParser):
                 raise ValueError(f"{expected}, or comma-separated seeds such as 3,5,8")
             return numbers[0]
         if min(numbers) < 0 or len(set(numbers)) < len(numbers):
-            raise ValueError("expected different seeds from 0 on")
+            raise ValueError("expected different seeds, 0 or above")
         return numbers
 
     def flag_type(self) -> str:

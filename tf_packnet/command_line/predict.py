@@ -49,7 +49,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     def define(name: str, default: Any, text: str, parser: flags.ArgumentParser | None = None) -> None:
         flags.DEFINE(parser or flags.ArgumentParser(), name, default, text, values, flags.ArgumentSerializer())
 
-    define("pack", None, "The pack: a .packnet file by tp.save_pack, or a .keras file such as the pack.keras of a run.")
+    define("pack", None, "The pack: a .packnet file (tp.save_pack), or a .keras file such as the pack.keras of a run.")
     define("task", None, "Name of the task, or its number (from 1). Not needed if the pack has only one task.")
     flags.DEFINE_multi_string(
         "input",

@@ -8,7 +8,7 @@ from absl import flags
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
 from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments.definitions import VARIES, Experiment, define
+from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.runs.config import Config, check_axis, check_field
 
 
@@ -87,11 +87,12 @@ def _fields(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The first value of each sweep axis, as the flag's own value may contradict the others and is used by no run.
+    """Return the first value of each sweep axis, to use instead of the flag's own value.
 
-    The data set keeps the flag's own value, after which the output folder is named.
+    No run uses that value, and it may contradict the other flags. The data set keeps the flag's own value, after which
+    the output folder is named.
     """
-    rounds = {"prune_rounds": 1} if "prune_rounds" in VARIES.get(experiment, ()) else {}
+    rounds = {"prune_rounds": 1} if "prune_rounds" in EXPERIMENTS[experiment].varies else {}
     return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}
 
 

@@ -7,8 +7,9 @@ from absl import flags
 
 from tf_packnet.command_line.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, SeedsParser
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import definitions
+from tf_packnet.experiments.definitions import EXPERIMENTS
 from tf_packnet.runs import config
+from tf_packnet.runs.options import enumeration
 
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
@@ -58,10 +59,9 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     flags.DEFINE_enum(
         "experiment",
         None,
-        definitions.EXPERIMENTS,
-        "A figure or the table of the paper, with the paper's values. figure1: accuracy against p, for the three "
-        "approaches. figure2: accuracy against N, on a fixed budget. figure3 and table1: the p at which packnet is as "
-        "accurate as the bounds. figure4: accuracy against N, without a budget. sweep: the values of --sweep.",
+        tuple(EXPERIMENTS),
+        "A figure or the table of the paper, with the paper's values. "
+        + " ".join(f"{names}: {shows}." for shows, names in _experiments_by("help")),
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -71,9 +71,10 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
         "With --experiment: replaces the paper's values of a flag that the experiment varies.",
         flag_values=values,
     )
+    defaults = ", ".join(f"{number} for {names}" for number, names in _experiments_by("seeds"))
     seeds = (
-        "Number of seeds per setting, from --seed on; or the seeds themselves, such as 3,5,8 (one seed: 3,). Default: "
-        "10 for figure2 and figure4, 5 for figure1, figure3 and table1, 1 for a sweep."
+        "Number of seeds per setting, starting at --seed; or the seeds themselves, such as 3,5,8 (one seed: 3,). "
+        f"Default: {defaults}."
     )
     _define("seeds", None, seeds, SeedsParser(), values)
     integers = {
@@ -85,6 +86,14 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
         _define(name, default, text, _PARSERS[int], values)
         flags.register_validator(name, _check_count, flag_values=values)
     return list(EXPERIMENT_FLAGS)
+
+
+def _experiments_by(attribute: str) -> list[tuple[Any, str]]:
+    """Group the experiments by an attribute: `[(5, "figure1, figure3 and table1"), ...]`."""
+    names: dict[Any, list[str]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        names.setdefault(getattr(experiment, attribute), []).append(name)
+    return [(value, enumeration(group, "and")) for value, group in names.items()]
 
 
 def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, values: flags.FlagValues) -> None:

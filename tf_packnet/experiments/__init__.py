@@ -1,4 +1,4 @@
-"""The paper's experiments: many runs, compared in tables, figures and a report. Imports no TensorFlow itself."""
+"""The paper's experiments: many runs, compared in tables, figures and a report. Does not import TensorFlow itself."""
 
 from tf_packnet.system.extras import require_extra
 

@@ -1,4 +1,4 @@
-"""The paper's experiments as lists of runs. Defaults are the paper's values."""
+"""Experiments as lists of runs. The defaults of `EXPERIMENTS` are the paper's values."""
 
 import dataclasses
 import itertools
@@ -9,30 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.shares import rounds_that_divide
+from tf_packnet.experiments.named import EXPERIMENTS, NamedExperiment
 from tf_packnet.runs import corruption, output
-from tf_packnet.runs.config import APPROACHES, Config
+from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import Manifest
 from tf_packnet.runs.paths import ExperimentPaths, expand
 from tf_packnet.runs.results import read_experiment
 
 Axes = dict[str, Sequence[Any]]
 
-# The paper's p for its two networks: MNIST with the fully connected one, CIFAR-10 with the convolutional one.
-PAPER_PRUNES = {"mlp": (0.95, 0.99, 0.995), "conv": (0.8, 0.9, 0.95)}
-ROUNDS_WITHOUT_BUDGET = (1, 2, 3)
-
-# The config fields that each experiment varies, in the order of its tables. The user chooses those of `sweep`.
-VARIES = {
-    "figure1": ("approach", "final_prune"),
-    "figure2": ("final_prune", "prune_rounds"),
-    "figure3": ("final_prune",),
-    "table1": ("final_prune",),
-    "figure4": ("final_prune", "prune_rounds"),
-}
-EXPERIMENTS = (*VARIES, "sweep")
-MATCHING = ("figure3", "table1")
-DEFAULT_SEEDS = {"figure2": 10, "figure4": 10, "sweep": 1}
 # Limit on the runs of one experiment; the paper's largest has 360.
 MAX_RUNS = 10_000
 # Limit in bytes on the name of a run, which is a file name too: file systems take 255.
@@ -59,6 +44,11 @@ class Experiment:
     configs: tuple[Config, ...]
     evaluations: int = 10
 
+    @property
+    def named(self) -> NamedExperiment:
+        """The entry of `EXPERIMENTS`."""
+        return EXPERIMENTS[self.name]
+
     def command(self) -> str:
         """Return the command line of this experiment, with every flag that differs from its default."""
         left_out = ("seed", "output_dir", "data_dir", *self.axes)
@@ -66,7 +56,7 @@ class Experiment:
         given = [_as_flag(name, value) for name, value in fields.items() if value != Config().to_json()[name]]
         seeds = ",".join(map(str, self.seeds)) + ("," if len(self.seeds) == 1 else "")
         sweeps = [f"--sweep={axis}={','.join(map(str, values))}" for axis, values in self.axes.items()]
-        more = [f"--evaluations={self.evaluations}"] if self.name in MATCHING else []
+        more = [f"--evaluations={self.evaluations}"] if self.named.matching else []
         lines = [f"python launch/main.py --experiment={self.name} --seeds={seeds}", *sweeps, *more, *given]
         return " \\\n    ".join(lines)
 
@@ -86,29 +76,30 @@ def define(
         name: One of `EXPERIMENTS`.
         base: The config that all runs share, but for the axes and the seed.
         axes: Values instead of the paper's for fields that the experiment varies; for `sweep`: all fields that vary.
-        seeds: Default: as many as in the paper, from the seed of `base` on.
+        seeds: Default: as many as in the paper, starting at the seed of `base`.
         evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
 
     Raises:
         ArgumentError: If the experiment does not vary a field of `axes`, or the config of a run is invalid.
     """
-    if name != "sweep":
+    named = EXPERIMENTS[name]
+    if named.varies:
         for axis in axes:
-            if axis not in VARIES[name]:
-                raise ArgumentError("sweep", f"{' or '.join(VARIES[name])} with --experiment={name}", axis)
-        axes = {axis: axes.get(axis) or _paper_values(name, axis, base) for axis in VARIES[name]}
+            if axis not in named.varies:
+                raise ArgumentError("sweep", f"{' or '.join(named.varies)} with --experiment={name}", axis)
+        axes = {axis: axes.get(axis) or values(base) for axis, values in named.varies.items()}
     elif not axes and seeds is None:
         raise ArgumentError("experiment", "a --sweep=NAME=VALUE,VALUE that names what it varies, or --seeds", name)
     if "seed" in axes:
         seeds = axes["seed"]
         axes = {axis: values for axis, values in axes.items() if axis != "seed"}
     if seeds is None:
-        seeds = range(base.seed, base.seed + DEFAULT_SEEDS.get(name, 5))
+        seeds = range(base.seed, base.seed + named.seeds)
     runs = math.prod(map(len, [seeds, *axes.values()]))
     if runs > MAX_RUNS:
         raise ArgumentError("sweep" if axes else "seeds", f"at most {MAX_RUNS:,} runs in all", f"{runs:,} runs")
     settings = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    configs = [_config(name, base, {**setting, "seed": seed}) for seed in seeds for setting in settings]
+    configs = [_config(named, base, {**setting, "seed": seed}) for seed in seeds for setting in settings]
     longest = max((run_name(config, tuple(axes)) for config in configs), key=len)
     if len(longest.encode()) > LONGEST_NAME:
         raise ArgumentError("sweep", f"values with at most {LONGEST_NAME} bytes together in the name of a run", longest)
@@ -121,16 +112,8 @@ def run_name(config: Config, axes: Sequence[str]) -> str:
     return name.replace("%", "%25").replace("/", "%2F")  # it becomes a file name
 
 
-def _paper_values(name: str, axis: str, base: Config) -> Sequence[Any]:
-    if axis == "approach":
-        return APPROACHES
-    if axis == "final_prune":
-        return PAPER_PRUNES[base.model]
-    return ROUNDS_WITHOUT_BUDGET if name == "figure4" else rounds_that_divide(base.retrain_epochs)
-
-
-def _config(name: str, base: Config, setting: dict[str, Any]) -> Config:
-    if name == "figure4":  # no budget: B epochs after every round
+def _config(named: NamedExperiment, base: Config, setting: dict[str, Any]) -> Config:
+    if named.budget_per_round:
         setting["retrain_epochs"] = base.retrain_epochs * setting["prune_rounds"]
     return dataclasses.replace(base, **setting)
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from tf_packnet.experiments.definitions import MATCHING, Experiment, run_name
+from tf_packnet.experiments.definitions import Experiment, run_name
 from tf_packnet.experiments.worker_pool import FinishedRun, Layout, Pool
 from tf_packnet.runs import corruption
 from tf_packnet.runs import results as results_file
@@ -99,7 +99,7 @@ class ExperimentRuns:
 
 def axes_of(experiment: Experiment) -> tuple[str, ...]:
     """Return the config fields in which the runs of an experiment differ, besides the seed."""
-    return ("approach", *experiment.axes) if experiment.name in MATCHING else tuple(experiment.axes)
+    return ("approach", *experiment.axes) if experiment.named.matching else tuple(experiment.axes)
 
 
 def estimated_epochs(config: Config) -> int:

@@ -10,32 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tf_packnet.experiments.definitions import MATCHING, Experiment
+from tf_packnet.experiments.definitions import Experiment
 from tf_packnet.experiments.matching import REACHED, Match
 from tf_packnet.experiments.worker_pool import FinishedRun
 from tf_packnet.reporting import charts, frames
 from tf_packnet.reporting import report as reports
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
-
-TITLES = {
-    "figure1": "Accuracy by final prune fraction, three approaches",
-    "figure2": "Accuracy by number of prune rounds, with a fixed retraining budget",
-    "figure3": "Weights needed for the same accuracy: the cost of freezing",
-    "table1": "Weights needed for the same accuracy: the cost of freezing",
-    "figure4": "Accuracy by number of prune rounds, with B epochs in every round",
-    "sweep": "Accuracy by setting",
-}
-LEADS = {
-    "figure1": "PackNet freezes the weights that a task keeps. Memory trains on the data of all tasks so far and "
-    "freezes nothing. Multinet trains on all tasks at once. All end with the same fraction of free weights, p.",
-    "figure2": "The B epochs of retraining are divided equally between N prune rounds.",
-    "figure3": "For each p, the final prune fraction at which Memory and Multinet are as accurate as PackNet at p (the "
-    "matched p). Compression is (1 - p) / (1 - matched p): how many times fewer weights they need.",
-    "figure4": "N prune rounds, each followed by B epochs of retraining: more rounds take more time.",
-    "sweep": "Average test accuracy over the tasks, after the last one.",
-}
-LEADS["table1"] = LEADS["figure3"]
 
 
 def write_report(
@@ -55,11 +36,11 @@ def write_report(
     complete = list({id(run.results): run.results for run in runs if run.results is not None}.values())
     if not complete:
         return []
-    axes = ["approach", "final_prune"] if experiment.name in MATCHING else list(experiment.axes)
+    axes = ["approach", "final_prune"] if experiment.named.matching else list(experiment.axes)
     frame = frames.tidy(complete, axes)
     with files.replacing(paths.csv) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-    if experiment.name in MATCHING:
+    if experiment.named.matching:
         content = _report_matches(experiment, frame, matches)
     else:
         content = _compare_settings(experiment, frame, axes)
@@ -68,8 +49,8 @@ def write_report(
         content.findings.append(f"{failed} of {len(runs)} runs failed and are missing here.")
     environments = {str(_versions(results)): _versions(results) for results in complete}
     report = reports.Report(
-        title=f"{TITLES[experiment.name]} ({experiment.base.dataset})",
-        lead=LEADS[experiment.name],
+        title=f"{experiment.named.title} ({experiment.base.dataset})",
+        lead=experiment.named.lead,
         figures=content.figures,
         tables=content.tables,
         findings=content.findings,
@@ -104,9 +85,9 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
     shown = summary
     if curve is not None and curve not in summary:
         shown = summary.assign(**{curve: _describe_other_axes(summary, axes, x)})
-    values = ["accuracy", "error"] if experiment.name != "figure1" else ["accuracy"]
-    figure = charts.curves(shown, x, curve, values, f"{TITLES[experiment.name]}, {experiment.base.dataset}")
-    findings = _best_and_worst_rounds(summary) if experiment.name in ("figure2", "figure4") else []
+    values = ["accuracy"] if experiment.named.curve == "approach" else ["accuracy", "error"]
+    figure = charts.curves(shown, x, curve, values, f"{experiment.named.title}, {experiment.base.dataset}")
+    findings = _best_and_worst_rounds(summary) if experiment.named.x == "prune_rounds" else []
     return Findings({experiment.name: figure}, {"Mean over seeds": summary}, findings, {"settings": _records(summary)})
 
 
@@ -157,10 +138,8 @@ def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:
 
 
 def _axis_and_curve(experiment: Experiment, axes: list[str]) -> tuple[str, str | None]:
-    if experiment.name == "figure1":
-        return "final_prune", "approach"
-    if experiment.name in ("figure2", "figure4"):
-        return "prune_rounds", "final_prune"
+    if experiment.named.x is not None:
+        return experiment.named.x, experiment.named.curve
     longest = max(axes, key=lambda axis: len(experiment.axes[axis]))
     others = [axis for axis in axes if axis != longest]
     return longest, (others[0] if len(others) == 1 else "setting" if others else None)
@@ -181,10 +160,12 @@ def _records(table: pd.DataFrame) -> list[dict]:
 
 def _varied(experiment: Experiment) -> set[str]:
     """Config fields that differ between runs, or do not matter to the report."""
-    more = (
-        {"approach"} if experiment.name in MATCHING else {"retrain_epochs"} if experiment.name == "figure4" else set()
-    )
-    return {*experiment.axes, "seed", "output_dir", "data_dir", "export", *more}
+    varied = {*experiment.axes, "seed", "output_dir", "data_dir", "export"}
+    if experiment.named.matching:
+        varied.add("approach")
+    if experiment.named.budget_per_round:
+        varied.add("retrain_epochs")
+    return varied
 
 
 def _versions(results: dict) -> dict:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
 from tf_packnet.experiments import definitions
-from tf_packnet.experiments.definitions import MATCHING, Experiment, run_name
+from tf_packnet.experiments.definitions import Experiment, run_name
 from tf_packnet.experiments.executor import ExperimentRuns, axes_of, completed_results
 from tf_packnet.experiments.worker_pool import FinishedRun, Layout, best_layout
 from tf_packnet.runs import corruption, data, output
@@ -81,14 +81,14 @@ def _do_runs(
         threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
         display.log(f"{experiment.name}: {layout.workers} runs in parallel with {threads} each")
         with ExperimentRuns(experiment, paths, layout, store, display) as runs:
-            if experiment.name not in MATCHING:
+            if not experiment.named.matching:
                 return runs, runs.get(experiment.configs), []
             matches = matching.match_all(experiment, runs)
             return runs, [run for match in matches for run in match.runs], matches
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Raise ArgumentError if complete runs used other data. Checks the first complete run of each data set."""
+    """Raise ArgumentError if the first complete run of a data set was trained on other data."""
     checked: set[tuple[str, str | None]] = set()
     axes = axes_of(experiment)
     for config in experiment.configs:

@@ -41,7 +41,7 @@ def main() -> None:
             reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
         except StoppedError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # reported, so that the next runs go on
+        except Exception as error:  # reported; the next runs continue
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         _send(replies, reply)
 

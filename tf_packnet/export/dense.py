@@ -81,7 +81,7 @@ def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
 
 
 def _recorded_state(packed: PackedModel, task: int) -> dict[int, np.ndarray]:
-    """The values that `task` has recorded for variables which belong to no weight, by `id` of the variable."""
+    """Return the values that `task` has recorded for variables which belong to no weight, by `id` of the variable."""
     records = lifecycle.records(packed)
     values = {**records.loaded, **records.state.get(task, {})}
     variables = unowned_variables(packed)

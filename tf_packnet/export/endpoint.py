@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -130,17 +130,8 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def _scales(preprocessing: Preprocessing, inputs: dict[str, Any]) -> dict[str, float]:
-    expected = f"a mapping from input names to preprocessing; the inputs are {_listed(inputs)}"
-    by_input: Mapping[str, str | float | None]
-    if isinstance(preprocessing, Mapping):
-        by_input = preprocessing
-    elif preprocessing is None or len(inputs) == 1:
-        by_input = dict.fromkeys(inputs, preprocessing)
-    else:
-        raise ArgumentError("preprocessing", expected, preprocessing)
+    by_input = _by_name("preprocessing", preprocessing, "input", inputs)
     for name, scale in by_input.items():
-        if name not in inputs:
-            raise ArgumentError("preprocessing", expected, name)
         if scale is not None and not keras.backend.is_float_dtype(inputs[name].dtype):
             raise ArgumentError("preprocessing", f"None, because input {name!r} takes {inputs[name].dtype}", scale)
     return {name: _scale(scale) for name, scale in by_input.items() if scale is not None}
@@ -155,18 +146,8 @@ def _scale(scale: str | float) -> float:
 
 
 def _class_names(class_names: ClassNames, units: dict[str, int]) -> dict[str, tuple[str, ...]]:
-    expected = f"a mapping from output names to class names; the outputs are {_listed(units)}"
-    if class_names is None:
-        return {}
-    if isinstance(class_names, Mapping):
-        by_output = class_names
-    elif len(units) == 1:
-        by_output = dict.fromkeys(units, class_names)
-    else:
-        raise ArgumentError("class_names", expected, class_names)
+    by_output = _by_name("class_names", class_names, "output", units)
     for output, names in by_output.items():
-        if output not in units:
-            raise ArgumentError("class_names", expected, output)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise ArgumentError("class_names", "a list of strings", names)
         if len(names) != units[output]:
@@ -174,5 +155,28 @@ def _class_names(class_names: ClassNames, units: dict[str, int]) -> dict[str, tu
     return {output: tuple(names) for output, names in by_output.items()}
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+def _by_name(argument: str, values: Any, kind: str, names: Collection[str]) -> Mapping[str, Any]:
+    """Return a mapping of values by name: `values` itself, or its value for the only name.
+
+    Args:
+        argument: Name of the argument with the values.
+        values: A mapping, one value, or None for no value.
+        kind: `input` or `output`.
+        names: The names of this kind.
+
+    Raises:
+        ArgumentError: If the mapping has another name, or there is one value for several names.
+    """
+    expected = (
+        f"a mapping from {kind} names to {argument.replace('_', ' ')}; the {kind}s are {', '.join(map(repr, names))}"
+    )
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        if len(names) > 1:
+            raise ArgumentError(argument, expected, values)
+        return dict.fromkeys(names, values)
+    for name in values:
+        if name not in names:
+            raise ArgumentError(argument, expected, name)
+    return values

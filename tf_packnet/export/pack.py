@@ -118,7 +118,7 @@ class _SharedWeights:
         self.others: dict[Any, tf.Variable] = {}
 
     def values(self, model: keras.Model, task: int) -> dict[int, Callable[[], tf.Tensor]]:
-        """Functions that return the shared value of each variable of `model`.
+        """Return a function for each variable of `model`, which returns its shared value.
 
         Args:
             model: The dense model of a task.

@@ -63,7 +63,7 @@ def export_for_serving(
 
 def _version(folder: Path, requested: int | None) -> int:
     if folder.exists() and not folder.is_dir():
-        raise ArgumentError("root", "a folder in which the model has a folder, not a file", str(folder))
+        raise ArgumentError("root", "a folder in which no file has the name of the model", str(folder))
     existing = [int(child.name) for child in folder.glob("*") if child.name.isdecimal()]
     if requested is None:
         return max(existing, default=0) + 1

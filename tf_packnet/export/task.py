@@ -43,8 +43,8 @@ def export_task(
         preprocessing: None if the inputs are what the network takes; `uint8` if they are raw bytes, to be multiplied by
             1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. A mapping by input
             name if the network has several inputs.
-        class_names: One name per unit of the head, stored in the file: a SavedModel returns them from `class_names()`;
-            other files hold `class_names.txt`, because they are ZIP archives too. A mapping by output name if the
+        class_names: One name per unit of the head, stored in the file. A SavedModel returns them from `class_names()`;
+            `.keras` and LiteRT files are ZIP archives that contain `class_names.txt`. A mapping by output name if the
             network has several outputs.
         calibration: A few hundred examples for `tflite_int8`, from which the value ranges are measured: an array
             `(examples, *shape)` as the exported file takes them, or a mapping by input name.

@@ -71,7 +71,7 @@ class Inspection:
         model: Name of the model.
         head: `per_task` or `shared`.
         freed_weights: The policy for freed weights.
-        bias_policy: The policy for biases and normalisation.
+        bias_policy: The policy for biases and normalization.
         tasks: The committed tasks.
         open_task: Name of the open task; None without one.
         layers: The prunable kernels.
@@ -109,7 +109,7 @@ class Inspection:
         return {name for name in names if any(getattr(task, name) is not None for task in self.tasks)}
 
     def to_json(self) -> dict[str, Any]:
-        """The contents as JSON values."""
+        """Return the contents as JSON values."""
         return dataclasses.asdict(self)
 
 

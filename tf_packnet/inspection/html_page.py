@@ -180,7 +180,7 @@ def _about(inspection: Inspection) -> dict[str, Any]:
         "file": None if inspection.bytes is None else f"{inspection.file}, {size(inspection.bytes)}",
         "heads": {"per_task": "one per task", "shared": "one for all tasks"}.get(inspection.head, inspection.head),
         "freed weights": inspection.freed_weights,
-        "biases and normalisation": inspection.bias_policy,
+        "biases and normalization": inspection.bias_policy,
         "written by": ", ".join(f"{name} {version}" for name, version in packages.items()),
         "git commit": inspection.environment.get("git_commit"),
     }

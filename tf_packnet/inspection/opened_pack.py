@@ -23,7 +23,7 @@ class FileFacts:
         tasks: What a `.packnet` file records of each task, by name: `bytes`, `class_names`, `accuracy`.
         results: The content of the run's `results.json`; None without one.
         note: What is wrong with `results.json`, if anything.
-        one_file: Whether it is a `.packnet` file by `save_pack`, not a `.keras` file.
+        one_file: Whether it is a `.packnet` file, not a `.keras` file.
     """
 
     name: str

@@ -6,7 +6,6 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 
 import contextvars
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import keras
@@ -18,10 +17,14 @@ from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.system.keras_internals import own_trainable_variables
 from tf_packnet.system.keras_layer import KerasLayer
 
 # Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
+
+# The initializer of weights that were added without one.
+KERAS_DEFAULT = "glorot_uniform"
 
 
 class Routed:
@@ -59,8 +62,6 @@ class TaskLayer(KerasLayer):
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
-    # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
-    initializers: Mapping[str, str] = MappingProxyType({})
     # Only the first task-aware layer of a model has records, see `lifecycle.records`.
     records: TaskRecords | None
     _routes: Mapping[str, Route]
@@ -83,8 +84,30 @@ class TaskLayer(KerasLayer):
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        """Add a weight as Keras does, and remember its initializer, from which `reinit` draws."""
+        variable = super().add_weight(*args, **kwargs)
+        initializer = kwargs.get("initializer", args[1] if len(args) > 1 else None)
+        if initializer is not None:
+            # In `__dict__`, as Keras would track an attribute, and layers may add weights before `__init__` returns.
+            self.__dict__.setdefault("_initializers", {})[id(variable)] = initializer
+        return variable
+
     def build(self, input_shape: Any) -> None:
+        """Build the layer, then route its weights.
+
+        Raises:
+            ArgumentError: If a trainable weight of the layer is in neither `masked` nor `per_task`, or not `Routed`.
+        """
         super().build(input_shape)
+        listed = {id(self._raw(name)) for name in self.masked + self.per_task}
+        lost = [variable.name for variable in own_trainable_variables(self) if id(variable) not in listed]
+        if lost:
+            expected = (
+                f"all trainable weights of {type(self).__name__}, here or in `per_task`, each with a class attribute "
+                f"`name = tp.layers.Routed()` ({', '.join(lost)} would belong to no task)"
+            )
+            raise ArgumentError("masked", expected, self.masked)
         self._set_routes(
             {name: self._route(name) for name in self.masked + self.per_task if self._raw(name) is not None}
         )
@@ -105,8 +128,9 @@ class TaskLayer(KerasLayer):
 
     def _route(self, name: str) -> Route:
         if name in self.masked:
-            initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
-            return MaskedWeight(self, name, self._raw(name), initializer, self.pretrained)
+            variable = self._raw(name)
+            initializer = self.__dict__.get("_initializers", {}).get(id(variable), KERAS_DEFAULT)
+            return MaskedWeight(self, name, variable, initializer, self.pretrained)
         return TaskWeight(self, name, self._raw(name), self.bias_policy)
 
     def _raw(self, name: str) -> keras.Variable | None:
@@ -251,16 +275,23 @@ _Twin = TypeVar("_Twin", bound=type[TaskLayer])
 
 
 def twin(package: str) -> Callable[[_Twin], _Twin]:
-    """Decorator that makes `class MaskedMyLayer(TaskLayer, MyLayer)` the twin of `MyLayer` in packs.
+    """Make the decorated `class MaskedMyLayer(TaskLayer, MyLayer)` the twin of `MyLayer` in packs.
 
     It registers the class with Keras, so that saved packs can be loaded, and adds it to `TWINS`.
 
     Args:
         package: Package name in Keras's registry.
+
+    Raises:
+        ArgumentError: If the bases of the class are not `TaskLayer`, or a subclass of it, and then a Keras layer.
     """
 
     def register(cls: _Twin) -> _Twin:
-        TWINS[cls.__bases__[-1]] = cls
+        first, last = cls.__bases__[0], cls.__bases__[-1]
+        if not issubclass(first, TaskLayer) or not issubclass(last, keras.Layer) or issubclass(last, TaskLayer):
+            expected = f"class {cls.__name__}(TaskLayer, MyLayer), with the Keras layer MyLayer last"
+            raise ArgumentError("bases", expected, ", ".join(base.__name__ for base in cls.__bases__))
+        TWINS[last] = cls
         return keras.saving.register_keras_serializable(package)(cls)
 
     return register

@@ -1,6 +1,5 @@
 """Keras layers with masked kernels. Arguments, shapes and dtypes are those of the Keras layers."""
 
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -90,7 +89,6 @@ class MaskedConv3DTranspose(TaskLayer, keras.layers.Conv3DTranspose):
 class MaskedDepthwiseConv1D(TaskLayer, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` whose kernel `(width, inputs, multiplier)` is owned by tasks."""
 
-    initializers = MappingProxyType({"kernel": "depthwise_initializer"})
     kernel = Routed()
     bias = Routed()
 
@@ -99,7 +97,6 @@ class MaskedDepthwiseConv1D(TaskLayer, keras.layers.DepthwiseConv1D):
 class MaskedDepthwiseConv2D(TaskLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose kernel `(height, width, inputs, multiplier)` is owned by tasks."""
 
-    initializers = MappingProxyType({"kernel": "depthwise_initializer"})
     kernel = Routed()
     bias = Routed()
 
@@ -108,9 +105,6 @@ class _Separable(TaskLayer):
     """Mixin for separable convolutions: two kernels, each with its own owner map."""
 
     masked = ("depthwise_kernel", "pointwise_kernel")
-    initializers = MappingProxyType(
-        {"depthwise_kernel": "depthwise_initializer", "pointwise_kernel": "pointwise_initializer"}
-    )
     depthwise_kernel = Routed()
     pointwise_kernel = Routed()
     bias = Routed()
@@ -139,7 +133,6 @@ class _Recurrent(TaskLayer):
     """Mixin for recurrent cells: two kernels, each with its own owner map."""
 
     masked = ("kernel", "recurrent_kernel")
-    initializers = MappingProxyType({"recurrent_kernel": "recurrent_initializer"})
     kernel = Routed()
     recurrent_kernel = Routed()
     bias = Routed()

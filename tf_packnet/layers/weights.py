@@ -22,9 +22,12 @@ class Store(Protocol):
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Draw values from a Keras initializer; the result depends only on the arguments, not on earlier draws."""
+    """Draw values from a Keras initializer; the result depends only on the arguments, not on earlier draws.
+
+    An initializer that is a plain function cannot be seeded, and is called as it is.
+    """
     initializer = keras.initializers.get(initializer)
-    config = initializer.get_config()
+    config: dict[str, Any] = getattr(initializer, "get_config", dict)()
     if "seed" in config:
         initializer = type(initializer).from_config({**config, "seed": seed})
     return np.asarray(ops.convert_to_numpy(initializer(shape, dtype=dtype)))

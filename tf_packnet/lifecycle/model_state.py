@@ -200,7 +200,7 @@ def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
 
 
 def load_state(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """Load the result of `state` into a model of the same architecture; Keras's numbers of layers may differ.
+    """Load the result of `state` into a model of the same architecture; the numbers in Keras's layer names may differ.
 
     Raises:
         KeyError: If `state` lacks a value.

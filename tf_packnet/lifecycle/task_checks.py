@@ -37,7 +37,7 @@ CHUNK = 2**20
 
 
 def check_committed_finite(model: keras.Model) -> None:
-    """Raise DivergedError if a committed value is NaN or infinite, so that the model must not be saved or exported."""
+    """Raise DivergedError if a committed value is NaN or infinite. Such a model must not be saved or exported."""
     broken = [path for path, weight in masked_weights(model).items() if not np.isfinite(view(weight.frozen)).all()]
     broken += [path for path, _, value in kept_values(model) if not np.isfinite(value).all()]
     if broken:
@@ -150,8 +150,8 @@ def check_tasks(model: keras.Model) -> None:
             raise FreezeError(
                 f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
                 f"{difference:.2g} relative to their size, but none of its variables has: a layer computes differently "
-                "(an attribute that is no variable, other code, another version). Do not rely on results of training "
-                "since then"
+                "(an attribute that is not a variable, other code, another version). Do not rely on results of "
+                "training since then"
             )
 
 

@@ -173,7 +173,7 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
         ValueError: If the parameters, which may come from a file, are none that this module creates.
     """
     # NumPy guarantees that the numbers of this generator never change.
-    draw = np.random.RandomState(SEED)  # noqa: NPY002
+    draw = np.random.RandomState(SEED)
     vocabulary_sizes = [layer.input_dim for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     examples, unknown_size = parameters["examples"], parameters["size"]
     batch_sizes = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}

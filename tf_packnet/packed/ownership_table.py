@@ -88,7 +88,7 @@ def plan_table(plan: Any) -> str:
             f"Few      ! {len(few)} times a task gets fewer weights than the layer has outputs; worst case: in {path}, "
             f"task {task} gets {count:,} weights for {outputs:,} outputs"
         )
-    if plan.scope == "global":
+    if not all(layer.kept for layer in plan.layers):
         lines.append("?        depends on the values of the weights, because all layers are ranked together")
     width = max(100, 13 * len(headings) + max(len(layer.path) for layer in plan.layers) + 6)
     return "\n".join([*_lines(table, width), *lines])

@@ -72,7 +72,7 @@ def _owned(packed: PackedModel, free_values: bool) -> Arrays:
 
 
 def _of_task(packed: PackedModel, task: int) -> Arrays:
-    """Arrays of one task: positions and values of its weights, its heads, biases and state."""
+    """Return arrays of one task: positions and values of its weights, its heads, biases and state."""
     for path, weight in lifecycle.masked_weights(packed).items():
         owner = weight.owner_map()
         yield "gaps", path, to_gaps(owner, task)
@@ -105,7 +105,7 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 
 
 def _shared(packed: PackedModel) -> Arrays:
-    """Arrays that all tasks share: layers that belong to no task, and visible pretrained values."""
+    """Return arrays that all tasks share: layers that belong to no task, and visible pretrained values."""
     yield from _base(packed, "visible")
     for place, layer in (layers_by_path(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
@@ -126,7 +126,7 @@ def _assets(place: str, layer: keras.Layer) -> Arrays:
 
 
 def _free(packed: PackedModel) -> Arrays:
-    """Values that later tasks may start from."""
+    """Return the values that later tasks may start from."""
     yield from _base(packed, "prunable")
     for path, weight in lifecycle.masked_weights(packed).items():
         frozen = np.asarray(keras.ops.convert_to_numpy(weight.frozen))

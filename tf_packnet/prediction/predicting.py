@@ -22,7 +22,7 @@ class Asked(NamedTuple):
     """A request for predictions.
 
     Attributes:
-        pack: A file by `save_pack`, or a `.keras` file of a pack.
+        pack: A file written by `save_pack`, or a `.keras` file of a pack.
         inputs: Files of examples, or folders of images.
         task: Name or number (1-based) of the task; None for the only one.
         format: `table`, `csv` or `json`.
@@ -73,7 +73,8 @@ def predict(asked: Asked) -> None:
     """Predict the examples and write the predictions.
 
     Raises:
-        ArgumentError: If a file cannot be read or does not fit. The message names it, and nothing is written.
+        ArgumentError: If a file cannot be read, or its examples do not have the shape of the inputs. The message names
+            the file, and nothing is written.
         PackFileError: If the pack file is damaged.
         OSError: If the output cannot be written.
     """
@@ -103,7 +104,7 @@ def choose(path: str, task: str | None) -> Choice:
     """Find a task in a pack file, without importing TensorFlow.
 
     Args:
-        path: A file by `save_pack` or `packed.save`.
+        path: A file written by `save_pack` or `packed.save`.
         task: Name or number (1-based) of the task; None for the only one.
 
     Raises:

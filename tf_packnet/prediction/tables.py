@@ -78,5 +78,5 @@ def _json(task: str, names: list[str], rows: Rows) -> str:
 
 
 def _digits(share: float) -> float:
-    """Rounds to the number of digits of a `float32`."""
+    """Round to the number of digits of a `float32`."""
     return float(f"{share:.9g}")

@@ -14,9 +14,6 @@ HEADS = ("per_task", "shared")
 # Biases and normalization: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy per task.
 BIAS_POLICIES = ("first_task", "per_task")
 
-# How the weights that a prune round keeps are distributed over the layers, see `tf_packnet.pruning.ranking`.
-PRUNE_SCOPES = ("layer", "global", "erk")
-
 # Pretrained weights that belong to no task ("task 0"): every task starts its free weights from the pretrained values.
 # `prunable`: a pruned weight is 0. `visible`: a pruned weight returns to its pretrained value, which all tasks see
 # wherever they own no weight.

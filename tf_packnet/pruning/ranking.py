@@ -8,12 +8,11 @@ The prune scope determines how many weights each layer keeps:
   layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep a larger fraction.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from tf_packnet.errors import DivergedError, check_choice
-from tf_packnet.pruning.policies import PRUNE_SCOPES
 from tf_packnet.pruning.selection import Key, above_threshold, any_nan, nth_largest
 from tf_packnet.pruning.shares import remaining
 
@@ -56,6 +55,13 @@ def keep_largest_of(
     return above_threshold(scores, eligible, threshold, count - above, key)
 
 
+def equal_densities(
+    shapes: Sequence[tuple[int, ...]], counts: Sequence[int], density: float, cap: float = 1.0
+) -> np.ndarray:
+    """Return `density` for each layer; the arguments are those of `erk_densities`."""
+    return np.full(len(counts), density)
+
+
 def erk_densities(
     shapes: Sequence[tuple[int, ...]], counts: Sequence[int], density: float, cap: float = 1.0
 ) -> np.ndarray:
@@ -89,30 +95,38 @@ def erk_densities(
         capped |= over
 
 
+# The prune scopes. A function with the arguments of `erk_densities` returns the density of each layer, which is then
+# ranked alone. With None, all layers are ranked together.
+Densities = Callable[[Sequence[tuple[int, ...]], Sequence[int], float, float], np.ndarray]
+PRUNE_SCOPES: dict[str, Densities | None] = {
+    "layer": equal_densities,
+    "global": None,
+    "erk": erk_densities,
+}
+
+
 def counts_to_keep(
     shapes: Sequence[tuple[int, ...]],
     left: Sequence[int],
     num_candidates: Sequence[int],
     kept_fraction: float,
-    scope: str,
-    erk_cap: float = 1.0,
+    densities_of: Densities,
+    cap: float = 1.0,
 ) -> list[int]:
-    """Compute how many weights each layer keeps in a prune round with scope `layer` or `erk`.
+    """Compute how many weights each layer keeps in a prune round that ranks each layer alone.
 
     Args:
         shapes: Kernel shapes.
         left: Remaining candidates of each layer.
         num_candidates: Candidates of each layer when the task began.
         kept_fraction: Fraction of `num_candidates` that remains after this round.
-        scope: `layer` or `erk`.
-        erk_cap: `cap` of `erk_densities`.
+        densities_of: Computes the densities of the layers, as `erk_densities` does.
+        cap: Its largest density of a layer.
 
     Returns:
         One count per layer.
     """
-    densities = np.full(len(left), kept_fraction)
-    if scope == "erk":
-        densities = erk_densities(shapes, num_candidates, kept_fraction, erk_cap)
+    densities = densities_of(shapes, num_candidates, kept_fraction, cap)
     # A user's own schedule may ask for more candidates than remain. Pruned weights do not come back.
     return [min(n, remaining(c, float(d))) for n, c, d in zip(left, num_candidates, densities, strict=True)]
 
@@ -147,8 +161,11 @@ def keep_masks(
     """
     check_choice("prune_scope", scope, PRUNE_SCOPES)
     left = [int(np.count_nonzero(mask)) for mask in eligible]
-    if scope == "global":
+    densities_of = PRUNE_SCOPES[scope]
+    if densities_of is None:
         count = min(sum(left), remaining(sum(num_candidates), kept_fraction))
         return keep_largest_of(list(scores), eligible, count, key)
-    counts = counts_to_keep([mask.shape for mask in eligible], left, num_candidates, kept_fraction, scope, erk_cap)
+    counts = counts_to_keep(
+        [mask.shape for mask in eligible], left, num_candidates, kept_fraction, densities_of, erk_cap
+    )
     return [keep_largest(s, e, n, key) for s, e, n in zip(scores, eligible, counts, strict=True)]

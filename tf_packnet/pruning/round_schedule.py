@@ -18,8 +18,8 @@ Schedule = Callable[[Any], tuple[Any, Any]]
 
 # TF-MOT computes sparsities in float32: smaller differences are rounding errors.
 _ROUNDING = 1e-6
-# Number of steps after the end of a `fit` that are checked for further rounds; or of rounds, if the schedule has the
-# attributes `begin_step`, `end_step` and `frequency`.
+# How far after the end of a `fit` a schedule is searched for further rounds: in steps, or in rounds if the schedule has
+# the attributes `begin_step`, `end_step` and `frequency`.
 _STEPS_AHEAD = 1000
 _ROUNDS_AHEAD = 100
 
@@ -150,7 +150,7 @@ def _later_rounds(schedule: Schedule, budget: int) -> Iterable[tuple[int, float]
     for step in _later_steps(schedule, budget):
         try:
             sparsity = _sparsity_at(schedule, step)
-        except Exception:  # noqa: BLE001 (a user's schedule need not be defined after the end of the fit)
+        except Exception:  # a user's schedule need not be defined after the end of the fit
             return
         if sparsity is not None:
             yield step, sparsity

@@ -1,4 +1,4 @@
-"""What people look at: tables, pictures, TensorBoard, progress."""
+"""Output for people: tables, figures, TensorBoard, progress."""
 
 from tf_packnet.system.extras import require_extra
 

@@ -73,7 +73,7 @@ class ExperimentProgress:
         return f"{self._done} of {self._submitted} done, {len(self._rows)} running"
 
     def _time_left(self) -> str:
-        """The estimated time left, for log files; a terminal has the bar."""
+        """Return the estimated time left, for log files; a terminal has the bar."""
         all_runs = self._progress.tasks[0]
         if self._console.is_terminal or not all_runs.completed or all_runs.finished:
             return ""

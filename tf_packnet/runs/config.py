@@ -10,9 +10,11 @@ from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.ownership import MAX_TASKS
-from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS, PRUNE_SCOPES
+from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS
+from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import rounds_that_divide
 from tf_packnet.runs.options import (
+    ORIGINAL,
     Check,
     Option,
     StageKey,
@@ -198,7 +200,7 @@ class Config:
     prune_scope: str = option(
         "Method",
         "layer",
-        one_of(PRUNE_SCOPES),
+        one_of(tuple(PRUNE_SCOPES)),
         StageKey.PRUNE_RETRAIN_STAGE,
         "weights are ranked per layer, over all layers, or per layer with Erdos-Renyi-Kernel layer densities.",
     )
@@ -336,8 +338,8 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Inverse of `to_json`."""
-        return cls(**values)
+        """Inverse of `to_json`; the values may be those of an earlier version."""
+        return cls(**completed(values))
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two runs must agree to be the same run: all but folders and `on_corruption`."""
@@ -345,6 +347,12 @@ class Config:
 
 
 OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Config)}
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return field values that an earlier version wrote, with the fields that were added since."""
+    added = {name: declared.neutral for name, declared in OPTIONS.items() if declared.neutral is not ORIGINAL}
+    return {**added, **values}
 
 
 def default(name: str) -> Any:

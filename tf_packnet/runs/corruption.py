@@ -30,7 +30,7 @@ def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
 
 
 def ignore(path: Path) -> None:
-    """An `on_damaged` that does nothing, where a damaged file is reported elsewhere."""
+    """Do nothing: an `on_damaged` for damaged files that are reported elsewhere."""
 
 
 def _print(line: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 MAX_PATH = 4095
 # Limit for numbers that only the data set limits, once it is loaded.
 _NO_LIMIT = 2**63 - 1
+# Equal to no value of a field.
+ORIGINAL = object()
 
 
 class StageKey(enum.Enum):
@@ -53,6 +55,9 @@ class Option:
         help: Its meaning.
         stage_key: Which stage keys contain it.
         sweepable: Whether the runs of an experiment may differ in it.
+        neutral: For a field that was added to `Config` later: the value with which a run does what it did before. Stage
+            keys leave the field out at this value, and files without the field are read as if they had it. `ORIGINAL`
+            for a field that was not added later.
     """
 
     theme: str
@@ -60,28 +65,38 @@ class Option:
     help: str
     stage_key: StageKey
     sweepable: bool = True
+    neutral: Any = ORIGINAL
 
 
-def option(theme: str, default: Any, check: Check, stage_key: StageKey, help: str, sweepable: bool = True) -> Any:
+def option(
+    theme: str,
+    default: Any,
+    check: Check,
+    stage_key: StageKey,
+    help: str,
+    sweepable: bool = True,
+    neutral: Any = ORIGINAL,
+) -> Any:
     """Declare a field of `Config`; see `Option` for the arguments. `help` is what --help shows."""
     if check.choices:
-        help = f"{_enumeration(check.choices)}{help if help.startswith('.') else ': ' + help}"
-    return dataclasses.field(default=default, metadata={"option": Option(theme, check, help, stage_key, sweepable)})
+        help = f"{enumeration(check.choices, 'or')}{help if help.startswith('.') else ': ' + help}"
+    declared = Option(theme, check, help, stage_key, sweepable, neutral)
+    return dataclasses.field(default=default, metadata={"option": declared})
 
 
 def one_of(choices: tuple[str, ...]) -> Check:
-    """One of a few words."""
+    """Accept one of a few words."""
     return Check(lambda value: value in choices, "one of " + ", ".join(choices), choices)
 
 
 def integer(low: int, high: int = _NO_LIMIT, expected: str = "") -> Check:
-    """An integer from `low` to `high`, both included."""
+    """Accept an integer from `low` to `high`, both included."""
     at_most = f" and at most {high:,}" if high < _NO_LIMIT else ""
     return Check(lambda value: type(value) is int and low <= value <= high, expected or f"at least {low}{at_most}")
 
 
 def integers(low: int, high: int, longest: int) -> Check:
-    """A sequence of 1 to `longest` layer sizes from `low` to `high`, both included."""
+    """Accept a sequence of 1 to `longest` layer sizes from `low` to `high`, both included."""
     each = integer(low, high)
     return Check(
         lambda values: 1 <= len(values) <= longest and all(each.holds(value) for value in values),
@@ -90,22 +105,22 @@ def integers(low: int, high: int, longest: int) -> Check:
 
 
 def fraction() -> Check:
-    """A number from 0 up to, but not including, 1."""
+    """Accept a number from 0 up to, but not including, 1."""
     return Check(lambda value: 0.0 <= value < 1.0, "a fraction from 0 up to, but not including, 1")
 
 
 def boolean() -> Check:
-    """True or false."""
+    """Accept true and false."""
     return Check(lambda value: type(value) is bool, "true or false")
 
 
 def optional(check: Check) -> Check:
-    """None, or what `check` allows."""
+    """Accept None, and what `check` accepts."""
     return Check(lambda value: value is None or check.holds(value), check.expected, check.choices)
 
 
 def path() -> Check:
-    """The text of a path, or None."""
+    """Accept the text of a path, or None."""
     return optional(Check(is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
 
 
@@ -117,5 +132,6 @@ def is_text(value: Any) -> bool:
         return False
 
 
-def _enumeration(choices: Sequence[str]) -> str:
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}"
+def enumeration(words: Sequence[str], conjunction: str) -> str:
+    """Return `a, b and c` for the conjunction `and`."""
+    return f" {conjunction} ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])

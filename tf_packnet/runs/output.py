@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import corruption
-from tf_packnet.runs.config import Config
+from tf_packnet.runs.config import Config, completed
 from tf_packnet.runs.corruption import Manifest
 from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.results import read_results
@@ -110,8 +110,9 @@ def check_same(root: Path, kind: str, ours: Mapping[str, Any], theirs: Mapping[s
         root: The directory.
         kind: `run` or `experiment`.
         ours: Identity of the run or experiment that would write there.
-        theirs: Identity of the one that has.
+        theirs: Identity of the one that has, possibly written by an earlier version.
     """
+    theirs = completed(theirs)
     different = [f"--{name}={theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
     if different:
         expected = f"a new folder (this one has another {kind}, with {' '.join(different)})"

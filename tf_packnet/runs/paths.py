@@ -11,19 +11,28 @@ def expand(name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class RunPaths:
-    """The files in the output directory of a run."""
+class OutputPaths:
+    """The files in every output directory."""
 
     root: Path
 
     @property
-    def results(self) -> Path:
-        return self.root / "results.json"
+    def manifest(self) -> Path:
+        """Checksums of the other files, and the identity of the run or experiment that the directory belongs to."""
+        return self.root / "checksums.json"
 
     @property
-    def manifest(self) -> Path:
-        """Checksums of the files of a finished run, and the config of the run."""
-        return self.root / "checksums.json"
+    def stages(self) -> Path:
+        """The store of stages, unless it is shared with other directories."""
+        return self.root / "stages"
+
+
+class RunPaths(OutputPaths):
+    """The files in the output directory of a run."""
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
 
     @property
     def masks(self) -> Path:
@@ -54,21 +63,13 @@ class RunPaths:
         """SavedModel folder of a task (1-based)."""
         return self.exports / f"task_{task_number}"
 
-    @property
-    def stages(self) -> Path:
-        """The store of the run's stages, unless it shares another one."""
-        return self.root / "stages"
-
     def rebuildable(self) -> list[Path]:
-        """Files and folders that can be written again from the stored stages, without training."""
+        """Return files and folders that can be written again from the stored stages, without training."""
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
 
-@dataclass(frozen=True)
-class ExperimentPaths:
+class ExperimentPaths(OutputPaths):
     """The files in the output directory of an experiment; for figures and report see `reporting.report`."""
-
-    root: Path
 
     @property
     def experiment(self) -> Path:
@@ -76,19 +77,9 @@ class ExperimentPaths:
         return self.root / "experiment.json"
 
     @property
-    def manifest(self) -> Path:
-        """Checksums of the files of the report, and the identity of the experiment."""
-        return self.root / "checksums.json"
-
-    @property
     def csv(self) -> Path:
         return self.root / "results.csv"
 
-    @property
-    def stages(self) -> Path:
-        """The store of the stages of all runs, unless the experiment shares another one."""
-        return self.root / "stages"
-
     def run(self, name: str) -> Path:
-        """The results of a run."""
+        """Return the results of a run."""
         return self.root / "runs" / f"{name}.json"

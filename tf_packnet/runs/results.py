@@ -113,7 +113,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git in the source tree of this file; None without git or a repository."""
+    """Return the output of git in the source tree of this file; None without git or a repository."""
     here = Path(__file__).resolve().parent
     try:
         answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10, check=True)

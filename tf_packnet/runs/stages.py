@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
-from tf_packnet.runs.config import Config, fields_in
+from tf_packnet.runs.config import OPTIONS, Config, fields_in
 from tf_packnet.runs.options import StageKey
 
 # Increase it when a change of the code changes what a stage computes.
@@ -57,21 +57,16 @@ def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dic
         data: Fingerprint of the examples.
         execution: Execution settings, such as how much XLA compiles.
     """
-    values = config.to_json()
-
-    def pick(names: Sequence[str]) -> dict[str, Any]:
-        return {name: values[name] for name in names}
-
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
-    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **pick(fields)})
+    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **_values(config, fields)})
     stages: list[Stage] = []
     for position, task in enumerate(task_numbers):
         for name, epochs, fields in (
             (TRAIN, config.train_epochs, [*TRAIN_STAGE, *(LATER_TRAIN_STAGES if position else [])]),
             (PRUNE_RETRAIN, config.retrain_epochs, PRUNE_RETRAIN_STAGE),
         ):
-            parent = _digest({"parent": parent, "stage": name, "lesson": task, **pick(fields)})
+            parent = _digest({"parent": parent, "stage": name, "lesson": task, **_values(config, fields)})
             stages.append(Stage(parent, name, task, epochs, shared=not stages))
     return stages
 
@@ -81,10 +76,15 @@ def shared_beginning(config: Config) -> str:
 
     It is known before data and machine are, so that the runs of an experiment can be scheduled by it.
     """
-    values = config.to_json()
     fields = [*NETWORK, *TRAINING, *TRAIN_STAGE, *COVERED_BY_DATA, *COVERED_BY_EXECUTION]
     fields += [] if config.approach == "packnet" else BASELINES
-    return json.dumps({name: values[name] for name in fields}, sort_keys=True)
+    return json.dumps(_values(config, fields), sort_keys=True)
+
+
+def _values(config: Config, fields: Sequence[str]) -> dict[str, Any]:
+    """Return the values of `fields` that belong into keys: not those at their neutral value, see `Option`."""
+    values = config.to_json()
+    return {name: values[name] for name in fields if values[name] != OPTIONS[name].neutral}
 
 
 def _digest(inputs: dict[str, Any]) -> str:

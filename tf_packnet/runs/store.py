@@ -110,7 +110,7 @@ class StageStore:
         return self.root / stage.key / STATE
 
     def _entry(self, stage: Stage) -> dict[str, Any] | None:
-        """The content of `stage.json`. A missing or damaged copy of it is rewritten from the other one."""
+        """Return the content of `stage.json`. A missing or damaged copy of it is rewritten from the other one."""
         paths = [self.root / stage.key / name for name in RECORDS]
         copies = [corruption.read_json(path, self.on_damaged) for path in paths]
         entry = next((copy for copy in copies if copy and copy.get("key") == stage.key), None)

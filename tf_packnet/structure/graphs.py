@@ -222,7 +222,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         for variable, target_variable in zip(own_variables(source), own_variables(target), strict=True):
             target_variable.assign(variable)
         return
-    # Like saving and loading, because some layers, such as Normalization, compute other values from their variables.
+    # Copies by saving and loading: some layers, such as Normalization, derive further values when they are loaded.
     store: dict[str, Any] = {}
     source.save_own_variables(store)
     if store:

@@ -58,7 +58,7 @@ def paths_by_id(model: keras.Model) -> dict[int, str]:
 
 
 def stable_names(paths: Iterable[str]) -> list[str]:
-    """Return a name for each of `paths`, in the order of the layers, that does not contain Keras's numbers of layers.
+    """Return a name for each of `paths`, in the order of the layers, without the numbers of Keras's layer names.
 
     If a model is built twice in one process, its layers are called `dense` and `dense_1` the first time, `dense_2` and
     `dense_3` the second time. The stable names are `dense` and `dense:1` both times.
@@ -115,7 +115,7 @@ def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
             continue
         try:
             value = getattr(owner, attribute)
-        except Exception:  # noqa: S112 (as Keras does)
+        except Exception:  # as Keras does
             continue
         search(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
     return [layer for layer in _tracked_layers(owner) if id(layer) not in saved]

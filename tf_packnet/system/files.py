@@ -115,7 +115,7 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a file of `write_json`, or of an earlier version that wrote no checksum.
+    """Read a file written by `write_json`, or by an earlier version that wrote no checksum.
 
     Raises:
         OSError: If the file does not exist.
@@ -140,7 +140,7 @@ def _digest(value: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
-    """A temporary folder next to `path`, removed after the block."""
+    """Make a temporary folder next to `path`, and remove it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:

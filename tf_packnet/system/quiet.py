@@ -19,7 +19,7 @@ _NOISE = re.compile(
 def import_keras() -> None:
     """Import Keras and TensorFlow without TensorFlow's usual messages."""
     if "tensorflow" in sys.modules:
-        import keras  # noqa: F401
+        import keras
     else:
         with standard_error_filtered():
             import keras  # noqa: F401

@@ -118,7 +118,7 @@ class StreamedBatches:
         return -(-self.steps // self.steps_in_a_call)
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """An infinite data set of the calls of epoch `first_epoch` and all later ones.
+        """Return an infinite data set of the calls of epoch `first_epoch` and all later ones.
 
         Each element is a dict with `images`, `(steps_in_a_call, batch_size, *shape)`, `labels`,
         `(steps_in_a_call, batch_size)`, the number of `steps` to take of them, and `scale`.
@@ -135,7 +135,7 @@ class StreamedBatches:
         return untuned(self._calls(first_epoch).map(gather).prefetch(2))
 
     def single_batches(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """The same batches one by one, `(x, y)`, `steps` per epoch, for Keras to divide between replicas."""
+        """Return the same batches one by one, `(x, y)`, `steps` per epoch, for Keras to divide between replicas."""
         import tensorflow as tf
 
         images, labels = tf.constant(self.images), tf.constant(self.labels)
@@ -180,7 +180,7 @@ class ResidentBatches(StreamedBatches):
     steps_per_call: int = _STEPS_PER_CALL
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """An infinite data set of the calls of epoch `first_epoch` and all later ones.
+        """Return an infinite data set of the calls of epoch `first_epoch` and all later ones.
 
         Each element is a dict with `rows`, `int32` `(steps_in_a_call, batch_size)`, the number of `steps` to take of
         them, and `scale`.

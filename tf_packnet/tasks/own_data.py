@@ -93,7 +93,7 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
 
 
 def _classes_of(y: np.ndarray) -> np.ndarray:
-    """The distinct labels, sorted."""
+    """Return the distinct labels, sorted."""
     expected = "class numbers or names"
     if y.dtype.kind in "fc" and not (y == np.floor(y.real)).all():
         raise ArgumentError("y", expected, f"{y.dtype} labels that are not whole numbers")

@@ -32,7 +32,7 @@ def load_digits() -> tuple[Split, Split, list[str]]:
     from sklearn.model_selection import train_test_split
 
     data = sklearn_digits()
-    images = data.images.astype(np.uint8)[..., np.newaxis]  # gray values from 0 to 16
+    images = data.images.astype(np.uint8)[..., np.newaxis]  # grey values from 0 to 16
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=data.target, random_state=0)
     digits = Split(images, data.target, scale=1 / 16)
     return digits.take(np.sort(train)), digits.take(np.sort(test)), [str(i) for i in range(10)]
@@ -169,7 +169,7 @@ def _is_one_record_file(builder: Any, split: str) -> bool:
 
 
 def _read_records(builder: Any, split: str) -> dict[str, np.ndarray]:
-    """The same as `_read_examples`, in a quarter of the time, because it parses many examples per call."""
+    """Do the same as `_read_examples`, in a quarter of the time, because it parses many examples per call."""
     import tensorflow as tf
 
     features = builder.info.features

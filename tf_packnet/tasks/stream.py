@@ -52,7 +52,7 @@ class Split:
         return self.labels.astype(np.int32)
 
     def take(self, index: np.ndarray) -> "Split":
-        """The examples at the integer array `index`."""
+        """Return the examples at the integer array `index`."""
         return Split(self.images[index], self.labels[index], self.scale)
 
 
@@ -112,7 +112,7 @@ class Task:
         return self.evaluation_batches("test")
 
     def training_batches(self, seed: int, resident: bool = False, steps_per_call: int | None = None) -> StreamedBatches:
-        """Batches for `PackedModel.fit`, in an order fixed by `seed`.
+        """Return batches for `PackedModel.fit`, in an order fixed by `seed`.
 
         Args:
             seed: Seeds the order, 0 to 2^31-1.
@@ -136,7 +136,7 @@ class Task:
         )
 
     def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
-        """Batches `(x, y)` of a split in order, each with a multiple of `multiple_of` examples."""
+        """Return batches `(x, y)` of a split in order, each with a multiple of `multiple_of` examples."""
         data = self.splits[split]
         size = max(multiple_of, _EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
         return evaluation_batches(data.images, data.y, data.scale, size, multiple_of)
@@ -195,7 +195,7 @@ class TaskStream(Sequence[Task]):
         return self._tasks[index]
 
     def fingerprint(self) -> str:
-        """A SHA-256 checksum, in hex, of the examples of all tasks and their order."""
+        """Return a SHA-256 checksum, in hex, of the examples of all tasks and their order."""
         digest = hashlib.sha256()
         for task in self:
             digest.update(repr([task.name, task.class_names, task.batch_size]).encode())

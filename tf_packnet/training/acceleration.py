@@ -32,12 +32,12 @@ _CPU_FLAGS = {
 
 
 def gpus() -> list[tf.config.PhysicalDevice]:
-    """The GPUs that TensorFlow uses, without those that the program has hidden from it."""
+    """Return the GPUs that TensorFlow uses, without those that the program has hidden from it."""
     return tf.config.get_visible_devices("GPU")
 
 
 def choose(convolutional: bool, distributed: bool = False) -> str:
-    """The fastest setting: `STEP`, `UPDATE` or `OFF`.
+    """Return the fastest setting: `STEP`, `UPDATE` or `OFF`.
 
     On CPU oneDNN's convolutions are faster than XLA's. In a distribution strategy TensorFlow cannot compile steps.
 

@@ -34,7 +34,7 @@ class FitRequest:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "FitRequest":
-        """The request from the arguments of a `fit`, by name.
+        """Return the request from the arguments of a `fit`, by name.
 
         Raises:
             ArgumentError: If `callbacks` is a `CallbackList` for another number of epochs.
@@ -50,7 +50,7 @@ class FitRequest:
 
 
 def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `fit(*args, **kwargs)`, by name.
+    """Return the arguments of `fit(*args, **kwargs)`, by name.
 
     Raises:
         TypeError: If `keras.Model.fit` has no such argument, or if one is given twice.
@@ -77,7 +77,7 @@ def check_callbacks(model: keras.Model, arguments: Mapping[str, Any]) -> None:
 
 
 def backup_of(callbacks: Any) -> Any | None:
-    """The first callback with a method `initial_epoch`, such as `tp.EpochBackup`; None without one."""
+    """Return the first callback with a method `initial_epoch`, such as `tp.EpochBackup`; None without one."""
     return next((each for each in _flat(callbacks) if callable(getattr(each, "initial_epoch", None))), None)
 
 
@@ -97,7 +97,7 @@ def check_trained(model: keras.Model) -> None:
 
 
 def title_of(callbacks: Any) -> str:
-    """The title of what is trained, from a callback such as `tp.StopWhenDiverged`; `fit` without one."""
+    """Return the title of what is trained, from a callback such as `tp.StopWhenDiverged`; `fit` without one."""
     return next((each.title for each in _flat(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")
 
 
@@ -111,7 +111,7 @@ def with_first(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
 
 
 def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
-    """The callbacks in an argument of `fit`: None, one, a list (of lists), or a `CallbackList`."""
+    """Return the callbacks in an argument of `fit`: None, one, a list (of lists), or a `CallbackList`."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return list(callbacks.callbacks)
     return [] if callbacks is None else keras.tree.flatten(callbacks)
@@ -195,7 +195,7 @@ class _ArraySpec:
 
 
 def _by_input(model: keras.Model, x: Any) -> list[tuple[Any, keras.KerasTensor]]:
-    """Pairs of an array or tensor in `x` and its model input; empty if only Keras can tell."""
+    """Return pairs of an array or tensor in `x` and its model input; empty if only Keras can tell."""
     inputs = model.inputs
     if isinstance(x, Mapping):
         return [(x[each.name], each) for each in inputs if each.name in x]
@@ -221,7 +221,7 @@ def _check_labels(model: keras.Model, argument: str, y: np.ndarray) -> None:
 
 
 def _classes(model: keras.Model) -> int | None:
-    """Number of classes of the open task; None for a model with several outputs."""
+    """Return the number of classes of the open task; None for a model with several outputs."""
     heads = list(lifecycle.heads(model).values())
     if len(model.outputs) != 1 or len(heads) > 1:
         return None

@@ -91,8 +91,9 @@ class FitGuard(keras.callbacks.Callback):
         return all(np.isfinite(value).all() for value in values if value.dtype.kind not in "iub")
 
     def error_for(self, error: tf.errors.InvalidArgumentError) -> DivergedError:
-        """The error to raise when TensorFlow itself fails in a step; removes values of other tasks from the trainable
-        variables.
+        """Return the error to raise when TensorFlow itself fails in a step.
+
+        Removes the values of other tasks from the trainable variables.
         """
         for weight in lifecycle.masked_weights(self.model).values():  # they may hold whole kernels
             weight.zero_outside(candidates(weight.owner_map()))
@@ -134,12 +135,12 @@ def check_steps(model: keras.Model, before: str = "", after: str = "") -> None:
 
 
 def non_finite_weights(model: keras.Model) -> list[str]:
-    """Paths of the weights in training that contain NaN or infinity."""
+    """Return the paths of the weights in training that contain NaN or infinity."""
     return [path for path, values in lifecycle.trained_values(model) if not np.isfinite(values).all()]
 
 
 def diverged_message(title: str, epoch: int, loss: float, non_finite: Sequence[str]) -> str:
-    """The message of a DivergedError after an epoch.
+    """Return the message of a DivergedError after an epoch.
 
     Args:
         title: What is being trained.
@@ -160,7 +161,7 @@ def diverged_message(title: str, epoch: int, loss: float, non_finite: Sequence[s
 
 
 def _reason(error: tf.errors.InvalidArgumentError) -> str:
-    """The line of TensorFlow's message that says what is wrong, without the lines that say where."""
+    """Return the line of TensorFlow's message that says what is wrong, without the lines that say where."""
     location = ("[[", "Detected at", "File ", "Graph execution", "<")
     lines = [line.strip() for line in str(error.message).splitlines()]
     reasons = [line for line in lines if line and not line.startswith(location)]

@@ -64,7 +64,7 @@ def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None
 
 
 def assigned_in_forward_pass(model: keras.Model) -> list[keras.Variable]:
-    """The variables that a forward pass may assign to, such as moving statistics and seeds; no frozen values."""
+    """Return the variables that a forward pass may assign to, such as moving statistics and seeds; no frozen values."""
     fixed = {id(variable) for layer in lifecycle.task_layers(model) for variable in layer.bookkeeping}
     return [variable for variable in model.non_trainable_variables if id(variable) not in fixed]
 
@@ -94,7 +94,7 @@ def _update(
     passed: tf.Tensor,
     select_in_update: bool,
 ) -> None:
-    """Masks the gradients and applies the optimizer, unless the step failed its check.
+    """Mask the gradients and apply the optimizer, unless the step failed its check.
 
     Args:
         model: The model.

@@ -30,20 +30,20 @@ MIN_WEIGHTS_TO_COMPILE = 2**16
 
 
 def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels that are trainable now, each with its layer."""
+    """Return the masked kernels that are trainable now, each with its layer."""
     trainable = {id(variable) for variable in model.trainable_variables}
     return [(layer, weight) for layer, weight in _masked_weights(model) if id(weight.variable) in trainable]
 
 
 def worth_compiling(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """The masked kernels to pass to `selected` in evaluation; none if XLA is off or the model is too small."""
+    """Return the masked kernels to pass to `selected` in evaluation; none if XLA is off or the model is too small."""
     weights = _masked_weights(model)
     size = sum(math.prod(weight.variable.shape) for _, weight in weights)
     return weights if size >= MIN_WEIGHTS_TO_COMPILE and model.xla != acceleration.OFF else []
 
 
 def selected(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str) -> list[tf.Tensor]:
-    """The kernels that the layers compute with, in their compute dtypes.
+    """Return the kernels that the layers compute with, in their compute dtypes.
 
     Args:
         weights: Masked kernels with their layers.
@@ -68,7 +68,7 @@ def substituted(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequ
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled by XLA wherever it is called from."""
+    """Return `function`, compiled by XLA wherever it is called from."""
     return tf.function(function, jit_compile=True, autograph=False)
 
 

@@ -64,7 +64,7 @@ class DeviceExamples:
         return all(np.array_equal(images[:examples][chunk], given[chunk]) for chunk in chunks)
 
     def batch(self, rows: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The examples at `rows`, decoded, and their labels.
+        """Return the examples at `rows`, decoded, and their labels.
 
         Args:
             rows: Indices, `int32`, of any shape.

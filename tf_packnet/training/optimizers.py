@@ -92,7 +92,7 @@ def reset(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def fresh(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """A new optimizer, not built, with the current settings of `optimizer`, including its learning rate."""
+    """Return a new optimizer, not built, with the current settings of `optimizer`, including its learning rate."""
     # Copy, because some of Keras's `from_config` modify their argument.
     new = type(optimizer).from_config(copy.deepcopy(optimizer.get_config()))
     rate, new_rate = (learning_rate_of(holder_of_rate(each)) for each in (optimizer, new))
@@ -129,7 +129,7 @@ def remember_rate(optimizer: keras.optimizers.Optimizer) -> Callable[[], bool]:
 
 
 def holder_of_rate(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer that has the learning rate: the inner one of a LossScaleOptimizer."""
+    """Return the optimizer that has the learning rate: the inner one of a LossScaleOptimizer."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
@@ -185,12 +185,12 @@ def clear_slots(optimizer: keras.optimizers.Optimizer, variable: keras.Variable,
 
 
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """The variables that `optimizer` was built for."""
+    """Return the variables that `optimizer` was built for."""
     return optimizer_trainable_variables(holder_of_rate(optimizer))
 
 
 def _slot_lists(optimizer: keras.optimizers.Optimizer) -> Iterator[list[keras.Variable | None]]:
-    """The lists in which Keras keeps each kind of slot, parallel to the trainable variables."""
+    """Return the lists in which Keras keeps each kind of slot, parallel to the trainable variables."""
     size = len(optimizer_trainable_variables(optimizer))
     for name, value in vars(optimizer).items():
         if not isinstance(value, list) or name == "_trainable_variables" or len(value) != size:

@@ -175,7 +175,7 @@ def is_finite(values: Any) -> tf.Tensor:
 
 
 def _checked_parts(gradient: tf.Tensor) -> list[tf.Tensor]:
-    """The whole of a small gradient, or a slice through the middle of a large one along each of its last two axes."""
+    """Return a small gradient whole; of a large one, the middle slice along each of its last two axes."""
     shape = gradient.shape
     if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined() or shape.num_elements() <= _CHECKED_IN_FULL:
         return [gradient]
@@ -185,7 +185,7 @@ def _checked_parts(gradient: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _flat_losses(loss: Any, count: int) -> list[Any]:
-    """The loss of each of `count` outputs, None where it is unknown."""
+    """Return the loss of each of `count` outputs, None where it is unknown."""
     if isinstance(loss, dict):
         loss = [loss[key] for key in sorted(loss)]
     if isinstance(loss, (list, tuple)):

@@ -82,7 +82,7 @@ class PackedTrainer(Functional):
         return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
 
     def get_compile_config(self) -> dict[str, Any]:
-        """The configuration to save, like Keras's, with the requested `jit_compile`: `auto` depends on the machine."""
+        """Return the configuration to save: Keras's, with `jit_compile` as requested: `auto` depends on the machine."""
         config = super().get_compile_config()
         if not config:
             return config
@@ -296,7 +296,7 @@ class PackedTrainer(Functional):
             self.jit_compile = jit_compile
 
     def _prepare(self, batches: StreamedBatches, first_epoch: int) -> tuple[Any, int]:
-        """The data set for Keras to iterate over, and its number of elements per epoch."""
+        """Return the data set for Keras to iterate over, and its number of elements per epoch."""
         if self.steps_per_execution != 1:
             expected = "1, because these batches already take many steps per call"
             raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)

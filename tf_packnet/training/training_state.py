@@ -23,7 +23,7 @@ class Parts(NamedTuple):
 
 
 def parts(model: keras.Model) -> Parts:
-    """The parts of `model`, to pass to every `capture` of one `fit`; no optimizer, as it may not be built yet."""
+    """Return the parts of `model` for every `capture` of one `fit`; no optimizer, as it may not be built yet."""
     return Parts(lifecycle.named_layers(model), _other_variables(model))
 
 
@@ -86,7 +86,7 @@ def _optimizer_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def _other_variables(model: keras.Model) -> list[keras.Variable]:
-    """Weights and statistics of layers that are not task-aware, and all random generators."""
+    """Return the weights and statistics of layers that are not task-aware, and all random generators."""
     variables = []
     for layer in all_layers(model):
         if not isinstance(layer, TaskLayer):

@@ -56,7 +56,7 @@ class Graph:
         return next(step.name for step in self.steps if step.layer is layer)
 
     def shared(self) -> set[int]:
-        """Ids of the layers with weights that are called more than once."""
+        """Return the ids of the layers with weights that are called more than once."""
         calls = Counter(id(step.layer) for step in self.steps if getattr(step.layer, "weights", None))
         return {layer for layer, count in calls.items() if count > 1}
 

@@ -45,7 +45,7 @@ class Mixer(Rule):
         return (kernel != 0).reshape(-1, *kernel.shape[-2:]).any(0)
 
     def _gain(self) -> np.ndarray:
-        """What an input that is constantly 1 adds to each output, `(inputs, outputs)`."""
+        """Return what an input that is constantly 1 adds to each output, `(inputs, outputs)`."""
         (kernel,) = self.kernels
         return kernel.astype("float64").reshape(-1, *kernel.shape[-2:]).sum(0)
 
@@ -76,7 +76,7 @@ class Mixer(Rule):
         outputs = self._outputs_to_compute(needed[0])
         read = self.needed(inputs, needed)[0]
         value = values[0]
-        if _selecting_pays(int(value.kept.sum()), int(read.sum()), int(outputs.sum())):
+        if _selection_is_cheaper(int(value.kept.sum()), int(read.sum()), int(outputs.sum())):
             value = value.only(read)
         bias = self._bias(inputs[0])[outputs]
         return [Value(self._apply(value.tensor, self._cut(value.kept, read, outputs), bias), outputs)]
@@ -202,5 +202,5 @@ _WITHOUT_TRAINING = dict.fromkeys(
 )
 
 
-def _selecting_pays(kept: int, read: int, outputs: int) -> bool:
+def _selection_is_cheaper(kept: int, read: int, outputs: int) -> bool:
     return 0 < read < kept and (kept - read) * outputs > _SELECTION_COST * read

@@ -86,7 +86,7 @@ def channels(shape: tuple[int | None, ...]) -> int:
 
 
 class Skip(Rule):
-    """Rule of layers that do nothing in prediction, such as Dropout: they are removed."""
+    """Rule for layers that do nothing in prediction, such as Dropout: they are removed."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return inputs
@@ -99,7 +99,7 @@ class Skip(Rule):
 
 
 class Channelwise(Rule):
-    """Rule of layers without weights that do not mix channels and keep constants, such as pooling and cropping."""
+    """Rule for layers without weights that do not mix channels and keep constants, such as pooling and cropping."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return inputs
@@ -112,21 +112,21 @@ class Channelwise(Rule):
 
 
 class Padding(Channelwise):
-    """Rule of zero padding: a constant stays constant only if it is 0."""
+    """Rule for zero padding: a constant stays constant only if it is 0."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return [np.where(inputs[0] == 0, 0.0, np.nan)]
 
 
 class Pointwise(Channelwise):
-    """Rule of activations, which map a constant to another constant."""
+    """Rule for activations, which map a constant to another constant."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return [apply_channelwise(self.layer, inputs[0], len(self.output_shapes[0]), self.layer.compute_dtype)]
 
 
 class Normalization(Pointwise):
-    """Rule of BatchNormalization in prediction: a factor and an offset per channel."""
+    """Rule for BatchNormalization in prediction: a factor and an offset per channel."""
 
     def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         layer = self.copy()
@@ -137,7 +137,7 @@ class Normalization(Pointwise):
 
 
 class Flatten(Channelwise):
-    """Rule of Flatten: each channel becomes one channel per position."""
+    """Rule for Flatten: each channel becomes one channel per position."""
 
     def __init__(self, graph: Graph, step: Step):
         super().__init__(graph, step)
@@ -156,7 +156,7 @@ class Flatten(Channelwise):
 
 
 class Reshape(Channelwise):
-    """Rule of Reshape where it rearranges positions and keeps the channels."""
+    """Rule for Reshape where it rearranges positions and keeps the channels."""
 
     def smaller(self, inputs: Arrays, needed: Arrays, values: list[Value]) -> list[Value]:
         shape = (*self.output_shapes[0][1:-1], int(values[0].kept.sum()))
@@ -164,7 +164,7 @@ class Reshape(Channelwise):
 
 
 class Merge(Rule):
-    """Rule of layers such as Add that combine tensors with equal numbers of channels, channel by channel."""
+    """Rule for layers such as Add that combine tensors with equal numbers of channels, channel by channel."""
 
     def known(self, inputs: Arrays) -> Arrays:
         unknown = np.isnan(inputs).any(0)
@@ -187,7 +187,7 @@ class Merge(Rule):
 
 
 class Operation(Merge):
-    """Rule of operators such as `x + y`."""
+    """Rule for operators such as `x + y`."""
 
     def _merge(self, inputs: Arrays) -> np.ndarray:
         return apply_eagerly(lambda pair: self.layer(*pair), inputs, "float64")
@@ -197,7 +197,7 @@ class Operation(Merge):
 
 
 class ConcatenatePositions(Merge):
-    """Rule of Concatenate along another axis than the channels: equal constants stay constant."""
+    """Rule for Concatenate along another axis than the channels: equal constants stay constant."""
 
     def known(self, inputs: Arrays) -> Arrays:
         equal = (np.asarray(inputs) == inputs[0]).all(0)
@@ -205,7 +205,7 @@ class ConcatenatePositions(Merge):
 
 
 class ConcatenateChannels(Rule):
-    """Rule of Concatenate along the channels."""
+    """Rule for Concatenate along the channels."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return [np.concatenate(inputs)]
@@ -219,7 +219,7 @@ class ConcatenateChannels(Rule):
 
 
 def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int, dtype: str) -> np.ndarray:
-    """Applie a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
+    """Apply a layer that does not mix channels to known values `(channels,)`; NaN stays NaN.
 
     Args:
         layer: The layer or activation.
@@ -233,7 +233,7 @@ def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int,
 
 
 def apply_eagerly(layer: Callable[[Any], Any], inputs: Any, dtype: str) -> np.ndarray:
-    """Applie a layer to arrays of one position, computed in `dtype`; returns `float64` values `(channels,)`."""
+    """Apply a layer to arrays of one position, computed in `dtype`; return `float64` values `(channels,)`."""
     tensors = keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, dtype), inputs)
     return array(layer(tensors)).astype("float64").reshape(-1)
 
