@@ -1,11 +1,17 @@
 """A worker process, which does runs one after another. `worker_pool` starts it.
 
 It reads one job per line from standard input: `{"config": {...}, "stages_dir": "..."}`. It replies with JSON lines on
-standard output: `{"epochs": n}` for newly finished epochs, `{"log": "..."}` for a line to show, and finally
-`{"results": {...}}` or `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run. It exits
-when its input ends, even during a run: then the launcher is gone.
+standard output: first `{"ready": true}`; then, for each run, `{"epochs": n}` for newly finished epochs,
+`{"log": "..."}` for a line to show, and finally one of
+
+- `{"results": {...}}`;
+- `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run;
+- `{"machine": "..."}` or `{"folder": [errno, message, path]}` for a fault of the machine or of the store, see `faults`.
+
+It exits when its input ends, even during a run: then the launcher is gone.
 """
 
+import errno
 import gc
 import json
 import os
@@ -19,6 +25,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_PACKNET_LAZY"] = "1"
 
 from tf_packnet.errors import ArgumentError, StoppedError
+from tf_packnet.experiments import faults
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
 
@@ -32,6 +39,7 @@ def main() -> None:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
+    _send(replies, {"ready": True})
     while True:
         job = jobs.get()
         try:
@@ -41,8 +49,16 @@ def main() -> None:
         except StoppedError as error:
             reply = {"error": str(error)}
         except Exception as error:  # reported, so that the next runs go on
-            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            reply = _fault(error)
         _send(replies, reply)
+
+
+def _fault(error: Exception) -> dict[str, Any]:
+    if faults.is_folder_fault(error):
+        if isinstance(error, OSError) and error.errno:
+            return {"folder": [error.errno, error.strerror, error.filename and str(error.filename)]}
+        return {"folder": [errno.EIO, faults.describe(error), None]}
+    return {"machine" if faults.is_machine_fault(error) else "error": faults.describe(error)}
 
 
 def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
