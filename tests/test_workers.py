@@ -3,8 +3,12 @@
 import os
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
+import psutil
 import pytest
 
 from tests.conftest import launch
@@ -219,6 +223,25 @@ def test_worker_processes_are_replaced_and_leave_no_files(tmp_path, monkeypatch)
     assert not list((tmp_path / "tmp").iterdir())  # a worker leaves no files, however it ends
 
 
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from tf_packnet.experiments.worker import Layout, Worker
+worker = Worker(Layout(1, 1), Path("stages"))
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stopped_worker_process_does_not_outlive_its_launcher(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, cwd=tmp_path) as launcher:
+        process = psutil.Process(int(launcher.stdout.readline()))
+        process.send_signal(signal.SIGSTOP)
+        launcher.kill()
+    process.wait(60)
+
+
 def test_a_worker_process_exits_when_its_input_ends(tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         pool.submit(Config(**TINY)).result(120)
@@ -251,3 +274,60 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried(tmp_path):
     assert "1 runs done: " in again.stdout
     assert {path.name: path.stat().st_mtime_ns for path in runs.iterdir()} == before
     assert (tmp_path / "out/results.csv").read_bytes() == csv
+
+
+@pytest.fixture
+def in_workers(tmp_path, monkeypatch):
+    """Has code run at the start of every worker process."""
+
+    def at_start(code):
+        condition = 'import sys\nif "tf_packnet.experiments.worker_process" in sys.orig_argv:\n'
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site/sitecustomize.py").write_text(condition + textwrap.indent(code, "    "))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+    return at_start
+
+
+def test_an_experiment_without_a_worker_that_works_stops_and_resumes_later(in_workers, tmp_path):
+    command = (*FLAGS, "--sweep=learning_rate=0.1,0.2", f"--output_dir={tmp_path}/out", "--workers=2")
+    in_workers('sys.modules["keras"] = None')
+    done = launch(*command)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    missing = "2 of 2 runs were not done (learning_rate=0.1,seed=0; learning_rate=0.2,seed=0)"
+    reason = "its process exited with 1: ModuleNotFoundError: import of keras halted; None in sys.modules"
+    assert lines[-1] == (
+        f"main.py: {missing}: no worker is left; worker 1 and 2: {reason}; the same command retries them"
+    )
+    assert lines.count(f"worker 1: {reason}; the worker is retired after 3 faults") == 1
+    assert len(lines) == 2 + 2 * 3
+    (tmp_path / "site/sitecustomize.py").unlink()
+    again = launch(*command)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs done: " in again.stdout
+
+
+TOO_LARGE = """\
+import tensorflow as tf
+from tf_packnet.runs import learning
+learn_only = learning.learn_only
+def learn_if_small(config, *args):
+    if config.learning_rate == 0.2:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    return learn_only(config, *args)
+learning.learn_only = learn_if_small"""
+
+
+def test_a_run_that_needs_more_memory_than_there_is_fails_and_the_report_names_it(in_workers, tmp_path):
+    in_workers(TOO_LARGE)
+    done = launch(
+        *FLAGS, "--sweep=learning_rate=0.1,0.2,0.3", "--seeds=1", f"--output_dir={tmp_path}/out", "--workers=1"
+    )
+    assert done.returncode == 1
+    name = "learning_rate=0.2,seed=0"
+    assert done.stderr.splitlines()[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command retries them"
+    assert f"worker 1, {name}: ResourceExhaustedError: OOM when allocating tensor; the run is queued" in done.stderr
+    assert f"3/3  {name}  failed: ResourceExhaustedError: OOM when allocating tensor  " in done.stderr
+    assert f"({name}). They are missing here" in (tmp_path / "out/summary.md").read_text()
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2

@@ -85,7 +85,7 @@ class Worker:
         self._layout, self._stages_dir = layout, stages_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._settings: tuple[Any, ...] | None = None
-        self._runs = 0
+        self._runs = self._gpus = 0
 
     @property
     def pid(self) -> int | None:
@@ -123,8 +123,10 @@ class Worker:
                 raise
             raise WorkerFault(f"its process cannot be started: {faults.describe(error)}") from error
         self._replies = self._read(time.monotonic() + START_SECONDS)
-        if "ready" not in self._reply():
-            self._fail("its process did not start")
+        gpus = self._reply()["ready"]
+        if gpus < self._gpus:  # TensorFlow would compute on the CPU instead
+            self._fail(f"its process found {gpus} GPUs; there were {self._gpus} before")
+        self._gpus = gpus
 
     def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
         """Do a run in the process. An error of the run is part of the result.

@@ -102,22 +102,14 @@ class Pool:
                 worker.end(CLOSE_SECONDS)
 
     def _work(self, number: int) -> None:
-        worker = self._workers[number]
         while (job := self._next(number)) is not None:
             try:
-                if job.state == RunState.QUEUED:
-                    worker.start()
-                    with self._changed:
-                        self._queue.started(number)
-                else:
-                    self._do(number, job)
-            except WorkerFault as fault:
-                self._note_fault(number, str(fault))
-            except BaseException as error:  # for example a full disk: raised where the result is waited for
+                self._step(number, job)
+            except BaseException as error:  # for example a full disk: raised where the results are waited for
                 self._stop(error)
             with self._changed:
                 self._changed.notify_all()
-        worker.end()
+        self._workers[number].end()
 
     def _next(self, number: int) -> Job | None:
         """Wait for a run. It is taken (`RUNNING`), or still queued if the worker has to start a process for it."""
@@ -131,6 +123,17 @@ class Pool:
                     return job
                 self._changed.wait()
             return None
+
+    def _step(self, number: int, job: Job) -> None:
+        try:
+            if job.state == RunState.RUNNING:
+                self._do(number, job)
+            else:
+                self._workers[number].start()
+                with self._changed:
+                    self._queue.started(number)
+        except WorkerFault as fault:
+            self._note_fault(number, str(fault))
 
     def _do(self, number: int, job: Job) -> None:
         job.began = time.perf_counter()

@@ -1,21 +1,24 @@
 """A worker process, which does runs one after another. `worker_pool` starts it.
 
 It reads one job per line from standard input: `{"config": {...}, "stages_dir": "..."}`. It replies with JSON lines on
-standard output: first `{"ready": true}`; then, for each run, `{"epochs": n}` for newly finished epochs,
+standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly finished epochs,
 `{"log": "..."}` for a line to show, and finally one of
 
 - `{"results": {...}}`;
 - `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run;
 - `{"machine": "..."}` or `{"folder": [errno, message, path]}` for a fault of the machine or of the store, see `faults`.
 
-It exits when its input ends, even during a run: then the launcher is gone.
+It exits when its input ends, even during a run: then the launcher is gone. If it is stopped by then, the system kills
+it; else it would hold the lock of its stage.
 """
 
+import ctypes
 import errno
 import gc
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,9 +32,12 @@ from tf_packnet.experiments import faults
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
 
 def main() -> None:
     """Do all jobs from standard input."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # when the thread ends that has started this process
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of libraries is not taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -39,7 +45,9 @@ def main() -> None:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
-    _send(replies, {"ready": True})
+    import tensorflow as tf
+
+    _send(replies, {"ready": len(tf.config.list_physical_devices("GPU"))})
     while True:
         job = jobs.get()
         try:
