@@ -1,6 +1,7 @@
 """A run or an experiment that is killed at random moments gives the same bytes as an uninterrupted one."""
 
 import collections
+import contextlib
 import itertools
 import json
 import random
@@ -94,8 +95,19 @@ SWEEP = (*MLP, "--sweep=prune_rounds=1,2,3,5", "--seeds=2", "--workers=2")
 REPORTED = ("results.csv", "summary.json", "summary.md", "report.html", "sweep.png", "sweep.pdf")
 
 
-def kill_in_experiment(flags, kills, rng, log):
+def last_written(root):
+    """Returns when a file of an unfinished or finished stage was written last, in ns."""
+    times = [0]
+    for path in (root / "stages").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
+
+
+def kill_in_experiment(flags, root, kills, rng, log):
     """Starts an experiment and kills it or its workers, until it ends or there were enough kills.
+
+    Most kills wait for an epoch that was computed since the one before; the others come during startup, too.
 
     Returns what was killed: the launcher by SIGKILL or SIGTERM, workers by SIGKILL, SIGSEGV or SIGSTOP.
     """
@@ -105,7 +117,10 @@ def kill_in_experiment(flags, kills, rng, log):
     killed = collections.Counter()
     known = set()
     while process.poll() is None and killed.total() < kills:
-        time.sleep(rng.uniform(0.0, 8.0))
+        written, startup = last_written(root), rng.random() < 0.2
+        while process.poll() is None and not startup and last_written(root) == written:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 3.0))
         workers = process.children() if process.poll() is None else []
         known.update(workers)
         if workers and rng.random() < 0.6:
@@ -118,6 +133,9 @@ def kill_in_experiment(flags, kills, rng, log):
             process.wait()
             killed[f"launcher {number.name}"] += 1
     code = process.wait()
+    for worker in psutil.wait_procs(known, timeout=1)[1]:  # stopped so early that the system does not know its launcher
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
     assert not psutil.wait_procs(known, timeout=60)[1], "workers outlive their launcher"
     written = Path(log).read_text()
     assert "Traceback" not in written, written
@@ -136,7 +154,7 @@ def kill_experiments(kills, tmp_path):
         root = tmp_path / f"killed_{next(folders)}"
         flags = [*SWEEP, f"--output_dir={root}"]
         while killed.total() < kills and not (root / "report.html").exists():
-            killed += kill_in_experiment(flags, kills - killed.total(), rng, tmp_path / "log")
+            killed += kill_in_experiment(flags, root, kills - killed.total(), rng, tmp_path / "log")
         done = launch(*flags)
         assert done.returncode == 0, done.stderr
         for name in REPORTED:
