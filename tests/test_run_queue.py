@@ -107,6 +107,22 @@ def test_a_suspect_run_is_done_alone():
     assert queue.next_for(0) is not None
 
 
+def test_what_comes_from_outside_never_counts_against_a_run():
+    first, second = jobs = [job("a"), job("b")]
+    queue = queue_of(1, jobs)
+    assert queue.take(0) is first
+    queue.fault(0, from_outside=True)
+    assert not first.suspect
+    assert queue.take(0) is second
+    queue.fault(0)
+    assert second.suspect
+    assert queue.take(0) is first
+    queue.end(0, failed=False)
+    assert queue.take(0) is second  # alone, on a worker that works well
+    queue.fault(0, from_outside=True)
+    assert second.state == RunState.QUEUED
+
+
 def test_a_suspect_run_goes_to_a_worker_that_works_well():
     jobs = [job("a"), job("b")]
     queue = queue_of(2, jobs)
@@ -221,14 +237,15 @@ class AnyOrder(RuleBasedStateMachine):
             self.faults[number] = 0
 
     @precondition(lambda self: self.in_state(BUSY) + self.in_state(STARTING))
-    @rule(data=st.data())
-    def fault(self, data):
+    @rule(data=st.data(), from_outside=st.booleans())
+    def fault(self, data, from_outside):
         number = data.draw(st.sampled_from(self.in_state(BUSY) + self.in_state(STARTING)))
         was_suspect = number in self.with_worker and self.with_worker[number].suspect
-        met_in, retired = self.queue.fault(number)
+        met_in, retired = self.queue.fault(number, from_outside)
         assert met_in is self.with_worker.pop(number, None)
         if met_in is not None and met_in.state == RunState.FAILED:
             assert was_suspect
+            assert not from_outside
             assert self.faults[number] == 0
             self.note_end(met_in)
         else:

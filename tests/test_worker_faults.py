@@ -83,6 +83,7 @@ HAPPENS = {
     "bus error": ("os.kill(os.getpid(), signal.SIGBUS)", "was ended by SIGBUS"),
     "illegal instruction": ("os.kill(os.getpid(), signal.SIGILL)", "was ended by SIGILL"),
     "abort": ("(os.write(2, b'std::bad_alloc\\n'), os.abort())", "was ended by SIGABRT: std::bad_alloc"),
+    "terminated": ("os.kill(os.getpid(), signal.SIGTERM)", "was ended by SIGTERM"),
     "realtime signal": ("os.kill(os.getpid(), 35)", "was ended by signal 35"),
     "exit": ("(os.write(2, b'no libcuda\\n'), os._exit(3))", "exited with 3: no libcuda"),
     "exit with 0": ("os._exit(0)", "exited with 0"),
@@ -105,7 +106,8 @@ def test_a_run_that_meets_a_fault_once_is_done_in_the_end(do_runs, monkeypatch, 
     assert said in lines[0]
     assert lines[0].startswith("worker ")
     assert ", seed=1: " in lines[0]
-    assert lines[0].endswith("the run is queued again, to be done alone at the end; the worker starts a new process")
+    again = "" if "SIGSTOP" in code or "SIGTERM" in code else ", to be done alone at the end"
+    assert lines[0].endswith(f"; the run is queued again{again}; the worker starts a new process")
     assert sorted(done_by(tmp_path)) == [0, 1, 1, 2, 3, 4, 5]
     assert done_by(tmp_path)[-1] == 1
 
@@ -154,6 +156,13 @@ def test_without_a_worker_that_works_all_runs_stay_queued(do_runs, workers, beha
     assert len({run.error for run in finished}) == 1
     assert len(lines) == workers * MOST_FAULTS
     assert len([line for line in lines if line.endswith("the worker is retired after 3 faults")]) == workers
+
+
+def test_a_run_whose_processes_are_stopped_twice_is_done(do_runs):
+    """Somebody has stopped them: the run is not to blame, however often."""
+    finished, lines = do_runs(1, 1, _0="(first_time('1') or first_time('2')) and os.kill(os.getpid(), signal.SIGSTOP)")
+    assert finished[0].results
+    assert len(lines) == 2
 
 
 def test_a_process_that_hangs_at_its_start_holds_no_run(do_runs, monkeypatch, tmp_path):
@@ -218,10 +227,10 @@ def test_a_process_that_no_longer_finds_its_gpu_does_no_run(do_runs, tmp_path):
 
 
 def test_an_error_of_a_callback_stops_the_pool(do_runs, monkeypatch):
-    def closed(number, reason):
+    def nobody_reads(*_):
         raise BrokenPipeError(errno.EPIPE, "nobody reads this")
 
-    monkeypatch.setattr(Pool, "_note_fault", lambda self, number, reason: closed(number, reason))
+    monkeypatch.setattr(Pool, "_note_fault", nobody_reads)
     with pytest.raises(BrokenPipeError):
         do_runs(2, every="os.abort()")
 

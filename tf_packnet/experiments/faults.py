@@ -30,6 +30,9 @@ _MACHINE_TEXT = re.compile(
     re.IGNORECASE,
 )
 
+# Signals by which users and systems end processes on purpose.
+_FROM_OUTSIDE = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
+
 
 def is_machine_fault(error: BaseException | int) -> bool:
     """Whether the machine is to blame for an error of a worker, not the run.
@@ -55,6 +58,11 @@ def is_folder_fault(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _FOLDER_ERRNOS:
         return True
     return bool(_FOLDER_TEXT.search(str(error)))
+
+
+def is_from_outside(status: int) -> bool:
+    """Whether somebody has ended a process with this exit status, so that its run cannot be the cause."""
+    return status in _FROM_OUTSIDE
 
 
 def describe(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 A fault of the machine ends the worker's process, not the run:
 
-1. The run is queued again. It is then done after all others, alone, so that no other run takes memory from it.
+1. The run is queued again. If it may have caused the fault, it is then done after all others, alone, so that no other
+   run takes memory from it.
 2. The worker starts a new process. After `MOST_FAULTS` faults without a run done between them, it is retired.
 3. The run is at fault after all, and fails, if a worker that works well meets a fault in it again, while it is alone.
    A worker works well if it has done a run since its last fault. This fault does not count against the worker.
@@ -49,7 +50,7 @@ class Job:
         beginning: Equal for runs that start with the same stage, see `stages.shared_beginning`.
         future: Gets the `FinishedRun`.
         state: Its state.
-        suspect: Whether the machine has met a fault in it.
+        suspect: Whether the machine has met a fault in it that it may have caused.
         began: When it was started last, by `time.perf_counter()`.
     """
 
@@ -154,18 +155,23 @@ class RunQueue:
         if not failed:
             worker.faults, worker.works_well = 0, True
 
-    def fault(self, number: int) -> Consequence:
-        """Note that the process of a worker has ended, or never started, by a fault of the machine."""
+    def fault(self, number: int, from_outside: bool = False) -> Consequence:
+        """Note that the process of a worker has ended, or never started, by a fault of the machine.
+
+        Args:
+            number: The worker.
+            from_outside: Whether no run can be the cause, as if somebody has stopped the process.
+        """
         worker = self._workers[number]
         job = None
         if worker.state == WorkerState.STARTING:
             self.started(number)
         else:
             job = self._release(number)
-            if job.suspect and worker.works_well:  # rule 3
+            if job.suspect and worker.works_well and not from_outside:  # rule 3
                 job.state = RunState.FAILED
                 return Consequence(job, retired=False)
-            job.state, job.suspect = RunState.QUEUED, True
+            job.state, job.suspect = RunState.QUEUED, job.suspect or not from_outside
             self._queued.append(job)
         worker.faults, worker.works_well = worker.faults + 1, False
         if worker.faults >= MOST_FAULTS:

@@ -70,7 +70,15 @@ class FinishedRun:
 
 
 class WorkerFault(Exception):  # noqa: N818  the machine's, see `faults`
-    """The process of a worker has ended, or could not be started. The message says why, in one line."""
+    """The process of a worker has ended, or could not be started. The message says why, in one line.
+
+    Attributes:
+        from_outside: Whether no run can be the cause.
+    """
+
+    def __init__(self, reason: str, from_outside: bool = False):
+        super().__init__(reason)
+        self.from_outside = from_outside
 
 
 class Worker:
@@ -203,11 +211,11 @@ class Worker:
                 return
             stopped = stopped + 1 if process_state(self._process.pid) in "Tt" else 0
             if stopped == STOPPED_CHECKS:
-                self._fail("its process was stopped by a signal or a debugger, and was ended")
+                self._fail("its process was stopped by a signal or a debugger, and was ended", from_outside=True)
             if not ready and time.monotonic() > start_by:
                 self._fail(f"its process was not ready within {START_SECONDS:.0f} s")
 
-    def _fail(self, reason: str | None = None) -> Any:
+    def _fail(self, reason: str | None = None, from_outside: bool = False) -> Any:
         """End the process and raise WorkerFault, by default with its exit status as the reason."""
         deadline = time.monotonic() + END_SECONDS
         while reason is None and not self._has_ended() and time.monotonic() < deadline:
@@ -215,7 +223,9 @@ class Worker:
         status = self.end()
         self._errors.seek(0)
         output = self._errors.read()[-10_000:].decode(errors="replace")
-        raise WorkerFault(one_line(reason or faults.describe_exit(status, output)))
+        if reason is None:
+            reason, from_outside = faults.describe_exit(status, output), faults.is_from_outside(status)
+        raise WorkerFault(one_line(reason), from_outside)
 
 
 def process_state(pid: int) -> str:

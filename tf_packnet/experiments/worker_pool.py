@@ -133,7 +133,7 @@ class Pool:
                 with self._changed:
                     self._queue.started(number)
         except WorkerFault as fault:
-            self._note_fault(number, str(fault))
+            self._note_fault(number, fault)
 
     def _do(self, number: int, job: Job) -> None:
         job.began = time.perf_counter()
@@ -153,19 +153,19 @@ class Pool:
         with self._changed:
             callback(*arguments)
 
-    def _note_fault(self, number: int, reason: str) -> None:
+    def _note_fault(self, number: int, fault: WorkerFault) -> None:
         with self._changed:
             if self._closed:  # the pool has killed the process
                 return
-            job, retired = self._queue.fault(number)
-            self._last_faults[number] = reason
+            job, retired = self._queue.fault(number, fault.from_outside)
+            self._last_faults[number] = reason = str(fault)
             where = f"worker {number + 1}" + (f", {self._name(job.config)}" if job else "")
             if job is None:
                 run = ""
             elif job.state == RunState.FAILED:
                 run = "the run has failed: this is its second fault, alone on a worker that works well; "
             else:
-                run = "the run is queued again, to be done alone at the end; "
+                run = f"the run is queued again{', to be done alone at the end' if job.suspect else ''}; "
             worker = f"is retired after {MOST_FAULTS} faults" if retired else "starts a new process"
             self._log(f"{where}: {reason}; {run}the worker {worker}")
             if job is not None and job.state == RunState.FAILED:
