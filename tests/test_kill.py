@@ -164,7 +164,7 @@ def kill_experiments(kills, tmp_path):
 
 @pytest.mark.slow
 def test_many_kills_of_an_experiment_and_its_workers(tmp_path, capsys):
-    show(kill_experiments(30, tmp_path), capsys)
+    show(kill_experiments(24, tmp_path), capsys)
 
 
 @pytest.mark.slow
