@@ -134,7 +134,7 @@ def test_one_of_two_workers_that_fails_every_run_does_not_drain_the_queue(do_run
     assert [run.results for run in finished] == [{"seed": seed} for seed in range(12)]
     assert len(lines) == MOST_FAULTS
     assert all(line.startswith("worker 2, ") for line in lines)
-    assert lines[-1].endswith("the worker is retired after 3 faults")
+    assert lines[-1].endswith("the worker is retired after 3 faults in a row")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -155,7 +155,7 @@ def test_without_a_worker_that_works_all_runs_stay_queued(do_runs, workers, beha
     assert said in finished[0].error
     assert len({run.error for run in finished}) == 1
     assert len(lines) == workers * MOST_FAULTS
-    assert len([line for line in lines if line.endswith("the worker is retired after 3 faults")]) == workers
+    assert len([line for line in lines if line.endswith("the worker is retired after 3 faults in a row")]) == workers
 
 
 def test_a_run_whose_processes_are_stopped_twice_is_done(do_runs):

@@ -179,6 +179,34 @@ def test_an_error_in_on_end_stops_the_pool_and_is_raised_by_all_futures(fake, tm
     assert len([entry for entry in fake if entry[0] == "started"]) == 1
 
 
+def test_a_run_that_another_worker_takes_during_a_start_is_not_done_twice(fake, monkeypatch, tmp_path):
+    class Starting(FakeWorker):
+        ready = False
+
+        def fits(self, config):
+            return self.ready
+
+        def start(self):
+            self.ready = True
+
+        def run(self, *args):
+            finished = super().run(*args)
+            time.sleep(0.5)
+            return finished
+
+    class Late(Pool):
+        def _next(self, number):
+            job = super()._next(number)
+            time.sleep(0.2 * number)  # the first worker has taken this run by now
+            return job
+
+    monkeypatch.setattr(worker_pool, "Worker", Starting)
+    with Late(Layout(2, 1), tmp_path) as pool:
+        for future in [pool.submit(Config(seed=seed)) for seed in range(3)]:
+            assert future.result(30).results == {}
+    assert sorted(seed for event, seed, _ in fake if event == "started") == list(range(3))
+
+
 def test_a_closed_pool_starts_no_more_runs(fake, tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         for seed in range(50):
@@ -300,7 +328,7 @@ def test_an_experiment_without_a_worker_that_works_stops_and_resumes_later(in_wo
     assert lines[-1] == (
         f"main.py: {missing}: no worker is left; worker 1 and 2: {reason}; the same command retries them"
     )
-    assert lines.count(f"worker 1: {reason}; the worker is retired after 3 faults") == 1
+    assert lines.count(f"worker 1: {reason}; the worker is retired after 3 faults in a row") == 1
     assert len(lines) == 2 + 2 * 3
     (tmp_path / "site/sitecustomize.py").unlink()
     again = launch(*command)

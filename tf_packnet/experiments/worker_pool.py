@@ -112,7 +112,7 @@ class Pool:
         self._workers[number].end()
 
     def _next(self, number: int) -> Job | None:
-        """Wait for a run. It is taken (`RUNNING`), or still queued if the worker has to start a process for it."""
+        """Wait for a run. It is taken, or still queued if the worker has to start a process: `BUSY` or `STARTING`."""
         with self._changed:
             while not self._closed and self._queue.state(number) != WorkerState.RETIRED:
                 job = self._queue.next_for(number)
@@ -126,7 +126,7 @@ class Pool:
 
     def _step(self, number: int, job: Job) -> None:
         try:
-            if job.state == RunState.RUNNING:
+            if self._queue.state(number) == WorkerState.BUSY:
                 self._do(number, job)
             else:
                 self._workers[number].start()
@@ -166,7 +166,7 @@ class Pool:
                 run = "the run has failed: this is its second fault, alone on a worker that works well; "
             else:
                 run = f"the run is queued again{', to be done alone at the end' if job.suspect else ''}; "
-            worker = f"is retired after {MOST_FAULTS} faults" if retired else "starts a new process"
+            worker = f"is retired after {MOST_FAULTS} faults in a row" if retired else "starts a new process"
             self._log(f"{where}: {reason}; {run}the worker {worker}")
             if job is not None and job.state == RunState.FAILED:
                 finished = FinishedRun(job.config, None, reason, time.perf_counter() - job.began)
