@@ -123,6 +123,20 @@ def test_what_comes_from_outside_never_counts_against_a_run():
     assert second.state == RunState.QUEUED
 
 
+def test_a_worker_that_has_just_met_a_fault_is_no_judge():
+    first, second = jobs = [job("a"), job("b")]
+    queue = queue_of(1, jobs)
+    queue.take(0)
+    queue.end(0, failed=False)
+    for _ in range(2):
+        assert queue.take(0) is second
+        queue.fault(0)
+        assert second.state == RunState.QUEUED
+    assert queue.take(0) is second
+    assert queue.fault(0).retired
+    assert (first.state, second.state) == (RunState.DONE, RunState.QUEUED)
+
+
 def test_a_suspect_run_goes_to_a_worker_that_works_well():
     jobs = [job("a"), job("b")]
     queue = queue_of(2, jobs)
