@@ -21,7 +21,7 @@ from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions, findings, matching
 from tf_packnet.experiments.definitions import EXPERIMENTS, define
-from tf_packnet.experiments.worker_pool import FinishedRun
+from tf_packnet.experiments.worker import FinishedRun
 from tf_packnet.reporting import charts, frames
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import ExperimentPaths
@@ -232,10 +232,11 @@ def test_a_matching_with_failed_runs_reports_the_others(tmp_path, capsys):
     findings.write_report(asked, ExperimentPaths(tmp_path), runs, matches)
     printed = capsys.readouterr().out
     assert "p = 0.9, memory: as accurate as PackNet with 2.50 times fewer weights" in printed
-    assert "1 of 4 runs failed and are missing here." in printed
+    missing = "1 of 4 runs failed (approach=packnet,final_prune=0.95,seed=0). They are missing here; the same command"
+    assert missing in printed
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [match["matched_prune"] for match in summary["matches"]] == [0.96]
-    assert "1 of 4 runs failed" in (tmp_path / "summary.md").read_text()
+    assert missing in (tmp_path / "summary.md").read_text()
     assert set(pd.read_csv(tmp_path / "results.csv")["final_prune"]) == {0.9, 0.92, 0.96}
 
 

@@ -3,17 +3,22 @@
 import os
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
+import psutil
 import pytest
 
 from tests.conftest import launch
 from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.command_line.run_command import Command, parse_command
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import worker_pool
+from tf_packnet.experiments import worker, worker_pool
 from tf_packnet.experiments.definitions import run_name
-from tf_packnet.experiments.worker_pool import FinishedRun, Layout, Pool, best_layout
+from tf_packnet.experiments.worker import FinishedRun, Layout
+from tf_packnet.experiments.worker_pool import Pool, best_layout
 from tf_packnet.runs.config import Config
 
 
@@ -134,8 +139,11 @@ class FakeWorker:
     def __init__(self, layout, stages_dir):
         pass
 
-    def ready_for(self, config):
-        return None
+    def fits(self, config):
+        return True
+
+    def end(self, timeout=None):
+        pass
 
     def run(self, config, on_epochs, log):
         self.log.append(("started", config.seed, config.final_prune))
@@ -147,7 +155,7 @@ class FakeWorker:
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(FakeWorker, "log", [])
-    monkeypatch.setattr(worker_pool, "_Worker", FakeWorker)
+    monkeypatch.setattr(worker_pool, "Worker", FakeWorker)
     return FakeWorker.log
 
 
@@ -159,16 +167,44 @@ def test_runs_with_the_same_first_stage_do_not_run_in_parallel_if_others_wait(fa
     assert {seed for event, seed, _ in fake[:2] if event == "started"} == {0, 1}
 
 
-def test_an_error_in_on_end_is_raised_by_the_future(fake, tmp_path):
+def test_an_error_in_on_end_stops_the_pool_and_is_raised_by_all_futures(fake, tmp_path):
     def full_disk(finished):
-        if finished.config.seed == 0:
-            raise OSError("no space left")
+        raise OSError("no space left")
 
     with Pool(Layout(1, 1), tmp_path, on_end=full_disk) as pool:
-        first, second = pool.submit(Config(seed=0)), pool.submit(Config(seed=1))
-        with pytest.raises(OSError, match="no space left"):
-            first.result(10)
-        assert second.result(10).results == {}
+        futures = [pool.submit(Config(seed=seed)) for seed in (0, 1)]
+        for future in [*futures, pool.submit(Config(seed=2))]:
+            with pytest.raises(OSError, match="no space left"):
+                future.result(10)
+    assert len([entry for entry in fake if entry[0] == "started"]) == 1
+
+
+def test_a_run_that_another_worker_takes_during_a_start_is_not_done_twice(fake, monkeypatch, tmp_path):
+    class Starting(FakeWorker):
+        ready = False
+
+        def fits(self, config):
+            return self.ready
+
+        def start(self):
+            self.ready = True
+
+        def run(self, *args):
+            finished = super().run(*args)
+            time.sleep(0.5)
+            return finished
+
+    class Late(Pool):
+        def _next(self, number):
+            job = super()._next(number)
+            time.sleep(0.2 * number)  # the first worker has taken this run by now
+            return job
+
+    monkeypatch.setattr(worker_pool, "Worker", Starting)
+    with Late(Layout(2, 1), tmp_path) as pool:
+        for future in [pool.submit(Config(seed=seed)) for seed in range(3)]:
+            assert future.result(30).results == {}
+    assert sorted(seed for event, seed, _ in fake if event == "started") == list(range(3))
 
 
 def test_a_closed_pool_starts_no_more_runs(fake, tmp_path):
@@ -183,40 +219,61 @@ def test_a_closed_pool_starts_no_more_runs(fake, tmp_path):
 TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,), "jit": "off"}
 
 
-def test_a_run_whose_process_dies_fails_and_the_next_run_gets_a_new_process(tmp_path):
-    killed = []
+def test_a_run_whose_process_is_killed_goes_on_in_a_new_process(tmp_path):
+    killed, lines = [], []
 
     def kill_the_first(config, epochs):
-        if config.seed == 0:
-            killed.append(epochs)
-            os.kill(pool._processes[0].pid, signal.SIGKILL)
+        if config.seed == 0 and not killed:
+            killed.append(pool._workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
 
-    with Pool(Layout(1, 1), tmp_path / "stages", on_epochs=kill_the_first) as pool:
-        first, second = (pool.submit(Config(**TINY, seed=seed)) for seed in (0, 1))
-        assert first.result(120).results is None
-        assert first.result().error.startswith("its process ended with -9")
-        assert second.result(120).results["complete"]
-    assert killed
+    with Pool(Layout(1, 1), tmp_path / "stages", on_epochs=kill_the_first, log=lines.append) as pool:
+        futures = [pool.submit(Config(**TINY, seed=seed)) for seed in (0, 1)]
+        assert all(future.result(120).results["complete"] for future in futures)
+        assert pool._workers[0].pid != killed[0]
+    assert lines == [
+        "worker 1, seed=0: its process was killed by SIGKILL, as the system does when memory runs out; "
+        "the run is queued again, to be done alone at the end; the worker starts a new process"
+    ]
 
 
 def test_worker_processes_are_replaced_and_leave_no_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_pool, "RUNS_PER_PROCESS", 1)
+    monkeypatch.setattr(worker, "RUNS_PER_PROCESS", 1)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     with Pool(Layout(1, 1), tmp_path / "stages") as pool:
         processes = []
         for seed in (0, 1):
             assert pool.submit(Config(**TINY, seed=seed)).result(120).results["complete"]
-            processes.append(pool._processes[0])
+            processes.append(pool._workers[0]._process)
     assert processes[0].pid != processes[1].pid
     assert processes[0].returncode is not None
     assert not list((tmp_path / "tmp").iterdir())  # a worker leaves no files, however it ends
 
 
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from tf_packnet.experiments.worker import Layout, Worker
+worker = Worker(Layout(1, 1), Path("stages"))
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stopped_worker_process_does_not_outlive_its_launcher(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, cwd=tmp_path) as launcher:
+        process = psutil.Process(int(launcher.stdout.readline()))
+        process.send_signal(signal.SIGSTOP)
+        launcher.kill()
+    process.wait(60)
+
+
 def test_a_worker_process_exits_when_its_input_ends(tmp_path):
     with Pool(Layout(1, 1), tmp_path) as pool:
         pool.submit(Config(**TINY)).result(120)
-        process = pool._processes[0]
+        process = pool._workers[0]._process
         process.stdin.close()  # as when the launcher is killed
         assert process.wait(10) == 0
 
@@ -234,7 +291,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried(tmp_path):
     assert re.search("task 1, train: .* in epoch 1, the training has diverged", done.stderr)
     name = "learning_rate=1e+30,seed=0"
     assert lines[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command retries them"
-    assert "1 of 3 runs failed and are missing here." in done.stdout
+    assert f"1 of 3 runs failed ({name}). They are missing here; the same command does them." in done.stdout
     assert "3 runs done: 8 epochs computed, 0 reused" in done.stdout  # none of the failed run
     runs = tmp_path / "out/runs"
     before = {path.name: path.stat().st_mtime_ns for path in runs.iterdir()}
@@ -245,3 +302,60 @@ def test_a_failed_run_does_not_stop_the_others_and_is_retried(tmp_path):
     assert "1 runs done: " in again.stdout
     assert {path.name: path.stat().st_mtime_ns for path in runs.iterdir()} == before
     assert (tmp_path / "out/results.csv").read_bytes() == csv
+
+
+@pytest.fixture
+def in_workers(tmp_path, monkeypatch):
+    """Has code run at the start of every worker process."""
+
+    def at_start(code):
+        condition = 'import sys\nif "tf_packnet.experiments.worker_process" in sys.orig_argv:\n'
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site/sitecustomize.py").write_text(condition + textwrap.indent(code, "    "))
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ['PYTHONPATH']}")
+
+    return at_start
+
+
+def test_an_experiment_without_a_worker_that_works_stops_and_resumes_later(in_workers, tmp_path):
+    command = (*FLAGS, "--sweep=learning_rate=0.1,0.2", f"--output_dir={tmp_path}/out", "--workers=2")
+    in_workers('sys.modules["keras"] = None')
+    done = launch(*command)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    missing = "2 of 2 runs were not done (learning_rate=0.1,seed=0; learning_rate=0.2,seed=0)"
+    reason = "its process exited with 1: ModuleNotFoundError: import of keras halted; None in sys.modules"
+    assert lines[-1] == (
+        f"main.py: {missing}: no worker is left; worker 1 and 2: {reason}; the same command retries them"
+    )
+    assert lines.count(f"worker 1: {reason}; the worker is retired after 3 faults in a row") == 1
+    assert len(lines) == 2 + 2 * 3
+    (tmp_path / "site/sitecustomize.py").unlink()
+    again = launch(*command)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs done: " in again.stdout
+
+
+TOO_LARGE = """\
+import tensorflow as tf
+from tf_packnet.runs import learning
+learn_only = learning.learn_only
+def learn_if_small(config, *args):
+    if config.learning_rate == 0.2:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    return learn_only(config, *args)
+learning.learn_only = learn_if_small"""
+
+
+def test_a_run_that_needs_more_memory_than_there_is_fails_and_the_report_names_it(in_workers, tmp_path):
+    in_workers(TOO_LARGE)
+    done = launch(
+        *FLAGS, "--sweep=learning_rate=0.1,0.2,0.3", "--seeds=1", f"--output_dir={tmp_path}/out", "--workers=1"
+    )
+    assert done.returncode == 1
+    name = "learning_rate=0.2,seed=0"
+    assert done.stderr.splitlines()[-1] == f"main.py: 1 of 3 runs failed ({name}); the same command retries them"
+    assert f"worker 1, {name}: ResourceExhaustedError: OOM when allocating tensor; the run is queued" in done.stderr
+    assert f"3/3  {name}  failed: ResourceExhaustedError: OOM when allocating tensor  " in done.stderr
+    assert f"({name}). They are missing here" in (tmp_path / "out/summary.md").read_text()
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2

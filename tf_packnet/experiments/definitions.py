@@ -106,6 +106,11 @@ def define(
     return Experiment(name, base, axes, tuple(seeds), tuple(configs), evaluations)
 
 
+def axes_of(experiment: Experiment) -> tuple[str, ...]:
+    """Return the config fields in which the runs of an experiment differ, besides the seed."""
+    return ("approach", *experiment.axes) if experiment.named.matching else tuple(experiment.axes)
+
+
 def run_name(config: Config, axes: Sequence[str]) -> str:
     """Return the name of a run: the values of the axes, and its seed."""
     name = ",".join(f"{axis}={getattr(config, axis)}" for axis in [*axes, "seed"])

@@ -6,8 +6,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from tf_packnet.experiments.definitions import Experiment, run_name
-from tf_packnet.experiments.worker_pool import FinishedRun, Layout, Pool
+from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
+from tf_packnet.experiments.worker import FinishedRun, Layout
+from tf_packnet.experiments.worker_pool import Pool
 from tf_packnet.runs import corruption
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.config import Config
@@ -35,8 +36,10 @@ class ExperimentRuns:
         self._pool = Pool(
             layout,
             stages_dir,
+            name=self.name,
             on_start=lambda config: display.start_run(self.name(config), estimated_epochs(config)),
             on_epochs=lambda config, epochs: display.advance_run(self.name(config), epochs),
+            on_requeue=lambda config: display.requeue_run(self.name(config)),
             on_end=self._on_end,
             log=display.log,
         )
@@ -53,7 +56,7 @@ class ExperimentRuns:
         self.close()
 
     def close(self) -> None:
-        """Kill the workers and cancels all runs that are not finished."""
+        """Kill the workers and cancel all runs that are not finished."""
         self._pool.close()
 
     def name(self, config: Config) -> str:
@@ -75,10 +78,11 @@ class ExperimentRuns:
             return self._futures[name]
 
     def get(self, configs: Sequence[Config]) -> list[FinishedRun]:
-        """Do several runs and return them in order. Runs that fail are among them.
+        """Do several runs and return them in order, with those that fail or that no worker is left for.
 
         Raises:
             ArgumentError: If the config, the data or the machine do not allow a run.
+            OSError: If the output directory or the store of stages can no longer be written.
         """
         futures = [self.submit(config) for config in configs]
         runs = []
@@ -95,11 +99,6 @@ class ExperimentRuns:
             scores = f"accuracy {finished.results['average_accuracy']:.4f}"
         self.computed.append(finished)
         self._display.end_run(self.name(finished.config), finished.seconds, scores, finished.error)
-
-
-def axes_of(experiment: Experiment) -> tuple[str, ...]:
-    """Return the config fields in which the runs of an experiment differ, besides the seed."""
-    return ("approach", *experiment.axes) if experiment.named.matching else tuple(experiment.axes)
 
 
 def estimated_epochs(config: Config) -> int:

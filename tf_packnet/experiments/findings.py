@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tf_packnet.experiments.definitions import Experiment
+from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
-from tf_packnet.experiments.worker_pool import FinishedRun
+from tf_packnet.experiments.worker import FinishedRun
 from tf_packnet.reporting import charts, frames
 from tf_packnet.reporting import report as reports
 from tf_packnet.runs.paths import ExperimentPaths
@@ -44,9 +44,8 @@ def write_report(
         content = _report_matches(experiment, frame, matches)
     else:
         content = _compare_settings(experiment, frame, axes)
-    failed = len([run for run in runs if run.results is None])
-    if failed:
-        content.findings.append(f"{failed} of {len(runs)} runs failed and are missing here.")
+    missing = describe_missing(experiment, runs)
+    content.findings.extend(f"{sentence}. They are missing here; the same command does them." for sentence in missing)
     environments = {str(_versions(results)): _versions(results) for results in complete}
     report = reports.Report(
         title=f"{experiment.named.title} ({experiment.base.dataset})",
@@ -62,6 +61,20 @@ def write_report(
     report_files = reports.write(report, paths.root)
     print_table(report.title, next(iter(content.tables.values())), content.findings, paths.root)
     return [paths.csv, *report_files]
+
+
+def describe_missing(experiment: Experiment, runs: Sequence[FinishedRun]) -> list[str]:
+    """Name the runs without results: those that failed, and those that no worker was left for."""
+    names = {run_name(run.config, axes_of(experiment)): run for run in runs}
+    failed = sorted(name for name, run in names.items() if run.results is None and not run.queued)
+    queued = {name: run.error for name, run in sorted(names.items()) if run.queued}
+    sentences = []
+    if failed:
+        sentences.append(f"{len(failed)} of {len(names)} runs failed ({'; '.join(failed)})")
+    if queued:
+        reason = next(iter(queued.values()))
+        sentences.append(f"{len(queued)} of {len(names)} runs were not done ({'; '.join(queued)}): {reason}")
+    return sentences
 
 
 class Findings(NamedTuple):

@@ -18,7 +18,7 @@ from tf_packnet.runs.config import Config
 
 if TYPE_CHECKING:
     from tf_packnet.experiments.executor import ExperimentRuns
-    from tf_packnet.experiments.worker_pool import FinishedRun
+    from tf_packnet.experiments.worker import FinishedRun
 
 BASELINES = ("memory", "multinet")
 # The search interval for log2 of the compression: from twice as many weights as PackNet to a sixteenth.

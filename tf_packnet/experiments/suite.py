@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
 from tf_packnet.experiments import definitions
-from tf_packnet.experiments.definitions import Experiment, run_name
-from tf_packnet.experiments.executor import ExperimentRuns, axes_of, completed_results
-from tf_packnet.experiments.worker_pool import FinishedRun, Layout, best_layout
+from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
+from tf_packnet.experiments.executor import ExperimentRuns, completed_results
+from tf_packnet.experiments.worker import FinishedRun, Layout
+from tf_packnet.experiments.worker_pool import best_layout
 from tf_packnet.runs import corruption, data, output
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
@@ -35,7 +36,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow a run.
-        FailedRunsError: At the end, if runs failed; the report has the others.
+        FailedRunsError: At the end, if runs failed or no worker was left for them; the report has the others.
     """
     for dataset, data_dir in dict.fromkeys((config.dataset, config.data_dir) for config in experiment.configs):
         check_name(dataset, data_dir)
@@ -62,13 +63,11 @@ def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store:
     runs, finished_runs, matches = _do_runs(experiment, paths, layout, store)
     written = findings.write_report(experiment, paths, finished_runs, matches)
     Manifest(identity, checksums(paths.root, written)).write(paths.manifest)
-    names = {runs.name(run.config) for run in finished_runs}
+    names = {runs.name(run.config) for run in finished_runs if not run.queued}
     print_work(runs.computed, complete_before=len(names) - len(runs.computed))
-    failed = sorted({runs.name(run.config) for run in finished_runs if run.results is None})
-    if failed:
-        raise FailedRunsError(
-            f"{len(failed)} of {len(finished_runs)} runs failed ({'; '.join(failed)}); the same command retries them"
-        )
+    missing = findings.describe_missing(experiment, finished_runs)
+    if missing:
+        raise FailedRunsError(f"{'; '.join(missing)}; the same command retries them")
 
 
 def _do_runs(

@@ -1,15 +1,24 @@
 """A worker process, which does runs one after another. `worker_pool` starts it.
 
 It reads one job per line from standard input: `{"config": {...}, "stages_dir": "..."}`. It replies with JSON lines on
-standard output: `{"epochs": n}` for newly finished epochs, `{"log": "..."}` for a line to show, and finally
-`{"results": {...}}` or `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run. It exits
-when its input ends, even during a run: then the launcher is gone.
+standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly finished epochs,
+`{"log": "..."}` for a line to show, and finally one of
+
+- `{"results": {...}}`;
+- `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run;
+- `{"machine": "..."}` or `{"folder": [errno, message, path]}` for a fault of the machine or of the store, see `faults`.
+
+It exits when its input ends, even during a run: then the launcher is gone. If it is stopped by then, the system kills
+it; else it would hold the lock of its stage.
 """
 
+import ctypes
+import errno
 import gc
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -19,12 +28,16 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_PACKNET_LAZY"] = "1"
 
 from tf_packnet.errors import ArgumentError, StoppedError
+from tf_packnet.experiments import faults
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main() -> None:
     """Do all jobs from standard input."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # when the thread ends that has started this process
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of libraries is not taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -32,6 +45,9 @@ def main() -> None:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
+    import tensorflow as tf
+
+    _send(replies, {"ready": len(tf.config.list_physical_devices("GPU"))})
     while True:
         job = jobs.get()
         reply: dict[str, Any]
@@ -41,9 +57,17 @@ def main() -> None:
             reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
         except StoppedError as error:
             reply = {"error": str(error)}
-        except Exception as error:  # reported; the next runs continue
-            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        except Exception as error:  # reported, so that the next runs go on
+            reply = _fault(error)
         _send(replies, reply)
+
+
+def _fault(error: Exception) -> dict[str, Any]:
+    if faults.is_folder_fault(error):
+        if isinstance(error, OSError) and error.errno:
+            return {"folder": [error.errno, error.strerror, error.filename and str(error.filename)]}
+        return {"folder": [errno.EIO, faults.describe(error), None]}
+    return {"machine" if faults.is_machine_fault(error) else "error": faults.describe(error)}
 
 
 def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class ExperimentProgress:
         self._progress.update(self._rows[name], advance=epochs)
         self._progress.update(self._all, advance=epochs)
 
+    def requeue_run(self, name: str) -> None:
+        """Show that a run has stopped and is queued again."""
+        row = self._progress.tasks[self._progress.task_ids.index(self._rows.pop(name))]
+        self._progress.update(self._all, advance=-row.completed, text=self._count())
+        self._progress.remove_task(row.id)
+
     def end_run(self, name: str, seconds: float, scores: str, error: str) -> None:
         """Show the line of a run that has ended."""
         self._done += 1

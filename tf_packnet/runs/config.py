@@ -5,6 +5,7 @@ these declarations. Importable without TensorFlow, so that bad input is reported
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -349,7 +350,7 @@ class Config:
 OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Config)}
 
 
-def completed(values: dict[str, Any]) -> dict[str, Any]:
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return field values that an earlier version wrote, with the fields that were added since."""
     added = {name: declared.neutral for name, declared in OPTIONS.items() if declared.neutral is not ORIGINAL}
     return {**added, **values}

@@ -1,0 +1,90 @@
+"""Whose fault an error of a worker is: the run's, the machine's, or that of the folder that is written to.
+
+- The run: invalid input, divergence, and Python's errors for wrong code. The run has failed; the worker goes on.
+- The machine: memory, devices, the installation, the death of the process. The run is not to blame, see `run_queue`.
+- The folder: full, read-only or gone. No run can go on.
+"""
+
+import errno
+import re
+import signal
+
+from tf_packnet.errors import ArgumentError, StoppedError, one_line
+
+_FOLDER = "ENOSPC EDQUOT EROFS EIO ESTALE EACCES EPERM ENODEV ENXIO ENOTCONN"
+_FOLDER_ERRNOS = {getattr(errno, name) for name in _FOLDER.split()}
+# NumPy, HDF5 and TensorFlow raise errors of their own with the text of the system.
+_FOLDER_TEXT = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Stale file handle")
+
+_RUN = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
+    *(NotImplementedError, RecursionError, TypeError, ValueError),
+)
+# TensorFlow's codes INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED.
+_RUN_CODES = {3, 5, 6, 9, 11, 12}
+# What libraries write into errors of any type if memory, threads or devices are missing.
+_MACHINE_TEXT = re.compile(
+    "out of memory|OOM when|cannot allocate memory|failed to allocate|bad_alloc|can't start new thread"
+    r"|too many open files|CUDA|cuDNN|cuBLAS|cuSOLVER|NCCL|\bROCm|\bDNN library|device ordinal"
+    "|assign a device|device specification|no such device|No GPU|unknown device|cannot open shared object|libdevice",
+    re.IGNORECASE,
+)
+
+# Signals by which users and systems end processes on purpose.
+_FROM_OUTSIDE = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
+
+
+def is_machine_fault(error: BaseException | int) -> bool:
+    """Whether the machine is to blame for an error of a worker, not the run.
+
+    Args:
+        error: What a run raised, or the exit status of a worker process. A process never exits by itself during a run.
+    """
+    if isinstance(error, int):
+        return True
+    if isinstance(error, (ArgumentError, StoppedError)) or is_folder_fault(error):
+        return False
+    if isinstance(error, (MemoryError, ImportError)) or _MACHINE_TEXT.search(str(error)):
+        return True
+    if error.__cause__ is not None and is_machine_fault(error.__cause__):
+        return True
+    return not isinstance(error, _RUN) and getattr(error, "error_code", None) not in _RUN_CODES
+
+
+def is_folder_fault(error: BaseException) -> bool:
+    """Whether an error says that files can no longer be written or read."""
+    if isinstance(error, (ArgumentError, StoppedError)):
+        return False
+    if isinstance(error, OSError) and error.errno in _FOLDER_ERRNOS:
+        return True
+    return bool(_FOLDER_TEXT.search(str(error)))
+
+
+def is_from_outside(status: int) -> bool:
+    """Whether somebody has ended a process with this exit status, so that its run cannot be the cause."""
+    return status in _FROM_OUTSIDE
+
+
+def describe(error: BaseException) -> str:
+    """Return class and message of an exception in one line."""
+    return one_line(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
+
+
+def describe_exit(status: int, output: str) -> str:
+    """Describe in one line how a process ended.
+
+    Args:
+        status: Its exit status; the negative number of a signal.
+        output: What it has written to standard error.
+    """
+    lines = output.strip().splitlines()
+    last = f": {one_line(lines[-1], 300)}" if lines else ""
+    if status >= 0:
+        return f"its process exited with {status}{last}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    if status == -signal.SIGKILL:  # its last output tells nothing
+        return f"its process was killed by {name}, as the system does when memory runs out"
+    return f"its process was ended by {name}{last}"

@@ -1,0 +1,189 @@
+"""Which worker does which run, and what follows from a fault of the machine. Rules alone: no processes, no threads.
+
+A fault of the machine ends the worker's process, not the run:
+
+1. The run is queued again. If it may have caused the fault, it is then done after all others, alone, so that no other
+   run takes memory from it.
+2. The worker starts a new process. After `MOST_FAULTS` faults without a run done between them, it is retired.
+3. The run is at fault after all, and fails, if a worker that works well meets a fault in it again, while it is alone.
+   A worker works well if it has done a run since its last fault. This fault does not count against the worker.
+4. When all workers are retired, the runs that are left stay queued.
+
+So a worker that fails every run takes at most `MOST_FAULTS` of them from the queue, for a while; and a run that needs
+more memory than there is costs no worker.
+"""
+
+import enum
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tf_packnet.runs.config import Config
+
+MOST_FAULTS = 3
+
+
+class RunState(enum.Enum):
+    """A run is queued, runs, and ends as done or failed. After a fault of the machine it is queued again."""
+
+    QUEUED = enum.auto()
+    RUNNING = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+class WorkerState(enum.Enum):
+    """A worker is idle, starts a process, or does a run. Once retired, it does nothing any more."""
+
+    IDLE = enum.auto()
+    STARTING = enum.auto()
+    BUSY = enum.auto()
+    RETIRED = enum.auto()
+
+
+@dataclass(eq=False)
+class Job:
+    """A run to do.
+
+    Attributes:
+        config: Its config.
+        beginning: Equal for runs that start with the same stage, see `stages.shared_beginning`.
+        future: Gets the `FinishedRun`.
+        state: Its state.
+        suspect: Whether the machine has met a fault in it that it may have caused.
+        began: When it was started last, by `time.perf_counter()`.
+    """
+
+    config: Config
+    beginning: str
+    future: Future = field(default_factory=Future)
+    state: RunState = RunState.QUEUED
+    suspect: bool = False
+    began: float = 0.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    state: WorkerState = WorkerState.IDLE
+    job: Job | None = None
+    faults: int = 0  # since its last run that was done
+    works_well: bool = False
+
+
+class Consequence(NamedTuple):
+    """What follows from a fault: for the run in which it occurred, None while starting, and for the worker."""
+
+    job: Job | None
+    retired: bool
+
+
+class RunQueue:
+    """The queue of runs and the workers that take them.
+
+    Args:
+        workers: Number of workers.
+    """
+
+    def __init__(self, workers: int):
+        self._workers = [_Worker() for _ in range(workers)]
+        self._queued: list[Job] = []
+
+    @property
+    def queued(self) -> tuple[Job, ...]:
+        """The runs that wait for a worker, in order."""
+        return tuple(self._queued)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether a worker is left."""
+        return any(worker.state != WorkerState.RETIRED for worker in self._workers)
+
+    def state(self, number: int) -> WorkerState:
+        """Return the state of a worker."""
+        return self._workers[number].state
+
+    def add(self, job: Job) -> None:
+        """Queue a run."""
+        self._queued.append(job)
+
+    def next_for(self, number: int) -> Job | None:
+        """Return the run that an idle worker may take now, or should start a process for; None if there is none.
+
+        It prefers runs that do not have to wait for the first stage of a current run.
+        """
+        worker = self._workers[number]
+        if worker.state != WorkerState.IDLE:
+            return None
+        running = [other.job for other in self._workers if other.job is not None]
+        if any(job.suspect for job in running):
+            return None
+        fresh = [job for job in self._queued if not job.suspect]
+        if fresh:
+            beginnings = {job.beginning for job in running}
+            return next((job for job in fresh if job.beginning not in beginnings), fresh[0])
+        may_judge = worker.works_well or not any(other.works_well for other in self._workers)
+        return self._queued[0] if self._queued and not running and may_judge else None
+
+    def may_start(self, number: int) -> bool:
+        """Whether a worker should start a process: whether there are more runs to take than processes that start."""
+        starting = sum(worker.state == WorkerState.STARTING for worker in self._workers)
+        fresh = sum(not job.suspect for job in self._queued)
+        return self.next_for(number) is not None and starting < max(1, fresh)
+
+    def start(self, number: int) -> None:
+        """Note that an idle worker starts a process."""
+        self._change(number, WorkerState.IDLE, WorkerState.STARTING)
+
+    def started(self, number: int) -> None:
+        """Note that the process of a worker is ready."""
+        self._change(number, WorkerState.STARTING, WorkerState.IDLE)
+
+    def take(self, number: int) -> Job:
+        """Give an idle worker the run of `next_for`."""
+        job = self.next_for(number)
+        assert job is not None
+        self._queued.remove(job)
+        job.state = RunState.RUNNING
+        self._change(number, WorkerState.IDLE, WorkerState.BUSY)
+        self._workers[number].job = job
+        return job
+
+    def end(self, number: int, failed: bool) -> None:
+        """Note that the run of a worker has ended; `failed` by a fault of its own."""
+        worker, job = self._workers[number], self._release(number)
+        job.state = RunState.FAILED if failed else RunState.DONE
+        if not failed:
+            worker.faults, worker.works_well = 0, True
+
+    def fault(self, number: int, from_outside: bool = False) -> Consequence:
+        """Note that the process of a worker has ended, or never started, by a fault of the machine.
+
+        Args:
+            number: The worker.
+            from_outside: Whether no run can be the cause, as if somebody has stopped the process.
+        """
+        worker = self._workers[number]
+        job = None
+        if worker.state == WorkerState.STARTING:
+            self.started(number)
+        else:
+            job = self._release(number)
+            if job.suspect and worker.works_well and not from_outside:  # rule 3
+                job.state = RunState.FAILED
+                return Consequence(job, retired=False)
+            job.state, job.suspect = RunState.QUEUED, job.suspect or not from_outside
+            self._queued.append(job)
+        worker.faults, worker.works_well = worker.faults + 1, False
+        if worker.faults >= MOST_FAULTS:
+            worker.state = WorkerState.RETIRED
+        return Consequence(job, worker.state == WorkerState.RETIRED)
+
+    def _release(self, number: int) -> Job:
+        self._change(number, WorkerState.BUSY, WorkerState.IDLE)
+        job, self._workers[number].job = self._workers[number].job, None
+        assert job is not None
+        return job
+
+    def _change(self, number: int, before: WorkerState, after: WorkerState) -> None:
+        assert self._workers[number].state == before, (number, self._workers[number].state, before)
+        self._workers[number].state = after
