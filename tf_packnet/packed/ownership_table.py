@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_packnet.text import printable
+
 # Largest number of tasks with their own column; with more tasks, only the last ones have one.
 _TASK_COLUMNS = 6
 
@@ -17,8 +19,9 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
         owner_maps: `uint8` maps by the kernel's path.
         task_names: Names of the tasks, in order.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from tf_packnet.system.console import Console
 
     first = max(0, len(task_names) - _TASK_COLUMNS)
     table = Table(title="Owned and free weights", title_justify="left")
@@ -31,7 +34,7 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
         table.add_row(path, *_cells(count, first), end_section=path == list(counts)[-1])
     table.add_row("all", *_cells(sum(counts.values()), first))
     # Wide enough for all columns: rich would truncate numbers in a narrower table.
-    width = max(80, 14 * len(headings) + max(len(path) for path in counts) + 4)
+    width = max(80, 14 * len(headings) + max(len(printable(path)) for path in counts) + 4)
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip("\n").splitlines())
@@ -46,8 +49,9 @@ def _cells(count: np.ndarray, first: int) -> list[str]:
 
 def plan_table(plan: Any) -> str:
     """Return the table of a `tf_packnet.planning.CapacityPlan`, followed by memory, disk space and warnings."""
-    from rich.console import Console
     from rich.table import Table
+
+    from tf_packnet.system.console import Console
 
     last = plan.first_task + plan.tasks - 1
     which = f"task {last}" if plan.tasks == 1 else f"tasks {plan.first_task} to {last}"
@@ -85,7 +89,7 @@ def plan_table(plan: Any) -> str:
         )
     if plan.scope == "global":
         lines.append("?        depends on the values of the weights, because all layers are ranked together")
-    width = max(100, 13 * len(headings) + max(len(layer.path) for layer in plan.layers) + 6)
+    width = max(100, 13 * len(headings) + max(len(printable(layer.path)) for layer in plan.layers) + 6)
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]
