@@ -1,6 +1,9 @@
 """Exit codes of the command line, and one line on standard error for each failure."""
 
 import contextlib
+import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +14,8 @@ from tf_packnet.system import interruption, streams
 
 FAILED, BAD_INPUT, OUTPUT_CLOSED = 1, 2, 141
 
+_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+_TENSORFLOW_FILE_ERROR = re.compile(rf"(?P<path>/[^;]*); (?P<reason>{'|'.join(map(os.strerror, _ERRORS))})")
 _STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
@@ -53,13 +58,24 @@ def _outcome(work: Callable[[], None], resumable: bool) -> tuple[int, str]:
         return FAILED, f"out of memory{f': {error}' if str(error) else ''}"
     except BrokenPipeError:
         return OUTPUT_CLOSED, ""
-    except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        advice = "; fix this and run the same command again to continue" if resumable else ""
-        return FAILED, reason + advice
+    except Exception as error:
+        reason = _file_error(error)
+        if reason is None:
+            raise
+        return FAILED, reason + ("; fix this and run the same command again to continue" if resumable else "")
     except KeyboardInterrupt:
         return interruption.exit_code(*signals[:1] or [signal.SIGINT]), last_words
     return 0, ""
+
+
+def _file_error(error: Exception) -> str | None:
+    """Return which file an operation failed for, and why; None for other errors."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if type(error).__module__ == "tensorflow.python.framework.errors_impl":  # of TensorFlow's own file functions
+        found = _TENSORFLOW_FILE_ERROR.search(str(error).rpartition("}} ")[2])
+        return found and f"{found['reason']}: {found['path']}"
+    return None
 
 
 def _work_and_flush(work: Callable[[], None]) -> None:
