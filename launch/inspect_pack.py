@@ -5,7 +5,7 @@ import sys
 
 os.environ["TF_PACKNET_LAZY"] = "1"  # import TensorFlow only after the flags are checked
 
-from tf_packnet.command_line.program import run_program
+from tf_packnet.command_line.program import run_script
 
 if __name__ == "__main__":
-    sys.exit(run_program("inspect", sys.argv))
+    sys.exit(run_script("inspect", sys.argv))

@@ -41,6 +41,7 @@ LAYERS = [
     ["tf_packnet.system"],
     ["tf_packnet.task_names"],
     ["tf_packnet.errors", "tf_packnet.version"],
+    ["tf_packnet.text"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 

@@ -1,16 +1,24 @@
 """How a launcher ends after a signal."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.conftest import ROOT
 from tf_packnet.callbacks import StopWhenInterrupted
 from tf_packnet.command_line.exit_codes import exit_code
+from tf_packnet.command_line.run_command import parse_config
+from tf_packnet.runs.output import check as check_output
 from tf_packnet.system import interruption
 
+LAZY = {**os.environ, "TF_PACKNET_LAZY": "1"}
 STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
@@ -68,6 +76,87 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 143, done.stderr
     assert done.stderr.endswith(STOPPED)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_ends_it_at_once(number):
+    code = (
+        "import signal, sys, time\n"
+        "from tf_packnet.command_line.exit_codes import exit_code\n"
+        "def work():\n"
+        "    try:\n"
+        f"        signal.raise_signal({int(number)})\n"
+        "    finally:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        print('not reached')\n"
+        "sys.exit(exit_code(work, 'main.py', resumable=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=LAZY)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", STOPPED)
+
+
+def test_a_lost_signal_is_not_printed_and_the_next_one_ends_it():
+    code = (
+        "import signal, sys\n"
+        "from tf_packnet.command_line.exit_codes import exit_code\n"
+        "class Loses:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "def work():\n"
+        "    Loses()\n"
+        "    print('goes on', flush=True)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(exit_code(work, 'main.py', resumable=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=LAZY)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "goes on\n", STOPPED)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(capfd):
+    """As with `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert exit_code(lambda: signal.raise_signal(signal.SIGHUP), "main.py", resumable=True) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def catches(pid, number):
+    """Whether a process has a handler for a signal. Python itself, while it starts, has none for SIGTERM."""
+    mask = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def signalled(arguments, longest, random):
+    """Start a command, send two or three signals with random gaps, and return how it ended."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    while process.poll() is None and not catches(process.pid, signal.SIGTERM):
+        time.sleep(0.01)
+    time.sleep(random.uniform(0.0, longest))
+    first, *others = random.choices([signal.SIGTERM, signal.SIGINT, signal.SIGHUP], k=random.choice([2, 3]))
+    process.send_signal(first)
+    for number in others:
+        time.sleep(random.choice([0.0, 0.001, 0.01, 0.1, 0.5]) * random.random())
+        process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    return {first, *others}, process.returncode, stdout, stderr
+
+
+@pytest.mark.parametrize("tries", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_several_signals_at_random_times(tries, tmp_path):
+    random, output = Random(tries), tmp_path / "out"
+    flags = ["--flagfile=digits", "--num_tasks=2", "--train_epochs=400", "--jit=off", f"--output_dir={output}"]
+    for attempt in range(tries):
+        longest = 0.5 if attempt % 2 else 12.0  # during the imports, and later
+        numbers, code, stdout, stderr = signalled(["launch/main.py", *flags], longest, random)
+        assert "Traceback" not in stderr, stderr
+        # Negative if Python itself had ended its handlers already.
+        assert code in {128 + number for number in numbers} | {-number for number in numbers}, stderr
+        assert stdout == ""
+    if output.exists():
+        assert check_output(parse_config(["main.py", *flags])) is None  # the folder of an unfinished run
 
 
 def test_errors_without_a_signal_are_raised():

@@ -183,7 +183,10 @@ def forged(path, name):
         entry = container.Part(part["name"], part["stored"], part["plain"], part["sha256"], arrays)
         parts.append((entry, rest[: entry.stored]))
         rest = rest[entry.stored :]
-    directory["tasks"][0]["name"] = name
+    before, directory["tasks"][0]["name"] = directory["tasks"][0]["name"], name
+    recorded = directory.get("info", {}).get("tasks", {})
+    if before in recorded:
+        recorded[name] = recorded.pop(before)
     container.write(path, directory, parts)
     return path
 

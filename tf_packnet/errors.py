@@ -4,6 +4,8 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+from tf_packnet.text import printable, printable_lines
+
 
 class ArgumentError(ValueError):
     """An invalid argument.
@@ -17,7 +19,8 @@ class ArgumentError(ValueError):
     """
 
     def __init__(self, argument: str, expected: str, received: Any):
-        super().__init__(f"Invalid `{argument}`: expected {expected}. Received: {argument}={received!r}")
+        message = f"Invalid `{argument}`: expected {expected}. Received: {argument}={received!r}"
+        super().__init__(printable_lines(message))
         self.argument = argument
         self.expected = expected
         self.received = received
@@ -27,9 +30,8 @@ class ArgumentError(ValueError):
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """Return `text` as one line of at most `longest` characters, without control characters."""
-    printable = "".join(each if each.isprintable() else " " for each in text)
-    line = " ".join(printable.split())
+    """Return `text` as one printable line of at most `longest` characters."""
+    line = printable(" ".join(text.split()))
     half = (longest - 5) // 2
     return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
 
@@ -55,7 +57,7 @@ class PackFileError(ValueError):
     """
 
     def __init__(self, path: Any, part: str, reason: str):
-        super().__init__(f"{os.fspath(path)}: {part} {reason}")
+        super().__init__(printable_lines(f"{os.fspath(path)}: {part} {reason}"))
         self.path = path
         self.part = part
         self.reason = reason
@@ -66,6 +68,9 @@ class PackFileError(ValueError):
 
 class StoppedError(RuntimeError):
     """A run that cannot continue. The message is one line; the launcher exits with 1."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class FailedRunsError(StoppedError):

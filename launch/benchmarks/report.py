@@ -6,11 +6,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from launch.benchmarks import Row
 from tf_packnet.system import files
+from tf_packnet.system.console import Console
 from tf_packnet.training import acceleration
 
 

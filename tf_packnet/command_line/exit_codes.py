@@ -1,16 +1,22 @@
 """Exit codes of the command line, and one line on standard error for each failure."""
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 
 from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
-from tf_packnet.system.interruption import interruptible
+from tf_packnet.system import interruption, streams
 
-FAILED, BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 1, 2, 130, 141, 143
+FAILED, BAD_INPUT, OUTPUT_CLOSED = 1, 2, 141
+
+_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
+_TENSORFLOW_FILE_ERROR = re.compile(rf"(?P<path>/[^;]*); (?P<reason>{'|'.join(map(os.strerror, _ERRORS))})")
+_STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
 def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -> int:
@@ -22,34 +28,61 @@ def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -
         resumable: Whether the same command, given again, continues after an interruption.
 
     Returns:
-        0 if done, 1 if the program failed, 2 for bad input, 130 if interrupted (SIGINT), 141 if nobody reads its
-        output any more, 143 if terminated (SIGTERM).
+        0 if done, 1 if the program failed, 2 for bad input, 129 if its terminal was closed (SIGHUP), 130 if interrupted
+        (SIGINT), 141 if nobody reads its output any more, 143 if terminated (SIGTERM).
     """
+    with streams.any_output():
+        code, reason = _outcome(work, resumable)
+        message = _STOPPED if reason is _STOPPED else f"{program}: {one_line(reason)}\n" if reason else ""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(message)
+            sys.stderr.flush()
+    return code
+
+
+def _outcome(work: Callable[[], None], resumable: bool) -> tuple[int, str]:
+    """Return the exit code, and why the program ended."""
     signals: list[int] = []
+    last_words = _STOPPED if resumable else ""
     try:
-        with interruptible() if resumable else contextlib.nullcontext(signals) as signals:
-            work()
+        with interruption.interruptible(last_words) as signals:
+            _work_and_flush(work)
     except (UsageError, PackFileError) as error:
-        return _report(program, str(error), BAD_INPUT)
+        return BAD_INPUT, str(error)
     except ArgumentError as error:
         received = "" if error.received is None else f"={error.received}"
-        return _report(program, f"--{error.argument}{received}: expected {error.expected}", BAD_INPUT)
+        return BAD_INPUT, f"--{error.argument}{received}: expected {error.expected}"
     except StoppedError as error:
-        return _report(program, str(error), FAILED)
+        return FAILED, str(error)
+    except MemoryError as error:
+        return FAILED, f"out of memory{f': {error}' if str(error) else ''}"
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
-    except OSError as error:
-        reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        advice = "; fix this and run the same command again to continue" if resumable else ""
-        return _report(program, reason + advice, FAILED)
+        return OUTPUT_CLOSED, ""
+    except Exception as error:
+        reason = _file_error(error)
+        if reason is None:
+            raise
+        return FAILED, reason + ("; fix this and run the same command again to continue" if resumable else "")
     except KeyboardInterrupt:
-        if resumable:
-            print("\nstopped; the same command continues after the last finished epoch", file=sys.stderr)
-        return TERMINATED if signal.SIGTERM in signals else INTERRUPTED
-    return 0
+        return interruption.exit_code(*signals[:1] or [signal.SIGINT]), last_words
+    return 0, ""
 
 
-def _report(program: str, reason: str, code: int) -> int:
-    print(f"{program}: {one_line(reason)}", file=sys.stderr)
-    return code
+def _file_error(error: Exception) -> str | None:
+    """Return which file an operation failed for, and why; None for other errors."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if type(error).__module__ == "tensorflow.python.framework.errors_impl":  # of TensorFlow's own file functions
+        found = _TENSORFLOW_FILE_ERROR.search(str(error).rpartition("}} ")[2])
+        return found and f"{found['reason']}: {found['path']}"
+    return None
+
+
+def _work_and_flush(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except SystemExit as leaving:  # after --help and --version
+        interruption.check()
+        if leaving.code:
+            raise
+    sys.stdout.flush()  # errors of the output are reported here, not when the process ends

@@ -1,6 +1,5 @@
 """`tf-packnet inspect`: shows the contents of a pack, as tables, as JSON or as an HTML page."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,12 +54,13 @@ def show(request: Request) -> None:
         ArgumentError: If the file is not a pack.
     """
     from absl import logging
-    from rich.console import Console
 
     from tf_packnet.inspection.contents import inspect_pack
     from tf_packnet.inspection.opened_pack import open_pack
     from tf_packnet.inspection.tables import tables
     from tf_packnet.runs.paths import RunPaths
+    from tf_packnet.system.console import Console
+    from tf_packnet.text import to_json
 
     logging.set_verbosity(logging.ERROR)
     packed, file = open_pack(request.pack, RunPaths(request.pack.parent).results)
@@ -71,7 +71,7 @@ def show(request: Request) -> None:
         html_page.write(request.html, packed, contents)
         print(f"page in {request.html}", file=sys.stderr)
     if request.format == "json":
-        print(json.dumps(contents.to_json(), indent=2))
+        print(to_json(contents.to_json()))
     else:
         console = Console()
         console.print(tables(contents, console))

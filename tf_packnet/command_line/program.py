@@ -1,13 +1,14 @@
-"""Entry points of the `tf-packnet` command and of the scripts in `launch/`."""
+"""Entry points of the `tf-packnet` command and of the scripts in `launch/`.
+
+Imports little before it handles signals, so that Ctrl-C never shows a traceback of imports.
+"""
 
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from tf_packnet.command_line.exit_codes import BAD_INPUT, exit_code
-from tf_packnet.command_line.help_page import HELP_FLAGS
-from tf_packnet.errors import one_line
+from tf_packnet.system import interruption
 from tf_packnet.version import __version__
 
 SUBCOMMANDS = {
@@ -38,18 +39,18 @@ def main() -> int:
         The exit code, see `exit_codes.exit_code`.
     """
     first, *rest = sys.argv[1:] or [""]
-    if first in HELP_FLAGS:
-        print(_HELP.format(subcommands="\n".join(f"  {name:<12}{text}" for name, text in SUBCOMMANDS.items())))
-        return 0
-    if first == "--version":
-        print(f"tf_packnet {__version__}")
-        return 0
-    if first not in SUBCOMMANDS:
-        received = f"{first!r}: " if first else ""
-        expected = f"expected a subcommand, one of {', '.join(SUBCOMMANDS)} (see tf-packnet --help)"
-        print(f"tf-packnet: {one_line(received)} {expected}".replace("  ", " "), file=sys.stderr)
-        return BAD_INPUT
-    return run_program(first, [f"tf-packnet {first}", *rest])
+    if first in SUBCOMMANDS:
+        return run_script(first, [f"tf-packnet {first}", *rest])
+    interruption.end_at_once()
+    from tf_packnet.command_line.exit_codes import exit_code
+
+    return exit_code(lambda: _without_subcommand(first), "tf-packnet")
+
+
+def run_script(name: str, argv: Sequence[str]) -> int:
+    """As `run_program`, for a process that does nothing else: from now on signals end it without a traceback."""
+    interruption.end_at_once()
+    return run_program(name, argv)
 
 
 def run_program(name: str, argv: Sequence[str]) -> int:
@@ -64,8 +65,26 @@ def run_program(name: str, argv: Sequence[str]) -> int:
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tf_packnet.command_line.exit_codes import exit_code
+    from tf_packnet.command_line.help_page import HELP_FLAGS
+    from tf_packnet.system import memory
 
     def work() -> None:
+        if not {"--version", *HELP_FLAGS} & set(argv):
+            memory.check()  # here, as NumPy may wait for memory for ever
         importlib.import_module(f"tf_packnet.command_line.{_MODULES[name]}").main(list(argv))
 
     return exit_code(work, os.path.basename(argv[0]), resumable=name in _RESUMABLE)
+
+
+def _without_subcommand(first: str) -> None:
+    from tf_packnet.command_line.help_page import HELP_FLAGS
+    from tf_packnet.command_line.parsing import UsageError
+
+    if first in HELP_FLAGS:
+        print(_HELP.format(subcommands="\n".join(f"  {name:<12}{text}" for name, text in SUBCOMMANDS.items())))
+    elif first == "--version":
+        print(f"tf_packnet {__version__}")
+    else:
+        received = f"{first!r}: " if first else ""
+        raise UsageError(f"{received}expected a subcommand, one of {', '.join(SUBCOMMANDS)} (see tf-packnet --help)")

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
@@ -17,6 +16,8 @@ from tf_packnet.reporting import charts, frames
 from tf_packnet.reporting import report as reports
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
+from tf_packnet.system.console import Console
+from tf_packnet.text import csv_cell
 
 
 def write_report(
@@ -39,7 +40,7 @@ def write_report(
     axes = ["approach", "final_prune"] if experiment.named.matching else list(experiment.axes)
     frame = frames.tidy(complete, axes)
     with files.replacing(paths.csv) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        frame.map(csv_cell).to_csv(temporary, index=False, lineterminator="\n")
     if experiment.named.matching:
         content = _report_matches(experiment, frame, matches)
     else:
@@ -197,8 +198,8 @@ def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], folder
     console = Console()
     console.print(printed)
     for finding in findings:
-        console.print(finding, highlight=False, soft_wrap=True)
-    console.print(f"Report  {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(finding, soft_wrap=True)
+    console.print(f"Report  {folder / 'report.html'}", soft_wrap=True)
 
 
 # The paper's average accuracy of PackNet with one prune round, by data set and p.

@@ -18,6 +18,7 @@ from tf_packnet.inspection.tables import NO_RATE, score, shown_tasks, size
 from tf_packnet.inspection.template import PAGE
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.system import files
+from tf_packnet.text import printable_lines
 
 # With more tasks, a colour scale replaces the legend, and pictures replace histograms and the accuracy table.
 _MAX_SWATCHES, _MAX_HISTOGRAMS, _MAX_TABLE = 12, 24, 30
@@ -37,7 +38,7 @@ def write(path: str | os.PathLike, packed: PackedModel, inspection: Inspection) 
         packed: The pack.
         inspection: The return value of `inspect_pack`.
     """
-    content = render(packed, inspection)
+    content = printable_lines(render(packed, inspection))
     with files.replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 

@@ -7,6 +7,7 @@ from matplotlib.patches import Patch
 
 from tf_packnet.inspection.palette import rgb, task_colours
 from tf_packnet.pruning import ownership
+from tf_packnet.text import label
 
 # Largest number of cells per axis; larger maps are drawn in blocks.
 _MAX_CELLS = 512
@@ -34,7 +35,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
         interpolation="nearest",
         extent=(0, grid.shape[1], grid.shape[0], 0),
     )
-    axes.set_title(f"Owner map of {title}")
+    axes.set_title(f"Owner map of {label(title)}")
     cell = "" if block == (1, 1) else f"\neach cell shows the most frequent owner of {block[0]} x {block[1]} weights"
     axes.set_xlabel(f"output (filter or unit){cell}")
     axes.set_ylabel("input" if owner.ndim == 2 else "input (kernel position x channel)")
@@ -79,5 +80,5 @@ def _legend(owner: np.ndarray, names: list[str], colours: np.ndarray) -> list[Pa
     entries = [Patch(facecolor=colours[0], edgecolor="0.6", label=f"free  {share[0]:.1%}")]
     for task, name in enumerate(names, start=1):
         if len(names) <= _MAX_LEGEND or task in (1, len(names)):
-            entries.append(Patch(facecolor=colours[task], label=f"{task}: {name}  {share[task]:.2%}"))
+            entries.append(Patch(facecolor=colours[task], label=f"{task}: {label(name)}  {share[task]:.2%}"))
     return entries

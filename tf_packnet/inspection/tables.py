@@ -3,7 +3,6 @@
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
 from tf_packnet.inspection.contents import Inspection
 
@@ -60,7 +59,7 @@ def _tasks(inspection: Inspection) -> Table:
         table.add_column(heading, justify="right")
     for task in inspection.tasks:
         values = [cells[heading](task) for heading in headings]
-        table.add_row(Text(str(task.number)), Text(task.name), Text(task.classes()), *values)
+        table.add_row(str(task.number), task.name, task.classes(), *values)
     return table
 
 
@@ -75,7 +74,7 @@ def _layers(inspection: Inspection, columns: int, max_path_width: int | None) ->
         shape = "x".join(map(str, layer.shape))
         free = [f"{layer.free:,}", f"{layer.free / layer.weights:.1%}"]
         last = layer is inspection.layers[-1]
-        table.add_row(Text(layer.path), shape, *owned, *free, end_section=last)
+        table.add_row(layer.path, shape, *owned, *free, end_section=last)
     total = [f"{inspection.tasks[index].weights:,}" for index in shown]
     free = [f"{inspection.free:,}", f"{inspection.free / inspection.weights:.1%}"]
     table.add_row("all", f"{inspection.weights:,}", *total, *free)
@@ -85,8 +84,8 @@ def _layers(inspection: Inspection, columns: int, max_path_width: int | None) ->
 def _notes(inspection: Inspection) -> Table:
     lines = Table.grid(padding=(0, 2))
     if inspection.bytes is not None:
-        lines.add_row("File", Text(f"{inspection.file}, {size(inspection.bytes)}"))
-    lines.add_row("Free capacity", Text(str(inspection.room or NO_RATE)))
+        lines.add_row("File", f"{inspection.file}, {size(inspection.bytes)}")
+    lines.add_row("Free capacity", str(inspection.room or NO_RATE))
     for note in inspection.notes:
-        lines.add_row("Note", Text(note))
+        lines.add_row("Note", note)
     return lines

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_packnet.text import printable
+
 # Largest number of tasks with their own column; with more tasks, only the last ones have one.
 _TASK_COLUMNS = 6
 
@@ -30,13 +32,13 @@ def ownership_table(owner_maps: Mapping[str, np.ndarray], task_names: Sequence[s
         table.add_row(path, *_cells(count, first), end_section=path == list(counts)[-1])
     table.add_row("all", *_cells(np.sum(list(counts.values()), axis=0), first))
     # Wide enough for all columns: rich would truncate numbers in a narrower table.
-    width = max(80, 14 * len(headings) + max(len(path) for path in counts) + 4)
+    width = max(80, 14 * len(headings) + max(len(printable(path)) for path in counts) + 4)
     return "\n".join(_lines(table, width))
 
 
 def _lines(table: Any, width: int) -> list[str]:
     """Render a `rich.table.Table`."""
-    from rich.console import Console
+    from tf_packnet.system.console import Console
 
     text = io.StringIO()
     Console(file=text, width=width).print(table)
@@ -90,7 +92,7 @@ def plan_table(plan: Any) -> str:
         )
     if not all(layer.kept for layer in plan.layers):
         lines.append("?        depends on the values of the weights, because all layers are ranked together")
-    width = max(100, 13 * len(headings) + max(len(layer.path) for layer in plan.layers) + 6)
+    width = max(100, 13 * len(headings) + max(len(printable(layer.path)) for layer in plan.layers) + 6)
     return "\n".join([*_lines(table, width), *lines])
 
 

@@ -2,11 +2,11 @@
 
 import csv
 import io
-import json
 import os
 from pathlib import Path
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.text import csv_cell, to_json
 
 FORMATS = ("table", "csv", "json")
 
@@ -42,18 +42,18 @@ def check_output(path: str | None) -> None:
 
 def _table(task: str, names: list[str], rows: Rows) -> str:
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"task {task}"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    from tf_packnet.system.console import Console
+
+    table = Table(title=f"task {task}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("example", overflow="fold")
     for rank in range(len(rows[0])):
         table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
         table.add_column("probability" if rank == 0 else "", justify="right")
     for name, row in zip(names, rows, strict=True):
-        cells = [cell for label, share in row for cell in (escape(label), f"{share:.4f}")]
-        table.add_row(escape(name), *cells)
+        cells = [cell for label, share in row for cell in (label, f"{share:.4f}")]
+        table.add_row(name, *cells)
     text = io.StringIO()
     Console(file=text).print(table)
     return text.getvalue()
@@ -65,7 +65,8 @@ def _csv(task: str, names: list[str], rows: Rows) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["example", "rank", "class", "probability"])
     for name, row in zip(names, rows, strict=True):
-        writer.writerows([name, rank, label, _digits(share)] for rank, (label, share) in enumerate(row, start=1))
+        for rank, (label, share) in enumerate(row, start=1):
+            writer.writerow([csv_cell(name), rank, csv_cell(label), _digits(share)])
     return text.getvalue()
 
 
@@ -74,7 +75,7 @@ def _json(task: str, names: list[str], rows: Rows) -> str:
         {"example": name, "classes": [{"class": label, "probability": _digits(share)} for label, share in row]}
         for name, row in zip(names, rows, strict=True)
     ]
-    return json.dumps({"task": task, "predictions": predictions}, indent=2) + "\n"
+    return to_json({"task": task, "predictions": predictions}) + "\n"
 
 
 def _digits(share: float) -> float:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from tf_packnet.inspection.palette import task_colours
+from tf_packnet.text import label
 
 _MARKERS = "osD^vPX*"
 APPROACH_NAMES = {"packnet": "PackNet", "memory": "Memory", "multinet": "Multinet"}
@@ -57,7 +58,7 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
                 [ticks.index(tick) for tick in group[x]],
                 group[value],
                 yerr=group["standard_error"].fillna(0.0),
-                label=describe(curve, name) if curve else None,
+                label=label(describe(curve, name)) if curve else None,
                 color=colours[index],
                 marker=_MARKERS[index % len(_MARKERS)],
                 markersize=5,
@@ -70,7 +71,7 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
             positions = [ticks.index(tick) for tick in reported[x]]
             panel.plot(positions, paper_values, "_", color="black", markersize=14, label="PackNet in the paper")
         panel.xaxis.set_major_locator(FixedLocator(range(len(ticks))))
-        panel.set_xticklabels([format_value(x, tick) for tick in ticks])
+        panel.set_xticklabels([label(format_value(x, tick)) for tick in ticks])
         panel.set_xlim(-0.3, len(ticks) - 0.7)
         panel.set_xlabel(LABELS.get(x, x.replace("_", " ")))
         panel.set_ylabel(LABELS[value])
@@ -82,7 +83,7 @@ def curves(summary: pd.DataFrame, x: str, curve: str | None, values: Sequence[st
     if curve or len(reported):
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.suptitle(f"{title}\n{error_bars(summary)}", fontsize=10)
+    figure.suptitle(f"{label(title)}\n{error_bars(summary)}", fontsize=10)
     return figure
 
 
@@ -113,7 +114,7 @@ def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figur
                 hatch=("", "//", "..")[index],
                 label=APPROACH_NAMES[approach],
             )
-        panel.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
+        panel.set_xticks(range(len(names)), list(map(label, names)), rotation=30 if max(map(len, names)) > 6 else 0)
         lowest = (frame["accuracy"] - frame["standard_error"].fillna(0.0)).min()
         panel.set_ylim(max(0.0, 1.0 - 1.25 * (1.0 - lowest) - 0.002), 1.0)  # only the tops of the bars differ
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -122,7 +123,7 @@ def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figur
     panels[0].set_ylabel("test accuracy (axis does not start at 0)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.suptitle(f"{title}\n{note}", fontsize=10)
+    figure.suptitle(f"{label(title)}\n{note}", fontsize=10)
     return figure
 
 
@@ -158,7 +159,7 @@ def matching(matches: Sequence[dict[str, Any]], title: str) -> Figure:
     panels[0].plot([], [], "o", color="none", markeredgecolor="black", markersize=11, label="best match")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(label(title), fontsize=10)
     return figure
 
 

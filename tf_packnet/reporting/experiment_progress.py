@@ -3,8 +3,9 @@
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tf_packnet.system.console import Console
 
 
 class ExperimentProgress:
@@ -17,9 +18,9 @@ class ExperimentProgress:
     def __init__(self, console: Console | None = None):
         self._console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -73,7 +74,7 @@ class ExperimentProgress:
 
     def log(self, line: str) -> None:
         """Show one line."""
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(line, soft_wrap=True)
 
     def _count(self) -> str:
         return f"{self._done} of {self._submitted} done, {len(self._rows)} running"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from tf_packnet.system.console import Console
 
 if TYPE_CHECKING:  # a stored report is printed without starting TensorFlow
     from tf_packnet.export.report import TaskExport
@@ -40,16 +42,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
         collapse_padding=True,
     )
     table.add_column("task", overflow="fold")
-    for heading in (
-        "weights",
-        "of",
-        "bytes",
-        "of",
-        "gzip",
-        "less",
-        "flops",
-        *(f"batch\n{batch}" for batch in batches),
-    ):
+    headings = ("weights", "of", "bytes", "of", "gzip", "less", "flops", *(f"batch\n{batch}" for batch in batches))
+    for heading in map(Text, headings):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tf_packnet.text import printable
+
 SETTING = ["approach", "final_prune", "prune_rounds", "train_epochs", "retrain_epochs"]
 
 
@@ -27,11 +29,11 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
             validation_rows = run["validation_accuracy"]
             rows.append(
                 {
-                    "dataset": run["config"]["dataset"],
+                    "dataset": _cell(run["config"]["dataset"]),
                     **more,
                     **setting,
                     "task": task["number"],
-                    "task_name": task["name"],
+                    "task_name": _cell(task["name"]),
                     # `multinet` learns all tasks at once: one row, after the last task.
                     "accuracy_when_learned": when_learned.get(task["number"], run["accuracy"][-1][index]),
                     "accuracy": run["accuracy"][-1][index],
@@ -74,5 +76,7 @@ def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a list to text: a cell has one value."""
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    """Convert a list to text: a cell has one value. Text becomes printable: pandas takes no lone surrogates."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return printable(value) if isinstance(value, str) else value

@@ -4,10 +4,11 @@ import time
 from typing import Any
 
 import keras
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tf_packnet.system.console import Console
 from tf_packnet.tasks import Task, TaskStream
+from tf_packnet.text import printable
 
 
 class RunProgress:
@@ -22,12 +23,12 @@ class RunProgress:
         self._stream = stream
         self._console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("epochs "),
             TimeRemainingColumn(),
-            TextColumn(" {task.fields[scores]}"),
+            TextColumn(" {task.fields[scores]}", markup=False),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -42,17 +43,17 @@ class RunProgress:
 
     def stage(self, task: Task, stage: str) -> keras.callbacks.Callback:
         """Return a callback that shows one stage of one task."""
-        names = max(len(each.name) for each in self._stream)
-        title = f"task {task.number}/{len(self._stream)}  {task.name:<{names}}  {stage:<13}"
+        names = max(len(printable(each.name)) for each in self._stream)
+        title = f"task {task.number}/{len(self._stream)}  {printable(task.name):<{names}}  {stage:<13}"
         return _StageProgress(self, title)
 
     def log(self, line: str) -> None:
         """Show one line."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
     def finished(self, title: str, scores: str, seconds: float) -> None:
         """Show the line of a finished stage."""
-        self._console.print(f"{title}  {scores}  {seconds:5.1f} s", highlight=False, soft_wrap=True)
+        self._console.print(f"{title}  {scores}  {seconds:5.1f} s", soft_wrap=True)
 
 
 SCORES = ("loss", "accuracy", "val_accuracy", "sparsity")

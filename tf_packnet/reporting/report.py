@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tf_packnet.system import files
+from tf_packnet.text import markdown as escaped
+from tf_packnet.text import printable, printable_lines
 
 
 @dataclass
@@ -51,27 +53,28 @@ def write(report: Report, folder: Path) -> list[Path]:
         _write(folder / f"{name}.png", pictures[name])
         _write(folder / f"{name}.pdf", _pdf(figure))
     tables = {caption: readable(table) for caption, table in report.tables.items()}
-    _write(folder / "summary.md", markdown(report, tables).encode())
+    _write(folder / "summary.md", printable_lines(markdown(report, tables)).encode())
     files.write_json(folder / "summary.json", {"title": report.title, **report.summary, "command": report.command})
     page = _PAGE.render(
         report=report,
         tables={caption: table.to_html(index=False, border=0, na_rep="") for caption, table in tables.items()},
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     )
-    _write(folder / "report.html", page.encode())
+    _write(folder / "report.html", printable_lines(page).encode())
     figure_files = [folder / f"{name}.{kind}" for name in report.figures for kind in ("png", "pdf")]
     return [*figure_files, *(folder / name for name in ("summary.md", "summary.json", "report.html"))]
 
 
 def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
     """Return the summary as Markdown."""
-    parts = [f"# {report.title}", report.lead]
+    parts = [f"# {escaped(report.title)}", escaped(report.lead)]
     for caption, table in tables.items():
         numbers = ["right" if _is_number(table[name]) else "left" for name in table.columns]
-        parts += [f"**{caption}**", table.to_markdown(index=False, disable_numparse=True, colalign=numbers)]
-    parts += ["\n".join(f"- {finding}" for finding in report.findings)] if report.findings else []
-    parts += [f"![{report.title}]({name}.png)" for name in report.figures]
-    parts += [f"```\n{report.command}\n```"]
+        cells = table.map(escaped).rename(columns=escaped)
+        parts += [f"**{escaped(caption)}**", cells.to_markdown(index=False, disable_numparse=True, colalign=numbers)]
+    parts += ["\n".join(f"- {escaped(finding)}" for finding in report.findings)] if report.findings else []
+    parts += [f"![{escaped(report.title)}]({name}.png)" for name in report.figures]
+    parts += [f"```\n{printable(report.command)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from tf_packnet.pruning import ownership
 from tf_packnet.reporting import exports
+from tf_packnet.system.console import Console
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
     compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
-    return Group(*above, _table(results), Text("\n".join(lines) + "\n"))
+    return Group(*above, _table(results), *lines, "")
 
 
 def _tensorboard() -> str:

@@ -15,6 +15,7 @@ from tf_packnet.inspection.owner_maps import draw_owner_map, to_rgb
 from tf_packnet.inspection.palette import rgb, task_colours
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.ownership import count_by_owner
+from tf_packnet.text import label, printable
 
 PACK_RUN = "pack"
 FILTERS_WIDTH = 640  # approximate width in pixels
@@ -32,7 +33,7 @@ def log_pack(
         results: The content of `results.json` so far.
         task: Number (1-based) of the task that was just learned.
     """
-    names = [entry["name"] for entry in results["tasks"][:task]]
+    names = [printable(entry["name"]) for entry in results["tasks"][:task]]
     writer = tf.summary.create_file_writer(str(directory / PACK_RUN))
     with writer.as_default(step=task):
         tf.summary.scalar(
@@ -52,7 +53,7 @@ def log_pack(
 
 
 def _log_accuracy(results: dict[str, Any]) -> None:
-    names = [entry["name"] for entry in results["tasks"]]
+    names = [printable(entry["name"]) for entry in results["tasks"]]
     for number, (name, score) in enumerate(zip(names, results["accuracy"][-1], strict=False), start=1):
         tf.summary.scalar(f"accuracy/{number}_{name}", score, description="test accuracy on one task after n tasks")
     tf.summary.image("accuracy_matrix", to_rgb(accuracy_matrix(results["accuracy"], names))[np.newaxis])
@@ -97,7 +98,7 @@ def _plain(value: Any) -> Any:
     """Convert a value to a number, boolean or string, as HPARAMS takes them."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return "" if value is None else value
+    return "" if value is None else printable(value) if isinstance(value, str) else value
 
 
 # The most kernels that are drawn (the largest), and the most tasks with numbers in the matrix.
@@ -122,7 +123,7 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
     for count in counts:
         count[0] = max(0, round(count.sum() * span / 100.0) - count[1:].sum())
         bars.append(pixels.strip(count.tolist(), 500))
-    names = [path if len(path) <= _NAME else f"..{path[-_NAME:]}" for path in shown]
+    names = [label(path if len(path) <= _NAME else f"..{path[-_NAME:]}") for path in shown]
     figure, axes = _figure(1.0 + 0.34 * len(shown), left=0.3 + 0.085 * max(map(len, names)))
     axes.imshow(
         rgb(task_colours(tasks))[np.concatenate(bars)],
@@ -155,7 +156,7 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
     axes.set_xlabel(f"on task (dark {low:.3f}, bright {high:.3f})")
     axes.set_ylabel("after learning task")
     if few:
-        axes.set_xticks(range(1, columns + 1), [name[:12] for name in names[:columns]])
+        axes.set_xticks(range(1, columns + 1), [label(name[:12]) for name in names[:columns]])
         axes.set_yticks(range(1, len(scores) + 1), [str(len(row)) for row in accuracy])
         for row, column in np.argwhere(~np.isnan(scores)):
             ink = "black" if pixels.is_light(colours[row, column]) else "white"

@@ -30,6 +30,7 @@ from tf_packnet.runs.results import Results
 from tf_packnet.runs.store import StageStore
 from tf_packnet.system import files
 from tf_packnet.tasks import Task
+from tf_packnet.text import file_name
 from tf_packnet.training import acceleration
 
 # Time to measure the latency of each task and batch size, for the report of exports.
@@ -148,7 +149,7 @@ def save_keras(packed: PackedModel, path: Path) -> None:
 def epoch_log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
     """Return the callback that writes the TensorBoard curves of a stage; both stages of a task share one axis."""
     first_epoch = 0 if stage == TRAIN else config.train_epochs
-    return EpochLog(paths.tensorboard / f"task_{task.number}_{task.name}", first_epoch)
+    return EpochLog(paths.tensorboard / f"task_{task.number}_{file_name(task.name)}", first_epoch)
 
 
 def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observers:

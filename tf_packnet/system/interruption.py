@@ -1,30 +1,56 @@
-"""Makes SIGINT and SIGTERM end a run, even if Python loses the KeyboardInterrupt.
+"""Makes SIGINT, SIGTERM and SIGHUP end a command, even if Python loses the KeyboardInterrupt.
 
 If a signal handler raises an exception in a finalizer, or while C++ calls Python, Python prints it and continues. This
 has happened in a run whose epochs took milliseconds.
 """
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
+_nothing_to_save = False
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a process that a signal has ended, as shells show it."""
+    return 128 + number
+
+
+def end_at_once() -> None:
+    """From now on, end the process at once when a signal comes. For processes that have nothing to save yet."""
+    _handle(lambda number, _: os._exit(exit_code(number)))
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Within the block, SIGINT and SIGTERM raise KeyboardInterrupt, even if other code turns it into another exception.
+def interruptible(last_words: str = "") -> Iterator[list[int]]:
+    """Within the block, a signal raises KeyboardInterrupt, even if other code turns it into another exception.
+
+    A second signal ends the process at once, as `kill -9` does.
+
+    Args:
+        last_words: What to write to standard error if a second signal comes.
 
     Yields:
         The numbers of the signals received so far.
     """
 
-    def interrupt(number: int, _: object) -> None:
+    def interrupt(number: int, _: Any) -> None:
         _received.append(number)
+        if len(_received) > 1:
+            with contextlib.suppress(OSError):
+                os.write(2, last_words.encode())
+        if len(_received) > 1 or _nothing_to_save:
+            os._exit(exit_code(_received[0]))
         raise KeyboardInterrupt
 
     _received.clear()
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    unraisable, sys.unraisablehook = sys.unraisablehook, _ignore_interrupt(sys.unraisablehook)
+    before = _handle(interrupt)
     try:
         yield _received
     except BaseException as error:
@@ -34,9 +60,35 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = unraisable
+
+
+@contextlib.contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Within the block, the first signal ends an interruptible process at once.
+
+    For imports: C extensions print a traceback if a KeyboardInterrupt comes while they are loaded.
+    """
+    global _nothing_to_save
+    before, _nothing_to_save = _nothing_to_save, True
+    try:
+        yield
+    finally:
+        _nothing_to_save = before
 
 
 def check() -> None:
     """Raise KeyboardInterrupt if a signal was received in an `interruptible` block and then lost."""
     if _received:
         raise KeyboardInterrupt
+
+
+def _handle(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Set the handler of all signals that are not ignored, as `nohup` does; returns the handlers before."""
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
+
+
+def _ignore_interrupt(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a `sys.unraisablehook` that does not print a lost KeyboardInterrupt: `check` raises it again."""
+    return lambda lost: None if _received and issubclass(lost.exc_type, KeyboardInterrupt) else hook(lost)

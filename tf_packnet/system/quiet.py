@@ -5,8 +5,9 @@ import gc
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
+
+from tf_packnet.system import interruption, memory
 
 # What TensorFlow's C++ code prints at every start: which CPU features and GPUs it has found or not.
 _NOISE = re.compile(
@@ -17,11 +18,16 @@ _NOISE = re.compile(
 
 
 def import_keras() -> None:
-    """Import Keras and TensorFlow without TensorFlow's usual messages."""
+    """Import Keras and TensorFlow without TensorFlow's usual messages.
+
+    Raises:
+        StoppedError: If the process may not use enough memory.
+    """
     if "tensorflow" in sys.modules:
         import keras
     else:
-        with standard_error_filtered():
+        memory.check()
+        with interruption.nothing_to_save(), standard_error_filtered():
             import keras  # noqa: F401
 
 
@@ -31,9 +37,12 @@ def start_tensorflow(on_cpu: bool = False) -> None:
     Args:
         on_cpu: Whether to hide the GPUs, for commands that do not train. Another process that trains may have taken all
             GPU memory. And an id outside the vocabulary of an embedding is an error on CPU, but not on GPUs.
+
+    Raises:
+        StoppedError: If the process may not use enough memory.
     """
-    with standard_error_filtered():
-        import_keras()
+    import_keras()
+    with interruption.nothing_to_save(), standard_error_filtered():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -54,7 +63,7 @@ def standard_error_filtered() -> Iterator[None]:
     except OSError:  # closed, as in a daemon
         yield
         return
-    with tempfile.TemporaryFile() as held:
+    with open(os.memfd_create("standard error"), "w+b") as held:  # a temporary file needs a folder that can be written
         _flush()
         os.dup2(held.fileno(), 2)
         try:

@@ -117,7 +117,8 @@ def _prepare(name: str, builder: Any) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints there
+        # TFDS prints on standard output. Its progress bars need a stream that takes control characters.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(sys.__stderr__):
             builder.download_and_prepare()
     except Exception as error:  # from TFDS's downloader, file system or checksums
         raise _unavailable(name, builder, first_line(error)) from error

@@ -1,0 +1,59 @@
+"""Prints tables and progress, in any terminal and with any text in them."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import rich.console
+from rich.segment import Segment
+from rich.text import Text
+
+from tf_packnet.text import printable, printable_lines
+
+# Columns and lines of a terminal that are believed; others are ignored.
+_SIZES = range(20, 10_001)
+
+
+class Console(rich.console.Console):
+    """A console that prints strings as they are: no markup, no emoji codes, and all characters visible."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, _environ=_environment(), **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turn a string, such as a cell of a table, into one line of printable text."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Render anything. What was not a string (see `render_str`) is made printable here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable_lines(segment.text))
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream to write to."""
+        stream: Any = rich.console.Console.file.fget(self)  # type: ignore[attr-defined]
+        return getattr(stream, "rendered", stream)  # of an OutputStream
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    @property
+    def encoding(self) -> str:
+        """Encoding of the stream. A text in memory is assumed to be printed on standard output later."""
+        return (getattr(self.file, "encoding", None) or getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+
+    def on_broken_pipe(self) -> None:
+        """Let the caller handle it, as for `print`."""
+        raise
+
+
+def _environment() -> Mapping[str, str]:
+    """Return the environment without impossible terminal sizes."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES") or _is_size(value)}
+
+
+def _is_size(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) < 10 and int(value) in _SIZES
