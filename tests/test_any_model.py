@@ -363,11 +363,7 @@ def scaled():
 
 
 class TestALayerOfOnesOwn:
-    def test_is_refused_without_a_twin(self):
-        with pytest.raises(tp.ArgumentError, match=r"'scale' is a Scale with trainable weights \(gamma\)"):
-            tp.pack(scaled())
-
-    def test_joins_with_one(self, tmp_path, monkeypatch):
+    def test_uses_its_twin(self, tmp_path, monkeypatch):
         monkeypatch.setitem(tp.layers.TWINS, Scale, TaskScale)
         packed = tp.pack(scaled(), bias_policy="per_task")
         assert type(packed.get_layer("scale")) is TaskScale

@@ -16,9 +16,12 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import check_task_number
+from tf_packnet.layers.weights import check_task_number, view
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.system.keras_internals import own_variables
 
+# Prefix of the names of `TaskLayer.state` in saved weights.
+_STATE = "state."
 # Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
 
@@ -51,6 +54,7 @@ class TaskLayer:
     Args:
         bias_policy: `first_task` (biases are trained by task 1, then frozen) or `per_task` (each task has its own).
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
+        prune: Whether to prune a weight, by its name, such as `{"bias": True}`. Default: the weights in `masked`.
     """
 
     masked: tuple[str, ...] = ("kernel",)
@@ -58,8 +62,19 @@ class TaskLayer:
     # Attribute with the initializer of a weight, if it is not `<name>_initializer`.
     initializers: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, *args: Any, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        bias_policy: str = "first_task",
+        pretrained: str | None = None,
+        prune: Mapping[str, bool] = MappingProxyType({}),
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.set_up_tasks(bias_policy, pretrained, prune)
+
+    def set_up_tasks(self, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool]) -> None:
+        """Set the attributes of a new layer, see the arguments of the class."""
         check_choice("bias_policy", bias_policy, BIAS_POLICIES)
         if pretrained is not None:
             check_choice("pretrained", pretrained, PRETRAINED)
@@ -71,7 +86,9 @@ class TaskLayer:
         self.selected_task = 1
         self.open = True  # a new layer is open for task 1
         self.was_loaded = False  # reset by `safe_loading.TaskCheck`
-        # `object.__setattr__` bypasses Keras's tracking. Only the first task-aware layer of a model has records, see
+        # `object.__setattr__` bypasses Keras's tracking.
+        object.__setattr__(self, "prune", dict(prune))
+        # Only the first task-aware layer of a model has records, see
         # `lifecycle.records`.
         object.__setattr__(self, "records", None)
         self._set_routes({})
@@ -97,7 +114,7 @@ class TaskLayer:
         object.__setattr__(self, "_routes", routes)
 
     def _route(self, name: str) -> "MaskedWeight | TaskWeight":
-        if name in self.masked:
+        if self.prune.get(name, name in self.masked):
             initializer = getattr(self, self.initializers.get(name, f"{name}_initializer"))
             return MaskedWeight(self, name, self._raw(name), initializer, self.pretrained)
         return TaskWeight(self, name, self._raw(name), self.bias_policy)
@@ -130,6 +147,12 @@ class TaskLayer:
         """The variables that this library adds to the Keras layer's: owner maps, frozen values and so on."""
         weights = [*self.masked_weights, *self.all_task_weights]
         return [variable for weight in weights for variable in weight.bookkeeping]
+
+    @property
+    def state(self) -> list[keras.Variable]:
+        """The layer's own variables that are no weights of tasks, such as running means of a user's layer."""
+        of_tasks = {id(variable) for variable in (*self.trained_variables, *self.bookkeeping)}
+        return [variable for variable in own_variables(self) if id(variable) not in of_tasks]
 
     def get_prunable_weights(self) -> list[keras.Variable]:
         """Return the variables that are pruned (TF-MOT's `PrunableLayer` interface)."""
@@ -193,6 +216,8 @@ class TaskLayer:
         self.save_progress(store)
         for weight in self._routes.values():
             weight.save(store)
+        for number, variable in enumerate(self.state):
+            store[f"{_STATE}{number}"] = view(variable)
 
     def load_own_variables(self, store: dict) -> None:
         """Load what `save_own_variables` has written (Keras's hook).
@@ -215,6 +240,9 @@ class TaskLayer:
                 weight.load(store)
             else:
                 weight.load(store, range(1, self.committed_tasks + 1))
+        for number, variable in enumerate(self.state):
+            if f"{_STATE}{number}" in store:  # other formats save it elsewhere
+                variable.assign(np.asarray(store[f"{_STATE}{number}"]))
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raise NotImplementedError: a low-rank update would change committed weights."""
@@ -226,7 +254,8 @@ class TaskLayer:
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "bias_policy": self.bias_policy}
-        return config if self.pretrained is None else {**config, "pretrained": self.pretrained}
+        optional = {"pretrained": self.pretrained, "prune": self.prune}
+        return {**config, **{name: value for name, value in optional.items() if value}}
 
 
 # The task-aware twin of each Keras layer that `pack` supports.
