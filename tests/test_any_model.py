@@ -389,10 +389,6 @@ class Gated(L.Layer):
 
 
 class TestCustomLayer:
-    def test_is_refused_without_a_twin(self):
-        with pytest.raises(tp.ArgumentError, match=r"'scale' is a Scale with trainable weights \(gamma\)"):
-            tp.pack(scaled())
-
     def test_is_packed_with_a_twin(self, tmp_path, monkeypatch):
         monkeypatch.setitem(tp.layers.TWINS, Scale, TaskScale)
         packed = tp.pack(scaled(), bias_policy="per_task")

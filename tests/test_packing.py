@@ -97,17 +97,10 @@ def test_a_new_process_loads_a_pack_after_importing_the_library(tmp_path, first)
     assert done.stdout.strip() == "['cats']", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("shape", "layer", "inside", "kind"),
-    [
-        ((4,), keras.layers.SpectralNormalization(keras.layers.Dense(3), name="norm"), "", "SpectralNormalization"),
-        ((4, 8, 1), keras.layers.ConvLSTM1D(3, 2, name="norm"), "/cell", "ConvLSTMCell"),
-    ],
-)
-def test_a_layer_it_cannot_pack_is_named(shape, layer, inside, kind):
-    flat = keras.layers.Flatten()
-    model = keras.Sequential([keras.Input(shape), layer, flat, keras.layers.Dense(2)])
-    with pytest.raises(tp.ArgumentError, match=f"Layer 'norm{inside}' is a {kind} .*exclude=\\['norm{inside}'\\]"):
+def test_a_layer_it_cannot_pack_is_named():
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name="norm")
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(2)])
+    with pytest.raises(tp.ArgumentError, match="Layer 'norm' is a SpectralNormalization .*exclude=\\['norm'\\]"):
         tp.pack(model)
 
 

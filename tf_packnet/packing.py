@@ -1,7 +1,8 @@
 """`pack(model)` converts a Keras model to a `PackedModel`, which can learn several tasks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ from tf_packnet.structure import layer_paths, overrides, refusals
 from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
 from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations
 from tf_packnet.structure.roles import Roles
-from tf_packnet.structure.tracing import layers_with_untracked_variables, unused_layers
+from tf_packnet.structure.tracing import layers_with_unmasked_reads, layers_with_untracked_variables, unused_layers
 from tf_packnet.system.keras_internals import all_layers, graph_ends, own_trainable_variables, own_variables
 
 
@@ -32,14 +33,13 @@ def pack(
     prune_pretrained: bool = True,
     head_layers: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    prune: Mapping[str, bool] = MappingProxyType({}),
     inputs: Any = None,
 ) -> PackedModel:
     """Convert a Keras model to a `PackedModel` with the same topology and weights, which can learn several tasks.
 
     Args:
-        model: A built Sequential, functional or subclassed model. It may contain layers that have a twin in `tp.layers`
-            (dense, all convolutions, embeddings, recurrent layers, normalization), layers without trainable weights,
-            and layers that consist of these, such as MultiHeadAttention, Bidirectional or your own. It is not changed.
+        model: A built Sequential, functional or subclassed model with layers of any class. It is not changed.
         head: `per_task`: the Dense layers from which the outputs come become unpruned heads, separate for each task;
             `shared`: they are masked and pruned like other layers, and all tasks share them.
         bias_policy: `first_task`: biases and normalization are trained by task 1, then frozen; `per_task`: each task
@@ -55,6 +55,8 @@ def pack(
         head_layers: Names of the heads, if they cannot be found from the outputs.
         exclude: Names of layers that are not changed, including the layers inside them: all tasks share them, and they
             are neither trained nor pruned. Layers with `trainable=False` are treated in the same way.
+        prune: Whether to prune a weight, by name, such as `{"positions/table": False}`. Default: weights with more than
+            one axis longer than 1, such as kernels, are pruned; biases and other vectors follow `bias_policy`.
         inputs: Symbolic inputs (`keras.Input`) of a subclassed model. Default: `float32` tensors of the shapes it was
             built for.
 
@@ -80,7 +82,7 @@ def pack(
     excluded = _resolved("exclude", exclude, graph)
     if graph is not model:
         excluded += _unused(model, graph, excluded)
-    roles = Roles((), tuple(excluded), bias_policy, pretrained_policy)
+    roles = Roles((), tuple(excluded), bias_policy, pretrained_policy, _resolved_weights(prune, graph))
     copies = _checked_copies(graph, roles)
     roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers)))
     copy = copies.connected(graph)
@@ -88,10 +90,18 @@ def pack(
     copy = fold_activations(graph, copy, activations_after_heads(graph, roles.heads))
     own_class = overrides.own_class(model)
     description = None if own_class is None else model_class.describe(model)
-    packed = PackedModel.of_network(copy, roles, own_class, head=head, freed_weights=freed_weights, seed=seed)
+    try:
+        packed = PackedModel.of_network(copy, roles, own_class, head=head, freed_weights=freed_weights, seed=seed)
+    except ArgumentError:
+        raise
+    except Exception as error:  # raised by the code of a layer
+        expected = f"layers that can compute with tensors in place of their weights ({refusals.quoted(error, 0)})"
+        raise ArgumentError("model", expected, graph.name) from error
+    _check_pruned(packed, roles)
     build_configs = build_uncalled(graph, packed)
     _copy_weights(graph, packed)
     _raise_if_any(graph, layers_with_untracked_variables(packed, graph))
+    _raise_if_any(graph, layers_with_unmasked_reads(packed))
     if description is not None:
         model_class.take_over_model(packed, {**description, "left_out": build_configs}, model)
     for weight in lifecycle.masked_weights(packed).values():
@@ -153,6 +163,34 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
             raise ArgumentError(argument, expected, name)
         resolved += matches
     return resolved
+
+
+def _resolved_weights(prune: Mapping[str, bool], graph: keras.Model) -> tuple[tuple[str, bool], ...]:
+    """Return the items of `prune` with the paths of the layers."""
+    if not isinstance(prune, Mapping) or not all(isinstance(each, bool) for each in prune.values()):
+        raise ArgumentError("prune", 'a mapping such as {"positions/table": False}', prune)
+    items = []
+    for name, is_pruned in prune.items():
+        layer, separator, weight = str(name).rpartition("/")
+        if not separator:
+            raise ArgumentError("prune", "names of weights with their layer, such as 'positions/table'", name)
+        items.append((f"{_resolved('prune', [layer], graph)[0]}/{weight}", is_pruned))
+    return tuple(items)
+
+
+def _check_pruned(packed: PackedModel, roles: Roles) -> None:
+    """Raise ArgumentError if a weight in `roles.prune` does not exist or cannot be pruned."""
+    layers = dict(lifecycle.named_layers(packed))
+    for name, _ in roles.prune:
+        path, _, weight_name = name.rpartition("/")
+        layer = layers.get(path)
+        names: list[str] = []
+        if layer is not None and path not in roles.heads:
+            names += [weight.name for weight in layer.masked_weights]
+            names += [weight.name for weight in layer.task_weights if weight.variable.trainable]
+        if weight_name not in names:
+            found = ", ".join(repr(f"{path}/{each}") for each in names) or "none in this layer"
+            raise ArgumentError("prune", f"names of trainable weights outside heads ({found})", name)
 
 
 def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> list[str]:

@@ -10,11 +10,11 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.structure.generated import GeneratedTwin, plain_class, plain_variables
 from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
-from tf_packnet.system.keras_internals import own_variables
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
@@ -43,7 +43,9 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
     state = _recorded_state(packed, number)
     for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
-        if isinstance(source, TaskLayer):
+        if isinstance(source, GeneratedTwin):
+            _copy_generated(source, target, number, state)
+        elif isinstance(source, TaskLayer):
             _copy_task_layer(source, target, number, state)
         else:
             _copy_other_layer(source, target, state)
@@ -71,7 +73,7 @@ def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
     if type(source) not in plain_classes:
         return layer
     config = source.get_config()
-    for key in ("bias_policy", "pretrained"):
+    for key in ("bias_policy", "pretrained", "prune"):
         config.pop(key, None)
     if isinstance(source, TaskHead):
         config["units"] = source.units_of(task)
@@ -100,6 +102,13 @@ def _copy_task_layer(source: TaskLayer, target: keras.Layer, task: int, state: d
             targets[name].assign(state.get(id(variable), variable))
 
 
+def _copy_generated(source: GeneratedTwin, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
+    values = {id(weight.variable): kernel_of_task(weight, task) for weight in source.masked_weights}
+    values |= {id(weight.variable): _value_of_task(weight, task) for weight in source.task_weights}
+    for variable, copy in _pairs(source, target):
+        copy.assign(values.get(id(variable), state.get(id(variable), variable)))
+
+
 def _value_of_task(weight: TaskWeight, task: int) -> np.ndarray:
     recorded = weight.kept.get(1 if weight.policy == "first_task" else task)
     return view(weight.frozen) if recorded is None else recorded
@@ -116,8 +125,8 @@ def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: dict[int,
 
 def _pairs(source: keras.Layer, target: keras.Layer) -> list[tuple[Variable, Variable]]:
     """Each variable that `source` holds itself, with its copy in `target`."""
-    own, copies = (own_variables(layer) for layer in (source, target))
-    if type(source) is type(target):
+    own, copies = (plain_variables(layer) for layer in (source, target))
+    if plain_class(source) is plain_class(target):
         pairs = list(zip(own, copies, strict=True))
     else:
         by_name = {variable.name: variable for variable in copies}

@@ -6,6 +6,7 @@ assigns to it, and returns the value that the selected task uses. The `call` of 
 
 import contextvars
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import keras
@@ -15,11 +16,13 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import check_task_number
+from tf_packnet.layers.weights import check_task_number, view
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
-from tf_packnet.system.keras_internals import own_trainable_variables
+from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
 
+# Prefix of the names of `TaskLayer.variables_of_no_task` in saved weights.
+_STATE = "state."
 # Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
 
@@ -58,16 +61,29 @@ class TaskLayer(KerasLayer):
     Args:
         bias_policy: `first_task` (biases are trained by task 1, then frozen) or `per_task` (each task has its own).
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
+        prune: Whether to prune a weight, by its name, such as `{"bias": True}`. Default: the weights in `masked`.
     """
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
     # Only the first task-aware layer of a model has records, see `lifecycle.records`.
     records: TaskRecords | None
+    prune: Mapping[str, bool]
     _routes: Mapping[str, Route]
 
-    def __init__(self, *args: Any, bias_policy: str = "first_task", pretrained: str | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        bias_policy: str = "first_task",
+        pretrained: str | None = None,
+        prune: Mapping[str, bool] = MappingProxyType({}),
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.set_up_tasks(bias_policy, pretrained, prune)
+
+    def set_up_tasks(self, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool]) -> None:
+        """Set the attributes of a new layer, see the arguments of the class."""
         check_choice("bias_policy", bias_policy, BIAS_POLICIES)
         if pretrained is not None:
             check_choice("pretrained", pretrained, PRETRAINED)
@@ -81,6 +97,7 @@ class TaskLayer(KerasLayer):
         self.open = True  # a new layer is open for task 1
         self.was_loaded = False  # reset by `safe_loading.TaskCheck`
         # `object.__setattr__` bypasses Keras's tracking.
+        object.__setattr__(self, "prune", dict(prune))
         object.__setattr__(self, "records", None)
         self._set_routes({})
 
@@ -127,7 +144,7 @@ class TaskLayer(KerasLayer):
         object.__setattr__(self, "_routes", routes)
 
     def _route(self, name: str) -> Route:
-        if name in self.masked:
+        if self.prune.get(name, name in self.masked):
             variable = self._raw(name)
             initializer = self.__dict__.get("_initializers", {}).get(id(variable), KERAS_DEFAULT)
             return MaskedWeight(self, name, variable, initializer, self.pretrained)
@@ -169,6 +186,12 @@ class TaskLayer(KerasLayer):
     @property
     def _all_weights(self) -> list[Route]:
         return [*self.masked_weights, *self.all_task_weights]
+
+    @property
+    def variables_of_no_task(self) -> list[keras.Variable]:
+        """The layer's own variables that are no weights of tasks, such as running means of a user's layer."""
+        of_tasks = {id(variable) for variable in (*self.trained_variables, *self.bookkeeping)}
+        return [variable for variable in own_variables(self) if id(variable) not in of_tasks]
 
     def get_prunable_weights(self) -> list[keras.Variable]:
         """Return the variables that are pruned (TF-MOT's `PrunableLayer` interface)."""
@@ -232,6 +255,8 @@ class TaskLayer(KerasLayer):
         self.save_progress(store)
         for weight in self._routes.values():
             weight.save(store)
+        for number, variable in enumerate(self.variables_of_no_task):
+            store[f"{_STATE}{number}"] = view(variable)
 
     def load_own_variables(self, store: dict) -> None:
         """Load what `save_own_variables` has written (Keras's hook).
@@ -254,6 +279,9 @@ class TaskLayer(KerasLayer):
                 weight.load(store)
             else:
                 weight.load(store, range(1, self.committed_tasks + 1))
+        for number, variable in enumerate(self.variables_of_no_task):
+            if f"{_STATE}{number}" in store:  # other formats save it elsewhere
+                variable.assign(np.asarray(store[f"{_STATE}{number}"]))
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raise NotImplementedError: a low-rank update would change committed weights."""
@@ -265,7 +293,8 @@ class TaskLayer(KerasLayer):
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "bias_policy": self.bias_policy}
-        return config if self.pretrained is None else {**config, "pretrained": self.pretrained}
+        optional = {"pretrained": self.pretrained, "prune": self.prune}
+        return {**config, **{name: value for name, value in optional.items() if value}}
 
 
 # The task-aware twin of each Keras layer that `pack` supports.

@@ -8,6 +8,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.structure import layer_paths
+from tf_packnet.structure.generated import plain_class, plain_variables
 from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
@@ -189,7 +190,7 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
         if isinstance(error, TypeError):
             reason += f": {kind}.__init__ must pass **kwargs to super().__init__, and get_config() return all arguments"
         return None, reason
-    if type(new) is not type(layer):
+    if type(new) is not plain_class(layer):
         return None, f"whose from_config() creates a {type(new).__name__}"
     # Without a name in the config, the names may be equal by chance: check with a second copy.
     if new.name == layer.name and (has_name or type(layer).from_config(layer.get_config()).name == layer.name):
@@ -213,6 +214,10 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for name, variable in tensor_variables(source):
         if name in tensors:
             tensors[name].assign(variable)
+    if type(source) is not type(target) and plain_class(source) is plain_class(target):
+        for variable, target_variable in zip(plain_variables(source), plain_variables(target), strict=True):
+            target_variable.assign(variable)
+        return
     if type(source) is not type(target):
         target_variables = {variable.name: variable for variable in own_variables(target)}
         for variable in own_variables(source):

@@ -8,10 +8,16 @@ import keras
 
 from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.structure import layer_paths
+from tf_packnet.structure.generated import plain_class
 from tf_packnet.system.keras_internals import own_variables, seed_generators
 
 # Most characters quoted of an error that a user's code raised.
 _MOST_QUOTED = 300
+# Paragraphs that Keras puts before the message of an error in the `call` of a layer.
+_CALLING = re.compile(
+    r"Exception encountered when calling .*\.|Could not automatically infer .* Error encountered:", re.S
+)
+_COLOR = re.compile(r"\x1b\[\d*m")
 
 
 class Refusal(NamedTuple):
@@ -28,7 +34,7 @@ class Refusal(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"Layer {self.path!r} is a {type(self.layer).__name__} {self.reason}"
+        return f"Layer {self.path!r} is a {plain_class(self.layer).__name__} {self.reason}"
 
 
 def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
@@ -41,7 +47,10 @@ def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
 
 def quoted(error: Exception, paragraph: int = -1) -> str:
     """Return one paragraph of an error that a user's code raised, on one line."""
-    text = re.split(r"\n\s*\n", str(error).strip())[paragraph] or type(error).__name__
+    paragraphs = [
+        each for each in re.split(r"\n\s*\n", _COLOR.sub("", str(error)).strip()) if not _CALLING.fullmatch(each)
+    ]
+    text = (paragraphs[paragraph] if paragraphs else "") or type(error).__name__
     return one_line(re.sub(r"^(Exception|Error) encountered[^:]*: ", "", text), _MOST_QUOTED)
 
 

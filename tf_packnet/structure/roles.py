@@ -11,6 +11,7 @@ import keras
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.structure import layer_paths, refusals
+from tf_packnet.structure.generated import make_task_aware, reserved_names, unreachable_weights
 from tf_packnet.structure.refusals import Refusal
 from tf_packnet.system.keras_internals import all_layers, own_trainable_variables, sublayers
 
@@ -24,20 +25,25 @@ class Roles:
         exclude: Layers that are not changed, including the layers inside them. They are never trained.
         bias_policy: Policy for biases and normalization: `first_task` or `per_task`.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
+        prune: Paths of weights, such as `positions/table`, each with whether it is pruned.
     """
 
     heads: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     bias_policy: str = "first_task"
     pretrained: str | None = None
+    prune: tuple[tuple[str, bool], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("heads", "exclude"):  # lists if loaded from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "prune", tuple((name, each) for name, each in self.prune))
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as JSON values; `Roles(**values)` is the inverse."""
-        return {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
+        values = {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
+        del values["prune"]  # not in packs of earlier versions
+        return {**values, "prune": [list(each) for each in self.prune]} if self.prune else values
 
     def refused_layers(self, model: keras.Model) -> list[Refusal]:
         """Return the layers of `model` with weights that would belong to no task."""
@@ -73,10 +79,12 @@ class Roles:
         twin = self._twin(layer, path)
         if twin is not None:
             return twin
+        if not own_trainable_variables(layer):
+            return layer
         reason = self._own_weights_reason(layer, path)
         if reason is not None:
             raise refusals.refused([Refusal(path, layer, reason)], layer.name)
-        return layer
+        return make_task_aware(layer, self.bias_policy, self.pretrained, self._prune_in(path))
 
     def _is_unchanged(self, layer: keras.Layer, path: str) -> bool:
         return path in self.exclude or not layer.trainable
@@ -87,7 +95,7 @@ class Roles:
         config = {**layer.get_config(), "name": _layer_name(path)}
         if path in self.heads:
             return TaskHead.from_config(config)
-        task_settings = {"bias_policy": self.bias_policy, "pretrained": self.pretrained}
+        task_settings = {"bias_policy": self.bias_policy, "pretrained": self.pretrained, "prune": self._prune_in(path)}
         return TWINS[type(layer)].from_config({**config, **task_settings})
 
     def _refusal_reason(self, layer: keras.Layer, path: str, owners: dict[int, tuple[str, keras.Layer]]) -> str | None:
@@ -106,13 +114,22 @@ class Roles:
         return None if has_twin else self._own_weights_reason(layer, path)
 
     def _own_weights_reason(self, layer: keras.Layer, path: str) -> str | None:
-        names = ", ".join(variable.name for variable in own_trainable_variables(layer))
+        if not own_trainable_variables(layer):
+            return None
+        reserved = ", ".join(reserved_names(layer))
+        if reserved:
+            return f"with attributes or methods that task-aware layers use ({reserved}): rename them"
+        names = ", ".join(variable.name for variable in unreachable_weights(layer))
         if not names:
             return None
         return (
-            f"with trainable weights ({names}) that would belong to no task: {_exclude_advice(path)}, or define its "
-            "masked version with the decorator tp.layers.twin"
+            f"with trainable weights ({names}) outside its attributes, lists, tuples and dicts: hold them in one of "
+            f"these, or {_exclude_advice(path)}"
         )
+
+    def _prune_in(self, path: str) -> dict[str, bool]:
+        """Return the part of `prune` for the layer at `path`, by the names of its weights."""
+        return {name.rpartition("/")[2]: each for name, each in self.prune if name.rpartition("/")[0] == path}
 
 
 def _layer_name(path: str) -> str:
@@ -155,7 +172,7 @@ def convert(model: keras.Model, replacement: Callable[[keras.Layer, str], keras.
             if layer.built:
                 new.build_from_config(layer.get_build_config())
             return new
-        if not layer.trainable or isinstance(layer, TaskLayer):
+        if not layer.trainable:
             return layer
         if layer_paths.is_graph(layer):
             return keras.models.clone_model(layer, clone_function=visit)

@@ -4,6 +4,7 @@ Finds the heads of a subclassed model, the layers that its `call` does not use, 
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tf_packnet.layers import TWINS
 from tf_packnet.structure import layer_paths
+from tf_packnet.structure.generated import GeneratedTwin, without_reads
 from tf_packnet.structure.refusals import Refusal
 from tf_packnet.structure.state import metric_variables, unowned_variables
 from tf_packnet.system.keras_internals import (
@@ -187,6 +189,44 @@ def untracked_variables(model: keras.Model) -> list[str]:
     tracked |= {id(tensorflow_variable(variable)) for variable in (*keras_variables, *reads.variables.values())}
     untracked_tf = [variable for variable in graph.variables if id(variable) not in tracked]
     return [variable.path for variable in untracked] + [variable.name for variable in untracked_tf]
+
+
+def layers_with_unmasked_reads(model: keras.Model) -> list[Refusal]:
+    """Return the layers of a pack whose code reads a weight without its mask, such as from `self.trainable_weights`.
+
+    Only layers with generated twins are checked. If the model cannot be traced, there are no results.
+    """
+    twins = {
+        path: layer for path, layer in layer_paths.layers_by_path(model).items() if isinstance(layer, GeneratedTwin)
+    }
+    if not twins or tf.distribute.has_strategy():
+        return []
+    inputs = graph_ends(model)[0]
+    reads = _RecordingReads()
+
+    def call(x: Any, training: bool) -> Any:
+        with reads, contextlib.ExitStack() as stack:
+            for layer in twins.values():
+                stack.enter_context(without_reads(layer))
+            return model(x, training=training)
+
+    try:
+        for training in (False, True):
+            _traced(functools.partial(call, training=training), inputs)
+    except Exception:  # raised by the code of a layer when TensorFlow traces it
+        return []
+    finally:
+        clear_losses(model)
+    refusals = []
+    for path, layer in twins.items():
+        names = [v.name for v in layer.trained_variables if id(v) in reads.variables]
+        if names:
+            reason = (
+                f"that reads its weights ({', '.join(names)}) other than by the attributes that hold them, so that "
+                "tasks would share them: read them from attributes"
+            )
+            refusals.append(Refusal(path, layer, reason))
+    return refusals
 
 
 class _RecordingReads(keras.StatelessScope):

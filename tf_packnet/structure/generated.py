@@ -1,0 +1,212 @@
+"""Makes layers task-aware that have weights of their own and no twin in `TWINS`: users' layers, class tokens, scales.
+
+`make_task_aware` changes the class of a built layer to a generated subclass. In it, every attribute that holds
+trainable variables, also in lists, tuples and dicts, returns the values of the selected task. The code of the layer is
+reused as it is, and layers inside it stay where they are.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from tf_packnet.layers.base import KERAS_DEFAULT, TaskLayer
+from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.structure.layer_paths import attributes
+from tf_packnet.system.keras_internals import own_trainable_variables, own_variables, unlocked
+
+# Name in Keras's registry. It is saved with every pack that has such a layer.
+_REGISTERED = {"package": "tf_packnet", "name": "GeneratedTwin"}
+# Attributes in which Keras lists the variables that other attributes hold.
+_VARIABLE_LISTS = {"_trainable_variables", "_non_trainable_variables"}
+
+
+def named_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
+    """Return the layer's own trainable variables by the attributes that hold them, such as `scale` or `gains_0`."""
+    own = {id(variable) for variable in own_trainable_variables(layer)}
+    weights: dict[str, keras.Variable] = {}
+    seen: set[int] = set()
+    for _, name, variable in _held_variables(layer):
+        if id(variable) in own and id(variable) not in seen:
+            seen.add(id(variable))
+            weights[name if name not in weights else f"{name}_{len(weights)}"] = variable
+    return weights
+
+
+def unreachable_weights(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the layer's own trainable variables that no attribute, list, tuple or dict of the layer holds."""
+    held = {id(variable) for _, _, variable in _held_variables(layer)}
+    return [variable for variable in own_trainable_variables(layer) if id(variable) not in held]
+
+
+def reserved_names(layer: keras.Layer) -> list[str]:
+    """Return the names of attributes and methods of a layer that `TaskLayer` uses for its own."""
+    return sorted(_names_of_twins() & set(dir(layer)))
+
+
+@functools.cache
+def _names_of_twins() -> frozenset[str]:
+    plain = keras.layers.Layer
+    return frozenset(dir(_generated_class(plain, ())(name="twin"))) - frozenset(dir(plain(name="layer")))
+
+
+def is_pruned_by_default(variable: keras.Variable) -> bool:
+    """Return whether a weight is a matrix, which is pruned: more than one of its axes is longer than 1."""
+    return sum(size > 1 for size in variable.shape) > 1
+
+
+def make_task_aware(
+    layer: keras.Layer, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool]
+) -> keras.Layer:
+    """Make the weights of a built layer belong to tasks, in place.
+
+    Args:
+        layer: A built layer. Its own trainable variables are in attributes, or in lists, tuples or dicts in attributes.
+        bias_policy: Policy of the weights that are not pruned: `first_task` or `per_task`.
+        pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
+        prune: Whether to prune a weight, by its name in the layer. Default: matrices are pruned.
+
+    Returns:
+        `layer`, which is now a `TaskLayer`.
+    """
+    weights = named_weights(layer)
+    ids = {id(variable) for variable in weights.values()}
+    routed = {attribute for attribute, _, variable in _held_variables(layer) if id(variable) in ids}
+    layer.__class__ = _generated_class(type(layer), tuple(sorted(routed)))  # type: ignore[arg-type]  # no hash for mypy
+    layer.set_up_tasks(bias_policy, pretrained, prune)
+    routes: dict[str, MaskedWeight | TaskWeight] = {}
+    with unlocked(layer):
+        for name, variable in weights.items():
+            if prune.get(name, is_pruned_by_default(variable)):
+                initializer = getattr(layer, f"{name}_initializer", KERAS_DEFAULT)
+                routes[name] = MaskedWeight(layer, name, variable, initializer, pretrained)
+            else:
+                routes[name] = TaskWeight(layer, name, variable, bias_policy)
+    layer._set_routes(routes)
+    return layer
+
+
+class GeneratedTwin(TaskLayer):
+    """Mixin of the generated classes. Files contain the layer without it: loading a pack makes it task-aware again."""
+
+    plain_class: type[keras.Layer]
+
+    def get_config(self) -> dict[str, Any]:
+        return {"layer": _as_plain(self, keras.saving.serialize_keras_object)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.Layer:
+        return keras.saving.deserialize_keras_object(config["layer"])
+
+
+class _Routes:
+    """Descriptor of one attribute: replaces the variables that it holds by the values of the selected task."""
+
+    def __init__(self, attribute: str):
+        self.attribute = attribute
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        if layer is None:
+            return self
+        try:
+            held = vars(layer)[self.attribute]
+        except KeyError:
+            raise AttributeError(f"{type(layer).__name__!r} object has no attribute {self.attribute!r}") from None
+        values = {id(weight.variable): weight.value for weight in layer._routes.values()}
+        return _replaced(held, values)
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        vars(layer)[self.attribute] = value
+
+
+@functools.cache
+def _generated_class(plain: type[keras.Layer], attributes: tuple[str, ...]) -> type[Any]:
+    """Return the task-aware subclass of `plain` that routes the given attributes."""
+    members = {attribute: _Routes(attribute) for attribute in attributes}
+    name = f"Task{plain.__name__}"
+    cls = type(name, (GeneratedTwin, plain), {**members, "plain_class": plain, "__module__": __name__})
+    return keras.saving.register_keras_serializable(**_REGISTERED)(cls)
+
+
+def plain_class(layer: keras.Layer) -> type[keras.Layer]:
+    """Return the class of a layer, without what `make_task_aware` has added."""
+    return layer.plain_class if isinstance(layer, GeneratedTwin) else type(layer)
+
+
+@contextlib.contextmanager
+def without_reads(layer: GeneratedTwin) -> Iterator[None]:
+    """Let the layer compute with zeros inside the block, instead of reading its weights."""
+    routes = layer._routes
+    zeros: Any = {name: _Zeros(weight.variable) for name, weight in routes.items()}
+    layer._set_routes(zeros)
+    try:
+        yield
+    finally:
+        layer._set_routes(routes)
+
+
+class _Zeros:
+    """Stands in for a weight; its value is 0."""
+
+    regularizer = None
+
+    def __init__(self, variable: keras.Variable):
+        self.variable = variable
+
+    def value(self) -> Any:
+        return keras.ops.zeros(self.variable.shape, self.variable.dtype)
+
+
+def plain_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the layer's own variables without those that `make_task_aware` has added, in their original order."""
+    if not isinstance(layer, GeneratedTwin):
+        return own_variables(layer)
+    return own_trainable_variables(layer) + layer.variables_of_no_task
+
+
+def _as_plain(layer: Any, function: Callable[[keras.Layer], Any]) -> Any:
+    """Return `function(layer)`, for which the layer has its plain class."""
+    generated, layer.__class__ = type(layer), layer.plain_class
+    try:
+        return function(layer)
+    finally:
+        layer.__class__ = generated
+
+
+def _held_variables(layer: keras.Layer) -> Iterator[tuple[str, str, keras.Variable]]:
+    """Yield attribute, name and variable for every variable in the attributes of a layer."""
+    for attribute, value in attributes(layer):
+        if attribute not in _VARIABLE_LISTS:
+            for name, variable in _variables_in(attribute.strip("_"), value):
+                yield attribute, name, variable
+
+
+def _variables_in(name: str, value: Any) -> Iterator[tuple[str, keras.Variable]]:
+    if isinstance(value, keras.Variable):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _variables_in(f"{name}_{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _variables_in(f"{name}_{index}", part)
+
+
+def _replaced(held: Any, values: Mapping[int, Callable[[], Any]]) -> Any:
+    """Return `held` with the variables in it replaced by `values`, by their `id`."""
+    if isinstance(held, keras.Variable):
+        return values[id(held)]() if id(held) in values else held
+    if isinstance(held, dict):
+        return {key: _replaced(part, values) for key, part in held.items()}
+    if isinstance(held, tuple):
+        parts = [_replaced(part, values) for part in held]
+        return held._make(parts) if hasattr(held, "_make") else tuple(parts)
+    if isinstance(held, list):
+        return [_replaced(part, values) for part in held]
+    return held
+
+
+keras.saving.register_keras_serializable(**_REGISTERED)(GeneratedTwin)
