@@ -50,7 +50,8 @@ def reserved_names(layer: keras.Layer) -> list[str]:
 @functools.cache
 def _names_of_twins() -> frozenset[str]:
     plain = keras.layers.Layer
-    return frozenset(dir(_generated_class(plain, ())(name="twin"))) - frozenset(dir(plain(name="layer")))
+    added = set(dir(_generated_class(plain, ())(name="twin"))) - set(dir(plain(name="layer")))
+    return frozenset(name for name in added if not name.startswith("__"))
 
 
 def is_pruned_by_default(variable: keras.Variable) -> bool:
