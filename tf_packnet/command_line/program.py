@@ -50,7 +50,10 @@ def main() -> int:
 def run_script(name: str, argv: Sequence[str]) -> int:
     """As `run_program`, for a process that does nothing else: from now on signals end it without a traceback."""
     interruption.end_at_once()
-    return run_program(name, argv)
+    code = run_program(name, argv)
+    if code > interruption.exit_code(0):  # ended by a signal: another one must not change the exit code
+        interruption.ignore()
+    return code
 
 
 def run_program(name: str, argv: Sequence[str]) -> int:

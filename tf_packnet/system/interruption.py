@@ -26,6 +26,12 @@ def end_at_once() -> None:
     _handle(lambda number, _: os._exit(exit_code(number)))
 
 
+def ignore() -> None:
+    """From now on, ignore all signals. For processes that end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def interruptible(last_words: str = "") -> Iterator[list[int]]:
     """Within the block, a signal raises KeyboardInterrupt, even if other code turns it into another exception.
