@@ -11,28 +11,19 @@ def expand(name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class OutputPaths:
-    """The files in every output directory."""
+class RunPaths:
+    """The files in the output directory of a run."""
 
     root: Path
 
     @property
-    def manifest(self) -> Path:
-        """Checksums of the other files, and the identity of the run or experiment that the directory belongs to."""
-        return self.root / "checksums.json"
-
-    @property
-    def stages(self) -> Path:
-        """The store of stages, unless it is shared with other directories."""
-        return self.root / "stages"
-
-
-class RunPaths(OutputPaths):
-    """The files in the output directory of a run."""
-
-    @property
     def results(self) -> Path:
         return self.root / "results.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Checksums of the files of a finished run, and the config of the run."""
+        return self.root / "checksums.json"
 
     @property
     def masks(self) -> Path:
@@ -63,13 +54,21 @@ class RunPaths(OutputPaths):
         """SavedModel folder of a task (1-based)."""
         return self.exports / f"task_{task_number}"
 
+    @property
+    def stages(self) -> Path:
+        """The store of the run's stages, unless it shares another one."""
+        return self.root / "stages"
+
     def rebuildable(self) -> list[Path]:
         """Return files and folders that can be written again from the stored stages, without training."""
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
 
-class ExperimentPaths(OutputPaths):
+@dataclass(frozen=True)
+class ExperimentPaths:
     """The files in the output directory of an experiment; for figures and report see `reporting.report`."""
+
+    root: Path
 
     @property
     def experiment(self) -> Path:
@@ -77,9 +76,19 @@ class ExperimentPaths(OutputPaths):
         return self.root / "experiment.json"
 
     @property
+    def manifest(self) -> Path:
+        """Checksums of the files of the report, and the identity of the experiment."""
+        return self.root / "checksums.json"
+
+    @property
     def csv(self) -> Path:
         return self.root / "results.csv"
 
+    @property
+    def stages(self) -> Path:
+        """The store of the stages of all runs, unless the experiment shares another one."""
+        return self.root / "stages"
+
     def run(self, name: str) -> Path:
-        """Return the results of a run."""
+        """Return the path of the results of a run."""
         return self.root / "runs" / f"{name}.json"
