@@ -70,6 +70,17 @@ def test_a_run_ends_even_if_the_signal_is_lost(tmp_path):
     assert done.stderr.endswith(STOPPED)
 
 
+def test_a_full_disk_ends_it_in_one_line_whatever_error_tells_it(capfd):
+    def work():
+        raise RuntimeError(
+            "events.out.tfevents; No space left on device\n\tFailed to flush 1 events\n"
+        )  # as TensorFlow
+
+    assert exit_code(work, "main.py", resumable=True) == 1
+    advice = "fix this and run the same command again to continue"
+    assert capfd.readouterr().err == f"main.py: events.out.tfevents; No space left on device; {advice}\n"
+
+
 def test_errors_without_a_signal_are_raised():
     def work():
         raise TypeError("a bug")

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable
 
 from tf_packnet.command_line.parsing import UsageError
-from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
+from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, first_line, one_line
 from tf_packnet.system.interruption import interruptible
+from tf_packnet.system.storage import is_storage_fault
 
+_ADVICE = "; fix this and run the same command again to continue"
 FAILED, BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 
 
@@ -41,12 +43,15 @@ def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -
         return OUTPUT_CLOSED
     except OSError as error:
         reason = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        advice = "; fix this and run the same command again to continue" if resumable else ""
-        return _report(program, reason + advice, FAILED)
+        return _report(program, reason + (_ADVICE if resumable else ""), FAILED)
     except KeyboardInterrupt:
         if resumable:
             print("\nstopped; the same command continues after the last finished epoch", file=sys.stderr)
         return TERMINATED if signal.SIGTERM in signals else INTERRUPTED
+    except Exception as error:
+        if not is_storage_fault(error):
+            raise
+        return _report(program, first_line(error) + (_ADVICE if resumable else ""), FAILED)
     return 0
 
 
