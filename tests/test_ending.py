@@ -159,6 +159,17 @@ def test_several_signals_at_random_times(tries, tmp_path):
         assert check_output(parse_config(["main.py", *flags])) is None  # the folder of an unfinished run
 
 
+def test_a_full_disk_ends_it_in_one_line_whatever_error_tells_it(capfd):
+    def work():
+        raise RuntimeError(
+            "events.out.tfevents; No space left on device\n\tFailed to flush 1 events\n"
+        )  # as TensorFlow
+
+    assert exit_code(work, "main.py", resumable=True) == 1
+    advice = "fix this and run the same command again to continue"
+    assert capfd.readouterr().err == f"main.py: events.out.tfevents; No space left on device; {advice}\n"
+
+
 def test_errors_without_a_signal_are_raised():
     def work():
         raise TypeError("a bug")

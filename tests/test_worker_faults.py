@@ -21,6 +21,7 @@ from tf_packnet.experiments.run_queue import MOST_FAULTS
 from tf_packnet.experiments.worker import Layout, process_state
 from tf_packnet.experiments.worker_pool import Pool
 from tf_packnet.runs.config import Config
+from tf_packnet.system.storage import is_storage_fault
 
 PROCESS = """
 import ctypes, json, os, pathlib, signal, subprocess, sys, time
@@ -333,16 +334,16 @@ FOLDER = [
 @pytest.mark.parametrize("error", MACHINE, ids=repr)
 def test_faults_of_the_machine(error):
     assert faults.is_machine_fault(error)
-    assert isinstance(error, int) or not faults.is_folder_fault(error)
+    assert isinstance(error, int) or not is_storage_fault(error)
 
 
 @pytest.mark.parametrize("error", RUN, ids=repr)
 def test_faults_of_the_run(error):
     assert not faults.is_machine_fault(error)
-    assert not faults.is_folder_fault(error)
+    assert not is_storage_fault(error)
 
 
 @pytest.mark.parametrize("error", FOLDER, ids=repr)
 def test_faults_of_the_folder(error):
-    assert faults.is_folder_fault(error)
+    assert is_storage_fault(error)
     assert not faults.is_machine_fault(error)

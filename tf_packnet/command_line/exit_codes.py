@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 
 from tf_packnet.command_line.parsing import UsageError
-from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, one_line
+from tf_packnet.errors import ArgumentError, PackFileError, StoppedError, first_line, one_line
 from tf_packnet.system import interruption, streams
+from tf_packnet.system.storage import is_storage_fault
 
 FAILED, BAD_INPUT, OUTPUT_CLOSED = 1, 2, 141
 
@@ -74,8 +75,9 @@ def _file_error(error: Exception) -> str | None:
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     if type(error).__module__ == "tensorflow.python.framework.errors_impl":  # of TensorFlow's own file functions
         found = _TENSORFLOW_FILE_ERROR.search(str(error).rpartition("}} ")[2])
-        return found and f"{found['reason']}: {found['path']}"
-    return None
+        if found:
+            return f"{found['reason']}: {found['path']}"
+    return first_line(error) if is_storage_fault(error) else None
 
 
 def _work_and_flush(work: Callable[[], None]) -> None:

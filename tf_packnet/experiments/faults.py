@@ -2,19 +2,14 @@
 
 - The run: invalid input, divergence, and Python's errors for wrong code. The run has failed; the worker goes on.
 - The machine: memory, devices, the installation, the death of the process. The run is not to blame, see `run_queue`.
-- The folder: full, read-only or gone. No run can go on.
+- The folder: full, read-only or gone, see `system/storage.py`. No run can go on.
 """
 
-import errno
 import re
 import signal
 
 from tf_packnet.errors import ArgumentError, StoppedError, one_line
-
-_FOLDER = "ENOSPC EDQUOT EROFS EIO ESTALE EACCES EPERM ENODEV ENXIO ENOTCONN"
-_FOLDER_ERRNOS = {getattr(errno, name) for name in _FOLDER.split()}
-# NumPy, HDF5 and TensorFlow raise errors of their own with the text of the system.
-_FOLDER_TEXT = re.compile("No space left on device|Disk quota exceeded|Read-only file system|Stale file handle")
+from tf_packnet.system.storage import is_storage_fault
 
 _RUN = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
@@ -42,22 +37,13 @@ def is_machine_fault(error: BaseException | int) -> bool:
     """
     if isinstance(error, int):
         return True
-    if isinstance(error, (ArgumentError, StoppedError)) or is_folder_fault(error):
+    if isinstance(error, (ArgumentError, StoppedError)) or is_storage_fault(error):
         return False
     if isinstance(error, (MemoryError, ImportError)) or _MACHINE_TEXT.search(str(error)):
         return True
     if error.__cause__ is not None and is_machine_fault(error.__cause__):
         return True
     return not isinstance(error, _RUN) and getattr(error, "error_code", None) not in _RUN_CODES
-
-
-def is_folder_fault(error: BaseException) -> bool:
-    """Whether an error says that files can no longer be written or read."""
-    if isinstance(error, (ArgumentError, StoppedError)):
-        return False
-    if isinstance(error, OSError) and error.errno in _FOLDER_ERRNOS:
-        return True
-    return bool(_FOLDER_TEXT.search(str(error)))
 
 
 def is_from_outside(status: int) -> bool:

@@ -20,6 +20,7 @@ from typing import IO, Any
 from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.experiments import faults
 from tf_packnet.runs.config import Config
+from tf_packnet.system.storage import is_storage_fault
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
 RUNS_PER_PROCESS = 20
@@ -132,7 +133,7 @@ class Worker:
                 env={**os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
             )
         except OSError as error:
-            if faults.is_folder_fault(error):
+            if is_storage_fault(error):
                 raise
             raise WorkerFault(f"its process cannot be started: {faults.describe(error)}") from error
         self._replies = self._read(time.monotonic() + START_SECONDS)

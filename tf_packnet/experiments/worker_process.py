@@ -31,6 +31,7 @@ from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.experiments import faults
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
+from tf_packnet.system.storage import is_storage_fault
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def _fault(error: Exception) -> dict[str, Any]:
-    if faults.is_folder_fault(error):
+    if is_storage_fault(error):
         if isinstance(error, OSError) and error.errno:
             return {"folder": [error.errno, error.strerror, error.filename and str(error.filename)]}
         return {"folder": [errno.EIO, faults.describe(error), None]}
