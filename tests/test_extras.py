@@ -91,7 +91,7 @@ def run_blocked(code: str, folder: os.PathLike) -> subprocess.CompletedProcess:
 def test_pack_fit_export_and_predict_without_the_extra(tmp_path):
     done = run_blocked(PACK_FIT_EXPORT, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 65
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 64
 
 
 WITHOUT = """
