@@ -76,7 +76,8 @@ tp.load_task("pack.packnet", "first")
 packed.save("pack.keras")
 keras.models.load_model("pack.keras")
 np.save("examples.npy", x)
-import tf_packnet.prediction
+from tf_packnet.command_line.predict import main
+main(["predict", "--pack=pack.packnet", "examples.npy", "--output=out.csv"])
 """
 
 
@@ -87,9 +88,10 @@ def run_blocked(code: str, folder: os.PathLike) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_pack_fit_and_export_without_the_extra(tmp_path):
+def test_pack_fit_export_and_predict_without_the_extra(tmp_path):
     done = run_blocked(PACK_FIT_EXPORT, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 64
 
 
 WITHOUT = """

@@ -336,7 +336,8 @@ def refusal(*arguments) -> str:
 
 class TestFlags:
     def test_every_flag_is_tested(self):
-        assert sorted(REFUSED) == sorted(name for names in define_flags()[1].values() for name in names)
+        flags = sorted(name for names in define_flags()[1].values() for name in names)
+        assert sorted(REFUSED) == flags, "add an invalid value of the new flag to REFUSED"
 
     @pytest.mark.parametrize("name", REFUSED)
     def test_the_message_names_the_flag_and_the_expected_values(self, name):

@@ -42,7 +42,8 @@ def test_every_flag_is_in_the_table():
     _, themes = define_flags()
     table = README.split("| theme | flags |")[1].split("\n\n")[0]
     shown = re.findall(r"--([a-z0-9_]+)", table)
-    assert sorted(shown) == sorted(name for names in themes.values() for name in names)
+    flags = sorted(name for names in themes.values() for name in names)
+    assert sorted(shown) == flags, "add the new flag to the table of flags in README.md"
     assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == [theme.lower() for theme in themes]
 
 

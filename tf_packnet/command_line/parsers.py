@@ -4,13 +4,11 @@ from typing import Any
 
 from absl import flags
 
-from tf_packnet.experiments.definitions import MAX_RUNS
-
 # Limit on the digits of a number; Python refuses to print much longer ones.
 MAX_DIGITS = 100
 
 
-def _check_length(argument: Any) -> Any:
+def check_length(argument: Any) -> Any:
     if isinstance(argument, str) and len(argument) > MAX_DIGITS:
         raise ValueError("too long")
     return argument
@@ -21,7 +19,7 @@ class IntegerParser(flags.IntegerParser):
 
     def convert(self, argument: Any) -> int:
         try:
-            return super().convert(_check_length(argument))
+            return super().convert(check_length(argument))
         except (TypeError, ValueError) as error:
             raise ValueError("expected an integer") from error
 
@@ -53,32 +51,9 @@ class IntegerListParser(flags.ArgumentParser):
         if isinstance(argument, (list, tuple)):
             return tuple(argument)
         try:
-            return tuple(int(_check_length(part)) for part in argument.split(","))
+            return tuple(int(check_length(part)) for part in argument.split(","))
         except ValueError as error:
             raise ValueError("expected comma-separated integers, such as 256,256") from error
 
     def flag_type(self) -> str:
         return "comma-separated integers"
-
-
-class SeedsParser(flags.ArgumentParser):
-    """A number of seeds, which parses to an int, or comma-separated seeds, which parse to a tuple."""
-
-    def parse(self, argument: Any) -> int | tuple[int, ...]:
-        if not isinstance(argument, str):
-            return argument
-        try:
-            numbers = tuple(int(_check_length(part)) for part in argument.removesuffix(",").split(","))
-        except ValueError as error:
-            raise ValueError("expected a number of seeds, or comma-separated seeds such as 3,5,8") from error
-        if "," not in argument:
-            if not 1 <= numbers[0] <= MAX_RUNS:
-                expected = f"expected at least 1 and at most {MAX_RUNS:,}"
-                raise ValueError(f"{expected}, or comma-separated seeds such as 3,5,8")
-            return numbers[0]
-        if min(numbers) < 0 or len(set(numbers)) < len(numbers):
-            raise ValueError("expected different seeds, 0 or above")
-        return numbers
-
-    def flag_type(self) -> str:
-        return "a number, or comma-separated seeds"

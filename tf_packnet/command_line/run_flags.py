@@ -5,9 +5,9 @@ from typing import Any, get_type_hints
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, SeedsParser
+from tf_packnet.command_line.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, check_length
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments.definitions import EXPERIMENTS
+from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
 
@@ -15,6 +15,30 @@ from tf_packnet.runs.options import enumeration
 MAX_COUNT = 1000
 
 EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads")
+
+
+class SeedsParser(flags.ArgumentParser):
+    """A number of seeds, which parses to an int, or comma-separated seeds, which parse to a tuple."""
+
+    def parse(self, argument: Any) -> int | tuple[int, ...]:
+        if not isinstance(argument, str):
+            return argument
+        try:
+            numbers = tuple(int(check_length(part)) for part in argument.removesuffix(",").split(","))
+        except ValueError as error:
+            raise ValueError("expected a number of seeds, or comma-separated seeds such as 3,5,8") from error
+        if "," not in argument:
+            if not 1 <= numbers[0] <= MAX_RUNS:
+                expected = f"expected at least 1 and at most {MAX_RUNS:,}"
+                raise ValueError(f"{expected}, or comma-separated seeds such as 3,5,8")
+            return numbers[0]
+        if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+            raise ValueError("expected different seeds, 0 or above")
+        return numbers
+
+    def flag_type(self) -> str:
+        return "a number, or comma-separated seeds"
+
 
 _PARSERS = {
     str: flags.ArgumentParser(),
