@@ -192,8 +192,8 @@ def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None)
             raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder / name}", "none")
         for file in files:
             try:
-                with Image.open(file) as image:
-                    image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+                with Image.open(file) as opened:
+                    image = opened.convert("L" if opened.mode in ("1", "L", "I;16") else "RGB")
                     if size is not None and image.size != (size[1], size[0]):
                         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
                     images.append(np.asarray(image, np.uint8))

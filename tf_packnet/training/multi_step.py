@@ -79,9 +79,9 @@ def _padded(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np
     """Flattened images and labels, padded to the rows of the largest task and to `at_least` rows."""
     rows = max(at_least, batches.reserved)
     padding = rows - len(batches.labels)
-    images, labels = batches.images.reshape(len(batches.labels), -1), batches.labels
-    if padding:
-        images, labels = np.pad(images, [(0, padding), (0, 0)]), np.pad(labels, (0, padding))
+    flat = batches.images.reshape(len(batches.labels), -1)
+    images = np.pad(flat, [(0, padding), (0, 0)]) if padding else flat
+    labels = np.pad(batches.labels, (0, padding)) if padding else batches.labels
     return _for_device(images), _for_device(labels)
 
 
