@@ -4,14 +4,19 @@ They are forked from a server in which nothing was computed yet: no device looke
 """
 
 import atexit
+import functools
+import importlib
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 _PRELOADED = ["tensorflow", "keras", "pandas", "scipy.stats", "matplotlib.pyplot", "tensorboard.summary"]
 _server = multiprocessing.get_context("forkserver")
@@ -48,3 +53,54 @@ def _main(command: list[str], cwd: str, environment: dict[str, str], outputs: li
         runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # a forked process leaves without
+
+
+class Outcome(NamedTuple):
+    """`error` is None or the exception; `grown` the highest memory above that at the start, in bytes."""
+
+    error: Exception | None
+    grown: int
+    seconds: float
+
+
+def outcome(function: Callable[..., object], *arguments: object, timeout: float = 120) -> Outcome:
+    """What `function`, of a module, comes to in a process of its own, and the memory that it takes there."""
+    connection = _measuring()
+    connection.send((function, arguments))
+    if not connection.poll(timeout):
+        raise subprocess.TimeoutExpired([function.__name__], timeout)
+    return connection.recv()
+
+
+@functools.cache
+def _measuring() -> Connection:
+    """A process that forks another for each function, after it has imported the package."""
+    ours, theirs = multiprocessing.Pipe()
+    _server.Process(target=_serve, args=(theirs,), daemon=True).start()
+    return ours
+
+
+def _serve(connection: Connection) -> None:
+    importlib.import_module("tf_packnet.prediction")
+    importlib.import_module("tf_packnet.packfile.loading")
+    while True:
+        function, arguments = connection.recv()
+        child = os.fork()
+        if not child:
+            connection.send(_measured(function, arguments))
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def _measured(function: Callable[..., object], arguments: tuple) -> Outcome:
+    before, start, error = _kilobytes("VmRSS"), time.monotonic(), None
+    try:
+        function(*arguments)
+    except Exception as raised:
+        error = raised
+    return Outcome(error, (_kilobytes("VmHWM") - before) * 1024, time.monotonic() - start)
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))

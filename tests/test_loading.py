@@ -24,7 +24,7 @@ from tf_packnet.runs import corruption, output, results
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.stages import chain
 from tf_packnet.runs.store import StageStore
-from tf_packnet.system import archives, files
+from tf_packnet.system import archives, limits
 
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MAPS = {"dense/kernel": np.arange(12, dtype=np.uint8).reshape(3, 4), "other": np.zeros(5, np.uint8)}
@@ -100,16 +100,18 @@ class TestOwnerMaps:
     def test_zip_bombs(self, tmp_path):
         """Refused by the sizes in the zip directory, before anything is unpacked."""
         for copies, message in (
-            (3, "12,884,901,882 bytes, more than the maximum of 4,294,967,296"),
-            (1, "declares more bytes than it can contain"),
+            (3, "would take 12,884,901,882 bytes of memory, more than the bound of 268,435,456"),
+            (1, "would take 4,294,967,294 bytes"),
         ):
             path = archive(tmp_path / "bomb.npz", [(f"{number}.npy", bytes(2**20)) for number in range(copies)])
             claims = path.read_bytes().replace((2**20).to_bytes(4, "little"), (2**32 - 2).to_bytes(4, "little"))
             path.write_bytes(claims)
             with pytest.raises(tp.ArgumentError, match=message):
                 tp.load_owner_maps(path)
+        with pytest.raises(tp.ArgumentError, match="declares more bytes than it can contain"):
+            tp.load_owner_maps(path, max_bytes=2**33)
         archive(tmp_path / "bomb.npz", [("a.npy", bytes(2**24))])
-        with pytest.raises(tp.ArgumentError, match="16,777,216 bytes, more than the maximum of 1,000"):
+        with pytest.raises(tp.ArgumentError, match="16,777,216 bytes of memory, more than the bound of 1,000"):
             archives.read_arrays(tmp_path / "bomb.npz", "path", "uint8", 1000)
 
     def test_member_names_are_not_used_as_paths(self, tmp_path):
@@ -122,7 +124,7 @@ class TestOwnerMaps:
     def test_duplicate_names(self, tmp_path):
         with pytest.warns(UserWarning, match="Duplicate"):
             path = archive(tmp_path / "two.npz", [("a.npy", member()), ("a.npy", member())])
-        with pytest.raises(tp.ArgumentError, match="two arrays with the same name"):
+        with pytest.raises(tp.ArgumentError, match="two members with the same name"):
             tp.load_owner_maps(path)
 
     def test_a_missing_file(self, tmp_path):
@@ -256,7 +258,7 @@ class TestResults:
         path.write_bytes(b"\xff\xfe{}")
         assert corruption.read_json(path, reported.append) is None
         with path.open("wb") as file:  # a sparse file, which takes no disk
-            file.truncate(files._MAX_JSON + 1)
+            file.truncate(limits.DEFAULT // 4 + 1)
         assert corruption.read_json(path, reported.append) is None
         assert corruption.read_json(tmp_path, reported.append) is None
 

@@ -18,7 +18,7 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system import files
-from tf_packnet.system.archives import BROKEN
+from tf_packnet.system.archives import BROKEN, read_state
 from tf_packnet.system.keras_internals import resume_at
 from tf_packnet.training import training_state
 from tf_packnet.training.fit_checks import FitRequest
@@ -223,8 +223,7 @@ class EpochBackup(keras.callbacks.Callback):
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
             try:
-                with np.load(path, allow_pickle=False) as archive:
-                    return dict(archive)  # reading an array verifies its checksum
+                return read_state(path)  # reading an array verifies its checksum
             except BROKEN:
                 self._on_damaged(path)
             path.unlink(missing_ok=True)

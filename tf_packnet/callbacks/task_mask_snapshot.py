@@ -14,9 +14,6 @@ from tf_packnet.system import files
 from tf_packnet.system.archives import read_arrays
 from tf_packnet.training.fit_checks import FitRequest
 
-# Owner maps of 4.3 billion weights.
-_MAX_BYTES = 2**32
-
 
 class TaskMaskSnapshot(keras.callbacks.Callback):
     """Commits the open task when `fit` ends, and saves the owner maps.
@@ -73,7 +70,7 @@ def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> Non
         np.savez_compressed(temporary, **maps)  # type: ignore[arg-type]  # no map is named like a parameter
 
 
-def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_owner_maps(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Read owner maps from a file of `TaskMaskSnapshot`.
 
     Files from untrusted sources are safe to read: no code in them is run, and no more memory is allocated than their
@@ -81,12 +78,14 @@ def load_owner_maps(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
         path: The `.npz` file.
+        max_bytes: Largest size of all owner maps together, in bytes. Default: 256 MiB, or 4 times the size of the file
+            if that is more.
 
     Returns:
         `{weight path: uint8 array}`.
 
     Raises:
-        ArgumentError: If the file is damaged, or contains anything but `uint8` arrays of at most 4 GiB in total.
+        ArgumentError: If the file is damaged, or contains anything but `uint8` arrays of at most `max_bytes`.
         OSError: If there is no such file.
     """
-    return read_arrays(path, "path", "uint8", _MAX_BYTES)
+    return read_arrays(path, "path", "uint8", max_bytes)

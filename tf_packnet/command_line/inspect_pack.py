@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from tf_packnet.command_line.parsers import MAX_BYTES_HELP, IntegerParser
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packfile.opening import kind_of
@@ -31,11 +32,13 @@ class Request(NamedTuple):
         pack: The file of the pack.
         format: One of `FORMATS`.
         html: The HTML page to write; None for none.
+        max_bytes: Most memory that opening the pack may take; None for the default.
     """
 
     pack: Path
     format: str = "table"
     html: Path | None = None
+    max_bytes: int | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -63,7 +66,7 @@ def show(request: Request) -> None:
     from tf_packnet.text import to_json
 
     logging.set_verbosity(logging.ERROR)
-    packed, file = open_pack(request.pack, RunPaths(request.pack.parent).results)
+    packed, file = open_pack(request.pack, RunPaths(request.pack.parent).results, request.max_bytes)
     contents = inspect_pack(packed, file)
     if request.html is not None:
         from tf_packnet.inspection import html_page
@@ -86,6 +89,8 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "The pack, such as out/digits/pack.keras. Accuracies are read from results.json in the same folder.",
         flag_values=values,
     )
+    flags.DEFINE(IntegerParser(), "max_bytes", None, MAX_BYTES_HELP, values, flags.ArgumentSerializer())
+    flags.register_validator("max_bytes", lambda most: most is None or most >= 1, "expected at least 1", values)
     flags.DEFINE_enum("format", "table", FORMATS, "Format on standard output.", flag_values=values)
     flags.DEFINE_string(
         "html",
@@ -93,7 +98,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "Write a self-contained HTML page to this file: owner maps, ownership, accuracy, weights and filters.",
         flag_values=values,
     )
-    return values, {"Pack": ["pack"], "Output": ["format", "html"]}
+    return values, {"Pack": ["pack", "max_bytes"], "Output": ["format", "html"]}
 
 
 def parse_request(argv: Sequence[str]) -> Request:
@@ -110,7 +115,7 @@ def parse_request(argv: Sequence[str]) -> Request:
     pack, html = Path(values["pack"].value).expanduser(), values["html"].value
     kind_of(pack)  # raises ArgumentError if it is not a pack
     page = None if html is None else _check_page(Path(html).expanduser(), pack)
-    return Request(pack, values["format"].value, page)
+    return Request(pack, values["format"].value, page, values["max_bytes"].value)
 
 
 def _check_page(page: Path, pack: Path) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import IntegerParser
+from tf_packnet.command_line.parsers import MAX_BYTES_HELP, IntegerParser
 from tf_packnet.command_line.parsing import UsageError, parse_flags
 from tf_packnet.prediction import Asked, predict
 from tf_packnet.prediction.tables import FORMATS
@@ -67,9 +67,15 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     )
     flags.DEFINE_enum("format", "table", FORMATS, "Format of the predictions.", flag_values=values)
     define("output", None, "Output file. Default: standard output.")
+    define("max_bytes", None, MAX_BYTES_HELP, IntegerParser())
+    flags.register_validator("max_bytes", lambda most: most is None or most >= 1, "expected at least 1", values)
     define("top", 1, "How many classes to list per example, most probable first.", IntegerParser())
     flags.register_validator("top", lambda top: top >= 1, "expected at least 1", values)
-    return values, {"Pack": ["pack", "task"], "Examples": ["input", "scale"], "Output": ["format", "output", "top"]}
+    return values, {
+        "Pack": ["pack", "task"],
+        "Examples": ["input", "scale", "max_bytes"],
+        "Output": ["format", "output", "top"],
+    }
 
 
 def parse_command(argv: Sequence[str]) -> Asked:
@@ -81,7 +87,7 @@ def parse_command(argv: Sequence[str]) -> Asked:
     values, themes = define_flags()
     values.set_gnu_getopt(True)  # flags may follow inputs
     rest = parse_flags(argv, values, themes, USAGE)
-    asked = {name: values[name].value for name in ("pack", "task", "format", "output", "top", "scale")}
+    asked = {name: values[name].value for name in ("pack", "task", "format", "output", "top", "scale", "max_bytes")}
     inputs = (*values["input"].value, *rest)
     for name, value in (("pack", asked["pack"]), ("input", inputs)):
         if not value:

@@ -1,6 +1,5 @@
 """Opens a pack file for inspection, with the results of the run that wrote it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.opening import PACKNET, kind_of
 from tf_packnet.packfile.opening import open_pack as load
+from tf_packnet.system.limits import read_json
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,21 @@ class FileFacts:
     one_file: bool = False
 
 
-def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, FileFacts]:
+def open_pack(path: Path, results: Path | None = None, max_bytes: int | None = None) -> tuple[PackedModel, FileFacts]:
     """Load a pack, without its optimizer, and the facts about its file.
 
     Args:
         path: A file by `packed.save` or `save_pack`.
         results: Path of the run's `results.json`, which need not exist.
+        max_bytes: As for `tp.load_pack`.
 
     Raises:
         ArgumentError: If the file is not a pack or cannot be loaded; the message says why.
     """
     is_packnet = kind_of(path) == PACKNET
     try:
-        packed = load(path)
-        tasks = _recorded_tasks(path) if is_packnet else {}
+        packed = load(path, max_bytes)
+        tasks = _recorded_tasks(path, max_bytes) if is_packnet else {}
     except ArgumentError:
         raise
     except Exception as error:  # a damaged file, or changed outputs of a task
@@ -57,8 +58,8 @@ def open_pack(path: Path, results: Path | None = None) -> tuple[PackedModel, Fil
     return packed, FileFacts(path.name, path.stat().st_size, tasks, values, note, is_packnet)
 
 
-def _recorded_tasks(path: Path) -> dict[str, dict[str, Any]]:
-    contents = read_contents(path)
+def _recorded_tasks(path: Path, max_bytes: int | None) -> dict[str, dict[str, Any]]:
+    contents = read_contents(path, max_bytes=max_bytes)
     stored = {part.name: part.stored for part in contents.parts}
     return {
         task.name: {
@@ -73,7 +74,7 @@ def _recorded_tasks(path: Path) -> dict[str, dict[str, Any]]:
 def _read_results(path: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the content of `results.json`, or None and a note if it cannot be used."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError):

@@ -17,6 +17,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number, view
+from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
 from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
@@ -242,9 +243,12 @@ class TaskLayer(KerasLayer):
 
     def load_progress(self, store: dict) -> None:
         """Load what `save_progress` has written."""
-        self.committed_tasks = int(store["committed_tasks"][()])
+        committed, selected = int(store["committed_tasks"][()]), int(store["selected_task"][()])
+        if not (0 <= committed <= MAX_TASKS and 0 <= selected <= committed + 1):
+            raise ValueError(f"task {selected} of {committed} committed tasks is selected; at most {MAX_TASKS} exist")
+        self.committed_tasks = committed
         self.open = bool(store["open"][()])
-        self.selected_task = int(store["selected_task"][()])
+        self.selected_task = selected
         if RECORDS in store:
             object.__setattr__(self, "records", self.records or TaskRecords())
         if self.records is not None:

@@ -13,6 +13,7 @@ from tf_packnet.layers.products import NARROW, narrow_product
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import Store
 from tf_packnet.system.keras_internals import unlocked
+from tf_packnet.system.limits import Bound
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
@@ -154,9 +155,12 @@ class TaskHead(TaskLayer, keras.layers.Dense):
         self.load_progress(store)
         self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
         if "activation_of" in store:  # files of earlier versions do not have it
-            activations = json.loads(np.asarray(store["activation_of"][()], np.uint8).tobytes())
+            activations = Bound().parsed(np.asarray(store["activation_of"][()], np.uint8).tobytes(), "activation_of")
             self._activation_of.update((int(task), name) for task, name in activations.items())
         for units in sorted({self.units, *self._units_of.values()}):
+            for name in self._routes:  # before variables of that size are created
+                if store[f"units_{units}.{name}.variable"].shape[-1:] != (units,):
+                    raise ValueError(f"{name} of a head with {units} units has another size")
             self._use_units(units)
             for weight in self._routes.values():
                 weight.load(_Prefixed(store, f"units_{units}."), self._tasks_of(units))

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet.system.arrays import content
+from tf_packnet.system.limits import Bound
 
 RECORDS = "records"
 COUNTS = ("rounds_done", "rounds_due", "rounds_planned", "rounds_from")
@@ -142,7 +143,7 @@ class TaskRecords:
         if RECORDS not in store:
             self.begin()
             return
-        facts = json.loads(np.asarray(store[RECORDS], np.uint8).tobytes())
+        facts = Bound().parsed(np.asarray(store[RECORDS], np.uint8).tobytes(), RECORDS)
         arrays: dict[int, np.ndarray] = {}
 
         def get(number: int) -> np.ndarray:

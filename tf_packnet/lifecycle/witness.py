@@ -4,6 +4,7 @@ The inputs are random numbers from a fixed seed, with the shapes and dtypes of t
 """
 
 import functools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,12 @@ def outputs(
     return [], None
 
 
+def examples(model: keras.Model) -> int:
+    """Return the number of examples of the synthetic inputs; 1 if the model's inputs are unknown."""
+    specs = _input_specs(model)
+    return 1 if specs is None else next(_parameters_to_try(specs))["examples"]
+
+
 def difference(recorded: list[np.ndarray], outputs: list[np.ndarray], tolerance: float) -> float | None:
     """Return the largest difference between outputs, relative to the largest recorded value of each output.
 
@@ -177,7 +184,11 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
     vocabulary_sizes = [layer.input_dim for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     examples, unknown_size = parameters["examples"], parameters["size"]
     batch_sizes = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}
-    if examples not in {*range(1, EXAMPLES + 1), *batch_sizes} or unknown_size not in (0, *_SIZES):
+    largest = max(
+        1, *(math.prod(size or unknown_size for size in spec.shape[1:]) for spec in keras.tree.flatten(specs))
+    )
+    most = int(np.clip(_MOST_INPUT_VALUES // largest, 1, EXAMPLES))
+    if examples not in {*range(1, most + 1), *batch_sizes} or unknown_size not in (0, *_SIZES):
         raise ValueError(f"invalid parameters of a witness: {parameters}")
 
     def values(spec: Any) -> Any:

@@ -68,7 +68,7 @@ def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
 
 
 def take_gaps(owner: np.ndarray, gaps: np.ndarray, task: int) -> np.ndarray:
-    """Decode the gaps of `task` and enters the task in an owner map.
+    """Decode the gaps of `task` and enter the task in an owner map.
 
     Args:
         owner: The flat owner map with all earlier tasks, which is changed.
@@ -76,18 +76,25 @@ def take_gaps(owner: np.ndarray, gaps: np.ndarray, task: int) -> np.ndarray:
         task: Number of the task (1-based).
 
     Returns:
-        The flat positions of the task's weights, ascending.
+        The mask of the task's weights, flat.
 
     Raises:
         ValueError: If a position lies outside the map.
     """
-    free = np.flatnonzero(owner == 0)
+    free = owner == 0
+    count = np.count_nonzero(free)
     # Checked before the sum, which could overflow.
-    if len(gaps) > len(free) or (len(gaps) and int(gaps.max()) >= len(free)):
+    if len(gaps) > count or (len(gaps) and int(gaps.max()) >= count):
         raise ValueError("gaps lead to positions outside the owner map")
-    index = np.cumsum(gaps.astype(np.int64) + 1) - 1
-    if len(index) and index[-1] >= len(free):
+    index = gaps.astype(np.int64)  # changed in place: it is the largest array here
+    index += 1
+    np.cumsum(index, out=index)
+    index -= 1
+    if len(index) and index[-1] >= count:
         raise ValueError("gaps lead to positions outside the owner map")
-    positions = free[index]
-    owner[positions] = task
-    return positions
+    chosen = np.zeros(count, bool)
+    chosen[index] = True
+    taken = np.zeros_like(free)
+    taken[free] = chosen
+    owner[taken] = task
+    return taken

@@ -7,12 +7,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from tf_packnet.errors import PackFileError
 from tf_packnet.packfile.coding import ITEM_BYTES, from_planes, nbytes, to_planes
+from tf_packnet.system.limits import Bound, SizeError
 
 MAGIC = b"\x89PACKNET"
 # Version 2 added per-task state and witnesses; files of version 1 can be read.
@@ -103,16 +104,19 @@ class PackFile:
     Args:
         path: Path of the file, for error messages.
         file: The file, opened for reading in binary mode.
+        bound: The memory that reading it may take.
 
     Attributes:
+        bound: As above.
         directory: The directory as parsed JSON.
 
     Raises:
         PackFileError: If the file is not a pack file, is damaged or truncated, or has a later version.
     """
 
-    def __init__(self, path: str | os.PathLike, file: BinaryIO):
+    def __init__(self, path: str | os.PathLike, file: IO[bytes], bound: Bound):
         self.path = path
+        self.bound = bound
         self._file = file
         self.directory, self._first = self._read_directory()
 
@@ -139,8 +143,10 @@ class PackFile:
             raise PackFileError(self.path, "directory", "is damaged: its checksum does not match")
         text = self._decompressed("directory", data, plain)
         try:
-            return json.loads(text), HEADER_BYTES + stored
-        except (ValueError, RecursionError) as error:
+            return self.bound.parsed(text, "it"), HEADER_BYTES + stored
+        except SizeError as error:
+            raise PackFileError(self.path, "directory", f"is too large: {error}") from error
+        except ValueError as error:
             raise PackFileError(self.path, "directory", "is not valid JSON") from error
 
     def check_length(self, parts: Iterable[Part]) -> None:
@@ -173,7 +179,10 @@ class PackFile:
         plain, start, arrays = memoryview(self._decompressed(name, data, part.plain)), 0, {}
         for entry in part.arrays:
             end = start + nbytes(entry.dtype, entry.shape)
-            arrays[entry.kind, entry.name] = from_planes(plain[start:end], entry.dtype, entry.shape)
+            try:
+                arrays[entry.kind, entry.name] = from_planes(plain[start:end], entry.dtype, entry.shape)
+            except ValueError as error:  # no numbers, but a length that NumPy does not have
+                raise PackFileError(self.path, name, f"has an array of shape {entry.shape}") from error
             start = end
         return arrays
 

@@ -11,6 +11,7 @@ from typing import Any
 from tf_packnet.errors import PackFileError
 from tf_packnet.packfile.container import ArrayEntry, PackFile, Part
 from tf_packnet.packfile.directory import parsed
+from tf_packnet.system.limits import PACK_RATIO, Bound, open_regular
 
 
 @dataclass(frozen=True)
@@ -129,25 +130,26 @@ class Contents:
         return self.info.get("tasks", {}).get(task, {}).get(key, self.info.get(key))
 
 
-def read_contents(path: str | os.PathLike) -> Contents:
+def read_contents(path: str | os.PathLike, *, max_bytes: int | None = None) -> Contents:
     """Read the directory of a pack file, but not its parts.
 
     Args:
         path: A file written by `save_pack`.
+        max_bytes: As for `load_pack`.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
         PackFileError: If it is not a pack file, has a later version, or is damaged or truncated.
     """
-    with opened(path) as (_, contents):
+    with opened(path, max_bytes) as (_, contents):
         return contents
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[tuple[PackFile, Contents]]:
+def opened(path: str | os.PathLike, max_bytes: int | None) -> Iterator[tuple[PackFile, Contents]]:
     """Context manager that opens a pack file, from which parts can be read inside the block."""
-    with open(path, "rb") as file:
-        pack_file = PackFile(path, file)
+    with open_regular(path) as file:
+        pack_file = PackFile(path, file, Bound.of_file(path, max_bytes, PACK_RATIO))
         try:
             contents = _contents(Path(path), parsed(pack_file.directory))
         except (KeyError, TypeError, ValueError) as error:

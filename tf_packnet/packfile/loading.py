@@ -17,15 +17,16 @@ from tf_packnet.packfile import model_config, restoring, witnesses
 from tf_packnet.packfile.container import PackFile
 from tf_packnet.packfile.contents import Contents, opened
 from tf_packnet.structure.layer_paths import layers_by_path
+from tf_packnet.system.limits import SizeError
 from tf_packnet.task_names import task_number
 
-# Default limit for the variables of a loaded pack.
-MAX_BYTES = 2**33
+# Copies of a part while it is unpacked, besides its arrays.
+_UNPACKING = 2
 
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
-def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedModel:
+def load_pack(path: str | os.PathLike, *, max_bytes: int | None = None) -> PackedModel:
     """Load a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
 
     The pack has no optimizer: compile it before the next `fit`. A pack that was saved without the values of its free
@@ -33,7 +34,8 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedM
 
     Args:
         path: A file written by `save_pack`.
-        max_bytes: Largest allowed size of the variables in memory.
+        max_bytes: Most memory in bytes that loading may take. Default: 256 MiB, or 32 times the size of the file if
+            that is more.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
@@ -41,11 +43,11 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> PackedM
             The message names the part.
         FreezeError: If the outputs of a task differ from those when it was committed.
     """
-    with opened(path) as (file, contents):
-        return _loaded(file, contents, len(contents.tasks), max_bytes)
+    with opened(path, max_bytes) as (file, contents):
+        return _loaded(file, contents, len(contents.tasks))
 
 
-def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_BYTES) -> keras.Model:
+def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int | None = None) -> keras.Model:
     """Load one task as a plain Keras model, as `tp.export.dense_model` returns it. Later tasks are not read.
 
     Args:
@@ -59,27 +61,29 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int = MAX_
         PackFileError: As for `load_pack`.
         FreezeError: As for `load_pack`.
     """
-    with opened(path) as (file, contents):
+    with opened(path, max_bytes) as (file, contents):
         number = task_number(contents.task_names, task)
-        return dense_model(_loaded(file, contents, number, max_bytes), number)
+        return dense_model(_loaded(file, contents, number), number)
 
 
-def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> PackedModel:
+def _loaded(file: PackFile, contents: Contents, last: int) -> PackedModel:
     """Load the pack with its tasks up to `last`."""
     needed_parts = {"model", "shared", *(f"task {number}" for number in range(1, last + 1))}
     if last == len(contents.tasks):
         needed_parts.add("free")
-    claimed = sum(part.plain for part in contents.parts if part.name in needed_parts)
-    if claimed > max_bytes:
-        reason = f"claims {claimed:,} bytes; load with max_bytes={claimed} to allow that"
-        raise PackFileError(file.path, "directory", reason)
+    sizes = {part.name: part.plain for part in contents.parts if part.name in needed_parts}
+    total, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
+    try:
+        file.bound.check(total + _UNPACKING * sizes[largest], "it")
+    except SizeError as error:
+        raise PackFileError(file.path, f"part {largest!r}", f"is too large: {error}") from error
     parts: dict[str, Arrays] = {}
     before = 0
     for part in contents.parts:
         if part.name in needed_parts:
             parts[part.name] = file.arrays(part, before)
         before += part.stored
-    packed = _network(file, parts["model"], max_bytes)
+    packed = _network(file, parts["model"], total)
     name = "part 'shared'"
     try:
         _load_shared(packed, parts["shared"])
@@ -98,9 +102,9 @@ def _loaded(file: PackFile, contents: Contents, last: int, max_bytes: int) -> Pa
     return packed
 
 
-def _network(file: PackFile, arrays: Arrays, max_bytes: int) -> PackedModel:
+def _network(file: PackFile, arrays: Arrays, others: int) -> PackedModel:
     try:
-        return model_config.from_json(arrays["config", "network"].tobytes().decode(), max_bytes)
+        return model_config.from_json(arrays["config", "network"].tobytes(), file.bound, others)
     except Exception as error:  # a forged config: Keras raises errors of many types
         raise PackFileError(file.path, "part 'model'", _first_line(error)) from error
 

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.packfile.coding import nbytes
-from tf_packnet.system.keras_internals import global_state  # no public API forgets variables without memory
+from tf_packnet.packfile import footprint
+from tf_packnet.system.limits import Bound
 
 # Class names that Keras writes for values that JSON does not have.
 _VALUES = {"__tuple__", "__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
@@ -41,32 +41,27 @@ def to_json(packed: PackedModel) -> str:
     config.pop("compile_config", None)
     text = json.dumps(config)
     check(json.loads(text))
-    _without_memory(json.loads(text))
+    footprint.build_without_memory(json.loads(text), _build)
     return text
 
 
-def from_json(text: str, max_bytes: int) -> PackedModel:
+def from_json(text: bytes, bound: Bound, others: int = 0) -> PackedModel:
     """Build a pack from the text of `to_json`, with fresh weights.
 
     Args:
         text: The text.
-        max_bytes: Largest allowed size of its variables.
+        bound: The memory that loading the pack may take.
+        others: What of that the rest of the file takes.
 
     Raises:
-        ValueError: If the text is invalid, names unknown classes, or its variables are too large.
+        SizeError: If its network is too large.
+        ValueError: If the text is invalid or names unknown classes.
         Exception: Any error that Keras raises for an invalid config.
     """
-    config = json.loads(text)
+    config = footprint.parsed_config(text, bound)
     check(config)
-    needed = variable_bytes(_without_memory(config))
-    if needed > max_bytes:
-        raise ValueError(f"needs {needed:,} bytes for its variables; load with max_bytes={needed} to allow that")
+    footprint.check(config, _build, bound, others)
     return _build(config)
-
-
-def variable_bytes(model: keras.Model) -> int:
-    """Return the size of the variables of a model in bytes."""
-    return sum(nbytes(v.dtype, v.shape) for v in model.variables if v.dtype != "string")
 
 
 def _build(config: dict[str, Any]) -> PackedModel:
@@ -74,17 +69,6 @@ def _build(config: dict[str, Any]) -> PackedModel:
     if not isinstance(packed, PackedModel):
         raise ValueError(f"is a {type(packed).__name__}, not a pack")
     return packed
-
-
-def _without_memory(config: dict[str, Any]) -> PackedModel:
-    """Build the pack with variables that have shapes but no memory."""
-    name = "uninitialized_variables"
-    before = list(global_state.get_global_attribute(name, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            return _build(json.loads(json.dumps(config)))  # a copy, because Keras removes keys from the config
-    finally:
-        global_state.set_global_attribute(name, before)
 
 
 def check(config: Any) -> None:

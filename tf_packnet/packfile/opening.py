@@ -3,15 +3,17 @@
 Importing this module does not import TensorFlow, nor do `kind_of` and `tasks_of_keras_file`.
 """
 
-import json
+import contextlib
 import os
 import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.packfile.container import MAGIC
+from tf_packnet.system import archives
+from tf_packnet.system.limits import PACK_RATIO, Bound, open_regular
 
 if TYPE_CHECKING:
     import keras
@@ -30,7 +32,7 @@ def kind_of(path: str | os.PathLike) -> str:
         ArgumentError: If the file cannot be read, or is of neither kind.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(max(map(len, _FIRST_BYTES)))
     except (OSError, ValueError) as error:  # ValueError: the path has a null byte
         reason = getattr(error, "strerror", None) or error
@@ -41,24 +43,25 @@ def kind_of(path: str | os.PathLike) -> str:
     raise ArgumentError("pack", _EXPECTED, os.fspath(path))
 
 
-def tasks_of_keras_file(path: str | os.PathLike) -> list[str]:
+def tasks_of_keras_file(path: str | os.PathLike, max_bytes: int | None = None) -> list[str]:
     """Read the names of the tasks in a `.keras` file, the open one included, without loading the model.
 
     Raises:
-        ArgumentError: If the file is not that of a pack.
+        ArgumentError: If the file is not that of a pack, or too large.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
+    with _one_line_errors(path, (*archives.BROKEN, AttributeError), _EXPECTED):
+        config = _config(path, _bound(path, max_bytes))
         # Format 1 of packs has the tasks in the config, later ones in the build config.
         section = config["config"] if "tasks" in config["config"] else config["build_config"]
         return [str(name) for name in section["tasks"]]
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError, zlib.error) as error:
-        raise ArgumentError("pack", _EXPECTED, os.fspath(path)) from error
 
 
-def open_pack(path: str | os.PathLike) -> "PackedModel":
+def open_pack(path: str | os.PathLike, max_bytes: int | None = None) -> "PackedModel":
     """Load a pack from a file of either kind, without its optimizer.
+
+    Args:
+        path: The file.
+        max_bytes: As for `load_pack`.
 
     Raises:
         ArgumentError: If the file is not a pack, or Keras cannot load it; the message says why.
@@ -68,24 +71,59 @@ def open_pack(path: str | os.PathLike) -> "PackedModel":
     if kind_of(path) == PACKNET:
         from tf_packnet.packfile.loading import load_pack
 
-        return load_pack(path)
+        return load_pack(path, max_bytes=max_bytes)
     import keras
 
     from tf_packnet.packed_model import PackedModel
+    from tf_packnet.packfile import footprint, keras_weights
 
-    try:
+    with _one_line_errors(path, (Exception,), "a pack that can be loaded"):  # Keras raises errors of many types
+        bound = _bound(path, max_bytes)
+        keras_weights.check(path, bound)
+        config = {**_config(path, bound), "compile_config": None}
+        try:
+            footprint.check(config, lambda each: keras.saving.deserialize_keras_object(each, safe_mode=True), bound)
+        except footprint.UnknownSizeError:
+            if max_bytes is None:
+                raise
         model = keras.saving.load_model(Path(path), compile=False)
-    except Exception as error:  # Keras raises errors of many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ArgumentError("pack", f"a pack that can be loaded ({reason})", os.fspath(path)) from error
     if not isinstance(model, PackedModel):
         expected = f"a pack, from tp.pack(model), not a {type(model).__name__} that was not packed"
         raise ArgumentError("pack", expected, os.fspath(path))
     return model
 
 
-def open_task(path: str | os.PathLike, number: int) -> "keras.Model":
+def _bound(path: str | os.PathLike, max_bytes: int | None) -> Bound:
+    return Bound.of_file(path, max_bytes, PACK_RATIO)
+
+
+def _config(path: str | os.PathLike, bound: Bound) -> dict[str, Any]:
+    with archives.opened_zip(path, bound) as archive:
+        config = bound.parsed(archives.read_member(archive, "config.json").getvalue(), "config.json")
+    if not isinstance(config, dict):
+        raise archives.InvalidFileError("config.json is not a JSON object")
+    return config
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str | os.PathLike, errors: tuple[type[Exception], ...], expected: str) -> Iterator[None]:
+    """Turn errors in the block into an ArgumentError that names the file."""
+    try:
+        yield
+    except zipfile.BadZipFile as error:
+        raise ArgumentError("pack", f"{expected} (it is damaged or cut short)", os.fspath(path)) from error
+    except errors as error:
+        reason = first_line(error)
+        raise ArgumentError("pack", f"{expected} ({reason})", os.fspath(path)) from error
+
+
+def open_task(path: str | os.PathLike, number: int, max_bytes: int | None = None) -> "keras.Model":
     """Load task `number` (1-based) from a file of either kind as a plain Keras model.
+
+    Args:
+        path: The file.
+        number: Number of the task.
+        max_bytes: As for `load_pack`.
 
     Raises:
         ArgumentError: If there is no such committed task; and as for `open_pack`.
@@ -95,10 +133,10 @@ def open_task(path: str | os.PathLike, number: int) -> "keras.Model":
     if kind_of(path) == PACKNET:
         from tf_packnet.packfile.loading import load_task
 
-        return load_task(path, number)
+        return load_task(path, number, max_bytes=max_bytes)
     from tf_packnet.export.dense import dense_model
 
-    packed = open_pack(path)
+    packed = open_pack(path, max_bytes)
     if number > packed.committed_tasks:
         raise ArgumentError("task", "a committed task; this one is still open", packed.task_names[number - 1])
     return dense_model(packed, number)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_packnet.layers.records import TaskRecords, Witness
 from tf_packnet.packfile.coding import ITEM_BYTES
+from tf_packnet.system.limits import Bound
 
 FACTS = "facts"
 
@@ -53,7 +54,7 @@ def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> Non
             records.state[task] = {**records.state.get(task - 1, {}), **own}
         if ("witness", FACTS) not in arrays:  # a file of format version 1
             continue
-        facts = json.loads(arrays["witness", FACTS].tobytes())
+        facts = Bound().parsed(arrays["witness", FACTS].tobytes(), f"the witness of task {task}")
         before = records.witnesses.get(task - 1)
         if before is not None:
             facts = {**before.facts(), "volatile": (), **facts}

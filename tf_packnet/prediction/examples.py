@@ -1,5 +1,6 @@
 """Reads examples for prediction from images, folders of images and NumPy files."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system import archives, images
 from tf_packnet.system.extras import require_extra
-from tf_packnet.tasks.own_data import IMAGES
+from tf_packnet.system.images import IMAGES
+from tf_packnet.system.limits import Bound, SizeError
 
 ARRAYS = (".npy", ".npz")
+# Memory for the name and the prediction of an example, and the row that shows it.
+_PREDICTION_BYTES = 2048
+# Values that are converted at a time.
+_CHUNK_VALUES = 2**22
 
 
 class InputSpec(NamedTuple):
@@ -30,17 +37,21 @@ class InputSpec(NamedTuple):
     white: float
 
 
-def files_of(inputs: Sequence[str]) -> list[Path]:
+def files_of(inputs: Sequence[str], max_bytes: int | None = None) -> list[Path]:
     """List the files that `inputs` name. A folder stands for its images, sorted by name.
 
+    Args:
+        inputs: Files and folders.
+        max_bytes: Most memory that the predictions for all files may take; None for the default.
+
     Raises:
-        ArgumentError: If a file does not exist, or its type is not supported.
+        ArgumentError: If a file does not exist, its type is not supported, or there are too many.
     """
     files: list[Path] = []
     for name in inputs:
         path = Path(os.path.expanduser(name))  # Path.expanduser raises an error for an unknown user
         if path.is_dir():
-            images = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGES)
+            images = _images_in(path, max_bytes)
             if not images:
                 raise ArgumentError("input", f"a folder with images ({', '.join(IMAGES)})", name)
             files += images
@@ -55,12 +66,33 @@ def files_of(inputs: Sequence[str]) -> list[Path]:
     return files
 
 
-def read(files: Sequence[Path], spec: InputSpec) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Read examples, file by file.
+def _images_in(folder: Path, max_bytes: int | None) -> list[Path]:
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if os.path.splitext(entry.name)[1].lower() in IMAGES:
+                names.append(entry.name)
+                _check_count(folder, len(names), max_bytes)
+    return [folder / name for name in sorted(names)]
+
+
+def _check_count(file: Path, examples: int, max_bytes: int | None) -> None:
+    """Raise ArgumentError if the predictions for so many examples would take too much memory."""
+    try:
+        Bound(max_bytes).check(examples * _PREDICTION_BYTES, f"predictions for {examples:,} examples")
+    except SizeError as error:
+        raise ArgumentError("input", f"fewer examples ({error})", str(file)) from error
+
+
+def read(
+    files: Sequence[Path], spec: InputSpec, max_bytes: int | None = None
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Read examples, some at a time.
 
     Args:
         files: The return value of `files_of`.
         spec: The input of the network.
+        max_bytes: Most memory that one file may take; None for the default, see `tf_packnet.system.limits`.
 
     Yields:
         The name of each example (its file, or its index in the only file), and the examples `(n, *shape)`.
@@ -68,33 +100,36 @@ def read(files: Sequence[Path], spec: InputSpec) -> Iterator[tuple[list[str], np
     Raises:
         ArgumentError: If a file cannot be read, or its examples do not fit the network. The message names the file.
     """
+    count = 0
     for file in files:
         if file.suffix.lower() in IMAGES:
-            yield [str(file)], _image(file, spec)
-        else:
-            x = _to_input(file, _array(file), spec)
-            yield [str(i) if len(files) == 1 else f"{file}[{i}]" for i in range(len(x))], x
+            yield [str(file)], _image(file, spec, max_bytes)
+            continue
+        x = _checked(file, _array(file, max_bytes), spec)
+        count += len(x)
+        _check_count(file, count, max_bytes)
+        rows = max(1, _CHUNK_VALUES // max(1, math.prod(x.shape[1:])))
+        for start in range(0, len(x), rows):
+            part = _to_input(file, x[start : start + rows], spec)
+            numbers = range(start, start + len(part))
+            yield [str(i) if len(files) == 1 else f"{file}[{i}]" for i in numbers], part
 
 
-def _array(file: Path) -> np.ndarray:
+def _array(file: Path, max_bytes: int | None) -> np.ndarray:
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = list(loaded)
-            if "x" not in names and len(names) != 1:
-                raise ArgumentError("input", f"an array named x in {file} (it has {', '.join(names) or 'none'})", file)
-            return loaded["x" if "x" in names else names[0]]
-    except ArgumentError:
-        raise
-    except Exception as error:  # NumPy raises errors of many types for a damaged file
+        return archives.read_array(file, "x", Bound.of_file(file, max_bytes))
+    except SizeError as error:
+        raise ArgumentError("input", f"a smaller file ({error})", str(file)) from error
+    except archives.InvalidFileError as error:
+        raise ArgumentError("input", f"an array named x in a NumPy file ({error})", str(file)) from error
+    except archives.BROKEN as error:
         raise ArgumentError("input", "a NumPy file that can be read", str(file)) from error
 
 
-def _to_input(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
+def _checked(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Return `x` as a batch of examples of the network's shape."""
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.issubdtype(x.dtype, np.complexfloating):
-        raise ArgumentError("input", f"numbers in {file}", f"{x.dtype} array")
+        raise ArgumentError("input", f"numbers in {file}", f"{str(x.dtype)[:100]} array")
     shape = spec.shape
     if shape and shape[-1] == 1 and _fits(x.shape[-len(shape) + 1 :], shape[:-1]) and not _fits(x.shape[1:], shape):
         x = x[..., np.newaxis]  # grey images without a channel axis
@@ -103,14 +138,20 @@ def _to_input(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
     if not _fits(x.shape[1:], shape) or x.ndim != len(shape) + 1:
         expected = f"examples of shape {_shown(shape)} in {file}"
         raise ArgumentError("input", expected, f"an array of shape {x.shape}")
-    if not len(x):
+    if not x.size:
         raise ArgumentError("input", f"at least one example in {file}", f"an array of shape {x.shape}")
     takes_floats = spec.dtype.startswith(("float", "bfloat"))
-    if not np.issubdtype(x.dtype, np.floating):
-        return _scaled(file, x, spec.scale) if takes_floats else x.astype(spec.dtype)
-    if not takes_floats:
+    if np.issubdtype(x.dtype, np.floating) and not takes_floats:
         expected = f"integers in {file}, because the network takes {spec.dtype}"
         raise ArgumentError("input", expected, f"{x.dtype} array")
+    return x
+
+
+def _to_input(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Convert some examples to the dtype of the network."""
+    if not np.issubdtype(x.dtype, np.floating):
+        takes_floats = spec.dtype.startswith(("float", "bfloat"))
+        return _scaled(file, x, spec.scale) if takes_floats else x.astype(spec.dtype)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     broken = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))
@@ -139,23 +180,19 @@ def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
     return x.astype(np.float32) * np.float32(scale)
 
 
-def _image(file: Path, spec: InputSpec) -> np.ndarray:
+def _image(file: Path, spec: InputSpec, max_bytes: int | None) -> np.ndarray:
     require_extra("Reading images", "PIL")
-    from PIL import Image
-
     shape = spec.shape if len(spec.shape) == 3 else (*spec.shape, 1)
     if len(shape) != 3 or shape[2] not in (1, 3, None):
         expected = f"arrays: the network takes examples of shape {_shown(spec.shape)}, which are not images"
         raise ArgumentError("input", expected, str(file))
+    mode = "L" if shape[2] == 1 else "RGB"
     try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if shape[2] == 1 else "RGB")
-    except Exception as error:  # Pillow raises errors of many types, also for images that are too large
+        image = images.read_image(file, mode, shape[0], shape[1], Bound.of_file(file, max_bytes))
+    except SizeError as error:
+        raise ArgumentError("input", f"a smaller image ({error})", str(file)) from error
+    except Exception as error:  # Pillow raises errors of many types
         raise ArgumentError("input", "an image that can be read", str(file)) from error
-    size = (shape[1] or image.width, shape[0] or image.height)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    x = np.asarray(image, np.uint8).reshape(1, *(n or m for n, m in zip(shape, (size[1], size[0], 3), strict=True)))
-    x = x.reshape(1, *x.shape[1 : 1 + len(spec.shape)])
+    x = image.reshape(1, *image.shape[:2], *((-1,) if len(spec.shape) == 3 else ()))
     scale = spec.scale if spec.scale is None or spec.white == 255 else spec.scale * spec.white / 255
     return _scaled(file, x, scale)

@@ -1,5 +1,6 @@
 """Predicts examples from files with a task of a pack file, and writes a table."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,8 @@ class Asked(NamedTuple):
         output: The file to write; None for standard output.
         top: Number of classes to list per example.
         scale: Factor for integer examples; None for the recorded one.
+        max_bytes: Most memory that opening the pack, or one file of examples, may take; None for the default, see
+            `tf_packnet.system.limits`.
     """
 
     pack: str
@@ -38,6 +41,7 @@ class Asked(NamedTuple):
     output: str | None = None
     top: int = 1
     scale: float | None = None
+    max_bytes: int | None = None
 
 
 class Choice(NamedTuple):
@@ -59,14 +63,17 @@ class Choice(NamedTuple):
     scale: float | None = None
     white: float = 255.0
 
-    def network(self) -> "keras.Model":
+    def network(self, max_bytes: int | None = None) -> "keras.Model":
         """Load the task as a plain Keras model.
+
+        Args:
+            max_bytes: Most memory that this may take; None for the default.
 
         Raises:
             ArgumentError: If the task is not committed, or Keras cannot load the file.
             PackFileError: If the file is damaged.
         """
-        return open_task(self.path, self.number)
+        return open_task(self.path, self.number, max_bytes)
 
 
 def predict(asked: Asked) -> None:
@@ -78,20 +85,22 @@ def predict(asked: Asked) -> None:
         PackFileError: If the pack file is damaged.
         OSError: If the output cannot be written.
     """
-    choice = choose(asked.pack, asked.task)
-    paths = examples.files_of(asked.inputs)
+    choice = choose(asked.pack, asked.task, asked.max_bytes)
+    paths = examples.files_of(asked.inputs, asked.max_bytes)
     tables.check_output(asked.output)
     quiet.start_tensorflow(on_cpu=True)
-    model = choice.network()
+    from tf_packnet.packfile import footprint
+
+    model = choice.network(asked.max_bytes)
     shape, dtype = _input_of(model, choice)
     spec = examples.InputSpec(shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white)
-    names, batches = [], []
-    for batch_names, x in examples.read(paths, spec):
+    names: list[str] = []
+    outputs = []
+    batch_size = footprint.batch_size(model, _BATCH_SIZE)
+    for batch_names, x in _in_batches(examples.read(paths, spec, asked.max_bytes), batch_size, paths):
         names += batch_names
-        batches.append(x)
-    _check_one_shape(paths, batches)
-    x = np.concatenate(batches)
-    rows = ranked(probabilities(model, x), choice, asked.top)
+        outputs.append(_outputs(model, x, batch_size))
+    rows = ranked(probabilities(model, np.concatenate(outputs)), choice, asked.top)
     text = tables.render(asked.format, choice.task, names, rows)
     if asked.output is None:
         print(text, end="")
@@ -100,12 +109,13 @@ def predict(asked: Asked) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def choose(path: str, task: str | None) -> Choice:
+def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:
     """Find a task in a pack file, without importing TensorFlow.
 
     Args:
         path: A file written by `save_pack` or `packed.save`.
         task: Name or number (1-based) of the task; None for the only one.
+        max_bytes: Most memory that this may take; None for the default.
 
     Raises:
         ArgumentError: If the file cannot be read or is not a pack, the task does not exist, or `task` is None and the
@@ -113,10 +123,10 @@ def choose(path: str, task: str | None) -> Choice:
         PackFileError: If it is a damaged `.packnet` file.
     """
     if kind_of(path) != PACKNET:
-        names = tasks_of_keras_file(path)
+        names = tasks_of_keras_file(path, max_bytes)
         number = _number(names, task)
         return Choice(Path(path), names[number - 1], number)
-    contents = read_contents(path)
+    contents = read_contents(path, max_bytes=max_bytes)
     entry = contents.tasks[_number(contents.task_names, task) - 1]
     return Choice(
         Path(path),
@@ -154,34 +164,53 @@ def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, .
     return tuple(model.inputs[0].shape[1:]), model.inputs[0].dtype
 
 
-def _check_one_shape(paths: list[Path], batches: list[np.ndarray]) -> None:
-    shapes = {x.shape[1:] for x in batches}
-    if len(shapes) > 1:
-        first, last = sorted(shapes)[0], sorted(shapes)[-1]
-        received = f"shapes from {first} to {last} in {len(paths)} files"
-        raise ArgumentError("input", "examples of equal shape", received)
-
-
-def probabilities(model: "keras.Model", x: np.ndarray) -> np.ndarray:
-    """Compute the class probabilities of examples.
-
-    Args:
-        model: A network with one output `(batch, units)`: logits or probabilities.
-        x: Its inputs.
-
-    Returns:
-        Probabilities `(examples, units)`, `float32`. A single unit is the probability of the second class.
+def _in_batches(
+    parts: Iterable[tuple[list[str], np.ndarray]], batch_size: int, paths: list[Path]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Regroup names and examples into whole batches, except for the last one.
 
     Raises:
-        ArgumentError: If the network cannot be called with the examples, or its outputs are NaN or infinite.
+        ArgumentError: If the examples have several shapes.
     """
+    names: list[str] = []
+    waiting: list[np.ndarray] = []
+    for part_names, x in parts:
+        if waiting and x.shape[1:] != waiting[0].shape[1:]:
+            first, last = sorted((x.shape[1:], waiting[0].shape[1:]))
+            received = f"shapes from {first} to {last} in {len(paths)} files"
+            raise ArgumentError("input", "examples of equal shape", received)
+        names += part_names
+        waiting.append(x)
+        whole = len(names) // batch_size * batch_size
+        if whole:
+            x = np.concatenate(waiting)
+            yield names[:whole], x[:whole]
+            names, waiting = names[whole:], [x[whole:]]
+    if names:
+        yield names, np.concatenate(waiting)
+
+
+def _outputs(model: "keras.Model", x: np.ndarray, batch_size: int) -> np.ndarray:
     try:
-        outputs = np.asarray(model.predict(x, batch_size=_BATCH_SIZE, verbose=0), np.float32)
+        outputs = np.asarray(model.predict(x, batch_size=batch_size, verbose=0), np.float32)
     except Exception as error:  # from TensorFlow, such as for an index that an Embedding does not have
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ArgumentError("input", f"examples that the network can compute with ({reason})", x.shape) from error
     if not np.isfinite(outputs).all():
         raise ArgumentError("input", "examples for which the network has finite outputs", "NaN or infinity")
+    return outputs
+
+
+def probabilities(model: "keras.Model", outputs: np.ndarray) -> np.ndarray:
+    """Convert the outputs of a network, logits or probabilities, to class probabilities.
+
+    Args:
+        model: A network with one output.
+        outputs: Its outputs `(examples, units)`.
+
+    Returns:
+        Probabilities `(examples, units)`, `float32`. A single unit is the probability of the second class.
+    """
     if is_probability(model, outputs):
         return outputs
     return expit(outputs) if outputs.shape[1] == 1 else softmax(outputs, axis=1)

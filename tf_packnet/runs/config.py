@@ -78,6 +78,15 @@ class Config:
         "Where TFDS keeps its data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
         sweepable=False,
     )
+    max_bytes: int | None = option(
+        "Data",
+        None,
+        optional(integer(1)),
+        StageKey.NO_EFFECT,
+        "Most memory in bytes that reading the images of a task's folder may take. Default: 256 MiB, or 64 times the "
+        "size of the image files if that is more.",
+        sweepable=False,
+    )
     classes_per_task: int = option(
         "Data",
         2,
@@ -343,8 +352,9 @@ class Config:
         return cls(**completed(values))
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields in which two runs must agree to be the same run: all but folders and `on_corruption`."""
-        return {k: v for k, v in self.to_json().items() if k not in ("output_dir", "data_dir", "on_corruption")}
+        """Return the fields in which two runs must agree to be the same run."""
+        free = ("output_dir", "data_dir", "max_bytes", "on_corruption")
+        return {k: v for k, v in self.to_json().items() if k not in free}
 
 
 OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in dataclasses.fields(Config)}

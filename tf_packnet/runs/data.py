@@ -22,6 +22,7 @@ def load_stream(config: Config) -> TaskStream:
         config.validation_fraction,
         config.batch_size,
         config.seed,
+        config.max_bytes,
     )
 
 

@@ -18,6 +18,7 @@ from tf_packnet.errors import StoppedError
 from tf_packnet.runs import corruption
 from tf_packnet.runs.stages import Stage
 from tf_packnet.system import files
+from tf_packnet.system.archives import read_state
 
 STATE = "state.npz"
 RECORDS = ("stage.json", "stage.copy.json")
@@ -58,8 +59,7 @@ class StageStore:
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
         """Read the state after `stage`."""
-        with np.load(self._state_path(stage), allow_pickle=False) as archive:
-            return dict(archive)
+        return read_state(self._state_path(stage))
 
     def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
         """Write record and state of `stage`, atomically."""

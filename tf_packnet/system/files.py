@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tf_packnet.system import limits
+
 UNFINISHED = ".unfinished"
 CHECKSUM = "checksum"
-# Maximum size of a JSON file in bytes. The results of 254 tasks take 3 MB.
-_MAX_JSON = 2**26
 
 
 @contextlib.contextmanager
@@ -122,9 +122,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         DamagedError: If it is damaged.
     """
     try:
-        if os.stat(path).st_size > _MAX_JSON:
-            raise ValueError("too large")
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = limits.read_json(path)
         checksum = value.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged") from error

@@ -10,20 +10,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.backend import in_stateless_scope
+from keras.src.backend import compute_output_spec, in_stateless_scope
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.serialization_lib import ObjectSharingScope
 
 __all__ = [
     "Functional",
     "KerasSaveable",
+    "ObjectSharingScope",
     "all_layers",
     "as_function",
     "autocasts",
     "build_shapes",
     "build_symbolically",
     "clear_losses",
+    "compute_output_spec",
     "creating_call",
     "global_state",
     "graph_ends",

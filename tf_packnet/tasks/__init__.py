@@ -30,6 +30,7 @@ def load(
     validation_fraction: float = 0.1,
     batch_size: int = 128,
     seed: int = 0,
+    max_bytes: int | None = None,
 ) -> TaskStream:
     """Load a data set as a stream of tasks, images scaled to [0, 1].
 
@@ -42,6 +43,7 @@ def load(
         validation_fraction: Fraction of the training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
         seed: Seeds the choice of validation examples and the order of the training batches.
+        max_bytes: Most memory that reading a folder of images may take, see `from_folder`.
 
     Returns:
         The tasks, in order.
@@ -50,7 +52,7 @@ def load(
         ArgumentError: If the data set is unknown or unavailable, or cannot be split into such tasks.
     """
     try:
-        return _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed)
+        return _load(name, classes_per_task, num_tasks, data_dir, validation_fraction, batch_size, seed, max_bytes)
     except ArgumentError as error:
         if error.argument not in ("path", "image_size", "tasks", "train", "test", "x", "y"):
             raise
@@ -66,9 +68,11 @@ def _load(
     validation_fraction: float,
     batch_size: int,
     seed: int,
+    max_bytes: int | None,
 ) -> TaskStream:
     if is_folder(name):
-        stream = from_folders(name, validation_fraction=validation_fraction, batch_size=batch_size, seed=seed)
+        settings: dict[str, Any] = {"validation_fraction": validation_fraction, "batch_size": batch_size, "seed": seed}
+        stream = from_folders(name, max_bytes=max_bytes, **settings)
         if num_tasks is not None and num_tasks > len(stream):
             raise ArgumentError("num_tasks", f"at most the {len(stream)} folders in {name}", num_tasks)
         return stream if num_tasks is None else TaskStream(stream.name, stream[:num_tasks])

@@ -9,6 +9,8 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.extras import require_extra
+from tf_packnet.system.images import IMAGES, read_image
+from tf_packnet.system.limits import IMAGE_RATIO, Bound, SizeError
 from tf_packnet.tasks.data_checks import check_finite
 from tf_packnet.tasks.splitting import hold_out
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
@@ -16,7 +18,8 @@ from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
 if TYPE_CHECKING:
     import tensorflow as tf
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+# Copies of the images while they are stacked and split.
+_COPIES = 3
 
 
 def from_arrays(
@@ -147,7 +150,9 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
     return x, y
 
 
-def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = None, **kwargs: Any) -> Task:
+def from_folder(
+    path: str | os.PathLike, image_size: tuple[int, int] | None = None, *, max_bytes: int | None = None, **kwargs: Any
+) -> Task:
     """Make a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`.
 
     If the folder contains `train/` and `test/`, each of them has one folder per class.
@@ -155,21 +160,24 @@ def from_folder(path: str | os.PathLike, image_size: tuple[int, int] | None = No
     Args:
         path: The folder. Its name becomes the name of the task.
         image_size: Height and width to resize all images to; by default they must all have the same size.
+        max_bytes: Most memory in bytes that reading the images of a split may take. Default: 256 MiB, or 64 times the
+            size of their files if that is more.
         **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: If there is no such folder, a class has no images, an image cannot be read, or images differ in
-            size and `image_size` is not given.
+        ArgumentError: If there is no such folder, a class has no images, an image cannot be read, images differ in
+            size and `image_size` is not given, or they take too much memory.
     """
+    require_extra("Reading images", "PIL")
     path = Path(os.path.expanduser(path))
     if not path.is_dir():
         raise ArgumentError("path", "a folder", os.fspath(path))
     has_test = (path / "train").is_dir() and (path / "test").is_dir()
     train_path = path / "train" if has_test else path
     classes = _class_folders(train_path)
-    train = _read_images(train_path, classes, image_size)
+    train = _read_images(train_path, classes, image_size, max_bytes)
     size = train[0].shape[1:3]
-    test = _read_images(path / "test", classes, image_size or size) if has_test else None
+    test = _read_images(path / "test", classes, image_size or size, max_bytes) if has_test else None
     return from_arrays(path.name, *train, test, class_names=classes, **kwargs)
 
 
@@ -180,26 +188,31 @@ def _class_folders(folder: Path) -> list[str]:
     return classes
 
 
-def _read_images(folder: Path, classes: list[str], size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-    require_extra("Reading images", "PIL")
-    from PIL import Image, UnidentifiedImageError
+def _images_in(folder: Path) -> list[Path]:
+    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in children if file.suffix.lower() in IMAGES]
+    if not files:
+        raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder}", "none")
+    return files
 
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        children = sorted((folder / name).iterdir()) if (folder / name).is_dir() else []
-        files = [file for file in children if file.suffix.lower() in IMAGES]
-        if not files:
-            raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder / name}", "none")
-        for file in files:
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert("L" if opened.mode in ("1", "L", "I;16") else "RGB")
-                    if size is not None and image.size != (size[1], size[0]):
-                        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-                    images.append(np.asarray(image, np.uint8))
-            except (OSError, UnidentifiedImageError) as error:
-                raise ArgumentError("path", "images that can be read", os.fspath(file)) from error
-            labels.append(label)
+
+def _read_images(
+    folder: Path, classes: list[str], size: tuple[int, int] | None, max_bytes: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    files = [(file, label) for label, name in enumerate(classes) for file in _images_in(folder / name)]
+    bound = Bound(max_bytes, sum(file.stat().st_size for file, _ in files), IMAGE_RATIO)
+    height, width = size or (None, None)
+    images, taken = [], 0
+    for file, _ in files:
+        try:
+            images.append(read_image(file, None, height, width, bound))
+            taken += _COPIES * images[-1].nbytes
+            bound.check(taken, f"the images up to {file.name}")
+        except SizeError as error:
+            raise ArgumentError("path", f"smaller images ({error})", os.fspath(file)) from error
+        except Exception as error:  # Pillow raises errors of many types for damaged files
+            raise ArgumentError("path", "images that can be read", os.fspath(file)) from error
+    labels = [label for _, label in files]
     gray = all(image.ndim == 2 for image in images)
     images = [image[..., np.newaxis] if gray else _to_rgb(image) for image in images]
     sizes = sorted({image.shape[:2] for image in images})

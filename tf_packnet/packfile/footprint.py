@@ -1,0 +1,149 @@
+"""Computes what memory a network takes from a symbolic copy of it, before any is allocated."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_packnet.lifecycle import witness
+from tf_packnet.packfile.coding import nbytes
+from tf_packnet.system.keras_internals import (
+    ObjectSharingScope,
+    compute_output_spec,
+    global_state,  # no public API forgets variables without memory
+    graph_ends,
+    has_graph,
+)
+from tf_packnet.system.limits import Bound
+
+# Memory that loading takes at its peak, as a multiple of the variables (measured: 3.6 to 4.1).
+_LOADING = 4
+# Intermediate results that TensorFlow holds at a time.
+_LIVE_TENSORS = 3
+# Largest intermediate result of a batch of predictions, in bytes.
+_BATCH_BYTES = 2**26
+# Memory for a layer, and for one unit of a setting: `STFTSpectrogram` has a window of eight bytes per unit.
+_LAYER_BYTES, _UNIT_BYTES = 2**16, 16
+_UNBOUNDED = ("seed", "num_bins")
+
+
+class UnknownSizeError(ValueError):
+    """A network that cannot be built without memory, because a layer creates a variable from an array."""
+
+
+def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bound, others: int = 0) -> None:
+    """Raise SizeError if the network of a config would take too much memory while it is loaded or called.
+
+    Args:
+        config: The config; it is not changed.
+        build: Builds the network from its config.
+        bound: The memory that it may take.
+        others: Memory for what else is loaded.
+
+    Raises:
+        SizeError: If it would take more.
+        UnknownSizeError: If it cannot be built without memory.
+        Exception: Any error that Keras raises for an invalid config.
+    """
+    _check_settings(config, bound)
+    with _without_memory():
+        try:
+            model = build(copy.deepcopy(config))  # Keras removes keys from a config
+        except ValueError as error:
+            if "in a stateless scope" not in str(error):
+                raise
+            reason = "a layer creates a variable from an array, so the size of the network is unknown"
+            raise UnknownSizeError(f"{reason}; max_bytes=N opens it anyway, if you trust it") from error
+        variables = variable_bytes(model)
+        bound.check(_LOADING * variables + others, f"a network with {variables:,} bytes of variables")
+        largest, per_example = _largest_tensors(model)
+        needed = _LIVE_TENSORS * max(largest, witness.examples(model) * per_example)
+        bound.check(needed, f"a network with an intermediate result of {max(largest, per_example):,} bytes")
+
+
+def build_without_memory(config: dict[str, Any], build: Callable[[Any], keras.Model]) -> keras.Model:
+    """Build a network from its config, with variables that have shapes but no memory.
+
+    Raises:
+        Exception: If the network cannot be built like this.
+    """
+    with _without_memory():
+        return build(copy.deepcopy(config))
+
+
+def variable_bytes(model: keras.Model) -> int:
+    """Return the size of the variables of a model in bytes."""
+    return sum(nbytes(v.dtype, v.shape) for v in model.variables if v.dtype != "string")
+
+
+def batch_size(model: keras.Model, most: int) -> int:
+    """Return the batch size, up to `most`, with which no intermediate result of a model is too large."""
+    per_example = max(1, _largest_tensors(model)[1])
+    return int(min(most, max(1, _BATCH_BYTES // per_example)))
+
+
+@contextlib.contextmanager
+def _without_memory() -> Iterator[None]:
+    """Create variables without memory in the block."""
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
+            yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+def _check_settings(config: Any, bound: Bound) -> None:
+    """Bound the number of layers, and settings of which Keras builds arrays eagerly."""
+    layers, waiting = 0, [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            layers += "class_name" in part
+            for key, value in part.items():
+                if isinstance(value, int) and key not in _UNBOUNDED:
+                    bound.check(_UNIT_BYTES * abs(value), f"a layer with {key}={value}")
+                else:
+                    waiting.append(value)
+    bound.check(_LAYER_BYTES * layers, f"a network of {layers:,} layers and their parts")
+
+
+def _largest_tensors(model: keras.Model) -> tuple[int, int]:
+    """Return the size of the largest tensor in a call with one example, and of the largest that has a batch axis."""
+    if not has_graph(model):
+        return 0, 0
+    graphs = []
+
+    def call(inputs: Any) -> Any:
+        outputs = model(inputs, training=False)
+        graphs.append(tf.compat.v1.get_default_graph())
+        return outputs
+
+    compute_output_spec(call, graph_ends(model)[0])
+    shapes = [
+        (output.dtype.size, output.shape.as_list())
+        for operation in graphs[0].get_operations()
+        for output in operation.outputs
+        if output.shape.rank is not None
+    ]
+    sizes = [(size * math.prod(length or 1 for length in shape), None in shape) for size, shape in shapes]
+    return max((size for size, _ in sizes), default=0), max((size for size, batch in sizes if batch), default=0)
+
+
+def parsed_config(text: bytes, bound: Bound) -> dict[str, Any]:
+    """Parse the config of a network.
+
+    Raises:
+        ValueError: If it is not a JSON object.
+    """
+    config = bound.parsed(text, "the config of the network")
+    if not isinstance(config, dict):
+        raise ValueError("the config of the network is not a JSON object")
+    return config
