@@ -218,11 +218,11 @@ class EpochBackup(keras.callbacks.Callback):
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
             try:
-                with np.load(path, allow_pickle=False) as archive:
+                with files.open_file(path) as file, np.load(file, allow_pickle=False) as archive:
                     return dict(archive)  # reading an array verifies its checksum
             except BROKEN:
                 self._on_damaged(path)
-            path.unlink(missing_ok=True)
+            files.remove(path)
         return None
 
     def _backups(self) -> list[tuple[int, Path]]:
