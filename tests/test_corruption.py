@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -89,6 +90,7 @@ def without_times(path):
     if path.name == "results.json":
         results = files.read_json(path)
         del results["other_seconds"], results["config"]["output_dir"]
+        del results["environment"]["git_commit"], results["environment"]["git_dirty"]
         results["seconds"] = [{**stage, "reused": None} for stage in results["seconds"]]
         return results
     return None if path.name in ("checksums.json", ".lock") else path.read_bytes()
@@ -470,3 +472,77 @@ def test_checksums_detect_changed_and_missing_files(tmp_path):
     (tmp_path / "b/c").write_text("x")
     (tmp_path / "a").unlink()
     assert again.damaged_files(tmp_path) == [tmp_path / "a", tmp_path / "b/c"]
+
+
+CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink")
+
+
+def run_until(change, root, monkeypatch, **more):
+    """Runs until a number of changes were made to folders; as after a kill, nothing is cleaned up.
+
+    Returns:
+        The number of changes made.
+    """
+    count = itertools.count()
+
+    def counted(original):
+        def changes(*arguments, **options):
+            if next(count) >= change:
+                raise KilledError
+            return original(*arguments, **options)
+
+        return changes
+
+    with monkeypatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(os, name, counted(getattr(os, name)))
+        with contextlib.suppress(KilledError):
+            run(root, **more)
+    return next(count)
+
+
+def check_killed(finished, changes, tmp_path, monkeypatch):
+    for change in changes:
+        root = tmp_path / f"killed_{change}"
+        assert run_until(change, root, monkeypatch) > change
+        assert "is damaged" not in run(root, on_corruption="fail"), change
+        assert contents(root, TIMED) == contents(finished, TIMED), change
+        assert not [path for path in root.rglob("*") if files.is_unfinished(path)]
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def number_of_changes(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        number = run_until(10**6, tmp_path_factory.mktemp("counted") / "out", monkeypatch)
+    assert number > 100
+    return number
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_killed_run_is_not_taken_for_a_damaged_one(finished, number_of_changes, tmp_path, monkeypatch):
+    changes = random.Random(4).sample(range(number_of_changes - 1), 3)
+    check_killed(finished, [*changes, number_of_changes - 3], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("part", range(4))
+def test_a_run_killed_at_each_change_is_not_taken_for_a_damaged_one(
+    finished, number_of_changes, part, tmp_path, monkeypatch
+):
+    check_killed(finished, range(part, number_of_changes - 1, 4), tmp_path, monkeypatch)
+
+
+def test_a_repair_that_is_killed_is_finished(finished, computed, tmp_path, monkeypatch):
+    rng = random.Random(5)
+    for name in ("results.json", "pack.keras", max(finished.glob("stages/*/state.npz")).relative_to(finished)):
+        root = tmp_path / "out"
+        shutil.copytree(finished, root)
+        (root / name).unlink()
+        run_until(rng.randrange(40), root, monkeypatch)
+        run(root)
+        assert contents(root) == contents(finished)
+        assert "nothing to compute" in run(root, on_corruption="fail")
+        shutil.rmtree(root)
+    assert computed == []
