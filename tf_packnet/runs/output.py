@@ -265,6 +265,7 @@ def prepared(
             known.update(dict.fromkeys([*stage.damaged_files(), *stage.damaged_backups()]))
         for path in known:
             on_damaged(path)
+        remove_leftovers(paths.root)
         stage_folder.make_place(stages_dir)
         outputs = [path for top in paths.rebuildable() for path in _walk(top)]
         for path in outputs:
@@ -274,7 +275,6 @@ def prepared(
                 files.check_place(path, for_folder=True)
             elif paths.is_in_export(path):
                 raise FileExistsError(errno.EEXIST, "move this away, its folder is written again", str(path))
-        remove_leftovers(paths.root)
         stage_folder.repair([*stage_folder.folders(paths.stages), *stage_folders])
         Manifest(config.to_json(), {}).write(paths.manifest)
         for path in outputs:
