@@ -276,14 +276,13 @@ def check_resumed(interrupted, finished, tmp_path, name, way, rng):
     getattr(Damage(root, elsewhere, rng), way)(root / name)
     before, outside = damage.snapshot(root, elsewhere), damage.snapshot(elsewhere)
     code, stderr = exit_code(root)
-    if way == "folder_with_a_users_file" and name.parts[0] != "tensorboard":
+    if way == "folder_with_a_users_file":
         assert code == 1
         assert str(root / name) in stderr
         assert {**damage.snapshot(root, elsewhere), str(root / ".lock"): b""} == before
     else:
         assert code == 0, stderr
-        if way != "folder_with_a_users_file":
-            assert contents(root, TIMED) == contents(finished, TIMED)
+        assert contents(root, TIMED) == contents(finished, TIMED)
         assert damage.snapshot(elsewhere) == outside
     shutil.rmtree(root)
     shutil.rmtree(elsewhere)
@@ -425,6 +424,11 @@ def check_unreadable_files(finished, folder):
             assert code == 1
             assert f"{root / name} is damaged (Permission denied)" in stderr
             (root / name).chmod(0o644)
+        (root / "masks").chmod(0)
+        code, stderr = exit_code(root)
+        assert code == 1
+        assert f"Permission denied: {root}/masks/task_1.npz; fix this" in stderr
+        (root / "masks").chmod(0o755)
         assert "nothing to compute" in run(root, on_corruption="fail")
     finally:
         os.seteuid(0)

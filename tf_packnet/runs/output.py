@@ -259,10 +259,10 @@ def prepared(
     paths = RunPaths(expand(config.directory()))
     on_damaged = corruption.handler(config.on_corruption, log)
     with locked(paths.root):
-        known = dict.fromkeys(_examine(config, stages_dir)[1])
-        stage_folders = [StageFolder(stages_dir / key) for key in stages]
-        for stage in stage_folders:
-            known.update(dict.fromkeys([*stage.damaged_files(), *stage.damaged_backups()]))
+        used = [StageFolder(stages_dir / key) for key in stages]
+        # Not their backups: another run may be writing them in a store that is shared.
+        found = [*_examine(config, stages_dir)[1], *(path for stage in used for path in stage.damaged_files())]
+        known = dict.fromkeys(found)
         for path in known:
             on_damaged(path)
         remove_leftovers(paths.root)
@@ -275,7 +275,7 @@ def prepared(
                 files.check_place(path, for_folder=True)
             elif paths.is_in_export(path):
                 raise FileExistsError(errno.EEXIST, "move this away, its folder is written again", str(path))
-        stage_folder.repair([*stage_folder.folders(paths.stages), *stage_folders])
+        stage_folder.repair([*stage_folder.folders(paths.stages), *used])
         Manifest(config.to_json(), {}).write(paths.manifest)
         for path in outputs:
             if paths.is_output_folder(path):

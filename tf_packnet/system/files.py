@@ -69,11 +69,12 @@ def problem(path: str | os.PathLike) -> str:
 
 
 def is_occupied(path: str | os.PathLike) -> bool:
-    """Whether `path` is a folder that contains something."""
-    try:
-        return kind(path) == FOLDER and bool(os.listdir(path))
-    except OSError:
-        return True
+    """Whether `path` is a folder that contains something.
+
+    Raises:
+        OSError: If this cannot be found out.
+    """
+    return kind(path) == FOLDER and bool(os.listdir(path))
 
 
 def check_place(path: str | os.PathLike, for_folder: bool = False) -> None:
