@@ -523,6 +523,18 @@ def number_of_changes(tmp_path_factory):
     return number
 
 
+def test_a_run_killed_before_its_first_file_was_written_begins_again(tmp_path):
+    root = tmp_path / "out"
+    (root / ".checksums.json.abc.unfinished").mkdir(parents=True)
+    (root / ".lock").touch()
+    for policy in ("fail", "recompute"):
+        config = Config(**SMALL, output_dir=str(root), on_corruption=policy)
+        assert output.check(config) is None
+        Manifest(config.to_json(), {}).write(root / "checksums.json")
+        assert output.check(config) is None
+        (root / "checksums.json").unlink()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_killed_run_is_not_taken_for_a_damaged_one(finished, number_of_changes, tmp_path, monkeypatch):
     changes = random.Random(4).sample(range(number_of_changes - 1), 3)
