@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 
@@ -80,3 +81,68 @@ def test_a_failed_write_to_a_spare_file_leaves_the_old_file(tmp_path):
 def _write_half(file):
     file.write(b"half")
     raise OSError("the disk is read only")
+
+
+@pytest.fixture(params=["link", "link to itself", "link to a folder", "empty folder", "pipe", "socket"])
+def something_else(request, tmp_path, monkeypatch):
+    """A path at which there is no file, and the target that links lead to."""
+    path, target = tmp_path / "path", tmp_path / "target"
+    monkeypatch.chdir(tmp_path)  # the path of a socket has 107 characters at most
+    target.mkdir()
+    (target / "kept").write_text("kept")
+    if request.param.startswith("link"):
+        targets = {"link": target / "kept", "link to itself": path, "link to a folder": target}
+        path.symlink_to(targets[request.param])
+    elif request.param == "empty folder":
+        path.mkdir()
+    elif request.param == "pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("path")
+    yield path
+    assert (target / "kept").read_text() == "kept"
+
+
+def test_nothing_else_is_opened_as_a_file(something_else):
+    assert files.kind(something_else) not in (files.FILE, files.MISSING)
+    with pytest.raises(OSError, match="a (link|folder|pipe|socket), not a file"):
+        files.open_file(something_else)
+    assert files.problem(something_else).endswith("not a file")
+
+
+def test_a_file_replaces_anything_but_contents(something_else):
+    files.write_json(something_else, {"new": 1})
+    assert files.kind(something_else) == files.FILE
+    assert files.read_json(something_else) == {"new": 1}
+
+
+def test_a_spare_that_is_no_file_is_replaced(something_else, tmp_path):
+    with files.rewriting(tmp_path / "new", something_else) as file:
+        file.write(b"new")
+    assert (tmp_path / "new").read_bytes() == b"new"
+    assert files.kind(tmp_path / "new") == files.FILE
+
+
+def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    file.write_text("mine")
+    with pytest.raises(IsADirectoryError, match="move this folder away") as error:
+        files.write_json(folder, {})
+    assert error.value.filename == str(folder)
+    with pytest.raises(NotADirectoryError, match="move this file away") as error, files.replacing(file) as temporary:
+        temporary.mkdir()
+    assert error.value.filename == str(file)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+    assert (folder / "mine").read_text() == file.read_text() == "mine"
+
+
+def test_what_is_wrong_with_a_path(tmp_path):
+    path = tmp_path / "path"
+    assert files.problem(path) == "missing"
+    path.write_text("")
+    assert files.problem(path) == ""
+    assert not files.is_occupied(path)
+    assert files.is_occupied(tmp_path)

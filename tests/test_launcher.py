@@ -17,7 +17,7 @@ from tf_packnet.command_line.run_command import parse_config
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import output
 from tf_packnet.runs.config import Config, default
-from tf_packnet.runs.corruption import Manifest
+from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.results import Results
 from tf_packnet.system import files
 from tf_packnet.tasks.sources import check_name
@@ -222,7 +222,8 @@ def results_of(config, complete=True):
 def leave(root, results):
     """Write the results and the manifest of a run, without its other files."""
     files.write_json(root / "results.json", results)
-    Manifest(results["config"], {}).write(root / "checksums.json")
+    sums = checksums(root, [root / "results.json"]) if results["complete"] else {}
+    Manifest(results["config"], sums).write(root / "checksums.json")
 
 
 VALUES = ["0", "1", "-1", "2", "1e309", "nan", "inf", "", "abc", "0.5", "1,2", "None", "true", "é", "１", "\0", "\n"]

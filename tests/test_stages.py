@@ -1,7 +1,9 @@
 """Stage keys: what they depend on. The store of stages: atomic, shared, and checked for damage."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from tf_packnet.runs.config import OPTIONS, Config
 from tf_packnet.runs.output import check_same
 from tf_packnet.runs.stages import chain, shared_beginning
 from tf_packnet.runs.store import StageStore, StoredStages
+from tf_packnet.system import files
 
 EXECUTION = {"xla": "step", "threads": 1}
 OTHER = {
@@ -151,18 +154,77 @@ def test_where_a_run_resumes(store, chained, put, dropped, with_state, expected)
     assert store.first_to_compute(chained, with_state) == expected
 
 
-def test_a_damaged_state_is_recomputed(store, chained):
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+def test_a_damaged_state_is_repaired_from_its_copy(store, chained, damage):
+    store.put(chained[0], {}, state_of(0))
+    paths = [store.root / chained[0].key / name for name in ("state.npz", "state.copy.npz")]
+    whole = paths[0].read_bytes()
+    for path in paths:
+        damage(path)
+        reported = []
+        store.on_damaged = reported.append
+        assert store.has_state(chained[0])
+        assert reported == [path]
+        assert [path.read_bytes() for path in paths] == [whole, whole]
+
+
+def test_a_state_without_an_undamaged_copy_is_recomputed(store, chained):
     for index in (0, 1):
         store.put(chained[index], {}, state_of(index))
-    path = store.root / chained[1].key / "state.npz"
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.write_bytes(damaged)
+    paths = [store.root / chained[1].key / name for name in ("state.npz", "state.copy.npz")]
+    for path in paths:
+        path.write_bytes(b"other")
     reported = []
     store.on_damaged = reported.append
     assert not store.has_state(chained[1])
-    assert reported == [path]
+    assert reported == paths
+    assert not any(path.exists() for path in paths)
     assert store.first_to_compute(chained, with_state=False) == 1
+
+
+def test_a_state_of_an_earlier_version_has_one_copy(store, chained):
+    store.put(chained[0], {}, state_of(0))
+    folder = store.root / chained[0].key
+    (folder / "state.copy.npz").unlink()
+    for name in ("stage.json", "stage.copy.json"):
+        entry = files.read_json(folder / name)
+        del entry["state_copies"]
+        files.write_json(folder / name, entry)
+    store.on_damaged = pytest.fail
+    assert store.has_state(chained[0])
+    assert store.folder(chained[0]).damaged_files() == []
+
+
+@pytest.mark.parametrize("deleted", [0, 1, 2])
+def test_a_state_whose_deletion_was_interrupted_is_not_damaged(store, chained, monkeypatch, deleted):
+    store.put(chained[0], {}, state_of(0))
+    remove, removed = files.remove, []
+
+    def interrupted(path):
+        if len(removed) == deleted:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove(path)
+
+    monkeypatch.setattr(files, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt) if deleted < 2 else contextlib.nullcontext():
+        store.drop_state(chained[0])
+    monkeypatch.undo()
+    store.on_damaged = pytest.fail
+    assert not store.has_state(chained[0])
+    assert store.record(chained[0]) == {}
+    assert store.folder(chained[0]).damaged_files() == []
+    store.drop_state(chained[0])
+    assert sorted(os.listdir(store.root / chained[0].key)) == ["stage.copy.json", "stage.json"]
+
+
+def test_files_of_the_user_in_a_stage_that_is_computed_again_are_refused(store, chained):
+    store.put(chained[0], {}, state_of(0))
+    notes = store.root / chained[0].key / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(FileExistsError, match="move this away"):
+        store.put(chained[0], {}, state_of(0))
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "other", "sha256": "", "record": {}}'])
@@ -251,7 +313,7 @@ def test_a_run_resumes_after_its_last_stored_stage(store, chained):
 
 
 @pytest.mark.parametrize(
-    ("with_state", "kept"), [(True, [True, False, True, True]), (False, [True, False, False, False])]
+    ("with_state", "kept"), [(True, [True, False, False, True]), (False, [True, False, False, False])]
 )
 def test_states_that_no_stage_needs_are_deleted(store, chained, with_state, kept):
     take_through(store, chained, 4, with_state)

@@ -223,10 +223,11 @@ class EpochBackup(keras.callbacks.Callback):
         files.remove_unfinished(self.path)
         for _, path in sorted(self._backups(), reverse=True):
             try:
-                return read_state(path)  # reading an array verifies its checksum
+                with files.open_file(path):  # no link, pipe or folder
+                    return read_state(path)  # reading an array verifies its checksum
             except BROKEN:
                 self._on_damaged(path)
-            path.unlink(missing_ok=True)
+            files.remove(path)
         return None
 
     def _backups(self) -> list[tuple[int, Path]]:

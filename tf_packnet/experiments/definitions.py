@@ -3,18 +3,17 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.named import EXPERIMENTS, NamedExperiment
-from tf_packnet.runs import corruption, output
+from tf_packnet.runs import corruption, output, stage_folder
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.corruption import Manifest
 from tf_packnet.runs.paths import ExperimentPaths, expand
-from tf_packnet.runs.results import read_experiment
+from tf_packnet.runs.results import read_experiment, read_results
 
 Axes = dict[str, Sequence[Any]]
 
@@ -146,16 +145,46 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
     """
     if output.is_new(paths.root):
         return
-    on_damaged = corruption.handler(experiment.base.on_corruption)
-    manifest = Manifest.read(paths.manifest, on_damaged)
-    earlier = read_experiment(paths.experiment, on_damaged)
-    if earlier is None and manifest is not None:
-        earlier = dict(manifest.identity)
-    if earlier is None:
+    ours = experiment_identity(experiment)
+    flags = _flags(ours)
+    pair = output.read_pair(
+        paths.manifest,
+        paths.experiment,
+        read_experiment(paths.experiment, corruption.ignore),
+        lambda earlier: output.different_flags(flags, _flags(earlier)),
+        lambda identity: output.different_flags(flags, _flags(identity)),
+    )
+    earlier = pair.content or (pair.manifest and pair.manifest.identity)
+    if not earlier:
         expected = f"a new or empty folder, or that of the same --experiment={experiment.name}"
         raise ArgumentError("output_dir", expected, str(paths.root))
-    ours = experiment_identity(experiment)
-    same = {name: value for name, value in ours.items() if name != "config"}
-    output.check_same(paths.root, "experiment", {**ours["config"], **same}, {**earlier["config"], **earlier})
-    if manifest is not None:
-        output.report_damage(manifest.damaged_files(paths.root), on_damaged)
+    output.check_same(paths.root, "experiment", flags, _flags(earlier))
+    damaged = [*pair.damaged, *_damaged_runs(experiment, paths)]
+    if pair.manifest is not None and pair.manifest.files:
+        damaged += pair.manifest.damaged_files(paths.root, deletable=paths.stages)
+    else:
+        damaged += stage_folder.damaged_files(paths.stages)
+    output.report(paths.root, damaged, corruption.handler(experiment.base.on_corruption))
+
+
+def _flags(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in which two experiments are compared."""
+    config = identity.get("config")
+    return {
+        **(config if isinstance(config, dict) else {}),
+        **{name: identity.get(name) for name in ("experiment", "varies")},
+    }
+
+
+def _damaged_runs(experiment: Experiment, paths: ExperimentPaths) -> list[Path]:
+    """Return the results of runs that are damaged, or those of another run."""
+    axes = axes_of(experiment)
+    damaged = []
+    for path in sorted(paths.runs.glob("*.json")):
+        results = read_results(path, "output_dir", corruption.ignore)
+        try:
+            if results is None or paths.run(run_name(Config.from_json(results["config"]), axes)) != path:
+                damaged.append(path)
+        except (ValueError, TypeError):  # another version of this library wrote it
+            continue
+    return damaged

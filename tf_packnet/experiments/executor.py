@@ -43,7 +43,6 @@ class ExperimentRuns:
             on_end=self._on_end,
             log=display.log,
         )
-        self._on_damaged = corruption.handler(experiment.base.on_corruption, display.log)
         self._futures: dict[str, Future[FinishedRun]] = {}
         self._lock = threading.Lock()  # a matching submits from several threads
         self.computed: list[FinishedRun] = []
@@ -68,7 +67,7 @@ class ExperimentRuns:
         name = self.name(config)
         with self._lock:
             if name not in self._futures:
-                results = completed_results(self._paths.run(name), config, self._on_damaged)
+                results = completed_results(self._paths.run(name), config, corruption.ignore)
                 if results is not None:
                     self._futures[name] = future = Future[FinishedRun]()
                     future.set_result(FinishedRun(config, results, "", 0.0))

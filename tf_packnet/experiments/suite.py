@@ -14,7 +14,7 @@ from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.executor import ExperimentRuns, completed_results
 from tf_packnet.experiments.worker import FinishedRun, Layout
 from tf_packnet.experiments.worker_pool import best_layout
-from tf_packnet.runs import corruption, data, output
+from tf_packnet.runs import corruption, data, output, stage_folder
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.paths import ExperimentPaths
@@ -45,6 +45,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     store = output.check_stages_dir(stages_dir) or paths.stages
     is_new = not paths.root.exists()
     with output.locked(paths.root):
+        output.remove_leftovers(paths.root)
         try:
             _main(experiment, paths, best_layout(workers, threads), store)
         except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
@@ -55,6 +56,8 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
 
 def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
     identity = definitions.experiment_identity(experiment)
+    stage_folder.make_place(paths.stages)
+    stage_folder.repair(stage_folder.folders(paths.stages))
     Manifest(identity, {}).write(paths.manifest)
     files.write_json(paths.experiment, {**identity, "schema_version": results_file.SCHEMA_VERSION})
     from tf_packnet.experiments import findings
@@ -62,7 +65,8 @@ def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store:
     check_data(experiment, paths)
     runs, finished_runs, matches = _do_runs(experiment, paths, layout, store)
     written = findings.write_report(experiment, paths, finished_runs, matches)
-    Manifest(identity, checksums(paths.root, written)).write(paths.manifest)
+    covered = [*written, paths.experiment, paths.runs, paths.stages]
+    Manifest(identity, checksums(paths.root, covered)).write(paths.manifest)
     names = {runs.name(run.config) for run in finished_runs if not run.queued}
     print_work(runs.computed, complete_before=len(names) - len(runs.computed))
     missing = findings.describe_missing(experiment, finished_runs)

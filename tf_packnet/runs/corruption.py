@@ -1,7 +1,7 @@
 """Damaged files: how they are detected and reported."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,14 +17,18 @@ def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
     """Return the function to call with every damaged file: it logs a line, or raises CorruptionError.
 
     Args:
-        policy: `recompute` or `fail`.
+        policy: `recompute` or `fail`. A folder that contains something is an error too: it is never deleted.
         log: Shows a line; default: prints it on standard error.
     """
 
     def on_damaged(path: Path) -> None:
+        reason = files.problem(path)
+        damaged = f"{path} is damaged ({reason})" if reason else f"{path} is damaged"
         if policy == FAIL:
-            raise CorruptionError(f"{path} is damaged; --on_corruption=recompute recomputes it")
-        (log or _print)(f"{path} is damaged and will be recomputed")
+            raise CorruptionError(f"{damaged}; --on_corruption=recompute recomputes it")
+        if files.is_occupied(path):
+            raise CorruptionError(f"{damaged}; move this folder away, then the file is recomputed")
+        (log or _print)(f"{damaged} and will be recomputed")
 
     return on_damaged
 
@@ -43,11 +47,14 @@ class Manifest:
 
     Attributes:
         identity: The run or experiment that the directory belongs to. Still known when its own file is damaged.
-        files: Checksums by path relative to the directory. Empty while the directory is being written.
+        files: Checksums by path relative to the directory. Empty while the directory is being written: the manifest
+            is the last file that is written, and says that the others are complete.
+        stages: Keys of the stages of a run, by which they are found in a store that several runs share.
     """
 
     identity: Mapping[str, Any]
     files: Mapping[str, str]
+    stages: Sequence[str] = ()
 
     @classmethod
     def read(cls, path: Path, on_damaged: OnDamaged) -> "Manifest | None":
@@ -55,27 +62,47 @@ class Manifest:
         content = read_json(path, on_damaged)
         if content is None:
             return None
-        identity, sums = content.get("identity"), content.get("files")
-        if isinstance(identity, dict) and isinstance(sums, dict) and all(map(_is_inside, sums)):
-            return cls(identity, sums)
+        identity, sums, stages = content.get("identity"), content.get("files"), content.get("stages", [])
+        if isinstance(identity, dict) and isinstance(sums, dict) and isinstance(stages, list):
+            if all(_is_inside(name) for names in (sums, stages) for name in names):
+                return cls(identity, sums, tuple(stages))
         on_damaged(path)
         return None
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""
-        files.write_json(path, {"identity": dict(self.identity), "files": dict(self.files)})
+        content = {"identity": dict(self.identity), "files": dict(self.files), "stages": list(self.stages)}
+        files.write_json(path, content)
 
-    def damaged_files(self, root: Path) -> list[Path]:
-        """Return the files below `root` that are missing or differ from their checksums."""
-        return [root / name for name, checksum in self.files.items() if _checksum(root / name) != checksum]
+    def damaged_files(self, root: Path, deletable: Path | None = None) -> list[Path]:
+        """Return the files below `root` that are missing or differ from their checksums.
+
+        Args:
+            root: The output directory.
+            deletable: A folder in it that users may delete: then its files are not missing.
+        """
+        deleted = deletable is not None and files.kind(deletable) == files.MISSING
+        paths = {root / name: checksum for name, checksum in self.files.items()}
+        return [
+            path
+            for path, checksum in paths.items()
+            if not (deleted and deletable in path.parents) and _checksum(path) != checksum
+        ]
 
 
-def checksums(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Compute checksums of files, and of all files in folders, by path relative to `root`."""
+def checksums(root: Path, paths: Iterable[Path], include: Callable[[Path], bool] = lambda path: True) -> dict[str, str]:
+    """Compute checksums of files, and of all files in folders, by path relative to `root`.
+
+    Args:
+        root: The output directory.
+        paths: Files and folders in it. Those that do not exist are left out.
+        include: Whether a file is part of the output. Default: all are.
+    """
     sums: dict[str, str] = {}
     for path in paths:
         members = sorted(path.rglob("*")) if path.is_dir() else [path]
-        sums.update({file.relative_to(root).as_posix(): files.sha256(file) for file in members if file.is_file()})
+        chosen = [file for file in members if files.kind(file) == files.FILE and include(file)]
+        sums.update({file.relative_to(root).as_posix(): files.sha256(file) for file in chosen})
     return sums
 
 
@@ -83,15 +110,17 @@ def read_json(path: Path, on_damaged: OnDamaged) -> dict[str, Any] | None:
     """Read a file of `files.write_json`; None if it is missing, or damaged, which is reported to `on_damaged`."""
     try:
         return files.read_json(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except files.DamagedError:
+    except (OSError, files.DamagedError):
         on_damaged(path)
         return None
 
 
-def _is_inside(name: str) -> bool:
+def _is_inside(name: Any) -> bool:
     """Whether a path of a manifest stays inside the directory."""
+    if not isinstance(name, str):
+        return False
     return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 

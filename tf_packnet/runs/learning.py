@@ -76,6 +76,11 @@ class Run:
         results.environment = {**environment(), **execution}
         return cls(config, stream, strategy, network, execution, results)
 
+    def stages(self, approach: Approach) -> list[Stage]:
+        """List the stages of the run, in order; see `chain`."""
+        task_numbers = approach.training_task_numbers(len(self.stream))
+        return chain(self.config, task_numbers, self.results.data_fingerprint, self.execution)
+
     def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
         """Compile the network and give it to the approach of the config, ready for the first task."""
         resident = self.execution["data_residency"] == "device"
@@ -149,8 +154,8 @@ class RunStages:
         on_reused: Callable[[dict[str, Any]], None],
     ):
         self.task_numbers = approach.training_task_numbers(len(run.stream))
+        stages = run.stages(approach)
         self._run, self._approach, self._on_reused = run, approach, on_reused
-        stages = chain(run.config, self.task_numbers, run.results.data_fingerprint, run.execution)
         self._stages = {(stage.name, stage.task): stage for stage in stages}
         timed = functools.partial(run.results.timed, "store")
         self._stored = StoredStages(store, stages, approach, with_state, timed)

@@ -3,58 +3,153 @@
 import contextlib
 import errno
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.runs import corruption
+from tf_packnet.runs import corruption, stage_folder
 from tf_packnet.runs.config import Config, completed
 from tf_packnet.runs.corruption import Manifest
 from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.results import read_results
+from tf_packnet.runs.stage_folder import StageFolder
 from tf_packnet.system import files
 
 
-def check(config: Config) -> dict[str, Any] | None:
+def check(config: Config, stages_dir: Path | None = None) -> dict[str, Any] | None:
     """Check the output directory of `config` without changing it.
+
+    Args:
+        config: The run.
+        stages_dir: The store of stages, if it is not in the output directory.
 
     Returns:
         The results in it, if this same run is complete and no file of it is damaged; else None.
 
     Raises:
         ArgumentError: If the directory cannot be written, or has another run or other files in it.
-        CorruptionError: If a file is damaged, and `on_corruption` is `fail`.
+        CorruptionError: If a file is damaged, and `on_corruption` is `fail`, or something that the run did not write
+            is in its place.
     """
+    results, damaged = _examine(config, stages_dir)
+    on_damaged = corruption.handler(config.on_corruption, log=lambda line: None)  # `prepared` shows it
+    report(expand(config.directory()), damaged, on_damaged)
+    return None if damaged else results
+
+
+def report(root: Path, damaged: Sequence[Path], on_damaged: corruption.OnDamaged) -> None:
+    """Report damaged files of an output directory, unless a process is writing there.
+
+    Raises:
+        ArgumentError: If one is. Its unfinished files look like damage.
+        CorruptionError: As `on_damaged`.
+    """
+    if damaged:
+        _check_unlocked(root)
+    for path in dict.fromkeys(damaged):
+        on_damaged(path)
+
+
+def _examine(config: Config, stages_dir: Path | None) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return the results of a complete run, else None, and all damaged files."""
     paths = RunPaths(expand(config.directory()))
     if is_new(paths.root):
-        return None
-    on_damaged = corruption.handler(config.on_corruption)
-    manifest = Manifest.read(paths.manifest, on_damaged)
-    earlier = read_results(paths.results, "output_dir", on_damaged)
-    if earlier is not None:
-        identity = earlier["config"]
+        return None, []
+    ours = config.identity()
+    pair = read_pair(
+        paths.manifest,
+        paths.results,
+        read_results(paths.results, "output_dir", corruption.ignore),
+        lambda results: different_flags(ours, results["config"]),
+        lambda identity: different_flags(ours, identity),
+    )
+    manifest, results = pair.manifest, pair.content
+    if results is not None:
+        theirs = results["config"]
     elif manifest is not None:
-        identity = manifest.identity
+        theirs = manifest.identity
     else:
         raise ArgumentError("output_dir", "a new or empty folder, or that of the same run", str(paths.root))
-    check_same(paths.root, "run", config.identity(), identity)
-    if earlier is None or not earlier["complete"]:
-        return None
-    if manifest is None:  # earlier versions wrote none
-        return earlier if earlier.get("schema_version", 1) == 1 else None
-    damaged_files = manifest.damaged_files(paths.root)
-    if not paths.stages.exists():  # a user may delete the store of a complete run
-        damaged_files = [path for path in damaged_files if paths.stages not in path.parents]
-    return None if report_damage(damaged_files, on_damaged) else earlier
+    check_same(paths.root, "run", ours, theirs)
+    damaged = [*pair.damaged, *_damaged_lock(paths.root)]
+    if manifest is not None and manifest.files:
+        damaged += manifest.damaged_files(paths.root, deletable=paths.stages)
+        if stages_dir is not None:
+            damaged += [path for key in manifest.stages for path in StageFolder(stages_dir / key).damaged_files()]
+    else:
+        damaged += stage_folder.damaged_files(paths.stages)
+    is_marked = bool(manifest.files) if manifest else not pair.damaged  # earlier versions wrote no manifest
+    return results if results and results["complete"] and is_marked else None, list(dict.fromkeys(damaged))
+
+
+class Pair(NamedTuple):
+    """The two files that tell which run or experiment is in an output directory.
+
+    Attributes:
+        manifest: The manifest; None if it is missing or damaged.
+        content: The content of the other file; None if it is missing or damaged.
+        damaged: Which of the two is damaged, known from the other one.
+    """
+
+    manifest: Manifest | None
+    content: dict[str, Any] | None
+    damaged: list[Path]
+
+
+def read_pair(
+    manifest_path: Path,
+    path: Path,
+    content: dict[str, Any] | None,
+    differs: Callable[[dict[str, Any]], Sequence[str]],
+    identity_differs: Callable[[Mapping[str, Any]], Sequence[str]],
+) -> Pair:
+    """Read the manifest of an output directory, and compare it with the other file that says what is in there.
+
+    Each shows when the other one is missing, damaged, or from another folder. If neither is valid, the folder is not
+    recognised.
+
+    Args:
+        manifest_path: Path of the manifest.
+        path: Path of the other file: `results.json` or `experiment.json`.
+        content: Its content; None if it is missing or damaged.
+        differs: Returns where `content` differs from the run or experiment that is asked for.
+        identity_differs: The same for the identity in the manifest.
+    """
+    manifest = Manifest.read(manifest_path, corruption.ignore)
+    if content is not None and manifest is not None:
+        foreign = bool(differs(content)), bool(identity_differs(manifest.identity))
+        if foreign == (True, False):
+            content = None
+        elif foreign == (False, True):
+            manifest = None
+    damaged = []
+    if content is None and manifest is not None and (manifest.files or not _has_only(manifest_path)):
+        damaged.append(path)
+    if manifest is None and content is not None and content.get("schema_version", 1) > 1:
+        damaged.append(manifest_path)
+    return Pair(manifest, content, damaged)
+
+
+def _has_only(path: Path) -> bool:
+    """Whether `path` is alone in its folder, as the manifest is when a run begins."""
+    return all(other == path or _is_ignored(other) for other in path.parent.iterdir())
+
+
+def _is_ignored(path: Path) -> bool:
+    """Whether a file is there before a run writes anything."""
+    return path.name == LOCK or files.is_unfinished(path)
+
+
+def _damaged_lock(root: Path) -> list[Path]:
+    return [] if files.kind(root / LOCK) in (files.FILE, files.MISSING) else [root / LOCK]
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Create the output directory and locks it for this process. The lock ends when the process dies.
+    """Create the output directory and lock it for this process. The lock ends when the process dies.
 
     Raises:
         ArgumentError: If another process has locked it, or it cannot be created.
@@ -62,18 +157,40 @@ def locked(root: Path) -> Iterator[None]:
     lock = FileLock(root / LOCK, blocking=False)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        files.make_place(root / LOCK)
         lock.acquire()
     except Timeout as error:
-        expected = "a folder that no other process is writing to (wait for it to end, or use another folder)"
-        raise ArgumentError("output_dir", expected, str(root)) from error
+        raise _in_use(root) from error
     except OSError as error:
-        raise ArgumentError("output_dir", f"a folder that can be written ({error.strerror})", str(root)) from error
+        reason = f"{error.strerror}: {error.filename}"
+        raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
     try:
-        for directory in (root, root / "runs"):
-            files.remove_all_unfinished(directory)
         yield
     finally:
         lock.release()
+
+
+def _check_unlocked(root: Path) -> None:
+    """Raise ArgumentError if a process is writing to `root`, whose unfinished files look like damage."""
+    if files.kind(root / LOCK) == files.FILE:
+        try:
+            with FileLock(root / LOCK, blocking=False):
+                pass
+        except Timeout as error:
+            raise _in_use(root) from error
+        except OSError:  # of another user
+            pass
+
+
+def _in_use(root: Path) -> ArgumentError:
+    expected = "a folder that no other process is writing to (wait for it to end, or use another folder)"
+    return ArgumentError("output_dir", expected, str(root))
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the temporary files of killed processes from a locked output directory."""
+    for folder in (root, root / "runs", root / "masks", root / "export"):
+        files.remove_all_unfinished(folder)
 
 
 # Never deleted: else two processes could each lock a file of this name.
@@ -100,7 +217,7 @@ def is_new(root: Path, argument: str = "output_dir") -> bool:
         raise ArgumentError(argument, f"a folder ({existing} is a file)", str(root))
     if not _is_writable(existing):
         raise ArgumentError(argument, f"a folder that can be written ({existing} cannot)", str(root))
-    return existing != root or all(path.name == LOCK for path in root.iterdir())
+    return existing != root or all(map(_is_ignored, root.iterdir()))
 
 
 def check_same(root: Path, kind: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
@@ -112,37 +229,72 @@ def check_same(root: Path, kind: str, ours: Mapping[str, Any], theirs: Mapping[s
         ours: Identity of the run or experiment that would write there.
         theirs: Identity of the one that has, possibly written by an earlier version.
     """
-    theirs = completed(theirs)
-    different = [f"--{name}={theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
+    different = different_flags(ours, theirs)
     if different:
         expected = f"a new folder (this one has another {kind}, with {' '.join(different)})"
         raise ArgumentError("output_dir", expected, str(root))
 
 
+def different_flags(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return the flags of another run or experiment, possibly of an earlier version, that differ from ours."""
+    theirs = completed(theirs)
+    return [f"--{name}={theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
+
+
 @contextlib.contextmanager
-def prepared(config: Config) -> Iterator[RunPaths]:
-    """Lock the output directory of a run. Deletes damaged files and the rest of an earlier attempt, except its stages.
+def prepared(
+    config: Config, stages_dir: Path, stages: Sequence[str], log: Callable[[str], None]
+) -> Iterator[corruption.OnDamaged]:
+    """Lock the output directory of a run, report damage, repair the stored stages, and mark the run as incomplete.
+
+    Args:
+        config: The run.
+        stages_dir: The store of stages.
+        stages: The keys of the stages of the run.
+        log: Shows a line.
+
+    Yields:
+        The function to call with files that are found damaged later. It reports no file twice.
 
     Raises:
         ArgumentError: If the directory cannot be created, or another process has locked it.
+        CorruptionError: As `check`.
+        OSError: If something that the run did not write is in the place of its files; or if they cannot be written.
     """
     paths = RunPaths(expand(config.directory()))
+    on_damaged = corruption.handler(config.on_corruption, log)
     with locked(paths.root):
-        try:
-            earlier = Manifest.read(paths.manifest, corruption.ignore)  # `check` has reported it
-            for path in earlier.damaged_files(paths.root) if earlier else ():
-                path.unlink(missing_ok=True)
-            Manifest(config.to_json(), {}).write(paths.manifest)
-            for path in paths.rebuildable():
-                _remove(path)
-        except OSError as error:
-            expected = f"a folder that can be written ({error.strerror})"
-            raise ArgumentError("output_dir", expected, str(paths.root)) from error
-        yield paths
+        used = [StageFolder(stages_dir / key) for key in stages]
+        # Not their backups: another run may be writing them in a store that is shared.
+        found = [*_examine(config, stages_dir)[1], *(path for stage in used for path in stage.damaged_files())]
+        known = dict.fromkeys(found)
+        for path in known:
+            on_damaged(path)
+        remove_leftovers(paths.root)
+        stage_folder.make_place(stages_dir)
+        outputs = [path for top in paths.rebuildable() for path in _walk(top)]
+        for path in outputs:
+            if paths.is_output(path):
+                files.check_place(path)
+            elif paths.is_output_folder(path):
+                files.check_place(path, for_folder=True)
+            elif paths.is_in_export(path):
+                raise FileExistsError(errno.EEXIST, "move this away, its folder is written again", str(path))
+        stage_folder.repair([*stage_folder.folders(paths.stages), *used])
+        Manifest(config.to_json(), {}).write(paths.manifest)
+        for path in outputs:
+            if paths.is_output_folder(path):
+                files.make_place(path, for_folder=True)
+            elif paths.tensorboard in path.parents and paths.is_output(path):
+                files.remove(path)  # TensorBoard would show the curves twice
+        yield lambda path: None if path in known else on_damaged(path)
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _walk(top: Path) -> Iterator[Path]:
+    """`top`, and all files and folders in it. Links are not followed."""
+    yield top
+    for folder, folders, names in os.walk(top):
+        yield from (Path(folder) / name for name in sorted([*folders, *names]))
 
 
 def _nearest_existing(root: Path, argument: str) -> Path:
@@ -167,10 +319,3 @@ def _is_writable(folder: Path) -> bool:
 
 
 _NO_NAMELESS_FILES = {errno.EISDIR, errno.EOPNOTSUPP}  # not supported by kernel or file system: no answer
-
-
-def report_damage(damaged_files: list[Path], on_damaged: corruption.OnDamaged) -> bool:
-    """Call `on_damaged` for each damaged file; returns whether there is any."""
-    for path in damaged_files:
-        on_damaged(path)
-    return bool(damaged_files)

@@ -1,6 +1,7 @@
 """All paths of a run and of an experiment."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,28 @@ class RunPaths:
         """Return files and folders that can be written again from the stored stages, without training."""
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
+    def is_output(self, path: Path) -> bool:
+        """Whether a run writes a file with this path; for `rebuildable` files and those in such folders."""
+        return _OUTPUTS.fullmatch(path.relative_to(self.root).as_posix()) is not None
+
+    def is_output_folder(self, path: Path) -> bool:
+        """Whether a run writes a folder with this path."""
+        return _OUTPUT_FOLDERS.fullmatch(path.relative_to(self.root).as_posix()) is not None
+
+    def is_in_export(self, path: Path) -> bool:
+        """Whether `path` is in a SavedModel, a folder that is replaced as a whole."""
+        return any(self.exports in parent.parents for parent in path.parents)
+
+
+_OUTPUTS = re.compile(
+    r"masks/task_\d+\.npz|pack\.keras|pack\.packnet|export/report\.json"
+    r"|export/task_\d+/(saved_model\.pb|fingerprint\.pb|variables/variables\.[^/]+)"
+    r"|tensorboard/([^/]+/)?events\.out\.tfevents\.[^/]+"
+)
+_OUTPUT_FOLDERS = re.compile(
+    r"masks|export|export/task_\d+(/variables|/assets)?|tensorboard|tensorboard/(pack|task_\d+_[^/]+)"
+)
+
 
 @dataclass(frozen=True)
 class ExperimentPaths:
@@ -89,6 +112,11 @@ class ExperimentPaths:
         """The store of the stages of all runs, unless the experiment shares another one."""
         return self.root / "stages"
 
+    @property
+    def runs(self) -> Path:
+        """The folder of the results of all runs."""
+        return self.root / "runs"
+
     def run(self, name: str) -> Path:
         """Return the path of the results of a run."""
-        return self.root / "runs" / f"{name}.json"
+        return self.runs / f"{name}.json"

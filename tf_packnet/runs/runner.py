@@ -3,7 +3,7 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import TRAIN
 from tf_packnet.reporting import tensorboard
 from tf_packnet.reporting.progress import RunProgress
-from tf_packnet.runs import corruption, output
+from tf_packnet.runs import output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.learning import Run, learn
-from tf_packnet.runs.paths import RunPaths
+from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.results import Results
 from tf_packnet.runs.store import StageStore
 from tf_packnet.system import files
@@ -43,24 +43,26 @@ def run_config(config: Config, stages_dir: Path | None = None) -> Results:
     Args:
         config: The run.
         stages_dir: A store of stages to share with other runs; default: one in the output directory. After a complete
-            run it keeps the records of all stages and the states after the last two: damaged files are rebuilt from
-            them.
+            run it keeps the records of all stages and the state after the last: damaged files are rebuilt from them.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run.
     """
     run = Run.prepare(config)
-    with output.prepared(config) as paths:
-        run.results.write(paths.results)
-        with RunProgress(run.stream) as display:
+    paths = RunPaths(expand(config.directory()))
+    stages_dir = stages_dir or paths.stages
+    with RunProgress(run.stream) as display:
+        approach = run.build_approach(paths.masks, observers(config, paths, display))
+        keys = [stage.key for stage in run.stages(approach)]
+        with output.prepared(config, stages_dir, keys, display.log) as on_damaged:
+            run.results.write(paths.results)
             show_execution(run, display)
-            store = StageStore(stages_dir or paths.stages, corruption.handler(config.on_corruption, display.log))
-            approach = run.build_approach(paths.masks, observers(config, paths, display))
             on_reused = reused_stage_log(run, paths, display)
+            store = StageStore(stages_dir, on_damaged)
             for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
                 save(run, paths, approach, run.stream[number - 1])
-        export_summary(run, paths)
-        finish(run, paths)
+            export_summary(run, paths)
+            finish(run, paths, keys)
     return run.results
 
 
@@ -110,13 +112,21 @@ def export_summary(run: Run, paths: RunPaths) -> None:
             export_report(run.network, paths.exports, seconds=LATENCY_SECONDS)
 
 
-def finish(run: Run, paths: RunPaths) -> None:
-    """Write hyperparameters for TensorBoard and checksums, and last of all marks the results as complete."""
+def finish(run: Run, paths: RunPaths, keys: Sequence[str]) -> None:
+    """Write hyperparameters for TensorBoard and the results, and last of all the manifest.
+
+    Args:
+        run: The run.
+        paths: Its output directory.
+        keys: The keys of its stages.
+    """
     results, config = run.results, run.config
     tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
-    Manifest(config.to_json(), checksums(paths.root, [*paths.rebuildable(), paths.stages])).write(paths.manifest)
     results.complete = True
     results.write(paths.results)
+    sums = checksums(paths.root, paths.rebuildable(), include=paths.is_output)
+    sums |= checksums(paths.root, [paths.results, paths.stages])
+    Manifest(config.to_json(), sums, keys).write(paths.manifest)
 
 
 def describe_execution(execution: dict[str, Any]) -> str:

@@ -22,8 +22,8 @@ def main(config: Config, stages_dir: str | None = None) -> None:
             changed since the run was completed.
     """
     _check_dataset(config)
-    results = output.check(config)
     store = output.check_stages_dir(stages_dir)
+    results = output.check(config, store)
     if results is None:
         from tf_packnet.system.quiet import start_tensorflow
 

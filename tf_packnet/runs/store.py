@@ -16,25 +16,22 @@ from filelock import FileLock
 from tf_packnet.callbacks import EpochBackup
 from tf_packnet.errors import StoppedError
 from tf_packnet.runs import corruption
+from tf_packnet.runs.stage_folder import LOCKS, PROGRESS, StageFolder
 from tf_packnet.runs.stages import Stage
 from tf_packnet.system import files
 from tf_packnet.system.archives import read_state
-
-STATE = "state.npz"
-RECORDS = ("stage.json", "stage.copy.json")
 
 
 class StageStore:
     """A folder with one folder per stage: its record in `stage.json`, the state after it in `state.npz`.
 
-    The record is kept, in two copies: without it the stage would have to be computed again. The state is as large as
-    the network, so it is deleted once no stage can start from it any more. `progress/` has the epoch backups of
-    unfinished stages.
+    Both are stored twice. A damaged copy is written again from the other one when it is read. The record is kept:
+    without it the stage would have to be computed again. The state is as large as the network, so it is deleted once
+    no stage can start from it any more. `progress/` has the epoch backups of unfinished stages.
 
     Args:
         root: The folder; created when the first stage is written.
-        on_damaged: Called with every damaged file, which then counts as missing. Default: prints a line on standard
-            error.
+        on_damaged: Called with every damaged file, before it is repaired. Default: prints a line on standard error.
     """
 
     def __init__(self, root: Path, on_damaged: corruption.OnDamaged | None = None):
@@ -47,38 +44,28 @@ class StageStore:
         return None if entry is None else entry["record"]
 
     def has_state(self, stage: Stage) -> bool:
-        """Whether the state after `stage` is stored and undamaged. A damaged one is deleted."""
-        entry, path = self._entry(stage), self._state_path(stage)
-        if entry is None or not path.exists():
+        """Whether the state after `stage` is stored. A damaged copy is repaired; if both are, they are deleted."""
+        if self._entry(stage) is None:
             return False
-        if files.sha256(path) == entry["sha256"]:
-            return True
-        self.on_damaged(path)
-        path.unlink(missing_ok=True)
-        return False
+        folder = self.folder(stage)
+        self._repair(folder, folder.damaged_states())
+        return folder.has_state()
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
         """Read the state after `stage`."""
-        return read_state(self._state_path(stage))
+        return read_state(self.folder(stage).state_path)
 
     def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
         """Write record and state of `stage`, atomically."""
-        folder = self.root / stage.key
-        files.remove_unfinished(folder)
-        with files.replacing(folder) as temporary:
-            temporary.mkdir()
-            np.savez(temporary / STATE, **state)  # type: ignore[arg-type]  # no array is named like a parameter
-            entry = {"key": stage.key, "sha256": files.sha256(temporary / STATE), "record": record}
-            for name in RECORDS:
-                files.write_json(temporary / name, entry)
+        self.folder(stage).write(record, state)
 
     def backup(self, stage: Stage) -> EpochBackup:
         """Return the callback that backs up the epochs of `stage` until the finished stage is stored."""
-        return EpochBackup(self.root / "progress" / stage.key, delete_at_end=False, on_damaged=self.on_damaged)
+        return EpochBackup(self.root / PROGRESS / stage.key, delete_at_end=False, on_damaged=self.on_damaged)
 
     def drop_state(self, stage: Stage) -> None:
         """Delete the state after `stage`; the record stays."""
-        self._state_path(stage).unlink(missing_ok=True)
+        self.folder(stage).drop_state()
 
     def first_to_compute(self, stages: Sequence[Stage], with_state: bool) -> int:
         """Find the first stage of a run that has to be computed.
@@ -101,25 +88,27 @@ class StageStore:
     @contextlib.contextmanager
     def lock(self, stage: Stage) -> Iterator[None]:
         """Lock `stage` for this process; waits for another holder. The lock ends when its holder dies."""
-        locks = self.root / "locks"
+        locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{stage.key}.lock"):
+        path = locks / f"{stage.key}.lock"
+        files.make_place(path)
+        with FileLock(path):
             yield
 
-    def _state_path(self, stage: Stage) -> Path:
-        return self.root / stage.key / STATE
+    def folder(self, stage: Stage) -> StageFolder:
+        """Return the folder of `stage`."""
+        return StageFolder(self.root / stage.key)
 
     def _entry(self, stage: Stage) -> dict[str, Any] | None:
-        """Return the content of `stage.json`. A missing or damaged copy of it is rewritten from the other one."""
-        paths = [self.root / stage.key / name for name in RECORDS]
-        copies = [corruption.read_json(path, self.on_damaged) for path in paths]
-        entry = next((copy for copy in copies if copy and copy.get("key") == stage.key), None)
-        if entry is None or "sha256" not in entry or "record" not in entry:
-            return None
-        for path, copy in zip(paths, copies, strict=True):
-            if copy != entry:
-                files.write_json(path, entry)
-        return entry
+        """Return the content of `stage.json`, after a repair."""
+        folder = self.folder(stage)
+        self._repair(folder, folder.damaged_records())
+        return folder.entry()
+
+    def _repair(self, folder: StageFolder, damaged: list[Path]) -> None:
+        for path in damaged:
+            self.on_damaged(path)
+        folder.repair(damaged)
 
 
 class Restorable(Protocol):
@@ -144,8 +133,8 @@ class StoredStages:
         store: The store.
         stages: All stages of the run, in order.
         approach: What is trained. Its state is that of the last stage done, except while records alone are reused.
-        with_state: Whether `approach` must have the state after every task, and the store must keep the states after
-            the last two stages; or the records suffice.
+        with_state: Whether `approach` must have the state after every task, and the store must keep the state after
+            the last stage; or the records suffice.
         timed: Gives a context manager around writing to the store.
     """
 
@@ -191,6 +180,7 @@ class StoredStages:
         if self._store.has_state(stage):  # another process has stored it while this one waited for the lock
             self._approach.restore(self._store.state(stage))
             return self._reused(stage)
+        self._store.folder(stage).check_place()
         backup = self._store.backup(stage)
         record = compute(backup)
         with self._timed():
@@ -199,8 +189,8 @@ class StoredStages:
         return FinishedStage(record, reused=False)
 
     def _drop_old_states(self) -> None:
-        """Keep the last two states: if the last one gets damaged, it is computed again from the one before."""
-        kept = 2 if self._with_state or self._done < len(self._stages) else 0
+        """Keep the last state, from which the run resumes."""
+        kept = 1 if self._with_state or self._done < len(self._stages) else 0
         for stage in self._stages[max(0, self._done - 3) : max(0, self._done - kept)]:
             if not stage.shared:
                 self._store.drop_state(stage)

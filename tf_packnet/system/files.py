@@ -1,10 +1,16 @@
-"""Writes files atomically: to a temporary name, synced, then renamed. JSON files contain a checksum."""
+"""Writes files atomically: to a temporary name, synced, then renamed. JSON files contain a checksum.
+
+Where a file is expected, only a regular file counts. Links, pipes and the like are neither followed nor opened, and a
+folder that contains something is never deleted to make place for a file.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +21,104 @@ from tf_packnet.system import limits
 UNFINISHED = ".unfinished"
 CHECKSUM = "checksum"
 
+# What can be at a path, see `kind`.
+FILE, FOLDER, LINK, MISSING = "a file", "a folder", "a link", "missing"
+_KINDS = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFLNK: LINK,
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def kind(path: str | os.PathLike) -> str:
+    """Return what is at `path`, without opening it and without following it if it is a link.
+
+    Raises:
+        OSError: If its folder cannot be searched.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def open_file(path: str | os.PathLike) -> IO[bytes]:
+    """Open a regular file to read it. Never blocks.
+
+    Raises:
+        OSError: If it is missing, cannot be read, or is something else.
+    """
+    found = kind(path)
+    if found not in (FILE, MISSING):
+        raise OSError(errno.EINVAL, f"{found}, not a file", os.fspath(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+def problem(path: str | os.PathLike) -> str:
+    """Return in a few words why there is no file at `path` that can be read; empty if there is one."""
+    try:
+        with open_file(path):
+            return ""
+    except FileNotFoundError:
+        return MISSING
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
+def is_occupied(path: str | os.PathLike) -> bool:
+    """Whether `path` is a folder that contains something.
+
+    Raises:
+        OSError: If this cannot be found out.
+    """
+    return kind(path) == FOLDER and bool(os.listdir(path))
+
+
+def check_place(path: str | os.PathLike, for_folder: bool = False) -> None:
+    """Check that a file, or a folder, can be moved to `path` without deleting anything else.
+
+    Raises:
+        OSError: If a folder that contains something is in the place of a file, or a file in the place of a folder.
+    """
+    if for_folder and kind(path) == FILE:
+        raise NotADirectoryError(errno.ENOTDIR, "move this file away, a folder belongs there", os.fspath(path))
+    if not for_folder and is_occupied(path):
+        raise IsADirectoryError(errno.EISDIR, "move this folder away, a file belongs there", os.fspath(path))
+
+
+def make_place(path: str | os.PathLike, for_folder: bool = False) -> None:
+    """Remove a link, an empty folder, a pipe or the like, to which a file, or a folder, could not be moved.
+
+    Raises:
+        OSError: As `check_place`.
+    """
+    check_place(path, for_folder)
+    found = kind(path)
+    if found == FOLDER and not for_folder:
+        os.rmdir(path)
+    elif found not in (MISSING, FOLDER, FILE):
+        os.unlink(path)
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Remove a file, or what is in its place; see `make_place`.
+
+    Raises:
+        OSError: If it is a folder that contains something.
+    """
+    make_place(path)
+    Path(path).unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Replace a file or a folder atomically.
 
-    If the block raises an exception, `path` stays unchanged.
+    If the block raises an exception, `path` stays unchanged. It also stays, and OSError is raised, if it is of the
+    other kind: a folder that contains something in the place of a file, or a file in the place of a folder.
 
     Args:
         path: The file or folder to replace or create.
@@ -34,6 +132,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary = workspace / path.name
         yield temporary
         _sync(temporary)
+        make_place(path, for_folder=temporary.is_dir())
         if path.is_dir():  # a folder cannot be renamed to one that is not empty, so move the old one first
             path.rename(workspace / "old")
         os.replace(temporary, path)
@@ -56,12 +155,14 @@ def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[
     """
     path, spare = Path(path), Path(spare)
     path.parent.mkdir(parents=True, exist_ok=True)
+    make_place(spare)
     try:
         with open(spare, "r+b" if spare.exists() else "w+b") as file:
             yield file
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
+        make_place(path)
         os.replace(spare, path)
         _sync_one(path.parent)
     except BaseException:
@@ -87,16 +188,25 @@ def remove_all_unfinished(folder: str | os.PathLike) -> None:
         _remove(leftover)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether `path` has the name of a temporary file."""
+    return path.name.startswith(".") and path.name.endswith(UNFINISHED)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if kind(path) == FOLDER:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 checksum of a file, in hex."""
-    with open(path, "rb") as file:
+    """SHA-256 checksum of a file, in hex.
+
+    Raises:
+        OSError: As `open_file`.
+    """
+    with open_file(path) as file:
         digest = hashlib.sha256()
         while chunk := file.read(2**20):
             digest.update(chunk)
@@ -118,11 +228,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file written by `write_json`, or by an earlier version that wrote no checksum.
 
     Raises:
-        OSError: If the file does not exist.
+        OSError: As `open_file`.
         DamagedError: If it is damaged.
     """
     try:
-        value = limits.read_json(path)
+        with open_file(path) as file:
+            value = limits.parsed_json(file)
         checksum = value.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged") from error

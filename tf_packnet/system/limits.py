@@ -5,7 +5,7 @@ import io
 import json
 import os
 import stat
-from typing import Any
+from typing import IO, Any
 
 # Memory in bytes that opening a file may take. TensorFlow itself takes 70 MB more for the first network.
 DEFAULT = 2**28
@@ -93,7 +93,11 @@ def read_json(path: str | os.PathLike, max_bytes: int | None = None) -> Any:
         ValueError: If the text is not valid JSON, or would take more than `max_bytes` of memory.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        bound = Bound(max_bytes)
-        bound.check(4 * size, os.fspath(path))
-        return bound.parsed(file.read(size), os.fspath(path))
+        return parsed_json(file, max_bytes)
+
+
+def parsed_json(file: IO[bytes], max_bytes: int | None = None) -> Any:
+    """Parse an open JSON file, see `read_json`."""
+    size, bound, name = os.fstat(file.fileno()).st_size, Bound(max_bytes), str(file.name)
+    bound.check(4 * size, name)
+    return bound.parsed(file.read(size), name)

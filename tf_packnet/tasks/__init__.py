@@ -1,5 +1,7 @@
 """Loads tasks: a data set split into a stream of classification problems, or your own data."""
 
+from typing import Any
+
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.tasks.own_data import from_arrays, from_dataset, from_folder, from_folders
