@@ -11,7 +11,9 @@ over, which is needed after tests were removed.
 import argparse
 import ast
 import collections
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -21,7 +23,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import cosmic_ray.plugins
 import pytest
@@ -32,6 +33,7 @@ from tests.architecture import ROOT
 from tests.equivalent_mutants import EQUIVALENT
 
 WORK = ROOT / "out" / "mutants"
+COPY = WORK / "checkout"
 # Modules and folders, and the fast tests that cover them.
 TESTS = {
     "tf_packnet/training/freeze_guard.py": "tests/test_freeze_guard.py",
@@ -130,11 +132,11 @@ def statement(source: str, line: int) -> range | None:
 
 
 class Coverage:
-    """A pytest plugin that records the lines of one file that each test executes, and its running time."""
+    """A pytest plugin that records which lines of `files` each test executes, and its running time."""
 
-    def __init__(self, file: Path):
-        self.file = str(file)
-        self.lines: dict[str, set[int]] = collections.defaultdict(set)
+    def __init__(self, files: list[str]):
+        self.files = frozenset(files)
+        self.lines: dict[str, set[tuple[str, int]]] = collections.defaultdict(set)
         self.seconds: dict[str, float] = collections.Counter()
 
     @pytest.hookimpl(wrapper=True)
@@ -150,23 +152,24 @@ class Coverage:
         executed = self.lines[key]
 
         def in_file(frame, event, argument):
-            executed.add(frame.f_lineno)
+            executed.add((frame.f_code.co_filename, frame.f_lineno))
             return in_file
 
         start = time.monotonic()
-        sys.settrace(lambda frame, event, _: in_file if frame.f_code.co_filename == self.file else None)
+        sys.settrace(lambda frame, event, _: in_file if frame.f_code.co_filename in self.files else None)
         try:
             return (yield)
         finally:
             sys.settrace(None)
             self.seconds[item.nodeid] += time.monotonic() - start
 
-    def covering(self, lines: range | None, limit: float) -> list[str]:
+    def covering(self, file: str, lines: range | None, limit: float) -> list[str]:
         """The fastest tests that execute one of `lines`, or anything if None, for `limit` seconds in all."""
         chosen, total = [], 0.0
+        wanted = {(file, line) for line in lines or ()}
         for name in sorted(self.seconds, key=self.seconds.get):
             executed = self.lines[name] | self.lines[name.partition("::")[0]]
-            if lines is None or executed & set(lines):
+            if lines is None or executed & wanted:
                 total += self.seconds[name]
                 if chosen and total > limit:
                     break
@@ -201,17 +204,18 @@ def preload() -> None:
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "tf_packnet")]:
         del sys.modules[name]
+    gc.freeze()
 
 
-def forked(folder: Path, timeout: float, run: Callable[[], int]) -> int:
-    """Call `run` in a process of its own, in a checkout; returns its exit code, or -9 after the timeout."""
+def forked(timeout: float, run: Callable[[], int]) -> int:
+    """Call `run` in a process of its own, in the copy; return its exit code, or -9 after the timeout."""
     sys.stdout.flush()
     child = os.fork()
     if not child:
         os.setsid()
-        os.chdir(folder)
-        os.environ["PYTHONPATH"] = str(folder)
-        sys.path[0:0] = [str(folder)]
+        os.chdir(COPY)
+        os.environ["PYTHONPATH"] = str(COPY)
+        sys.path[0:0] = [str(COPY)]
         sys.dont_write_bytecode = True
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -227,65 +231,62 @@ def forked(folder: Path, timeout: float, run: Callable[[], int]) -> int:
         if ended or time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # also what a test has started and left
-    except ProcessLookupError:
-        pass
     return os.waitstatus_to_exitcode(status) if ended else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
+# `unraisableexception` collects garbage several times at the end, which takes seconds after TensorFlow was imported.
+OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-m", "not slow"]
 
 
-def measure(copy: Path, module: str, tests: str) -> Coverage:
-    """Run `tests` once without a change."""
-    measured = Coverage(copy / module)
+def measure(modules: list[str], tests: str) -> Coverage:
+    """Run `tests` once, on a fresh copy of the source."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    for folder in ("tf_packnet", "tests", "flags", "launch"):
+        shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, COPY)
+    measured = Coverage([str(COPY / module) for module in modules])
 
     def run() -> int:
         code = pytest.main([*OPTIONS, *tests.split()], plugins=[measured])
         lines = {name: sorted(lines) for name, lines in measured.lines.items()}
-        (copy / "coverage.json").write_text(json.dumps([lines, measured.seconds]))
+        (COPY / "coverage.json").write_text(json.dumps([lines, measured.seconds]))
         return code
 
-    if forked(copy, 3600.0, run):
-        sys.exit(f"the tests fail without a change:\n{(copy / 'log.txt').read_text()[-3000:]}")
-    lines, seconds = json.loads((copy / "coverage.json").read_text())
-    measured.lines.update({name: set(lines) for name, lines in lines.items()})
+    if forked(3600.0, run):
+        sys.exit(f"the tests fail without a change:\n{(COPY / 'log.txt').read_text()[-3000:]}")
+    lines, seconds = json.loads((COPY / "coverage.json").read_text())
+    measured.lines.update({name: set(map(tuple, lines)) for name, lines in lines.items()})
     measured.seconds.update(seconds)
     return measured
 
 
-def check(module: str, tests: str, asked: argparse.Namespace) -> None:
+def check(module: str, measured: Coverage, asked: argparse.Namespace) -> None:
     """Run the tests on the mutants of one module, and print the survivors."""
-    copy, results = WORK / "checkout", WORK / f"{module.replace('/', '.')}.json"
-    shutil.rmtree(copy, ignore_errors=True)
-    for folder in ("tf_packnet", "tests", "flags", "launch"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / file, copy)
-    source = (copy / module).read_text(encoding="utf-8")
+    file, results = COPY / module, WORK / f"{module.replace('/', '.')}.json"
+    source = file.read_text(encoding="utf-8")
     killed = set(json.loads(results.read_text())) if results.exists() else set()
     found = list(mutants(source))
     if asked.sample:
         found = random.Random(asked.seed).sample(found, min(asked.sample, len(found)))
     open_ = [each for each in found if each.key not in killed and not is_equivalent(module, each)]
     print(f"== {module}: {len(found)} mutants, {len(open_)} to run", flush=True)
-    if not open_:
-        return
     start, survivors = time.monotonic(), 0
-    measured = measure(copy, module, tests)
     for mutant in open_:
-        chosen = measured.covering(statement(source, mutant.line), asked.seconds)
-        (copy / module).write_text(mutant.code, encoding="utf-8")
+        chosen = measured.covering(str(file), statement(source, mutant.line), asked.seconds)
+        file.write_text(mutant.code, encoding="utf-8")
         files = sorted({name.partition("::")[0] for name in chosen})
         timeout = 60 + 5 * sum(measured.seconds[name] for name in chosen)
         plugins = [Selection(chosen)]
-        if chosen and forked(copy, timeout, lambda: pytest.main([*OPTIONS, *files], plugins=plugins)):  # noqa: B023
+        if chosen and forked(timeout, lambda: pytest.main([*OPTIONS, *files], plugins=plugins)):  # noqa: B023
             killed.add(mutant.key)
             results.write_text(json.dumps(sorted(killed), indent=1))
         else:
             survivors += 1
             print(f"{module}:{mutant.line} ({len(chosen)} tests)\n- {mutant.before}\n+ {mutant.after}", flush=True)
+    file.write_text(source, encoding="utf-8")
     equivalent = sum(is_equivalent(module, each) for each in found)
     seconds = time.monotonic() - start
     print(
@@ -297,9 +298,7 @@ def check(module: str, tests: str, asked: argparse.Namespace) -> None:
 
 def is_equivalent(module: str, mutant: Mutant) -> bool:
     """Whether `EQUIVALENT` explains why no test can notice this change."""
-    return any(
-        mutant.before == before and mutant.after in afters for before, afters, _ in EQUIVALENT.get(module, ())
-    )
+    return any(mutant.before == before and mutant.after in afters for before, afters, _ in EQUIVALENT.get(module, ()))
 
 
 def main() -> None:
@@ -318,8 +317,11 @@ def main() -> None:
         if tests is None:
             parser.error(f"--tests: expected test files for {name}")
         path = ROOT / name
-        for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            check(str(module.relative_to(ROOT)), tests, asked)
+        paths = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        modules = [str(each.relative_to(ROOT)) for each in paths]
+        measured = measure(modules, tests)
+        for module in modules:
+            check(module, measured, asked)
 
 
 if __name__ == "__main__":
