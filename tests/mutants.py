@@ -278,7 +278,7 @@ def check(module: str, measured: Coverage, asked: argparse.Namespace) -> None:
         chosen = measured.covering(str(file), statement(source, mutant.line), asked.seconds)
         file.write_text(mutant.code, encoding="utf-8")
         files = sorted({name.partition("::")[0] for name in chosen})
-        timeout = 60 + 5 * sum(measured.seconds[name] for name in chosen)
+        timeout = 30 + 3 * sum(measured.seconds[name] for name in chosen)
         plugins = [Selection(chosen)]
         if chosen and forked(timeout, lambda: pytest.main([*OPTIONS, *files], plugins=plugins)):  # noqa: B023
             killed.add(mutant.key)

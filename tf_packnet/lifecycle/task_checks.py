@@ -139,8 +139,8 @@ def check_tasks(model: keras.Model) -> None:
         changes += [f"task {task} ({task_records.name_of(task)!r}) in {name!r}" for name in changed]
     if changes:
         raise FreezeError(
-            f"committed weights have changed, of {listed(changes)}: some code assigned to them (a callback?), or a file "
-            "or memory is damaged. Do not rely on results of training since then"
+            f"committed weights have changed, of {listed(changes)}: some code assigned to them (a callback?), or a "
+            "file or memory is damaged. Do not rely on results of training since then"
         )
     for task, difference in differences.items():
         if difference is not None:
@@ -172,8 +172,8 @@ def _check_shown_values(model: keras.Model) -> None:
     if changed:
         name = task_records.name_of(task)
         raise FreezeError(
-            f"{listed(map(repr, changed))} changed while the committed task {name!r} was selected: some code assigned to "
-            f"it. select_task({name!r}) restores its values. To set start values for the next task, call begin_task "
+            f"{listed(map(repr, changed))} changed while the committed task {name!r} was selected: some code assigned "
+            f"to it. select_task({name!r}) restores its values. To set start values for the next task, call begin_task "
             "first"
         )
 

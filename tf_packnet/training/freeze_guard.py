@@ -45,8 +45,8 @@ def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     changed = [name for name, checksum in before.items() if after.get(name) != checksum]
     if changed:
         raise FreezeError(
-            f"committed weights of {listed(changed)} have changed. Code such as a callback has assigned to them, or memory "
-            "is damaged. Do not use anything that was trained since"
+            f"committed weights of {listed(changed)} have changed. Code such as a callback has assigned to them, or "
+            "memory is damaged. Do not use anything that was trained since"
         )
 
 
