@@ -95,7 +95,7 @@ def counts_to_keep(
     num_candidates: Sequence[int],
     kept_fraction: float,
     scope: str,
-    erk_cap: float = 1.0,
+    erk_cap: float,
 ) -> list[int]:
     """Compute how many weights each layer keeps in a prune round with scope `layer` or `erk`.
 
