@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--tests", help="the test files to run; default: those that cover the module")
     parser.add_argument("--sample", type=int, help="check so many mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long the tests of one mutant may take")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long the tests of one mutant may take")
     asked = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     preload()

@@ -7,43 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-import tf_packnet as tp
-from tests.conftest import blobs, compile_model, make_mlp
-from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedDense, TaskHead
-
-
-@pytest.fixture
-def weight():
-    """A masked kernel, of which the first task owns some weights, and pruned the others."""
-    packed = compile_model(tp.pack(make_mlp()))
-    packed.begin_task("first")
-    rounds = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
-    packed.fit(*blobs(1), epochs=1, verbose=0, callbacks=rounds)
-    return next(iter(lifecycle.masked_weights(packed).values()))
-
-
-@pytest.mark.parametrize("freed_weights", ["zero", "keep", "reinit"])
-def test_begin_sets_the_trainable_variable_to_zero_outside_the_candidates(weight, freed_weights):
-    weight.variable.assign(np.ones(weight.variable.shape))
-    frozen = weight.frozen.numpy()
-    owned = weight.owner_map() == 1
-    assert owned.any()
-    assert frozen[owned].all()
-    assert not owned.all()
-
-    weight.begin(2, freed_weights, seed=0)
-
-    np.testing.assert_array_equal(weight.values()[owned], 0)
-    start = weight.values()[~owned]
-    if freed_weights == "zero":
-        np.testing.assert_array_equal(start, 0)
-    elif freed_weights == "keep":
-        np.testing.assert_array_equal(start, frozen[~owned])
-    else:
-        assert start.all()
-        assert not np.isin(start, [1.0, *frozen[~owned]]).any()
-
 
 SHAPE = (4, 3)
 
@@ -95,7 +59,7 @@ class Oracle:
         return np.where(self.owner == 255, self.values, np.where(self.owner > 0, self.committed, self.hidden))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_a_kernel_agrees_with_plain_arrays_over_the_life_of_its_tasks(data):
     pretrained = data.draw(st.sampled_from([None, "prunable", "visible"]))
@@ -180,7 +144,7 @@ def test_the_head_of_each_task_starts_from_new_values_that_only_the_seed_determi
         kernel, bias = head.task_weights
         for seed in seeds:
             head.begin_task("zero", seed)
-            start = [np.array(each.values if callable(each) else each.variable) for each in (kernel, bias)]
+            start = [np.array(each.variable) for each in (kernel, bias)]
             head.commit_task()
         starts.append(start)
     np.testing.assert_array_equal(starts[0][0], starts[1][0])
