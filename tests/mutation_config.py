@@ -5,7 +5,7 @@ TESTS = {
     "tf_packnet/training/freeze_guard.py": "tests/test_freeze_guard.py",
     "tf_packnet/pruning/shares.py": "tests/test_schedules.py",
     "tf_packnet/pruning/schedules.py": "tests/test_schedules.py",
-    "tf_packnet/pruning/round_schedule.py": "tests/test_rounds.py",
+    "tf_packnet/pruning/round_schedule.py": "tests/test_round_schedule.py",
     "tf_packnet/pruning/ranking.py": "tests/test_ranking.py tests/test_schedules.py",
     "tf_packnet/pruning/selection.py": "tests/test_selection.py tests/test_ranking.py",
     "tf_packnet/pruning/ownership.py": "tests/test_ownership.py",
@@ -14,7 +14,7 @@ TESTS = {
     "tf_packnet/layers/task_weight.py": "tests/test_masked_weight.py",
     "tf_packnet/layers": "tests/test_masked_weight.py tests/test_layers.py",
     "tf_packnet/lifecycle/task_checks.py": "tests/test_freeze_guard.py tests/test_witness.py",
-    "tf_packnet/lifecycle/witness.py": "tests/test_witness.py",
+    "tf_packnet/lifecycle/witness.py": "tests/test_witness_values.py",
     "tf_packnet/lifecycle": "tests/test_freeze_guard.py tests/test_packing.py tests/test_load_tasks.py",
 }
 
@@ -25,6 +25,13 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "return [n for n in range(1, budget + 1) if budget % n == 0]",
             ("return [n for n in range(1, budget + 2) if budget % n == 0]",),
             "`budget + 1` divides no `budget`",
+        ),
+    ],
+    "tf_packnet/layers/masked_weight.py": [
+        (
+            'store[f"{self.name}.lost"] = np.array(True)',
+            ('store[f"{self.name}.lost"] = np.array(False)',),
+            "loading asks only whether the name exists",
         ),
     ],
     "tf_packnet/pruning/ownership.py": [
