@@ -13,9 +13,9 @@ TESTS = {
     "tf_packnet/layers/masked_weight.py": "tests/test_masked_weight.py",
     "tf_packnet/layers/task_weight.py": "tests/test_masked_weight.py",
     "tf_packnet/layers": "tests/test_masked_weight.py tests/test_layers.py",
-    "tf_packnet/lifecycle/task_checks.py": "tests/test_freeze_guard.py tests/test_witness.py",
+    "tf_packnet/lifecycle/task_checks.py": "tests/test_freeze_guard.py tests/test_lifecycle.py tests/test_witness.py",
     "tf_packnet/lifecycle/witness.py": "tests/test_witness_values.py",
-    "tf_packnet/lifecycle": "tests/test_freeze_guard.py tests/test_packing.py tests/test_load_tasks.py",
+    "tf_packnet/lifecycle": "tests/test_lifecycle.py tests/test_freeze_guard.py tests/test_packing.py",
 }
 
 # Changes that no test can notice, by module: the line, what it becomes, and why nothing depends on it.

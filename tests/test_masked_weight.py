@@ -96,6 +96,7 @@ def test_a_kernel_agrees_with_plain_arrays_over_the_life_of_its_tasks(pretrained
             assert not any(weight.computes_as(number) for number in range(task + 1))
         weight.commit(task)
         oracle.commit()
+        assert weight.computes_as(task)
         weight.variable.assign(rng.normal(size=SHAPE))  # momentum, for instance
         np.testing.assert_array_equal(weight.value(), oracle.kernels[-1])
         for number, kernel in enumerate(oracle.kernels, start=1):
