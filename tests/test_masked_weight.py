@@ -21,6 +21,8 @@ def saved_and_loaded(layer, **arguments):
     layer.save_own_variables(store)
     again = masked_dense(**arguments)
     again.load_own_variables({name: np.array(value) for name, value in store.items()})
+    for variable, loaded in zip(layer.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(loaded, variable)
     return again
 
 
