@@ -12,7 +12,7 @@ TESTS = {
     "tf_packnet/callbacks/prune_round_scheduler.py": "tests/test_prune_round_scheduler.py",
     "tf_packnet/layers/masked_weight.py": "tests/test_masked_weight.py",
     "tf_packnet/layers/task_weight.py": "tests/test_masked_weight.py",
-    "tf_packnet/layers": "tests/test_masked_weight.py tests/test_layers.py",
+    "tf_packnet/layers": "tests/test_masked_weight.py tests/test_lifecycle.py tests/test_layers.py",
     "tf_packnet/lifecycle/begin_commit.py": "tests/test_lifecycle.py",
     "tf_packnet/lifecycle/task_checks.py": "tests/test_freeze_guard.py tests/test_lifecycle.py tests/test_witness.py",
     "tf_packnet/lifecycle/witness.py": "tests/test_witness_values.py",

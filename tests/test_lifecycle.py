@@ -73,11 +73,15 @@ def test_a_task_starts_from_the_state_and_biases_of_the_one_before_it():
             lifecycle.begin_task(model)
         train(model, seed=task)
         lifecycle.commit_task(model)
+    records = lifecycle.records(model)
+    records.plan_rounds(2, first_epoch=3)
+    records.round_was_run()
     mean, bias = np.array(model.get_layer("center").mean), np.array(model.get_layer("one").bias)
     lifecycle.select_task(model, 1)
     assert not np.isclose(model.get_layer("center").mean, mean).any()
     lifecycle.begin_task(model)
     assert lifecycle.selected_task(model) == 3
+    assert (records.rounds_done, records.rounds_due, records.rounds_planned, records.rounds_from) == (0, 0, 0, 0)
     np.testing.assert_array_equal(model.get_layer("center").mean, mean)
     np.testing.assert_array_equal(model.get_layer("one").bias, bias)
 
