@@ -28,6 +28,15 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "`budget + 1` divides no `budget`",
         ),
     ],
+    "tf_packnet/callbacks/prune_round_scheduler.py": [
+        (
+            'warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)',
+            tuple(
+                f'warnings.warn(f"{{missing_rounds(self.model)}} {{advice}}", stacklevel={level})' for level in (1, 3)
+            ),
+            "the line of code that the warning names",
+        ),
+    ],
     "tf_packnet/layers/masked_weight.py": [
         (
             'store[f"{self.name}.lost"] = np.array(True)',

@@ -51,7 +51,8 @@ def kernels(model: keras.Model) -> list[np.ndarray]:
 def test_every_task_computes_as_when_it_was_committed():
     model, expected = network(), {}
     for task in (1, 2, 3):
-        assert lifecycle.begin_task(model) == task if task > 1 else lifecycle.has_open_task(model)
+        assert lifecycle.begin_task(model) == task
+        assert lifecycle.has_open_task(model)
         expected[task] = train(model, seed=task)
         if task == 3:
             lifecycle.select_task(model, 1)  # the open task is committed, whichever is selected
@@ -66,7 +67,8 @@ def test_every_task_computes_as_when_it_was_committed():
     assert set(lifecycle.records(model).witnesses) == set(lifecycle.records(model).state) == {1, 2, 3}
 
 
-def test_a_task_starts_from_the_state_and_biases_of_the_one_before_it():
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_task_starts_from_the_state_and_biases_of_the_one_before_it(loaded, tmp_path):
     model = network()
     for task in (1, 2):
         if task > 1:
@@ -79,6 +81,10 @@ def test_a_task_starts_from_the_state_and_biases_of_the_one_before_it():
     mean, bias = np.array(model.get_layer("center").mean), np.array(model.get_layer("one").bias)
     lifecycle.select_task(model, 1)
     assert not np.isclose(model.get_layer("center").mean, mean).any()
+    if loaded:
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+        records = lifecycle.records(model)
     lifecycle.begin_task(model)
     assert lifecycle.selected_task(model) == 3
     assert (records.rounds_done, records.rounds_due, records.rounds_planned, records.rounds_from) == (0, 0, 0, 0)
@@ -134,6 +140,16 @@ class TestReopening:
         train(model, seed=1, keep=0.0)
         lifecycle.reopen_task(model)
         assert not any(kernel.any() for kernel in kernels(model))
+
+    def test_by_default_with_seed_0(self):
+        drawn = []
+        for arguments in ({}, {"seed": 0}):
+            model = network()
+            train(model, seed=1, keep=0.0)
+            lifecycle.reopen_task(model, "reinit", **arguments)
+            lifecycle.commit_task(model)
+            drawn.append([np.array(weight.frozen) for weight in lifecycle.masked_weights(model).values()])
+        np.testing.assert_array_equal(*drawn)
 
     def test_needs_an_open_task_and_a_known_policy(self):
         model = network()
@@ -196,6 +212,9 @@ class TestRefusals:
     def test_start_values_that_a_file_lacks(self, pretrained, refused, freed_weights):
         model = network(pretrained=pretrained)
         train(model, seed=1)
+        lifecycle.masked_weights(model)["two/kernel"].has_free_values = False
+        lifecycle.check_can_begin(model, freed_weights)  # the first task needs none
+        lifecycle.masked_weights(model)["two/kernel"].has_free_values = True
         for layer in lifecycle.task_layers(model):
             layer.commit_task()
         lifecycle.check_can_begin(model, freed_weights)

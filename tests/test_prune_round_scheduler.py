@@ -118,6 +118,40 @@ class TestOptimizer:
         assert not any(slot.any() for slot in slots(model))
 
 
+class TestResumedFits:
+    @pytest.fixture
+    def resumed(self, model):
+        """A fit of 4 epochs from epoch 1 on, with rounds at 1 and 3, that resumes at epoch 3."""
+        resume_at(model, None)
+        scheduler = tp.PruneRoundScheduler(share(2))
+        scheduler.set_params({"epochs": 5})
+        scheduler.set_model(model)
+        resume_at(model, 3)
+        scheduler.on_train_begin()
+        lifecycle.records(model).plan_rounds(2, first_epoch=1)
+        return scheduler
+
+    def test_the_next_round_runs(self, model, resumed):
+        lifecycle.records(model).round_was_run()
+        resumed.on_epoch_begin(3)
+        assert [(each["round"], each["epoch"]) for each in resumed.rounds] == [(2, 3)]
+        assert lifecycle.records(model).rounds_due == 0
+        resumed.on_epoch_begin(4)
+        assert len(resumed.rounds) == 1
+
+    def test_a_backup_with_other_rounds(self, model, resumed):
+        began = candidates(model)
+        with pytest.raises(tp.ArgumentError, match="a backup of this fit, which has 2 prune rounds, 1 of them before"):
+            resumed.on_epoch_begin(3)
+        assert candidates(model) == began
+
+    def test_one_without_an_epoch_is_complete(self, model, resumed):
+        lifecycle.records(model).round_was_run()
+        lifecycle.records(model).round_was_run()
+        resumed.on_train_end()
+        assert resumed.rounds == []
+
+
 class TestSchedules:
     @pytest.mark.parametrize("committed", [0, 1, 2])
     def test_erk_leaves_an_even_share_to_later_tasks(self, model, committed):
