@@ -44,6 +44,9 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "loading asks only whether the name exists",
         ),
     ],
+    "tf_packnet/lifecycle/witness.py": [
+        ("_MOST_FUNCTIONS = 32", ("_MOST_FUNCTIONS = 33", "_MOST_FUNCTIONS = 31"), "a limit for memory"),
+    ],
     "tf_packnet/pruning/ownership.py": [
         ("_CHUNK = 1 << 20", ("_CHUNK = 2 << 20", "_CHUNK = 1 << 21", "_CHUNK = 1 << 19"), "a size for speed"),
     ],

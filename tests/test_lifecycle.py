@@ -8,6 +8,7 @@ from tests.stateful import Center
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, DivergedError, FreezeError
 from tf_packnet.layers import MaskedDense, TaskHead
+from tf_packnet.lifecycle import task_checks
 
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
 
@@ -244,3 +245,85 @@ class TestRefusals:
         with pytest.raises(FreezeError, match="of task 1 .*in 'two/kernel'"):
             lifecycle.commit_task(committed)
         assert_unchanged(committed, before)
+
+
+class TestChecks:
+    @pytest.fixture
+    def two_tasks(self):
+        model = network(pretrained="visible")
+        for weight in lifecycle.masked_weights(model).values():
+            weight.set_pretrained()
+        for task in (1, 2):
+            lifecycle.begin_task(model)
+            train(model, seed=task)
+            lifecycle.commit_task(model)
+        return model
+
+    def test_pretrained_values_that_all_tasks_see(self, two_tasks):
+        base = lifecycle.masked_weights(two_tasks)["one/kernel"].base
+        base.assign(np.array(base) + 1)
+        message = r"of task 1 \('task_1'\) in 'one/kernel \(pretrained\)', task 2 .* in 'one/kernel \(pretrained\)':"
+        with pytest.raises(FreezeError, match=message):
+            lifecycle.check_tasks(two_tasks)
+
+    def test_values_that_are_not_finite(self, two_tasks):
+        task_checks.check_committed_finite(two_tasks)
+        kernel = lifecycle.masked_weights(two_tasks)["two/kernel"]
+        bias = two_tasks.get_layer("one").task_weights[0]
+        bias.kept[1] = bias.kept[1] * np.float32(np.inf)
+        with pytest.raises(DivergedError, match="'network' has committed weights that are NaN .*, in one/bias$"):
+            task_checks.check_committed_finite(two_tasks)
+        kernel.frozen.assign(np.where(kernel.owner_map() == 1, np.nan, kernel.frozen))
+        with pytest.raises(DivergedError, match="in two/kernel, one/bias$"):
+            task_checks.check_committed_finite(two_tasks)
+
+    def test_missing_records_are_completed(self, two_tasks):
+        records = lifecycle.records(two_tasks)
+        before = {task: (each.checksums, each.outputs) for task, each in records.witnesses.items()}
+        state = {task: dict(values) for task, values in records.state.items()}
+        for selected in (1, 2):
+            lifecycle.select_task(two_tasks, selected)
+            for missing in ([1], [2], [1, 2], []):
+                for task in missing:
+                    del records.witnesses[task]
+                task_checks.complete_records(two_tasks)
+                assert lifecycle.selected_task(two_tasks) == selected
+                assert records.witnesses.keys() == {1, 2}
+                for task, (checksums, outputs) in before.items():
+                    assert records.witnesses[task].checksums == checksums
+                    np.testing.assert_array_equal(records.witnesses[task].outputs, outputs)
+        assert {task: list(values) for task, values in state.items()} == {
+            task: list(values) for task, values in records.state.items()
+        }
+
+    def test_later_tasks_are_forgotten(self, two_tasks):
+        records = lifecycle.records(two_tasks)
+        task_checks.forget_later_tasks(two_tasks, 2)
+        assert records.witnesses.keys() == records.state.keys() == {1, 2}
+        task_checks.forget_later_tasks(two_tasks, 1)
+        assert records.witnesses.keys() == records.state.keys() == {1}
+
+    def test_outputs_that_no_variable_explains(self, two_tasks):
+        two_tasks.get_layer("one").activation = keras.activations.tanh
+        lifecycle.records(two_tasks).functions.clear()
+        lifecycle.select_task(two_tasks, 1)
+        with pytest.raises(FreezeError, match="the outputs of task 'task_1' have changed .* by [0-9.]+ relative"):
+            lifecycle.check_tasks(two_tasks)
+        assert lifecycle.selected_task(two_tasks) == 1
+
+    @pytest.mark.parametrize("what", ["bias", "state", "shown"])
+    def test_what_the_selected_task_shows(self, two_tasks, what):
+        lifecycle.select_task(two_tasks, 1)
+        lifecycle.check_tasks(two_tasks)
+        if what == "bias":
+            two_tasks.get_layer("one").task_weights[0].frozen.assign(np.ones(6))
+        elif what == "state":
+            two_tasks.get_layer("center").mean.assign(np.ones(6))
+        else:
+            lifecycle.masked_weights(two_tasks)["one/kernel"].shown.assign(2)
+        name = {"bias": "one/bias", "state": "center/mean", "shown": "one/kernel"}[what]
+        with pytest.raises(FreezeError, match=f"^'{name}' changed while the committed task 'task_1' was selected"):
+            lifecycle.check_tasks(two_tasks)
+        lifecycle.begin_task(two_tasks)  # the open task may change what it likes
+        two_tasks.get_layer("center").mean.assign(np.zeros(6))
+        lifecycle.check_tasks(two_tasks)

@@ -1,5 +1,7 @@
 """Comparison of the outputs of a task with those at its commit, and the synthetic inputs they are computed from."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests import stateful
 from tf_packnet.layers import MaskedDense
 from tf_packnet.layers.records import TaskRecords
 from tf_packnet.lifecycle import witness
@@ -68,6 +71,7 @@ def test_the_largest_of_several_outputs_counts():
         ([1.0, np.nan], [1.0, 2.0]),
         ([1.0, 2.0], [1.0, np.inf]),
         ([1.0, np.inf], [1.0, -np.inf]),
+        ([np.inf], [1.0]),
         ([1.0, 2.0], [1.0, 2.0, 3.0]),
     ],
 )
@@ -118,6 +122,29 @@ def test_of_a_large_output_evenly_spaced_values_are_stored(monkeypatch):
     assert difference(texts, witness._flat_values(np.array([["a", "c"]], object))) is not None
 
 
+def test_at_most_16384_values_of_an_output_are_stored():
+    assert witness._flat_values(np.zeros(16384)).size == 16384
+    assert witness._flat_values(np.zeros(16385)).size == 8193
+
+
+def test_the_environment_has_the_number_of_threads(monkeypatch):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    assert witness.environment()["threads"] == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    assert witness.environment()["threads"] == 3
+    monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
+    assert witness.environment()["threads"] == 2
+
+
+def test_variables_that_no_layer_holds_are_found_in_the_functions():
+    inputs, records = keras.Input((3,)), TaskRecords()
+    model = keras.Model(inputs, stateful.Outside()(inputs))
+    assert witness.captured_variables(records) == []
+    witness.outputs(model, records)
+    (found,) = witness.captured_variables(records)
+    assert found is stateful.OUTSIDE
+
+
 def computed(*inputs, layer=None):
     """Compute the witness of a model that concatenates its inputs."""
     flat = [keras.layers.Flatten()(each) if len(each.shape) > 2 else each for each in inputs]
@@ -165,6 +192,57 @@ class TestInputs:
         (output,), parameters = witness.outputs(model, TaskRecords())
         assert parameters["size"] == 8  # 8 examples of 8 numbers can be shaped into rows of 32
         assert output.size == 64
+
+    def test_one_number_per_example_and_none(self):
+        _, parameters = computed(keras.Input(()))
+        assert parameters == {"examples": 8, "size": 0}
+        _, parameters = computed(keras.Input((0,)))
+        assert parameters == {"examples": 8, "size": 0}
+
+    def test_texts_are_digits_and_sparse_inputs_are_sparse(self):
+        model = keras.Sequential([keras.Input((3,))])
+        parameters = {"examples": 8, "size": 0}
+        texts = witness._inputs(model, keras.KerasTensor((None, 64), "string"), parameters)
+        assert set(texts.numpy().ravel()) == {str(digit).encode() for digit in range(10)}
+        for sparse in (False, True):
+            made = witness._inputs(model, keras.KerasTensor((None, 3), "float32", sparse=sparse), parameters)
+            assert isinstance(made, tf.SparseTensor) == sparse
+
+    def test_a_model_without_a_graph(self):
+        @keras.saving.register_keras_serializable("tests.witness_values")
+        class Own(keras.Model):
+            def call(self, x):
+                return x
+
+        model = Own()
+        model.build((None, 5))
+        (output,), parameters = witness.outputs(model, TaskRecords())
+        assert parameters == {"examples": 8, "size": 0}
+        assert output.size == 40
+
+    def test_few_functions_are_kept(self, monkeypatch):
+        monkeypatch.setattr(witness, "_MOST_FUNCTIONS", 2)
+        inputs, records = keras.Input((3,)), TaskRecords()
+        model = keras.Model(inputs, inputs)
+        for examples in (1, 2, 3):
+            (output,), _ = witness.outputs(model, records, {"examples": examples, "size": 0})
+            assert output.size == 3 * examples
+            assert len(records.functions) == min(2, examples)
+
+    @pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64, 128, 224])
+    def test_common_sizes_are_tried(self, size):
+        @keras.saving.register_keras_serializable("tests.witness_values")
+        class OfOneSize(keras.layers.Layer):
+            def call(self, x):
+                if x.shape[1] not in (None, size):
+                    raise ValueError
+                return x
+
+        inputs = keras.Input((None,))
+        model = keras.Model(inputs, OfOneSize()(inputs))
+        (output,), parameters = witness.outputs(model, TaskRecords())
+        assert parameters == {"examples": 8, "size": size}
+        assert output.size == 8 * size
 
     def test_a_model_that_cannot_be_called_is_tried_once(self):
         calls = []
