@@ -47,6 +47,9 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     "tf_packnet/lifecycle/witness.py": [
         ("_MOST_FUNCTIONS = 32", ("_MOST_FUNCTIONS = 33", "_MOST_FUNCTIONS = 31"), "a limit for memory"),
     ],
+    "tf_packnet/pruning/round_schedule.py": [
+        ("_ROUNDS_AHEAD = 100", ("_ROUNDS_AHEAD = 101", "_ROUNDS_AHEAD = 99"), "how far to look ahead is a choice"),
+    ],
     "tf_packnet/pruning/ownership.py": [
         ("_CHUNK = 1 << 20", ("_CHUNK = 2 << 20", "_CHUNK = 1 << 21", "_CHUNK = 1 << 19"), "a size for speed"),
     ],
