@@ -52,6 +52,7 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
     ],
     "tf_packnet/pruning/ownership.py": [
         ("_CHUNK = 1 << 20", ("_CHUNK = 2 << 20", "_CHUNK = 1 << 21", "_CHUNK = 1 << 19"), "a size for speed"),
+        ("flat = owner.reshape(-1)", ("flat = owner.reshape(-2)",), "NumPy computes any negative size"),
     ],
     "tf_packnet/pruning/ranking.py": [
         (
