@@ -63,7 +63,7 @@ def test_a_life_of_tasks_never_changes_an_earlier_view(shape, keeps, random):
     assert ownership.free_fraction(owner) == np.mean(owner == 0)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, ownership._CHUNK])
+@pytest.mark.parametrize("chunk", [1, 3, ownership._CHUNK], ids=["1", "3", "default"])
 @given(owner=maps)
 def test_counts_are_those_of_a_loop_over_the_weights(chunk, owner):
     counts = collections.Counter(0 if entry == 255 else int(entry) for entry in owner.ravel())
