@@ -21,7 +21,7 @@ help:
 	@echo "make wheels     download the pinned dependencies, so that make setup works without a network"
 	@echo "make build-file  write BUILD and the diagram of docs/architecture.md from the imports"
 	@echo "make flag-reference  write flags/REFERENCE.md from the declarations of the flags"
-	@echo "make mutants    mutation testing: hours; of one module with MODULE=tf_packnet/pruning/shares.py: minutes"
+	@echo "make mutants    mutation testing: hours; of one module with MODULE=tf_packnet/pruning/shares.py: minutes; SAMPLE=20 takes 20 mutants per module"
 	@echo "make lock       pin the newest dependencies in requirements.txt"
 	@echo "make clean      remove .venv and out/"
 
@@ -83,7 +83,7 @@ test-slow: $(READY)
 
 mutants: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check 'cosmic-ray>=8.4,<9'
-	$(RUN) -m tests.mutants $(MODULE) $(if $(TESTS),--tests="$(TESTS)")
+	$(RUN) -m tests.mutants $(MODULE) $(if $(TESTS),--tests="$(TESTS)") $(if $(SAMPLE),--sample=$(SAMPLE))
 
 lock: $(READY)
 	$(RUN) -m pip install --quiet uv

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.architecture import PAGE, ROOT, page_with_diagram
-from tests.mutants import TESTS
+from tests.mutation_config import EQUIVALENT, TESTS, plain
 from tests.test_architecture import LAYERS
 
 PAGES = [ROOT / "CONTRIBUTING.md", PAGE]
@@ -39,6 +39,12 @@ def test_make_targets_exist():
 def test_mutation_testing_has_modules_and_tests():
     paths = [path for module, tests in TESTS.items() for path in (module, *tests.split())]
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_equivalent_mutants_are_of_present_lines():
+    for module, explained in EQUIVALENT.items():
+        lines = {plain(line) for line in (ROOT / module).read_text(encoding="utf-8").splitlines()}
+        assert [line for line, _, _ in explained if plain(line) not in lines] == [], module
 
 
 def test_the_table_has_every_package():

@@ -120,3 +120,38 @@ def test_checksums_of_a_kernel_in_chunks_are_those_of_its_parts(packed, monkeypa
         assert changed == [f"task {owner.flat[place]} in dense/kernel"]
     weight.frozen.assign(values)
     assert freeze_guard.checksums(packed) == before
+
+
+def test_a_change_before_a_fit_is_found_before_its_first_step(packed, data):
+    weight = lifecycle.masked_weights(packed)["dense/kernel"]
+    weight.frozen.assign(flip_one_bit(weight.frozen, weight.owner_map() == 1))
+    steps = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: steps.append(batch))
+    with pytest.raises(FreezeError, match="of task 1 .*in 'dense/kernel'"):
+        packed.fit(*data, epochs=1, verbose=0, callbacks=[count])
+    assert steps == []
+
+
+@pytest.mark.parametrize("task", [1, 2])
+def test_the_checksum_of_a_task_depends_on_each_of_its_values_only(packed, task):
+    before = freeze_guard.by_task(packed)
+    assert before.keys() == {"task 1", "task 2"}
+    for path, weight in lifecycle.masked_weights(packed).items():
+        values = np.array(weight.frozen)
+        weight.frozen.assign(flip_one_bit(values, weight.owner_map() == task))
+        after = freeze_guard.by_task(packed)
+        assert [name for name in before if after[name] != before[name]] == [f"task {task}"], path
+        with pytest.raises(FreezeError, match=f"committed weights of task {task} have changed"):
+            freeze_guard.check(before, after)
+        weight.frozen.assign(values)
+    assert freeze_guard.by_task(packed) == before
+
+
+def test_checksums_are_compared_by_name():
+    before = {"task 1": "a", "task 2": "b"}
+    freeze_guard.check(before, {**before, "task 3": "c"})
+    freeze_guard.check({}, before)
+    with pytest.raises(FreezeError, match="weights of task 2 have changed"):
+        freeze_guard.check(before, {"task 1": "a"})
+    with pytest.raises(FreezeError, match="weights of task 1, task 2 have changed"):
+        freeze_guard.check(before, {"task 1": "b", "task 2": "a"})

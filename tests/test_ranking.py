@@ -86,6 +86,22 @@ def test_erk_densities_are_those_of_rigl(shapes, density):
     np.testing.assert_allclose(np.dot(ours, sizes), density * sum(sizes), rtol=1e-9)
 
 
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5), st.floats(0, 1), st.data())
+def test_erk_divides_the_candidates_that_are_left_up_to_the_cap(shapes, density, data):
+    counts = [data.draw(st.integers(0, np.prod(shape))) for shape in shapes]
+    cap = data.draw(st.floats(0.01, 1))
+    densities = erk_densities(shapes, counts, density, cap)
+    assert all(0 <= each <= max(cap, density) for each in densities)
+    np.testing.assert_allclose(np.dot(densities, counts), density * sum(counts), rtol=1e-9, atol=1e-12)
+
+
+def test_erk_keeps_a_small_layer_whole_if_no_task_follows():
+    values = [np.arange(24.0).reshape(4, 6), np.arange(3600.0).reshape(60, 60)]
+    everything = [np.ones(v.shape, bool) for v in values]
+    kept = keep_masks(values, everything, [24, 3600], 0.1, "erk")
+    assert [int(mask.sum()) for mask in kept] == [24, 338]  # 362 of 3624
+
+
 def test_erk_leaves_small_layers_to_later_tasks():
     conv_net = [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 128), (3, 3, 128, 128), (8192, 1024)]
     sizes = [int(np.prod(s)) for s in conv_net]

@@ -48,7 +48,8 @@ def test_the_paper_at_mnist():
 @pytest.mark.parametrize(("rounds", "at"), [(1, [0]), (2, [0, 6]), (4, [0, 3, 6, 9]), (12, list(range(12)))])
 def test_rounds_fall_at_equal_distances(rounds, at):
     schedule = EqualShare(0.5, 3, rounds, epochs=12)
-    assert [epoch for epoch in range(12) if schedule.round_at(epoch)] == at
+    assert [epoch for epoch in range(24) if schedule.round_at(epoch)] == at
+    assert [schedule.round_at(epoch) for epoch in at] == list(range(1, rounds + 1))
 
 
 def test_it_is_a_tfmot_schedule():
@@ -74,6 +75,8 @@ def test_a_schedule_without_a_number_of_epochs_says_so():
         ({"final_prune": 1.0}, "Received: final_prune=1.0"),
         ({"num_tasks": 0}, "`num_tasks`: expected at least 1"),
         ({"rounds": 0}, "`rounds`: expected at least 1"),
+        ({"epochs": 0}, "`epochs`: expected at least 1. Received: epochs=0"),
+        ({"epochs": -4, "rounds": 2}, "`epochs`: expected at least 1"),
         ({"rounds": 5, "epochs": 12}, r"a divisor of the 12 epochs \(1, 2, 3, 4, 6, 12\). Received: rounds=5"),
     ],
 )
@@ -105,8 +108,6 @@ def test_defaults_and_limits():
     schedule = EqualShare(0.5, 1)
     assert schedule.get_config() == {"final_prune": 0.5, "num_tasks": 1, "rounds": 1, "epochs": None}
     assert schedule.for_epochs(1).get_config() == {"final_prune": 0.5, "num_tasks": 1, "rounds": 1, "epochs": 1}
-    with pytest.raises(ArgumentError, match="Received: rounds=1"):
-        EqualShare(0.5, 1, epochs=0)
     assert GrowingShare(0.5, 3).get_config() == {**EqualShare(0.5, 3).get_config(), "task": 1}
     assert GrowingShare(0.5, 3, task=3).for_epochs(4).get_config()["task"] == 3
     for task in (0, 4):

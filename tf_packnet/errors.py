@@ -1,7 +1,7 @@
 """The errors of this library. Messages about arguments say what was expected and what was received, as in Keras."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from tf_packnet.text import printable, printable_lines
@@ -45,6 +45,12 @@ def first_line(error: BaseException, longest: int = 300) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip()[:longest]
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return the first `most` of the distinct `names` for a message, then `and others` if there are more."""
+    distinct = list(dict.fromkeys(names))
+    return ", ".join(distinct[:most]) + " and others" * (len(distinct) > most)
 
 
 class PackFileError(ValueError):

@@ -238,7 +238,7 @@ def _pruned_share(kept: list[int], owners: list[np.ndarray]) -> float:
         kept: Candidates that remain in each kernel.
         owners: Owner map of each kernel.
     """
-    return 1.0 - sum(kept) / max(1, sum(ownership.count_uncommitted(owner) for owner in owners))
+    return 1.0 - sum(kept) / sum(ownership.count_uncommitted(owner) for owner in owners)
 
 
 def _one_scheduler(other: PruneRoundScheduler) -> ArgumentError:

@@ -39,13 +39,12 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
     """
     check_freed_weights(freed_weights)
     task = committed_tasks(model) + 1
-    if task > 1:
-        if has_open_task(model):
-            raise RuntimeError(
-                f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
-                "tp.commit_task(model) before you begin the next one"
-            )
-        check_can_begin(model, freed_weights)
+    if task > 1 and has_open_task(model):
+        raise RuntimeError(
+            f"task {task} is still open: commit it with the TaskMaskSnapshot callback or "
+            "tp.commit_task(model) before you begin the next one"
+        )
+    check_can_begin(model, freed_weights)
     with strategy_scope(model):
         bind_state(model)
         show_state(model, records(model).state.get(task - 1, {}))  # state starts from that of the previous task
@@ -59,11 +58,12 @@ def check_can_begin(model: keras.Model, freed_weights: str) -> None:
     """Raise ArgumentError if no weight or task number is free, or if the start values of free weights are missing."""
     task = committed_tasks(model) + 1
     check_task_number(task)
-    if task > 1 and free_fraction(model)["overall"] == 0.0:
+    if task == 1:
+        return  # all weights are free, and keep their values
+    if free_fraction(model)["overall"] == 0.0:
         expected = f"a model with free weights (its {task - 1} tasks own all weights)"
         raise ArgumentError("model", expected, model.name)
-    if task > 1:
-        _check_start_values(model, freed_weights)
+    _check_start_values(model, freed_weights)
 
 
 def _check_start_values(model: keras.Model, freed_weights: str) -> None:

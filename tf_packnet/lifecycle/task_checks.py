@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_packnet.errors import DivergedError, FreezeError
+from tf_packnet.errors import DivergedError, FreezeError, listed
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import Witness, checksum, same_bits
 from tf_packnet.layers.weights import view
@@ -41,8 +41,7 @@ def check_committed_finite(model: keras.Model) -> None:
     broken = [path for path, weight in masked_weights(model).items() if not np.isfinite(view(weight.frozen)).all()]
     broken += [path for path, _, value in kept_values(model) if not np.isfinite(value).all()]
     if broken:
-        listed = ", ".join(dict.fromkeys(broken[:3])) + " and others" * (len(broken) > 3)
-        raise DivergedError(f"model {model.name!r} has committed weights that are NaN or infinite, in {listed}")
+        raise DivergedError(f"model {model.name!r} has committed weights that are NaN or infinite, in {listed(broken)}")
 
 
 def committed_checksums(model: keras.Model) -> dict[int, dict[str, str]]:
@@ -140,10 +139,9 @@ def check_tasks(model: keras.Model) -> None:
         changed += [name for name in recorded.checksums if name not in now and not name.startswith(CAPTURED)]
         changes += [f"task {task} ({task_records.name_of(task)!r}) in {name!r}" for name in changed]
     if changes:
-        listed = ", ".join(changes[:5]) + " and others" * (len(changes) > 5)
         raise FreezeError(
-            f"committed weights have changed, of {listed}: some code assigned to them (a callback?), or a file or "
-            "memory is damaged. Do not rely on results of training since then"
+            f"committed weights have changed, of {listed(changes)}: some code assigned to them (a callback?), or a "
+            "file or memory is damaged. Do not rely on results of training since then"
         )
     for task, difference in differences.items():
         if difference is not None:
@@ -173,11 +171,11 @@ def _check_shown_values(model: keras.Model) -> None:
         if name in variables and name not in volatile and not same_bits(view_of(variables[name]), value)
     ]
     if changed:
-        listed = ", ".join(map(repr, changed[:5])) + " and others" * (len(changed) > 5)
         name = task_records.name_of(task)
         raise FreezeError(
-            f"{listed} changed while the committed task {name!r} was selected: some code assigned to it. "
-            f"select_task({name!r}) restores its values. To set start values for the next task, call begin_task first"
+            f"{listed(map(repr, changed))} changed while the committed task {name!r} was selected: some code assigned "
+            f"to it. select_task({name!r}) restores its values. To set start values for the next task, call begin_task "
+            "first"
         )
 
 
@@ -207,10 +205,10 @@ def check_finite(model: keras.Model) -> None:
     """Raise DivergedError if a weight that the open task trains is NaN or infinite."""
     broken = [path for path, values in trained_values(model) if not np.isfinite(values).all()]
     if broken:
-        listed = ", ".join(broken[:3]) + " and others" * (len(broken) > 3)
         raise DivergedError(
             f"task {records(model).name_of(committed_tasks(model) + 1)!r} has weights that are NaN or infinite, in "
-            f"{listed}: it cannot be committed. Train it again from finite weights, with a smaller learning rate"
+            f"{listed(broken)}: it cannot be committed. Train it again from finite weights, with a smaller "
+            "learning rate"
         )
 
 
@@ -241,7 +239,7 @@ def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
     for first in range(0, owners.size, CHUNK):
         owner = owners[first : first + CHUNK]
         order = np.argsort(owner, kind="stable").astype(np.uint32)  # by owner, then by index
-        ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8 if tasks < 255 else int))
+        ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8))
         for task, digest in digests.items():
             own = order[ends[task - 1] : ends[task]]
             digest.update(content(own + np.uint32(first % 2**32)))

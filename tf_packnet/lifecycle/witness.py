@@ -124,17 +124,24 @@ def difference(recorded: list[np.ndarray], outputs: list[np.ndarray], tolerance:
     for before, now in zip(recorded, outputs, strict=True):
         if same_bits(before, now):
             continue
-        if before.dtype.kind not in "fc" or tolerance == 0:
-            scale = np.abs(before.astype(np.float64)).max(initial=1e-30) if before.dtype.kind in "fiub" else 1.0
-            both_numeric = before.dtype.kind in "fiub" and now.dtype.kind in "fiub"
-            gap = np.abs(now.astype(np.float64) - before).max(initial=0) if both_numeric else np.inf
-            largest = max(largest, float(gap / scale), np.finfo(float).tiny)
-            continue
-        scale = np.abs(before.astype(np.float64)).max(initial=1e-30)
-        gap = float(np.abs(now.astype(np.float64) - before.astype(np.float64)).max(initial=0) / scale)
-        if not gap <= tolerance:  # also true if `gap` is NaN
-            largest = max(largest, gap if np.isfinite(gap) else np.inf)
+        gap = _relative_gap(before, now)
+        has_tolerance = before.dtype.kind not in "biu" and tolerance > 0
+        if gap > tolerance or not has_tolerance:
+            largest = max(largest, gap, np.finfo(float).tiny)  # zeros of different signs have different bits
     return largest or None
+
+
+def _relative_gap(before: np.ndarray, now: np.ndarray) -> float:
+    """Return the largest difference between two arrays, relative to the largest finite value of `before`.
+
+    Equal infinite values and NaN at the same place do not differ; other differences of them are infinite.
+    """
+    wide = np.complex128 if before.dtype.kind == "c" else np.float64
+    before, now = before.astype(wide), now.astype(wide)
+    different = (before != now) & ~(np.isnan(before) & np.isnan(now))
+    gap = np.abs(now[different] - before[different]).max(initial=0)
+    scale = np.abs(before[np.isfinite(before)]).max(initial=1e-30)
+    return float("inf") if np.isnan(gap) else float(gap / scale)
 
 
 def captured_variables(records: TaskRecords) -> list[tf.Variable]:

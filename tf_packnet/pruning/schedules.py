@@ -36,7 +36,9 @@ class EqualShare(PruningSchedule):
             raise ArgumentError("num_tasks", "at least 1", num_tasks)
         if rounds < 1:
             raise ArgumentError("rounds", "at least 1", rounds)
-        if epochs is not None and (epochs < 1 or epochs % rounds):
+        if epochs is not None and epochs < 1:
+            raise ArgumentError("epochs", "at least 1", epochs)
+        if epochs is not None and epochs % rounds:
             fitting = ", ".join(map(str, rounds_that_divide(epochs)))
             raise ArgumentError("rounds", f"a divisor of the {epochs} epochs ({fitting})", rounds)
         self.final_prune = final_prune

@@ -63,7 +63,7 @@ class Manifest:
         if content is None:
             return None
         identity, sums, stages = content.get("identity"), content.get("files"), content.get("stages", [])
-        if isinstance(identity, dict) and isinstance(sums, dict) and isinstance(stages, list):
+        if isinstance(identity, dict) and isinstance(sums, dict) and isinstance(stages, list):  # noqa: SIM102
             if all(_is_inside(name) for names in (sums, stages) for name in names):
                 return cls(identity, sums, tuple(stages))
         on_damaged(path)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, listed
 from tf_packnet.system.keras_internals import all_layers
 from tf_packnet.tasks.batches import StreamedBatches
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_numbers, fits
@@ -88,11 +88,10 @@ def check_trained(model: keras.Model) -> None:
     }
     others = [variable.path for variable in model.trainable_variables if id(variable) not in trained_by_task]
     if others:
-        listed = ", ".join(others[:5]) + " and others" * (len(others) > 5)
         raise ArgumentError(
             "trainable",
             "False for everything that no task owns, because training it would change the committed tasks",
-            f"True for {listed}",
+            f"True for {listed(others)}",
         )
 
 

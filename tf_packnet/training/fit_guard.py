@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import DivergedError
+from tf_packnet.errors import DivergedError, listed
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning.ownership import candidates
 from tf_packnet.training import optimizers
@@ -152,8 +152,7 @@ def diverged_message(title: str, epoch: int, loss: float, non_finite: Sequence[s
         problem = "weights are NaN or infinite"
     else:
         problem = "the loss is not a number" if math.isnan(loss) else "the loss is infinite"
-    listed = ", ".join(non_finite[:3]) + " and others" * (len(non_finite) > 3)
-    weights = f"not finite: {listed}" if non_finite else "the weights are finite"
+    weights = f"not finite: {listed(non_finite)}" if non_finite else "the weights are finite"
     return (
         f"{title}: {problem} in epoch {epoch + 1}, the training has diverged ({weights}). {_ADVICE}; nothing of this "
         "epoch is kept"

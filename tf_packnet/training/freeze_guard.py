@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import keras
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import FreezeError
+from tf_packnet.errors import FreezeError, listed
 
 
 def checksums(model: keras.Model) -> dict[str, str]:
@@ -44,10 +44,9 @@ def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """
     changed = [name for name, checksum in before.items() if after.get(name) != checksum]
     if changed:
-        listed = ", ".join(changed[:5]) + " and others" * (len(changed) > 5)
         raise FreezeError(
-            f"committed weights of {listed} have changed. Code such as a callback has assigned to them, or memory is "
-            "damaged. Do not use anything that was trained since"
+            f"committed weights of {listed(changed)} have changed. Code such as a callback has assigned to them, or "
+            "memory is damaged. Do not use anything that was trained since"
         )
 
 
