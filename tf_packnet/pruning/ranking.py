@@ -111,7 +111,7 @@ def counts_to_keep(
     num_candidates: Sequence[int],
     kept_fraction: float,
     densities_of: Densities,
-    cap: float = 1.0,
+    cap: float,
 ) -> list[int]:
     """Compute how many weights each layer keeps in a prune round that ranks each layer alone.
 
