@@ -270,6 +270,13 @@ class TestPackFiles:
             bound = limits.PACK_RATIO * (tmp_path / name).stat().st_size
             assert open_pack(tmp_path / name, max_bytes=bound).task_names == ["first"]
 
+    def test_a_sparse_pack_of_the_papers_largest_network_needs_no_flag(self, tmp_path):
+        network = keras.Sequential([keras.Input((8192,)), L.Dense(1054), L.Dense(2)])
+        packed = commit(tp.pack(network), "first", 1, prune=0.999)
+        tp.save_pack(packed, tmp_path / "pack.packnet")
+        assert (tmp_path / "pack.packnet").stat().st_size < MB
+        assert open_pack(tmp_path / "pack.packnet").task_names == ["first"]
+
 
 NPZ = {
     "zeros": {"x.npy": BOMB},
@@ -327,7 +334,7 @@ class TestArrays:
 
     def test_owner_maps(self, tmp_path):
         path = hostile.write_zip(tmp_path / "maps.npz", {"a.npy": BOMB, "b.npy": BOMB})
-        with pytest.raises(tp.ArgumentError, match=r"maps.npz|more than the bound of 268,435,456; max_bytes="):
+        with pytest.raises(tp.ArgumentError, match=r"maps.npz|more than the bound of 320,000,000; max_bytes="):
             tp.load_owner_maps(path)
         np.savez_compressed(path, kernel=np.zeros((300, 1000), np.uint8))
         with pytest.raises(tp.ArgumentError, match="max_bytes=300128 allows it"):

@@ -78,7 +78,7 @@ def load_owner_maps(path: str | os.PathLike, *, max_bytes: int | None = None) ->
 
     Args:
         path: The `.npz` file.
-        max_bytes: Largest size of all owner maps together, in bytes. Default: 256 MiB, or 4 times the size of the file
+        max_bytes: Largest size of all owner maps together, in bytes. Default: 320 MB, or 4 times the size of the file
             if that is more.
 
     Returns:

@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 
 MAX_BYTES_HELP = (
-    "Most memory in bytes that opening a file may take. Default: 256 MiB, or, if that is more, 4 times the size of a "
+    "Most memory in bytes that opening a file may take. Default: 320 MB, or, if that is more, 4 times the size of a "
     "file of examples and 32 times that of a pack."
 )
 # Limit on the digits of a number; Python refuses to print much longer ones.

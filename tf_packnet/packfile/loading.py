@@ -34,7 +34,7 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int | None = None) -> Packe
 
     Args:
         path: A file written by `save_pack`.
-        max_bytes: Most memory in bytes that loading may take. Default: 256 MiB, or 32 times the size of the file if
+        max_bytes: Most memory in bytes that loading may take. Default: 320 MB, or 32 times the size of the file if
             that is more.
 
     Raises:

@@ -83,7 +83,7 @@ class Config:
         None,
         optional(integer(1)),
         StageKey.NO_EFFECT,
-        "Most memory in bytes that reading the images of a task's folder may take. Default: 256 MiB, or 64 times the "
+        "Most memory in bytes that reading the images of a task's folder may take. Default: 320 MB, or 64 times the "
         "size of the image files if that is more.",
         sweepable=False,
     )

@@ -7,8 +7,9 @@ import os
 import stat
 from typing import IO, Any
 
-# Memory in bytes that opening a file may take. TensorFlow itself takes 70 MB more for the first network.
-DEFAULT = 2**28
+# Memory in bytes that opening a file may take. TensorFlow itself takes 70 MB more for the first network. Enough for
+# sparse packs of 8.8 million weights, such as the paper's convolutional network; the bound of denser packs is larger.
+DEFAULT = 320_000_000
 # Larger files may take this multiple of their own size. A pack takes about 36 bytes of memory for a weight while it is
 # loaded; its file has at least one byte for each weight if a third of the weights is owned by tasks. Photographs are
 # compressed 10 to 20 times, and three copies of a data set exist while it is split.

@@ -160,7 +160,7 @@ def from_folder(
     Args:
         path: The folder. Its name becomes the name of the task.
         image_size: Height and width to resize all images to; by default they must all have the same size.
-        max_bytes: Most memory in bytes that reading the images of a split may take. Default: 256 MiB, or 64 times the
+        max_bytes: Most memory in bytes that reading the images of a split may take. Default: 320 MB, or 64 times the
             size of their files if that is more.
         **kwargs: As for `from_arrays`.
 
