@@ -19,7 +19,7 @@ from tf_packnet.packfile.contents import opened
 MB = 2**20
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # More than a file may claim.
-BOMB = 300 * MB
+BOMB = 400 * MB
 
 
 def members_of(path: Path) -> dict[str, bytes]:

@@ -290,6 +290,7 @@ REFUSED = {
     "classes_per_task": (str(2**63), "at least 2"),
     "num_tasks": ("255", "1 to 254 tasks"),
     "validation_fraction": ("-0.1", "a fraction from 0"),
+    "max_bytes": ("0", "at least 1"),
     "model": ("cnn", "one of mlp, conv"),
     "hidden_units": (str(MAX_UNITS + 1), "at most 1,000,000, up to 100 of them"),
     "fc8192": ("x", "one of flatten, dense"),
@@ -401,7 +402,7 @@ class TestFlags:
         assert "--hidden_units=1000000,1000000: expected a network that fits into the" in done.stderr
 
     def test_one_line(self):
-        assert errors.one_line("a\nb\r\x1b[2Jc\u2028d") == "a b [2Jc d"
+        assert errors.one_line("a\nb\r\x1b[2Jc\u2028d") == "a b \\x1b[2Jc d"
         cut = errors.one_line("start" + "x" * 5000 + "end")
         assert len(cut) <= 1000
         assert cut.startswith("startx")

@@ -99,19 +99,22 @@ def _without_memory() -> Iterator[None]:
 
 
 def _check_settings(config: Any, bound: Bound) -> None:
-    """Bound the number of layers, and settings of which Keras builds arrays eagerly."""
-    layers, waiting = 0, [config]
+    """Bound the number of layers, and settings from which layers build arrays eagerly; not those of users' layers."""
+    layers, waiting = 0, [(config, False)]
     while waiting:
-        part = waiting.pop()
+        part, is_of_keras = waiting.pop()
         if isinstance(part, list):
-            waiting += part
+            waiting += [(each, is_of_keras) for each in part]
         elif isinstance(part, dict):
-            layers += "class_name" in part
+            is_object = "class_name" in part
+            layers += is_object
             for key, value in part.items():
-                if isinstance(value, int) and key not in _UNBOUNDED:
+                if isinstance(value, int) and is_of_keras and not is_object and key not in _UNBOUNDED:
                     bound.check(_UNIT_BYTES * abs(value), f"a layer with {key}={value}")
+                elif is_object:
+                    waiting.append((value, str(part.get("module")).startswith(("keras", "tf_packnet"))))
                 else:
-                    waiting.append(value)
+                    waiting.append((value, is_of_keras))
     bound.check(_LAYER_BYTES * layers, f"a network of {layers:,} layers and their parts")
 
 

@@ -43,8 +43,12 @@ def unreachable_weights(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def reserved_names(layer: keras.Layer) -> list[str]:
-    """Return the names of attributes and methods of a layer that `TaskLayer` uses for its own."""
-    return sorted(_names_of_twins() & set(dir(layer)))
+    """Return the names of attributes and methods of a layer that `TaskLayer` uses for its own.
+
+    Methods of Keras's layers, such as `enable_lora`, are overridden on purpose.
+    """
+    of_keras = {name for base in type(layer).__mro__ if base.__module__.startswith("keras.") for name in vars(base)}
+    return sorted(_names_of_twins() & ({*vars(layer)} | set(dir(layer)) - of_keras))
 
 
 @functools.cache
