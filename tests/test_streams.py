@@ -283,8 +283,9 @@ def test_a_disk_without_free_inodes(tmp_path):
 def test_no_folder_for_temporary_files(pack, monkeypatch, capfd):
     from tf_packnet.command_line import inspect_pack
 
-    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nowhere"])
-    monkeypatch.setattr("tempfile.tempdir", None)
-    code = exit_code(lambda: inspect_pack.main(["inspect", f"--pack={pack}/pack.packnet"]), "inspect")
+    with monkeypatch.context() as patch:  # pytest needs the folder again for what was printed
+        patch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nowhere"])
+        patch.setattr("tempfile.tempdir", None)
+        code = exit_code(lambda: inspect_pack.main(["inspect", f"--pack={pack}/pack.packnet"]), "inspect")
     said = capfd.readouterr().err
     assert (code, said) in ((0, ""), (1, "inspect: No usable temporary directory found in ['/nowhere']\n"))

@@ -13,6 +13,7 @@ import tf_packnet as tp
 from tests.conftest import make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.packfile import container
+from tf_packnet.system.limits import Bound
 from tf_packnet.task_names import MAX_BYTES, check_task_name, default_task_name
 
 
@@ -176,7 +177,7 @@ class TestTasksAreFound:
 def forged(path, name):
     """Write the file with `name` as the name of its first task and valid checksums."""
     with open(path, "rb") as file:
-        read = container.PackFile(path, file)
+        read = container.PackFile(path, file, Bound())
         directory, parts, rest = read.directory, [], file.read()
     for part in directory.pop("parts"):
         arrays = tuple(container.ArrayEntry(kind, of, dtype, tuple(shape)) for kind, of, dtype, shape in part["arrays"])

@@ -4,6 +4,7 @@ A fault of the machine ends the worker's process, not the run:
 
 1. The run is queued again. If it may have caused the fault, it is then done after all others, alone, so that no other
    run takes memory from it.
+   A worker prefers runs in which it has not met a fault yet.
 2. The worker starts a new process. After `MOST_FAULTS` faults without a run done between them, it is retired.
 3. The run is at fault after all, and fails, if a worker that works well meets a fault in it again, while it is alone.
    A worker works well if it has done a run since its last fault. This fault does not count against the worker.
@@ -50,7 +51,8 @@ class Job:
         beginning: Equal for runs that start with the same stage, see `stages.shared_beginning`.
         future: Gets the `FinishedRun`.
         state: Its state.
-        suspect: Whether the machine has met a fault in it that it may have caused.
+        suspect: Whether there was a fault of the machine in it that it may have caused.
+        tried_by: The workers that met a fault in it.
         began: When it was started last, by `time.perf_counter()`.
     """
 
@@ -59,6 +61,7 @@ class Job:
     future: Future = field(default_factory=Future)
     state: RunState = RunState.QUEUED
     suspect: bool = False
+    tried_by: set[int] = field(default_factory=set)
     began: float = 0.0
 
 
@@ -122,7 +125,9 @@ class RunQueue:
             beginnings = {job.beginning for job in running}
             return next((job for job in fresh if job.beginning not in beginnings), fresh[0])
         may_judge = worker.works_well or not any(other.works_well for other in self._workers)
-        return self._queued[0] if self._queued and not running and may_judge else None
+        if not self._queued or running or not may_judge:
+            return None
+        return min(self._queued, key=lambda job: number in job.tried_by)
 
     def may_start(self, number: int) -> bool:
         """Whether a worker should start a process: whether there are more runs to take than processes that start."""
@@ -172,6 +177,7 @@ class RunQueue:
                 job.state = RunState.FAILED
                 return Consequence(job, retired=False)
             job.state, job.suspect = RunState.QUEUED, job.suspect or not from_outside
+            job.tried_by.add(number)
             self._queued.append(job)
         worker.faults, worker.works_well = worker.faults + 1, False
         if worker.faults >= MOST_FAULTS:
