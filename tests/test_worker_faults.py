@@ -91,7 +91,7 @@ HAPPENS = {
     "stopped": ("os.kill(os.getpid(), signal.SIGSTOP)", "was stopped by a signal or a debugger, and was ended"),
     "output closed": ("(os.close(1), time.sleep(60))", "was killed by SIGKILL"),
     "reply cut off": ("(os.write(1, b'{\"resu'), os._exit(1))", "exited with 1"),
-    "no reply": ("os.write(1, b'Segmentation fault\\n')", "sent what is no reply"),
+    "no reply": ("os.write(1, b'Segmentation fault\\n')", "sent an invalid reply"),
     "a child holds its output": ("(subprocess.Popen(['sleep', '60'], stdout=1), os._exit(4))", "exited with 4"),
     "reported": ("(reply(machine='MemoryError'), time.sleep(60))", "MemoryError"),
 }

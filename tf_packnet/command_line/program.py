@@ -74,7 +74,7 @@ def run_program(name: str, argv: Sequence[str]) -> int:
 
     def work() -> None:
         if not {"--version", *HELP_FLAGS} & set(argv):
-            memory.check()  # here, as NumPy may wait for memory for ever
+            memory.check()  # before NumPy, which can hang if there is too little memory
         importlib.import_module(f"tf_packnet.command_line.{_MODULES[name]}").main(list(argv))
 
     return exit_code(work, os.path.basename(argv[0]), resumable=name in _RESUMABLE)

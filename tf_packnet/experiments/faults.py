@@ -25,7 +25,7 @@ _MACHINE_TEXT = re.compile(
     re.IGNORECASE,
 )
 
-# Signals by which users and systems end processes on purpose.
+# Signals that users and systems send to end a process.
 _FROM_OUTSIDE = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
 
 
@@ -47,7 +47,7 @@ def is_machine_fault(error: BaseException | int) -> bool:
 
 
 def is_from_outside(status: int) -> bool:
-    """Whether somebody has ended a process with this exit status, so that its run cannot be the cause."""
+    """Whether this exit status means that somebody ended the process, so that its run cannot be the cause."""
     return status in _FROM_OUTSIDE
 
 
@@ -71,6 +71,6 @@ def describe_exit(status: int, output: str) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    if status == -signal.SIGKILL:  # its last output tells nothing
+    if status == -signal.SIGKILL:  # its last output does not explain this
         return f"its process was killed by {name}, as the system does when memory runs out"
     return f"its process was ended by {name}{last}"

@@ -2,12 +2,12 @@
 
 A fault of the machine ends the worker's process, not the run:
 
-1. The run is queued again. If it may have caused the fault, it is then done after all others, alone, so that no other
-   run takes memory from it.
-   A worker prefers runs in which it has not met a fault yet.
-2. The worker starts a new process. After `MOST_FAULTS` faults without a run done between them, it is retired.
-3. The run is at fault after all, and fails, if a worker that works well meets a fault in it again, while it is alone.
-   A worker works well if it has done a run since its last fault. This fault does not count against the worker.
+1. The run is queued again. If it may have caused the fault, it runs after all others, alone, so that no other run takes
+   memory from it.
+   A worker prefers runs in which it had no fault yet.
+2. The worker starts a new process. After `MOST_FAULTS` faults without a completed run between them, it is retired.
+3. The run is at fault after all, and fails, if a working worker has a fault in it again, while no other run is in
+   progress. A worker works if it has completed a run since its last fault. This fault does not count against the worker.
 4. When all workers are retired, the runs that are left stay queued.
 
 So a worker that fails every run takes at most `MOST_FAULTS` of them from the queue, for a while; and a run that needs
@@ -52,7 +52,7 @@ class Job:
         future: Gets the `FinishedRun`.
         state: Its state.
         suspect: Whether there was a fault of the machine in it that it may have caused.
-        tried_by: The workers that met a fault in it.
+        tried_by: The workers that had a fault in it.
         began: When it was started last, by `time.perf_counter()`.
     """
 
@@ -69,7 +69,7 @@ class Job:
 class _Worker:
     state: WorkerState = WorkerState.IDLE
     job: Job | None = None
-    faults: int = 0  # since its last run that was done
+    faults: int = 0  # since its last completed run
     works_well: bool = False
 
 

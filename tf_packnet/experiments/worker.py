@@ -24,8 +24,8 @@ from tf_packnet.system.storage import is_storage_fault
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
 RUNS_PER_PROCESS = 20
-# A process that is stopped (SIGSTOP, a debugger) is ended once so many checks in a row have found it so. The checks are
-# counted, not timed: if the launcher was stopped too, the process gets the time to go on.
+# A process that is stopped (by SIGSTOP or a debugger) in this many checks in a row is ended. The checks are counted, not
+# timed: if the launcher was stopped too, the process gets time to continue.
 CHECK_SECONDS, STOPPED_CHECKS = 1.0, 5
 # Limit on the start of a process. It has no run by then; importing TensorFlow takes 4 s, from a slow disk minutes.
 START_SECONDS = 600.0
@@ -194,7 +194,7 @@ class Worker:
         try:
             reply = next(self._replies, None)
         except ValueError:  # cut off, or written by another library
-            self._fail("its process sent what is no reply")
+            self._fail("its process sent an invalid reply")
         return reply or self._fail()
 
     def _read(self, start_by: float) -> Iterator[dict[str, Any]]:

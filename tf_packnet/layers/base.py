@@ -190,7 +190,7 @@ class TaskLayer(KerasLayer):
 
     @property
     def variables_of_no_task(self) -> list[keras.Variable]:
-        """The layer's own variables that are no weights of tasks, such as running means of a user's layer."""
+        """The layer's own variables that belong to no task's weights, such as running means of a user's layer."""
         of_tasks = {id(variable) for variable in (*self.trained_variables, *self.bookkeeping)}
         return [variable for variable in own_variables(self) if id(variable) not in of_tasks]
 

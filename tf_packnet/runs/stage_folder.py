@@ -157,14 +157,14 @@ def damaged_files(root: Path) -> list[Path]:
 
 
 def repair(stages: Iterable[StageFolder]) -> None:
-    """Repair all files of which a copy is left."""
+    """Repair every file that has an intact copy."""
     for folder in stages:
         files.remove_all_unfinished(folder.path)
         folder.repair(folder.damaged_files())
 
 
 def make_place(root: Path) -> None:
-    """Remove what is in the place of the folders of a store, such as a link to nothing.
+    """Remove anything else at the paths of the folders of a store, such as a broken link.
 
     Raises:
         OSError: If a file is.

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tf_packnet.text import printable, printable_lines
 
-# Columns and lines of a terminal that are believed; others are ignored.
+# Plausible numbers of columns and lines of a terminal; others are ignored.
 _SIZES = range(20, 10_001)
 
 
@@ -26,7 +26,7 @@ class Console(rich.console.Console):
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """Render anything. What was not a string (see `render_str`) is made printable here."""
+        """Render anything. Text that did not pass through `render_str` is made printable here."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable_lines(segment.text))
 
