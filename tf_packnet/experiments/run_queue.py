@@ -7,7 +7,7 @@ A fault of the machine ends the worker's process, not the run:
    A worker prefers runs in which it had no fault yet.
 2. The worker starts a new process. After `MOST_FAULTS` faults without a completed run between them, it is retired.
 3. The run is at fault after all, and fails, if a working worker has a fault in it again, while no other run is in
-   progress. A worker works if it has completed a run since its last fault. This fault does not count against the worker.
+   progress. A worker works if it has completed a run since its last fault. This fault does not count against it.
 4. When all workers are retired, the runs that are left stay queued.
 
 So a worker that fails every run takes at most `MOST_FAULTS` of them from the queue, for a while; and a run that needs

@@ -24,7 +24,7 @@ from tf_packnet.system.storage import is_storage_fault
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
 RUNS_PER_PROCESS = 20
-# A process that is stopped (by SIGSTOP or a debugger) in this many checks in a row is ended. The checks are counted, not
+# A process that is stopped (by SIGSTOP or a debugger) in this many checks in a row is ended. Checks are counted, not
 # timed: if the launcher was stopped too, the process gets time to continue.
 CHECK_SECONDS, STOPPED_CHECKS = 1.0, 5
 # Limit on the start of a process. It has no run by then; importing TensorFlow takes 4 s, from a slow disk minutes.
