@@ -170,6 +170,12 @@ def test_recompute_repairs_or_refuses(finished, computed, tmp_path):
         check_recomputed(finished, computed, tmp_path, name, way, rng)
 
 
+@pytest.mark.parametrize("way", ["deleted", "link_to_nothing"])
+def test_a_saved_model_without_its_graph_is_exported_again(finished, computed, way, tmp_path):
+    name = next(name for name in all_files(finished) if name.name == "saved_model.pb")
+    check_recomputed(finished, computed, tmp_path, name, way, random.Random(0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", damage.WAYS)
 def test_recompute_repairs_or_refuses_each_file(finished, computed, way, tmp_path):
