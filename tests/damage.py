@@ -1,6 +1,8 @@
 """Ways to damage a file of an output directory, for the tests of damaged directories."""
 
 import os
+import random
+import re
 import shutil
 import socket
 import stat
@@ -102,3 +104,68 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def all_files(root):
+    return [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file() and path.stat().st_size]
+
+
+def one_of_each_kind(root):
+    """One file of each folder and name, numbers left out: the last."""
+    kinds = {(name.parts[0], re.sub(r"[\d.]+", "#", name.name)): name for name in all_files(root)}
+    return sorted(kinds.values())
+
+
+def check_fail(names, way, original, root, program, command):
+    """Damage files of a copy of `original` in turn: `command` names each of them, and changes nothing.
+
+    Args:
+        names: The files.
+        way: One of `WAYS`.
+        original: The folder with undamaged files.
+        root: The copy.
+        program: How messages begin.
+        command: Runs with `--on_corruption=fail`; returns exit code and standard error.
+    """
+    elsewhere = root.parent / "elsewhere"
+    damages = Damage(root, elsewhere, random.Random(way))
+    for name in names:
+        getattr(damages, way)(root / name)
+        before = snapshot(root, elsewhere)
+        code, stderr = command()
+        assert (code, stderr.partition(" is damaged")[0]) == (1, f"{program}: {root / name}")
+        assert snapshot(root, elsewhere) == before, name
+        remove(root / name)
+        shutil.copy(original / name, root / name)
+
+
+def check_recompute(name, way, original, root, rng, command):
+    """Damage a file of a copy of `original`: `command` repairs it, or refuses it by name and changes nothing.
+
+    Args:
+        name: The file.
+        way: One of `WAYS`.
+        original: The folder with undamaged files.
+        root: Where to copy it.
+        rng: Random numbers for the damage.
+        command: Runs; returns exit code and standard error.
+
+    Returns:
+        Whether it was repaired.
+    """
+    elsewhere = root.parent / "elsewhere"
+    shutil.copytree(original, root)
+    getattr(Damage(root, elsewhere, rng), way)(root / name)
+    before, outside = snapshot(root, elsewhere), snapshot(elsewhere)
+    code, stderr = command()
+    if way == "folder_with_a_users_file":
+        assert code == 1
+        assert f"{root / name} is damaged (a folder, not a file); move this folder away" in stderr
+        assert snapshot(root, elsewhere) == before
+        return False
+    assert code == 0, stderr
+    reported = [line for line in stderr.splitlines() if "is damaged" in line]
+    assert len(reported) == 1, reported
+    assert re.fullmatch(rf"{re.escape(str(root / name))} is damaged( \(.+\))? and will be recomputed", reported[0])
+    assert snapshot(elsewhere) == outside
+    return True

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tf_packnet.errors import ArgumentError, StoppedError
-from tf_packnet.runs import stages
+from tf_packnet.runs import stage_folder, stages
 from tf_packnet.runs.config import OPTIONS, Config
 from tf_packnet.runs.output import check_same
 from tf_packnet.runs.stages import chain, shared_beginning
@@ -251,6 +251,19 @@ def test_leftovers_of_a_killed_process_are_ignored_and_removed(store, chained):
     assert [path.name for path in store.root.iterdir()] == [chained[0].key]
 
 
+def test_leftovers_of_a_killed_process_are_removed_unless_the_stage_is_being_written(store, chained):
+    store.put(chained[0], {"a": 1}, state_of(0))
+    folder = store.folder(chained[0])
+    leftover = store.root / f".{chained[0].key}.abc{files.UNFINISHED}"
+    (leftover / "old").mkdir(parents=True)
+    with folder.lock():
+        stage_folder.repair([store.folder(chained[0])])
+        assert leftover.exists()
+    stage_folder.repair([folder])
+    assert not leftover.exists()
+    assert store.record(chained[0]) == {"a": 1}
+
+
 def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
     hold = (
         "import time; from pathlib import Path\n"
@@ -258,7 +271,7 @@ def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
         "from tf_packnet.runs.stages import chain\n"
         "from tf_packnet.runs.store import StageStore\n"
         f"stage = chain(Config(), (1, 2), 'data', {EXECUTION!r})[0]\n"
-        f"with StageStore(Path({str(store.root)!r})).lock(stage):\n"
+        f"with StageStore(Path({str(store.root)!r})).folder(stage).lock():\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
@@ -266,7 +279,7 @@ def test_the_lock_of_a_stage_ends_with_its_process(store, chained):
     got = threading.Event()
 
     def wait():
-        with store.lock(chained[0]):
+        with store.folder(chained[0]).lock():
             got.set()
 
     waiting = threading.Thread(target=wait)

@@ -3,6 +3,7 @@
 A folder is written as a whole, so a single missing file is damage, not the trace of an interruption.
 """
 
+import contextlib
 import errno
 import shutil
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from tf_packnet.system import files
 from tf_packnet.system.archives import BROKEN
@@ -35,6 +37,28 @@ class StageFolder:
         self.state_path = path / STATES[0]
         self._records = [path / name for name in RECORDS]
         self._dropping = path / DROPPING
+
+    @contextlib.contextmanager
+    def lock(self, timeout: float = -1) -> Iterator[None]:
+        """Lock the stage for this process. The lock ends when its holder dies.
+
+        Args:
+            timeout: How long to wait for another holder, in seconds; negative: without limit.
+
+        Raises:
+            Timeout: If another process still holds it then.
+        """
+        path = self.path.parent / LOCKS / f"{self.path.name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_place(path)
+        with FileLock(path, timeout):
+            yield
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of killed processes, unless a process is writing this stage."""
+        if files.unfinished(self.path):
+            with contextlib.suppress(Timeout), self.lock(timeout=0):
+                files.remove_unfinished(self.path)
 
     def entry(self) -> dict[str, Any] | None:
         """Read the content of `stage.json`, from the copy that is undamaged; None if there is none."""
@@ -159,6 +183,7 @@ def damaged_files(root: Path) -> list[Path]:
 def repair(stages: Iterable[StageFolder]) -> None:
     """Repair every file that has an intact copy."""
     for folder in stages:
+        folder.remove_leftovers()
         files.remove_all_unfinished(folder.path)
         folder.repair(folder.damaged_files())
 

@@ -5,20 +5,18 @@ stored, stores what is computed, and deletes states that no later stage needs.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from filelock import FileLock
 
 from tf_packnet.callbacks import EpochBackup
 from tf_packnet.errors import StoppedError
 from tf_packnet.runs import corruption
-from tf_packnet.runs.stage_folder import LOCKS, PROGRESS, StageFolder
+from tf_packnet.runs.stage_folder import PROGRESS, StageFolder
 from tf_packnet.runs.stages import Stage
-from tf_packnet.system import files
 from tf_packnet.system.archives import read_state
 
 
@@ -84,16 +82,6 @@ class StageStore:
         while 0 < first < len(stages) and not self.has_state(stages[first - 1]):
             first -= 1
         return first
-
-    @contextlib.contextmanager
-    def lock(self, stage: Stage) -> Iterator[None]:
-        """Lock `stage` for this process; waits for another holder. The lock ends when its holder dies."""
-        locks = self.root / LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        path = locks / f"{stage.key}.lock"
-        files.make_place(path)
-        with FileLock(path):
-            yield
 
     def folder(self, stage: Stage) -> StageFolder:
         """Return the folder of `stage`."""
@@ -163,7 +151,7 @@ class StoredStages:
         if self._done < self._first_to_compute:
             finished = self._reused(stage)
         else:
-            with self._store.lock(stage):
+            with self._store.folder(stage).lock():
                 finished = self._restore_or_compute(stage, compute)
         self._done += 1
         self._drop_old_states()
