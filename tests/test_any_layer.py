@@ -341,9 +341,25 @@ class Opened(layers.Layer):
         return x @ self.w
 
 
+class SavesANumber(layers.Layer):
+    """Saves an attribute that is no variable."""
+
+    def build(self, input_shape):
+        self.w = self.add_weight(shape=(input_shape[-1], 3), name="w")
+        self.factor = 1.0
+
+    def call(self, x):
+        return self.factor * (x @ self.w)
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["factor"] = np.array(self.factor)
+
+
 @pytest.mark.parametrize(
     ("layer_class", "reason"),
     [
+        (SavesANumber, "'own' is a SavesANumber whose save_own_variables would not be called"),
         (Opened, r"'own' is a Opened with attributes or methods that task-aware layers use \(begin_task, open\)"),
         (FromList, r"'own' is a FromList that reads its weights \(w\) other than by the attributes"),
         (InTraining, r"'own' is a InTraining that reads its weights \(w\) other than by the attributes"),

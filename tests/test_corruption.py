@@ -1,6 +1,7 @@
 """Damage anywhere in an output directory is detected, and the damaged file is named, and repaired or refused."""
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -146,6 +147,20 @@ def test_recompute_repairs_or_refuses_each_file(finished, computed, way, tmp_pat
     rng = random.Random(way)
     for name in damage.all_files(finished):
         check_recomputed(finished, computed, tmp_path, name, way, rng)
+
+
+@pytest.mark.parametrize("approach", ["memory", "multinet"])
+def test_the_folder_of_a_baseline_is_repaired(approach, tmp_path):
+    original, root = tmp_path / "original", tmp_path / "out"
+    run(original, approach=approach)
+    for way, name in (("deleted", "pack.keras"), ("bit_flipped", "results.json")):
+        command = functools.partial(exit_code, root, approach=approach)
+        shutil.copytree(original, root)
+        damage.check_fail([name], way, original, root, "run", functools.partial(command, on_corruption="fail"))
+        shutil.rmtree(root)
+        assert damage.check_recompute(name, way, original, root, random.Random(0), command)
+        assert contents(root) == contents(original)
+        shutil.rmtree(root)
 
 
 @pytest.mark.parametrize("state", range(2))

@@ -209,7 +209,11 @@ def test_a_layer_that_cannot_be_built_without_memory(tmp_path):
     commit(packed, "first", 1).save(tmp_path / "pack.keras")
     with pytest.raises(tp.ArgumentError, match="the size of the network is unknown; max_bytes=N opens it anyway"):
         open_pack(tmp_path / "pack.keras")
-    assert open_pack(tmp_path / "pack.keras", max_bytes=2**28).task_names == ["first"]
+    tp.save_pack(packed, tmp_path / "pack.packnet")
+    with pytest.raises(tp.PackFileError, match="the size of the network is unknown; max_bytes=N opens it anyway"):
+        tp.load_pack(tmp_path / "pack.packnet")
+    for name in ("pack.keras", "pack.packnet"):
+        assert open_pack(tmp_path / name, max_bytes=2**28).task_names == ["first"]
 
 
 def _paths(file: h5py.File, name: str) -> list[str]:

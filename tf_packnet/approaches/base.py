@@ -73,6 +73,10 @@ class Approach(abc.ABC):
         """Return the task to train on when task `number` (1-based) of the stream arrives."""
         return stream[number - 1]
 
+    def training_name(self, stream: TaskStream, number: int) -> str:
+        """Return the name of `training_task(stream, number)`, without its data."""
+        return stream[number - 1].name
+
     @abc.abstractmethod
     def begin(self, task: Task) -> None:
         """Open the weights that may be trained for a training task."""

@@ -45,6 +45,9 @@ class Joint(Approach):
         weights = lifecycle.masked_weights(self.packed)
         return {path: ownership.candidates(weight.owner_map()) for path, weight in weights.items()}
 
+    def training_name(self, stream: TaskStream, number: int) -> str:
+        return f"tasks 1-{number}" if number > 1 else stream[0].name
+
     def union(self, stream: TaskStream, tasks: Sequence[Task], epoch_steps: int) -> Task:
         """One task with the examples of several.
 
@@ -55,7 +58,7 @@ class Joint(Approach):
         """
         return dataclasses.replace(
             tasks[-1],
-            name=f"tasks 1-{len(tasks)}" if len(tasks) > 1 else tasks[0].name,
+            name=self.training_name(stream, len(tasks)),
             class_names=tuple(name for task in tasks for name in task.class_names),
             splits={name: self._joined_split(tasks, name) for name in tasks[0].splits},
             room=sum(len(task.splits["train"]) for task in stream),

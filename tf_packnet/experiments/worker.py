@@ -107,7 +107,7 @@ class Worker:
         return self._process
 
     def fits(self, config: Config) -> bool:
-        """Whether the process lives and can do a run of `config`; else it has to be started anew."""
+        """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
         return not self._has_ended() and self._settings in (None, _settings(config)) and self._runs < RUNS_PER_PROCESS
 
     def start(self) -> None:

@@ -46,18 +46,17 @@ def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bo
 
     Raises:
         SizeError: If it would take more.
-        UnknownSizeError: If it cannot be built without memory.
+        UnknownSizeError: If it cannot be built without memory, and the bound is the default one.
         Exception: Any error that Keras raises for an invalid config.
     """
     _check_settings(config, bound)
     with _without_memory():
         try:
-            model = build(copy.deepcopy(config))  # Keras removes keys from a config
-        except ValueError as error:
-            if "in a stateless scope" not in str(error):
-                raise
-            reason = "a layer creates a variable from an array, so the size of the network is unknown"
-            raise UnknownSizeError(f"{reason}; max_bytes=N opens it anyway, if you trust it") from error
+            model = _built(config, build)
+        except UnknownSizeError:
+            if bound.is_explicit:
+                return
+            raise
         variables = variable_bytes(model)
         bound.check(_LOADING * variables + others, f"a network with {variables:,} bytes of variables")
         largest, per_example = _largest_tensors(model)
@@ -69,10 +68,21 @@ def build_without_memory(config: dict[str, Any], build: Callable[[Any], keras.Mo
     """Build a network from its config, with variables that have shapes but no memory.
 
     Raises:
-        Exception: If the network cannot be built like this.
+        UnknownSizeError: If a layer creates a variable from an array.
+        Exception: If the network cannot be built.
     """
     with _without_memory():
-        return build(copy.deepcopy(config))
+        return _built(config, build)
+
+
+def _built(config: dict[str, Any], build: Callable[[Any], keras.Model]) -> keras.Model:
+    try:
+        return build(copy.deepcopy(config))  # Keras removes keys from a config
+    except ValueError as error:
+        if "in a stateless scope" not in str(error):
+            raise
+        reason = "a layer creates a variable from an array, so the size of the network is unknown"
+        raise UnknownSizeError(f"{reason}; max_bytes=N opens it anyway, if you trust it") from error
 
 
 def variable_bytes(model: keras.Model) -> int:

@@ -3,6 +3,7 @@
 Only known classes are allowed, and the size of the variables is checked before memory is allocated.
 """
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -41,7 +42,8 @@ def to_json(packed: PackedModel) -> str:
     config.pop("compile_config", None)
     text = json.dumps(config)
     check(json.loads(text))
-    footprint.build_without_memory(json.loads(text), _build)
+    with contextlib.suppress(footprint.UnknownSizeError):  # it is built when the file is read back
+        footprint.build_without_memory(json.loads(text), _build)
     return text
 
 

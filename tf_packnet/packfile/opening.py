@@ -81,11 +81,7 @@ def open_pack(path: str | os.PathLike, max_bytes: int | None = None) -> "PackedM
         bound = _bound(path, max_bytes)
         keras_weights.check(path, bound)
         config = {**_config(path, bound), "compile_config": None}
-        try:
-            footprint.check(config, lambda each: keras.saving.deserialize_keras_object(each, safe_mode=True), bound)
-        except footprint.UnknownSizeError:
-            if max_bytes is None:
-                raise
+        footprint.check(config, lambda each: keras.saving.deserialize_keras_object(each, safe_mode=True), bound)
         model = keras.saving.load_model(Path(path), compile=False)
     if not isinstance(model, PackedModel):
         expected = f"a pack, from tp.pack(model), not a {type(model).__name__} that was not packed"

@@ -57,7 +57,7 @@ def run_config(config: Config, stages_dir: Path | None = None) -> Results:
         with output.prepared(config, stages_dir, keys, display.log) as on_damaged:
             run.results.write(paths.results)
             show_execution(run, display)
-            on_reused = reused_stage_log(run, paths, display)
+            on_reused = reused_stage_log(run, approach, paths, display)
             store = StageStore(stages_dir, on_damaged)
             for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
                 save(run, paths, approach, run.stream[number - 1])
@@ -158,27 +158,34 @@ def save_keras(packed: PackedModel, path: Path) -> None:
                     shutil.copyfileobj(content, copy, 2**20)
 
 
-def epoch_log(config: Config, paths: RunPaths, task: Task, stage: str) -> EpochLog:
+def epoch_log(config: Config, paths: RunPaths, number: int, name: str, stage: str) -> EpochLog:
     """Return the callback that writes the TensorBoard curves of a stage; both stages of a task share one axis."""
     first_epoch = 0 if stage == TRAIN else config.train_epochs
-    return EpochLog(paths.tensorboard / f"task_{task.number}_{file_name(task.name)}", first_epoch)
+    return EpochLog(paths.tensorboard / f"task_{number}_{file_name(name)}", first_epoch)
 
 
 def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observers:
     """Give every stage its callbacks: TensorBoard curves, progress display, and a check for pending signals."""
 
     def callbacks(task: Task, stage: str) -> list[keras.callbacks.Callback]:
-        return [epoch_log(config, paths, task, stage), display.stage(task, stage), StopWhenInterrupted()]
+        return [
+            epoch_log(config, paths, task.number, task.name, stage),
+            display.stage(task, stage),
+            StopWhenInterrupted(),
+        ]
 
     return callbacks
 
 
-def reused_stage_log(run: Run, paths: RunPaths, display: RunProgress) -> Callable[[dict[str, Any]], None]:
+def reused_stage_log(
+    run: Run, approach: Approach, paths: RunPaths, display: RunProgress
+) -> Callable[[dict[str, Any]], None]:
     """Return what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
 
     def log(record: dict[str, Any]) -> None:
-        task, stage = run.stream[record["task"] - 1], record["stage"]
-        display.log(f"task {task.number}/{len(run.stream)}  {stage}: reused from the store")
-        epoch_log(run.config, paths, task, stage).write(record["history"])
+        number, stage = record["task"], record["stage"]
+        display.log(f"task {number}/{len(run.stream)}  {stage}: reused from the store")
+        name = approach.training_name(run.stream, number)
+        epoch_log(run.config, paths, number, name, stage).write(record["history"])
 
     return log

@@ -20,6 +20,8 @@ from tf_packnet.system.keras_internals import own_trainable_variables, own_varia
 
 # Name in Keras's registry. It is saved with every pack that has such a layer.
 _REGISTERED = {"package": "tf_packnet", "name": "GeneratedTwin"}
+# Methods that a layer can override to save something else. A task-aware layer saves its variables.
+_HOOKS = ("save_own_variables", "load_own_variables", "save_assets", "load_assets")
 # Attributes in which Keras lists the variables that other attributes hold.
 _VARIABLE_LISTS = {"_trainable_variables", "_non_trainable_variables"}
 
@@ -56,6 +58,12 @@ def _names_of_twins() -> frozenset[str]:
     plain = keras.layers.Layer
     added = set(dir(_generated_class(plain, ())(name="twin"))) - set(dir(plain(name="layer")))
     return frozenset(name for name in added if not name.startswith("__"))
+
+
+def own_saving_hooks(layer: keras.Layer) -> list[str]:
+    """Return the methods with which the class of a layer saves more than its variables; those of Keras's do not."""
+    hooks = {name: getattr(type(layer), name, None) for name in _HOOKS}
+    return [name for name, hook in hooks.items() if hook and not hook.__module__.startswith("keras.")]
 
 
 def is_pruned_by_default(variable: keras.Variable) -> bool:

@@ -11,7 +11,7 @@ import keras
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
 from tf_packnet.structure import layer_paths, refusals
-from tf_packnet.structure.generated import make_task_aware, reserved_names, unreachable_weights
+from tf_packnet.structure.generated import make_task_aware, own_saving_hooks, reserved_names, unreachable_weights
 from tf_packnet.structure.refusals import Refusal
 from tf_packnet.system.keras_internals import all_layers, own_trainable_variables, sublayers
 
@@ -119,6 +119,9 @@ class Roles:
         reserved = ", ".join(reserved_names(layer))
         if reserved:
             return f"with attributes or methods that task-aware layers use ({reserved}): rename them"
+        hooks = ", ".join(own_saving_hooks(layer))
+        if hooks:
+            return f"whose {hooks} would not be called: {_exclude_advice(path)}, or define its twin with tp.layers.twin"
         names = ", ".join(variable.name for variable in unreachable_weights(layer))
         if not names:
             return None

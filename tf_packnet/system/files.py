@@ -7,6 +7,7 @@ folder that contains something is never deleted to make place for a file.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -46,7 +47,7 @@ def kind(path: str | os.PathLike) -> str:
 
 
 def open_file(path: str | os.PathLike) -> IO[bytes]:
-    """Open a regular file to read it. Never blocks.
+    """Open a regular file to read it, but not through a link.
 
     Raises:
         OSError: If it is missing, cannot be read, or is something else.
@@ -54,7 +55,7 @@ def open_file(path: str | os.PathLike) -> IO[bytes]:
     found = kind(path)
     if found not in (FILE, MISSING):
         raise OSError(errno.EINVAL, f"{found}, not a file", os.fspath(path))
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    return io.BufferedReader(limits.open_regular(path, follow=False))
 
 
 def problem(path: str | os.PathLike) -> str:

@@ -30,6 +30,7 @@ class Bound:
     """
 
     def __init__(self, max_bytes: int | None = None, file_bytes: int = 0, ratio: int = ARRAY_RATIO):
+        self.is_explicit = max_bytes is not None
         self.max_bytes = max(DEFAULT, ratio * file_bytes) if max_bytes is None else max_bytes
 
     @classmethod
@@ -70,14 +71,19 @@ class Bound:
             raise ValueError(f"{what} is nested too deeply") from error
 
 
-def open_regular(path: str | os.PathLike) -> io.FileIO:
-    """Open a file for reading, but no device, pipe or folder, which could have no end.
+def open_regular(path: str | os.PathLike, follow: bool = True) -> io.FileIO:
+    """Open a file for reading, but no device, pipe or folder, which could have no end. Never blocks.
+
+    Args:
+        path: The file.
+        follow: Whether it may be a link to a file.
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
         ValueError: If the path has a null byte.
     """
-    file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)))
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    file = io.FileIO(os.open(path, flags))
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
         file.close()

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a command: they take every text, whatever they are connected to."""
+"""Standard output and standard error of a command, for any text in any encoding."""
 
 import contextlib
 import io
