@@ -19,6 +19,18 @@ from tf_packnet.runs.output import check as check_output
 from tf_packnet.system import interruption
 
 LAZY = {**os.environ, "TF_PACKNET_LAZY": "1"}
+
+
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Background jobs of a shell ignore SIGINT, and jobs under `nohup` SIGHUP. Processes that they start do so too."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 

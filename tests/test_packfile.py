@@ -227,19 +227,6 @@ class TestSavingRefused:
             tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
         assert not list(tmp_path.iterdir())
 
-    def test_a_layer_that_cannot_be_built_without_memory(self, tmp_path):
-        @keras.saving.register_keras_serializable("tests")
-        class Fixed(L.Layer):
-            def build(self, shape):
-                self.factor = keras.Variable(np.full(shape[-1:], 2.0), trainable=False)
-
-            def call(self, x):
-                return x * self.factor
-
-        packed = tp.pack(keras.Sequential([keras.Input((6,)), L.Dense(4), Fixed(), L.Dense(2)]))
-        with pytest.raises(tp.ArgumentError, match="can be rebuilt from a file"):
-            tp.save_pack(commit(packed, "first", 1), tmp_path / "pack.packnet")
-
     @pytest.mark.parametrize(
         ("info", "message"),
         [
