@@ -120,8 +120,8 @@ def test_kernels_selected_in_one_pass_predict_the_same_bits(make_model, shape, p
     x, y = blobs(5, shape)
     answers = {}
     for compiled in (True, False):
-        monkeypatch.setattr(kernels, "MIN_WEIGHTS_TO_COMPILE", 0 if compiled else np.inf)
-        assert bool(kernels.worth_compiling(packed)) == compiled
+        monkeypatch.setattr(kernels, "MIN_WEIGHTS_TO_SELECT_FIRST", 0 if compiled else np.inf)
+        assert bool(kernels.worth_selecting_first(packed)) == compiled
         lifecycle.drop_compiled_functions(packed)
         for task in (1, 2):
             packed.select_task(task)
@@ -129,6 +129,34 @@ def test_kernels_selected_in_one_pass_predict_the_same_bits(make_model, shape, p
     for task in (1, 2):
         np.testing.assert_array_equal(answers[True, task][0], answers[False, task][0])
         assert answers[True, task][1] == answers[False, task][1]
+
+
+def residual_network():
+    inputs = keras.Input((8, 8, 16))
+    x = keras.layers.Conv2D(64, 3, padding="same", use_bias=False)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(128, 3, strides=2, use_bias=False)(x))
+    shortcut = keras.layers.Conv2D(128, 1, strides=2, use_bias=False)(keras.layers.Cropping2D(((1, 0), (1, 0)))(inputs))
+    x = keras.layers.ReLU()(keras.layers.Add()([keras.layers.BatchNormalization()(shortcut[:, :3, :3]), x]))
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_predictions_have_the_same_bits_with_and_without_xla(tmp_path):
+    """Whatever TensorFlow fuses around the kernels, also in a pack that was loaded without its compilation."""
+    packed = fresh(residual_network, ADAM, jit_compile="auto")
+    learn(packed, lambda task, n: batches(ResidentBatches, task, n, (8, 8, 16)), tasks=1)
+    assert kernels.worth_selecting_first(packed) and packed.xla != "off"
+    x, _ = blobs(5, (8, 8, 16))
+    expected = packed.predict(x, verbose=0)
+    packed.save(tmp_path / "pack.keras")
+    tp.save_pack(packed, tmp_path / "tasks.packnet")
+    loaded = keras.models.load_model(tmp_path / "pack.keras", compile=False)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    loaded = tp.load_pack(tmp_path / "tasks.packnet")
+    loaded.select_task("task_1")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    packed.compile("adam", "mse", jit_compile=False)
+    np.testing.assert_array_equal(packed.predict(x, verbose=0), expected)
 
 
 def test_kernels_are_restored_after_an_exception_in_a_step():

@@ -359,6 +359,16 @@ class TestWitness:
         with pytest.raises(tp.FreezeError, match="outputs of task 'a' have changed"):
             lifecycle.check_tasks(packed)
 
+    def test_differences_of_rounding_alone_are_a_warning(self):
+        packed = two_tasks()
+        (recorded,) = lifecycle.records(packed).witnesses[1].outputs
+        recorded[:] = np.nextafter(recorded, np.inf)
+        with pytest.warns(UserWarning, match="the outputs of task 'a' have changed .* rounds differently"):
+            lifecycle.check_tasks(packed)
+        recorded *= 1.001
+        with pytest.raises(tp.FreezeError, match="a layer computes differently"):
+            lifecycle.check_tasks(packed)
+
     def test_a_plain_model_of_masked_layers(self):
         inputs = keras.Input((6,))
         hidden = stateful.Center()(tp.layers.MaskedDense(12, activation="relu", name="dense")(inputs))

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -113,6 +114,8 @@ def check_tasks(model: keras.Model) -> None:
     Outputs are compared bit by bit on CPU, with the same versions of TensorFlow and Keras and the same number of
     threads; otherwise with a tolerance of `witness.TOLERANCES`.
 
+    If no variable has changed, and the outputs only by rounding, there is a warning.
+
     Raises:
         FreezeError: If something has changed; the message names the task, and the variable if one has changed.
     """
@@ -144,13 +147,16 @@ def check_tasks(model: keras.Model) -> None:
             "file or memory is damaged. Do not rely on results of training since then"
         )
     for task, difference in differences.items():
-        if difference is not None:
+        if difference is None:
+            continue
+        changed = f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
+        changed += f"{difference:.2g} relative to their size, but none of its variables has: "
+        if not witness.is_rounding(model, difference):
             raise FreezeError(
-                f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
-                f"{difference:.2g} relative to their size, but none of its variables has: a layer computes differently "
-                "(an attribute that is not a variable, other code, another version). Do not rely on results of "
-                "training since then"
+                f"{changed}a layer computes differently (an attribute that is not a variable, other code, another "
+                "version). Do not rely on results of training since then"
             )
+        warnings.warn(f"{changed}TensorFlow adds in another order, and rounds differently", stacklevel=2)
 
 
 def _check_shown_values(model: keras.Model) -> None:

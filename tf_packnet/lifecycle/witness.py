@@ -32,6 +32,9 @@ _MOST_FUNCTIONS = 32
 # Permitted difference to the recorded outputs, relative to the largest of them, in a different environment.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
 
+# Largest difference that rounding alone may explain, by the dtype that all layers compute in.
+_ROUNDING = {"float64": 1e-13, "float32": 1e-5}
+
 
 def environment() -> dict[str, Any]:
     """Return what the last bits of outputs depend on: versions, device, processor and threads."""
@@ -71,6 +74,11 @@ def tolerance(model: keras.Model, recorded: dict[str, Any]) -> float:
     if now == recorded and now["device"] == "CPU":
         return 0.0
     return max(TOLERANCES.get(layer.compute_dtype, 1e-2) for layer in all_layers(model))
+
+
+def is_rounding(model: keras.Model, difference: float) -> bool:
+    """Return whether `difference`, a result of the function of that name, may come from another order of sums."""
+    return difference <= min(_ROUNDING.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
 
 
 def outputs(

@@ -378,7 +378,7 @@ def _inner_layers(model: keras.Model) -> list[keras.Layer]:
     """Return all layers inside a model's graph; of an unbuilt Sequential model all layers inside it."""
     if isinstance(model, keras.Sequential) and not has_graph(model) and not model.built:
         return [inner for layer in model.layers for inner in all_layers(layer)]
-    return graph_layers(model)[1:]
+    return [layer for layer in graph_layers(model)[1:] if not isinstance(layer, keras.layers.InputLayer)]
 
 
 def _layer_outside_graph(layer: keras.Layer, replacements: Mapping[int, keras.Layer], copying: bool) -> keras.Layer:

@@ -25,8 +25,8 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.structure import overrides
 from tf_packnet.training import acceleration, optimizers
 
-# In evaluation, for models with fewer prunable weights, compiling takes longer than it saves.
-MIN_WEIGHTS_TO_COMPILE = 2**16
+# In evaluation, for models with fewer prunable weights, a function of its own takes longer than it saves.
+MIN_WEIGHTS_TO_SELECT_FIRST = 2**16
 
 
 def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
@@ -35,19 +35,21 @@ def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
     return [(layer, weight) for layer, weight in _masked_weights(model) if id(weight.variable) in trainable]
 
 
-def worth_compiling(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """Return the masked kernels to pass to `selected` in evaluation; none if XLA is off or the model is too small."""
+def worth_selecting_first(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
+    """Return the masked kernels to pass to `selected` in evaluation; none of small and of distributed models."""
     weights = _masked_weights(model)
     size = sum(math.prod(weight.variable.shape) for _, weight in weights)
-    return weights if size >= MIN_WEIGHTS_TO_COMPILE and model.xla != acceleration.OFF else []
+    return weights if size >= MIN_WEIGHTS_TO_SELECT_FIRST and not acceleration.is_distributed(model) else []
 
 
-def selected(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str) -> list[tf.Tensor]:
+def selected(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str, inline: bool = True) -> list[tf.Tensor]:
     """Return the kernels that the layers compute with, in their compute dtypes.
 
     Args:
         weights: Masked kernels with their layers.
         xla: What XLA compiles, see `acceleration`. Unless it is `OFF`, all kernels are selected in one compiled pass.
+        inline: Used without XLA. False: select the kernels in a function that TensorFlow does not inline. The rest of
+            the graph, and so the rounding of its results, is then the same as with XLA.
     """
     if all(weight.in_place for _, weight in weights):
         return [tf.cast(tf.convert_to_tensor(weight.variable), layer.compute_dtype) for layer, weight in weights]
@@ -55,7 +57,11 @@ def selected(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str) -> lis
     def select() -> list[tf.Tensor]:
         return [tf.cast(weight.value(), layer.compute_dtype) for layer, weight in weights]
 
-    return select() if xla == acceleration.OFF else compiled(select)()
+    if xla != acceleration.OFF:
+        return compiled(select)()
+    if inline or tf.executing_eagerly():
+        return select()
+    return tf.function(select, autograph=False, experimental_attributes={"_noinline": True})()
 
 
 @contextlib.contextmanager

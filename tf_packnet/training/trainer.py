@@ -265,10 +265,10 @@ class PackedTrainer(Functional):
             return super().predict_step(data)
 
     def _kernels_in_one_pass(self) -> contextlib.AbstractContextManager:
-        weights = kernels.worth_compiling(self)
+        weights = kernels.worth_selecting_first(self)
         if not weights:
             return contextlib.nullcontext()
-        return kernels.substituted(weights, kernels.selected(weights, self.xla))
+        return kernels.substituted(weights, kernels.selected(weights, self.xla, inline=False))
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras computes the metrics again, because its steps may run asynchronously. On one device the last logs are up
