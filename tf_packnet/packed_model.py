@@ -14,6 +14,7 @@ from tf_packnet.packed import model_class, safe_loading
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
+from tf_packnet.structure.layer_configs import make_creatable
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.system.keras_internals import graph_ends
 from tf_packnet.task_names import check_task_name, default_task_name, task_number
@@ -369,9 +370,12 @@ class PackedModel(PackedTrainer):
 
     def get_config(self) -> dict[str, Any]:
         settings = self.pack_settings
+        with model_class.plain_graphs(self):
+            network = self.network().get_config()
+            make_creatable(self, network)
         config = {
             "format": FORMAT,
-            "network": self.network().get_config(),
+            "network": network,
             "head": settings.head,
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,

@@ -15,6 +15,7 @@ from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import layer_paths, overrides, refusals
+from tf_packnet.structure.flattening import Flattened
 from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
 from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations
 from tf_packnet.structure.roles import Roles
@@ -83,8 +84,14 @@ def pack(
     if graph is not model:
         excluded += _unused(model, graph, excluded)
     roles = Roles((), tuple(excluded), bias_policy, pretrained_policy, _resolved_weights(prune, graph))
+    head_paths = None if head_layers is None or head == "shared" else _resolved("head_layers", head_layers, graph)
+    if refusals.layers_in_several_graphs(graph):
+        _raise_if_any(graph, refusals.unsupported_layers(graph))
+        flat = Flattened(graph)
+        graph, roles = flat.graph, roles.with_paths(flat.paths)
+        head_paths = head_paths and [new for path in head_paths for new in flat.paths(path)]
     copies = _checked_copies(graph, roles)
-    roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers)))
+    roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers, head_paths)))
     copy = copies.connected(graph)
     _raise_if_any(graph, refusals.unequal_copies(graph, copy))
     copy = fold_activations(graph, copy, activations_after_heads(graph, roles.heads))
@@ -111,11 +118,7 @@ def pack(
 
 def _checked_copies(graph: keras.Model, roles: Roles) -> Copies:
     """Copy the layers of `graph`; raise ArgumentError with all layers that cannot be packed."""
-    found = [
-        *refusals.unsupported_layers(graph),
-        *refusals.layers_in_several_graphs(graph),
-        *roles.refused_layers(graph),
-    ]
+    found = [*refusals.unsupported_layers(graph), *roles.refused_layers(graph)]
     copies = Copies(graph)
     known = {id(refusal.layer) for refusal in found}
     found += [refusal for refusal in copies.refusals if id(refusal.layer) not in known]
@@ -130,15 +133,17 @@ def _raise_if_any(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None
         raise refusals.refused(found, graph.name)
 
 
-def _heads(graph: keras.Model, head: str, head_layers: Sequence[str] | None) -> list[str]:
-    """Return the paths of the heads."""
+def _heads(
+    graph: keras.Model, head: str, head_layers: Sequence[str] | None, head_paths: Sequence[str] | None
+) -> list[str]:
+    """Return the paths of the heads: `head_paths`, which the argument `head_layers` means, if any."""
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
         return []
-    if head_layers is None:
+    if head_paths is None:
         return find_heads(graph)
-    heads = _resolved("head_layers", head_layers, graph)
+    heads = list(head_paths)
     layers = layer_paths.layers_by_path(graph)
     for path in heads:
         if type(layers[path]) is not keras.layers.Dense:

@@ -149,14 +149,14 @@ def check_tasks(model: keras.Model) -> None:
     for task, difference in differences.items():
         if difference is None:
             continue
-        changed = f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
-        changed += f"{difference:.2g} relative to their size, but none of its variables has: "
+        message = f"the outputs of task {task_records.name_of(task)!r} have changed since it was committed, by "
+        message += f"{difference:.2g} relative to their size, but none of its variables has: "
         if not witness.is_rounding(model, difference):
             raise FreezeError(
-                f"{changed}a layer computes differently (an attribute that is not a variable, other code, another "
+                f"{message}a layer computes differently (an attribute that is not a variable, other code, another "
                 "version). Do not rely on results of training since then"
             )
-        warnings.warn(f"{changed}TensorFlow adds in another order, and rounds differently", stacklevel=2)
+        warnings.warn(f"{message}TensorFlow adds in another order, and rounds differently", stacklevel=2)
 
 
 def _check_shown_values(model: keras.Model) -> None:

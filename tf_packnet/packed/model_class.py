@@ -8,17 +8,19 @@ user's code calls Keras's method. The user's `__init__` is not called for the pa
   model's. When a pack is loaded, they are copied from a model that is created from the config of the user's class.
 """
 
+import contextlib
 import functools
 import inspect
 import types
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tf_packnet.errors import ArgumentError, first_line
-from tf_packnet.structure import overrides
+from tf_packnet.structure import layer_paths, overrides
+from tf_packnet.structure.flattening import flat_names, layers_of_graphs
 from tf_packnet.structure.graphs import build_layers, copy_layer, copy_state, graph_layers
 from tf_packnet.system.keras_internals import (
     Functional,
@@ -280,6 +282,27 @@ def held_layers(packed: keras.Model) -> dict[str, keras.Layer]:
     return layers
 
 
+@contextlib.contextmanager
+def plain_graphs(packed: keras.Model) -> Iterator[None]:
+    """Within the block, nested graphs with the class of a user's model are plain functional models, as in files."""
+    classes: list[tuple[Any, type]] = []
+
+    def visit(graph: keras.Model) -> None:
+        for layer in graph.layers:
+            if layer_paths.is_graph(layer):
+                classes.extend([(layer, type(layer))] if not isinstance(layer, keras.Sequential) else [])
+                visit(layer)
+
+    visit(packed)
+    for layer, _ in classes:
+        layer.__class__ = Functional
+    try:
+        yield
+    finally:
+        for layer, cls in classes:
+            layer.__class__ = cls
+
+
 def _loads_as_graph(cls: type[keras.Model], config: Mapping[str, Any]) -> bool:
     """Return whether Keras creates models of this class as functional models from the config."""
     uses_keras_from_config = cls.from_config.__func__ is keras.Model.from_config.__func__
@@ -330,18 +353,20 @@ def _adopt(packed: keras.Model, source: keras.Model, copying: bool) -> None:
         source: The model.
         copying: Whether `source` must not change, so that other layers, optimizers and metrics are copied.
     """
-    source_layers, packed_layers = _inner_layers(source), _inner_layers(packed)
-    replacements = {id(source): packed, **{id(layer): layer for layer in packed_layers}}
-    if len(source_layers) == len(packed_layers):
-        replacements |= {id(layer): new for layer, new in zip(source_layers, packed_layers, strict=True)}
+    replacements = {id(source): packed, **{id(layer): layer for layer in _inner_layers(packed)}}
+    replacements |= {id(layer): new for layer, new in _counterparts(source, packed)}
     frozen: list[str] = []
 
     def replaced(name: str, value: Any) -> Any:
         if isinstance(value, keras.Layer):
             if id(value) not in replacements:
                 replacements[id(value)] = _layer_outside_graph(value, replacements, copying)
-                frozen.extend([name] if value.trainable_variables and copying else [])
-            return replacements[id(value)]
+                of_pack = isinstance(value, Functional) and any(id(each) in replacements for each in value.layers)
+                frozen.extend([name] if value.trainable_variables and copying and not of_pack else [])
+            new = replacements[id(value)]
+            if type(new) is Functional and type(value) is not Functional:
+                take_class(new, value)
+            return new
         if isinstance(value, dict):
             return {key: replaced(name, part) for key, part in value.items()}
         if type(value) is tuple or isinstance(value, list):
@@ -354,6 +379,12 @@ def _adopt(packed: keras.Model, source: keras.Model, copying: bool) -> None:
         if copying and isinstance(value, (keras.metrics.Metric, keras.random.SeedGenerator)):
             return type(value).from_config(value.get_config())
         return value
+
+    def take_class(graph: keras.Model, model: keras.Model) -> None:
+        """Give a nested graph the class and the attributes of the user's model."""
+        graph.__class__ = type(model)
+        for name, value in overrides.attributes(model).items():
+            setattr(graph, name, replaced(name, value))
 
     vars(packed)["_adopting"] = True
     try:
@@ -372,6 +403,28 @@ def warn_frozen(names: list[str], cls: str) -> None:
             f"{', '.join(names)}. Set `trainable = False` on them to avoid this warning",
             stacklevel=2,
         )
+
+
+def _counterparts(source: keras.Model, packed: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
+    """Return pairs of a layer in the graph of a user's model and the layer of the pack that replaces it."""
+    if not layer_paths.is_graph(source):  # a Sequential model that is not built
+        return list(zip(_inner_layers(source), _inner_layers(packed), strict=True))
+    ours, theirs = (
+        [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+        for model in (source, packed)
+    )
+    if any(map(layer_paths.is_graph, ours)) and not any(map(layer_paths.is_graph, theirs)):  # a flattened model
+        by_name, names = {layer.name: layer for layer in theirs}, flat_names(source)
+        ours = [layer for layer in layers_of_graphs(source).values() if names[id(layer)] in by_name]
+        theirs = [by_name[names[id(layer)]] for layer in ours]
+    pairs: list[tuple[keras.Layer, keras.Layer]] = []
+    for layer, new in zip(ours, theirs, strict=True):
+        pairs.append((layer, new))
+        if layer_paths.is_graph(layer):
+            pairs += _counterparts(layer, new)
+        else:
+            pairs += zip(all_layers(layer, include_self=False), all_layers(new, include_self=False), strict=False)
+    return pairs
 
 
 def _inner_layers(model: keras.Model) -> list[keras.Layer]:

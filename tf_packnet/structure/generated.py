@@ -15,6 +15,7 @@ import keras
 from tf_packnet.layers.base import KERAS_DEFAULT, TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.structure.layer_configs import creatable, remove_build_config
 from tf_packnet.structure.layer_paths import attributes
 from tf_packnet.system.keras_internals import own_trainable_variables, own_variables, unlocked
 
@@ -108,7 +109,10 @@ class GeneratedTwin(TaskLayer):
     plain_class: type[keras.Layer]
 
     def get_config(self) -> dict[str, Any]:
-        return {"layer": _as_plain(self, keras.saving.serialize_keras_object)}
+        serialized = _as_plain(self, keras.saving.serialize_keras_object)
+        serialized["config"] = creatable(self.plain_class, serialized["config"])
+        remove_build_config(self, serialized)
+        return {"layer": serialized}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> keras.Layer:

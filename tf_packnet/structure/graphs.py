@@ -9,6 +9,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.generated import plain_class, plain_variables
+from tf_packnet.structure.layer_configs import creatable, differs
 from tf_packnet.structure.overrides import is_subclassed
 from tf_packnet.structure.refusals import Refusal, quoted, refused
 from tf_packnet.structure.state import tensor_variables
@@ -122,6 +123,24 @@ class Copies:
             expected = f"layers that can be called after from_config(get_config()) ({quoted(error, 0)})"
             raise ArgumentError("model", expected, graph.name) from error
 
+    def of(self, operation: Any) -> Any:
+        """Return the copy of a layer or operation of the graph, or of a graph nested in it."""
+        return self._copies[id(operation)]
+
+    def rename(self, operation: Any, name: str) -> None:
+        """Give the copy of a layer or operation another name.
+
+        Raises:
+            ArgumentError: If it is shared with its copy, and cannot be copied.
+        """
+        if self.of(operation) is operation:
+            try:
+                self._copies[id(operation)] = type(operation).from_config(operation.get_config())
+            except Exception as error:  # raised by the code of an operation
+                reason = "that has the name of a layer in another graph, and cannot be copied: rename it"
+                raise refused([Refusal(operation.name, operation, reason)], operation.name) from error
+        self.of(operation).name = name
+
     def _copy_of(self, layer: Any) -> Any:
         if layer_paths.is_graph(layer) and self._copies[id(layer)] is layer:
             self._copies[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy_of)
@@ -183,8 +202,11 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
     except Exception as error:  # raised by the layer's own code
         return None, f"whose get_config() fails, so that it cannot be copied: {quoted(error, 0)}"
     has_name = "name" in config
+    accepted = creatable(type(layer), config)
     try:
-        new = type(layer).from_config(config)
+        new = type(layer).from_config(accepted)
+        if len(accepted) < len(config) and differs(new.get_config(), config):
+            new = type(layer).from_config(config)  # fails
     except Exception as error:  # raised by the layer's own code
         reason = f"that cannot be created from its get_config() ({quoted(error)})"
         if isinstance(error, TypeError):
@@ -193,7 +215,7 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
     if type(new) is not plain_class(layer):
         return None, f"whose from_config() creates a {type(new).__name__}"
     # Without a name in the config, the names may be equal by chance: check with a second copy.
-    if new.name == layer.name and (has_name or type(layer).from_config(layer.get_config()).name == layer.name):
+    if new.name == layer.name and (has_name or type(layer).from_config(accepted).name == layer.name):
         return new, None
     if not has_name:
         return None, (

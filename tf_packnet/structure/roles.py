@@ -45,6 +45,16 @@ class Roles:
         del values["prune"]  # not in packs of earlier versions
         return {**values, "prune": [list(each) for each in self.prune]} if self.prune else values
 
+    def with_paths(self, paths: Callable[[str], list[str]]) -> "Roles":
+        """Return these roles for a model in which the layers have the paths `paths(path)`."""
+        prune = tuple((f"{new}/{weight}", each) for layer, weight, each in self._prune_parts() for new in paths(layer))
+        heads, exclude = (tuple(new for path in old for new in paths(path)) for old in (self.heads, self.exclude))
+        return dataclasses.replace(self, heads=heads, exclude=exclude, prune=prune)
+
+    def _prune_parts(self) -> list[tuple[str, str, bool]]:
+        """Return `prune` as layer, name of the weight in it, and whether it is pruned."""
+        return [(*name.rpartition("/")[::2], each) for name, each in self.prune]
+
     def refused_layers(self, model: keras.Model) -> list[Refusal]:
         """Return the layers of `model` with weights that would belong to no task."""
         owners = refusals.variable_owners(model)
@@ -132,7 +142,7 @@ class Roles:
 
     def _prune_in(self, path: str) -> dict[str, bool]:
         """Return the part of `prune` for the layer at `path`, by the names of its weights."""
-        return {name.rpartition("/")[2]: each for name, each in self.prune if name.rpartition("/")[0] == path}
+        return {weight: each for layer, weight, each in self._prune_parts() if layer == path}
 
 
 def _layer_name(path: str) -> str:

@@ -1,0 +1,113 @@
+"""Copies a model whose nested graphs share layers, such as a tied embedding, into one graph.
+
+Keras saves and loads each nested graph with layers of its own, which would separate what they share.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tf_packnet.structure import layer_paths
+from tf_packnet.structure.graphs import Copies, build_uncalled, copy_state
+from tf_packnet.structure.overrides import accepts
+from tf_packnet.structure.refusals import Refusal, refused, unequal_copies
+from tf_packnet.system.keras_internals import all_layers, as_function, graph_ends, run_graph
+
+
+class Flattened:
+    """A copy of a model, in which the layers of nested graphs are layers of the outer graph.
+
+    Attributes:
+        graph: The copy, with the weights of the model.
+
+    Args:
+        model: A Sequential or functional model.
+
+    Raises:
+        ArgumentError: If layers cannot be copied; the message names them.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._places = layers_of_graphs(model)
+        self._names = flat_names(model)
+        self._copies = Copies(model)
+        if self._copies.refusals:
+            raise refused(self._copies.refusals, model.name)
+        for layer in self._places.values():
+            if self._names[id(layer)] != layer.name:
+                self._copies.rename(layer, self._names[id(layer)])
+        self.graph = keras.models.clone_model(
+            keras.Model(*graph_ends(model), name=model.name), clone_function=self._operation
+        )
+        layers = {id(layer): layer for layer in self._places.values() if isinstance(layer, keras.Layer)}
+        refusals: list[Refusal] = []
+        for layer in layers.values():
+            refusals += self._copy_weights(layer, self._copies.of(layer))
+        if refusals:
+            raise refused(refusals, model.name)
+
+    def paths(self, path: str) -> list[str]:
+        """Return the paths in `graph` of the layer that has this path in the model; of a nested graph its layers."""
+        inside = [self._names[id(layer)] for place, layer in self._places.items() if place.startswith(f"{path}/")]
+        if inside:
+            return list(dict.fromkeys(inside))
+        place = path
+        while place not in self._places:  # a layer inside a layer of a graph
+            place = place.rpartition("/")[0]
+        return [self._names[id(self._places[place])] + path[len(place) :]]
+
+    def _operation(self, operation: Any) -> Callable[..., Any]:
+        """Return what replaces an operation in the copy: its copy, or a function that calls a nested graph's copies."""
+        if not layer_paths.is_graph(operation):
+            return self._copies.of(operation)
+
+        def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+            def inner(each: Any) -> Callable[..., Any]:
+                copy = self._operation(each)
+                fixed = training is not None and accepts(getattr(each, "call", each), "training")
+                return (lambda *args, **kwargs: copy(*args, **{**kwargs, "training": training})) if fixed else copy
+
+            return run_graph(as_function(operation), inputs, inner)
+
+        return call
+
+    def _copy_weights(self, layer: keras.Layer, copy: keras.Layer) -> list[Refusal]:
+        """Copy the weights and flags of a layer; return what prevents it."""
+        if layer.built and not copy.built:
+            copy.build_from_config(layer.get_build_config())
+        build_uncalled(layer, copy)
+        refusals = unequal_copies(layer, copy)
+        if not refusals:
+            for source, target in zip(all_layers(layer), all_layers(copy), strict=True):
+                target.trainable = source.trainable
+                copy_state(source, target)
+        return refusals
+
+
+def flat_names(model: keras.Model) -> dict[int, str]:
+    """Return the name in the flattened copy of each layer and operation of a model's graphs, by its `id`."""
+    names: dict[int, str] = {}
+    for place, layer in layers_of_graphs(model).items():
+        if id(layer) not in names:
+            taken = set(names.values())
+            name = layer.name if layer.name not in taken else place.replace("/", "_")
+            while name in taken:
+                name += "_"
+            names[id(layer)] = name
+    return names
+
+
+def layers_of_graphs(model: keras.Model) -> dict[str, Any]:
+    """Return the layers and operations of a graph and of the graphs nested in it, by each path at which they are."""
+    places: dict[str, Any] = {}
+
+    def visit(graph: keras.Model, prefix: str) -> None:
+        for operation in as_function(graph).operations:
+            if layer_paths.is_graph(operation):
+                visit(operation, f"{prefix}{operation.name}/")
+            elif not isinstance(operation, keras.layers.InputLayer):
+                places[prefix + operation.name] = operation
+
+    visit(model, "")
+    return places
