@@ -132,6 +132,39 @@ class Block(layers.Layer):
 
 
 @own
+class Computes(layers.Layer):
+    """`get_config` returns more than `__init__` takes; no `build`, but `compute_output_shape`. Has its own weight."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size, self.half = size, np.int64(size // 2)
+        self.inner = layers.Dense(size, name="inner")
+        self.table = self.add_weight(shape=(size, size), initializer="normal", name="table")
+
+    def call(self, x):
+        return self.inner(x) @ self.table
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.size)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size, "half": self.half}
+
+
+@own
+class ComputesAround(Computes):
+    """The same without a weight of its own."""
+
+    def __init__(self, size, **kwargs):
+        layers.Layer.__init__(self, **kwargs)
+        self.size, self.half = size, size // 2
+        self.inner = layers.Dense(size, name="inner")
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@own
 class DoubledDense(layers.Dense):
     """A subclass of a layer that has a twin."""
 
@@ -170,6 +203,8 @@ OWN = {
     "containers": lambda: model_with(Containers(name="own"), 8),
     "in __init__": lambda: model_with(FromInit(8, name="own"), 8),
     "layers inside": lambda: model_with(Block(6, name="own"), 8),
+    "config": lambda: model_with(Computes(6, name="own"), 8),
+    "config, layers inside": lambda: model_with(ComputesAround(6, name="own"), 8),
     "subclass": lambda: model_with(DoubledDense(6, name="own"), 8),
     "two inputs": two_inputs,
     "ConvLSTM2D": lambda: model_with(layers.ConvLSTM2D(2, 2, name="own"), 2, 3, 3, 2),
@@ -180,6 +215,8 @@ MASKED = {
     "containers": ["kernels_0", "kernels_1"],
     "in __init__": ["w"],
     "layers inside": ["blocks_1/kernel", "first/kernel", "out"],
+    "config": ["inner/kernel", "table"],
+    "config, layers inside": ["inner/kernel"],
     "subclass": ["kernel"],
     "two inputs": ["w"],
     "ConvLSTM2D": ["cell/kernel", "cell/recurrent_kernel"],
@@ -354,6 +391,21 @@ class SavesANumber(layers.Layer):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["factor"] = np.array(self.factor)
+
+
+@pytest.mark.parametrize("layer_class", [Computes, ComputesAround])
+def test_a_config_that_would_lose_a_value_is_refused(layer_class):
+    class Loses(layer_class):
+        factor = 2.0
+
+        def get_config(self):
+            return {**super().get_config(), "factor": self.factor}
+
+    layer = Loses(6, name="own")
+    tp.pack(model_with(layer, 8))  # the copy has the same factor
+    layer.factor = 3.0
+    with pytest.raises(ArgumentError, match="'own' is a Loses that cannot be created from its get_config"):
+        tp.pack(model_with(layer, 8))
 
 
 @pytest.mark.parametrize(
