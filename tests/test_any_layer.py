@@ -41,10 +41,11 @@ class Position(layers.Layer):
 
 @own
 class ClassToken(layers.Layer):
-    """A weight with axes of length 1."""
+    """A weight with axes of length 1, and a matrix that is not used."""
 
     def build(self, input_shape):
         self.token = self.add_weight(shape=(1, 1, input_shape[-1]), initializer="normal", name="token")
+        self.unused = self.add_weight(shape=(3, input_shape[-1]), initializer="normal", name="unused")
 
     def call(self, x):
         token = keras.ops.broadcast_to(self.token, (keras.ops.shape(x)[0], 1, x.shape[-1]))
@@ -211,6 +212,7 @@ OWN = {
     "ReversibleEmbedding": lambda: model_with(layers.ReversibleEmbedding(30, 4, name="own"), 6, dtype="int32"),
 }
 MASKED = {
+    "class token": ["unused"],
     "matrix": ["table"],
     "containers": ["kernels_0", "kernels_1"],
     "in __init__": ["w"],

@@ -205,7 +205,7 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
     accepted = creatable(type(layer), config)
     try:
         new = type(layer).from_config(accepted)
-        if len(accepted) < len(config) and differs(new.get_config(), config):
+        if len(accepted) < len(config) and differs(_config_when_built(layer, accepted), config):
             new = type(layer).from_config(config)  # fails
     except Exception as error:  # raised by the layer's own code
         reason = f"that cannot be created from its get_config() ({quoted(error)})"
@@ -223,6 +223,14 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
             "`**kwargs` (Keras looks for this parameter name) and pass them to super().__init__"
         )
     return None, f"whose copy is named {new.name!r}: {kind}.__init__ must pass its name to super().__init__"
+
+
+def _config_when_built(layer: keras.Layer, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a new layer from `config` after it was built like `layer`."""
+    new = type(layer).from_config(config)
+    if layer.built and not new.built:
+        new.build_from_config(layer.get_build_config())
+    return new.get_config()
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:

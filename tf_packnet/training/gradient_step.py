@@ -100,7 +100,7 @@ def _update(
         model: The model.
         weights: The trained masked kernels, with their layers.
         kernel_gradients: Gradients of the kernels that the layers computed with. They reach the trainable variable at
-            the candidates and are 0 elsewhere.
+            the candidates and are 0 elsewhere; None without any.
         variable_gradients: Gradients of the trainable variables, from heads, biases and regularizers; None without any.
         passed: Whether the step passed its check, a `bool` scalar.
         select_in_update: Whether to use `optimizers.applied_if`, because XLA compiles this single step.
@@ -116,6 +116,8 @@ def _update(
     def update(kernel_gradients: Sequence[Any], variable_gradients: Sequence[Any]) -> tf.Tensor:
         gradients = list(variable_gradients)
         for (_, weight), gradient in zip(weights, kernel_gradients, strict=True):
+            if gradient is None:  # the loss does not depend on the kernel; the optimizer warns about it
+                continue
             gradient = tf.convert_to_tensor(gradient)  # an embedding's is sparse: the rows that the batch looked up
             masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
             index = position[id(weight.variable)]
