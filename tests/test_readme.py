@@ -31,6 +31,8 @@ def test_the_library_in_30_lines(tmp_path):
 def test_code_in_the_docs_runs(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
+    if "import keras_hub" in blocks[0]:
+        pytest.importorskip("keras_hub")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, env=environment

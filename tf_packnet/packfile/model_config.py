@@ -26,6 +26,8 @@ _BASES = (
 )
 # Modules whose functions Keras finds by name.
 _FUNCTIONS = ("keras.activations", "keras.ops")
+# Packages whose classes are known. KerasHub does not register all of its layers.
+_PACKAGES = ("keras", "keras_hub")
 # Keras layers that run arbitrary code, or load it from a path.
 _REFUSED = {"Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper"}
 # Arguments of Keras's preprocessing layers that may be paths of files to read.
@@ -97,7 +99,7 @@ def _check_class(config: dict[str, Any]) -> None:
     if registered is not None and keras.saving.get_registered_object(registered) is not None:
         return
     keras_class = None
-    if isinstance(name, str) and isinstance(module, str) and module.partition(".")[0] == "keras":
+    if isinstance(name, str) and isinstance(module, str) and module.partition(".")[0] in _PACKAGES:
         keras_class = getattr(sys.modules.get(module), name, None)
     if name in _REFUSED or not (isinstance(keras_class, type) and issubclass(keras_class, _BASES)):
         raise ValueError(
