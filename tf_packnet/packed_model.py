@@ -323,10 +323,10 @@ class PackedModel(PackedTrainer):
 
     @contextlib.contextmanager
     def _loading(self, argument: str, value: Any) -> Iterator[None]:
-        units = [head.units for head in lifecycle.heads(self).values()]
+        units = [head.num_outputs for head in lifecycle.heads(self).values()]
         with safe_loading.keeping_tasks(self, argument, value):
             yield
-        if units != [head.units for head in lifecycle.heads(self).values()]:
+        if units != [head.num_outputs for head in lifecycle.heads(self).values()]:
             lifecycle.drop_compiled_functions(self)
 
     def owner_maps(self) -> dict[str, np.ndarray]:

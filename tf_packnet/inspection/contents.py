@@ -180,7 +180,7 @@ def _tasks(
             TaskFacts(
                 number=index + 1,
                 name=name,
-                outputs={place: head.units_of(index + 1) for place, head in heads.items()},
+                outputs={place: head.outputs_of(index + 1) for place, head in heads.items()},
                 class_names=classes and tuple(map(str, classes)),
                 weights=owned,
                 share=owned / weights,

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet.layers.head import Head
 from tf_packnet.layers.records import TaskRecords, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.structure.state import seeds
@@ -256,5 +257,6 @@ def _flat_values(output: np.ndarray) -> np.ndarray:
 
 
 def _heads(model: keras.Model) -> tuple[Any, ...]:
-    """Return the units and activations of the heads, on which a traced function depends."""
-    return tuple((layer.units, id(layer.activation)) for layer in all_layers(model) if hasattr(layer, "units_of"))
+    """Return the outputs and activations of the heads, on which a traced function depends."""
+    heads = [layer for layer in all_layers(model) if isinstance(layer, Head)]
+    return tuple((head.num_outputs, id(vars(head).get("activation"))) for head in heads)

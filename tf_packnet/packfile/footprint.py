@@ -1,9 +1,8 @@
 """Computes what memory a network takes from a symbolic copy of it, before any is allocated."""
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,11 +11,10 @@ import tensorflow as tf
 from tf_packnet.lifecycle import witness
 from tf_packnet.packfile.coding import nbytes
 from tf_packnet.system.keras_internals import (
-    ObjectSharingScope,
     compute_output_spec,
-    global_state,  # no public API forgets variables without memory
     graph_ends,
     has_graph,
+    without_memory,
 )
 from tf_packnet.system.limits import Bound
 
@@ -50,7 +48,7 @@ def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bo
         Exception: Any error that Keras raises for an invalid config.
     """
     _check_settings(config, bound)
-    with _without_memory():
+    with without_memory():
         try:
             model = _built(config, build)
         except UnknownSizeError:
@@ -71,7 +69,7 @@ def build_without_memory(config: dict[str, Any], build: Callable[[Any], keras.Mo
         UnknownSizeError: If a layer creates a variable from an array.
         Exception: If the network cannot be built.
     """
-    with _without_memory():
+    with without_memory():
         return _built(config, build)
 
 
@@ -94,18 +92,6 @@ def batch_size(model: keras.Model, most: int) -> int:
     """Return the batch size, up to `most`, with which no intermediate result of a model is too large."""
     per_example = max(1, _largest_tensors(model)[1])
     return int(min(most, max(1, _BATCH_BYTES // per_example)))
-
-
-@contextlib.contextmanager
-def _without_memory() -> Iterator[None]:
-    """Create variables without memory in the block."""
-    name = "uninitialized_variables"
-    before = list(global_state.get_global_attribute(name, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
-            yield
-    finally:
-        global_state.set_global_attribute(name, before)
 
 
 def _check_settings(config: Any, bound: Bound) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.layers.head import number_of_outputs
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.refusals import quoted
 from tf_packnet.structure.tracing import heads_inside
@@ -20,8 +21,16 @@ from tf_packnet.system.keras_internals import (
     sublayers,
 )
 
-# Layers that return their inputs unchanged in prediction.
-_IDENTITY_LAYERS = (
+# Layers that return their inputs unchanged in prediction, or at other places.
+_UNCHANGING_LAYERS = (
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Cropping3D,
+    keras.layers.Flatten,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.UpSampling1D,
+    keras.layers.UpSampling3D,
     keras.layers.ActivityRegularization,
     keras.layers.AlphaDropout,
     keras.layers.Dropout,
@@ -35,64 +44,145 @@ _IDENTITY_LAYERS = (
 )
 
 
+@dataclass(frozen=True)
+class OutputHead:
+    """Where an output of a model comes from.
+
+    Attributes:
+        layer: The head; None if the output does not come from one.
+        axis: The axis of the output with one entry per class, at least 0.
+        reason: Which layer the output comes from instead of a head.
+    """
+
+    layer: keras.Layer | None
+    axis: int = 0
+    reason: str = ""
+
+
+Outputs = Callable[[Any], int | None]
+
+
 def find_heads(graph: keras.Model) -> list[str]:
-    """Return the paths of the Dense layers from which the outputs come, directly or through shape-preserving layers.
+    """Return the paths of the layers that can be heads from which the outputs come, see `output_heads`.
 
     Raises:
-        ArgumentError: If an output does not come from a Dense layer.
+        ArgumentError: If an output does not come from such a layer.
     """
     path_of = layer_paths.paths_by_id(graph)
     heads: list[str] = []
-    for output in keras.tree.flatten(graph_ends(graph)[1]):
-        head, origin = _dense_before(output)
-        if head is None or id(head) not in path_of:
+    for output, head in zip(keras.tree.flatten(graph_ends(graph)[1]), output_heads(graph), strict=True):
+        if head.layer is None or id(head.layer) not in path_of:
             raise ArgumentError(
                 "model",
-                "a model that ends in a Dense layer, which becomes the head of each task (or head='shared', or "
-                f"head_layers=[...] with the names of the heads). Output {output.name!r} comes from {origin}",
+                "a model that ends in a Dense layer, a convolution or another layer whose config has its number of "
+                "outputs, which becomes the head of each task (or head='shared', or head_layers=[...] with the names "
+                f"of the heads, which may be any layers with weights). Output {output.name!r} comes from {head.reason}",
                 graph.name,
             )
-        if path_of[id(head)] not in heads:
-            heads.append(path_of[id(head)])
+        if path_of[id(head.layer)] not in heads:
+            heads.append(path_of[id(head.layer)])
     return heads
 
 
-def _dense_before(tensor: Any) -> tuple[keras.layers.Dense | None, str]:
-    """Return the Dense layer that `tensor` comes from through activations and similar layers, if any.
+def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs) -> list[OutputHead]:
+    """Return the head of each output of `graph`.
 
-    Returns:
-        The layer, or None and a description of the layer from which `tensor` comes.
+    An output comes from a head directly, or through operations with one input and without weights that keep the axis of
+    the classes: activations, resizing, pooling over positions and so on.
+
+    Args:
+        graph: A Sequential or functional model.
+        outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
     """
+    return [_head_of(output, outputs) for output in keras.tree.flatten(graph_ends(graph)[1])]
+
+
+def _head_of(tensor: Any, outputs: Outputs) -> OutputHead:
+    after: list[Any] = []  # the calls between the head and the output, the last one first
     while True:
         operation, node = creating_call(tensor)
         if operation is None:  # an input of the graph
-            return None, "no layer"
-        if type(operation) is keras.layers.Dense:
-            return operation, ""
+            return OutputHead(None, reason="no layer")
         description = f"a {type(operation).__name__}"
-        if isinstance(operation, keras.Model):
-            try:
-                outputs = _inner_graph(operation, node).outputs
-            except Exception as error:  # raised by the model's own code
-                head = _traced_head(operation, node, tensor)
-                if head is not None:
-                    return head, ""
-                return None, f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
-            if len(outputs) != 1:
-                return None, f"{description} with {len(outputs)} outputs"
-            tensor = outputs[0]
+        number = outputs(operation)
+        if number is not None:
+            return _followed(operation, tensor, number, after)
+        is_weightless = not getattr(operation, "weights", None)
+        if is_weightless and len(node.input_tensors) == 1 and len(node.output_tensors) == 1:
+            after.append(node)
+            (tensor,) = node.input_tensors
             continue
-        inputs = node.input_tensors
-        if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
-            return None, description
-        tensor = inputs[0]
+        if is_weightless or not sublayers(operation):
+            return OutputHead(None, reason=description)
+        try:
+            inner = _inner_graph(operation, node).outputs
+        except Exception as error:  # raised by the layer's own code, or Keras, as its outputs come from other code
+            head, inner_tensor = _traced_head(operation, node, tensor, outputs)
+            if head is None:
+                reason = f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
+                return OutputHead(None, reason=reason)
+            return _followed(head, inner_tensor, outputs(head), after)
+        if len(inner) != 1:
+            return OutputHead(None, reason=f"{description} with {len(inner)} outputs")
+        (tensor,) = inner
 
 
-def _traced_head(model: keras.Model, node: Any, tensor: Any) -> keras.layers.Dense | None:
-    """Return the Dense layer inside a subclassed model from which `tensor`, an output of the call `node`, comes."""
-    heads = heads_inside(model, node.arguments)
+def _followed(head: keras.Layer, tensor: Any, number: int | None, after: list[Any]) -> OutputHead:
+    """Follow the axis of the classes from the output `tensor` of `head` through the calls `after` it."""
+    axis = class_axis(head) % len(tensor.shape)
+    if tensor.shape[axis] != number:
+        return OutputHead(None, reason=f"a {type(head).__name__} with {tensor.shape[axis]} outputs, not {number}")
+    for node in reversed(after):
+        new_axis = _axis_after(node, axis)
+        if new_axis is None:
+            operation = node.operation
+            reason = f"a {type(operation).__name__} that does not keep the {number} outputs of {head.name!r} apart"
+            return OutputHead(None, reason=reason)
+        axis = new_axis
+    return OutputHead(head, axis)
+
+
+def class_axis(head: keras.Layer) -> int:
+    """Return the axis of the output of a head with one entry per class: the channels."""
+    return 1 if getattr(head, "data_format", None) == "channels_first" else -1
+
+
+def _axis_after(node: Any, axis: int) -> int | None:
+    """Return the axis of the output of a call that has the entries of `axis` of its input; None if none has.
+
+    It is the axis that grows by one if the input has one entry more. An operation that only takes inputs of this size,
+    such as a Reshape, must keep the size of the first or last axis.
+    """
+    (tensor,), (output,) = node.input_tensors, node.output_tensors
+    size = tensor.shape[axis]
+
+    def larger(value: Any) -> Any:
+        if value is not tensor:
+            return value
+        return keras.KerasTensor((*value.shape[:axis], size + 1, *value.shape[axis + 1 :]), value.dtype)
+
+    args, kwargs = keras.tree.map_structure(larger, (node.arguments.args, node.arguments.kwargs))
+    try:
+        shape = node.operation.compute_output_spec(*args, **kwargs).shape
+    except Exception:  # raised by an operation that takes only this size
+        new_axis = len(output.shape) - 1 if axis == len(tensor.shape) - 1 else axis
+        return new_axis if new_axis < len(output.shape) and output.shape[new_axis] == size else None
+    changed = [index for index, (one, other) in enumerate(zip(output.shape, shape, strict=False)) if one != other]
+    is_kept = len(shape) == len(output.shape) and len(changed) == 1 and shape[changed[0]] == size + 1
+    return changed[0] if is_kept else None
+
+
+def _traced_head(layer: keras.Layer, node: Any, tensor: Any, outputs: Outputs) -> tuple[keras.Layer | None, Any]:
+    """Return the head inside a layer from which `tensor`, an output of the call `node`, comes, and its own output.
+
+    The call is traced by TensorFlow. There are no heads if its output does not keep the axis of the classes.
+    """
+    heads = heads_inside(layer, node.arguments, outputs)
     index = next((index for index, output in enumerate(node.output_tensors) if output is tensor), len(heads))
-    return heads[index] if index < len(heads) else None
+    head = heads[index] if index < len(heads) else None
+    if head is None or len(tensor.shape) < 2 or tensor.shape[class_axis(head)] != outputs(head):
+        return None, None
+    return head, tensor
 
 
 def _inner_graph(layer: keras.Layer, node: Any) -> keras.Function:
@@ -159,13 +249,15 @@ def changes_values(operation: Any) -> bool:
         return operation.activation is not keras.activations.linear
     if layer_paths.is_graph(operation):
         return any(changes_values(each) for each in operation.layers)
-    return not isinstance(operation, _IDENTITY_LAYERS) and type(operation).__name__ != "Cast"
+    if isinstance(operation, keras.layers.UpSampling2D):
+        return operation.interpolation != "nearest"
+    return not isinstance(operation, _UNCHANGING_LAYERS) and type(operation).__name__ != "Cast"
 
 
-def is_softmax(function: Any) -> bool:
-    """Return whether a layer or an activation is a (log) softmax over the classes."""
+def is_softmax(function: Any, axes: tuple[int, ...] = (-1,)) -> bool:
+    """Return whether a layer or an activation is a (log) softmax over one of the `axes`, those of the classes."""
     if isinstance(function, keras.layers.Softmax):
-        return function.axis == -1
+        return function.axis in axes
     return getattr(function, "activation", function) in (keras.activations.softmax, keras.activations.log_softmax)
 
 
@@ -174,12 +266,12 @@ class ActivationAfterHead:
     """An activation layer directly after a head, which the head can apply itself.
 
     Attributes:
-        head: The Dense layer.
+        head: The head.
         layer: The activation layer.
         activation: Name of the activation.
     """
 
-    head: keras.layers.Dense
+    head: keras.Layer
     layer: keras.Layer
     activation: str
 
@@ -253,10 +345,11 @@ def fold_activations(graph: keras.Model, copy: keras.Model, activations: Sequenc
     return clone(copy)
 
 
-def _can_apply(head: keras.layers.Dense, layer: keras.Layer, tensor: Any) -> bool:
+def _can_apply(head: Any, layer: keras.Layer, tensor: Any) -> bool:
     """Return whether `head` can apply the activation of `layer` to its output `tensor` with the same result."""
     return (
-        head.activation is keras.activations.linear
+        vars(head).get("activation") is keras.activations.linear
+        and type(head).call.__module__.startswith("keras.")  # the code of a user may go on after the activation
         and head.activity_regularizer is None
         and head.compute_dtype == layer.compute_dtype
         and not has_mask(tensor)

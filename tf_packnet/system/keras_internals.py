@@ -34,6 +34,7 @@ __all__ = [
     "has_graph",
     "has_mask",
     "in_stateless_scope",
+    "initializer_of",
     "keras_lists",
     "learning_rate_of",
     "loss_tracker",
@@ -49,6 +50,7 @@ __all__ = [
     "unlocked",
     "unpickle_model",
     "untrack",
+    "without_memory",
 ]
 
 
@@ -96,6 +98,23 @@ def unlocked(layer: keras.Layer) -> Iterator[None]:
         yield
     finally:
         layer._tracker.locked = was_locked
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Create variables without memory in the block: they have shapes and initializers, but no values."""
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
+            yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+def initializer_of(variable: keras.Variable) -> Any:
+    """Return the initializer of a variable that was created `without_memory`."""
+    return variable._initializer
 
 
 def untrack(owner: keras.Layer, layer: keras.Layer) -> None:

@@ -224,4 +224,4 @@ def _classes(model: keras.Model) -> int | None:
     heads = list(lifecycle.heads(model).values())
     if len(model.outputs) != 1 or len(heads) > 1:
         return None
-    return heads[0].units_of(lifecycle.committed_tasks(model) + 1) if heads else model.output_shape[-1]
+    return heads[0].outputs_of(lifecycle.committed_tasks(model) + 1) if heads else model.output_shape[-1]
