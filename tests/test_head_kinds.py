@@ -1,11 +1,16 @@
 """Heads of any kind: convolutions, EinsumDense, users' layers, layers with layers inside."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_packnet as tp
 from tf_packnet import lifecycle
+from tf_packnet.inspection.contents import inspect_pack
+from tf_packnet.prediction.predicting import Asked, predict
 
 L = keras.layers
 own = keras.saving.register_keras_serializable("test_head_kinds")
@@ -135,7 +140,9 @@ KINDS = {
     "fixed": (lambda: after_body(Prototypes(name="head")), {"head_layers": ["head"]}, []),
     "layers inside": (lambda: after_body(Block(3, name="block")), {"head_layers": ["block"]}, ["block/out"]),
     "Sequential": (
-        lambda: after_body(keras.Sequential([keras.Input((5,)), L.Dense(4, "relu", name="one"), L.Dense(3, name="two")], name="top")),
+        lambda: after_body(
+            keras.Sequential([keras.Input((5,)), L.Dense(4, "relu", name="one"), L.Dense(3, name="two")], name="top")
+        ),
         {"head_layers": ["top"]},
         ["top/two"],
     ),
@@ -185,3 +192,281 @@ def test_tasks_of_other_sizes_stay_exact_with_a_reload_between_them(kind, tmp_pa
         plain = tp.load_task(tmp_path / "pack.packnet", task)
         assert not any(isinstance(layer, tp.layers.TaskLayer) for layer in plain._flatten_layers())
         np.testing.assert_array_equal(plain.predict(x, verbose=0), expected)
+
+
+def images(channels=6, size=4, examples=8, seed=0):
+    return np.random.default_rng(seed).normal(size=(examples, size, size, channels)).astype("float32")
+
+
+def commit(packed, name, **begin):
+    """Commit a task without training."""
+    packed.begin_task(name, **begin)
+    rng = np.random.default_rng(len(name))
+    for weight in lifecycle.masked_weights(packed).values():
+        weight.prune((weight.owner_map() == 255) & (rng.random(weight.owner_map().shape) < 0.5))
+    packed.commit_task()
+
+
+@pytest.mark.parametrize("kind", ["Conv2D", "user's layer", "fixed", "layers inside"])
+def test_each_task_starts_from_new_values(kind):
+    make, arguments, _ = KINDS[kind]
+    values = []
+    for seed in (3, 3, 4):
+        packed = tp.pack(make(), seed=seed, **arguments)
+        weights = [w for layer in lifecycle.task_layers(packed)[1:] for w in layer.task_weights]
+        assert {weight.policy for weight in weights} == {"per_task"}
+        for number, weight in enumerate(weights):
+            weight.variable.assign(np.full(weight.variable.shape, number + 7))
+        commit(packed, "first")
+        packed.begin_task("second")
+        values.append({weight.variable.path: np.array(weight.variable) for weight in weights})
+    for path, value in values[0].items():
+        np.testing.assert_array_equal(value, values[1][path])
+        is_constant = path.endswith(("bias", "gain", "gamma", "beta", "shift", "moving_mean", "moving_variance"))
+        assert np.array_equal(value, values[2][path]) == is_constant
+        if is_constant:
+            start = 1 if path.endswith(("gain", "gamma", "shift", "moving_variance")) else 0
+            np.testing.assert_array_equal(value, np.full(value.shape, start))
+
+
+# What follows a Conv2D with 3 outputs at 4 x 4 positions, or at one.
+FOLLOWED = {
+    "pooling": lambda x: L.GlobalMaxPooling2D()(x),
+    "one position": lambda x: L.Flatten()(L.AveragePooling2D(4)(x)),
+    "positions in a row": lambda x: L.Reshape((-1, 3))(x),
+    "scaled": lambda x: keras.ops.clip(2 * x + 1, -1, 1),
+    "channels first": lambda x: L.Permute((3, 1, 2))(x),
+    "nested": lambda x: keras.Sequential([keras.Input((4, 4, 3)), L.UpSampling2D(), L.Softmax()])(x),
+}
+LOST = {
+    "flat": (lambda x: L.Flatten()(x), "a Flatten that does not keep the 3 outputs of 'head' apart"),
+    "sum": (lambda x: keras.ops.sum(x, axis=-1), "a Sum that does not keep the 3 outputs"),
+    "other pooling": (lambda x: L.GlobalAveragePooling2D("channels_first")(x), "does not keep the 3 outputs"),
+    "weights": (lambda x: L.BatchNormalization()(x), "comes from a BatchNormalization"),
+    "two inputs": (lambda x: x * keras.ops.sigmoid(x), "comes from a Multiply"),
+    "recurrent": (lambda x: L.LSTM(3)(L.Reshape((16, 3))(x)), "comes from a LSTM"),
+    "fixed": (lambda x: Prototypes()(x), r"head_layers=\[...\].*comes from a Prototypes"),
+}
+
+
+def followed_by(after, head=None):
+    inputs = keras.Input((4, 4, 6))
+    x = (head or L.Conv2D(3, 1, name="head"))(L.Dense(5, name="body")(inputs))
+    return keras.Model(inputs, after(x), name="model")
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_operations_that_keep_the_outputs_apart_follow_a_head(name):
+    packed = tp.pack(followed_by(FOLLOWED[name]))
+    assert list(lifecycle.heads(packed)) == ["head"]
+    commit(packed, "first")
+    shape = packed(images()).shape
+    if name == "positions in a row":
+        return  # a Reshape to 3 channels
+    packed.begin_task("second", num_classes=4)
+    assert [4 if size == 3 else size for size in shape] == list(packed(images()).shape)
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_other_operations_are_refused(name):
+    after, message = LOST[name]
+    with pytest.raises(tp.ArgumentError, match=message):
+        tp.pack(followed_by(after))
+    if name not in ("recurrent", "fixed"):
+        assert list(lifecycle.heads(tp.pack(followed_by(after), head_layers=["head"]))) == ["head"]
+
+
+def two_heads():
+    inputs = keras.Input((4, 4, 6))
+    x = L.Conv2D(5, 3, padding="same", name="body")(inputs)
+    outputs = {"mask": L.Conv2D(3, 1, name="mask")(x), "kind": Prototypes(name="kind")(L.GlobalMaxPooling2D()(x))}
+    return keras.Model(inputs, outputs, name="model")
+
+
+def reshaped(x):
+    return L.Softmax()(L.Reshape((16, 3), name="rows")(x))
+
+
+REFUSED = {
+    "reshape": (
+        lambda: followed_by(reshaped),
+        {},
+        {"num_classes": 4},
+        r"`num_classes`: expected 3 for head 'head': layer 'rows' \(a Reshape\) cannot compute with other numbers of outp",
+    ),
+    "groups": (
+        lambda: followed_by(lambda x: x, L.Conv2D(5, 1, groups=5, name="head")),
+        {},
+        {"num_classes": 4},
+        r"expected 5 for head 'head': a Conv2D cannot have 4 outputs \(.*groups",
+    ),
+    "fixed": (
+        KINDS["fixed"][0],
+        {"head_layers": ["head"]},
+        {"num_classes": 4},
+        "`num_classes`: expected None: the number of outputs of head 'head' is fixed",
+    ),
+    "fixed activation": (
+        KINDS["fixed"][0],
+        {"head_layers": ["head"]},
+        {"activation": "softmax"},
+        "`activation`: expected None for head 'head', whose activation is fixed",
+    ),
+    "one of two": (
+        two_heads,
+        {"head_layers": ["mask", "kind"]},
+        {"num_classes": 4},
+        "a mapping with keys among 'mask', because the outputs of head 'kind' are fixed",
+    ),
+    "unknown": (two_heads, {"head_layers": ["mask", "kind"]}, {"num_classes": {"kind": 4}}, "keys, among 'mask'"),
+    "no activation": (
+        KINDS["user's layer"][0],
+        {},
+        {"activation": "softmax"},
+        "expected None for head 'head', a Experts without an attribute `activation`",
+    ),
+    "interpolation": (
+        lambda: followed_by(L.UpSampling2D(2, interpolation="bilinear", name="up")),
+        {},
+        {"activation": "relu"},
+        r"expected None for head 'head': layer 'up' \(a UpSampling2D\) after it would change its outputs again",
+    ),
+    "softmax of one": (
+        lambda: followed_by(L.Softmax(axis=1), L.Conv2D(3, 1, data_format="channels_first", name="head")),
+        {},
+        {"num_classes": 1},
+        "at least 2 for head 'head': the softmax of one output",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_head_cannot_be_in_a_task_is_refused(name):
+    make, arguments, begin, message = REFUSED[name]
+    packed = tp.pack(make(), **arguments)
+    before = lifecycle.state(packed)
+    with pytest.raises(tp.ArgumentError, match=message):
+        packed.begin_task("first", **begin)
+    assert packed.task_names == []
+    after = lifecycle.state(packed)
+    assert set(after) == set(before)
+    packed.begin_task("first")
+
+
+def test_a_layer_without_weights_is_no_head():
+    with pytest.raises(tp.ArgumentError, match="`head_layers`: expected layers with trainable weights; 'rows' is a Re"):
+        tp.pack(followed_by(reshaped), head_layers=["rows"])
+
+
+def test_a_shared_head_is_masked():
+    packed = tp.pack(KINDS["Conv2D"][0](), head="shared")
+    assert list(packed.owner_maps()) == ["body/kernel", "head/kernel"]
+    assert not lifecycle.heads(packed)
+
+
+def test_names_of_layers_with_layers_inside_set_their_outputs():
+    make, arguments, _ = KINDS["layers inside"]
+    packed = tp.pack(make(), **arguments)
+    commit(packed, "first", num_classes={"block": 4})
+    commit(packed, "second", num_classes={"out": 2}, activation={"block/out": "sigmoid"})
+    assert [lifecycle.heads(packed)["block/out"].outputs_of(task) for task in (1, 2)] == [4, 2]
+
+
+def test_heads_of_every_kind_learn_with_labels_per_position_and_one_hot():
+    packed = tp.pack(two_heads(), head_layers=["mask", "kind"])
+    x, rng = images(), np.random.default_rng(0)
+    packed.begin_task("first", num_classes={"mask": 4})
+    kind, mask = rng.integers(0, 3, 8), rng.integers(0, 4, (8, 4, 4))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    packed.compile("adam", {"mask": loss, "kind": loss})
+    packed.fit(x, {"mask": mask, "kind": kind}, verbose=0)
+    with pytest.raises(tp.ArgumentError, match="`y`: expected whole numbers from 0 to 3, of 4 classes.*4 in exam"):
+        packed.fit(x, {"mask": mask + 1, "kind": kind}, verbose=0)
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
+    packed.compile("adam", {"mask": one_hot, "kind": loss})
+    labels = np.eye(4, dtype="float32")[mask]
+    packed.fit(x, {"mask": labels, "kind": kind}, verbose=0)
+    with pytest.raises(tp.ArgumentError, match=r"`y`: expected one-hot labels of 4 classes.*shape \(8, 4, 4, 3\)"):
+        packed.fit(x, {"mask": labels[..., :3], "kind": kind}, verbose=0)
+    with pytest.raises(tp.ArgumentError, match="`validation_data`: expected one-hot labels of 4 classes"):
+        packed.fit(x, {"mask": labels, "kind": kind}, validation_data=(x, {"mask": mask, "kind": kind}), verbose=0)
+
+
+def test_tasks_of_equal_size_share_compiled_steps():
+    packed = tp.pack(KINDS["Conv2D"][0]())
+    packed.compile("adam", "sparse_categorical_crossentropy")
+    steps = []
+    for name, outputs in (("first", 3), ("second", 3), ("third", 4), ("fourth", 4)):
+        packed.begin_task(name, num_classes=outputs)
+        rounds = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 4)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+        packed.fit(images(), np.zeros((8, 8, 8), int), verbose=0, callbacks=rounds)
+        steps.append(packed.train_function)
+    assert steps[0] is steps[1] is not steps[2] is steps[3]
+
+
+def test_mixed_precision(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    packed = tp.pack(KINDS["layers inside"][0](), head_layers=["block"])
+    x = np.ones((8, 6), "float32")
+    first = learn(packed, x, "first", None)
+    learn(packed, x, "second", 4)
+    packed.save(tmp_path / "pack.keras")
+    loaded = keras.saving.load_model(tmp_path / "pack.keras")
+    loaded.select_task("first")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), first)
+
+
+def test_a_head_passes_masks_on():
+    inputs = keras.Input((5,), dtype="int32")
+    x = L.Embedding(9, 6, mask_zero=True)(inputs)
+    model = keras.Model(inputs, Doubled(3, name="head")(x))
+    packed, ids = tp.pack(model), np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+    packed.begin_task("first", num_classes=2)
+    packed.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    labels = np.zeros((2, 5), int)
+    loss = packed.evaluate(ids, labels, verbose=0)
+    logits = packed.predict(ids, verbose=0)
+    all_losses = np.log(np.exp(logits).sum(-1)) - logits[..., 0]
+    np.testing.assert_allclose(loss, all_losses[ids > 0].mean(), rtol=1e-5)
+
+
+def test_a_segmenter_is_exported_in_every_format(tmp_path):
+    packed = tp.pack(KINDS["Conv2D"][0]())
+    commit(packed, "first", num_classes=2)
+    commit(packed, "second", num_classes=4)
+    for task, outputs in (("first", 2), ("second", 4)):
+        packed.select_task(task)
+        expected = packed.predict(images(), verbose=0)
+        assert expected.shape == (8, 8, 8, outputs)
+        names = [f"class {number}" for number in range(outputs)]
+        for compact in (False, True):
+            tp.export_task(packed, task, tmp_path / "saved", compact=compact, class_names=names)
+            saved = tf.saved_model.load(tmp_path / "saved")
+            np.testing.assert_allclose(saved.serve(images()), expected, rtol=1e-5, atol=1e-6)
+            (signature,) = saved.signatures["serving_default"](tf.constant(images())).values()
+            np.testing.assert_allclose(signature, expected, rtol=1e-5, atol=1e-6)
+            tp.export_task(packed, task, tmp_path / "task.keras", format="keras", compact=compact)
+            loaded = keras.saving.load_model(tmp_path / "task.keras")
+            np.testing.assert_allclose(loaded.predict(images(), verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predict_lists_the_mean_over_all_positions(tmp_path, capsys):
+    packed = tp.pack(KINDS["Conv2D"][0]())
+    commit(packed, "first", num_classes=2)
+    info = {"tasks": {"first": {"class_names": ["sky", "road"]}}}
+    tp.save_pack(packed, tmp_path / "pack.packnet", info=info)
+    np.save(tmp_path / "x.npy", images())
+    predict(Asked(str(tmp_path / "pack.packnet"), (str(tmp_path / "x.npy"),), format="json", top=2))
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    shares = packed.predict(images(), verbose=0).mean(axis=(1, 2))
+    for example, expected in zip(found, shares, strict=True):
+        listed = {each["class"]: each["probability"] for each in example["classes"]}
+        np.testing.assert_allclose([listed["sky"], listed["road"]], expected, rtol=1e-5)
+
+
+def test_inspection_counts_outputs_of_any_head():
+    for kind, outputs in {"Conv2D": {"head": 3}, "fixed": {"head": 3}, "layers inside": {"block/out": 3}}.items():
+        make, arguments, _ = KINDS[kind]
+        packed = tp.pack(make(), **arguments)
+        commit(packed, "first")
+        assert inspect_pack(packed).tasks[0].outputs == outputs

@@ -381,8 +381,11 @@ class PackedModel(PackedTrainer):
             "seed": settings.seed,
             "roles": settings.roles.to_json(),
         }
+        # Configs of layers that contain a head have its first number of outputs.
+        outputs = {path: head.last_outputs for path, head in lifecycle.heads(self).items()}
         own = model_class.description_of(self)
-        return config if own is None else {**config, "model": own}
+        optional = {"outputs": outputs, "model": own}
+        return {**config, **{name: value for name, value in optional.items() if value}}
 
     def get_build_config(self) -> dict[str, Any]:
         """Return the build config with the task names, so that they can be read without loading the whole file."""
@@ -394,10 +397,12 @@ class PackedModel(PackedTrainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
         config = checked_format(config)
-        own = config.pop("model", None)
+        own, outputs = config.pop("model", None), config.pop("outputs", {})
         own_class = None if own is None else model_class.user_class(own, custom_objects)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
         packed = cls.of_network(network, Roles(**config.pop("roles", {})), own_class, **config)
+        for path, head in lifecycle.heads(packed).items():
+            head.use(outputs.get(path, head.num_outputs))
         if own is not None:
             model_class.take_over_model(packed, own)
         return packed

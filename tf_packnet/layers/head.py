@@ -151,12 +151,17 @@ class Head(TaskLayer):
         """Return the config of the plain Keras layer that computes as `task` (1-based, committed or open)."""
         return self.config_with(self.outputs_of(task), self.activation_of(task))
 
+    @property
+    def last_outputs(self) -> int:
+        """Number of outputs of the last task."""
+        return self.outputs_of(max(self._outputs_of, default=1))
+
     def last_config(self) -> dict[str, Any]:
         """Return the config of the plain Keras layer, with the outputs of the last task and the layer's own activation.
 
         Not those of the selected task: the saved slots of the optimizer belong to the last one.
         """
-        return self.config_with(self.outputs_of(max(self._outputs_of, default=1)))
+        return self.config_with(self.last_outputs)
 
     def plain_with(self, outputs: int) -> keras.Layer:
         """Return the plain Keras layer with another number of outputs, built without memory.
@@ -175,6 +180,11 @@ class Head(TaskLayer):
         if outputs in self._slots:
             return {name: tuple(weight.variable.shape) for name, weight in self._slots[outputs].routes.items()}
         return {name: tuple(each.shape) for name, each in self.plain_weights(self.plain_with(outputs)).items()}
+
+    @staticmethod
+    def first_outputs_of(layer: Any) -> int | None:
+        """Return the number of outputs with which a head was built; None for another layer."""
+        return next(iter(layer._slots), None) if isinstance(layer, Head) else None
 
     @property
     def own_activation(self) -> Any:

@@ -84,7 +84,7 @@ def find_heads(graph: keras.Model) -> list[str]:
     return heads
 
 
-def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs) -> list[OutputHead]:
+def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs, trace: bool = True) -> list[OutputHead]:
     """Return the head of each output of `graph`.
 
     An output comes from a head directly, or through operations with one input and without weights that keep the axis of
@@ -93,11 +93,12 @@ def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs) -> li
     Args:
         graph: A Sequential or functional model.
         outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
+        trace: Whether to trace the call of a layer that is no graph of Keras layers, which takes time.
     """
-    return [_head_of(output, outputs) for output in keras.tree.flatten(graph_ends(graph)[1])]
+    return [_head_of(output, outputs, trace) for output in keras.tree.flatten(graph_ends(graph)[1])]
 
 
-def _head_of(tensor: Any, outputs: Outputs) -> OutputHead:
+def _head_of(tensor: Any, outputs: Outputs, trace: bool) -> OutputHead:
     after: list[Any] = []  # the calls between the head and the output, the last one first
     while True:
         operation, node = creating_call(tensor)
@@ -117,7 +118,7 @@ def _head_of(tensor: Any, outputs: Outputs) -> OutputHead:
         try:
             inner = _inner_graph(operation, node).outputs
         except Exception as error:  # raised by the layer's own code, or Keras, as its outputs come from other code
-            head, inner_tensor = _traced_head(operation, node, tensor, outputs)
+            head, inner_tensor = _traced_head(operation, node, tensor, outputs) if trace else (None, None)
             if head is None:
                 reason = f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
                 return OutputHead(None, reason=reason)

@@ -40,6 +40,7 @@ __all__ = [
     "loss_tracker",
     "nodes",
     "optimizer_trainable_variables",
+    "output_names",
     "own_metrics",
     "own_trainable_variables",
     "own_variables",
@@ -157,6 +158,13 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
 def as_function(graph: keras.Model) -> keras.Function:
     """Return the graph of a functional or built Sequential model."""
     return graph._functional if isinstance(graph, keras.Sequential) else graph
+
+
+def output_names(graph: keras.Model) -> list[str]:
+    """Return the names of the outputs of a graph: the keys if they are a dict, otherwise the names of their layers."""
+    if isinstance(graph_ends(graph)[1], dict):
+        return [str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph_ends(graph)[1])]
+    return list(graph.output_names)
 
 
 def nodes(function: keras.Function) -> list[Any]:
