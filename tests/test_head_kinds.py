@@ -292,7 +292,7 @@ REFUSED = {
         lambda: followed_by(reshaped),
         {},
         {"num_classes": 4},
-        r"`num_classes`: expected 3 for head 'head': layer 'rows' \(a Reshape\) cannot compute with other numbers of outp",
+        r"`num_classes`: expected 3 for head 'head': layer 'rows' \(a Reshape\) cannot compute with other numbers of",
     ),
     "groups": (
         lambda: followed_by(lambda x: x, L.Conv2D(5, 1, groups=5, name="head")),
@@ -430,24 +430,38 @@ def test_a_head_passes_masks_on():
     np.testing.assert_allclose(loss, all_losses[ids > 0].mean(), rtol=1e-5)
 
 
-def test_a_segmenter_is_exported_in_every_format(tmp_path):
-    packed = tp.pack(KINDS["Conv2D"][0]())
-    commit(packed, "first", num_classes=2)
+@pytest.mark.parametrize("kind", ["Conv2D", "layers inside"])
+def test_tasks_of_other_sizes_are_exported_in_every_format(kind, tmp_path):
+    make, arguments, _ = KINDS[kind]
+    packed = tp.pack(make(), **arguments)
+    x = images() if kind == "Conv2D" else images()[:, 0, 0]
+    commit(packed, "first")
     commit(packed, "second", num_classes=4)
-    for task, outputs in (("first", 2), ("second", 4)):
+    for task, outputs in (("first", 3), ("second", 4)):
         packed.select_task(task)
-        expected = packed.predict(images(), verbose=0)
-        assert expected.shape == (8, 8, 8, outputs)
+        expected = packed.predict(x, verbose=0)
+        assert expected.shape[-1] == outputs
         names = [f"class {number}" for number in range(outputs)]
         for compact in (False, True):
             tp.export_task(packed, task, tmp_path / "saved", compact=compact, class_names=names)
             saved = tf.saved_model.load(tmp_path / "saved")
-            np.testing.assert_allclose(saved.serve(images()), expected, rtol=1e-5, atol=1e-6)
-            (signature,) = saved.signatures["serving_default"](tf.constant(images())).values()
+            np.testing.assert_allclose(saved.serve(x), expected, rtol=1e-5, atol=1e-6)
+            (signature,) = saved.signatures["serving_default"](tf.constant(x)).values()
             np.testing.assert_allclose(signature, expected, rtol=1e-5, atol=1e-6)
             tp.export_task(packed, task, tmp_path / "task.keras", format="keras", compact=compact)
             loaded = keras.saving.load_model(tmp_path / "task.keras")
-            np.testing.assert_allclose(loaded.predict(images(), verbose=0), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_size_that_no_config_has_is_exported_to_a_saved_model_only(tmp_path):
+    packed = tp.pack(segmenter())
+    commit(packed, "first", num_classes=4)
+    for name, options in {"task.keras": {"format": "keras"}, "compact": {"compact": True}}.items():
+        with pytest.raises(tp.ArgumentError, match="Layer 'segmenter/head' .a Conv2D. then has another number of out"):
+            tp.export_task(packed, "first", tmp_path / name, **options)
+    tp.export_task(packed, "first", tmp_path / "saved")
+    saved = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(saved.serve(images()), packed.predict(images(), verbose=0), rtol=1e-5, atol=1e-6)
 
 
 def test_predict_lists_the_mean_over_all_positions(tmp_path, capsys):

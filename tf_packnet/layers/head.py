@@ -55,7 +55,8 @@ def number_of_outputs(layer: keras.Layer) -> int | None:
         return None
 
 
-def _with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+def with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """Return a config with another number of outputs, see `outputs_in`."""
     key = next(key for key in _OUTPUT_KEYS if key in config)
     value = config[key]
     return {**config, key: type(value)([*value[:-1], outputs]) if isinstance(value, (list, tuple)) else outputs}
@@ -141,7 +142,7 @@ class Head(TaskLayer):
             outputs: Its number of outputs.
             activation: Name of its activation. Default: the layer's own.
         """
-        config = _with_outputs(self.plain_config(), outputs)
+        config = with_outputs(self.plain_config(), outputs)
         if self.own_activation is not None:
             own = keras.activations.serialize(self.own_activation)
             config["activation"] = own if activation is None else activation
