@@ -239,9 +239,9 @@ FOLLOWED = {
     "nested": lambda x: keras.Sequential([keras.Input((4, 4, 3)), L.UpSampling2D(), L.Softmax()])(x),
 }
 LOST = {
-    "flat": (lambda x: L.Flatten()(x), "a Flatten that does not keep the 3 outputs of 'head' apart"),
-    "sum": (lambda x: keras.ops.sum(x, axis=-1), "a Sum that does not keep the 3 outputs"),
-    "other pooling": (lambda x: L.GlobalAveragePooling2D("channels_first")(x), "does not keep the 3 outputs"),
+    "flat": (lambda x: L.Flatten()(x), "a Flatten that does not keep the outputs of 'head' apart"),
+    "sum": (lambda x: keras.ops.sum(x, axis=-1), "a Sum that does not keep the outputs"),
+    "other pooling": (lambda x: L.GlobalAveragePooling2D("channels_first")(x), "does not keep the outputs"),
     "weights": (lambda x: L.BatchNormalization()(x), "comes from a BatchNormalization"),
     "two inputs": (lambda x: x * keras.ops.sigmoid(x), "comes from a Multiply"),
     "recurrent": (lambda x: L.LSTM(3)(L.Reshape((16, 3))(x)), "comes from a LSTM"),
@@ -293,6 +293,12 @@ REFUSED = {
         {},
         {"num_classes": 4},
         r"`num_classes`: expected 3 for head 'head': layer 'rows' \(a Reshape\) cannot compute with other numbers of",
+    ),
+    "reshape of the batch": (
+        lambda: followed_by(lambda x: keras.ops.reshape(x, (-1, 3))),
+        {},
+        {"num_classes": 4},
+        "expected 3 for head 'head': an operation after it has a fixed number of outputs, 3",
     ),
     "groups": (
         lambda: followed_by(lambda x: x, L.Conv2D(5, 1, groups=5, name="head")),

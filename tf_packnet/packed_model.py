@@ -323,10 +323,10 @@ class PackedModel(PackedTrainer):
 
     @contextlib.contextmanager
     def _loading(self, argument: str, value: Any) -> Iterator[None]:
-        units = [head.num_outputs for head in lifecycle.heads(self).values()]
+        outputs = lifecycle.head_outputs(self)
         with safe_loading.keeping_tasks(self, argument, value):
             yield
-        if units != [head.num_outputs for head in lifecycle.heads(self).values()]:
+        if outputs != lifecycle.head_outputs(self):
             lifecycle.drop_compiled_functions(self)
 
     def owner_maps(self) -> dict[str, np.ndarray]:
@@ -380,12 +380,10 @@ class PackedModel(PackedTrainer):
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,
             "roles": settings.roles.to_json(),
+            "outputs": {path: head.last_outputs for path, head in lifecycle.heads(self).items()},
         }
-        # Configs of layers that contain a head have its first number of outputs.
-        outputs = {path: head.last_outputs for path, head in lifecycle.heads(self).items()}
         own = model_class.description_of(self)
-        optional = {"outputs": outputs, "model": own}
-        return {**config, **{name: value for name, value in optional.items() if value}}
+        return config if own is None else {**config, "model": own}
 
     def get_build_config(self) -> dict[str, Any]:
         """Return the build config with the task names, so that they can be read without loading the whole file."""
@@ -401,8 +399,7 @@ class PackedModel(PackedTrainer):
         own_class = None if own is None else model_class.user_class(own, custom_objects)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
         packed = cls.of_network(network, Roles(**config.pop("roles", {})), own_class, **config)
-        for path, head in lifecycle.heads(packed).items():
-            head.use(outputs.get(path, head.num_outputs))
+        lifecycle.use_outputs(packed, outputs)
         if own is not None:
             model_class.take_over_model(packed, own)
         return packed

@@ -45,14 +45,31 @@ def outputs_in(config: Mapping[str, Any]) -> int | None:
 def number_of_outputs(layer: keras.Layer) -> int | None:
     """Return the number of outputs of a layer that can be a `Head`; None for another layer.
 
-    A head has weights, contains no layers, and its config says how many outputs it has.
+    A head has weights of its own, none in layers inside it, and its config says how many outputs it has.
     """
-    if not isinstance(layer, keras.Layer) or not own_trainable_variables(layer) or sublayers(layer):
+    if not isinstance(layer, keras.Layer) or not own_trainable_variables(layer):
+        return None
+    if any(inner.variables for inner in sublayers(layer)):
         return None
     try:
-        return outputs_in(layer.get_config())
+        outputs = outputs_in(layer.get_config())
     except Exception:  # raised by the layer's own code
         return None
+    return outputs if outputs is not None and _has_outputs(layer, outputs) else None
+
+
+def class_axis(head: keras.Layer) -> int:
+    """Return the axis of the output of a head with one entry per class: the channels."""
+    return 1 if getattr(head, "data_format", None) == "channels_first" else -1
+
+
+def _has_outputs(layer: keras.Layer, outputs: int) -> bool:
+    """Return whether the output of a built layer has `outputs` entries per position; True if this is unknown."""
+    try:
+        shape = layer.compute_output_shape((layer.get_build_config() or {})["input_shape"])
+        return shape[class_axis(layer)] == outputs
+    except Exception:  # raised by the layer's own code, or the layer takes several inputs
+        return True
 
 
 def with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:

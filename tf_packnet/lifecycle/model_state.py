@@ -85,6 +85,17 @@ def heads(model: keras.Model) -> dict[str, Head]:
     return {path: layer for path, layer in named_layers(model) if isinstance(layer, Head)}
 
 
+def head_outputs(model: keras.Model) -> dict[str, int]:
+    """Return the number of outputs of each of the `heads`, as the selected task."""
+    return {path: head.num_outputs for path, head in heads(model).items()}
+
+
+def use_outputs(model: keras.Model, outputs: Mapping[str, int]) -> None:
+    """Switch each of the `heads` to a number of outputs, which the config of a layer around it does not have."""
+    for path, head in heads(model).items():
+        head.use(outputs.get(path, head.num_outputs))
+
+
 def committed_tasks(model: keras.Model) -> int:
     """Return the number of committed tasks."""
     return task_layers(model)[0].committed_tasks

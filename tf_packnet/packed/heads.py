@@ -7,8 +7,8 @@ import keras
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers.head import Head
-from tf_packnet.structure.output_heads import changes_values, class_axis, is_softmax, operations_after
+from tf_packnet.layers.head import Head, class_axis
+from tf_packnet.structure.output_heads import changes_values, is_softmax, operations_after, output_heads
 from tf_packnet.structure.refusals import quoted
 from tf_packnet.structure.tracing import refusal_of_outputs
 
@@ -56,7 +56,7 @@ def _by_head(model: keras.Model, argument: str, value: Any, heads: dict[str, Hea
         return {}
     if not isinstance(value, Mapping):
         fixed = _fixed_heads(model, heads)
-        if heads and fixed:
+        if heads and fixed and len(model.outputs) > 1:
             names = ", ".join(map(repr, heads))
             expected = f"a mapping with keys among {names}, because the outputs of head {fixed[0]!r} are fixed"
             raise ArgumentError(argument, expected, value)
@@ -117,7 +117,7 @@ def _check_outputs(model: keras.Model, path: str, head: Head, number: int, activ
 
 def _check_sizes(model: keras.Model, heads: dict[str, Head], outputs: dict[str, int], num_classes: Any) -> None:
     """Check that the heads, and the layers after them, can have these numbers of outputs."""
-    changed = {head: outputs[path] for path, head in heads.items() if outputs[path] != head.num_outputs}
+    changed: dict[Any, int] = {head: outputs[path] for path, head in heads.items() if outputs[path] != head.num_outputs}
     plain = {}
     for head, number in changed.items():
         try:
@@ -128,7 +128,9 @@ def _check_sizes(model: keras.Model, heads: dict[str, Head], outputs: dict[str, 
             raise ArgumentError("num_classes", f"{head.num_outputs} for head {path!r}: {reason}", number) from error
     if not any(_has_operations_after(model, head) for head in changed):
         return
-    refusal = refusal_of_outputs(model, plain)
+    ends = output_heads(model, Head.first_outputs_of, trace=False)
+    sizes = [(each.axis, changed[each.layer]) if each.layer in changed else None for each in ends]
+    refusal = refusal_of_outputs(model, plain, sizes)
     if refusal is not None:
         names = ", ".join(f"{head.num_outputs} for head {path!r}" for path, head in heads.items() if head in changed)
         raise ArgumentError("num_classes", f"{names}: {refusal}", num_classes)

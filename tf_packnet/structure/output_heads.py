@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers.head import number_of_outputs
+from tf_packnet.layers.head import class_axis, number_of_outputs
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.refusals import quoted
 from tf_packnet.structure.tracing import heads_inside
@@ -104,48 +104,58 @@ def _head_of(tensor: Any, outputs: Outputs, trace: bool) -> OutputHead:
         operation, node = creating_call(tensor)
         if operation is None:  # an input of the graph
             return OutputHead(None, reason="no layer")
-        description = f"a {type(operation).__name__}"
         number = outputs(operation)
         if number is not None:
-            return _followed(operation, tensor, number, after)
+            return _followed(_with_axis(operation, tensor, number), after)
         is_weightless = not getattr(operation, "weights", None)
-        if is_weightless and len(node.input_tensors) == 1 and len(node.output_tensors) == 1:
-            after.append(node)
-            (tensor,) = node.input_tensors
-            continue
-        if is_weightless or not sublayers(operation):
-            return OutputHead(None, reason=description)
-        try:
-            inner = _inner_graph(operation, node).outputs
-        except Exception as error:  # raised by the layer's own code, or Keras, as its outputs come from other code
-            head, inner_tensor = _traced_head(operation, node, tensor, outputs) if trace else (None, None)
-            if head is None:
-                reason = f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
-                return OutputHead(None, reason=reason)
-            return _followed(head, inner_tensor, outputs(head), after)
-        if len(inner) != 1:
-            return OutputHead(None, reason=f"{description} with {len(inner)} outputs")
-        (tensor,) = inner
+        if not is_weightless and sublayers(operation):
+            return _followed(_head_inside(operation, node, tensor, outputs, trace), after)
+        if not is_weightless or len(node.input_tensors) != 1 or len(node.output_tensors) != 1:
+            return OutputHead(None, reason=f"a {type(operation).__name__}")
+        after.append(node)
+        (tensor,) = node.input_tensors
 
 
-def _followed(head: keras.Layer, tensor: Any, number: int | None, after: list[Any]) -> OutputHead:
-    """Follow the axis of the classes from the output `tensor` of `head` through the calls `after` it."""
-    axis = class_axis(head) % len(tensor.shape)
+def _head_inside(layer: Any, node: Any, tensor: Any, outputs: Outputs, trace: bool) -> OutputHead:
+    """Return the head inside a layer from which `tensor`, an output of the call `node`, comes."""
+    description = f"a {type(layer).__name__}"
+    try:
+        inner = _inner_graph(layer, node).outputs
+        found = OutputHead(None, reason=f"{description} with {len(inner)} outputs")
+        if len(inner) == 1:
+            found = _head_of(inner[0], outputs, trace)
+    except Exception as error:  # raised by the layer's own code, or by Keras, if the outputs come from other code
+        reason = f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
+        found = OutputHead(None, reason=reason)
+    if found.layer is not None or not trace or layer_paths.is_graph(layer):
+        return found
+    heads = heads_inside(layer, node.arguments, outputs)
+    index = next((index for index, output in enumerate(node.output_tensors) if output is tensor), len(heads))
+    head = heads[index] if index < len(heads) else None
+    traced = found if head is None else _with_axis(head, tensor, outputs(head))
+    return found if traced.layer is None else traced
+
+
+def _with_axis(head: keras.Layer, tensor: Any, number: int | None) -> OutputHead:
+    """Return a head whose output `tensor` has `number` entries in the axis of the classes."""
+    axis = class_axis(head) % len(tensor.shape) if len(tensor.shape) > 1 else 0
     if tensor.shape[axis] != number:
         return OutputHead(None, reason=f"a {type(head).__name__} with {tensor.shape[axis]} outputs, not {number}")
-    for node in reversed(after):
-        new_axis = _axis_after(node, axis)
-        if new_axis is None:
-            operation = node.operation
-            reason = f"a {type(operation).__name__} that does not keep the {number} outputs of {head.name!r} apart"
-            return OutputHead(None, reason=reason)
-        axis = new_axis
     return OutputHead(head, axis)
 
 
-def class_axis(head: keras.Layer) -> int:
-    """Return the axis of the output of a head with one entry per class: the channels."""
-    return 1 if getattr(head, "data_format", None) == "channels_first" else -1
+def _followed(head: OutputHead, after: list[Any]) -> OutputHead:
+    """Follow the axis of the classes from the output of `head` through the calls `after` it, the last one first."""
+    if head.layer is None:
+        return head
+    axis = head.axis
+    for node in reversed(after):
+        new_axis = _axis_after(node, axis)
+        if new_axis is None:
+            kind = type(node.operation).__name__
+            return OutputHead(None, reason=f"a {kind} that does not keep the outputs of {head.layer.name!r} apart")
+        axis = new_axis
+    return OutputHead(head.layer, axis)
 
 
 def _axis_after(node: Any, axis: int) -> int | None:
@@ -166,24 +176,13 @@ def _axis_after(node: Any, axis: int) -> int | None:
     try:
         shape = node.operation.compute_output_spec(*args, **kwargs).shape
     except Exception:  # raised by an operation that takes only this size
+        shape = None
+    if shape is None or (shape == output.shape and type(node.operation).__name__ == "Reshape"):
         new_axis = len(output.shape) - 1 if axis == len(tensor.shape) - 1 else axis
         return new_axis if new_axis < len(output.shape) and output.shape[new_axis] == size else None
     changed = [index for index, (one, other) in enumerate(zip(output.shape, shape, strict=False)) if one != other]
     is_kept = len(shape) == len(output.shape) and len(changed) == 1 and shape[changed[0]] == size + 1
     return changed[0] if is_kept else None
-
-
-def _traced_head(layer: keras.Layer, node: Any, tensor: Any, outputs: Outputs) -> tuple[keras.Layer | None, Any]:
-    """Return the head inside a layer from which `tensor`, an output of the call `node`, comes, and its own output.
-
-    The call is traced by TensorFlow. There are no heads if its output does not keep the axis of the classes.
-    """
-    heads = heads_inside(layer, node.arguments, outputs)
-    index = next((index for index, output in enumerate(node.output_tensors) if output is tensor), len(heads))
-    head = heads[index] if index < len(heads) else None
-    if head is None or len(tensor.shape) < 2 or tensor.shape[class_axis(head)] != outputs(head):
-        return None, None
-    return head, tensor
 
 
 def _inner_graph(layer: keras.Layer, node: Any) -> keras.Function:

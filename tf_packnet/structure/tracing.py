@@ -5,7 +5,7 @@ Finds the heads of a subclassed model, the layers that its `call` does not use, 
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -59,13 +59,16 @@ def heads_inside(model: keras.Layer, arguments: Any, outputs: Callable[[Any], in
     return [_only_source(tensor, layer_by_output) for tensor in graph.outputs]
 
 
-def refusal_of_outputs(model: keras.Model, heads: Mapping[keras.Layer, keras.Layer]) -> str | None:
+def refusal_of_outputs(
+    model: keras.Model, heads: Mapping[keras.Layer, keras.Layer], sizes: Sequence[tuple[int, int] | None]
+) -> str | None:
     """Return which layer cannot compute with other numbers of outputs of heads; None if all can.
 
     Args:
         model: A functional or Sequential model.
         heads: Layers of the model, each with a built layer of another size that computes in its place. The variables of
             these may be without memory.
+        sizes: For each output of the model, the size that one axis must then have; None if this is unknown.
     """
     broken: list[tuple[Any, Exception]] = []
 
@@ -90,7 +93,7 @@ def refusal_of_outputs(model: keras.Model, heads: Mapping[keras.Layer, keras.Lay
     for head, plain in heads.items():
         vars(head)["call"] = replacement(plain)
     try:
-        compute_output_spec(lambda x: run_graph(model, x, checked), graph_ends(model)[0])
+        specs = compute_output_spec(lambda x: run_graph(model, x, checked), graph_ends(model)[0])
     except Exception as error:  # the first one in `broken` was raised first
         operation, error = broken[0] if broken else (model, error)
         name = f"layer {operation.name!r} (a {plain_class(operation).__name__})"
@@ -98,6 +101,9 @@ def refusal_of_outputs(model: keras.Model, heads: Mapping[keras.Layer, keras.Lay
     finally:
         for head in heads:
             del vars(head)["call"]
+    for spec, expected in zip(keras.tree.flatten(specs), sizes, strict=True):
+        if expected is not None and spec.shape[expected[0]] != expected[1]:
+            return f"an operation after it has a fixed number of outputs, {spec.shape[expected[0]]}"
     return None
 
 
