@@ -126,8 +126,8 @@ class PackedModel(PackedTrainer):
         Args:
             name: Unique name of the task, at most 200 bytes in UTF-8, without control characters. Default:
                 `task_<number>`; if another task has that name, `task_<number>_1` and so on.
-            num_classes: Number of outputs of the task's head, 1 for regression; with several heads, a mapping by the
-                name of the head. Default: as in the previous task.
+            num_classes: Number of outputs of the task's head (units, filters), 1 for regression; with several heads, a
+                mapping by the name of the head. Default: as in the previous task.
             activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, a mapping by
                 the name of the head. Default: the activation of the model.
 
@@ -139,8 +139,7 @@ class PackedModel(PackedTrainer):
                 activation, or if no weight is free.
             RuntimeError: If the previous task is not committed.
         """
-        number = self.committed_tasks + 1
-        names = self.task_names
+        number, names = self.committed_tasks + 1, self.task_names
         taken = names[: number - 1]
         name = default_task_name(number, taken) if name is None else check_task_name(name, taken)
         if len(names) >= number:

@@ -82,7 +82,7 @@ __all__ = [
     "state_of",
     "strategy_scope",
     "task_layers",
-    "use_outputs",
     "trained_values",
+    "use_outputs",
     "view_of",
 ]

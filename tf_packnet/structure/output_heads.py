@@ -44,6 +44,9 @@ _UNCHANGING_LAYERS = (
 )
 
 
+_UNCHANGING_OPERATIONS = ("Cast", "Reshape", "Stack", "Transpose")
+
+
 @dataclass(frozen=True)
 class OutputHead:
     """Where an output of a model comes from.
@@ -251,7 +254,7 @@ def changes_values(operation: Any) -> bool:
         return any(changes_values(each) for each in operation.layers)
     if isinstance(operation, keras.layers.UpSampling2D):
         return operation.interpolation != "nearest"
-    return not isinstance(operation, _UNCHANGING_LAYERS) and type(operation).__name__ != "Cast"
+    return not isinstance(operation, _UNCHANGING_LAYERS) and type(operation).__name__ not in _UNCHANGING_OPERATIONS
 
 
 def is_softmax(function: Any, axes: tuple[int, ...] = (-1,)) -> bool:
