@@ -96,8 +96,8 @@ class Segmenter(keras.Model):
         return self.resize(self.head(self.body(x)))
 
 
-def after_body(*layers, rank=0):
-    inputs = keras.Input((4,) * rank + (6,))
+def after_body(*layers, rank=0, size=4):
+    inputs = keras.Input((size,) * rank + (6,))
     x = L.Dense(5, "tanh", name="body")(inputs)
     for layer in layers:
         x = layer(x)
@@ -146,6 +146,11 @@ KINDS = {
         {"head_layers": ["top"]},
         ["top/two"],
     ),
+    "images of any size": (
+        lambda: after_body(L.Conv2D(3, 1, name="head"), L.UpSampling2D(2, interpolation="bilinear"), rank=2, size=None),
+        {},
+        ["head"],
+    ),
     "TimeDistributed": (
         lambda: after_body(L.TimeDistributed(L.Conv2D(3, 2), name="each"), rank=3),
         {},
@@ -175,7 +180,7 @@ def test_tasks_of_other_sizes_stay_exact_with_a_reload_between_them(kind, tmp_pa
     make, arguments, resizable = KINDS[kind]
     model = make()
     packed = tp.pack(model, **arguments)
-    x = np.random.default_rng(0).normal(size=(8, *packed.input_shape[1:])).astype("float32")
+    x = np.random.default_rng(0).normal(size=(8, *(size or 4 for size in packed.input_shape[1:]))).astype("float32")
     np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
     assert list(lifecycle.heads(packed)) == resizable
     assert all("body" in path for path in packed.owner_maps())

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from tf_packnet.lifecycle import witness
 from tf_packnet.packfile.coding import nbytes
+from tf_packnet.structure.tracing import sized_inputs
 from tf_packnet.system.keras_internals import (
     compute_output_spec,
-    graph_ends,
     has_graph,
     without_memory,
 )
@@ -118,22 +118,34 @@ def _largest_tensors(model: keras.Model) -> tuple[int, int]:
     """Return the size of the largest tensor in a call with one example, and of the largest that has a batch axis."""
     if not has_graph(model):
         return 0, 0
-    graphs = []
-
-    def call(inputs: Any) -> Any:
-        outputs = model(inputs, training=False)
-        graphs.append(tf.compat.v1.get_default_graph())
-        return outputs
-
-    compute_output_spec(call, graph_ends(model)[0])
     shapes = [
         (output.dtype.size, output.shape.as_list())
-        for operation in graphs[0].get_operations()
+        for operation in _traced_operations(model)
         for output in operation.outputs
         if output.shape.rank is not None
     ]
     sizes = [(size * math.prod(length or 1 for length in shape), None in shape) for size, shape in shapes]
     return max((size for size, _ in sizes), default=0), max((size for size, batch in sizes if batch), default=0)
+
+
+def _traced_operations(model: keras.Model) -> list[Any]:
+    """Return the operations in a call of a model."""
+    error: Exception | None = None
+    for inputs in sized_inputs(model):
+        graphs: list[Any] = []
+
+        def call(inputs: Any, graphs: list[Any] = graphs) -> Any:
+            outputs = model(inputs, training=False)
+            graphs.append(tf.compat.v1.get_default_graph())
+            return outputs
+
+        try:
+            compute_output_spec(call, inputs)
+            return graphs[0].get_operations()
+        except Exception as reason:  # raised by a layer that needs a known size, such as a bilinear UpSampling2D
+            error = error or reason
+    assert error is not None
+    raise error
 
 
 def parsed_config(text: bytes, bound: Bound) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from tf_packnet.system.keras_internals import (
     tensorflow_variable,
 )
 
+# Sizes that are tried for axes of unknown size.
+SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
 # Operations that do not read the values of their inputs.
 _SHAPES = ("Shape", "ShapeN", "Size", "Rank")
 
@@ -90,21 +92,42 @@ def refusal_of_outputs(
 
         return call
 
-    for head, plain in heads.items():
-        vars(head)["call"] = replacement(plain)
-    try:
-        specs = compute_output_spec(lambda x: run_graph(model, x, checked), graph_ends(model)[0])
-    except Exception as error:  # the first one in `broken` was raised first
-        operation, error = broken[0] if broken else (model, error)
-        name = f"layer {operation.name!r} (a {plain_class(operation).__name__})"
-        return f"{name} cannot compute with other numbers of outputs ({quoted(error)})"
-    finally:
-        for head in heads:
-            del vars(head)["call"]
-    for spec, expected in zip(keras.tree.flatten(specs), sizes, strict=True):
-        if expected is not None and spec.shape[expected[0]] != expected[1]:
-            return f"an operation after it has a fixed number of outputs, {spec.shape[expected[0]]}"
+    def call(inputs: Any) -> Any:
+        return compute_output_spec(lambda x: run_graph(model, x, checked), inputs)
+
+    for inputs in sized_inputs(model):
+        broken.clear()
+        for head, plain in heads.items():
+            vars(head)["call"] = replacement(plain)
+        try:
+            specs = keras.tree.flatten(call(inputs))
+        except Exception as error:  # the first one in `broken` was raised first
+            operation, error = broken[0] if broken else (model, error)
+            name = f"layer {operation.name!r} (a {plain_class(operation).__name__})"
+            refusal = f"{name} cannot compute with other numbers of outputs ({quoted(error, 0)})"
+        else:
+            found = [(spec.shape[size[0]], size[1]) for spec, size in zip(specs, sizes, strict=True) if size]
+            wrong = [number for number, expected in found if number != expected]
+            return f"an operation after it has a fixed number of outputs, {wrong[0]}" if wrong else None
+        finally:
+            for head in heads:
+                del vars(head)["call"]
+        with contextlib.suppress(Exception):  # raised by a layer that needs a known size
+            call(inputs)
+            return refusal
     return None
+
+
+def sized_inputs(model: keras.Model) -> Iterator[Any]:
+    """Yield symbolic inputs of a graph: its own, then with each of `SIZES` for axes of unknown size, if it has any."""
+    own = graph_ends(model)[0]
+    yield own
+    if any(None in tensor.shape[1:] for tensor in keras.tree.flatten(own)):
+        for size in SIZES:
+            yield keras.tree.map_structure(
+                lambda x, size=size: keras.KerasTensor((x.shape[0], *(each or size for each in x.shape[1:])), x.dtype),
+                own,
+            )
 
 
 def unused_layers(model: keras.Model, inputs: Any) -> list[keras.Layer]:
