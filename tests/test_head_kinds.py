@@ -146,6 +146,11 @@ KINDS = {
         {"head_layers": ["top"]},
         ["top/two"],
     ),
+    "two layers": (
+        lambda: after_body(L.Dense(4, "relu", name="hidden"), L.Dense(3, name="out")),
+        {"head_layers": ["hidden", "out"]},
+        ["out"],
+    ),
     "images of any size": (
         lambda: after_body(L.Conv2D(3, 1, name="head"), L.UpSampling2D(2, interpolation="bilinear"), rank=2, size=None),
         {},

@@ -86,14 +86,15 @@ def pack(
     if graph is not model:
         excluded += _unused(model, graph, excluded)
     roles = Roles((), tuple(excluded), bias_policy, pretrained_policy, _resolved_weights(prune, graph))
-    head_paths = None if head_layers is None or head == "shared" else _resolved("head_layers", head_layers, graph)
+    head_paths = None if head_layers is None or head == "shared" else _resolved_heads(head_layers, graph)
     if refusals.layers_in_several_graphs(graph):
         _raise_if_any(graph, refusals.unsupported_layers(graph))
         flat = Flattened(graph)
         graph, roles = flat.graph, roles.with_paths(flat.paths)
         head_paths = head_paths and [new for path in head_paths for new in flat.paths(path)]
     copies = _checked_copies(graph, roles)
-    roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers, head_paths)))
+    heads, fixed_heads = _heads(graph, head, head_layers, head_paths)
+    roles = dataclasses.replace(roles, heads=tuple(heads), fixed_heads=tuple(fixed_heads))
     copy = copies.connected(graph)
     _raise_if_any(graph, refusals.unequal_copies(graph, copy))
     copy = fold_activations(graph, copy, activations_after_heads(graph, roles.heads))
@@ -137,24 +138,20 @@ def _raise_if_any(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None
 
 def _heads(
     graph: keras.Model, head: str, head_layers: Sequence[str] | None, head_paths: Sequence[str] | None
-) -> list[str]:
-    """Return the paths of the heads: `head_paths`, which the argument `head_layers` means, if any."""
+) -> tuple[list[str], list[str]]:
+    """Return the paths of the heads, `head_paths` if `head_layers` is given, and of those of a fixed size."""
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
-        return []
+        return [], []
     if head_paths is None:
-        return find_heads(graph)
+        return find_heads(graph), []
     heads = list(head_paths)
-    layers = layer_paths.layers_by_path(graph)
-    for path in heads:
-        if not getattr(layers[path], "trainable_weights", None):
-            expected = f"layers with trainable weights; {path!r} is a {type(layers[path]).__name__}"
-            raise ArgumentError("head_layers", expected, head_layers)
     path_of = layer_paths.paths_by_id(graph)
     ends = [path_of.get(id(head.layer), "") for head in output_heads(graph)]
     inside = [end for end in ends if any(end.startswith(f"{path}/") for path in heads)]
-    return list(dict.fromkeys([*heads, *inside]))
+    fixed = [path for path in heads if path not in ends] if all(ends) else []
+    return list(dict.fromkeys([*heads, *inside])), fixed
 
 
 def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
@@ -173,6 +170,17 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
             raise ArgumentError(argument, expected, name)
         resolved += matches
     return resolved
+
+
+def _resolved_heads(names: Sequence[str], graph: keras.Model) -> list[str]:
+    """Return the paths of the layers with these `names`, which must have weights."""
+    paths = _resolved("head_layers", names, graph)
+    layers = layer_paths.layers_by_path(graph)
+    for path in paths:
+        if not getattr(layers[path], "trainable_weights", None):
+            expected = f"layers with trainable weights; {path!r} is a {type(layers[path]).__name__}"
+            raise ArgumentError("head_layers", expected, names)
+    return paths
 
 
 def _resolved_weights(prune: Mapping[str, bool], graph: keras.Model) -> tuple[tuple[str, bool], ...]:

@@ -56,7 +56,8 @@ def _by_head(model: keras.Model, argument: str, value: Any, heads: dict[str, Hea
         return {}
     if not isinstance(value, Mapping):
         fixed = _fixed_heads(model, heads)
-        if heads and fixed and len(model.outputs) > 1:
+        ends = output_heads(model, Head.first_outputs_of, trace=False)
+        if heads and fixed and any(end.layer is None for end in ends):
             names = ", ".join(map(repr, heads))
             expected = f"a mapping with keys among {names}, because the outputs of head {fixed[0]!r} are fixed"
             raise ArgumentError(argument, expected, value)
@@ -76,7 +77,8 @@ def _by_head(model: keras.Model, argument: str, value: Any, heads: dict[str, Hea
 
 def _fixed_heads(model: keras.Model, heads: Iterable[str]) -> list[str]:
     """Return the heads in which no layer can have another number of outputs."""
-    groups = model.pack_settings.roles.heads
+    roles = model.pack_settings.roles
+    groups = [head for head in roles.heads if head not in roles.fixed_heads]
     return [group for group in groups if not any(path == group or path.startswith(f"{group}/") for path in heads)]
 
 

@@ -92,7 +92,7 @@ def make_task_aware(
     weights = named_weights(layer)
     initializers = {name: getattr(layer, f"{name}_initializer", KERAS_DEFAULT) for name in weights}
     if bias_policy == HEAD:
-        copy = fresh_copy(type(layer), layer.get_config(), layer.get_build_config())
+        copy = fresh_copy(type(layer), creatable(type(layer), layer.get_config()), layer.get_build_config())
         initializers |= {name: initializer_of(variable) for name, variable in named_weights(copy).items()}
     ids = {id(variable) for variable in weights.values()}
     routed = {attribute for attribute, _, variable in _held_variables(layer) if id(variable) in ids}
@@ -131,7 +131,7 @@ class GeneratedHead(Head, GeneratedTwin):
     """Mixin of the generated classes of heads."""
 
     def plain_config(self) -> dict[str, Any]:
-        return _as_plain(self, lambda layer: layer.get_config())
+        return creatable(self.plain_class, _as_plain(self, lambda layer: layer.get_config()))
 
     def plain_weights(self, plain: keras.Layer) -> dict[str, keras.Variable]:
         return named_weights(plain)

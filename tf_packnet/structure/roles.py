@@ -25,6 +25,7 @@ class Roles:
     Attributes:
         heads: Layers that become heads, including the layers inside them, with separate weights for each task. A layer
             listed itself may have another number of outputs in each task.
+        fixed_heads: Those of `heads` that always have the same number of outputs, because other heads follow them.
         exclude: Layers that are not changed, including the layers inside them. They are never trained.
         bias_policy: Policy for biases and normalization: `first_task` or `per_task`.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
@@ -36,17 +37,21 @@ class Roles:
     bias_policy: str = "first_task"
     pretrained: str | None = None
     prune: tuple[tuple[str, bool], ...] = ()
+    fixed_heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("heads", "exclude"):  # lists if loaded from JSON
+        for name in ("heads", "exclude", "fixed_heads"):  # lists if loaded from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "prune", tuple((name, each) for name, each in self.prune))
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as JSON values; `Roles(**values)` is the inverse."""
         values = {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
-        del values["prune"]  # not in packs of earlier versions
-        return {**values, "prune": [list(each) for each in self.prune]} if self.prune else values
+        later = {"prune": [list(each) for each in self.prune], "fixed_heads": list(self.fixed_heads)}
+        for name, value in later.items():  # not in packs of earlier versions
+            del values[name]
+            values |= {name: value} if value else {}
+        return values
 
     def with_paths(self, paths: Callable[[str], list[str]]) -> "Roles":
         """Return these roles for a model in which the layers have the paths `paths(path)`."""
@@ -104,7 +109,7 @@ class Roles:
         return make_task_aware(layer, **self._task_settings(path), is_head=self._is_head(layer, path))
 
     def _is_head(self, layer: keras.Layer, path: str) -> bool:
-        return path in self.heads and number_of_outputs(layer) is not None
+        return path in self.heads and path not in self.fixed_heads and number_of_outputs(layer) is not None
 
     def _task_settings(self, path: str) -> dict[str, Any]:
         if self.is_in_head(path):
