@@ -56,8 +56,11 @@ def _by_head(model: keras.Model, argument: str, value: Any, heads: dict[str, Hea
         return {}
     if not isinstance(value, Mapping):
         fixed = _fixed_heads(model, heads)
-        ends = output_heads(model, Head.first_outputs_of, trace=False)
-        if heads and fixed and any(end.layer is None for end in ends):
+        if (
+            heads
+            and fixed
+            and any(end.layer is None for end in output_heads(model, Head.first_outputs_of, trace=False))
+        ):
             names = ", ".join(map(repr, heads))
             expected = f"a mapping with keys among {names}, because the outputs of head {fixed[0]!r} are fixed"
             raise ArgumentError(argument, expected, value)
