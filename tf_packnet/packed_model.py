@@ -126,8 +126,8 @@ class PackedModel(PackedTrainer):
         Args:
             name: Unique name of the task, at most 200 bytes in UTF-8, without control characters. Default:
                 `task_<number>`; if another task has that name, `task_<number>_1` and so on.
-            num_classes: Number of outputs of the task's head, 1 for regression; with several heads, a mapping by the
-                name of the head. Default: as in the previous task.
+            num_classes: Number of outputs of the task's head (units, filters), 1 for regression; with several heads, a
+                mapping by the name of the head. Default: as in the previous task.
             activation: Activation of the task's head, such as `linear` or `softmax`; with several heads, a mapping by
                 the name of the head. Default: the activation of the model.
 
@@ -139,8 +139,7 @@ class PackedModel(PackedTrainer):
                 activation, or if no weight is free.
             RuntimeError: If the previous task is not committed.
         """
-        number = self.committed_tasks + 1
-        names = self.task_names
+        number, names = self.committed_tasks + 1, self.task_names
         taken = names[: number - 1]
         name = default_task_name(number, taken) if name is None else check_task_name(name, taken)
         if len(names) >= number:
@@ -323,10 +322,10 @@ class PackedModel(PackedTrainer):
 
     @contextlib.contextmanager
     def _loading(self, argument: str, value: Any) -> Iterator[None]:
-        units = [head.units for head in lifecycle.heads(self).values()]
+        outputs = lifecycle.head_outputs(self)
         with safe_loading.keeping_tasks(self, argument, value):
             yield
-        if units != [head.units for head in lifecycle.heads(self).values()]:
+        if outputs != lifecycle.head_outputs(self):
             lifecycle.drop_compiled_functions(self)
 
     def owner_maps(self) -> dict[str, np.ndarray]:
@@ -380,6 +379,7 @@ class PackedModel(PackedTrainer):
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,
             "roles": settings.roles.to_json(),
+            "outputs": {path: head.last_outputs for path, head in lifecycle.heads(self).items()},
         }
         own = model_class.description_of(self)
         return config if own is None else {**config, "model": own}
@@ -394,10 +394,11 @@ class PackedModel(PackedTrainer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PackedModel":
         config = checked_format(config)
-        own = config.pop("model", None)
+        own, outputs = config.pop("model", None), config.pop("outputs", {})
         own_class = None if own is None else model_class.user_class(own, custom_objects)
         network = keras.Model.from_config(config.pop("network"), custom_objects=custom_objects)
         packed = cls.of_network(network, Roles(**config.pop("roles", {})), own_class, **config)
+        lifecycle.use_outputs(packed, outputs)
         if own is not None:
             model_class.take_over_model(packed, own)
         return packed

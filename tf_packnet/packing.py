@@ -17,7 +17,7 @@ from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import layer_paths, overrides, refusals
 from tf_packnet.structure.flattening import Flattened
 from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
-from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations
+from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations, output_heads
 from tf_packnet.structure.roles import Roles
 from tf_packnet.structure.tracing import layers_with_unmasked_reads, layers_with_untracked_variables, unused_layers
 from tf_packnet.system.keras_internals import all_layers, graph_ends, own_trainable_variables, own_variables
@@ -41,8 +41,9 @@ def pack(
 
     Args:
         model: A built Sequential, functional or subclassed model with layers of any class. It is not changed.
-        head: `per_task`: the Dense layers from which the outputs come become unpruned heads, separate for each task;
-            `shared`: they are masked and pruned like other layers, and all tasks share them.
+        head: `per_task`: the layers from which the outputs come (Dense, convolutions, EinsumDense and other layers
+            whose config has their number of outputs) become unpruned heads, separate for each task; `shared`: they are
+            masked and pruned like other layers, and all tasks share them.
         bias_policy: `first_task`: biases and normalization are trained by task 1, then frozen; `per_task`: each task
             has its own.
         freed_weights: Start values of the free weights in each task: `zero`, `keep` (their values when they were
@@ -53,7 +54,8 @@ def pack(
         prune_pretrained: Used with `pretrained="task 0"`. True: a pruned weight is 0, so that the network of a task is
             sparse. False: a pruned weight returns to its pretrained value, which all tasks see wherever they own no
             weight; each task keeps the weights that differ most from their pretrained values.
-        head_layers: Names of the heads, if they cannot be found from the outputs.
+        head_layers: Names of the heads, if they cannot be found from the outputs: any layers with weights. A layer that
+            contains layers, such as a decoder, becomes a head as a whole.
         exclude: Names of layers that are not changed, including the layers inside them: all tasks share them, and they
             are neither trained nor pruned. Layers with `trainable=False` are treated in the same way.
         prune: Whether to prune a weight, by name, such as `{"positions/table": False}`. Default: weights with more than
@@ -84,14 +86,15 @@ def pack(
     if graph is not model:
         excluded += _unused(model, graph, excluded)
     roles = Roles((), tuple(excluded), bias_policy, pretrained_policy, _resolved_weights(prune, graph))
-    head_paths = None if head_layers is None or head == "shared" else _resolved("head_layers", head_layers, graph)
+    head_paths = None if head_layers is None or head == "shared" else _resolved_heads(head_layers, graph)
     if refusals.layers_in_several_graphs(graph):
         _raise_if_any(graph, refusals.unsupported_layers(graph))
         flat = Flattened(graph)
         graph, roles = flat.graph, roles.with_paths(flat.paths)
         head_paths = head_paths and [new for path in head_paths for new in flat.paths(path)]
     copies = _checked_copies(graph, roles)
-    roles = dataclasses.replace(roles, heads=tuple(_heads(graph, head, head_layers, head_paths)))
+    heads, fixed_heads = _heads(graph, head, head_layers, head_paths)
+    roles = dataclasses.replace(roles, heads=tuple(heads), fixed_heads=tuple(fixed_heads))
     copy = copies.connected(graph)
     _raise_if_any(graph, refusals.unequal_copies(graph, copy))
     copy = fold_activations(graph, copy, activations_after_heads(graph, roles.heads))
@@ -135,21 +138,20 @@ def _raise_if_any(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None
 
 def _heads(
     graph: keras.Model, head: str, head_layers: Sequence[str] | None, head_paths: Sequence[str] | None
-) -> list[str]:
-    """Return the paths of the heads: `head_paths`, which the argument `head_layers` means, if any."""
+) -> tuple[list[str], list[str]]:
+    """Return the paths of the heads, `head_paths` if `head_layers` is given, and of those of a fixed size."""
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))
-        return []
+        return [], []
     if head_paths is None:
-        return find_heads(graph)
+        return find_heads(graph), []
     heads = list(head_paths)
-    layers = layer_paths.layers_by_path(graph)
-    for path in heads:
-        if type(layers[path]) is not keras.layers.Dense:
-            expected = f"Dense layers; {path!r} is a {type(layers[path]).__name__}"
-            raise ArgumentError("head_layers", expected, head_layers)
-    return heads
+    path_of = layer_paths.paths_by_id(graph)
+    ends = [path_of.get(id(head.layer), "") for head in output_heads(graph)]
+    inside = [end for end in ends if any(end.startswith(f"{path}/") for path in heads)]
+    fixed = [path for path in heads if path not in ends] if all(ends) else []
+    return list(dict.fromkeys([*heads, *inside])), fixed
 
 
 def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
@@ -168,6 +170,17 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
             raise ArgumentError(argument, expected, name)
         resolved += matches
     return resolved
+
+
+def _resolved_heads(names: Sequence[str], graph: keras.Model) -> list[str]:
+    """Return the paths of the layers with these `names`, which must have weights."""
+    paths = _resolved("head_layers", names, graph)
+    layers = layer_paths.layers_by_path(graph)
+    for path in paths:
+        if not getattr(layers[path], "trainable_weights", None):
+            expected = f"layers with trainable weights; {path!r} is a {type(layers[path]).__name__}"
+            raise ArgumentError("head_layers", expected, names)
+    return paths
 
 
 def _resolved_weights(prune: Mapping[str, bool], graph: keras.Model) -> tuple[tuple[str, bool], ...]:
@@ -190,7 +203,7 @@ def _check_pruned(packed: PackedModel, roles: Roles) -> None:
         path, _, weight_name = name.rpartition("/")
         layer = layers.get(path)
         names: list[str] = []
-        if layer is not None and path not in roles.heads:
+        if layer is not None and not roles.is_in_head(path):
             names += [weight.name for weight in layer.masked_weights]
             names += [weight.name for weight in layer.task_weights if weight.variable.trainable]
         if weight_name not in names:

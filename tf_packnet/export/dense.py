@@ -1,18 +1,21 @@
 """One task of a pack as a plain Keras model with dense kernels, which are 0 where the task uses no weight."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers import TWINS, TaskHead, TaskLayer
+from tf_packnet.layers import TWINS, TaskLayer
+from tf_packnet.layers.head import Head, fresh_copy, number_of_outputs, outputs_in, with_outputs
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.structure.generated import GeneratedTwin, plain_class, plain_variables
+from tf_packnet.structure.generated import GeneratedTwin, named_weights, plain_class, plain_variables
 from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
-from tf_packnet.structure.layer_paths import layers_by_path
+from tf_packnet.structure.layer_paths import is_graph, layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
 
@@ -43,7 +46,9 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
     state = _recorded_state(packed, number)
     for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
-        if isinstance(source, GeneratedTwin):
+        if isinstance(source, Head):
+            _copy_head(source, target, number, state)
+        elif isinstance(source, GeneratedTwin):
             _copy_generated(source, target, number, state)
         elif isinstance(source, TaskLayer):
             _copy_task_layer(source, target, number, state)
@@ -66,20 +71,52 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
 
 def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
     """Return the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
-    plain_classes: dict[type[keras.Layer], type[keras.Layer]] = {
-        TaskHead: keras.layers.Dense,
-        **{masked: plain for plain, masked in TWINS.items()},
-    }
+    if isinstance(source, Head):
+        return source.plain_class.from_config(source.config_of(task))
+    resized = {path: head for path, head in layers_by_path(source).items() if _is_resized(head, task)}
+    if resized and not is_graph(source):
+        return _resized(layer, resized, task) or layer
+    plain_classes = {masked: plain for plain, masked in TWINS.items()}
     if type(source) not in plain_classes:
         return layer
     config = source.get_config()
     for key in ("bias_policy", "pretrained", "prune"):
         config.pop(key, None)
-    if isinstance(source, TaskHead):
-        config["units"] = source.units_of(task)
-        activation = source.activation_of(task)
-        config["activation"] = keras.activations.serialize(source.own_activation) if activation is None else activation
     return plain_classes[type(source)].from_config(config)
+
+
+def _is_resized(layer: keras.Layer, task: int) -> bool:
+    return isinstance(layer, Head) and layer.outputs_of(task) != Head.first_outputs_of(layer)
+
+
+def _resized(layer: keras.Layer, heads: Mapping[str, Head], task: int) -> keras.Layer | None:
+    """Return a plain layer that creates the layers inside it with the outputs of a task, as its config says.
+
+    Args:
+        layer: A plain layer whose code creates layers, with its first number of outputs.
+        heads: The resized heads inside it, by path.
+        task: Number of the task.
+
+    Returns:
+        The new layer, not built; None if its config does not have the number of outputs of its heads.
+    """
+    sizes = {(Head.first_outputs_of(head), head.outputs_of(task), head.activation_of(task)) for head in heads.values()}
+    if len(sizes) > 1:
+        return None
+    ((first, outputs, activation),) = sizes
+    try:
+        config = layer.get_config()
+        if activation is not None or outputs_in(config) != first:
+            return None
+        config = with_outputs(config, outputs)
+        copy = fresh_copy(type(layer), config, layer.get_build_config())
+        copies = layers_by_path(copy)
+        is_same = set(copies) == set(layers_by_path(layer)) and all(
+            number_of_outputs(copies[path]) == outputs for path in heads
+        )
+        return type(layer).from_config(config) if is_same else None
+    except Exception:  # raised by the layer's own code
+        return None
 
 
 def _recorded_state(packed: PackedModel, task: int) -> dict[int, np.ndarray]:
@@ -94,8 +131,19 @@ def _copy_task_layer(source: TaskLayer, target: keras.Layer, task: int, state: d
     variables = {variable.name: variable for variable in target.weights}
     for weight in source.masked_weights:
         variables[weight.name].assign(kernel_of_task(weight, task))
-    for own in source.weights_of(task) if isinstance(source, TaskHead) else source.task_weights:
+    for own in source.task_weights:
         variables[own.name].assign(_value_of_task(own, task))
+    _copy_state(source, target, state)
+
+
+def _copy_head(source: Head, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
+    variables = named_weights(target)
+    for own in source.weights_of(task):
+        variables[own.name].assign(_value_of_task(own, task))
+    _copy_state(source, target, state)
+
+
+def _copy_state(source: TaskLayer, target: keras.Layer, state: dict[int, np.ndarray]) -> None:
     targets = dict(own_state(target))
     for name, variable in own_state(source):
         if name in targets:

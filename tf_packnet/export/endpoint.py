@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.system.keras_internals import as_function, graph_ends
+from tf_packnet.system.keras_internals import as_function, graph_ends, output_names
 
 Preprocessing = str | float | Mapping[str, str | float] | None
 ClassNames = Sequence[str] | Mapping[str, Sequence[str]] | None
@@ -43,7 +43,7 @@ class Endpoint:
         self._graph = as_function(model)
         self._inputs = keras.tree.flatten(graph_ends(self._graph)[0])
         self.input_names = _unique(tensor.name for tensor in self._inputs)
-        self.output_names = _output_names(self._graph)
+        self.output_names = _unique(output_names(self._graph))
         self.scales = _scales(preprocessing, dict(zip(self.input_names, self._inputs, strict=True)))
         outputs = keras.tree.flatten(model.outputs)
         units = {name: output.shape[-1] for name, output in zip(self.output_names, outputs, strict=True)}
@@ -112,12 +112,6 @@ class Endpoint:
         if isinstance(structure, (list, tuple)) and len(flat) == 1:
             return flat[0]
         return keras.tree.pack_sequence_as(structure, list(flat))
-
-
-def _output_names(graph: keras.Model) -> list[str]:
-    if isinstance(graph_ends(graph)[1], dict):
-        return _unique(str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph_ends(graph)[1]))
-    return _unique(graph.output_names)
 
 
 def _unique(names: Iterable[str]) -> list[str]:

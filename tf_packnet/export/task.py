@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.export import saved_model, tflite
 from tf_packnet.export.compaction import compact_model
@@ -12,6 +13,7 @@ from tf_packnet.export.dense import dense_model
 from tf_packnet.export.endpoint import ClassNames, Endpoint, Preprocessing
 from tf_packnet.export.paths import SUFFIXES, check_path
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.structure.graphs import checked_copy
 from tf_packnet.system import files
 
 
@@ -61,6 +63,8 @@ def export_task(
         expected = "a few hundred examples" if calibration is None else "None, because only tflite_int8 is calibrated"
         raise ArgumentError("calibration", f"{expected} (format={format!r})", _shape(calibration))
     endpoint = Endpoint(dense_model(packed, task), preprocessing, class_names)
+    if format == "keras" and any("/" in path for path in lifecycle.heads(packed)):
+        checked_copy(endpoint.model)
     if calibration is not None:
         calibration = tflite.check_calibration(endpoint, calibration)
     if compact:

@@ -12,6 +12,7 @@ from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.planning import outputs_of
 from tf_packnet.pruning import ownership
+from tf_packnet.system.keras_internals import output_names
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class TaskFacts:
     Attributes:
         number: Its number (1-based).
         name: Its name.
-        outputs: Units of its heads, by head; empty if all tasks share one head.
+        outputs: Number of outputs of its heads, by head (by output if it is fixed); empty if all tasks share one head.
         class_names: Recorded names of its classes; None if not recorded.
         weights: Number of prunable weights that it owns.
         share: The same as a fraction of all prunable weights.
@@ -170,6 +171,9 @@ def _tasks(
 ) -> tuple[TaskFacts, ...]:
     weights = sum(layer.weights for layer in layers)
     heads = lifecycle.heads(packed)
+    fixed: dict[str, int] = {}
+    if not heads and packed.pack_settings.head == "per_task":
+        fixed = {name: each.shape[-1] for name, each in zip(output_names(packed), packed.outputs, strict=True)}
     scores = record.get("accuracy", ())
     tasks = []
     for index, name in enumerate(packed.task_names[: packed.committed_tasks]):
@@ -180,7 +184,7 @@ def _tasks(
             TaskFacts(
                 number=index + 1,
                 name=name,
-                outputs={place: head.units_of(index + 1) for place, head in heads.items()},
+                outputs={place: head.outputs_of(index + 1) for place, head in heads.items()} or fixed,
                 class_names=classes and tuple(map(str, classes)),
                 weights=owned,
                 share=owned / weights,

@@ -18,7 +18,7 @@ from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import check_task_number, view
 from tf_packnet.pruning.ownership import MAX_TASKS
-from tf_packnet.pruning.policies import BIAS_POLICIES, PRETRAINED
+from tf_packnet.pruning.policies import BIAS_POLICIES, HEAD, PRETRAINED
 from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
 
@@ -60,7 +60,8 @@ class TaskLayer(KerasLayer):
     `per_task` follow `bias_policy`.
 
     Args:
-        bias_policy: `first_task` (biases are trained by task 1, then frozen) or `per_task` (each task has its own).
+        bias_policy: `first_task` (biases are trained by task 1, then frozen), `per_task` (each task has its own) or
+            `head` (each task has its own copy of all weights, which starts from new random values; none are pruned).
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         prune: Whether to prune a weight, by its name, such as `{"bias": True}`. Default: the weights in `masked`.
     """
@@ -85,7 +86,8 @@ class TaskLayer(KerasLayer):
 
     def set_up_tasks(self, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool]) -> None:
         """Set the attributes of a new layer, see the arguments of the class."""
-        check_choice("bias_policy", bias_policy, BIAS_POLICIES)
+        if bias_policy != HEAD:
+            check_choice("bias_policy", bias_policy, BIAS_POLICIES)
         if pretrained is not None:
             check_choice("pretrained", pretrained, PRETRAINED)
         lora_rank = getattr(self, "lora_rank", None)
@@ -145,11 +147,17 @@ class TaskLayer(KerasLayer):
         object.__setattr__(self, "_routes", routes)
 
     def _route(self, name: str) -> Route:
-        if self.prune.get(name, name in self.masked):
-            variable = self._raw(name)
-            initializer = self.__dict__.get("_initializers", {}).get(id(variable), KERAS_DEFAULT)
+        variable = self._raw(name)
+        initializer = self.__dict__.get("_initializers", {}).get(id(variable), KERAS_DEFAULT)
+        return self._new_route(name, variable, initializer, name in self.masked)
+
+    def _new_route(self, name: str, variable: Any, initializer: Any, is_masked: bool) -> Route:
+        """Create the weight of a variable; `is_masked` says whether it is pruned unless `prune` says otherwise."""
+        if self.bias_policy == HEAD:
+            return TaskWeight(self, name, variable, "per_task", initializer)
+        if self.prune.get(name, is_masked):
             return MaskedWeight(self, name, variable, initializer, self.pretrained)
-        return TaskWeight(self, name, self._raw(name), self.bias_policy)
+        return TaskWeight(self, name, variable, self.bias_policy)
 
     def _raw(self, name: str) -> keras.Variable | None:
         return getattr(self, f"_{name}", None)
@@ -259,6 +267,10 @@ class TaskLayer(KerasLayer):
         self.save_progress(store)
         for weight in self._routes.values():
             weight.save(store)
+        self.save_state(store)
+
+    def save_state(self, store: dict) -> None:
+        """Write the layer's own variables that belong to no task's weights."""
         for number, variable in enumerate(self.variables_of_no_task):
             store[f"{_STATE}{number}"] = view(variable)
 
@@ -283,6 +295,10 @@ class TaskLayer(KerasLayer):
                 weight.load(store)
             else:
                 weight.load(store, range(1, self.committed_tasks + 1))
+        self.load_state(store)
+
+    def load_state(self, store: dict) -> None:
+        """Load what `save_state` has written."""
         for number, variable in enumerate(self.variables_of_no_task):
             if f"{_STATE}{number}" in store:  # other formats save it elsewhere
                 variable.assign(np.asarray(store[f"{_STATE}{number}"]))

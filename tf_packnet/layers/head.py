@@ -1,7 +1,13 @@
-"""`TaskHead`, an unpruned output layer with separate weights for each task, as in Mallya & Lazebnik 2018."""
+"""Unpruned output layers with separate weights for each task, as in Mallya & Lazebnik 2018.
+
+`Head` is a mixin for any Keras layer whose config says how many outputs it has. `TaskHead` is the one for `Dense`;
+`tf_packnet.structure.generated` makes the others.
+"""
 
 import json
+import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,172 +17,350 @@ from keras import ops
 from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.products import NARROW, narrow_product
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import Store
-from tf_packnet.system.keras_internals import unlocked
+from tf_packnet.layers.weights import Store, replaced
+from tf_packnet.pruning.policies import HEAD
+from tf_packnet.system.keras_internals import (
+    initializer_of,
+    own_trainable_variables,
+    sublayers,
+    unlocked,
+    without_memory,
+)
 from tf_packnet.system.limits import Bound
 
+# Keys in the config of a layer that say how many outputs it has. The last entry of `output_shape` counts.
+_OUTPUT_KEYS = ("units", "filters", "output_shape", "num_classes")
+_DATA = (bool, int, float, str, type(None))
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class TaskHead(TaskLayer, keras.layers.Dense):
-    """A `Dense` output layer with a separate kernel `(inputs, units)` and bias for each task.
+
+def outputs_in(config: Mapping[str, Any]) -> int | None:
+    """Return the number of outputs in the config of a layer; None if it has none that can be changed."""
+    for value in (config[key] for key in _OUTPUT_KEYS if key in config):
+        last = value[-1] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(last, int) and not isinstance(last, bool):
+            return last
+    return None
+
+
+def number_of_outputs(layer: keras.Layer) -> int | None:
+    """Return the number of outputs of a layer that can be a `Head`; None for another layer.
+
+    A head has weights of its own, none in layers inside it, and its config says how many outputs it has.
+    """
+    if not isinstance(layer, keras.Layer) or not own_trainable_variables(layer):
+        return None
+    if any(inner.variables for inner in sublayers(layer)):
+        return None
+    try:
+        outputs = outputs_in(layer.get_config())
+    except Exception:  # raised by the layer's own code
+        return None
+    return outputs if outputs is not None and _has_outputs(layer, outputs) else None
+
+
+def class_axis(head: keras.Layer) -> int:
+    """Return the axis of the output of a head with one entry per class: the channels."""
+    return 1 if getattr(head, "data_format", None) == "channels_first" else -1
+
+
+def _has_outputs(layer: keras.Layer, outputs: int) -> bool:
+    """Return whether the output of a built layer has `outputs` entries per position; True if this is unknown."""
+    try:
+        shape = layer.compute_output_shape((layer.get_build_config() or {})["input_shape"])
+        return shape[class_axis(layer)] == outputs
+    except Exception:  # raised by the layer's own code, or the layer takes several inputs
+        return True
+
+
+def with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """Return a config with another number of outputs, see `outputs_in`."""
+    key = next(key for key in _OUTPUT_KEYS if key in config)
+    value = config[key]
+    return {**config, key: type(value)([*value[:-1], outputs]) if isinstance(value, (list, tuple)) else outputs}
+
+
+def fresh_copy(cls: type[keras.Layer], config: dict[str, Any], build_config: dict[str, Any] | None) -> keras.Layer:
+    """Return a layer whose variables have shapes and initializers, but no memory."""
+    seeds = random.getstate()  # Keras draws the seeds of initializers from it
+    try:
+        with without_memory():
+            layer = cls.from_config(config)
+            if build_config:
+                layer.build_from_config(build_config)
+            return layer
+    finally:
+        random.setstate(seeds)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The weights of a head for one number of outputs.
+
+    Attributes:
+        routes: The weights by name.
+        held: The layer's attributes that hold their variables.
+        settings: The layer's attributes that have another value than for its first number of outputs.
+    """
+
+    routes: Mapping[str, TaskWeight]
+    held: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+class Head(TaskLayer):
+    """Mixin for an output layer with separate weights for each task. Put it before the Keras layer in the bases.
 
     Each task starts from new random values; its head never changes after the commit. Tasks may have different numbers
-    of units and activations. Tasks with the same number of units share one pair of Keras variables, so that they also
-    share compiled training steps.
+    of outputs and activations. Tasks with the same number of outputs share their Keras variables, so that they also
+    share compiled training steps. The variables for another number of outputs have the shapes that a plain layer with
+    that number in its config has.
     """
 
     masked = ()
-    per_task = ("kernel", "bias")
-    kernel = Routed()
-    bias = Routed()
-    units: int
+    plain_class: type[keras.Layer]
+    num_outputs: int  # of the selected task
     activation: Callable[[Any], Any]
     _routes: Mapping[str, TaskWeight]
-    _units_of: dict[int, int]  # by task
+    _outputs_of: dict[int, int]  # by task
     _activation_of: dict[int, str]  # by task, for activations other than the layer's own
-    _own_activation: Callable[[Any], Any]
-    _slots: dict[int, Mapping[str, TaskWeight]]  # routes by number of units
+    _own_activation: Callable[[Any], Any] | None
+    _slots: dict[int, _Slot]  # by number of outputs
+    _first_settings: dict[str, Any]
 
-    def __init__(self, units: int, *args: Any, **kwargs: Any):
-        super().__init__(units, *args, **kwargs)
-        # `object.__setattr__` bypasses Keras's tracking.
-        object.__setattr__(self, "_units_of", {})
-        object.__setattr__(self, "_activation_of", {})
-        object.__setattr__(self, "_own_activation", self.activation)
-        object.__setattr__(self, "_slots", {})
+    def set_up_head(self, held: Mapping[str, Any] | None = None) -> None:
+        """Set the attributes of a new head.
 
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        self._slots[self.units] = self._routes
+        Args:
+            held: The attributes that hold the variables of a built layer.
+        """
+        outputs = outputs_in(self.plain_config())
+        values = {
+            "num_outputs": outputs,
+            "_outputs_of": {},
+            "_activation_of": {},
+            "_own_activation": vars(self).get("activation"),
+            "_slots": {} if held is None else {outputs: _Slot(self._routes, held, {})},
+            "_first_settings": {},
+        }
+        vars(self).update(values)  # bypasses Keras's tracking
 
-    def _route(self, name: str) -> TaskWeight:
-        return TaskWeight(self, name, self._raw(name), "per_task", getattr(self, f"{name}_initializer"))
+    def plain_config(self) -> dict[str, Any]:
+        """Return the config of the plain Keras layer, with the present number of outputs and activation."""
+        raise NotImplementedError
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:
-            return super().call(inputs, training=training)
-        return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))
+    def plain_weights(self, plain: keras.Layer) -> dict[str, keras.Variable]:
+        """Return the trainable variables of a plain layer by the names of the weights."""
+        raise NotImplementedError
+
+    def config_with(self, outputs: int, activation: str | None = None) -> dict[str, Any]:
+        """Return the config of the plain Keras layer.
+
+        Args:
+            outputs: Its number of outputs.
+            activation: Name of its activation. Default: the layer's own.
+        """
+        config = with_outputs(self.plain_config(), outputs)
+        if self.own_activation is not None:
+            own = keras.activations.serialize(self.own_activation)
+            config["activation"] = own if activation is None else activation
+        return config
+
+    def config_of(self, task: int) -> dict[str, Any]:
+        """Return the config of the plain Keras layer that computes as `task` (1-based, committed or open)."""
+        return self.config_with(self.outputs_of(task), self.activation_of(task))
+
+    @property
+    def last_outputs(self) -> int:
+        """Number of outputs of the last task."""
+        return self.outputs_of(max(self._outputs_of, default=1))
+
+    def last_config(self) -> dict[str, Any]:
+        """Return the config of the plain Keras layer, with the outputs of the last task and the layer's own activation.
+
+        Not those of the selected task: the saved slots of the optimizer belong to the last one.
+        """
+        return self.config_with(self.last_outputs)
+
+    def plain_with(self, outputs: int) -> keras.Layer:
+        """Return the plain Keras layer with another number of outputs, built without memory.
+
+        Raises:
+            Exception: Any error of the layer's own code; ValueError if its weights are others then.
+        """
+        plain = fresh_copy(self.plain_class, self.config_with(outputs), self.get_build_config())  # type: ignore[attr-defined]
+        names = list(self.plain_weights(plain))
+        if names != list(self._routes):
+            raise ValueError(f"its weights are then {', '.join(names)}, not {', '.join(self._routes)}")
+        return plain
+
+    def shapes_with(self, outputs: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights, by name, for a number of outputs."""
+        if outputs in self._slots:
+            return {name: tuple(weight.variable.shape) for name, weight in self._slots[outputs].routes.items()}
+        return {name: tuple(each.shape) for name, each in self.plain_weights(self.plain_with(outputs)).items()}
+
+    @staticmethod
+    def first_outputs_of(layer: Any) -> int | None:
+        """Return the number of outputs with which a head was built; None for another layer."""
+        return next(iter(layer._slots), None) if isinstance(layer, Head) else None
 
     @property
     def own_activation(self) -> Any:
-        """Activation of the tasks that were begun without one."""
+        """Activation of the tasks that were begun without one; None if the layer has no such attribute."""
         return self._own_activation
 
     @property
     def all_task_weights(self) -> list[TaskWeight]:
-        return [weight for slot in self._slots.values() for weight in slot.values()]
+        return [weight for slot in self._slots.values() for weight in slot.routes.values()]
 
-    def use(self, units: int, activation: str | None = None) -> bool:
+    def use(self, outputs: int, activation: str | None = None) -> bool:
         """Switch to a number of outputs and an activation.
 
         Args:
-            units: Number of outputs.
+            outputs: Number of outputs.
             activation: Name of the activation. Default: the layer's own.
 
         Returns:
             Whether anything changed, so that compiled steps must be traced again.
         """
-        new_activation = self._own_activation if activation is None else keras.activations.get(activation)
-        changed = new_activation is not self.activation
-        self.activation = new_activation
-        return self._use_units(units) or changed
+        changed = False
+        if self._own_activation is not None:
+            new_activation = self._own_activation if activation is None else keras.activations.get(activation)
+            changed = new_activation is not self.activation
+            self.activation = new_activation
+        return self._use_outputs(outputs) or changed
 
-    def _use_units(self, units: int) -> bool:
-        """Switch to the variables of tasks with `units` outputs; return whether the layer's shape changed."""
-        if units == self.units:
+    def _use_outputs(self, outputs: int) -> bool:
+        """Switch to the variables of tasks with this number of outputs; return whether the layer's shape changed."""
+        if outputs == self.num_outputs:
             return False
+        slot = self._slots.get(outputs) or self._new_slot(outputs)
         for weight in self._routes.values():
             weight.variable.trainable = False  # optimizers get only the variables in use
-        self.units = units
-        if units not in self._slots:
-            self._slots[units] = self._new_slot(units)
-        self._set_routes(self._slots[units])
-        for name, weight in self._routes.items():
+        self._slots[outputs] = slot
+        self._set_routes(slot.routes)
+        vars(self).update({**self._first_settings, **slot.settings, **slot.held, "num_outputs": outputs})
+        for weight in self._routes.values():
             weight.variable.trainable = True
-            self._swap_raw(name, weight.variable)
         return True
 
-    def _new_slot(self, units: int) -> dict[str, TaskWeight]:
-        shapes = {"kernel": (self._kernel.shape[0], units), "bias": (units,)}
-        slot = {}
+    def _new_slot(self, outputs: int) -> _Slot:
+        plain, first = self.plain_with(outputs), self.plain_with(next(iter(self._slots)))
+        settings = {
+            name: value
+            for name, value in vars(plain).items()
+            if _is_data(value) and name in vars(first) and vars(first)[name] != value
+        }
+        for name in settings:
+            self._first_settings.setdefault(name, vars(self)[name])
+        routes, variables = {}, {}
         with unlocked(self):
-            for name in self._routes:
-                initializer = getattr(self, f"{name}_initializer")
+            for name, new in self.plain_weights(plain).items():
                 variable = self.add_weight(
-                    name=f"{name}_{units}",
-                    shape=shapes[name],
-                    initializer=initializer,
-                    regularizer=getattr(self, f"{name}_regularizer"),
-                    constraint=getattr(self, f"{name}_constraint"),
+                    name=f"{name}_{outputs}",
+                    shape=tuple(new.shape),
+                    dtype=new.dtype,
+                    initializer=initializer_of(new),
+                    regularizer=new.regularizer,
+                    constraint=new.constraint,
                 )
-                slot[name] = TaskWeight(self, name, variable, "per_task", initializer)
-        return slot
-
-    def _swap_raw(self, name: str, variable: keras.Variable) -> None:
-        with unlocked(self):
-            setattr(self, f"_{name}", variable)
+                variables[id(self._routes[name].variable)] = variable
+                routes[name] = TaskWeight(self, name, variable, "per_task", initializer_of(new))
+        held = replaced(
+            dict(self._slots[self.num_outputs].held), lambda variable: variables.get(id(variable), variable)
+        )
+        return _Slot(routes, held, settings)
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
         super().begin_task(freed_weights, seed)
         task = self.committed_tasks + 1
-        self._units_of[task] = self.units
-        if self.activation is not self._own_activation:
+        self._outputs_of[task] = self.num_outputs
+        if self._own_activation is not None and self.activation is not self._own_activation:
             self._activation_of[task] = keras.activations.serialize(self.activation)
 
     def commit_task(self) -> None:
-        self._units_of.setdefault(self.committed_tasks + 1, self.units)  # task 1 needs no `begin_task`
+        self._outputs_of.setdefault(self.committed_tasks + 1, self.num_outputs)  # task 1 needs no `begin_task`
         super().commit_task()
 
-    def units_of(self, task: int) -> int:
+    def outputs_of(self, task: int) -> int:
         """Return the number of outputs of `task` (1-based, committed or open)."""
-        return self._units_of.get(task, self.units)
+        return self._outputs_of.get(task, self.num_outputs)
 
     def weights_of(self, task: int) -> list[TaskWeight]:
-        """Return the kernel and bias that `task` (1-based, committed or open) uses."""
-        return list(self._slots[self.units_of(task)].values())
+        """Return the weights that `task` (1-based, committed or open) uses."""
+        return list(self._slots[self.outputs_of(task)].routes.values())
 
     def activation_of(self, task: int) -> str | None:
         """Return the activation with which `task` (1-based, committed or open) was begun; None: the layer's own."""
         return self._activation_of.get(task)
 
     def use_task(self, task: int) -> bool:
-        """Switch to the units and activation of `task` (1-based, committed or open), see `use`."""
-        return self.use(self.units_of(task), self.activation_of(task))
+        """Switch to the outputs and activation of `task` (1-based, committed or open), see `use`."""
+        return self.use(self.outputs_of(task), self.activation_of(task))
 
+    # The keys say "units" for every kind of head, as in the files of the first versions.
     def save_own_variables(self, store: dict) -> None:
         self.save_progress(store)
-        store["units_of"] = np.array(list(self._units_of.items()), int).reshape(-1, 2)
+        store["units_of"] = np.array(list(self._outputs_of.items()), int).reshape(-1, 2)
         store["activation_of"] = np.frombuffer(json.dumps(self._activation_of).encode(), np.uint8)
-        for units, slot in self._slots.items():
-            for weight in slot.values():
-                weight.save(_Prefixed(store, f"units_{units}."))
+        for outputs, slot in self._slots.items():
+            for weight in slot.routes.values():
+                weight.save(_Prefixed(store, f"units_{outputs}."))
+        self.save_state(store)
 
     def restore_own_variables(self, store: dict) -> None:
         self.load_progress(store)
-        self._units_of.update((int(task), int(units)) for task, units in store["units_of"][()])
+        self._outputs_of.update((int(task), int(outputs)) for task, outputs in store["units_of"][()])
         if "activation_of" in store:  # files of earlier versions do not have it
             activations = Bound().parsed(np.asarray(store["activation_of"][()], np.uint8).tobytes(), "activation_of")
             self._activation_of.update((int(task), name) for task, name in activations.items())
-        for units in sorted({self.units, *self._units_of.values()}):
-            for name in self._routes:  # before variables of that size are created
-                if store[f"units_{units}.{name}.variable"].shape[-1:] != (units,):
-                    raise ValueError(f"{name} of a head with {units} units has another size")
-            self._use_units(units)
+        for outputs in sorted({self.num_outputs, *self._outputs_of.values()}):
+            for name, shape in self.shapes_with(outputs).items():  # before variables of that size are created
+                if tuple(store[f"units_{outputs}.{name}.variable"].shape) != shape:
+                    raise ValueError(f"{name} of a head with {outputs} outputs has another size")
+            self._use_outputs(outputs)
             for weight in self._routes.values():
-                weight.load(_Prefixed(store, f"units_{units}."), self._tasks_of(units))
+                weight.load(_Prefixed(store, f"units_{outputs}."), self._tasks_of(outputs))
+        self.load_state(store)
         self.use_task(self.selected_task)
 
-    def _tasks_of(self, units: int) -> list[int]:
-        return [task for task in range(1, self.committed_tasks + 1) if self.units_of(task) == units]
+    def _tasks_of(self, outputs: int) -> list[int]:
+        return [task for task in range(1, self.committed_tasks + 1) if self.outputs_of(task) == outputs]
+
+
+@keras.saving.register_keras_serializable(package="tf_packnet")
+class TaskHead(Head, keras.layers.Dense):
+    """A `Dense` output layer with a separate kernel `(inputs, units)` and bias for each task, see `Head`."""
+
+    per_task = ("kernel", "bias")
+    kernel = Routed()
+    bias = Routed()
+    plain_class = keras.layers.Dense
+    units: int
+
+    def __init__(self, units: int, *args: Any, **kwargs: Any):
+        super().__init__(units, *args, bias_policy=HEAD, **kwargs)
+        self.set_up_head()
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self.set_up_head({f"_{name}": self._raw(name) for name in self.per_task})
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:
+            return super().call(inputs, training=training)
+        return self.activation(ops.add(narrow_product(inputs, self.kernel), self.bias))
+
+    def plain_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {name: value for name, value in config.items() if name not in ("bias_policy", "pretrained", "prune")}
+
+    def plain_weights(self, plain: keras.Layer) -> dict[str, keras.Variable]:
+        weights = {"kernel": plain.kernel, "bias": plain.bias}
+        return {name: variable for name, variable in weights.items() if variable is not None}
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["bias_policy"]  # heads are always per task
-        config.pop("pretrained", None)
-        # The units of the last task, not of the selected one: the saved slots of the optimizer belong to them.
-        config["units"] = self.units_of(max(self._units_of, default=1))
-        config["activation"] = keras.activations.serialize(self._own_activation)
-        return config
+        return self.last_config()
 
 
 class _Prefixed:
@@ -190,3 +374,7 @@ class _Prefixed:
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._store[self._prefix + key] = value
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, _DATA) or (isinstance(value, (list, tuple)) and all(map(_is_data, value)))

@@ -55,6 +55,20 @@ def check_task_number(task: int) -> None:
         raise ArgumentError("task", f"a number from 1 to {ownership.MAX_TASKS} (owner maps are uint8)", task)
 
 
+def replaced(held: Any, value_of: Callable[[keras.Variable], Any]) -> Any:
+    """Return `held` with each variable in it, also in lists, tuples and dicts, replaced by `value_of(variable)`."""
+    if isinstance(held, keras.Variable):
+        return value_of(held)
+    if isinstance(held, dict):
+        return {key: replaced(part, value_of) for key, part in held.items()}
+    if isinstance(held, tuple):
+        parts = [replaced(part, value_of) for part in held]
+        return held._make(parts) if hasattr(held, "_make") else tuple(parts)
+    if isinstance(held, list):
+        return [replaced(part, value_of) for part in held]
+    return held
+
+
 def non_trainable(layer: keras.Layer, variable: keras.Variable) -> Callable[..., keras.Variable]:
     """Return a function that adds non-trainable weights to `layer`, cast like `variable` in mixed precision."""
 

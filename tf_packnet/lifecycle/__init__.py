@@ -14,6 +14,7 @@ from tf_packnet.lifecycle.model_state import (
     forget_free_values,
     free_fraction,
     has_open_task,
+    head_outputs,
     heads,
     kept_values,
     lacks_free_values,
@@ -30,6 +31,7 @@ from tf_packnet.lifecycle.model_state import (
     strategy_scope,
     task_layers,
     trained_values,
+    use_outputs,
     view_of,
 )
 from tf_packnet.lifecycle.task_checks import (
@@ -61,6 +63,7 @@ __all__ = [
     "forget_later_tasks",
     "free_fraction",
     "has_open_task",
+    "head_outputs",
     "heads",
     "kept_values",
     "lacks_free_values",
@@ -80,5 +83,6 @@ __all__ = [
     "strategy_scope",
     "task_layers",
     "trained_values",
+    "use_outputs",
     "view_of",
 ]

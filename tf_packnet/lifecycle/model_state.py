@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
-from tf_packnet.layers.head import TaskHead
+from tf_packnet.layers.head import Head
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import TaskRecords, same_bits
 from tf_packnet.layers.weights import view
@@ -80,9 +80,20 @@ def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{path}/{weight.name}", view(weight.variable)
 
 
-def heads(model: keras.Model) -> dict[str, TaskHead]:
-    """Return the heads with separate weights for each task, by path; empty if the tasks share a head."""
-    return {path: layer for path, layer in named_layers(model) if isinstance(layer, TaskHead)}
+def heads(model: keras.Model) -> dict[str, Head]:
+    """Return the heads that may have another number of outputs in each task, by path."""
+    return {path: layer for path, layer in named_layers(model) if isinstance(layer, Head)}
+
+
+def head_outputs(model: keras.Model) -> dict[str, int]:
+    """Return the number of outputs of each of the `heads`, as the selected task."""
+    return {path: head.num_outputs for path, head in heads(model).items()}
+
+
+def use_outputs(model: keras.Model, outputs: Mapping[str, int]) -> None:
+    """Switch each of the `heads` to a number of outputs, which the config of a layer around it does not have."""
+    for path, head in heads(model).items():
+        head.use(outputs.get(path, head.num_outputs))
 
 
 def committed_tasks(model: keras.Model) -> int:

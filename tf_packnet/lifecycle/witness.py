@@ -14,9 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet.layers.head import Head
 from tf_packnet.layers.records import TaskRecords, checksum, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.structure.state import seeds
+from tf_packnet.structure.tracing import SIZES
 from tf_packnet.system.keras_internals import all_layers, as_function, build_shapes, graph_ends, has_graph
 
 SEED = 20200903
@@ -25,8 +27,6 @@ EXAMPLES = 8
 _MOST_INPUT_VALUES = 2**18
 # Most values stored of each output; of larger outputs, evenly spaced values are stored.
 _MOST_OUTPUT_VALUES = 2**14
-# Sizes that are tried for axes of unknown size.
-_SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
 # Traced functions kept per model.
 _MOST_FUNCTIONS = 32
 # Permitted difference to the recorded outputs, relative to the largest of them, in a different environment.
@@ -182,7 +182,7 @@ def _parameters_to_try(specs: Any) -> Iterator[dict[str, Any]]:
     """Yield parameters of inputs to try, see `outputs`."""
     flat = keras.tree.flatten(specs)
     has_unknown_sizes = any(size is None for spec in flat for size in spec.shape[1:])
-    for size in _SIZES if has_unknown_sizes else (0,):
+    for size in SIZES if has_unknown_sizes else (0,):
         values = max(1, max(int(np.prod([each or size for each in spec.shape[1:]])) for spec in flat))
         batch_size = next((spec.shape[0] for spec in flat if spec.shape and spec.shape[0]), None)
         yield {"examples": batch_size or int(np.clip(_MOST_INPUT_VALUES // values, 1, EXAMPLES)), "size": size}
@@ -203,7 +203,7 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
         1, *(math.prod(size or unknown_size for size in spec.shape[1:]) for spec in keras.tree.flatten(specs))
     )
     most = int(np.clip(_MOST_INPUT_VALUES // largest, 1, EXAMPLES))
-    if examples not in {*range(1, most + 1), *batch_sizes} or unknown_size not in (0, *_SIZES):
+    if examples not in {*range(1, most + 1), *batch_sizes} or unknown_size not in (0, *SIZES):
         raise ValueError(f"invalid parameters of a witness: {parameters}")
 
     def values(spec: Any) -> Any:
@@ -256,5 +256,6 @@ def _flat_values(output: np.ndarray) -> np.ndarray:
 
 
 def _heads(model: keras.Model) -> tuple[Any, ...]:
-    """Return the units and activations of the heads, on which a traced function depends."""
-    return tuple((layer.units, id(layer.activation)) for layer in all_layers(model) if hasattr(layer, "units_of"))
+    """Return the outputs and activations of the heads, on which a traced function depends."""
+    heads = [layer for layer in all_layers(model) if isinstance(layer, Head)]
+    return tuple((head.num_outputs, id(vars(head).get("activation"))) for head in heads)

@@ -1,9 +1,8 @@
 """Computes what memory a network takes from a symbolic copy of it, before any is allocated."""
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,12 +10,11 @@ import tensorflow as tf
 
 from tf_packnet.lifecycle import witness
 from tf_packnet.packfile.coding import nbytes
+from tf_packnet.structure.tracing import sized_inputs
 from tf_packnet.system.keras_internals import (
-    ObjectSharingScope,
     compute_output_spec,
-    global_state,  # no public API forgets variables without memory
-    graph_ends,
     has_graph,
+    without_memory,
 )
 from tf_packnet.system.limits import Bound
 
@@ -50,7 +48,7 @@ def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bo
         Exception: Any error that Keras raises for an invalid config.
     """
     _check_settings(config, bound)
-    with _without_memory():
+    with without_memory():
         try:
             model = _built(config, build)
         except UnknownSizeError:
@@ -71,7 +69,7 @@ def build_without_memory(config: dict[str, Any], build: Callable[[Any], keras.Mo
         UnknownSizeError: If a layer creates a variable from an array.
         Exception: If the network cannot be built.
     """
-    with _without_memory():
+    with without_memory():
         return _built(config, build)
 
 
@@ -94,18 +92,6 @@ def batch_size(model: keras.Model, most: int) -> int:
     """Return the batch size, up to `most`, with which no intermediate result of a model is too large."""
     per_example = max(1, _largest_tensors(model)[1])
     return int(min(most, max(1, _BATCH_BYTES // per_example)))
-
-
-@contextlib.contextmanager
-def _without_memory() -> Iterator[None]:
-    """Create variables without memory in the block."""
-    name = "uninitialized_variables"
-    before = list(global_state.get_global_attribute(name, []))
-    try:
-        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
-            yield
-    finally:
-        global_state.set_global_attribute(name, before)
 
 
 def _check_settings(config: Any, bound: Bound) -> None:
@@ -132,22 +118,34 @@ def _largest_tensors(model: keras.Model) -> tuple[int, int]:
     """Return the size of the largest tensor in a call with one example, and of the largest that has a batch axis."""
     if not has_graph(model):
         return 0, 0
-    graphs = []
-
-    def call(inputs: Any) -> Any:
-        outputs = model(inputs, training=False)
-        graphs.append(tf.compat.v1.get_default_graph())
-        return outputs
-
-    compute_output_spec(call, graph_ends(model)[0])
     shapes = [
         (output.dtype.size, output.shape.as_list())
-        for operation in graphs[0].get_operations()
+        for operation in _traced_operations(model)
         for output in operation.outputs
         if output.shape.rank is not None
     ]
     sizes = [(size * math.prod(length or 1 for length in shape), None in shape) for size, shape in shapes]
     return max((size for size, _ in sizes), default=0), max((size for size, batch in sizes if batch), default=0)
+
+
+def _traced_operations(model: keras.Model) -> list[Any]:
+    """Return the operations in a call of a model."""
+    error: Exception | None = None
+    for inputs in sized_inputs(model):
+        graphs: list[Any] = []
+
+        def call(inputs: Any, graphs: list[Any] = graphs) -> Any:
+            outputs = model(inputs, training=False)
+            graphs.append(tf.compat.v1.get_default_graph())
+            return outputs
+
+        try:
+            compute_output_spec(call, inputs)
+            return graphs[0].get_operations()
+        except Exception as reason:  # raised by a layer that needs a known size, such as a bilinear UpSampling2D
+            error = error or reason
+    assert error is not None
+    raise error
 
 
 def parsed_config(text: bytes, bound: Bound) -> dict[str, Any]:

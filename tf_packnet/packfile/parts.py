@@ -10,7 +10,8 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers import TaskHead, TaskLayer
+from tf_packnet.layers import TaskLayer
+from tf_packnet.layers.head import Head
 from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
@@ -48,7 +49,7 @@ def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "heads": {place: (head.units_of(number), head.activation_of(number)) for place, head in heads.items()},
+            "heads": {place: (head.outputs_of(number), head.activation_of(number)) for place, head in heads.items()},
         }
         for number, name in enumerate(packed.task_names, start=1)
     ]
@@ -101,7 +102,7 @@ def _storable(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
-    return layer.weights_of(task) if isinstance(layer, TaskHead) else layer.task_weights
+    return layer.weights_of(task) if isinstance(layer, Head) else layer.task_weights
 
 
 def _shared(packed: PackedModel) -> Arrays:

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.layers import TaskHead, TaskLayer
+from tf_packnet.layers import TaskLayer
+from tf_packnet.layers.head import Head
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile.coding import take_gaps
@@ -48,7 +49,7 @@ def _of_layer(place: str, layer: TaskLayer, contents: Contents, parts: Parts, la
         "open": np.array(False),
         "selected_task": np.array(last),
     }
-    if isinstance(layer, TaskHead):
+    if isinstance(layer, Head):
         return {**store, **_of_head(place, layer, contents, parts, last)}
     for weight in layer.masked_weights:
         store.update(_prefixed(weight.name, _of_masked(f"{place}/{weight.name}", weight, parts, last)))
@@ -89,7 +90,7 @@ def _of_task_weight(kept: dict[int, np.ndarray], shape: tuple[int, ...], dtype: 
     }
 
 
-def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
+def _of_head(place: str, head: Head, contents: Contents, parts: Parts, last: int) -> dict[str, Any]:
     entries = {task.number: task.heads[place] for task in contents.tasks[:last]}
     named = {task: entry.activation for task, entry in entries.items() if entry.activation is not None}
     for name in named.values():
@@ -98,10 +99,11 @@ def _of_head(place: str, head: TaskHead, contents: Contents, parts: Parts, last:
         "units_of": np.array([(task, entry.units) for task, entry in entries.items()], int),
         "activation_of": np.frombuffer(json.dumps(named).encode(), np.uint8),
     }
-    for units in {head.units, *(entry.units for entry in entries.values())}:
+    for units in {head.num_outputs, *(entry.units for entry in entries.values())}:
         tasks = [task for task, entry in entries.items() if entry.units == units]
+        shapes = head.shapes_with(units)
         for weight in head.task_weights:
-            shape = (*weight.variable.shape[:-1], units)
+            shape = shapes[weight.name]
             kept = {task: _own(parts, task, f"{place}/{weight.name}", shape) for task in tasks}
             values = _of_task_weight(kept, shape, weight.variable.dtype)
             store.update(_prefixed(f"units_{units}.{weight.name}", values))

@@ -99,8 +99,8 @@ def predict(asked: Asked) -> None:
     batch_size = footprint.batch_size(model, _BATCH_SIZE)
     for batch_names, x in _in_batches(examples.read(paths, spec, asked.max_bytes), batch_size, paths):
         names += batch_names
-        outputs.append(_outputs(model, x, batch_size))
-    rows = ranked(probabilities(model, np.concatenate(outputs)), choice, asked.top)
+        outputs.append(probabilities(model, _outputs(model, x, batch_size)))
+    rows = ranked(np.concatenate(outputs), choice, asked.top)
     text = tables.render(asked.format, choice.task, names, rows)
     if asked.output is None:
         print(text, end="")
@@ -153,10 +153,10 @@ def _number(names: list[str], task: str | None) -> int:
 
 def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, ...], str]:
     """Return the shape of one example and the dtype of the model's input."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        expected = "a pack with one input and one output of shape (batch, classes)"
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) < 2:
+        expected = "a pack with one input and one output of shape (batch, classes) or (batch, positions, classes)"
         raise ArgumentError("pack", expected, str(choice.path))
-    if model.output_shape[1] == 1 and len(choice.class_names or ()) != 2:
+    if model.output_shape[class_axis_of(model)] == 1 and len(choice.class_names or ()) != 2:
         expected = "a classification task; this one has a single output and does not record two class names"
         raise ArgumentError("task", expected, choice.task)
     if model.inputs[0].dtype in ("string", "bool"):
@@ -206,40 +206,53 @@ def probabilities(model: "keras.Model", outputs: np.ndarray) -> np.ndarray:
 
     Args:
         model: A network with one output.
-        outputs: Its outputs `(examples, units)`.
+        outputs: Its outputs `(examples, units)`, or with positions between these axes or, by the head, after them.
 
     Returns:
-        Probabilities `(examples, units)`, `float32`. A single unit is the probability of the second class.
+        Probabilities `(examples, units)`, `float32`: the means over all positions. A single unit is the probability of
+        the second class.
     """
-    if is_probability(model, outputs):
-        return outputs
-    return expit(outputs) if outputs.shape[1] == 1 else softmax(outputs, axis=1)
+    outputs = np.moveaxis(outputs, class_axis_of(model), -1)
+    if not is_probability(model, outputs):
+        outputs = expit(outputs) if outputs.shape[-1] == 1 else softmax(outputs, axis=-1)
+    return outputs.mean(axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
+
+
+def class_axis_of(model: "keras.Model") -> int:
+    """Return the axis of the classes in the output of a network with one output; the last one if it is unknown."""
+    from tf_packnet.structure.output_heads import output_heads
+
+    head = output_heads(model, trace=False)[0]
+    return len(model.outputs[0].shape) - 1 if head.layer is None else head.axis
 
 
 def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
-    """Return whether the outputs are probabilities rather than logits.
+    """Return whether the outputs, with the classes in the last axis, are probabilities rather than logits.
 
     The last activation decides if it is known, otherwise the values of the outputs.
     """
     import keras
 
+    from tf_packnet.layers.head import number_of_outputs
+
     last = _last_operation(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
-    if isinstance(last, (keras.layers.Dense, keras.layers.Activation)) and activation is not None:
+    is_head = isinstance(last, keras.layers.Activation) or number_of_outputs(last) is not None
+    if is_head and activation is not None:
         return activation in (keras.activations.softmax, keras.activations.sigmoid)
-    return bool((outputs >= 0).all() and (outputs <= 1).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+    return bool((outputs >= 0).all() and (outputs <= 1).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
 
 
 def _last_operation(tensor: Any) -> Any:
-    """Return the last layer before `tensor`, skipping linear activations."""
-    import keras
+    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
+    from tf_packnet.structure.output_heads import changes_values
+    from tf_packnet.system.keras_internals import creating_call
 
-    operation, index, _ = tensor._keras_history
-    inputs = operation._inbound_nodes[index].input_tensors
-    is_linear = isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear
-    return _last_operation(inputs[0]) if is_linear else operation
+    operation, node = creating_call(tensor)
+    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
+    return _last_operation(node.input_tensors[0]) if is_skipped else operation
 
 
 def ranked(probabilities: np.ndarray, choice: Choice, top: int) -> tables.Rows:

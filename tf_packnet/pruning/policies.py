@@ -13,6 +13,8 @@ HEADS = ("per_task", "shared")
 
 # Biases and normalization: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy per task.
 BIAS_POLICIES = ("first_task", "per_task")
+# The policy of all weights of a layer in a head: not pruned, one copy per task, which starts from new random values.
+HEAD = "head"
 
 # Pretrained weights that belong to no task ("task 0"): every task starts its free weights from the pretrained values.
 # `prunable`: a pruned weight is 0. `visible`: a pruned weight returns to its pretrained value, which all tasks see

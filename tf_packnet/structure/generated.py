@@ -13,11 +13,12 @@ from typing import Any
 import keras
 
 from tf_packnet.layers.base import KERAS_DEFAULT, TaskLayer
-from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.task_weight import TaskWeight
+from tf_packnet.layers.head import Head, fresh_copy
+from tf_packnet.layers.weights import replaced
+from tf_packnet.pruning.policies import HEAD
 from tf_packnet.structure.layer_configs import creatable, remove_build_config
 from tf_packnet.structure.layer_paths import attributes
-from tf_packnet.system.keras_internals import own_trainable_variables, own_variables, unlocked
+from tf_packnet.system.keras_internals import initializer_of, own_trainable_variables, own_variables, unlocked
 
 # Name in Keras's registry. It is saved with every pack that has such a layer.
 _REGISTERED = {"package": "tf_packnet", "name": "GeneratedTwin"}
@@ -45,19 +46,20 @@ def unreachable_weights(layer: keras.Layer) -> list[keras.Variable]:
     return [variable for variable in own_trainable_variables(layer) if id(variable) not in held]
 
 
-def reserved_names(layer: keras.Layer) -> list[str]:
-    """Return the names of attributes and methods of a layer that `TaskLayer` uses for its own.
+def reserved_names(layer: keras.Layer, is_head: bool) -> list[str]:
+    """Return the names of attributes and methods of a layer that `TaskLayer`, or `Head`, uses for its own.
 
     Methods of Keras's layers, such as `enable_lora`, are overridden on purpose.
     """
     of_keras = {name for base in type(layer).__mro__ if base.__module__.startswith("keras.") for name in vars(base)}
-    return sorted(_names_of_twins() & ({*vars(layer)} | set(dir(layer)) - of_keras))
+    return sorted(_names_of_twins(is_head) & ({*vars(layer)} | set(dir(layer)) - of_keras))
 
 
 @functools.cache
-def _names_of_twins() -> frozenset[str]:
+def _names_of_twins(is_head: bool) -> frozenset[str]:
     plain = keras.layers.Layer
-    added = set(dir(_generated_class(plain, ())(name="twin"))) - set(dir(plain(name="layer")))
+    added = set(dir(_generated_class(plain, (), is_head)(name="twin"))) - set(dir(plain(name="layer")))
+    added |= set(vars(Head)["__annotations__"]) - {"activation"} if is_head else set()
     return frozenset(name for name in added if not name.startswith("__"))
 
 
@@ -73,33 +75,38 @@ def is_pruned_by_default(variable: keras.Variable) -> bool:
 
 
 def make_task_aware(
-    layer: keras.Layer, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool]
+    layer: keras.Layer, bias_policy: str, pretrained: str | None, prune: Mapping[str, bool], is_head: bool = False
 ) -> keras.Layer:
     """Make the weights of a built layer belong to tasks, in place.
 
     Args:
         layer: A built layer. Its own trainable variables are in attributes, or in lists, tuples or dicts in attributes.
-        bias_policy: Policy of the weights that are not pruned: `first_task` or `per_task`.
+        bias_policy: Policy of the weights that are not pruned: `first_task` or `per_task`; or `head` for all weights.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         prune: Whether to prune a weight, by its name in the layer. Default: matrices are pruned.
+        is_head: Whether the layer becomes a `Head`, of which each task has its own number of outputs.
 
     Returns:
         `layer`, which is now a `TaskLayer`.
     """
     weights = named_weights(layer)
+    initializers = {name: getattr(layer, f"{name}_initializer", KERAS_DEFAULT) for name in weights}
+    if bias_policy == HEAD:
+        copy = fresh_copy(type(layer), creatable(type(layer), layer.get_config()), layer.get_build_config())
+        initializers |= {name: initializer_of(variable) for name, variable in named_weights(copy).items()}
     ids = {id(variable) for variable in weights.values()}
     routed = {attribute for attribute, _, variable in _held_variables(layer) if id(variable) in ids}
-    layer.__class__ = _generated_class(type(layer), tuple(sorted(routed)))  # type: ignore[arg-type]  # no hash for mypy
+    cls = _generated_class(type(layer), tuple(sorted(routed)), is_head)  # type: ignore[arg-type]  # no hash for mypy
+    layer.__class__ = cls
     layer.set_up_tasks(bias_policy, pretrained, prune)
-    routes: dict[str, MaskedWeight | TaskWeight] = {}
     with unlocked(layer):
-        for name, variable in weights.items():
-            if prune.get(name, is_pruned_by_default(variable)):
-                initializer = getattr(layer, f"{name}_initializer", KERAS_DEFAULT)
-                routes[name] = MaskedWeight(layer, name, variable, initializer, pretrained)
-            else:
-                routes[name] = TaskWeight(layer, name, variable, bias_policy)
+        routes = {
+            name: layer._new_route(name, variable, initializers[name], is_pruned_by_default(variable))
+            for name, variable in weights.items()
+        }
     layer._set_routes(routes)
+    if is_head:
+        layer.set_up_head({attribute: vars(layer)[attribute] for attribute in layer.routed})
     return layer
 
 
@@ -107,6 +114,7 @@ class GeneratedTwin(TaskLayer):
     """Mixin of the generated classes. Files contain the layer without it: loading a pack makes it task-aware again."""
 
     plain_class: type[keras.Layer]
+    routed: tuple[str, ...]  # the attributes that hold trainable variables
 
     def get_config(self) -> dict[str, Any]:
         serialized = _as_plain(self, keras.saving.serialize_keras_object)
@@ -117,6 +125,20 @@ class GeneratedTwin(TaskLayer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> keras.Layer:
         return keras.saving.deserialize_keras_object(config["layer"])
+
+
+class GeneratedHead(Head, GeneratedTwin):
+    """Mixin of the generated classes of heads."""
+
+    def plain_config(self) -> dict[str, Any]:
+        return creatable(self.plain_class, _as_plain(self, lambda layer: layer.get_config()))
+
+    def plain_weights(self, plain: keras.Layer) -> dict[str, keras.Variable]:
+        return named_weights(plain)
+
+    def get_config(self) -> dict[str, Any]:
+        plain = fresh_copy(self.plain_class, self.last_config(), None)
+        return {"layer": keras.saving.serialize_keras_object(plain)}
 
 
 class _Routes:
@@ -133,18 +155,18 @@ class _Routes:
         except KeyError:
             raise AttributeError(f"{type(layer).__name__!r} object has no attribute {self.attribute!r}") from None
         values = {id(weight.variable): weight.value for weight in layer._routes.values()}
-        return _replaced(held, values)
+        return replaced(held, lambda v: values[id(v)]() if id(v) in values else v)
 
     def __set__(self, layer: Any, value: Any) -> None:
         vars(layer)[self.attribute] = value
 
 
 @functools.cache
-def _generated_class(plain: type[keras.Layer], attributes: tuple[str, ...]) -> type[Any]:
+def _generated_class(plain: type[keras.Layer], attributes: tuple[str, ...], is_head: bool) -> type[Any]:
     """Return the task-aware subclass of `plain` that routes the given attributes."""
-    members = {attribute: _Routes(attribute) for attribute in attributes}
-    name = f"Task{plain.__name__}"
-    cls = type(name, (GeneratedTwin, plain), {**members, "plain_class": plain, "__module__": __name__})
+    members: dict[str, Any] = {attribute: _Routes(attribute) for attribute in attributes}
+    members |= {"plain_class": plain, "routed": attributes, "__module__": __name__}
+    cls = type(f"Task{plain.__name__}", (GeneratedHead if is_head else GeneratedTwin, plain), members)
     return keras.saving.register_keras_serializable(**_REGISTERED)(cls)
 
 
@@ -210,20 +232,6 @@ def _variables_in(name: str, value: Any) -> Iterator[tuple[str, keras.Variable]]
     elif isinstance(value, (list, tuple)):
         for index, part in enumerate(value):
             yield from _variables_in(f"{name}_{index}", part)
-
-
-def _replaced(held: Any, values: Mapping[int, Callable[[], Any]]) -> Any:
-    """Return `held` with the variables in it replaced by `values`, by their `id`."""
-    if isinstance(held, keras.Variable):
-        return values[id(held)]() if id(held) in values else held
-    if isinstance(held, dict):
-        return {key: _replaced(part, values) for key, part in held.items()}
-    if isinstance(held, tuple):
-        parts = [_replaced(part, values) for part in held]
-        return held._make(parts) if hasattr(held, "_make") else tuple(parts)
-    if isinstance(held, list):
-        return [_replaced(part, values) for part in held]
-    return held
 
 
 keras.saving.register_keras_serializable(**_REGISTERED)(GeneratedTwin)

@@ -156,6 +156,35 @@ def copy_graph(graph: keras.Model) -> keras.Model:
     return Copies(graph).connected(graph)
 
 
+def checked_copy(graph: keras.Model) -> keras.Model:
+    """Copy a Sequential or functional model, with new weights of the same shapes.
+
+    Raises:
+        ArgumentError: If a layer is another one than its config, or the code of the layer around it, creates.
+    """
+    copy = copy_graph(graph)
+    copies = layer_paths.layers_by_path(copy)
+    for path, layer in layer_paths.layers_by_path(graph).items():
+        if not isinstance(layer, keras.Layer) or _looks_like(layer, copies.get(path)):
+            continue
+        expected = (
+            f"a model that Keras can create again from its config. Layer {path!r} (a {type(layer).__name__}) then has "
+            "another number of outputs or activation: the config of the layer around it must have it as units, "
+            "filters, output_shape or num_classes. Or export a SavedModel that is not compact"
+        )
+        raise ArgumentError("model", expected, graph.name)
+    return copy
+
+
+def _looks_like(layer: keras.Layer, copy: keras.Layer | None) -> bool:
+    """Return whether a copy has weights of the same shapes and an activation of the same name, if it is built."""
+    if copy is None or not copy.built:
+        return copy is not None
+    activations = [getattr(vars(each).get("activation"), "__name__", None) for each in (layer, copy)]
+    shapes = [[tuple(variable.shape) for variable in own_variables(each)] for each in (layer, copy)]
+    return activations[0] == activations[1] and shapes[0] == shapes[1]
+
+
 def copy_layer(layer: keras.Layer) -> keras.Layer:
     """Copy any layer or model, with new weights; the copy may be unbuilt.
 

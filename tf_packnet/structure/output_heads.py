@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.layers.head import class_axis, number_of_outputs
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.refusals import quoted
 from tf_packnet.structure.tracing import heads_inside
@@ -20,8 +21,16 @@ from tf_packnet.system.keras_internals import (
     sublayers,
 )
 
-# Layers that return their inputs unchanged in prediction.
-_IDENTITY_LAYERS = (
+# Layers that return their inputs unchanged in prediction, or at other places.
+_UNCHANGING_LAYERS = (
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Cropping3D,
+    keras.layers.Flatten,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.UpSampling1D,
+    keras.layers.UpSampling3D,
     keras.layers.ActivityRegularization,
     keras.layers.AlphaDropout,
     keras.layers.Dropout,
@@ -35,64 +44,148 @@ _IDENTITY_LAYERS = (
 )
 
 
+_UNCHANGING_OPERATIONS = ("Cast", "Reshape", "Stack", "Transpose")
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """Where an output of a model comes from.
+
+    Attributes:
+        layer: The head; None if the output does not come from one.
+        axis: The axis of the output with one entry per class, at least 0.
+        reason: Which layer the output comes from instead of a head.
+    """
+
+    layer: keras.Layer | None
+    axis: int = 0
+    reason: str = ""
+
+
+Outputs = Callable[[Any], int | None]
+
+
 def find_heads(graph: keras.Model) -> list[str]:
-    """Return the paths of the Dense layers from which the outputs come, directly or through shape-preserving layers.
+    """Return the paths of the layers that can be heads from which the outputs come, see `output_heads`.
 
     Raises:
-        ArgumentError: If an output does not come from a Dense layer.
+        ArgumentError: If an output does not come from such a layer.
     """
     path_of = layer_paths.paths_by_id(graph)
     heads: list[str] = []
-    for output in keras.tree.flatten(graph_ends(graph)[1]):
-        head, origin = _dense_before(output)
-        if head is None or id(head) not in path_of:
+    for output, head in zip(keras.tree.flatten(graph_ends(graph)[1]), output_heads(graph), strict=True):
+        if head.layer is None or id(head.layer) not in path_of:
             raise ArgumentError(
                 "model",
-                "a model that ends in a Dense layer, which becomes the head of each task (or head='shared', or "
-                f"head_layers=[...] with the names of the heads). Output {output.name!r} comes from {origin}",
+                "a model that ends in a Dense layer, a convolution or another layer whose config has its number of "
+                "outputs, which becomes the head of each task (or head='shared', or head_layers=[...] with the names "
+                f"of the heads, which may be any layers with weights). Output {output.name!r} comes from {head.reason}",
                 graph.name,
             )
-        if path_of[id(head)] not in heads:
-            heads.append(path_of[id(head)])
+        if path_of[id(head.layer)] not in heads:
+            heads.append(path_of[id(head.layer)])
     return heads
 
 
-def _dense_before(tensor: Any) -> tuple[keras.layers.Dense | None, str]:
-    """Return the Dense layer that `tensor` comes from through activations and similar layers, if any.
+def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs, trace: bool = True) -> list[OutputHead]:
+    """Return the head of each output of `graph`.
 
-    Returns:
-        The layer, or None and a description of the layer from which `tensor` comes.
+    An output comes from a head directly, or through operations with one input and without weights that keep the axis of
+    the classes: activations, resizing, pooling over positions and so on.
+
+    Args:
+        graph: A Sequential or functional model.
+        outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
+        trace: Whether to trace the call of a layer that is no graph of Keras layers, which takes time.
     """
+    return [_head_of(output, outputs, trace) for output in keras.tree.flatten(graph_ends(graph)[1])]
+
+
+def _head_of(tensor: Any, outputs: Outputs, trace: bool) -> OutputHead:
+    after: list[Any] = []  # the calls between the head and the output, the last one first
     while True:
         operation, node = creating_call(tensor)
         if operation is None:  # an input of the graph
-            return None, "no layer"
-        if type(operation) is keras.layers.Dense:
-            return operation, ""
-        description = f"a {type(operation).__name__}"
-        if isinstance(operation, keras.Model):
-            try:
-                outputs = _inner_graph(operation, node).outputs
-            except Exception as error:  # raised by the model's own code
-                head = _traced_head(operation, node, tensor)
-                if head is not None:
-                    return head, ""
-                return None, f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
-            if len(outputs) != 1:
-                return None, f"{description} with {len(outputs)} outputs"
-            tensor = outputs[0]
-            continue
-        inputs = node.input_tensors
-        if getattr(operation, "weights", None) or len(inputs) != 1 or inputs[0].shape != tensor.shape:
-            return None, description
-        tensor = inputs[0]
+            return OutputHead(None, reason="no layer")
+        number = outputs(operation)
+        if number is not None:
+            return _followed(_with_axis(operation, tensor, number), after)
+        is_weightless = not getattr(operation, "weights", None)
+        if not is_weightless and sublayers(operation):
+            return _followed(_head_inside(operation, node, tensor, outputs, trace), after)
+        if not is_weightless or len(node.input_tensors) != 1 or len(node.output_tensors) != 1:
+            return OutputHead(None, reason=f"a {type(operation).__name__}")
+        after.append(node)
+        (tensor,) = node.input_tensors
 
 
-def _traced_head(model: keras.Model, node: Any, tensor: Any) -> keras.layers.Dense | None:
-    """Return the Dense layer inside a subclassed model from which `tensor`, an output of the call `node`, comes."""
-    heads = heads_inside(model, node.arguments)
+def _head_inside(layer: Any, node: Any, tensor: Any, outputs: Outputs, trace: bool) -> OutputHead:
+    """Return the head inside a layer from which `tensor`, an output of the call `node`, comes."""
+    description = f"a {type(layer).__name__}"
+    try:
+        inner = _inner_graph(layer, node).outputs
+        found = OutputHead(None, reason=f"{description} with {len(inner)} outputs")
+        if len(inner) == 1:
+            found = _head_of(inner[0], outputs, trace)
+    except Exception as error:  # raised by the layer's own code, or by Keras, if the outputs come from other code
+        reason = f"{description}, whose call is not a graph of Keras layers ({quoted(error)})"
+        found = OutputHead(None, reason=reason)
+    if found.layer is not None or not trace or layer_paths.is_graph(layer):
+        return found
+    heads = heads_inside(layer, node.arguments, outputs)
     index = next((index for index, output in enumerate(node.output_tensors) if output is tensor), len(heads))
-    return heads[index] if index < len(heads) else None
+    head = heads[index] if index < len(heads) else None
+    traced = found if head is None else _with_axis(head, tensor, outputs(head))
+    return found if traced.layer is None else traced
+
+
+def _with_axis(head: keras.Layer, tensor: Any, number: int | None) -> OutputHead:
+    """Return a head whose output `tensor` has `number` entries in the axis of the classes."""
+    axis = class_axis(head) % len(tensor.shape) if len(tensor.shape) > 1 else 0
+    if tensor.shape[axis] != number:
+        return OutputHead(None, reason=f"a {type(head).__name__} with {tensor.shape[axis]} outputs, not {number}")
+    return OutputHead(head, axis)
+
+
+def _followed(head: OutputHead, after: list[Any]) -> OutputHead:
+    """Follow the axis of the classes from the output of `head` through the calls `after` it, the last one first."""
+    if head.layer is None:
+        return head
+    axis = head.axis
+    for node in reversed(after):
+        new_axis = _axis_after(node, axis)
+        if new_axis is None:
+            kind = type(node.operation).__name__
+            return OutputHead(None, reason=f"a {kind} that does not keep the outputs of {head.layer.name!r} apart")
+        axis = new_axis
+    return OutputHead(head.layer, axis)
+
+
+def _axis_after(node: Any, axis: int) -> int | None:
+    """Return the axis of the output of a call that has the entries of `axis` of its input; None if none has.
+
+    It is the axis that grows by one if the input has one entry more. An operation that only takes inputs of this size,
+    such as a Reshape, must keep the size of the first or last axis.
+    """
+    (tensor,), (output,) = node.input_tensors, node.output_tensors
+    size = tensor.shape[axis]
+
+    def larger(value: Any) -> Any:
+        if value is not tensor:
+            return value
+        return keras.KerasTensor((*value.shape[:axis], size + 1, *value.shape[axis + 1 :]), value.dtype)
+
+    args, kwargs = keras.tree.map_structure(larger, (node.arguments.args, node.arguments.kwargs))
+    try:
+        shape = node.operation.compute_output_spec(*args, **kwargs).shape
+    except Exception:  # raised by an operation that takes only this size
+        shape = None
+    if shape is None or (shape == output.shape and type(node.operation).__name__ == "Reshape"):
+        new_axis = len(output.shape) - 1 if axis == len(tensor.shape) - 1 else axis
+        return new_axis if new_axis < len(output.shape) and output.shape[new_axis] == size else None
+    changed = [index for index, (one, other) in enumerate(zip(output.shape, shape, strict=False)) if one != other]
+    is_kept = len(shape) == len(output.shape) and len(changed) == 1 and shape[changed[0]] == size + 1
+    return changed[0] if is_kept else None
 
 
 def _inner_graph(layer: keras.Layer, node: Any) -> keras.Function:
@@ -159,13 +252,15 @@ def changes_values(operation: Any) -> bool:
         return operation.activation is not keras.activations.linear
     if layer_paths.is_graph(operation):
         return any(changes_values(each) for each in operation.layers)
-    return not isinstance(operation, _IDENTITY_LAYERS) and type(operation).__name__ != "Cast"
+    if isinstance(operation, keras.layers.UpSampling2D):
+        return operation.interpolation != "nearest"
+    return not isinstance(operation, _UNCHANGING_LAYERS) and type(operation).__name__ not in _UNCHANGING_OPERATIONS
 
 
-def is_softmax(function: Any) -> bool:
-    """Return whether a layer or an activation is a (log) softmax over the classes."""
+def is_softmax(function: Any, axes: tuple[int, ...] = (-1,)) -> bool:
+    """Return whether a layer or an activation is a (log) softmax over one of the `axes`, those of the classes."""
     if isinstance(function, keras.layers.Softmax):
-        return function.axis == -1
+        return function.axis in axes
     return getattr(function, "activation", function) in (keras.activations.softmax, keras.activations.log_softmax)
 
 
@@ -174,12 +269,12 @@ class ActivationAfterHead:
     """An activation layer directly after a head, which the head can apply itself.
 
     Attributes:
-        head: The Dense layer.
+        head: The head.
         layer: The activation layer.
         activation: Name of the activation.
     """
 
-    head: keras.layers.Dense
+    head: keras.Layer
     layer: keras.Layer
     activation: str
 
@@ -253,10 +348,11 @@ def fold_activations(graph: keras.Model, copy: keras.Model, activations: Sequenc
     return clone(copy)
 
 
-def _can_apply(head: keras.layers.Dense, layer: keras.Layer, tensor: Any) -> bool:
+def _can_apply(head: Any, layer: keras.Layer, tensor: Any) -> bool:
     """Return whether `head` can apply the activation of `layer` to its output `tensor` with the same result."""
     return (
-        head.activation is keras.activations.linear
+        vars(head).get("activation") is keras.activations.linear
+        and type(head).call.__module__.startswith("keras.")  # the code of a user may go on after the activation
         and head.activity_regularizer is None
         and head.compute_dtype == layer.compute_dtype
         and not has_mask(tensor)

@@ -10,6 +10,8 @@ import keras
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, TaskHead, TaskLayer
+from tf_packnet.layers.head import number_of_outputs
+from tf_packnet.pruning.policies import HEAD
 from tf_packnet.structure import layer_paths, refusals
 from tf_packnet.structure.generated import make_task_aware, own_saving_hooks, reserved_names, unreachable_weights
 from tf_packnet.structure.refusals import Refusal
@@ -21,7 +23,9 @@ class Roles:
     """How the layers of a model are packed. Layers are given by their paths, see `layer_paths`.
 
     Attributes:
-        heads: Dense layers that become heads, with separate weights for each task.
+        heads: Layers that become heads, including the layers inside them, with separate weights for each task. A layer
+            listed itself may have another number of outputs in each task.
+        fixed_heads: Those of `heads` that always have the same number of outputs, because other heads follow them.
         exclude: Layers that are not changed, including the layers inside them. They are never trained.
         bias_policy: Policy for biases and normalization: `first_task` or `per_task`.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
@@ -33,17 +37,21 @@ class Roles:
     bias_policy: str = "first_task"
     pretrained: str | None = None
     prune: tuple[tuple[str, bool], ...] = ()
+    fixed_heads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("heads", "exclude"):  # lists if loaded from JSON
+        for name in ("heads", "exclude", "fixed_heads"):  # lists if loaded from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "prune", tuple((name, each) for name, each in self.prune))
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as JSON values; `Roles(**values)` is the inverse."""
         values = {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
-        del values["prune"]  # not in packs of earlier versions
-        return {**values, "prune": [list(each) for each in self.prune]} if self.prune else values
+        later = {"prune": [list(each) for each in self.prune], "fixed_heads": list(self.fixed_heads)}
+        for name, value in later.items():  # not in packs of earlier versions
+            del values[name]
+            values |= {name: value} if value else {}
+        return values
 
     def with_paths(self, paths: Callable[[str], list[str]]) -> "Roles":
         """Return these roles for a model in which the layers have the paths `paths(path)`."""
@@ -70,6 +78,10 @@ class Roles:
                 found += [] if reason is None else [Refusal(path, layer, reason)]
         return found
 
+    def is_in_head(self, path: str) -> bool:
+        """Return whether the layer at `path` is a head, or inside one."""
+        return any(path == head or path.startswith(f"{head}/") for head in self.heads)
+
     def replacement(self, layer: keras.Layer, path: str) -> keras.Layer:
         """Return the new, unbuilt layer that replaces `layer`; or `layer` itself, whose inner layers may be replaced.
 
@@ -94,19 +106,27 @@ class Roles:
         reason = self._own_weights_reason(layer, path)
         if reason is not None:
             raise refusals.refused([Refusal(path, layer, reason)], layer.name)
-        return make_task_aware(layer, self.bias_policy, self.pretrained, self._prune_in(path))
+        return make_task_aware(layer, **self._task_settings(path), is_head=self._is_head(layer, path))
+
+    def _is_head(self, layer: keras.Layer, path: str) -> bool:
+        return path in self.heads and path not in self.fixed_heads and number_of_outputs(layer) is not None
+
+    def _task_settings(self, path: str) -> dict[str, Any]:
+        if self.is_in_head(path):
+            return {"bias_policy": HEAD, "pretrained": None, "prune": {}}
+        return {"bias_policy": self.bias_policy, "pretrained": self.pretrained, "prune": self._prune_in(path)}
 
     def _is_unchanged(self, layer: keras.Layer, path: str) -> bool:
         return path in self.exclude or not layer.trainable
 
     def _twin(self, layer: keras.Layer, path: str) -> TaskLayer | None:
-        if path not in self.heads and type(layer) not in TWINS:
+        is_head = self._is_head(layer, path)
+        if type(layer) is not keras.layers.Dense and (is_head or type(layer) not in TWINS):
             return None
         config = {**layer.get_config(), "name": _layer_name(path)}
-        if path in self.heads:
+        if is_head:
             return TaskHead.from_config(config)
-        task_settings = {"bias_policy": self.bias_policy, "pretrained": self.pretrained, "prune": self._prune_in(path)}
-        return TWINS[type(layer)].from_config({**config, **task_settings})
+        return TWINS[type(layer)].from_config({**config, **self._task_settings(path)})
 
     def _refusal_reason(self, layer: keras.Layer, path: str, owners: dict[int, tuple[str, keras.Layer]]) -> str | None:
         of_other_layers, untracked = refusals.foreign_variables(layer, owners)
@@ -126,7 +146,7 @@ class Roles:
     def _own_weights_reason(self, layer: keras.Layer, path: str) -> str | None:
         if not own_trainable_variables(layer):
             return None
-        reserved = ", ".join(reserved_names(layer))
+        reserved = ", ".join(reserved_names(layer, self._is_head(layer, path)))
         if reserved:
             return f"with attributes or methods that task-aware layers use ({reserved}): rename them"
         hooks = ", ".join(own_saving_hooks(layer))

@@ -5,7 +5,7 @@ Finds the heads of a subclassed model, the layers that its `call` does not use, 
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,43 +13,121 @@ import tensorflow as tf
 
 from tf_packnet.layers import TWINS
 from tf_packnet.structure import layer_paths
-from tf_packnet.structure.generated import GeneratedTwin, without_reads
-from tf_packnet.structure.refusals import Refusal
+from tf_packnet.structure.generated import GeneratedTwin, plain_class, without_reads
+from tf_packnet.structure.refusals import Refusal, quoted
 from tf_packnet.structure.state import metric_variables, unowned_variables
 from tf_packnet.system.keras_internals import (
     all_layers,
     clear_losses,
+    compute_output_spec,
     graph_ends,
     has_graph,
     own_variables,
+    run_graph,
     tensorflow_variable,
 )
 
+# Sizes that are tried for axes of unknown size.
+SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
+# Operations that do not read the values of their inputs.
+_SHAPES = ("Shape", "ShapeN", "Size", "Rank")
 
-def heads_inside(model: keras.Model, arguments: Any) -> list[keras.layers.Dense | None]:
-    """Return the Dense layer from which each output of a subclassed model comes.
+
+def heads_inside(model: keras.Layer, arguments: Any, outputs: Callable[[Any], int | None]) -> list[keras.Layer | None]:
+    """Return the head from which each output of a subclassed model, or of another layer with layers inside it, comes.
 
     Args:
-        model: A subclassed model.
+        model: The model or layer.
         arguments: Arguments of a call, with symbolic tensors: an object with attributes `args` and `kwargs`.
+        outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
 
     Returns:
-        For each output, the Dense layer from which it comes directly or through shape-preserving operations, or None.
-        Empty if the model cannot be traced.
+        For each output, the only layer that can be a head on whose outputs it depends, or None if it depends on other
+        layers or inputs too. Empty if the model cannot be traced.
     """
-    layer_by_output: dict[Any, keras.layers.Dense] = {}
+    layer_by_output: dict[Any, keras.Layer] = {}
+    candidates = [layer for layer in all_layers(model) if outputs(layer) is not None]
 
-    def outputs(args: Any, kwargs: Any) -> Any:
-        with _recording_dense_outputs(model, layer_by_output):
+    def call(args: Any, kwargs: Any) -> Any:
+        with _recording_outputs(candidates, layer_by_output):
             return model(*args, **kwargs)
 
     try:
-        graph = _traced(outputs, arguments.args, arguments.kwargs)
+        graph = _traced(call, arguments.args, arguments.kwargs)
     except Exception:  # raised by the model's own code
         return []
     finally:
         clear_losses(model)
-    return [_dense_before(tensor, layer_by_output) for tensor in graph.outputs]
+    return [_only_source(tensor, layer_by_output) for tensor in graph.outputs]
+
+
+def refusal_of_outputs(
+    model: keras.Model, heads: Mapping[keras.Layer, keras.Layer], sizes: Sequence[tuple[int, int] | None]
+) -> str | None:
+    """Return which layer cannot compute with other numbers of outputs of heads; None if all can.
+
+    Args:
+        model: A functional or Sequential model.
+        heads: Layers of the model, each with a built layer of another size that computes in its place. The variables of
+            these may be without memory.
+        sizes: For each output of the model, the size that one axis must then have; None if this is unknown.
+    """
+    broken: list[tuple[Any, Exception]] = []
+
+    def checked(operation: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return operation(*args, **kwargs)
+            except Exception as error:  # raised by the layer's own code
+                broken.append((operation, error))
+                raise
+
+        return call
+
+    def replacement(plain: keras.Layer) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            zeros = [(variable, keras.ops.zeros(variable.shape, variable.dtype)) for variable in plain.variables]
+            with keras.StatelessScope(zeros):
+                return plain.call(*args, **kwargs)
+
+        return call
+
+    def call(inputs: Any) -> Any:
+        return compute_output_spec(lambda x: run_graph(model, x, checked), inputs)
+
+    for inputs in sized_inputs(model):
+        broken.clear()
+        for head, plain in heads.items():
+            vars(head)["call"] = replacement(plain)
+        try:
+            specs = keras.tree.flatten(call(inputs))
+        except Exception as error:  # the first one in `broken` was raised first
+            operation, error = broken[0] if broken else (model, error)
+            name = f"layer {operation.name!r} (a {plain_class(operation).__name__})"
+            refusal = f"{name} cannot compute with other numbers of outputs ({quoted(error, 0)})"
+        else:
+            found = [(spec.shape[size[0]], size[1]) for spec, size in zip(specs, sizes, strict=True) if size]
+            wrong = [number for number, expected in found if number != expected]
+            return f"an operation after it has a fixed number of outputs, {wrong[0]}" if wrong else None
+        finally:
+            for head in heads:
+                del vars(head)["call"]
+        with contextlib.suppress(Exception):  # raised by a layer that needs a known size
+            call(inputs)
+            return refusal
+    return None
+
+
+def sized_inputs(model: keras.Model) -> Iterator[Any]:
+    """Yield symbolic inputs of a graph: its own, then with each of `SIZES` for axes of unknown size, if it has any."""
+    own = graph_ends(model)[0]
+    yield own
+    if any(None in tensor.shape[1:] for tensor in keras.tree.flatten(own)):
+        for size in SIZES:
+            yield keras.tree.map_structure(
+                lambda x, size=size: keras.KerasTensor((x.shape[0], *(each or size for each in x.shape[1:])), x.dtype),
+                own,
+            )
 
 
 def unused_layers(model: keras.Model, inputs: Any) -> list[keras.Layer]:
@@ -101,14 +179,14 @@ def _traced(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _recording_dense_outputs(model: keras.Model, layer_by_output: dict[Any, keras.layers.Dense]) -> Iterator[None]:
-    """Record in `layer_by_output` the outputs of all calls of Dense layers of `model` inside the block."""
-    layers = [layer for layer in all_layers(model) if type(layer) is keras.layers.Dense]
+def _recording_outputs(layers: list[keras.Layer], layer_by_output: dict[Any, keras.Layer]) -> Iterator[None]:
+    """Record in `layer_by_output` the outputs of all calls of `layers` inside the block."""
 
-    def recording(layer: keras.layers.Dense, call: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
         def call_and_record(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
-            layer_by_output[outputs.ref()] = layer
+            if isinstance(outputs, tf.Tensor):
+                layer_by_output[outputs.ref()] = layer
             return outputs
 
         return call_and_record
@@ -122,14 +200,23 @@ def _recording_dense_outputs(model: keras.Model, layer_by_output: dict[Any, kera
             del vars(layer)["call"]
 
 
-def _dense_before(tensor: tf.Tensor, layer_by_output: dict[Any, keras.layers.Dense]) -> keras.layers.Dense | None:
-    """Return the Dense layer from which `tensor` comes directly or through shape-preserving operations, or None."""
-    while tensor.ref() not in layer_by_output:
-        inputs = [each for each in tensor.op.inputs if each.op.type != "Const"]
-        if len(inputs) != 1 or inputs[0].dtype == tf.resource or inputs[0].shape.as_list() != tensor.shape.as_list():
+def _only_source(tensor: tf.Tensor, layer_by_output: dict[Any, keras.Layer]) -> keras.Layer | None:
+    """Return the layer in `layer_by_output` if `tensor` depends on its outputs and on constants only, or None."""
+    layers: dict[int, keras.Layer] = {}
+    waiting, seen = [tensor], set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.ref() in seen:
+            continue
+        seen.add(tensor.ref())
+        if tensor.ref() in layer_by_output:
+            layer = layer_by_output[tensor.ref()]
+            layers[id(layer)] = layer
+        elif tensor.dtype == tf.resource or tensor.op.type == "Placeholder":
             return None
-        (tensor,) = inputs
-    return layer_by_output[tensor.ref()]
+        elif tensor.op.type not in _SHAPES:
+            waiting += tensor.op.inputs
+    return next(iter(layers.values())) if len(layers) == 1 else None
 
 
 def layers_with_untracked_variables(model: keras.Model, named_model: keras.Model | None = None) -> list[Refusal]:

@@ -34,11 +34,13 @@ __all__ = [
     "has_graph",
     "has_mask",
     "in_stateless_scope",
+    "initializer_of",
     "keras_lists",
     "learning_rate_of",
     "loss_tracker",
     "nodes",
     "optimizer_trainable_variables",
+    "output_names",
     "own_metrics",
     "own_trainable_variables",
     "own_variables",
@@ -49,6 +51,7 @@ __all__ = [
     "unlocked",
     "unpickle_model",
     "untrack",
+    "without_memory",
 ]
 
 
@@ -98,6 +101,23 @@ def unlocked(layer: keras.Layer) -> Iterator[None]:
         layer._tracker.locked = was_locked
 
 
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Create variables without memory in the block: they have shapes and initializers, but no values."""
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False), ObjectSharingScope():
+            yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+def initializer_of(variable: keras.Variable) -> Any:
+    """Return the initializer of a variable that was created `without_memory`."""
+    return variable._initializer
+
+
 def untrack(owner: keras.Layer, layer: keras.Layer) -> None:
     """Make `owner` forget a layer that it held."""
     owner._tracker.untrack(layer)
@@ -138,6 +158,13 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
 def as_function(graph: keras.Model) -> keras.Function:
     """Return the graph of a functional or built Sequential model."""
     return graph._functional if isinstance(graph, keras.Sequential) else graph
+
+
+def output_names(graph: keras.Model) -> list[str]:
+    """Return the names of the outputs of a graph: the keys if they are a dict, otherwise the names of their layers."""
+    if isinstance(graph_ends(graph)[1], dict):
+        return [str(path[-1]) for path, _ in keras.tree.flatten_with_path(graph_ends(graph)[1])]
+    return list(graph.output_names)
 
 
 def nodes(function: keras.Function) -> list[Any]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, listed
-from tf_packnet.system.keras_internals import all_layers
+from tf_packnet.layers.head import Head
+from tf_packnet.structure.output_heads import output_heads
+from tf_packnet.system.keras_internals import all_layers, output_names
 from tf_packnet.tasks.batches import StreamedBatches
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_numbers, fits
 
@@ -166,8 +168,7 @@ def _check_arrays(model: keras.Model, x_name: str, y_name: str, x: Any, y: Any) 
             if "int" in model_input.dtype and values.dtype.kind == "f" and (values != np.floor(values)).any():
                 expected = f"whole numbers for the input {model_input.name!r}"
                 raise ArgumentError(x_name, expected, f"{values.dtype} fractions")
-    if isinstance(y, np.ndarray):
-        _check_labels(model, y_name, y)
+    _check_labels(model, y_name, y)
 
 
 def _check_spec(model: keras.Model, argument: str, spec: Any) -> None:
@@ -203,10 +204,18 @@ def _by_input(model: keras.Model, x: Any) -> list[tuple[Any, keras.KerasTensor]]
     return [(x, inputs[0])] if len(inputs) == 1 and hasattr(x, "shape") and hasattr(x, "dtype") else []
 
 
-def _check_labels(model: keras.Model, argument: str, y: np.ndarray) -> None:
-    loss, classes = getattr(model, "loss", None), _classes(model)
-    if classes is None:
-        return
+def _check_labels(model: keras.Model, argument: str, y: Any) -> None:
+    outputs = model.outputs
+    names = output_names(model)
+    labels = _by_output(y, names)
+    losses = _by_output(getattr(model, "loss", None), names, same_for_all=True)
+    for index, (output, classes) in enumerate(zip(outputs, _classes(model), strict=True)):
+        values, loss = labels.get(index), losses.get(index)
+        if classes is not None and isinstance(values, np.ndarray):
+            _check_labels_of_output(argument, values, loss, classes, len(output.shape))
+
+
+def _check_labels_of_output(argument: str, y: np.ndarray, loss: Any, classes: int, rank: int) -> None:
     if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
         check_class_numbers(argument, y, classes, getattr(loss, "ignore_class", None))
     elif loss in ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy):
@@ -215,13 +224,38 @@ def _check_labels(model: keras.Model, argument: str, y: np.ndarray) -> None:
         check_numbers(argument, y)
         if y.size and not (y.min() >= 0 and y.max() <= 1):  # False for NaN too
             raise ArgumentError(argument, "labels from 0 to 1", f"labels from {y.min()} to {y.max()}")
+    elif isinstance(loss, keras.losses.CategoricalCrossentropy) or loss == "categorical_crossentropy":
+        check_numbers(argument, y)
+        if y.ndim != rank or y.shape[getattr(loss, "axis", -1)] != classes:
+            expected = f"one-hot labels of {classes} classes, with as many axes as the output"
+            raise ArgumentError(argument, expected, f"shape {y.shape}")
+        check_finite(argument, y)
     elif y.dtype.kind == "f":
         check_finite(argument, y)
 
 
-def _classes(model: keras.Model) -> int | None:
-    """Return the number of classes of the open task; None for a model with several outputs."""
-    heads = list(lifecycle.heads(model).values())
-    if len(model.outputs) != 1 or len(heads) > 1:
-        return None
-    return heads[0].units_of(lifecycle.committed_tasks(model) + 1) if heads else model.output_shape[-1]
+def _by_output(value: Any, names: list[str], same_for_all: bool = False) -> dict[int, Any]:
+    """Return an argument of `fit` or `compile` by the index of each output, as far as Keras assigns it to outputs.
+
+    Args:
+        value: One value, or a list, tuple or mapping of values.
+        names: Names of the outputs.
+        same_for_all: Whether one value holds for all of several outputs.
+    """
+    if isinstance(value, Mapping):
+        return {index: value[name] for index, name in enumerate(names) if name in value}
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value)) if len(value) == len(names) else {}
+    return dict.fromkeys(range(len(names)), value) if same_for_all or len(names) == 1 else {}
+
+
+def _classes(model: keras.Model) -> list[int | None]:
+    """Return the number of classes of each output in the open task; None where it is unknown."""
+    heads = lifecycle.heads(model).values()
+    task = lifecycle.committed_tasks(model) + 1
+    if not heads:
+        return [output.shape[-1] for output in model.outputs]
+    if len(model.outputs) == 1:
+        return [head.outputs_of(task) for head in heads] if len(heads) == 1 else [None]
+    found = [each.layer for each in output_heads(model, Head.first_outputs_of, trace=False)]
+    return [head.outputs_of(task) if isinstance(head, Head) else None for head in found]

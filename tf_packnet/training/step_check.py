@@ -86,7 +86,7 @@ class StepCheck:
         if not isinstance(labels, tf.Tensor) or labels.dtype in (tf.string, tf.bool):
             return labels
         if isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or loss in _SPARSE:
-            valid = (labels >= 0) & (labels < tf.cast(output.shape[-1], labels.dtype))
+            valid = (labels >= 0) & (labels < tf.cast(output.shape[getattr(loss, "axis", -1)], labels.dtype))
             if labels.dtype.is_floating:
                 valid &= labels == tf.floor(labels)
             ignored = getattr(loss, "ignore_class", None)

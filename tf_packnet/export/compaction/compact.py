@@ -9,7 +9,7 @@ from keras import layers
 from tf_packnet.export.compaction import mixers, rules
 from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
-from tf_packnet.structure.graphs import copy_graph, copy_state
+from tf_packnet.structure.graphs import checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers
 
@@ -56,10 +56,13 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     Returns:
         A functional model with the same inputs and outputs and its own weights. It is not for training: dropout and
         regularizers are removed.
+
+    Raises:
+        ArgumentError: If Keras cannot create a layer again from its config.
     """
     if not is_graph(model):
         return model
-    copy = copy_graph(model)
+    copy = checked_copy(model)
     for source, target in zip(all_layers(model), all_layers(copy), strict=True):
         copy_state(source, target)
     graph = trace(copy, sparse)
