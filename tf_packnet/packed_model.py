@@ -11,6 +11,7 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed import model_class, safe_loading
+from tf_packnet.packed.attributes import plain_graphs
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
@@ -369,7 +370,7 @@ class PackedModel(PackedTrainer):
 
     def get_config(self) -> dict[str, Any]:
         settings = self.pack_settings
-        with model_class.plain_graphs(self):
+        with plain_graphs(self):
             network = self.network().get_config()
             make_creatable(self, network)
         config = {

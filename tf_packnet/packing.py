@@ -12,6 +12,7 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed import model_class
+from tf_packnet.packed.attributes import warn_frozen
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import layer_paths, overrides, refusals
@@ -224,7 +225,7 @@ def _unused(model: keras.Model, graph: keras.Model, excluded: Sequence[str]) -> 
             continue
         known |= {id(each) for each in inner}  # inner layers are not listed again
         frozen += [path] if layer.trainable else []
-    model_class.warn_frozen(frozen, type(model).__name__)
+    warn_frozen(frozen, type(model).__name__)
     return frozen
 
 
