@@ -18,7 +18,8 @@ from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.experiments import definitions, executor
 from tf_packnet.packed.safe_loading import FORMAT
 from tf_packnet.runs import output, setup
-from tf_packnet.runs.config import MAX_EPOCHS, MAX_UNITS, Config
+from tf_packnet.runs.config import MAX_EPOCHS, Config
+from tf_packnet.runs.network_options import MAX_UNITS
 from tf_packnet.runs.results import SCHEMA_VERSION
 from tf_packnet.tasks import Split, Task, TaskStream
 
@@ -292,6 +293,11 @@ REFUSED = {
     "validation_fraction": ("-0.1", "a fraction from 0"),
     "max_bytes": ("0", "at least 1"),
     "model": ("cnn", "one of mlp, conv"),
+    "model_args": ('{"width": 1, "width": 2}', "a JSON object"),
+    "weights": ("model.h5", "one of none, imagenet, FILE.keras and FILE.weights.h5"),
+    "pretrained": ("2", "true or false"),
+    "exclude": ("a,,b", "different names, separated by commas"),
+    "head_layers": ("a,a", "different names, separated by commas"),
     "hidden_units": (str(MAX_UNITS + 1), "at most 1,000,000, up to 100 of them"),
     "fc8192": ("x", "one of flatten, dense"),
     "dropout": ("1", "a fraction from 0"),

@@ -26,7 +26,8 @@ mirrored = sys.argv[1] == "mirrored"
 config = Config(strategy=sys.argv[1], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
                 train_epochs=4, retrain_epochs=4, prune_rounds=2, final_prune=0.5)
 strategy = setup.choose_strategy(config)
-setup.make_deterministic(config, "off")
+keras.utils.set_random_seed(config.seed)
+setup.make_deterministic("off")
 stream = learning.load_stream(config)
 steps = []
 

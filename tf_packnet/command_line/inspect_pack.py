@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import MAX_BYTES_HELP, IntegerParser
+from tf_packnet.command_line.parsers import LAYERS_HELP, MAX_BYTES_HELP, IntegerParser
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packfile.opening import kind_of
+from tf_packnet.system import python_files
 
 FORMATS = ("table", "json")
 
@@ -33,12 +34,14 @@ class Request(NamedTuple):
         format: One of `FORMATS`.
         html: The HTML page to write; None for none.
         max_bytes: Most memory that opening the pack may take; None for the default.
+        layers: A Python file that defines layers of the pack; None for none.
     """
 
     pack: Path
     format: str = "table"
     html: Path | None = None
     max_bytes: int | None = None
+    layers: str | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow(on_cpu=True)
+    python_files.load_for("layers", request.layers)
     show(request)
 
 
@@ -91,6 +95,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     )
     flags.DEFINE(IntegerParser(), "max_bytes", None, MAX_BYTES_HELP, values, flags.ArgumentSerializer())
     flags.register_validator("max_bytes", lambda most: most is None or most >= 1, "expected at least 1", values)
+    flags.DEFINE_string("layers", None, LAYERS_HELP, flag_values=values)
     flags.DEFINE_enum("format", "table", FORMATS, "Format on standard output.", flag_values=values)
     flags.DEFINE_string(
         "html",
@@ -98,7 +103,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "Write a self-contained HTML page to this file: owner maps, ownership, accuracy, weights and filters.",
         flag_values=values,
     )
-    return values, {"Pack": ["pack", "max_bytes"], "Output": ["format", "html"]}
+    return values, {"Pack": ["pack", "layers", "max_bytes"], "Output": ["format", "html"]}
 
 
 def parse_request(argv: Sequence[str]) -> Request:
@@ -115,7 +120,9 @@ def parse_request(argv: Sequence[str]) -> Request:
     pack, html = Path(values["pack"].value).expanduser(), values["html"].value
     kind_of(pack)  # raises ArgumentError if it is not a pack
     page = None if html is None else _check_page(Path(html).expanduser(), pack)
-    return Request(pack, values["format"].value, page, values["max_bytes"].value)
+    layers = values["layers"].value
+    python_files.check("layers", layers)
+    return Request(pack, values["format"].value, page, values["max_bytes"].value, layers)
 
 
 def _check_page(page: Path, pack: Path) -> Path:

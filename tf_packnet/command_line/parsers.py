@@ -8,6 +8,10 @@ MAX_BYTES_HELP = (
     "Most memory in bytes that opening a file may take. Default: 320 MB, or, if that is more, 4 times the size of a "
     "file of examples and 32 times that of a pack."
 )
+LAYERS_HELP = (
+    "A Python file with the layers of your own that the pack has, such as FILE.py of --model=FILE.py:FUNCTION. It is "
+    "executed."
+)
 # Limit on the digits of a number; Python refuses to print much longer ones.
 MAX_DIGITS = 100
 
@@ -61,3 +65,15 @@ class IntegerListParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "comma-separated integers"
+
+
+class NameListParser(flags.ArgumentParser):
+    """Comma-separated names; parses to a tuple."""
+
+    def parse(self, argument: Any) -> tuple[str, ...]:
+        if isinstance(argument, (list, tuple)):
+            return tuple(argument)
+        return tuple(argument.split(",")) if argument else ()
+
+    def flag_type(self) -> str:
+        return "comma-separated names"

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import MAX_BYTES_HELP, IntegerParser
+from tf_packnet.command_line.parsers import LAYERS_HELP, MAX_BYTES_HELP, IntegerParser
 from tf_packnet.command_line.parsing import UsageError, parse_flags
 from tf_packnet.prediction import Asked, predict
 from tf_packnet.prediction.tables import FORMATS
@@ -51,6 +51,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
 
     define("pack", None, "The pack: a .packnet file (tp.save_pack), or a .keras file such as the pack.keras of a run.")
     define("task", None, "Name of the task, or its number (from 1). Not needed if the pack has only one task.")
+    define("layers", None, LAYERS_HELP)
     flags.DEFINE_multi_string(
         "input",
         [],
@@ -72,7 +73,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     define("top", 1, "How many classes to list per example, most probable first.", IntegerParser())
     flags.register_validator("top", lambda top: top >= 1, "expected at least 1", values)
     return values, {
-        "Pack": ["pack", "task"],
+        "Pack": ["pack", "task", "layers"],
         "Examples": ["input", "scale", "max_bytes"],
         "Output": ["format", "output", "top"],
     }
@@ -87,7 +88,8 @@ def parse_command(argv: Sequence[str]) -> Asked:
     values, themes = define_flags()
     values.set_gnu_getopt(True)  # flags may follow inputs
     rest = parse_flags(argv, values, themes, USAGE)
-    asked = {name: values[name].value for name in ("pack", "task", "format", "output", "top", "scale", "max_bytes")}
+    names = ("pack", "task", "format", "output", "top", "scale", "max_bytes", "layers")
+    asked = {name: values[name].value for name in names}
     inputs = (*values["input"].value, *rest)
     for name, value in (("pack", asked["pack"]), ("input", inputs)):
         if not value:

@@ -1,5 +1,6 @@
 """Parsing of the command lines of runs, experiments and plans."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,11 +97,30 @@ def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[st
     return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}
 
 
+def _split(words: str) -> list[str]:
+    """Split at commas, but not those within a JSON object."""
+    parts: list[str] = []
+    for part in words.split(","):
+        if parts and parts[-1].startswith("{") and not _is_json(parts[-1]):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _parse_axis(argument: str, values: flags.FlagValues) -> tuple[str, list[Any]]:
     name, _, words = argument.partition("=")
     check_axis(name)
     parsed = []
-    for word in words.split(","):
+    for word in _split(words):
         try:
             parsed.append(values[name].parser.parse(word))
             check_field(name, parsed[-1])

@@ -5,7 +5,14 @@ from typing import Any, get_type_hints
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import BooleanParser, FloatParser, IntegerListParser, IntegerParser, check_length
+from tf_packnet.command_line.parsers import (
+    BooleanParser,
+    FloatParser,
+    IntegerListParser,
+    IntegerParser,
+    NameListParser,
+    check_length,
+)
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.runs import config
@@ -46,6 +53,7 @@ _PARSERS = {
     float: FloatParser(),
     bool: BooleanParser(),
     tuple[int, ...]: IntegerListParser(),
+    tuple[str, ...]: NameListParser(),
 }
 
 
@@ -126,7 +134,7 @@ def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, va
         flag.parser = parser
         flags.DEFINE_flag(flag, values)
         return
-    is_list = isinstance(parser, IntegerListParser)
+    is_list = isinstance(parser, (IntegerListParser, NameListParser))
     serializer = flags.ListSerializer(",") if is_list else flags.ArgumentSerializer()
     flags.DEFINE(parser, name, default, text, values, serializer)
 

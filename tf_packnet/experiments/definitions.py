@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Experiment:
         fields = {name: value for name, value in self.base.to_json().items() if name not in left_out}
         given = [_as_flag(name, value) for name, value in fields.items() if value != Config().to_json()[name]]
         seeds = ",".join(map(str, self.seeds)) + ("," if len(self.seeds) == 1 else "")
-        sweeps = [f"--sweep={axis}={','.join(map(str, values))}" for axis, values in self.axes.items()]
+        sweeps = [_as_flag(f"sweep={axis}", values) for axis, values in self.axes.items()]
         more = [f"--evaluations={self.evaluations}"] if self.named.matching else []
         lines = [f"python launch/main.py --experiment={self.name} --seeds={seeds}", *sweeps, *more, *given]
         return " \\\n    ".join(lines)
@@ -63,7 +64,7 @@ class Experiment:
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{'' if value else 'no'}{name}"
-    return f"--{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
+    return shlex.quote(f"--{name}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
 
 
 def define(

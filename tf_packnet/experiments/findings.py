@@ -55,7 +55,7 @@ def write_report(
         tables=content.tables,
         findings=content.findings,
         command=experiment.command(),
-        settings={name: value for name, value in experiment.base.to_json().items() if name not in _varied(experiment)},
+        settings=_settings(experiment, complete),
         environments=list(environments.values()),
         summary={"experiment": experiment.name, "seeds": list(experiment.seeds), **content.summary},
     )
@@ -170,6 +170,17 @@ def _paper(experiment: Experiment, setting: dict) -> float | None:
 
 def _records(table: pd.DataFrame) -> list[dict]:
     return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _settings(experiment: Experiment, complete: Sequence[dict]) -> dict[str, Any]:
+    """Return the settings that all runs share, and the hashes of the files of their networks."""
+    varied, hashes = _varied(experiment), {}
+    for results in complete:
+        network, config = results.get("network") or {}, results["config"]
+        for field, name in (("model", "model_source"), ("weights", "weights")):
+            if name in network:
+                hashes[f"SHA-256 of {field} {config[field]}"] = network[name]
+    return {name: value for name, value in experiment.base.to_json().items() if name not in varied} | hashes
 
 
 def _varied(experiment: Experiment) -> set[str]:

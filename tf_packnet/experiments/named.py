@@ -7,7 +7,8 @@ from typing import Any
 from tf_packnet.pruning.shares import rounds_that_divide
 from tf_packnet.runs.config import APPROACHES, Config
 
-# The paper's p for its two networks: MNIST with the fully connected one, CIFAR-10 with the convolutional one.
+# The paper's p for its two networks: MNIST with the fully connected one, CIFAR-10 with the convolutional one. Other
+# networks get those of the convolutional one.
 PAPER_PRUNES = {"mlp": (0.95, 0.99, 0.995), "conv": (0.8, 0.9, 0.95)}
 
 Values = Callable[[Config], Sequence[Any]]
@@ -42,7 +43,7 @@ class NamedExperiment:
 
 
 def _paper_prunes(base: Config) -> Sequence[float]:
-    return PAPER_PRUNES[base.model]
+    return PAPER_PRUNES["mlp" if base.model == "mlp" else "conv"]
 
 
 _MATCHING: dict[str, Any] = {

@@ -14,7 +14,7 @@ from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.executor import ExperimentRuns, completed_results
 from tf_packnet.experiments.worker import FinishedRun, Layout
 from tf_packnet.experiments.worker_pool import best_layout
-from tf_packnet.runs import corruption, data, output, stage_folder
+from tf_packnet.runs import corruption, data, network_files, output, stage_folder
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.paths import ExperimentPaths
@@ -40,6 +40,8 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     """
     for dataset, data_dir in dict.fromkeys((config.dataset, config.data_dir) for config in experiment.configs):
         check_name(dataset, data_dir)
+    for model, weights in dict.fromkeys((config.model, config.weights) for config in experiment.configs):
+        network_files.first_fingerprint(model, weights)  # raises errors
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
     definitions.check_experiment(experiment, paths)
     store = output.check_stages_dir(stages_dir) or paths.stages
@@ -91,18 +93,23 @@ def _do_runs(
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Raise ArgumentError if the first complete run of a data set was trained on other data."""
-    checked: set[tuple[str, str | None]] = set()
+    """Raise ArgumentError if complete runs had other data or other files of the network.
+
+    Only the first complete run of each combination is compared.
+    """
+    checked: set[tuple[str | None, ...]] = set()
     axes = axes_of(experiment)
     for config in experiment.configs:
-        dataset = (config.dataset, config.data_dir)
-        if dataset in checked:
+        sources = (config.dataset, config.data_dir, config.model, config.weights)
+        if sources in checked:
             continue
         # Damaged results are reported when the run itself is due.
         results = completed_results(paths.run(run_name(config, axes)), config, corruption.ignore)
         if results is not None:
-            data.check_unchanged(results, config, paths.root)
-            checked.add(dataset)
+            if sources[:2] not in checked:
+                data.check_unchanged(results, config, paths.root)
+            network_files.check_unchanged(results, config, paths.root)
+            checked |= {sources, sources[:2]}
 
 
 def print_work(computed: Sequence[FinishedRun], complete_before: int) -> None:

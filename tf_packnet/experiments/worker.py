@@ -19,7 +19,9 @@ from typing import IO, Any
 
 from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.experiments import faults
+from tf_packnet.runs import network_files
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.network_options import MODELS
 from tf_packnet.system.storage import is_storage_fault
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
@@ -152,7 +154,8 @@ class Worker:
         began = time.perf_counter()
         self._settings, self._runs = _settings(config), self._runs + 1
         try:
-            job = {"config": config.to_json(), "stages_dir": str(self._stages_dir)}
+            network = network_files.first_fingerprint(config.model, config.weights)
+            job = {"config": config.to_json(), "stages_dir": str(self._stages_dir), "network": network}
             _pipe(self._started.stdin).write(json.dumps(job).encode() + b"\n")
         except OSError:  # the process has died
             self._fail()
@@ -248,5 +251,6 @@ def process_state(pid: int) -> str:
 
 
 def _settings(config: Config) -> tuple[Any, ...]:
-    """Return the settings that cannot change within a process."""
-    return config.model, config.jit, config.strategy, config.logical_devices
+    """Return the settings that cannot change within a process: a run with convolutions may make it deterministic."""
+    own = () if config.model in MODELS else (config.model_args, config.dataset)
+    return config.model, *own, config.jit, config.strategy, config.logical_devices

@@ -1,8 +1,8 @@
 """A worker process, which does runs one after another. `worker_pool` starts it.
 
-It reads one job per line from standard input: `{"config": {...}, "stages_dir": "..."}`. It replies with JSON lines on
-standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly finished epochs,
-`{"log": "..."}` for a line to show, and finally one of
+It reads one job per line from standard input: `{"config": {...}, "stages_dir": "...", "network": {...}}`. It replies
+with JSON lines on standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly
+finished epochs, `{"log": "..."}` for a line to show, and finally one of
 
 - `{"results": {...}}`;
 - `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run;
@@ -53,7 +53,7 @@ def main() -> None:
         job = jobs.get()
         reply: dict[str, Any]
         try:
-            reply = {"results": _do(Config.from_json(job["config"]), Path(job["stages_dir"]), replies)}
+            reply = {"results": _do(job, replies)}
         except ArgumentError as error:
             reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
         except StoppedError as error:
@@ -71,7 +71,7 @@ def _fault(error: Exception) -> dict[str, Any]:
     return {"machine" if faults.is_machine_fault(error) else "error": faults.describe(error)}
 
 
-def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
+def _do(job: dict[str, Any], replies: TextIO) -> dict[str, Any]:
     import keras
 
     from tf_packnet.runs.learning import learn_only
@@ -86,8 +86,10 @@ def _do(config: Config, stages_dir: Path, replies: TextIO) -> dict[str, Any]:
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             _send(replies, {"epochs": 1})
 
+    config, stages_dir = Config.from_json(job["config"]), Path(job["stages_dir"])
     on_damaged = corruption.handler(config.on_corruption, lambda line: _send(replies, {"log": line}))
-    return learn_only(config, stages_dir, lambda task, stage: [ReportEpochs()], on_damaged).to_json()
+    results = learn_only(config, stages_dir, lambda task, stage: [ReportEpochs()], on_damaged, job["network"])
+    return results.to_json()
 
 
 def _read(jobs: "queue.Queue[dict[str, Any]]") -> None:

@@ -11,7 +11,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.opening import PACKNET, kind_of, open_task, tasks_of_keras_file
 from tf_packnet.prediction import examples, tables
-from tf_packnet.system import files, quiet
+from tf_packnet.system import files, python_files, quiet
 
 if TYPE_CHECKING:
     import keras
@@ -32,6 +32,7 @@ class Asked(NamedTuple):
         scale: Factor for integer examples; None for the recorded one.
         max_bytes: Most memory that opening the pack, or one file of examples, may take; None for the default, see
             `tf_packnet.system.limits`.
+        layers: A Python file that defines layers of the pack; None for none.
     """
 
     pack: str
@@ -42,6 +43,7 @@ class Asked(NamedTuple):
     top: int = 1
     scale: float | None = None
     max_bytes: int | None = None
+    layers: str | None = None
 
 
 class Choice(NamedTuple):
@@ -88,7 +90,9 @@ def predict(asked: Asked) -> None:
     choice = choose(asked.pack, asked.task, asked.max_bytes)
     paths = examples.files_of(asked.inputs, asked.max_bytes)
     tables.check_output(asked.output)
+    python_files.check("layers", asked.layers)
     quiet.start_tensorflow(on_cpu=True)
+    python_files.load_for("layers", asked.layers)
     from tf_packnet.packfile import footprint
 
     model = choice.network(asked.max_bytes)

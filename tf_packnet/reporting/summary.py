@@ -12,6 +12,10 @@ from rich.table import Table
 from tf_packnet.pruning import ownership
 from tf_packnet.reporting import exports
 from tf_packnet.system.console import Console
+from tf_packnet.text import printable
+
+# Most layers in the line about free weights.
+_MOST_LAYERS = 12
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
@@ -51,7 +55,9 @@ def print_results(results: dict[str, Any], output_dir: Path, console: Console | 
 def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     """Build the output of `print_results`."""
     free = results["free_fraction"]
-    layers = "  ".join(f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items())
+    shares = [f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items()]
+    more = [f"and {len(shares) - _MOST_LAYERS} more"] if len(shares) > _MOST_LAYERS else []
+    layers = "  ".join([*shares[:_MOST_LAYERS], *more])
     lines = [
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
@@ -77,8 +83,11 @@ def _tensorboard() -> str:
 
 def _table(results: dict[str, Any]) -> Table:
     config = results["config"]
+    model = config.get("model", "mlp")
+    network = f", {printable(model)}" if ":" in model else ""  # not one of the paper's
     table = Table(
-        title=f"{config['dataset']}: {config['approach']}, p = {config['final_prune']:g}, N = {config['prune_rounds']}",
+        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, "
+        f"N = {config['prune_rounds']}",
         caption=f"seed {config['seed']}, test accuracy",
     )
     for heading in ("task", "classes"):

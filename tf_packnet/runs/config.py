@@ -1,7 +1,8 @@
 """`Config`: all settings of a run in one frozen dataclass, with their defaults, ranges and help.
 
-Each field is declared once, with `option`; flags, help pages, `flags/REFERENCE.md` and stage keys are generated from
-these declarations. Importable without TensorFlow, so that bad input is reported before anything slow starts.
+Each field is declared once, with `option`, here or in one of the two base classes; flags, help pages,
+`flags/REFERENCE.md` and stage keys are generated from these declarations. Importable without TensorFlow, so that bad
+input is reported before anything slow starts.
 """
 
 import dataclasses
@@ -10,31 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import rounds_that_divide
-from tf_packnet.runs.options import (
-    ORIGINAL,
-    Check,
-    Option,
-    StageKey,
-    boolean,
-    fraction,
-    integer,
-    integers,
-    is_text,
-    one_of,
-    option,
-    optional,
-    path,
-)
+from tf_packnet.runs.data_options import DataOptions
+from tf_packnet.runs.network_options import NetworkOptions
+from tf_packnet.runs.options import ORIGINAL, Check, Option, StageKey, boolean, integer, one_of, option, optional, path
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
-FC8192 = ("flatten", "dense")
 JIT = ("auto", "on", "off")
-MODELS = ("mlp", "conv")
 ON_CORRUPTION = ("recompute", "fail")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
 RESIDENCIES = ("auto", "device", "stream")
@@ -43,103 +29,18 @@ STRATEGIES = ("auto", "none", "mirrored")
 
 # Limits that catch typing errors: far above what anyone needs, far below what exhausts a machine.
 MAX_EPOCHS = 1_000_000
-MAX_UNITS = 1_000_000
-MAX_LAYERS = 100
 MAX_DEVICES = 64
 # The positive numbers that float32, the type of the weights, can hold.
 _FLOAT32 = (1.2e-38, 3.4e38)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(NetworkOptions, DataOptions):
     """The settings of one run, and its command-line flags (`flags/REFERENCE.md` has the meaning of each).
 
     Raises:
         ArgumentError: On construction, if a field is out of range or two fields contradict each other.
     """
-
-    dataset: str = option(
-        "Data",
-        "digits",
-        Check(
-            lambda name: bool(name) and is_text(name),
-            "digits, the name of a TFDS image classification set, or a folder",
-        ),
-        StageKey.COVERED_BY_DATA,
-        "digits (embedded, no network needed); a TFDS image classification set such as mnist or cifar10; or a "
-        "folder of your own such as ./data, which contains one folder per task, with one folder of images per "
-        "class.",
-    )
-    data_dir: str | None = option(
-        "Data",
-        None,
-        path(),
-        StageKey.NO_EFFECT,
-        "Where TFDS keeps its data sets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
-        sweepable=False,
-    )
-    max_bytes: int | None = option(
-        "Data",
-        None,
-        optional(integer(1)),
-        StageKey.NO_EFFECT,
-        "Most memory in bytes that reading the images of a task's folder may take. Default: 320 MB, or 64 times the "
-        "size of the image files if that is more.",
-        sweepable=False,
-    )
-    classes_per_task: int = option(
-        "Data",
-        2,
-        integer(2),
-        StageKey.COVERED_BY_DATA,
-        "Classes per task, in the data set's order.",
-    )
-    num_tasks: int | None = option(
-        "Data",
-        None,
-        optional(integer(1, MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
-        StageKey.COVERED_BY_DATA,
-        "T, the number of tasks. Default: as many as the data set's classes allow.",
-    )
-    validation_fraction: float = option(
-        "Data",
-        0.1,
-        fraction(),
-        StageKey.COVERED_BY_DATA,
-        "Fraction of the training examples held out for validation. The test examples are used only to report "
-        "accuracy.",
-    )
-
-    model: str = option(
-        "Network",
-        "mlp",
-        one_of(MODELS),
-        StageKey.NETWORK,
-        "the paper's fully connected or convolutional network.",
-    )
-    hidden_units: tuple[int, ...] = option(
-        "Network",
-        (256, 256),
-        integers(1, MAX_UNITS, MAX_LAYERS),
-        StageKey.NETWORK,
-        "Sizes of the hidden layers of --model=mlp.",
-        sweepable=False,
-    )
-    fc8192: str = option(
-        "Network",
-        "flatten",
-        one_of(FC8192),
-        StageKey.NETWORK,
-        "the meaning of 'fc8192' in the paper's table for --model=conv: the 8,192 flattened features, or "
-        "another dense layer of 8,192 units.",
-    )
-    dropout: float = option(
-        "Network",
-        0.1,
-        fraction(),
-        StageKey.NETWORK,
-        "Dropout rate before and between the dense layers of --model=conv.",
-    )
 
     approach: str = option(
         "Method",
@@ -316,13 +217,16 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden_units, list):
-            object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
+        for name in OPTIONS:
+            if isinstance(getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "model_args", self.canonical_arguments())
         for name in OPTIONS:
             check_field(name, getattr(self, name))
         self._check_together()
 
     def _check_together(self) -> None:
+        self.check_network(self.head)
         if self.retrain_epochs % self.prune_rounds:
             fitting = ", ".join(map(str, rounds_that_divide(self.retrain_epochs)))
             expected = f"a divisor of --retrain_epochs={self.retrain_epochs}: {fitting}"
@@ -344,7 +248,8 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return every field, defaults included, as JSON values."""
-        return {**dataclasses.asdict(self), "hidden_units": list(self.hidden_units)}
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":

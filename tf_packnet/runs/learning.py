@@ -13,10 +13,11 @@ import tensorflow as tf
 from tf_packnet.approaches import Approach
 from tf_packnet.approaches.base import Observers
 from tf_packnet.callbacks import EpochBackup
+from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
 from tf_packnet.reporting import summary
-from tf_packnet.runs import setup
+from tf_packnet.runs import network_files, networks, setup
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import OnDamaged
 from tf_packnet.runs.data import load_stream
@@ -24,7 +25,7 @@ from tf_packnet.runs.results import Results, environment
 from tf_packnet.runs.stages import Stage, chain
 from tf_packnet.runs.store import StageStore, StoredStages
 from tf_packnet.tasks import Task, TaskStream
-from tf_packnet.training import freeze_guard
+from tf_packnet.training import acceleration, freeze_guard
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,32 @@ class Run:
     results: Results
 
     @classmethod
-    def prepare(cls, config: Config) -> "Run":
-        """Load the data, chooses the execution settings and builds the network.
+    def prepare(cls, config: Config, network_files_before: dict[str, str] | None = None) -> "Run":
+        """Load the data, build the network and choose the execution settings.
+
+        Args:
+            config: The run.
+            network_files_before: The fingerprint that the files of the network must have.
 
         Raises:
             ArgumentError: If data, machine or network do not allow the run.
         """
         strategy = setup.choose_strategy(config)
-        xla = setup.choose_xla(config, strategy)
-        setup.make_deterministic(config, xla)
         results = Results(config)
+        results.network = network_files.fingerprint(config)
+        if network_files_before not in (None, results.network):
+            expected = "a network whose files do not change during the experiment"
+            raise ArgumentError("model", expected, config.model)
+        networks.builder(config)  # raises errors before the data is loaded
+        keras.utils.set_random_seed(config.seed)
         with results.timed("load"):
             stream = load_stream(config)
         keras.utils.set_random_seed(config.seed)  # loading may have drawn random numbers
         with strategy.scope():
             network = setup.build_model(config, stream)
         setup.check_capacity(config, stream, network)
+        xla = setup.choose_xla(config, strategy, acceleration.is_convolutional(network))
+        setup.make_deterministic(xla)
         execution = {
             "xla": xla,
             "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",
@@ -79,7 +90,7 @@ class Run:
     def stages(self, approach: Approach) -> list[Stage]:
         """List the stages of the run, in order; see `chain`."""
         task_numbers = approach.training_task_numbers(len(self.stream))
-        return chain(self.config, task_numbers, self.results.data_fingerprint, self.execution)
+        return chain(self.config, task_numbers, self.results.data_fingerprint, self.execution, self.results.network)
 
     def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
         """Compile the network and give it to the approach of the config, ready for the first task."""
@@ -116,7 +127,13 @@ def learn(
         yield task
 
 
-def learn_only(config: Config, stages_dir: Path, observers: Observers, on_damaged: OnDamaged | None = None) -> Results:
+def learn_only(
+    config: Config,
+    stages_dir: Path,
+    observers: Observers,
+    on_damaged: OnDamaged | None = None,
+    network_files_before: dict[str, str] | None = None,
+) -> Results:
     """Run `config` for its results alone: no pack, no exports.
 
     Args:
@@ -124,11 +141,12 @@ def learn_only(config: Config, stages_dir: Path, observers: Observers, on_damage
         stages_dir: The store of stages.
         observers: Gives further Keras callbacks for every stage.
         on_damaged: Called with every damaged file of the store.
+        network_files_before: As for `Run.prepare`.
 
     Raises:
         ArgumentError: Before any training, if data, machine or network do not allow the run.
     """
-    run = Run.prepare(config)
+    run = Run.prepare(config, network_files_before)
     approach = run.build_approach(None, observers)
     for _ in learn(run, approach, StageStore(stages_dir, on_damaged), with_state=False):
         pass

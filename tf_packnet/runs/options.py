@@ -104,6 +104,17 @@ def integers(low: int, high: int, longest: int) -> Check:
     )
 
 
+def names(most: int) -> Check:
+    """Accept a sequence of up to `most` different names without commas."""
+    return Check(
+        lambda values: (
+            len(set(values)) == len(values) <= most
+            and all(is_text(name) and name and "," not in name for name in values)
+        ),
+        f"different names, separated by commas, up to {most:,} of them",
+    )
+
+
 def fraction() -> Check:
     """Accept a number from 0 up to, but not including, 1."""
     return Check(lambda value: 0.0 <= value < 1.0, "a fraction from 0 up to, but not including, 1")

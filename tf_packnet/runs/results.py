@@ -38,6 +38,7 @@ class Results:
         environment: Versions, git commit, and execution settings.
         complete: Whether all tasks were learned and all files were written.
         data_fingerprint: `TaskStream.fingerprint()` of the examples: a later command detects changed data by it.
+        network: `network_files.fingerprint`: a later command detects changed files of the network by it.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Results:
     environment: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     data_fingerprint: str = ""
+    network: dict[str, str] = field(default_factory=dict)
 
     @property
     def average_accuracy(self) -> float | None:
@@ -74,6 +76,7 @@ class Results:
         return {
             "schema_version": SCHEMA_VERSION,
             "data_fingerprint": self.data_fingerprint,
+            "network": self.network,
             "complete": self.complete,
             "config": self.config.to_json(),
             "tasks": self.tasks,

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet.approaches import Approach, Memory, Multinet, PackNet, conv, mlp
+from tf_packnet import lifecycle
+from tf_packnet.approaches import Approach, Memory, Multinet, PackNet
 from tf_packnet.approaches.base import Observers
 from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
 from tf_packnet.errors import ArgumentError
@@ -17,6 +18,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packing import pack
 from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, plan
 from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.runs import networks
 from tf_packnet.runs.config import Config
 from tf_packnet.tasks import TaskStream
 from tf_packnet.training import acceleration
@@ -25,9 +27,8 @@ from tf_packnet.training import acceleration
 RESIDENT_BYTES = 2**30
 
 
-def make_deterministic(config: Config, xla: str) -> None:
-    """Seed all random generators and make operations deterministic: on CPU, a config always gives the same bits."""
-    keras.utils.set_random_seed(config.seed)
+def make_deterministic(xla: str) -> None:
+    """Make operations deterministic: on CPU, a config always gives the same bits."""
     # XLA on CPU is deterministic already, and Keras refuses to combine it with op determinism.
     if xla != acceleration.STEP:
         tf.config.experimental.enable_op_determinism()
@@ -68,11 +69,17 @@ def device(config: Config) -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
-def choose_xla(config: Config, strategy: tf.distribute.Strategy) -> str:
-    """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`."""
+def choose_xla(config: Config, strategy: tf.distribute.Strategy, convolutional: bool) -> str:
+    """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`.
+
+    Args:
+        config: The run.
+        strategy: Its distribution strategy.
+        convolutional: Whether its network has convolutions.
+    """
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
-    return acceleration.choose(config.model == "conv", strategy.num_replicas_in_sync > 1)
+    return acceleration.choose(convolutional, strategy.num_replicas_in_sync > 1)
 
 
 def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:
@@ -111,13 +118,24 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
         raise ArgumentError(field, expected, getattr(config, field))
     keras.config.set_dtype_policy(config.precision)
     outputs = stream.num_classes * (len(stream) if has_heads_side_by_side(config) else 1)
-    if config.model == "mlp" or len(stream.input_shape) == 3:  # `conv` itself refuses other inputs
+    if config.model == "mlp" or (config.model == "conv" and len(stream.input_shape) == 3):  # `conv` refuses others
         check_memory(config, stream.input_shape, outputs)
-    if config.model == "mlp":
-        model = mlp(stream.input_shape, outputs, config.hidden_units)
-    else:
-        model = conv(stream.input_shape, outputs, config.fc8192, config.dropout)
-    return pack(model, config.head, config.bias_policy, config.freed_weights, config.seed)
+    model = networks.build(config, stream.input_shape, outputs)
+    check_weights(config, model.count_params())
+    with networks.naming(config):
+        packed = pack(
+            model,
+            config.head,
+            config.bias_policy,
+            config.freed_weights,
+            config.seed,
+            pretrained="task 0" if config.pretrained else None,
+            head_layers=config.head_layers or None,
+            exclude=config.exclude,
+        )
+    if not lifecycle.masked_weights(packed):
+        raise ArgumentError("model", "a network with weights to prune outside heads and excluded layers", config.model)
+    return packed
 
 
 def check_capacity(config: Config, stream: TaskStream, network: PackedModel) -> None:
@@ -207,6 +225,17 @@ def check_memory(config: Config, input_shape: tuple[int, ...], outputs: int) -> 
         )
         if config.model == "mlp":
             raise ArgumentError("hidden_units", expected, ",".join(map(str, config.hidden_units)))
+        raise ArgumentError("model", expected, config.model)
+
+
+def check_weights(config: Config, weights: int) -> None:
+    """Raise ArgumentError if training a network of so many weights takes more RAM than the machine has."""
+    needed, available = BYTES_PER_WEIGHT * weights, physical_memory()
+    if needed > available:
+        expected = (
+            f"a network that fits into the {available / 2**30:.1f} GiB of RAM of this machine (its {weights:,} weights "
+            f"take {needed / 2**30:,.1f} GiB to train)"
+        )
         raise ArgumentError("model", expected, config.model)
 
 

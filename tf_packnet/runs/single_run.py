@@ -4,7 +4,7 @@ import sys
 
 from absl import logging
 
-from tf_packnet.runs import data, output
+from tf_packnet.runs import data, network_files, output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import expand
 from tf_packnet.tasks.sources import check_name
@@ -21,7 +21,7 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run, or the data has
             changed since the run was completed.
     """
-    _check_dataset(config)
+    check_inputs(config)
     store = output.check_stages_dir(stages_dir)
     results = output.check(config, store)
     if results is None:
@@ -32,6 +32,7 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 
         results = run_config(config, store).to_json()
     else:
+        network_files.check_unchanged(results, config, expand(config.directory()))
         data.check_unchanged(results, config, expand(config.directory()))
         print(f"{config.directory()} has the complete results of this run: nothing to compute", file=sys.stderr)
     from tf_packnet.reporting.summary import print_results
@@ -45,19 +46,23 @@ def show_plan(config: Config) -> None:
     Raises:
         ArgumentError: If data or machine do not allow the run, or some task would get no weights.
     """
-    _check_dataset(config)
+    check_inputs(config)
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow(on_cpu=True)
     from tf_packnet.planning import plan
+    from tf_packnet.runs import networks
     from tf_packnet.runs.data import load_stream
     from tf_packnet.runs.setup import build_model
 
+    networks.builder(config)  # raises errors before the data is loaded
     stream = load_stream(config)
     model = build_model(config, stream)
     print(plan(model, len(stream), config.final_prune, config.prune_rounds, config.prune_scope))
 
 
-def _check_dataset(config: Config) -> None:
+def check_inputs(config: Config) -> None:
+    """Raise ArgumentError if the data set or the files of the network of `config` do not exist."""
     logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow log warnings although all goes well
     check_name(config.dataset, config.data_dir)
+    network_files.check(config)

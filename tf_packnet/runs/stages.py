@@ -6,8 +6,9 @@ of `N` and `p` of one seed share the first task's training.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
@@ -48,7 +49,13 @@ class Stage:
     shared: bool
 
 
-def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dict[str, Any]) -> list[Stage]:
+def chain(
+    config: Config,
+    task_numbers: Sequence[int],
+    data: str,
+    execution: dict[str, Any],
+    network: Mapping[str, str] = MappingProxyType({}),
+) -> list[Stage]:
     """List the stages of a run, in order.
 
     Args:
@@ -56,10 +63,11 @@ def chain(config: Config, task_numbers: Sequence[int], data: str, execution: dic
         task_numbers: Numbers of the tasks that get a `train` and a `prune+retrain` stage each.
         data: Fingerprint of the examples.
         execution: Execution settings, such as how much XLA compiles.
+        network: `network_files.fingerprint` of the config: in place of the paths of files, or besides them.
     """
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
-    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **_values(config, fields)})
+    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **_values(config, fields), **network})
     stages: list[Stage] = []
     for position, task in enumerate(task_numbers):
         for name, epochs, fields in (

@@ -5,6 +5,7 @@ that some classes override private hooks of Keras: `_get_own_losses` (layers/bas
 (packed/safe_loading.py) and `_trackable_children` (packed_model.py).
 """
 
+import collections
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "clear_losses",
     "compute_output_spec",
     "creating_call",
+    "fresh_names",
     "global_state",
     "graph_ends",
     "has_distribution_strategy",
@@ -232,3 +234,15 @@ def resumed_epoch(model: keras.Model) -> int | None:
 def resume_at(model: keras.Model, epoch: int | None) -> None:
     """Let the current `fit` begin with `epoch`, as `keras.callbacks.BackupAndRestore` does; None undoes that."""
     model._initial_epoch = epoch
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """Name layers without a name as a new process does, within the block."""
+    name = "object_name_uids"
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, collections.defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, before)
