@@ -12,6 +12,7 @@ import keras
 
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import footprint
+from tf_packnet.packfile.opening import HOW_TO_REGISTER
 from tf_packnet.system.limits import Bound
 
 # Class names that Keras writes for values that JSON does not have.
@@ -105,7 +106,7 @@ def _check_class(config: dict[str, Any]) -> None:
         raise ValueError(
             f"has a {module}.{name}, which is neither one of Keras's layers, initializers, regularizers, constraints "
             f"or dtype policies (except {', '.join(sorted(_REFUSED))}) nor registered with "
-            "keras.saving.register_keras_serializable"
+            f"keras.saving.register_keras_serializable {HOW_TO_REGISTER}"
         )
     for path in _PATHS:
         if isinstance(config.get("config"), dict) and isinstance(config["config"].get(path), str):

@@ -5,6 +5,7 @@ Importing this module does not import TensorFlow, nor do `kind_of` and `tasks_of
 
 import contextlib
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 KERAS, PACKNET = "keras", "packnet"
 _FIRST_BYTES = {b"PK": KERAS, MAGIC: PACKNET}
+# What to do about a class that is not registered.
+HOW_TO_REGISTER = "(import the module that registers it, in a command with --layers=FILE.py)"
+_UNKNOWN_CLASS = re.compile("Could not locate ((class|function) '[^']*')")  # in the errors of Keras
 _EXPECTED = "a pack file (.keras or .packnet), written by packed.save or save_pack"
 
 
@@ -109,7 +113,8 @@ def _one_line_errors(path: str | os.PathLike, errors: tuple[type[Exception], ...
     except zipfile.BadZipFile as error:
         raise ArgumentError("pack", f"{expected} (it is damaged or cut short)", os.fspath(path)) from error
     except errors as error:
-        reason = first_line(error)
+        unknown = _UNKNOWN_CLASS.search(str(error))
+        reason = f"{unknown[1]} is not registered {HOW_TO_REGISTER}" if unknown else first_line(error)
         raise ArgumentError("pack", f"{expected} ({reason})", os.fspath(path)) from error
 
 

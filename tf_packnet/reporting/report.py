@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tf_packnet.system import files
 from tf_packnet.text import markdown as escaped
-from tf_packnet.text import printable, printable_lines
+from tf_packnet.text import printable_lines
 
 
 @dataclass
@@ -74,7 +74,7 @@ def markdown(report: Report, tables: dict[str, pd.DataFrame]) -> str:
         parts += [f"**{escaped(caption)}**", cells.to_markdown(index=False, disable_numparse=True, colalign=numbers)]
     parts += ["\n".join(f"- {escaped(finding)}" for finding in report.findings)] if report.findings else []
     parts += [f"![{escaped(report.title)}]({name}.png)" for name in report.figures]
-    parts += [f"```\n{printable(report.command)}\n```"]
+    parts += [f"```\n{printable_lines(report.command)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

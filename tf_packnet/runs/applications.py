@@ -81,7 +81,8 @@ def build(config: Config, input_shape: tuple[int, ...], outputs: int) -> keras.M
     if input_shape[2] != _CHANNELS:
         x = keras.layers.Concatenate(name="gray_to_rgb")([x] * _CHANNELS)
     if (height, width) != input_shape[:2]:
-        x = keras.layers.Resizing(height, width, name="resize")(x)
+        # Not a Resizing layer: with it, a call without `training` would train the BatchNormalization layers.
+        x = keras.ops.image.resize(x, (height, width))
     x = keras.layers.Rescaling(255.0, name="to_255")(x)
     x = sys.modules[make.__module__].preprocess_input(x)
     weights = IMAGENET if config.weights == IMAGENET else None

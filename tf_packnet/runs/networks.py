@@ -33,6 +33,7 @@ def builder(config: Config) -> Builder:
             function or application, or it does not take the arguments.
     """
     network_files.check(config)
+    starting_weights.check(config)
     function = own_function(config.model)
     if function is not None:
         return _own(config, function)
@@ -102,7 +103,7 @@ def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int) 
     activation = _last_activation(results)
     if activation is None:
         try:
-            activation = "softmax" if _are_probabilities(model, input_shape) else None
+            activation = "softmax" if _are_probabilities(graph, input_shape) else None
         except Exception as error:  # raised by the code of a layer
             raise _refused(config, f"a network that can be called ({first_line(error)})") from error
     for path, layer in layer_paths.layers_by_path(graph).items():
@@ -181,8 +182,8 @@ _ACTIVATION_LAYERS = (
 )
 
 
-def _are_probabilities(model: keras.Model, input_shape: Shape) -> bool:
-    """Whether the outputs of `model` for some examples are not negative and add up to 1."""
+def _are_probabilities(graph: keras.Model, input_shape: Shape) -> bool:
+    """Whether the outputs of `graph` for some examples are not negative and add up to 1."""
     examples = np.random.default_rng(0).random((4, *input_shape), np.float32)
-    outputs = keras.ops.convert_to_numpy(keras.ops.cast(model(examples), "float32"))
+    outputs = keras.ops.convert_to_numpy(keras.ops.cast(graph(examples, training=False), "float32"))
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-2))

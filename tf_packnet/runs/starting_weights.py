@@ -5,6 +5,7 @@ import io
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -32,16 +33,17 @@ def load(config: Config, model: keras.Model) -> None:
         ArgumentError: If the file cannot be read, is damaged, or has the weights of another network.
     """
     path = weights_file(config)
-    if path is None:
-        return
-    try:
-        with _opened(path) as source:
+    if path is not None:
+        with _opened(path, config) as source:
             _load(config, model, source)
-    except ArgumentError:
-        raise
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:  # raised by zipfile and h5py
-        expected = f"a file by Keras's save or save_weights that can be read ({first_line(error)})"
-        raise ArgumentError("weights", expected, config.weights) from error
+
+
+def check(config: Config) -> None:
+    """Raise ArgumentError if there is a file of `--weights` that has no weights."""
+    path = weights_file(config)
+    if path is not None:
+        with _opened(path, config):
+            pass
 
 
 def _load(config: Config, model: keras.Model, source: h5py.File) -> None:
@@ -63,14 +65,21 @@ def _load(config: Config, model: keras.Model, source: h5py.File) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as member:
-            content: io.BytesIO | str = io.BytesIO(member.read())
-    else:
-        content = os.fspath(path)
-    with h5py.File(content, "r") as file:
-        yield file
+def _opened(path: Path, config: Config) -> Iterator[h5py.File]:
+    """Open the weights in a file; turn the errors of zipfile and h5py, also within the block, into one line."""
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as member:
+                content: io.BytesIO | str = io.BytesIO(member.read())
+        else:
+            content = os.fspath(path)
+        with h5py.File(content, "r") as file:
+            yield file
+    except ArgumentError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        expected = f"a file by Keras's save or save_weights that can be read ({first_line(error)})"
+        raise ArgumentError("weights", expected, config.weights) from error
 
 
 def _heads(config: Config, model: keras.Model) -> list[str]:
@@ -132,6 +141,6 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _describe_missing(missing: Sequence[str], unknown: Sequence[str]) -> str:
-    parts = [f"{listed(missing, 2)} of the network is not in it"] * bool(missing)
-    parts += [f"{listed(unknown, 2)} in it is not in the network"] * bool(unknown)
-    return "; ".join(parts)
+    parts = [f"it lacks {listed(missing, 2)}"] * bool(missing)
+    parts += [f"the network lacks {listed(unknown, 2)}"] * bool(unknown)
+    return ", ".join(parts)
