@@ -7,7 +7,7 @@ from tf_packnet.runs.config import OPTIONS
 _INTRODUCTION = """\
 # Flags of `tf-packnet run`, `experiment` and `plan`
 
-Generated from the declarations in `tf_packnet/runs/config.py` by `make flag-reference`.
+Generated from the declarations of `Config` in `tf_packnet/runs` by `make flag-reference`.
 
 "Stage key" says which stages depend on a flag: runs that agree in it may share stored results of those stages."""
 

@@ -104,9 +104,9 @@ def _check_class(config: dict[str, Any]) -> None:
         keras_class = getattr(sys.modules.get(module), name, None)
     if name in _REFUSED or not (isinstance(keras_class, type) and issubclass(keras_class, _BASES)):
         raise ValueError(
-            f"has a {module}.{name}, which is neither one of Keras's layers, initializers, regularizers, constraints "
-            f"or dtype policies (except {', '.join(sorted(_REFUSED))}) nor registered with "
-            f"keras.saving.register_keras_serializable {HOW_TO_REGISTER}"
+            f"has a {module}.{name}, which is neither registered with keras.saving.register_keras_serializable "
+            f"{HOW_TO_REGISTER} nor one of Keras's layers, initializers, regularizers, constraints or dtype policies "
+            f"(except {', '.join(sorted(_REFUSED))})"
         )
     for path in _PATHS:
         if isinstance(config.get("config"), dict) and isinstance(config["config"].get(path), str):
