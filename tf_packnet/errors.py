@@ -6,6 +6,9 @@ from typing import Any
 
 from tf_packnet.text import printable, printable_lines
 
+# What to do about a class of a pack that is not registered with Keras.
+HOW_TO_REGISTER = "(import the module that registers it, in a command with --layers=FILE.py)"
+
 
 class ArgumentError(ValueError):
     """An invalid argument.

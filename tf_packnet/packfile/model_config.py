@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from tf_packnet.errors import HOW_TO_REGISTER
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import footprint
-from tf_packnet.packfile.opening import HOW_TO_REGISTER
 from tf_packnet.system.limits import Bound
 
 # Class names that Keras writes for values that JSON does not have.

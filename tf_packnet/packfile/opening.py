@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_packnet.errors import ArgumentError, first_line
+from tf_packnet.errors import HOW_TO_REGISTER, ArgumentError, first_line
 from tf_packnet.packfile.container import MAGIC
 from tf_packnet.system import archives
 from tf_packnet.system.limits import PACK_RATIO, Bound, open_regular
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 KERAS, PACKNET = "keras", "packnet"
 _FIRST_BYTES = {b"PK": KERAS, MAGIC: PACKNET}
-# What to do about a class that is not registered.
-HOW_TO_REGISTER = "(import the module that registers it, in a command with --layers=FILE.py)"
 _UNKNOWN_CLASS = re.compile("Could not locate ((class|function) '[^']*')")  # in the errors of Keras
 _EXPECTED = "a pack file (.keras or .packnet), written by packed.save or save_pack"
 
