@@ -43,6 +43,7 @@ def small(input_shape, num_classes, width=16, *, depth=1):
     return keras.Sequential([keras.Input(input_shape), L.Flatten(), *body, Scale(), L.Dense(num_classes)])
 
 
+@keras.saving.register_keras_serializable("test_own_networks")
 class Net(keras.Model):
     def __init__(self, num_classes, **more):
         super().__init__(**more)
@@ -122,6 +123,19 @@ def needs(input_shape, num_classes, *, units):
     pass
 
 
+class Unregistered(L.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def unregistered(input_shape, num_classes):
+    return keras.Sequential([small(input_shape, 4), Unregistered(), L.Dense(num_classes)])
+
+
+def unsaved(input_shape, num_classes):
+    return keras.Sequential([small(input_shape, 4), L.Lambda(lambda x: 2 * x), L.Dense(num_classes)])
+
+
 NUMBER = 3
 """
 BLOCKS = """
@@ -174,7 +188,7 @@ FUNCTIONS = [
     ("none.py:f", "a Python file and a function in it (No such file"),
     ("nets.py:smal", "a function that the file defines (its functions are small, "),
     ("nets.py:NUMBER", "a function that the file defines"),
-    ("nets.py:fails", "returns a built Keras model (line 69: RuntimeError: no network)"),
+    ("nets.py:fails", "returns a built Keras model (line 70: RuntimeError: no network)"),
     ("nets.py:nothing", "returns a built Keras model, not None"),
     ("nets.py:unbuilt", "returns a built Keras model; this one was not built"),
     ("nets.py:Net", "returns a built Keras model (too many positional arguments)"),
@@ -186,6 +200,8 @@ FUNCTIONS = [
     ("nets.py:integers", "and a float type, not int32"),
     ("nets.py:softmax", "logits, without an activation (softmax)"),
     ("nets.py:only_head", "at least one masked kernel to prune"),
+    ("nets.py:unregistered", "its pack has a nets.Unregistered, which is neither registered with keras.saving."),
+    ("nets.py:unsaved", "a network that can be saved; its pack has a keras.layers.Lambda"),
     ("keras.applications:MobilNet", "the name of a network in keras.applications (did you mean MobileNet"),
     ("keras.applications:imagenet_utils", "the name of a network in keras.applications"),
     ("keras.applications:ResNet50", "images of another size, not 8x8 (Input size must be at least 32x32)"),

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import FreezeError, PackFileError
+from tf_packnet.errors import HOW_TO_REGISTER, FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed import model_class
 from tf_packnet.packed_model import PackedModel
@@ -106,7 +106,9 @@ def _network(file: PackFile, arrays: Arrays, others: int) -> PackedModel:
     try:
         return model_config.from_json(arrays["config", "network"].tobytes(), file.bound, others)
     except Exception as error:  # a forged config: Keras raises errors of many types
-        raise PackFileError(file.path, "part 'model'", _first_line(error)) from error
+        reason = _first_line(error)
+        advice = f" {HOW_TO_REGISTER}" if "register_keras_serializable" in reason else ""
+        raise PackFileError(file.path, "part 'model'", reason + advice) from error
 
 
 def _first_line(error: Exception) -> str:

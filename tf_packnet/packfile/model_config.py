@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 
-from tf_packnet.errors import HOW_TO_REGISTER
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import footprint
 from tf_packnet.system.limits import Bound
@@ -104,8 +103,8 @@ def _check_class(config: dict[str, Any]) -> None:
         keras_class = getattr(sys.modules.get(module), name, None)
     if name in _REFUSED or not (isinstance(keras_class, type) and issubclass(keras_class, _BASES)):
         raise ValueError(
-            f"has a {module}.{name}, which is neither registered with keras.saving.register_keras_serializable "
-            f"{HOW_TO_REGISTER} nor one of Keras's layers, initializers, regularizers, constraints or dtype policies "
+            f"has a {module}.{name}, which is neither registered with keras.saving.register_keras_serializable nor "
+            "one of Keras's layers, initializers, regularizers, constraints or dtype policies "
             f"(except {', '.join(sorted(_REFUSED))})"
         )
     for path in _PATHS:

@@ -9,17 +9,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_packnet import lifecycle
 from tf_packnet.approaches import Approach, Memory, Multinet, PackNet
 from tf_packnet.approaches.base import Observers
 from tf_packnet.approaches.joint import TaskwiseAccuracy, TaskwiseCrossentropy
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.packfile import model_config
 from tf_packnet.packing import pack
 from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, plan
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.runs import networks
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.network_options import own_function
 from tf_packnet.tasks import TaskStream
 from tf_packnet.training import acceleration
 
@@ -133,8 +134,12 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
             head_layers=config.head_layers or None,
             exclude=config.exclude,
         )
-    if not lifecycle.masked_weights(packed):
-        raise ArgumentError("model", "a network with weights to prune outside heads and excluded layers", config.model)
+    if own_function(config.model) is not None:
+        try:
+            model_config.to_json(packed)
+        except Exception as error:  # raised by Keras or by the code of a layer
+            expected = f"a network that can be saved; its pack {first_line(error)}"
+            raise ArgumentError("model", expected, config.model) from error
     return packed
 
 
