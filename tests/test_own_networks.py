@@ -245,6 +245,7 @@ def test_arguments_that_are_refused(model, arguments, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"model": "mlp", "head_layers": ("dense_1",)}, "--head_layers=dense_1: expected layers with 2 outputs"),
         ({"exclude": ("x",)}, "--exclude=x: expected names of layers of the model"),
         ({"exclude": ("dense",)}, "at least one masked kernel to prune"),
         ({"head_layers": ("x",)}, "--head_layers=x: expected names of layers of the model"),
@@ -255,7 +256,7 @@ def test_arguments_that_are_refused(model, arguments, message):
     ],
 )
 def test_layers_that_are_refused(fields, message):
-    assert message in refusal("nets.py:small", **fields)
+    assert message in refusal(**{"model": "nets.py:small", **fields})
 
 
 @pytest.mark.parametrize(
@@ -601,6 +602,24 @@ class TestRuns:
             done = run_script(script, tmp_path, f"--pack={pack}", "--layers=mine.py", "--format=json", *inputs)
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)
+
+    @pytest.mark.slow
+    def test_a_sweep_in_worker_processes(self, tmp_path):
+        for name, content in (("nets.py", NETS), ("blocks.py", BLOCKS)):
+            (tmp_path / name).write_text(content)
+        sweeps = ['--sweep=model_args={"width":4},{"width":8,"depth":2}', "--sweep=approach=packnet,memory"]
+        short = [f"--{name}={value}" for name, value in SHORT.items()]
+        command = ["--model=nets.py:small", *sweeps, *short, "--output_dir=out"]
+        done = run_script("main", tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+        hashed = network_files.fingerprint(Config(model=f"{tmp_path}/nets.py:small"))["model_source"]
+        assert hashed in (tmp_path / "out/report.html").read_text()
+        assert len(list((tmp_path / "out/runs").iterdir())) == 4
+        assert "4 runs were complete before" in run_script("main", tmp_path, *command).stdout
+        (tmp_path / "blocks.py").write_text(BLOCKS.replace("ones", "zeros"))
+        done = run_script("main", tmp_path, *command)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "the file of --model=nets.py:small has changed since" in done.stderr
 
     def test_the_command_in_the_guide(self, tmp_path):
         page = (ROOT / "docs/guide-researcher.md").read_text()

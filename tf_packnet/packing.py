@@ -1,6 +1,7 @@
 """`pack(model)` converts a Keras model to a `PackedModel`, which can learn several tasks."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, check_choice
+from tf_packnet.errors import ArgumentError, check_choice, listed
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed import model_class
@@ -167,7 +168,8 @@ def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[s
         else:
             matches = [p for p, keras_name in keras_names.items() if name in (p.rpartition("/")[2], keras_name)]
         if len(matches) != 1:
-            expected = "names of layers of the model, among " + ", ".join(map(repr, matches or keras_names))
+            near = matches or difflib.get_close_matches(str(name), keras_names, n=len(keras_names), cutoff=0)
+            expected = "names of layers of the model, among " + listed(map(repr, near), 20)
             raise ArgumentError(argument, expected, name)
         resolved += matches
     return resolved

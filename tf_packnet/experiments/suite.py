@@ -40,6 +40,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     """
     for dataset, data_dir in dict.fromkeys((config.dataset, config.data_dir) for config in experiment.configs):
         check_name(dataset, data_dir)
+    network_files.first_fingerprint.cache_clear()
     for model, weights in dict.fromkeys((config.model, config.weights) for config in experiment.configs):
         network_files.first_fingerprint(model, weights)  # raises errors
     paths = ExperimentPaths(definitions.experiment_folder(experiment))

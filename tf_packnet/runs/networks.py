@@ -59,9 +59,10 @@ def build(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
     make = builder(config)
     with fresh_names():  # stored states name the layers, so that names must not depend on what was built before
         model = make(input_shape, outputs)
-    if config.model not in MODELS:
-        with naming(config):
+    with naming(config):
+        if config.model not in MODELS:
             check(config, model, input_shape, outputs)
+        _check_heads(config, model, outputs)
     starting_weights.load(config, model)
     return model
 
@@ -106,13 +107,17 @@ def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int) 
             activation = "softmax" if _are_probabilities(graph, input_shape) else None
         except Exception as error:  # raised by the code of a layer
             raise _refused(config, f"a network that can be called ({first_line(error)})") from error
-    for path, layer in layer_paths.layers_by_path(graph).items():
-        size = getattr(layer, "units", getattr(layer, "filters", outputs))
-        if {path, layer.name} & {*config.head_layers} and size != outputs:
-            expected = f"layers with {outputs} outputs, from which the logits come; {path!r} has {size}"
-            raise ArgumentError("head_layers", expected, list(config.head_layers))
     if activation is not None:
         raise _refused(config, f"a network whose outputs are logits, without an activation ({activation}) after them")
+
+
+def _check_heads(config: Config, model: keras.Model, outputs: int) -> None:
+    """Raise ArgumentError if a layer of `--head_layers` has another number of outputs: tasks would change it."""
+    for path, layer in layer_paths.layers_by_path(as_graph(model)).items():
+        size = getattr(layer, "units", getattr(layer, "filters", outputs))
+        if {path, path.rpartition("/")[2], layer.name} & {*config.head_layers} and size != outputs:
+            expected = f"layers with {outputs} outputs, from which the logits come; {path!r} has {size}"
+            raise ArgumentError("head_layers", expected, list(config.head_layers))
 
 
 def _refused(config: Config, expected: str) -> ArgumentError:
