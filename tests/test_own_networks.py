@@ -245,14 +245,9 @@ def test_arguments_that_are_refused(model, arguments, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": "mlp", "head_layers": ("dense_1",)}, "--head_layers=dense_1: expected layers with 2 outputs"),
         ({"exclude": ("x",)}, "--exclude=x: expected names of layers of the model"),
         ({"exclude": ("dense",)}, "at least one masked kernel to prune"),
         ({"head_layers": ("x",)}, "--head_layers=x: expected names of layers of the model"),
-        (
-            {"head_layers": ("dense",)},
-            "--head_layers=dense: expected layers with 2 outputs, from which the logits come",
-        ),
     ],
 )
 def test_layers_that_are_refused(fields, message):

@@ -15,7 +15,6 @@ from tf_packnet.runs.call_arguments import RETURNS, check_arguments
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import MODELS, OwnFunction, application, own_function, parse_arguments
 from tf_packnet.runs.paths import expand
-from tf_packnet.structure import layer_paths
 from tf_packnet.structure.graphs import as_graph
 from tf_packnet.system import python_files
 from tf_packnet.system.keras_internals import creating_call, fresh_names, graph_ends
@@ -59,10 +58,9 @@ def build(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
     make = builder(config)
     with fresh_names():  # stored states name the layers, so that names must not depend on what was built before
         model = make(input_shape, outputs)
-    with naming(config):
-        if config.model not in MODELS:
+    if config.model not in MODELS:
+        with naming(config):
             check(config, model, input_shape, outputs)
-        _check_heads(config, model, outputs)
     starting_weights.load(config, model)
     return model
 
@@ -109,15 +107,6 @@ def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int) 
             raise _refused(config, f"a network that can be called ({first_line(error)})") from error
     if activation is not None:
         raise _refused(config, f"a network whose outputs are logits, without an activation ({activation}) after them")
-
-
-def _check_heads(config: Config, model: keras.Model, outputs: int) -> None:
-    """Raise ArgumentError if a layer of `--head_layers` has another number of outputs: tasks would change it."""
-    for path, layer in layer_paths.layers_by_path(as_graph(model)).items():
-        size = getattr(layer, "units", getattr(layer, "filters", outputs))
-        if {path, path.rpartition("/")[2], layer.name} & {*config.head_layers} and size != outputs:
-            expected = f"layers with {outputs} outputs, from which the logits come; {path!r} has {size}"
-            raise ArgumentError("head_layers", expected, list(config.head_layers))
 
 
 def _refused(config: Config, expected: str) -> ArgumentError:

@@ -21,6 +21,7 @@ from tf_packnet.runs.network_options import application
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.graphs import as_graph
 from tf_packnet.structure.output_heads import find_heads
+from tf_packnet.system.keras_internals import all_layers
 
 # The file of the weights within a `.keras` file, and what of it belongs to no layer.
 _WEIGHTS, _OPTIMIZER = "model.weights.h5", "optimizer/"
@@ -83,16 +84,18 @@ def _opened(path: Path, config: Config) -> Iterator[h5py.File]:
 
 
 def _heads(config: Config, model: keras.Model) -> list[str]:
-    """Return the names of the layers that are heads."""
-    if config.head_layers:
-        return list(config.head_layers)
+    """Return the names of the layers that are heads, or in heads."""
     graph = as_graph(model)
-    try:
-        paths = find_heads(graph)
-    except ArgumentError:  # allowed with head='shared'
-        return []
     layers = layer_paths.layers_by_path(graph)
-    return [layers[path].name for path in paths]
+    if config.head_layers:
+        asked = {*config.head_layers}
+        paths = [path for path, layer in layers.items() if {path, path.rpartition("/")[2], layer.name} & asked]
+    else:
+        try:
+            paths = find_heads(graph)
+        except ArgumentError:  # allowed with head='shared'
+            paths = []
+    return [layer.name for path in paths for layer in all_layers(layers[path])]
 
 
 def _copy(source: h5py.File, path: Path, heads: Collection[str]) -> str | None:
