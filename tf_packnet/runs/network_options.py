@@ -147,7 +147,7 @@ class NetworkOptions:
         (),
         names(MAX_NAMES),
         StageKey.NETWORK,
-        "Names of the output layers that each task has of its own. Default: those from which the outputs come.",
+        "Names of the layers that each task has of its own, the heads. Default: those from which the outputs come.",
         sweepable=False,
         neutral=[],
     )
