@@ -95,27 +95,32 @@ class TestSharedLayers:
         encoder = keras.Model(inputs, hidden(name="a")(inputs), name="encoder")
         assert_packs(keras.Model(inputs, L.Dense(2)(encoder(inputs)), name="model"), tmp_path)
 
-    @pytest.mark.parametrize("kind", ["outer and inner", "two inner", "outer and block", "two blocks", "deep"])
-    def test_between_levels_is_refused(self, kind):
+    @pytest.mark.parametrize("kind", ["outer and block", "two blocks", "outer, inner and block"])
+    def test_with_a_block_is_refused(self, kind):
         shared = hidden(name="shared")
         model, first, second = {
-            "outer and inner": lambda: (around(shared, graph(hidden(), shared, name="in")), "shared", "in/shared"),
-            "two inner": lambda: (around(graph(shared, name="p"), graph(shared, name="q")), "p/shared", "q/shared"),
             "outer and block": lambda: (around(shared, Holder(shared, name="h")), "shared", "h/inner"),
             "two blocks": lambda: (around(Holder(shared, name="g"), Holder(shared, name="h")), "g/inner", "h/inner"),
-            "deep": lambda: (
-                around(shared, graph(graph(shared, name="q"), name="p")),
+            "outer, inner and block": lambda: (
+                around(shared, graph(shared, Holder(shared, name="h"), name="p")),
                 "shared",
-                "p/q/shared",
+                "p/h/inner",
             ),
         }[kind]()
         assert f"Layer {first!r} is a Dense that is also used at {second!r}, and becomes two layers" in refusal(model)
 
-    def test_an_inner_model_shared_between_levels_is_refused(self):
-        inner = graph(hidden(), name="inner")
-        assert "Layer 'inner' is a Functional that is also used at 'p/inner'" in refusal(
-            around(inner, graph(inner, name="p"))
-        )
+    @pytest.mark.parametrize("kind", ["outer and inner", "two inner", "deep", "an inner model"])
+    def test_between_graphs(self, kind, tmp_path):
+        shared, inner = hidden(name="shared"), graph(hidden(name="shared"), name="inner")
+        layers = {
+            "outer and inner": lambda: [shared, graph(hidden(name="more"), shared, name="in")],
+            "two inner": lambda: [graph(shared, name="p"), graph(shared, name="q")],
+            "deep": lambda: [shared, graph(graph(shared, name="q"), name="p")],
+            "an inner model": lambda: [inner, graph(inner, name="p")],
+        }[kind]()
+        packed = assert_packs(around(*layers), tmp_path)
+        more = ["more/kernel"] if kind == "outer and inner" else []
+        assert list(packed.owner_maps()) == ["first/kernel", "shared/kernel", *more]
 
 
 @register

@@ -11,7 +11,7 @@ import keras
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.graphs import Copies, build_uncalled, copy_state
 from tf_packnet.structure.overrides import accepts
-from tf_packnet.structure.refusals import Refusal, refused, unequal_copies
+from tf_packnet.structure.refusals import refused, unequal_layers
 from tf_packnet.system.keras_internals import all_layers, as_function, graph_ends, run_graph
 
 
@@ -40,12 +40,19 @@ class Flattened:
         self.graph = keras.models.clone_model(
             keras.Model(*graph_ends(model), name=model.name), clone_function=self._operation
         )
-        layers = {id(layer): layer for layer in self._places.values() if isinstance(layer, keras.Layer)}
-        refusals: list[Refusal] = []
-        for layer in layers.values():
-            refusals += self._copy_weights(layer, self._copies.of(layer))
+        copied = [(place, layer, self._copies.of(layer)) for place, layer in self._places.items()]
+        copied = [each for each in copied if isinstance(each[1], keras.Layer)]
+        for _, layer, copy in copied:
+            if layer.built and not copy.built:
+                copy.build_from_config(layer.get_build_config())
+            build_uncalled(layer, copy)
+        refusals = unequal_layers(model, copied)
         if refusals:
             raise refused(refusals, model.name)
+        for _, layer, copy in copied:
+            for source, target in zip(all_layers(layer), all_layers(copy), strict=True):
+                target.trainable = source.trainable
+                copy_state(source, target)
 
     def paths(self, path: str) -> list[str]:
         """Return the paths in `graph` of the layer that has this path in the model; of a nested graph its layers."""
@@ -71,18 +78,6 @@ class Flattened:
             return run_graph(as_function(operation), inputs, inner)
 
         return call
-
-    def _copy_weights(self, layer: keras.Layer, copy: keras.Layer) -> list[Refusal]:
-        """Copy the weights and flags of a layer; return what prevents it."""
-        if layer.built and not copy.built:
-            copy.build_from_config(layer.get_build_config())
-        build_uncalled(layer, copy)
-        refusals = unequal_copies(layer, copy)
-        if not refusals:
-            for source, target in zip(all_layers(layer), all_layers(copy), strict=True):
-                target.trainable = source.trainable
-                copy_state(source, target)
-        return refusals
 
 
 def flat_names(model: keras.Model) -> dict[int, str]:

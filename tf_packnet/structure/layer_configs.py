@@ -53,8 +53,8 @@ def remove_build_config(layer: keras.Layer, serialized: dict[str, Any]) -> None:
 
 
 def _parameters(cls: type[keras.Layer]) -> set[str]:
-    """Return the names of all keyword arguments of `cls.__init__` that are named in a signature."""
-    names: set[str] = set()
+    """Return the names of all keyword arguments of `cls.__init__` that a signature names, and those of every layer."""
+    names = set(inspect.signature(keras.Layer.__init__).parameters)
     for base in cls.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()

@@ -159,6 +159,19 @@ def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[in
         copy: A copy of it, created from the configs of the layers.
         replaced: `id`s of layers of `model` that the copy replaces on purpose.
     """
+    return unequal_layers(model, [("", model, copy)], replaced)
+
+
+def unequal_layers(
+    model: keras.Model, copied: Sequence[tuple[str, keras.Layer, keras.Layer]], replaced: Container[int] = ()
+) -> list[Refusal]:
+    """Return the layers of `model` that differ from their copies, see `unequal_copies`.
+
+    Args:
+        model: A Sequential or functional model.
+        copied: Path, layer and copy of the copied layers of `model`.
+        replaced: As for `unequal_copies`.
+    """
     refusals: list[Refusal] = []
     path_of = layer_paths.paths_by_id(model)
     copies: dict[int, keras.Layer] = {}
@@ -183,7 +196,8 @@ def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[in
         for (name, child), (_, copied_child) in zip(children, copied_children, strict=True):
             visit(child, copied_child, prefix + name, saved)
 
-    visit(model, copy, "", True)
+    for path, layer, copy in copied:
+        visit(layer, copy, path, True)
     return refusals
 
 
