@@ -177,7 +177,7 @@ def learn(packed, x, name, outputs):
     return packed.predict(x, verbose=0)
 
 
-FAST = {"Conv2D", "EinsumDense", "layers inside"}
+FAST = {"Conv2D", "layers inside"}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in FAST)) for kind in KINDS])
@@ -452,7 +452,7 @@ def test_a_head_passes_masks_on():
     np.testing.assert_allclose(loss, all_losses[ids > 0].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["Conv2D", "layers inside"])
+@pytest.mark.parametrize("kind", [pytest.param("Conv2D", marks=pytest.mark.slow), "layers inside"])
 def test_tasks_of_other_sizes_are_exported_in_every_format(kind, tmp_path):
     make, arguments, _ = KINDS[kind]
     packed = tp.pack(make(), **arguments)

@@ -239,6 +239,9 @@ def _compute(model: keras.Model, records: TaskRecords, specs: Any, parameters: d
         state.assign(np.array([SEED, number], before[number].dtype))
     try:
         results = records.functions[key]()
+    except Exception:  # raised by the model's own code, for example because of the size
+        del records.functions[key]
+        raise
     finally:
         for state, value in zip(states, before, strict=True):
             state.assign(value)
