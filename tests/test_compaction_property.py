@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tf_packnet.export.compaction import compact_model, storage
+from tf_packnet.export.loaded_tensor import SparseVariable
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "gelu", "softmax", "leaky_relu")
 BLOCKS = ("conv", "bn", "pool", "residual", "concat", "depthwise", "separable", "pad", "norm", "nested", "again", "op")
@@ -102,12 +103,21 @@ def test_outputs_agree(model, seed, density):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 5), st.integers(1, 900))
-@example(0, 0.0, 1, 1)
-def test_sparse_entries_give_the_kernel_back(seed, density, rows, columns):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    density=st.floats(0, 1),
+    shape=st.lists(st.integers(0, 90), max_size=3),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64", "int8", "int32"]),
+)
+@example(0, 0.0, [], "float32")
+@example(0, 0.0, [90, 90, 90], "float32")
+@example(0, 0.00001, [90, 90, 90], "float32")
+def test_an_array_without_zeros_gives_the_array_back(seed, density, shape, dtype):
     rng = np.random.default_rng(seed)
-    kernel = rng.normal(size=(rows, columns)).astype("float32") * (rng.random((rows, columns)) < density)
-    entries = storage.to_sparse(kernel)
-    np.testing.assert_array_equal(storage.to_dense(entries, kernel.shape), kernel)
-    extra = len(entries.values) - np.count_nonzero(kernel)
-    assert 0 <= extra <= kernel.size / 255
+    array = (100 * rng.normal(size=shape) * (rng.random(shape) < density)).astype(dtype)
+    stored = storage.to_sparse(array)
+    assert stored.count == np.count_nonzero(array)
+    loaded = storage.to_dense(storage.SparseArray.from_bytes(stored.to_bytes()))
+    for dense in (loaded, SparseVariable(stored)._expanded().numpy()):
+        assert dense.dtype == array.dtype
+        np.testing.assert_array_equal(dense, array)

@@ -12,7 +12,9 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tf_packnet.export.compaction.sparse import sparse_arrays
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint, Function
+from tf_packnet.export.loaded_tensor import SparseVariable
 from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
@@ -24,7 +26,7 @@ class Servable(tf.Module):
     """The object that is saved and that `tf.saved_model.load` returns.
 
     Attributes:
-        variables: All weights, each once.
+        variables: The weights that are stored with their zeros, each once.
     """
 
     variables: Any = ()  # replaces the property of tf.Module, which would not be saved
@@ -44,10 +46,16 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def write(endpoint: Endpoint, path: Path) -> None:
-    """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`."""
+    """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`.
+
+    Weights that `make_sparse` makes smaller are in `sparse_variables` instead.
+    """
     module = Servable()
-    module.variables = [variable.value for variable in endpoint.model.variables]
-    module.serve = endpoint.function()
+    sparse = {key: SparseVariable(stored) for key, stored in sparse_arrays(endpoint.model).items()}
+    module.variables = [variable.value for variable in endpoint.model.variables if id(variable) not in sparse]
+    if sparse:
+        module.sparse_variables = list(sparse.values())
+    module.serve = endpoint.function({key: variable.read for key, variable in sparse.items()})
     signatures = {SIGNATURE: endpoint.signature(module.serve)}
     if endpoint.class_names:
         module.class_names = constants(endpoint.class_names)
@@ -79,7 +87,7 @@ def save(
         signatures: The functions that a server offers, by name.
         models: The models that the functions call.
     """
-    # Besides variables: vocabulary tables, and kernels that are computed when the file is loaded.
+    # Besides variables: vocabulary tables.
     layers = [layer for model in models for layer in all_layers(model)]
     resources = [value for layer in layers for value in vars(layer).values() if isinstance(value, _RESOURCE)]
     # Also variables that Keras does not track: in attributes of layers, or captured by a layer's code.

@@ -9,6 +9,7 @@ from keras import layers
 from tf_packnet.export.compaction import mixers, rules
 from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
+from tf_packnet.export.compaction.sparse import make_plain, make_sparse
 from tf_packnet.structure.graphs import checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers
@@ -44,14 +45,14 @@ _OPERATIONS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """Return a smaller model that computes the same outputs, for prediction.
 
-    Units and channels that no output depends on are removed, constant ones are folded into the next bias, and kernels
-    with many zeros are stored without them (`SparseDense` and similar layers). Layers of unknown types are unchanged,
-    and so is everything that they may depend on. Outputs agree up to rounding, because sums have fewer terms.
+    Units and channels that no output depends on are removed, and constant ones are folded into the next bias. Layers of
+    unknown types are unchanged, and so is everything that they may depend on. Outputs agree up to rounding, because
+    sums have fewer terms. Files hold weights with many zeros without them, in layers of every type.
 
     Args:
         model: A built model. A model that is neither Sequential nor functional is returned unchanged.
-        sparse: Whether kernels may be stored without their zeros. Use False for converters such as TensorFlow Lite's,
-            which cannot expand kernels while a file is loaded.
+        sparse: Whether files of the model hold weights without their zeros. Use False for a `.keras` file that is
+            loaded without this library, and for converters such as TensorFlow Lite's.
 
     Returns:
         A functional model with the same inputs and outputs and its own weights. It is not for training: dropout and
@@ -65,14 +66,18 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     copy = checked_copy(model)
     for source, target in zip(all_layers(model), all_layers(copy), strict=True):
         copy_state(source, target)
-    graph = trace(copy, sparse)
+    make_plain(copy)
+    graph = trace(copy)
     step_rules = [_rule(graph, step) for step in graph.steps]
     known = _known(graph, step_rules)
     needed = _needed(graph, step_rules, known)
     values = _values(graph, step_rules, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
     outputs = keras.tree.pack_sequence_as(functional(copy)._outputs_struct, outputs)
-    return keras.Model(inputs_of(copy), outputs, name=model.name)
+    compact = keras.Model(inputs_of(copy), outputs, name=model.name)
+    if sparse:
+        make_sparse(compact)
+    return compact
 
 
 def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:

@@ -38,14 +38,12 @@ class Graph:
         steps: The calls.
         inputs: Numbers of the model's inputs, flattened.
         outputs: Numbers of the model's outputs, flattened.
-        sparse: Whether kernels of the smaller model may be stored without their zeros.
     """
 
     tensors: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
-    sparse: bool = True
 
     def shape(self, number: int) -> tuple[int | None, ...]:
         """Shape of a tensor, including the batch axis."""
@@ -78,9 +76,9 @@ def inputs_of(model: keras.Model) -> Any:
     return functional(model)._inputs_struct
 
 
-def trace(model: keras.Model, sparse: bool = True) -> Graph:
+def trace(model: keras.Model) -> Graph:
     """Return the graph of a Sequential or functional model."""
-    graph = Graph(sparse=sparse)
+    graph = Graph()
     numbers: dict[int, int] = {}
     for tensor in functional(model).inputs:
         numbers[id(tensor)] = _new(graph, tensor)

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tf_packnet.export.compaction.graph import Graph, Step
-from tf_packnet.export.compaction.sparse import Select
+from tf_packnet.export.compaction.selection import Select
 
 Arrays = list[np.ndarray]
 
