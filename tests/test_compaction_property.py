@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 from tf_packnet.export.compaction import compact_model, storage
-from tf_packnet.export.loaded_tensor import SparseVariable
+from tf_packnet.export.loaded_tensor import SparseWeights
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "gelu", "softmax", "leaky_relu")
 BLOCKS = ("conv", "bn", "pool", "residual", "concat", "depthwise", "separable", "pad", "norm", "nested", "again", "op")
@@ -118,6 +118,8 @@ def test_an_array_without_zeros_gives_the_array_back(seed, density, shape, dtype
     stored = storage.to_sparse(array)
     assert stored.count == np.count_nonzero(array)
     loaded = storage.to_dense(storage.SparseArray.from_bytes(stored.to_bytes()))
-    for dense in (loaded, SparseVariable(stored)._expanded().numpy()):
+    weights = SparseWeights({0: stored})
+    weights._list._initialize()
+    for dense in (loaded, weights.readers()[0]().numpy()):
         assert dense.dtype == array.dtype
         np.testing.assert_array_equal(dense, array)

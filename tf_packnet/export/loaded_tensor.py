@@ -1,11 +1,13 @@
 """Tensors that a SavedModel computes when it is loaded."""
 
+import functools
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from tf_packnet.export.compaction.storage import SparseArray
+from tf_packnet.export.compaction.storage import GAP_BYTES, SparseArray
 
 
 class LoadedTensor(tf.saved_model.experimental.TrackableResource):
@@ -36,38 +38,58 @@ class LoadedTensor(tf.saved_model.experimental.TrackableResource):
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._compute())
 
 
-class SparseVariable(tf.Module):
-    """A weight that a SavedModel stores without zeros and expands when it is loaded.
+class SparseWeights(tf.Module):
+    """Weights that a SavedModel stores without zeros, and expands when it is loaded, to a list in memory.
 
     Args:
-        stored: The weight.
+        weights: The weights by any key. They have the same dtype.
     """
 
-    def __init__(self, stored: SparseArray):
+    def __init__(self, weights: Mapping[int, SparseArray]):
         super().__init__()
-        self._stored = stored
-        self.data = tf.Variable(stored.data, name="data", trainable=False)
-        name = hashlib.sha256(stored.to_bytes().tobytes()).hexdigest()
-        self._tensor = LoadedTensor(self._expanded, tf.as_dtype(stored.dtype), stored.shape, name)
+        stored = list(weights.values())
+        self.data = tf.Variable([each.data for each in stored], name="data", trainable=False)
+        # A function hides the weights from TensorFlow, which would save them as parts of this module.
+        self._stored = lambda: weights
+        self._dtype = tf.as_dtype(stored[0].dtype)
+        content = b"".join(each.to_bytes().tobytes() for each in stored)
+        self._list = LoadedTensor(self._expanded, tf.variant, (), hashlib.sha256(content).hexdigest())
 
-    def read(self) -> tf.Tensor:
-        """Return the dense weight."""
-        return self._tensor.read()
+    def readers(self) -> dict[int, Callable[[], tf.Tensor]]:
+        """Return a function for each weight, by its key, that returns the dense weight."""
+        return {
+            key: functools.partial(self._read, index, array.shape)
+            for index, (key, array) in enumerate(self._stored().items())
+        }
+
+    def _read(self, index: int, shape: tuple[int, ...]) -> tf.Tensor:
+        size = math.prod(shape)
+        flat = tf.raw_ops.TensorListGetItem(
+            input_handle=self._list.read(), index=index, element_shape=[size], element_dtype=self._dtype
+        )
+        return tf.reshape(flat, shape)
 
     def _expanded(self) -> tf.Tensor:
-        stored, dtype = self._stored, tf.as_dtype(self._stored.dtype)
-        count, size = (tf.constant(number, tf.int64) for number in (stored.count, stored.size))
-        bits = _dense_bits(self.data, count, size, tf.as_dtype(stored.gap_dtype).size, dtype.size)
-        return tf.reshape(tf.bitcast(bits, dtype), stored.shape)
+        """Return the flat dense weights as a list."""
+        stored = self._stored().values()
+        counts, sizes = ([getattr(each, name) for each in stored] for name in ("count", "size"))
+        counts, sizes = (tf.constant(numbers, tf.int64) for numbers in (counts, sizes))
+        empty = tf.raw_ops.TensorListReserve(element_shape=[-1], num_elements=len(stored), element_dtype=self._dtype)
+
+        def add(index: tf.Tensor, tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            item = _dense(self.data[index], counts[index], sizes[index], self._dtype)
+            return index + 1, tf.raw_ops.TensorListSetItem(input_handle=tensors, index=index, item=item)
+
+        return tf.while_loop(lambda index, _: index < len(stored), add, (0, empty))[1]
 
 
-@tf.function(autograph=False)  # so that a file contains it once, and not for each weight
-def _dense_bits(data: tf.Tensor, count: tf.Tensor, size: tf.Tensor, gap_bytes: int, value_bytes: int) -> tf.Tensor:
-    """Return the bits of a dense array as integers `(size,)`, see `SparseArray`."""
+def _dense(data: tf.Tensor, count: tf.Tensor, size: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Return a dense array, flat; see `SparseArray`."""
     raw = tf.io.decode_raw(tf.io.decode_compressed(data, "ZLIB"), tf.uint8)
-    gaps = tf.cast(_from_planes(raw[: count * gap_bytes], gap_bytes), tf.int64)
-    values = _from_planes(raw[count * gap_bytes :], value_bytes)
-    return tf.scatter_nd(tf.cumsum(gaps + 1)[:, None] - 1, values, size[None])
+    gaps = tf.cast(_from_planes(raw[: count * GAP_BYTES], GAP_BYTES), tf.int64)
+    values = _from_planes(raw[count * GAP_BYTES :], dtype.size)
+    # As integers, because not every float can be scattered.
+    return tf.bitcast(tf.scatter_nd(tf.cumsum(gaps + 1)[:, None] - 1, values, size[None]), dtype)
 
 
 def _from_planes(planes: tf.Tensor, item_bytes: int) -> tf.Tensor:
