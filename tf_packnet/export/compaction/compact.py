@@ -1,12 +1,14 @@
 """Removes the units, channels and weights of a model that its outputs do not depend on."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from tf_packnet.export.compaction import mixers, rules
+from tf_packnet.export.compaction import blocks, mixers, rules
 from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.export.compaction.sparse import make_plain, make_sparse
@@ -17,7 +19,12 @@ from tf_packnet.system.keras_internals import all_layers
 # The rule of each layer class; other layers are barriers.
 _RULES: dict[type, type[Rule]] = {
     **dict.fromkeys((layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D), mixers.Mixer),
+    layers.EinsumDense: mixers.LastAxis,
+    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), mixers.TransposedMixer),
     **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), mixers.SeparableMixer),
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), blocks.Heads),
+    **dict.fromkeys((layers.SimpleRNN, layers.GRU, layers.LSTM), blocks.Recurrent),
+    layers.Embedding: blocks.Table,
     **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), mixers.Depthwise),
     layers.BatchNormalization: rules.Normalization,
     **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), rules.Pointwise),
@@ -120,13 +127,20 @@ def _values(
 
 def _rule(graph: Graph, step: Step) -> Rule:
     """Return the rule for a step. Layers and calls that no rule covers get a barrier (`Rule`)."""
+    if id(step.layer) in graph.shared():
+        return Rule(graph, step)
+    if type(step.layer) is layers.TimeDistributed and type(step.layer.layer) is layers.Dense and len(step.inputs) == 1:
+        step = replace(step, layer=step.layer.layer)  # Dense computes the same
     rule_class = _RULES.get(type(step.layer), Rule)
     if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
         rule_class = rules.Operation
-    if not is_plain(step.node) or id(step.layer) in graph.shared() or not _is_channels_last(step.layer):
+    if not is_plain(step.node, rule_class.options) or not _is_channels_last(step.layer):
         return Rule(graph, step)
+    if rule_class is blocks.Recurrent and len(step.inputs) > 1 + ("mask" in step.node.arguments.kwargs):
+        return Rule(graph, step)  # an initial state
     shapes = [graph.shape(number) for number in step.inputs + step.outputs]
-    if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):
+    of_channels = shapes[-1:] if rule_class in (blocks.Table, blocks.Recurrent) else shapes  # masks have no channels
+    if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in of_channels):
         return Rule(graph, step)
     return _for_settings(rule_class, step.layer, shapes[:-1], shapes[-1])(graph, step)
 
@@ -150,13 +164,26 @@ def _for_settings(rule_class: type[Rule], layer: Any, inputs: list[tuple], outpu
         fits = mixers.is_pointwise(layer.activation)
     elif rule_class is mixers.Depthwise:
         fits = layer.depth_multiplier == 1 and mixers.is_pointwise(layer.activation)
+    elif rule_class is mixers.LastAxis:
+        fits = _is_dense(layer.equation, layer.kernel.shape) and not _is_altered(layer)
     elif issubclass(rule_class, mixers.Mixer):
         fits = getattr(layer, "groups", 1) == 1 and not _is_altered(layer)
+    elif rule_class is blocks.Recurrent:
+        fits = blocks.is_recurrent_of_units(layer)
+    elif rule_class in (blocks.Heads, blocks.Table):
+        # A mask with more axes has a part for each head.
+        fits = all(len(shape) <= len(output) for shape in inputs) and not any(map(_is_altered, all_layers(layer)))
     return rule_class if fits else Rule
 
 
 def _is_channels_last(layer: Any) -> bool:
     return getattr(layer, "data_format", None) in (None, "channels_last")
+
+
+def _is_dense(equation: str, kernel: tuple[int, ...]) -> bool:
+    """Return whether an EinsumDense multiplies the last axis with a matrix, as `abc,cd->abd` and `...x,xy->...y` do."""
+    inputs, matrix, outputs = re.split(",|->", equation.replace(" ", ""))
+    return len(matrix) == len(kernel) == 2 and inputs[-1:] + outputs[-1:] == matrix and inputs[:-1] == outputs[:-1]
 
 
 def _is_altered(layer: keras.Layer) -> bool:

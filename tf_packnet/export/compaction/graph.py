@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +60,12 @@ class Graph:
         return {layer for layer, count in calls.items() if count > 1}
 
 
-def is_plain(node: Any) -> bool:
-    """Return whether a call has no arguments besides tensors, such as `training=True`."""
+def is_plain(node: Any, allowed: Collection[str] = ()) -> bool:
+    """Return whether a call has no arguments besides tensors, such as `training=True`, and those with allowed names."""
     options = [value for value in node.arguments.args if not _is_tensors(value)]
-    options += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
+    for name, value in node.arguments.kwargs.items():
+        if name not in allowed and (name != "training" or value is not False):
+            options.append(value)
     return all(value is None for value in options)
 
 

@@ -93,6 +93,28 @@ class Mixer(Rule):
         return {**self.layer.get_config(), "name": self.step.name, **_WITHOUT_TRAINING, **changes}
 
 
+class LastAxis(Mixer):
+    """Rule of EinsumDense where it computes the same as Dense, which replaces it."""
+
+    def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
+        dense = keras.layers.Dense(len(bias), activation=self.layer.activation, dtype=self.layer.dtype_policy)
+        return apply_layer(type(dense), {**dense.get_config(), "name": self.step.name}, tensor, kernels[0], bias)
+
+
+class TransposedMixer(Mixer):
+    """Rule of Conv1DTranspose, Conv2DTranspose and Conv3DTranspose, with a kernel `(..., outputs, inputs)`."""
+
+    def __init__(self, graph: Graph, step: Step):
+        super().__init__(graph, step)
+        self.pads = True  # a constant is not constant where fewer positions overlap
+
+    def _kernels(self) -> list[np.ndarray]:
+        return [array(self.layer.kernel).swapaxes(-1, -2)]
+
+    def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
+        return super()._apply(tensor, [kernel.swapaxes(-1, -2) for kernel in kernels], bias)
+
+
 class SeparableMixer(Mixer):
     """Rule of SeparableConv1D and SeparableConv2D.
 
