@@ -12,7 +12,7 @@ from tf_packnet.export.compaction import blocks, mixers, rules
 from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.export.compaction.sparse import make_plain, make_sparse
-from tf_packnet.structure.graphs import checked_copy, copy_state
+from tf_packnet.structure.graphs import Copies, checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers
 
@@ -70,9 +70,9 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """
     if not is_graph(model):
         return model
-    copy = checked_copy(model)
-    for source, target in zip(all_layers(model), all_layers(copy), strict=True):
-        copy_state(source, target)
+    copies = Copies(model)
+    copy = checked_copy(model, copies)
+    _copy_states(model, copies)
     make_plain(copy)
     graph = trace(copy)
     step_rules = [_rule(graph, step) for step in graph.steps]
@@ -85,6 +85,16 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     if sparse:
         make_sparse(compact)
     return compact
+
+
+def _copy_states(model: keras.Model, copies: Copies) -> None:
+    """Copy the state of all layers of a graph, and of the graphs in it."""
+    for layer in functional(model).layers:
+        if is_graph(layer):
+            _copy_states(layer, copies)
+        elif not isinstance(layer, layers.InputLayer):
+            for source, target in zip(all_layers(layer), all_layers(copies.of(layer)), strict=True):
+                copy_state(source, target)
 
 
 def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:
