@@ -127,6 +127,8 @@ def lite_ratio(paths: list[Path]) -> float:
         interpreters = [tf.lite.Interpreter(str(path), num_threads=2) for path in paths]
     for each in interpreters:
         each.allocate_tensors()
+        for details in each.get_input_details():
+            each.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
     times: list[list[float]] = [[], []]
     until = time.perf_counter() + SECONDS.value
     while len(times[0]) < 3 or time.perf_counter() < until:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_packnet.export.compaction import storage
 from tf_packnet.export.compaction.storage import SparseArray
+from tf_packnet.structure.layer_configs import creatable, remove_build_config
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
@@ -53,9 +54,12 @@ class SparseLayer(KerasLayer):
         generated, layer = type(self), self
         layer.__class__ = self.plain_class
         try:
-            return {"layer": keras.saving.serialize_keras_object(layer)}
+            serialized = keras.saving.serialize_keras_object(layer)
         finally:
             layer.__class__ = generated
+        serialized["config"] = creatable(self.plain_class, serialized["config"])
+        remove_build_config(self, serialized)
+        return {"layer": serialized}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> keras.Layer:
