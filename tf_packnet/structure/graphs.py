@@ -169,7 +169,9 @@ def checked_copy(graph: keras.Model, copies: Copies | None = None) -> keras.Mode
     copy = (Copies(graph) if copies is None else copies).connected(graph)
     by_path = layer_paths.layers_by_path(copy)
     for path, layer in layer_paths.layers_by_path(graph).items():
-        if not isinstance(layer, keras.Layer) or _looks_like(layer, by_path.get(path)):
+        if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.InputLayer):
+            continue  # an input without a name of its own has another one in the copy
+        if _looks_like(layer, by_path.get(path)):
             continue
         expected = (
             f"a model that Keras can create again from its config. Layer {path!r} (a {type(layer).__name__}) then has "
