@@ -14,7 +14,8 @@ import tf_packnet as tp
 from tests.conftest import blobs, make_convnet, make_mlp
 from tests.test_export import LOAD_WITHOUT_THE_LIBRARY, pack_of
 from tf_packnet.export import compact_model, dense_model, export_report
-from tf_packnet.export.compaction import SparseConv2D, SparseDense, storage
+from tf_packnet.export.compaction import storage
+from tf_packnet.export.compaction.sparse import SparseLayer
 from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.reporting import exports
 
@@ -118,6 +119,99 @@ def test_unknown_layers_are_unchanged():
     agree(model, compact)
 
 
+def with_zeros(variable, zeros):
+    """Assign random values, and 0 where `zeros` says."""
+    value = np.random.default_rng(0).normal(size=variable.shape)
+    value[zeros] = 0
+    variable.assign(value)
+
+
+@pytest.mark.parametrize("layer_class", [layers.SimpleRNN, layers.GRU, layers.LSTM])
+def test_recurrent_units_and_embedded_features_that_nothing_reads_are_removed(layer_class):
+    inputs = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True, name="words")(inputs)
+    x = layer_class(7, return_sequences=True, name="first", bias_initializer="normal")(x)
+    x = layer_class(4, name="second", bias_initializer="normal")(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    first, second = (model.get_layer(name).cell for name in ("first", "second"))
+    gates = first.kernel.shape[1] // 7
+    # The second layer reads units 0 and 1 of the first one. Unit 1 reads unit 2, which reads 3. Unit 4 reads itself.
+    with_zeros(second.kernel, np.s_[2:])
+    recurrent = np.zeros((7, gates, 7))
+    recurrent[[2, 3, 4, 1], :, [1, 2, 4, 5]] = 0.5
+    first.recurrent_kernel.assign(recurrent.reshape(7, -1))
+    # Features 0 and 1 are read by units that are kept, feature 2 by others, the rest by none.
+    kernel = np.zeros((6, gates, 7))
+    kernel[0, :, [0, 1]], kernel[1, :, 2:4], kernel[2, :, 4:] = 0.7, -0.3, 1.0
+    first.kernel.assign(kernel.reshape(6, -1))
+    compact = compact_model(model)
+    assert compact.get_layer("words").embeddings.shape == (20, 2)
+    assert compact.get_layer("first").cell.recurrent_kernel.shape == (4, gates * 4)
+    assert compact.get_layer("second").cell.kernel.shape[0] == 4
+    words = np.array([[3, 4, 5, 0], [7, 0, 0, 0], [19, 1, 2, 3]])
+    agree(model, compact, words)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_heads_that_add_only_zeros_are_removed(use_bias):
+    inputs = keras.Input((5, 6))
+    x = layers.MultiHeadAttention(4, 3, value_dim=2, use_bias=use_bias, name="mha")(inputs, inputs)
+    grouped = layers.GroupQueryAttention(3, 6, 3, use_bias=use_bias, use_gate=True, name="gqa")
+    x = grouped(x, inputs, use_causal_mask=True)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    weights = {variable.path: variable for variable in model.weights}
+    with_zeros(weights["mha/attention_output/kernel"], np.s_[1])
+    with_zeros(weights["mha/value/kernel"], np.s_[:, 2])
+    with_zeros(weights["gqa/attention_output/kernel"], np.s_[1:4])  # queries 2 and 3 are those of the second key
+    if use_bias:
+        with_zeros(weights["mha/value/bias"], np.s_[2])
+        with_zeros(weights["gqa/value/bias"], np.s_[:1])
+    compact = compact_model(model)
+    assert compact.get_layer("mha").num_heads == 2
+    sizes = compact.get_layer("gqa").get_config()
+    assert (sizes["num_query_heads"], sizes["num_key_value_heads"]) == (4, 2)
+    agree(model, compact)
+
+
+def test_all_but_one_head_can_be_removed():
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, layers.Dense(2)(layers.MultiHeadAttention(4, 3, name="mha")(inputs, inputs)))
+    for variable in model.get_layer("mha").weights:
+        variable.assign(np.full(variable.shape, 0.5) * (variable.name == "bias"))
+    compact = compact_model(model)
+    assert compact.get_layer("mha").num_heads == 1
+    agree(model, compact)
+
+
+def test_einsum_dense_and_dense_at_each_position_are_compacted_as_dense():
+    inputs = keras.Input((4, 6))
+    x = layers.EinsumDense("abc,bcd->abd", (4, 6))(inputs)
+    x = layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d", activation="relu")(x)
+    x = layers.TimeDistributed(layers.Dense(7, activation="relu"))(x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.EinsumDense("...x,xy->...y", 5)(x)))
+    second, third = model.layers[3].layer, model.layers[4]
+    with_zeros(second.kernel, np.s_[7:])  # the last feature of the first layer is not read
+    with_zeros(third.kernel, np.s_[3:])
+    compact = compact_model(model)
+    assert kernels(compact) == [(4, 6, 6), (6, 7), (7, 3), (3, 5), (5, 2)]  # the first one is unchanged
+    agree(model, compact)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_filters_of_transposed_convolutions_that_nothing_reads_are_removed(padding):
+    up = layers.Conv2DTranspose(6, 3, strides=2, padding=padding, activation="relu", bias_initializer="normal")
+    model = of(layers.Conv2D(5, 1, activation="relu"), up, layers.Conv2D(2, 2), shape=(4, 4, 3))
+    first, up, last = model.layers
+    with_zeros(last.kernel, np.s_[:, :, 4:])
+    with_zeros(up.kernel, np.s_[:, :, :, 3:])  # the kernel is (height, width, filters, inputs)
+    compact = compact_model(model)
+    assert [shape[2:] for shape in kernels(compact)] == [(3, 3), (4, 3), (4, 2)]
+    agree(model, compact)
+
+
 def test_softmax_mixes_its_units():
     model = of(layers.Dense(3, activation="softmax"), layers.Dense(2), shape=(4,))
     model.layers[1].kernel.assign([[1.0, 1], [0, 0], [0, 0]])
@@ -151,7 +245,7 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path):
 def test_kernels_can_be_kept_dense(always_sparse):
     model = sparse_net()
     compact = compact_model(model, sparse=False)
-    assert not any(hasattr(layer, "entries") for layer in compact.layers)
+    assert not any(isinstance(layer, SparseLayer) for layer in compact.layers)
     agree(model, compact)
 
 
@@ -221,13 +315,14 @@ def sparse_net():
 def test_sparse_layers_survive_a_keras_file(tmp_path, always_sparse):
     model = sparse_net()
     compact = compact_model(model)
-    assert [type(layer) for layer in compact.layers if hasattr(layer, "entries")] == [SparseConv2D, SparseDense]
+    names = [type(layer).__name__ for layer in compact.layers if isinstance(layer, SparseLayer)]
+    assert names == ["SparseConv2D", "SparseDense"]
     agree(model, compact)
     compact.save(tmp_path / "compact.keras")
     loaded = keras.models.load_model(tmp_path / "compact.keras")
     x = np.random.default_rng(2).normal(size=(5, 8, 8, 2)).astype("float32")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), compact.predict(x, verbose=0))
-    again = compact_model(loaded)  # sparse layers are known to nobody: they stay
+    again = compact_model(loaded)
     np.testing.assert_array_equal(again(x), compact(x))
 
 

@@ -81,3 +81,32 @@ def test_the_main_job(tmp_path, strategy):
     assert results["average_accuracy"] > 0.9
     noise = [line for line in done.stderr.splitlines() if not line.startswith(("task ", "XLA "))]
     assert noise == []
+
+
+COMPACT = """
+import sys
+import keras
+import numpy as np
+import tensorflow as tf
+from tf_packnet.export import compact_model
+from tf_packnet.export.saved_model import write_saved_model
+
+model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256, "relu"), keras.layers.Dense(256)])
+rng = np.random.default_rng(0)
+for variable in model.weights:
+    variable.assign(rng.normal(size=variable.shape) * (rng.random(variable.shape) < 0.05))
+x = rng.normal(size=(8, 64)).astype("float32")
+outputs = {}
+for sparse in (False, True):
+    write_saved_model(compact_model(model, sparse=sparse), f"{sys.argv[1]}/{sparse}")
+    loaded = tf.saved_model.load(f"{sys.argv[1]}/{sparse}")
+    outputs[sparse] = loaded.serve(x)
+assert len(loaded.sparse_weights) == 1
+np.testing.assert_allclose(outputs[True], outputs[False], rtol=1e-5, atol=1e-5)
+assert "GPU" in outputs[True].device
+"""
+
+
+def test_a_compact_file_predicts_on_a_gpu(tmp_path):
+    done = run("-c", COMPACT, str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -29,3 +29,12 @@ def test_a_pack_of_format_1(name):
     weight.frozen.assign(weight.frozen + 1)
     with pytest.raises(tp.FreezeError, match="'first'.*'hidden/kernel'"):
         packed.fit(*blobs(0), verbose=0)
+
+
+def test_a_compact_model_of_version_0_1(tmp_path):
+    x, expected = np.arange(144, dtype="float32").reshape(2, 6, 6, 2) / 100, np.load(FILES / "compact_0.1.npy")
+    model = keras.models.load_model(FILES / "compact_0.1.keras")
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5)
+    model.save(tmp_path / "again.keras")
+    again = keras.models.load_model(tmp_path / "again.keras")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))

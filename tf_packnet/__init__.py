@@ -114,3 +114,4 @@ _COMMAND = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""]
 if "TF_PACKNET_LAZY" not in os.environ and not _COMMAND:
     importlib.import_module("tf_packnet.system.quiet").import_keras()
     importlib.import_module("tf_packnet.packed_model")
+    importlib.import_module("tf_packnet.export.compaction")

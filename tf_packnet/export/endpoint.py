@@ -1,6 +1,5 @@
 """A plain Keras model with named inputs and outputs and built-in preprocessing, as exported files contain it."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -82,9 +81,15 @@ class Endpoint:
             substituted = [
                 (variable, values[id(variable)]()) for variable in self.model.variables if id(variable) in values
             ]
-            # Without substitutions a StatelessScope would only stop layers from updating their seeds.
-            with keras.StatelessScope(state_mapping=substituted) if substituted else contextlib.nullcontext():
+            if not substituted:
                 return self.model(self._preprocessed(inputs), training=False)
+            with keras.StatelessScope(state_mapping=substituted) as scope:
+                outputs = self.model(self._preprocessed(inputs), training=False)
+            for variable in self.model.variables:  # state that the call changes, such as seeds
+                new = None if id(variable) in values else scope.get_current_value(variable)
+                if new is not None:
+                    variable.assign(new)
+            return outputs
 
         return serve
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export.compaction import compact_model
 from tf_packnet.export.compaction.graph import Graph, inputs_of, trace
+from tf_packnet.export.compaction.sparse import sparse_arrays
 from tf_packnet.export.dense import dense_model
 from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.packed_model import PackedModel
@@ -101,8 +102,9 @@ def _compare(packed: PackedModel, number: int, name: str, folder: Path, seconds:
 
 
 def stored_weights(model: keras.Model) -> int:
-    """Count the stored weight values. A sparse kernel counts its entries, without their positions."""
-    return sum(int(np.prod(v.shape)) for v in model.weights if not v.dtype.startswith("uint"))
+    """Count the stored weight values. Of a weight that is stored without zeros, these are the others."""
+    sparse = sparse_arrays(model)
+    return sum(sparse[id(v)].count if id(v) in sparse else int(np.prod(v.shape)) for v in model.weights)
 
 
 def flops(model: keras.Model) -> int:

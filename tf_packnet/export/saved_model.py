@@ -12,11 +12,15 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tf_packnet.export.compaction.sparse import sparse_arrays
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint, Function
+from tf_packnet.export.loaded_tensor import SparseWeights
 from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
 
+# Size of the functions that expand weights (measured: 15 kB).
+_EXPANSION_BYTES = 2**14
 _RESOURCE = tf.saved_model.experimental.TrackableResource
 
 
@@ -24,7 +28,7 @@ class Servable(tf.Module):
     """The object that is saved and that `tf.saved_model.load` returns.
 
     Attributes:
-        variables: All weights, each once.
+        variables: The weights that are stored with their zeros, each once.
     """
 
     variables: Any = ()  # replaces the property of tf.Module, which would not be saved
@@ -44,10 +48,22 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def write(endpoint: Endpoint, path: Path) -> None:
-    """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`."""
+    """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`.
+
+    Weights that `make_sparse` makes smaller are in `sparse_weights` instead, one group for each dtype.
+    """
     module = Servable()
-    module.variables = [variable.value for variable in endpoint.model.variables]
-    module.serve = endpoint.function()
+    sparse = sparse_arrays(endpoint.model)
+    if sum(array.saved_bytes for array in sparse.values()) < _EXPANSION_BYTES:
+        sparse = {}
+    module.variables = [variable.value for variable in endpoint.model.variables if id(variable) not in sparse]
+    groups = [
+        SparseWeights({key: array for key, array in sparse.items() if array.dtype == dtype})
+        for dtype in sorted({array.dtype for array in sparse.values()})
+    ]
+    if groups:
+        module.sparse_weights = groups
+    module.serve = endpoint.function({key: read for group in groups for key, read in group.readers().items()})
     signatures = {SIGNATURE: endpoint.signature(module.serve)}
     if endpoint.class_names:
         module.class_names = constants(endpoint.class_names)
@@ -79,7 +95,7 @@ def save(
         signatures: The functions that a server offers, by name.
         models: The models that the functions call.
     """
-    # Besides variables: vocabulary tables, and kernels that are computed when the file is loaded.
+    # Besides variables: vocabulary tables.
     layers = [layer for model in models for layer in all_layers(model)]
     resources = [value for layer in layers for value in vars(layer).values() if isinstance(value, _RESOURCE)]
     # Also variables that Keras does not track: in attributes of layers, or captured by a layer's code.
@@ -108,9 +124,12 @@ def _without_asset_messages() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Names with a number that depends on the process: functions such as `__inference_serve_1234`, gradient functions such
-# as `PartitionedCall-1234`, tensors such as `1234` and `1234:0`.
-_NUMBERED = re.compile(r"(__(?:inference|forward|backward)_.*_|(?:Stateful)?PartitionedCall-|\^?)(\d+)(|:.*)")
+# Names with a number that depends on the process: functions such as `__inference_serve_1234` and `while_body_1234`,
+# gradient functions such as `PartitionedCall-1234`, tensors such as `1234`, `1234:0` and `while_cond_1234___unused`.
+_NUMBERED = re.compile(
+    r"(__(?:inference|forward|backward)_.*_|.*(?:while_body|while_cond|cond_true|cond_false|branch\d+)_"
+    r"|(?:Stateful)?PartitionedCall-|\^?)(\d+)(|:.*|___.*)"
+)
 
 
 def canonicalize(folder: Path) -> None:

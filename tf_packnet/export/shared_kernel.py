@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tf_packnet.export.loaded_tensor import LoadedTensor
+
 _BITS = 63  # of a non-negative int64
 _POSITION_BITS = 8 * (4 + 1)  # an int32 position, a uint8 owner
 
@@ -84,34 +86,6 @@ class SharedKernel(tf.Module):
         else:
             positions = tf.cast(self._positions, tf.int64)[:, None]
         return tf.reshape(tf.scatter_nd(positions, owned, [self._size]), self._shape)
-
-
-class LoadedTensor(tf.saved_model.experimental.TrackableResource):
-    """A tensor that is computed once, when a SavedModel is loaded, and then stays in memory.
-
-    Args:
-        compute: Computes the tensor from saved variables.
-        dtype: Its dtype.
-        shape: Its shape.
-        name: A name for this content. SavedModels with the same name share the tensor.
-    """
-
-    def __init__(self, compute: Callable[[], tf.Tensor], dtype: tf.DType, shape: tuple[int, ...], name: str):
-        super().__init__()
-        self._compute, self._dtype, self._shape, self._name = compute, dtype, shape, name
-        self._handle = self.resource_handle  # created now, so that functions traced later capture it
-
-    def read(self) -> tf.Tensor:
-        """Return the tensor."""
-        tensor = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self._dtype)
-        tensor.set_shape(self._shape)
-        return tensor
-
-    def _create_resource(self) -> tf.Tensor:
-        return tf.raw_ops.VarHandleOp(dtype=self._dtype, shape=self._shape, shared_name=self._name)
-
-    def _initialize(self) -> None:
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._compute())
 
 
 def digits_per_number(base: int) -> int:

@@ -68,7 +68,7 @@ def export_task(
     if calibration is not None:
         calibration = tflite.check_calibration(endpoint, calibration)
     if compact:
-        # LiteRT cannot expand sparse kernels while it loads a file.
+        # LiteRT has its own sparse format.
         endpoint = endpoint.with_model(compact_model(endpoint.model, sparse=SUFFIXES[format] != ".tflite"))
     with files.replacing(path) as temporary:
         if format == "saved_model":
@@ -77,7 +77,7 @@ def export_task(
         if format == "keras":
             endpoint.raw_model().save(temporary)
         else:
-            tflite.write(endpoint, temporary, format, calibration)
+            tflite.write(endpoint, temporary, format, calibration, sparse=compact)
         _add_class_names(endpoint, temporary)
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.export import saved_model
+from tf_packnet.export import lite_sparsity, saved_model
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint
 
 _CALIBRATION_BATCH = 64
 Examples = dict[str, np.ndarray]
 
 
-def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | None = None) -> None:
+def write(
+    endpoint: Endpoint, path: Path, format: str, calibration: Examples | None = None, sparse: bool = False
+) -> None:
     """Convert an endpoint and write the file `path`.
 
     Args:
@@ -25,6 +27,7 @@ def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | N
         path: The file.
         format: `tflite`, `tflite_float16` or `tflite_int8`.
         calibration: The return value of `check_calibration`, for `tflite_int8`; None for the others.
+        sparse: Whether weights are stored without zeros.
 
     Raises:
         ArgumentError: If LiteRT cannot represent the network.
@@ -43,7 +46,8 @@ def write(endpoint: Endpoint, path: Path, format: str, calibration: Examples | N
             converter.representative_dataset = lambda: _batches(endpoint, calibration)
         if raw_input:
             converter.inference_input_type = tf.uint8
-        path.write_bytes(_converted(converter, format))
+        content = _converted(converter, format)
+    path.write_bytes(lite_sparsity.without_zeros(content) if sparse else content)
 
 
 def _converted(converter: Any, format: str) -> bytes:

@@ -156,16 +156,22 @@ def copy_graph(graph: keras.Model) -> keras.Model:
     return Copies(graph).connected(graph)
 
 
-def checked_copy(graph: keras.Model) -> keras.Model:
+def checked_copy(graph: keras.Model, copies: Copies | None = None) -> keras.Model:
     """Copy a Sequential or functional model, with new weights of the same shapes.
+
+    Args:
+        graph: The model.
+        copies: Copies of its layers; they are created if there are none.
 
     Raises:
         ArgumentError: If a layer is another one than its config, or the code of the layer around it, creates.
     """
-    copy = copy_graph(graph)
-    copies = layer_paths.layers_by_path(copy)
+    copy = (Copies(graph) if copies is None else copies).connected(graph)
+    by_path = layer_paths.layers_by_path(copy)
     for path, layer in layer_paths.layers_by_path(graph).items():
-        if not isinstance(layer, keras.Layer) or _looks_like(layer, copies.get(path)):
+        if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.InputLayer):
+            continue  # an input without a name of its own has another one in the copy
+        if _looks_like(layer, by_path.get(path)):
             continue
         expected = (
             f"a model that Keras can create again from its config. Layer {path!r} (a {type(layer).__name__}) then has "

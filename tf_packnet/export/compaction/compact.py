@@ -1,22 +1,30 @@
 """Removes the units, channels and weights of a model that its outputs do not depend on."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
-from tf_packnet.export.compaction import mixers, rules
+from tf_packnet.export.compaction import blocks, mixers, rules
 from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
-from tf_packnet.structure.graphs import checked_copy, copy_state
+from tf_packnet.export.compaction.sparse import make_plain, make_sparse
+from tf_packnet.structure.graphs import Copies, checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers
 
 # The rule of each layer class; other layers are barriers.
 _RULES: dict[type, type[Rule]] = {
     **dict.fromkeys((layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D), mixers.Mixer),
+    layers.EinsumDense: mixers.LastAxis,
+    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), mixers.TransposedMixer),
     **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), mixers.SeparableMixer),
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), blocks.Heads),
+    **dict.fromkeys((layers.SimpleRNN, layers.GRU, layers.LSTM), blocks.Recurrent),
+    layers.Embedding: blocks.Table,
     **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), mixers.Depthwise),
     layers.BatchNormalization: rules.Normalization,
     **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), rules.Pointwise),
@@ -44,14 +52,14 @@ _OPERATIONS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """Return a smaller model that computes the same outputs, for prediction.
 
-    Units and channels that no output depends on are removed, constant ones are folded into the next bias, and kernels
-    with many zeros are stored without them (`SparseDense` and similar layers). Layers of unknown types are unchanged,
-    and so is everything that they may depend on. Outputs agree up to rounding, because sums have fewer terms.
+    Units and channels that no output depends on are removed, and constant ones are folded into the next bias. Layers of
+    unknown types are unchanged, and so is everything that they may depend on. Outputs agree up to rounding, because
+    sums have fewer terms. Files hold weights with many zeros without them, in layers of every type.
 
     Args:
         model: A built model. A model that is neither Sequential nor functional is returned unchanged.
-        sparse: Whether kernels may be stored without their zeros. Use False for converters such as TensorFlow Lite's,
-            which cannot expand kernels while a file is loaded.
+        sparse: Whether files of the model hold weights without their zeros. Use False for a `.keras` file that is
+            loaded without this library, and for converters such as TensorFlow Lite's.
 
     Returns:
         A functional model with the same inputs and outputs and its own weights. It is not for training: dropout and
@@ -62,17 +70,31 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """
     if not is_graph(model):
         return model
-    copy = checked_copy(model)
-    for source, target in zip(all_layers(model), all_layers(copy), strict=True):
-        copy_state(source, target)
-    graph = trace(copy, sparse)
+    copies = Copies(model)
+    copy = checked_copy(model, copies)
+    _copy_states(model, copies)
+    make_plain(copy)
+    graph = trace(copy)
     step_rules = [_rule(graph, step) for step in graph.steps]
     known = _known(graph, step_rules)
     needed = _needed(graph, step_rules, known)
     values = _values(graph, step_rules, known, needed)
     outputs = [values[number].tensor for number in graph.outputs]
     outputs = keras.tree.pack_sequence_as(functional(copy)._outputs_struct, outputs)
-    return keras.Model(inputs_of(copy), outputs, name=model.name)
+    compact = keras.Model(inputs_of(copy), outputs, name=model.name)
+    if sparse:
+        make_sparse(compact)
+    return compact
+
+
+def _copy_states(model: keras.Model, copies: Copies) -> None:
+    """Copy the state of all layers of a graph, and of the graphs in it."""
+    for layer in functional(model).layers:
+        if is_graph(layer):
+            _copy_states(layer, copies)
+        elif not isinstance(layer, layers.InputLayer):
+            for source, target in zip(all_layers(layer), all_layers(copies.of(layer)), strict=True):
+                copy_state(source, target)
 
 
 def _known(graph: Graph, step_rules: list[Rule]) -> dict[int, np.ndarray]:
@@ -115,13 +137,20 @@ def _values(
 
 def _rule(graph: Graph, step: Step) -> Rule:
     """Return the rule for a step. Layers and calls that no rule covers get a barrier (`Rule`)."""
+    if id(step.layer) in graph.shared():
+        return Rule(graph, step)
+    if type(step.layer) is layers.TimeDistributed and type(step.layer.layer) is layers.Dense and len(step.inputs) == 1:
+        step = replace(step, layer=step.layer.layer)  # Dense computes the same
     rule_class = _RULES.get(type(step.layer), Rule)
     if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
         rule_class = rules.Operation
-    if not is_plain(step.node) or id(step.layer) in graph.shared() or not _is_channels_last(step.layer):
+    if not is_plain(step.node, rule_class.options) or not _is_channels_last(step.layer):
         return Rule(graph, step)
+    if rule_class is blocks.Recurrent and len(step.inputs) > 1 + ("mask" in step.node.arguments.kwargs):
+        return Rule(graph, step)  # an initial state
     shapes = [graph.shape(number) for number in step.inputs + step.outputs]
-    if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):
+    of_channels = shapes[-1:] if rule_class in (blocks.Table, blocks.Recurrent) else shapes  # masks have no channels
+    if len(step.outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in of_channels):
         return Rule(graph, step)
     return _for_settings(rule_class, step.layer, shapes[:-1], shapes[-1])(graph, step)
 
@@ -145,13 +174,26 @@ def _for_settings(rule_class: type[Rule], layer: Any, inputs: list[tuple], outpu
         fits = mixers.is_pointwise(layer.activation)
     elif rule_class is mixers.Depthwise:
         fits = layer.depth_multiplier == 1 and mixers.is_pointwise(layer.activation)
+    elif rule_class is mixers.LastAxis:
+        fits = _is_dense(layer.equation, layer.kernel.shape) and not _is_altered(layer)
     elif issubclass(rule_class, mixers.Mixer):
         fits = getattr(layer, "groups", 1) == 1 and not _is_altered(layer)
+    elif rule_class is blocks.Recurrent:
+        fits = blocks.is_recurrent_of_units(layer)
+    elif rule_class in (blocks.Heads, blocks.Table):
+        # A mask with more axes has a part for each head.
+        fits = all(len(shape) <= len(output) for shape in inputs) and not any(map(_is_altered, all_layers(layer)))
     return rule_class if fits else Rule
 
 
 def _is_channels_last(layer: Any) -> bool:
     return getattr(layer, "data_format", None) in (None, "channels_last")
+
+
+def _is_dense(equation: str, kernel: tuple[int, ...]) -> bool:
+    """Return whether an EinsumDense multiplies the last axis with a matrix, as `abc,cd->abd` and `...x,xy->...y` do."""
+    inputs, matrix, outputs = re.split(",|->", equation.replace(" ", ""))
+    return len(matrix) == len(kernel) == 2 and inputs[-1:] + outputs[-1:] == matrix and inputs[:-1] == outputs[:-1]
 
 
 def _is_altered(layer: keras.Layer) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +39,12 @@ class Graph:
         steps: The calls.
         inputs: Numbers of the model's inputs, flattened.
         outputs: Numbers of the model's outputs, flattened.
-        sparse: Whether kernels of the smaller model may be stored without their zeros.
     """
 
     tensors: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
-    sparse: bool = True
 
     def shape(self, number: int) -> tuple[int | None, ...]:
         """Shape of a tensor, including the batch axis."""
@@ -61,10 +60,12 @@ class Graph:
         return {layer for layer, count in calls.items() if count > 1}
 
 
-def is_plain(node: Any) -> bool:
-    """Return whether a call has no arguments besides tensors, such as `training=True`."""
+def is_plain(node: Any, allowed: Collection[str] = ()) -> bool:
+    """Return whether a call has no arguments besides tensors, such as `training=True`, and those with allowed names."""
     options = [value for value in node.arguments.args if not _is_tensors(value)]
-    options += [value for name, value in node.arguments.kwargs.items() if name != "training" or value is not False]
+    for name, value in node.arguments.kwargs.items():
+        if name not in allowed and (name != "training" or value is not False):
+            options.append(value)
     return all(value is None for value in options)
 
 
@@ -78,9 +79,9 @@ def inputs_of(model: keras.Model) -> Any:
     return functional(model)._inputs_struct
 
 
-def trace(model: keras.Model, sparse: bool = True) -> Graph:
+def trace(model: keras.Model) -> Graph:
     """Return the graph of a Sequential or functional model."""
-    graph = Graph(sparse=sparse)
+    graph = Graph()
     numbers: dict[int, int] = {}
     for tensor in functional(model).inputs:
         numbers[id(tensor)] = _new(graph, tensor)

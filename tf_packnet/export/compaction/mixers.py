@@ -5,10 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet.export.compaction import storage
 from tf_packnet.export.compaction.graph import Graph, Step
 from tf_packnet.export.compaction.rules import Channelwise, Rule, Value, apply_channelwise, array
-from tf_packnet.export.compaction.sparse import SPARSE_TWINS
 
 # Activations that work on each value separately.
 POINTWISE = {
@@ -89,10 +87,32 @@ class Mixer(Rule):
     def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
         (kernel,) = kernels
         size = {"units" if isinstance(self.layer, keras.layers.Dense) else "filters": len(bias)}
-        return apply_layer(type(self.layer), self._config(**size), tensor, kernel, bias, self.graph.sparse)
+        return apply_layer(type(self.layer), self._config(**size), tensor, kernel, bias)
 
     def _config(self, **changes: Any) -> dict[str, Any]:
         return {**self.layer.get_config(), "name": self.step.name, **_WITHOUT_TRAINING, **changes}
+
+
+class LastAxis(Mixer):
+    """Rule of EinsumDense where it computes the same as Dense, which replaces it."""
+
+    def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
+        dense = keras.layers.Dense(len(bias), activation=self.layer.activation, dtype=self.layer.dtype_policy)
+        return apply_layer(type(dense), {**dense.get_config(), "name": self.step.name}, tensor, kernels[0], bias)
+
+
+class TransposedMixer(Mixer):
+    """Rule of Conv1DTranspose, Conv2DTranspose and Conv3DTranspose, with a kernel `(..., outputs, inputs)`."""
+
+    def __init__(self, graph: Graph, step: Step):
+        super().__init__(graph, step)
+        self.pads = True  # a constant is not constant where fewer positions overlap
+
+    def _kernels(self) -> list[np.ndarray]:
+        return [array(self.layer.kernel).swapaxes(-1, -2)]
+
+    def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
+        return super()._apply(tensor, [kernel.swapaxes(-1, -2) for kernel in kernels], bias)
 
 
 class SeparableMixer(Mixer):
@@ -136,7 +156,7 @@ class SeparableMixer(Mixer):
         first.kernel.assign(depthwise)
         second = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D}[rank]
         config = second(len(bias), 1, activation=self.layer.activation, dtype=self.layer.dtype_policy).get_config()
-        return apply_layer(second, {**config, "name": self.step.name}, tensor, pointwise, bias, self.graph.sparse)
+        return apply_layer(second, {**config, "name": self.step.name}, tensor, pointwise, bias)
 
 
 class Depthwise(Channelwise):
@@ -161,14 +181,9 @@ class Depthwise(Channelwise):
 
 
 def apply_layer(
-    layer_class: type[keras.Layer],
-    config: dict[str, Any],
-    tensor: Any,
-    kernel: np.ndarray,
-    bias: np.ndarray,
-    sparse: bool,
+    layer_class: type[keras.Layer], config: dict[str, Any], tensor: Any, kernel: np.ndarray, bias: np.ndarray
 ) -> Any:
-    """Create a layer with this kernel and bias, and applies it to `tensor`.
+    """Create a layer with this kernel and bias, and apply it to `tensor`.
 
     Args:
         layer_class: A Keras layer class.
@@ -176,22 +191,13 @@ def apply_layer(
         tensor: The input.
         kernel: Its kernel.
         bias: Its bias; a bias of zeros is left out.
-        sparse: Whether the kernel may be stored without its zeros, if that is smaller.
 
     Returns:
         The output tensor.
     """
-    config = {**config, "use_bias": bool(bias.any())}
-    entries = storage.sparse_if_smaller(kernel) if sparse else None
-    if entries is None:
-        layer = layer_class.from_config(config)
-        output = layer(tensor)
-        layer.kernel.assign(kernel)
-    else:
-        sizes = {"entries": len(entries.values), "gap_dtype": entries.gaps.dtype.name}
-        layer = SPARSE_TWINS[layer_class].from_config({**config, **sizes})
-        output = layer(tensor)
-        layer.assign_entries(entries)
+    layer = layer_class.from_config({**config, "use_bias": bool(bias.any())})
+    output = layer(tensor)
+    layer.kernel.assign(kernel)
     if layer.bias is not None:
         layer.bias.assign(bias)
     return output

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from tf_packnet.export.compaction.graph import Graph, Step
-from tf_packnet.export.compaction.sparse import Select
+from tf_packnet.export.compaction.selection import Select
 
 Arrays = list[np.ndarray]
 
@@ -43,7 +43,12 @@ class Rule:
     Args:
         graph: The graph that contains the step.
         step: The call of the layer.
+
+    Attributes:
+        options: Names of arguments of the call, besides tensors without names, with which the rule is right.
     """
+
+    options: tuple[str, ...] = ()
 
     def __init__(self, graph: Graph, step: Step):
         self.graph, self.step, self.layer = graph, step, step.layer
@@ -66,12 +71,16 @@ class Rule:
             needed: `needed` of the outputs.
             values: The inputs in the smaller model.
         """
+        if isinstance(self.layer, keras.Layer):
+            self.layer.name = self.graph.first_name(self.layer)  # layers of nested models may have equal names
+        return self._called(self.layer, values)
+
+    def _called(self, layer: Any, values: list[Value]) -> list[Value]:
+        """Call a layer on these values, with the other arguments of the original call."""
         arguments = self.step.node.arguments
         tensors = {id(old): new.tensor for old, new in zip(arguments.keras_tensors, values, strict=True)}
         args, kwargs = arguments.fill_in(tensors)
-        if isinstance(self.layer, keras.Layer):
-            self.layer.name = self.graph.first_name(self.layer)  # layers of nested models may have equal names
-        outputs = keras.tree.flatten(self.layer(*args, **kwargs))
+        outputs = keras.tree.flatten(layer(*args, **kwargs))
         all_channels = [np.ones(channels(shape), bool) for shape in self.output_shapes]
         return [Value(tensor, kept) for tensor, kept in zip(outputs, all_channels, strict=True)]
 

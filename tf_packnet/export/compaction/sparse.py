@@ -1,171 +1,116 @@
-"""Keras layers that store their kernel without its zeros and compute with the dense kernel.
+"""Makes layers store their weights without zeros: any layer of Keras or of a user, and the layers inside it.
 
-The dense kernel is computed once, by core TensorFlow operations, when the layer or the SavedModel is loaded. At these
-sizes dense products are faster than sparse ones for more than a few examples (measured in docs/compaction.md).
+In memory nothing changes: the layer computes with dense weights. `make_sparse` changes its class to a generated
+subclass that encodes what the layer saves, and decodes it when it is loaded.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import ops
 
 from tf_packnet.export.compaction import storage
+from tf_packnet.export.compaction.storage import SparseArray
+from tf_packnet.structure.layer_configs import creatable, remove_build_config
+from tf_packnet.structure.layer_paths import is_graph
+from tf_packnet.system.keras_internals import all_layers, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
 
-
-class DenseKernel(tf.saved_model.experimental.TrackableResource):
-    """The dense kernel in memory, a resource that a SavedModel computes from the entries on loading. It is not saved.
-
-    Args:
-        values: The kernel's entries, see `storage.SparseEntries`.
-        gaps: The distances between their positions.
-        shape: The kernel's shape.
-    """
-
-    def __init__(self, values: keras.Variable, gaps: keras.Variable, shape: tuple[int, ...]):
-        super().__init__()
-        self.values, self.gaps, self.shape = values, gaps, shape
-        self.dtype = tf.as_dtype(values.dtype)
-        self.digest = ""
-        with tf.init_scope():
-            self.memory = tf.Variable(tf.zeros(shape, self.dtype), trainable=False)
-            self._resource_handle = self.memory.handle
-        for variable in (values, gaps):  # any assignment counts, such as by loading or set_weights
-            variable.assign = self._refreshing(variable.assign)
-
-    def _refreshing(self, assign: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def assign_and_refresh(value: Any) -> Any:
-            result = assign(value)
-            self.refresh()
-            return result
-
-        return assign_and_refresh
-
-    def refresh(self) -> None:
-        """Recompute the dense kernel from the present entries."""
-        self.memory.assign(self._dense())
-        content = [np.asarray(ops.convert_to_numpy(part)).tobytes() for part in (self.values, self.gaps)]
-        self.digest = hashlib.sha256(repr(self.shape).encode() + b"".join(content)).hexdigest()[:16]
-
-    def read(self) -> tf.Tensor:
-        """Return the dense kernel."""
-        kernel = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=self.dtype)
-        kernel.set_shape(self.shape)
-        return kernel
-
-    def _create_resource(self) -> tf.Tensor:
-        # Called while a SavedModel is written. The name depends on the content, so that SavedModels loaded in one
-        # process share a kernel only if it is the same.
-        return tf.raw_ops.VarHandleOp(dtype=self.dtype, shape=self.shape, shared_name=f"kernel_{self.digest}")
-
-    def _initialize(self) -> None:
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=self._dense())
-
-    def _dense(self) -> tf.Tensor:
-        positions = tf.cumsum(tf.cast(tf.convert_to_tensor(self.gaps.value), tf.int64))
-        values = tf.convert_to_tensor(self.values.value)
-        flat = tf.scatter_nd(positions[:, None], values, [int(np.prod(self.shape))])
-        return tf.reshape(flat, self.shape)
+# Name in Keras's registry. It is in the config of every such layer.
+_REGISTERED = {"package": "tf_packnet", "name": "SparseLayer"}
+# Marks the names of arrays that are stored without zeros.
+_WITHOUT_ZEROS = "without_zeros."
 
 
-class SparseKernel(KerasLayer):
-    """Mixin for Keras layers that compute with `self.kernel`; it precedes the Keras layer in the bases.
+class SparseLayer(KerasLayer):
+    """Mixin of the generated classes."""
 
-    Args:
-        entries: Number of entries of the stored kernel.
-        gap_dtype: Unsigned integer dtype of the gaps between them.
-    """
+    plain_class: type[keras.Layer]
 
-    _kernel: keras.Variable
+    def save_own_variables(self, store: Any) -> None:
+        """Save what the layer saves (Keras's hook), without zeros."""
+        arrays: dict[str, Any] = {}
+        super().save_own_variables(arrays)
+        for name, value in arrays.items():
+            stored = storage.sparse_if_smaller(_array(value))
+            if stored is None:
+                store[name] = value
+            else:
+                store[_WITHOUT_ZEROS + name] = stored.to_bytes()
 
-    def __init__(self, *args: Any, entries: int, gap_dtype: str = "uint16", **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.entries = entries
-        self.gap_dtype = gap_dtype
-
-    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
-        """Override Keras's hook: `build` asks for the kernel and receives its entries."""
-        if name != "kernel":
-            return super().add_weight(*args, name=name, **kwargs)
-        shape = tuple(kwargs.pop("shape"))
-        arguments = {"shape": (self.entries,), "initializer": "zeros", "trainable": False}
-        values = super().add_weight(name="values", **arguments)
-        self.gaps = super().add_weight(name="gaps", dtype=self.gap_dtype, autocast=False, **arguments)
-        self._dense_kernel = DenseKernel(values, self.gaps, shape)
-        return values
-
-    @property
-    def kernel(self) -> Any:
-        """The dense kernel in the layer's compute dtype. Use `assign_entries` to change it."""
-        return ops.cast(self._dense_kernel.read(), self.compute_dtype)
-
-    def assign_entries(self, entries: storage.SparseEntries) -> None:
-        """Assign other entries, of the same number."""
-        self._kernel.assign(entries.values)
-        self.gaps.assign(entries.gaps)
-
-    def save_own_variables(self, store: dict) -> None:
-        """Override Keras's hook: saves the entries, not the dense kernel."""
-        keras.Layer.save_own_variables(self, store)
-
-    def load_own_variables(self, store: dict) -> None:
-        """Override Keras's hook: loads the entries."""
-        keras.Layer.load_own_variables(self, store)
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` has saved (Keras's hook), and let the layers inside do so next."""
+        for layer in all_layers(self, include_self=False):
+            _change_class(layer)
+        names = {name.removeprefix(_WITHOUT_ZEROS): name for name in store.keys()}  # noqa: SIM118
+        arrays = {
+            short: store[name] if short == name else storage.to_dense(SparseArray.from_bytes(store[name]))
+            for short, name in names.items()
+        }
+        super().load_own_variables(arrays)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "entries": self.entries, "gap_dtype": self.gap_dtype}
+        generated, layer = type(self), self
+        layer.__class__ = self.plain_class
+        try:
+            serialized = keras.saving.serialize_keras_object(layer)
+        finally:
+            layer.__class__ = generated
+        serialized["config"] = creatable(self.plain_class, serialized["config"])
+        remove_build_config(self, serialized)
+        return {"layer": serialized}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.Layer:
+        return _change_class(keras.saving.deserialize_keras_object(config["layer"]))
 
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class SparseDense(SparseKernel, keras.layers.Dense):
-    """A `Dense` layer whose kernel `(inputs, units)` is stored without its zeros."""
+keras.saving.register_keras_serializable(**_REGISTERED)(SparseLayer)
 
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class SparseConv1D(SparseKernel, keras.layers.Conv1D):
-    """A `Conv1D` layer whose kernel `(width, inputs, filters)` is stored without its zeros."""
+def make_sparse(layer: keras.Layer) -> None:
+    """Let a built layer or model save its weights without zeros, in place, where that makes a file smaller."""
+    if is_graph(layer):
+        for inner in layer.layers:
+            make_sparse(inner)
+    elif any(_without_zeros(each) for each in all_layers(layer)):
+        for each in all_layers(layer):
+            if each is layer or own_variables(each):
+                _change_class(each)
 
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class SparseConv2D(SparseKernel, keras.layers.Conv2D):
-    """A `Conv2D` layer whose kernel `(height, width, inputs, filters)` is stored without its zeros."""
+def make_plain(model: keras.Model) -> None:
+    """Undo `make_sparse`."""
+    for layer in all_layers(model):
+        if isinstance(layer, SparseLayer):
+            layer.__class__ = layer.plain_class
 
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class SparseConv3D(SparseKernel, keras.layers.Conv3D):
-    """A `Conv3D` layer whose kernel `(depth, height, width, inputs, filters)` is stored without its zeros."""
+def sparse_arrays(model: keras.Model) -> dict[int, SparseArray]:
+    """Return the variables of a model, by `id`, that files hold without zeros after `make_sparse`."""
+    layers = [layer for layer in all_layers(model) if isinstance(layer, SparseLayer)]
+    return {key: array for layer in layers for key, array in _without_zeros(layer).items()}
 
 
-SPARSE_TWINS: dict[type[keras.Layer], type[SparseKernel]] = {
-    keras.layers.Dense: SparseDense,
-    keras.layers.Conv1D: SparseConv1D,
-    keras.layers.Conv2D: SparseConv2D,
-    keras.layers.Conv3D: SparseConv3D,
-}
+def _without_zeros(layer: keras.Layer) -> dict[int, SparseArray]:
+    """Return the layer's own variables, by `id`, that are smaller without zeros."""
+    stored = {id(variable): storage.sparse_if_smaller(_array(variable)) for variable in own_variables(layer)}
+    return {key: array for key, array in stored.items() if array is not None}
 
 
-@keras.saving.register_keras_serializable(package="tf_packnet")
-class Select(keras.layers.Layer):
-    """Selects features of the last axis.
+def _change_class(layer: keras.Layer) -> keras.Layer:
+    if not isinstance(layer, SparseLayer):
+        layer.__class__ = _sparse_class(type(layer))  # type: ignore[arg-type]  # no hash for mypy
+    return layer
 
-    Args:
-        features: Indices of the features, ascending.
-    """
 
-    def __init__(self, features: Sequence[int], **kwargs: Any):
-        super().__init__(**kwargs)
-        self.features = [int(feature) for feature in features]
-        self.supports_masking = True
+@functools.cache
+def _sparse_class(plain: type[keras.Layer]) -> type[Any]:
+    members = {"plain_class": plain, "__module__": __name__}
+    cls = type(f"Sparse{plain.__name__}", (SparseLayer, plain), members)
+    return keras.saving.register_keras_serializable(**_REGISTERED)(cls)
 
-    def call(self, inputs: Any) -> Any:
-        return ops.take(inputs, np.array(self.features, "int32"), axis=-1)
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], len(self.features))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "features": self.features}
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(value))

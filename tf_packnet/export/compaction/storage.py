@@ -1,60 +1,92 @@
-"""Stores a kernel with many zeros as its other values and the distances between their positions."""
+"""Stores an array with many zeros as its other values and the gaps between them, compressed. Uses NumPy only."""
 
-from typing import NamedTuple
+import json
+import math
+import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
-# Size of the functions in a SavedModel that expand a sparse kernel (measured: 3 to 4 kB).
-OVERHEAD = 4096
+# Size of what a file needs to expand one array (measured for SavedModels).
+OVERHEAD = 1024
+GAP_BYTES = 4
+# The dtypes that can be stored without zeros.
+_DTYPES = ("int8", "uint8", "float16", "bfloat16", "int32", "float32", "int64", "float64")
 
 
-class SparseEntries(NamedTuple):
-    """A kernel without its zeros.
+@dataclass(frozen=True)
+class SparseArray:
+    """An array without its zeros, of either sign.
 
     Attributes:
-        values: The values in C order, `(entries,)`. Gaps too wide for their dtype are split by entries of value 0.
-        gaps: Unsigned integers `(entries,)`: each position in the flat kernel minus the position before it.
+        data: Compressed with zlib: the gaps (`uint32`), then the values, both in C order. All lowest bytes come first,
+            then all second bytes, and so on, because the high bytes of weights are similar. A gap is the number of
+            zeros before a value.
+        count: Number of values.
+        shape: Shape of the array.
+        dtype: Its dtype.
     """
 
-    values: np.ndarray
-    gaps: np.ndarray
+    data: bytes
+    count: int
+    shape: tuple[int, ...]
+    dtype: str
 
     @property
-    def nbytes(self) -> int:
-        """Size of both arrays in bytes."""
-        return self.values.nbytes + self.gaps.nbytes
+    def size(self) -> int:
+        """Number of entries of the dense array."""
+        return math.prod(self.shape)
+
+    @property
+    def saved_bytes(self) -> int:
+        """How much smaller it is than the dense array."""
+        return self.size * np.dtype(self.dtype).itemsize - len(self.data)
+
+    def to_bytes(self) -> np.ndarray:
+        """Return all attributes as `uint8` bytes."""
+        header = json.dumps([self.count, self.shape, self.dtype]).encode()
+        return np.frombuffer(header + b"\n" + self.data, np.uint8)
+
+    @classmethod
+    def from_bytes(cls, stored: np.ndarray) -> "SparseArray":
+        """Return what `to_bytes` has stored."""
+        header, data = np.asarray(stored, np.uint8).tobytes().split(b"\n", 1)
+        count, shape, dtype = json.loads(header)
+        return cls(data, count, tuple(shape), dtype)
 
 
-def to_sparse(kernel: np.ndarray) -> SparseEntries:
-    """Return the entries of a kernel, with gaps of the dtype that takes the fewest bytes in total."""
-    positions = np.flatnonzero(kernel)
-    values, gaps = kernel.ravel()[positions], np.diff(positions, prepend=0)
-    candidates = [_with_gap_dtype(values, gaps, dtype) for dtype in ("uint8", "uint16", "uint32")]
-    return min(candidates, key=lambda entries: entries.nbytes)
+def to_sparse(array: np.ndarray) -> SparseArray:
+    """Return an array of a supported dtype without its zeros."""
+    positions = np.flatnonzero(array)
+    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint32)
+    data = zlib.compress(_planes(gaps) + _planes(array.reshape(-1)[positions]))
+    return SparseArray(data, len(positions), array.shape, array.dtype.name)
 
 
-def to_dense(entries: SparseEntries, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the dense kernel, the inverse of `to_sparse`."""
-    flat = np.zeros(int(np.prod(shape)), entries.values.dtype)
-    np.add.at(flat, np.cumsum(entries.gaps.astype(np.int64)), entries.values)
-    return flat.reshape(shape)
+def to_dense(stored: SparseArray) -> np.ndarray:
+    """Return the dense array, the inverse of `to_sparse`."""
+    raw = np.frombuffer(zlib.decompress(stored.data), np.uint8)
+    middle = stored.count * GAP_BYTES
+    gaps = _from_planes(raw[:middle], "uint32")
+    dense = np.zeros(stored.size, stored.dtype)
+    dense[np.cumsum(gaps.astype(np.int64) + 1) - 1] = _from_planes(raw[middle:], stored.dtype)
+    return dense.reshape(stored.shape)
 
 
-def sparse_if_smaller(kernel: np.ndarray) -> SparseEntries | None:
-    """Return the kernel without its zeros, or None if that is not smaller."""
-    count = np.count_nonzero(kernel)
-    if count * (kernel.itemsize + 1) + OVERHEAD >= kernel.nbytes:
+def sparse_if_smaller(array: np.ndarray) -> SparseArray | None:
+    """Return the array without its zeros, or None if that is not smaller or not supported."""
+    if array.dtype.name not in _DTYPES:
         return None
-    entries = to_sparse(kernel)
-    return entries if entries.nbytes + OVERHEAD < kernel.nbytes else None
+    if np.count_nonzero(array) * array.itemsize + OVERHEAD >= array.nbytes:
+        return None
+    stored = to_sparse(array)
+    return stored if stored.saved_bytes > OVERHEAD else None
 
 
-def _with_gap_dtype(values: np.ndarray, gaps: np.ndarray, dtype: str) -> SparseEntries:
-    """Split gaps that are wider than `dtype` holds, by extra entries of value 0 at zeros of the kernel."""
-    widest = int(np.iinfo(dtype).max)
-    extra = np.maximum(gaps - 1, 0) // widest
-    last = np.cumsum(extra + 1) - 1  # index of each value's own entry, which follows its extra entries
-    all_gaps = np.full(int(np.sum(extra + 1)), widest, dtype)
-    all_values = np.zeros(all_gaps.shape, values.dtype)
-    all_gaps[last], all_values[last] = gaps - extra * widest, values
-    return SparseEntries(all_values, all_gaps)
+def _planes(numbers: np.ndarray) -> bytes:
+    return numbers.view(np.uint8).reshape(numbers.size, numbers.itemsize).T.tobytes()
+
+
+def _from_planes(planes: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the numbers from their bytes, the inverse of `_planes`."""
+    return np.ascontiguousarray(planes.reshape(np.dtype(dtype).itemsize, -1).T).view(dtype).reshape(-1)
