@@ -21,6 +21,17 @@ RESNET = {
     "block_type": "basic_block",
 }
 
+MIT = {
+    "layerwise_depths": [1, 1],
+    "num_layers": 2,
+    "layerwise_num_heads": [1, 2],
+    "layerwise_patch_sizes": [3, 3],
+    "layerwise_sr_ratios": [1, 1],
+    "layerwise_strides": [2, 2],
+    "hidden_dims": [8, 16],
+    "image_shape": (32, 32, 3),
+}
+
 
 def bert():
     backbone = models.BertBackbone(**TEXT, num_heads=2, max_sequence_length=LENGTH)
@@ -46,6 +57,12 @@ def resnet():
     return models.ResNetImageClassifier(backbone, num_classes=2, preprocessor=None)
 
 
+def segformer():
+    encoder = models.MiTBackbone(**MIT, max_drop_path_rate=0.0)
+    backbone = models.SegFormerBackbone(image_encoder=encoder, projection_filters=8)
+    return models.SegFormerImageSegmenter(backbone=backbone, num_classes=2, preprocessor=None)
+
+
 def examples(model, seed):
     """Random inputs, and labels for every position, pixel or example."""
     rng = np.random.default_rng(seed)
@@ -66,7 +83,8 @@ def examples(model, seed):
 def learn(packed, task, seed):
     packed.begin_task(task)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    packed.compile(optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1), loss=loss)
+    optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+    packed.compile(optimizer=optimizer, loss=loss, metrics=["sparse_categorical_accuracy"])
     prune = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
     packed.fit(*examples(packed, seed), batch_size=8, verbose=0, callbacks=prune)
 
@@ -80,6 +98,7 @@ def learn(packed, task, seed):
         pytest.param(gemma, "shared", marks=pytest.mark.slow),
         pytest.param(vit, "per_task", marks=pytest.mark.slow),
         pytest.param(resnet, "per_task", marks=pytest.mark.slow),
+        pytest.param(segformer, "per_task", marks=pytest.mark.slow),
     ],
 )
 def test_two_tasks_with_a_reload_between_them(make, head, tmp_path):
@@ -157,7 +176,7 @@ BACKBONES = {
     "Gemma": lambda: models.GemmaBackbone(**GROUPED, head_dim=4),
     "Gemma3": lambda: models.Gemma3Backbone(**GROUPED, head_dim=4, image_size=16, vision_encoder=None),
     "Llama": lambda: models.LlamaBackbone(**GROUPED),
-    "MiT": lambda: models.MiTBackbone([1, 1], [8, 16], 2, [1, 2], [2, 1], [3, 3], [2, 2], image_shape=IMAGE),
+    "MiT": lambda: models.MiTBackbone(**MIT),
     "Mistral": lambda: models.MistralBackbone(**GROUPED),
     "MobileNet": lambda: models.MobileNetBackbone(
         [[8], [8]],
