@@ -14,7 +14,7 @@ from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.generated import GeneratedTwin, named_weights, plain_class, plain_variables
-from tf_packnet.structure.graphs import copy_graph, copy_state, graph_layers
+from tf_packnet.structure.graphs import copy_graph, copy_state
 from tf_packnet.structure.layer_paths import is_graph, layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
@@ -45,7 +45,11 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     # Keras builds nested layers from their class, so a copy has masked or plain ones: `convert` makes all plain.
     model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
     state = _recorded_state(packed, number)
-    for source, target in zip(graph_layers(packed), graph_layers(model), strict=True):
+    targets = layers_by_path(model)
+    pairs = [(source, targets[path]) for path, source in sources.items() if path in targets]
+    for source, target in [(packed, model), *pairs]:
+        if not isinstance(source, keras.Layer):  # an operation
+            continue
         if isinstance(source, Head):
             _copy_head(source, target, number, state)
         elif isinstance(source, GeneratedTwin):

@@ -8,6 +8,7 @@ user's code calls Keras's method. The user's `__init__` is not called for the pa
   model's. When a pack is loaded, they are copied from a model that is created from the config of the user's class.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Set
@@ -301,7 +302,7 @@ def _constructor(
     """
     keras_from_config = (keras.Model.from_config.__func__, keras.Sequential.from_config.__func__)
     if cls.from_config.__func__ not in keras_from_config:
-        return lambda: cls.from_config(dict(config))
+        return lambda: cls.from_config(copy.deepcopy(dict(config)))  # it may change nested parts
     signature = inspect.signature(cls.__init__)
     has_varargs = any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values())
     takes_graph = not _loads_as_sequential(cls) and (has_varargs or "outputs" in signature.parameters)

@@ -47,8 +47,11 @@ def make_creatable(graph: keras.Model, config: dict[str, Any]) -> None:
 
 
 def remove_build_config(layer: keras.Layer, serialized: dict[str, Any]) -> None:
-    """Remove the build config of a layer that is built by its first call, so that Keras calls it."""
-    if getattr(layer, "plain_class", type(layer)).build is keras.Layer.build and sublayers(layer):
+    """Remove the build config of a layer that contains layers, so that its call builds it.
+
+    Its class may not have a `build` method, or one that does not take shapes as they are in files, as lists.
+    """
+    if sublayers(layer):
         serialized.pop("build_config", None)
 
 
