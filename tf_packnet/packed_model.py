@@ -11,11 +11,10 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed import model_class, safe_loading
-from tf_packnet.packed.attributes import plain_graphs
+from tf_packnet.packed.attributes import network_config
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
-from tf_packnet.structure.layer_configs import make_creatable
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.system.keras_internals import graph_ends
 from tf_packnet.task_names import check_task_name, default_task_name, task_number
@@ -370,12 +369,9 @@ class PackedModel(PackedTrainer):
 
     def get_config(self) -> dict[str, Any]:
         settings = self.pack_settings
-        with plain_graphs(self):
-            network = self.network().get_config()
-            make_creatable(self, network)
         config = {
             "format": FORMAT,
-            "network": network,
+            "network": network_config(self),
             "head": settings.head,
             "freed_weights": settings.freed_weights,
             "seed": settings.seed,

@@ -15,6 +15,7 @@ import keras
 from tf_packnet.structure import layer_paths, overrides
 from tf_packnet.structure.flattening import flat_names, layers_of_graphs
 from tf_packnet.structure.graphs import copy_layer, copy_state, graph_layers
+from tf_packnet.structure.layer_configs import make_creatable
 from tf_packnet.system.keras_internals import Functional, all_layers, has_graph
 from tf_packnet.training.optimizers import fresh
 
@@ -124,8 +125,16 @@ def _layer_outside_graph(layer: keras.Layer, replacements: Mapping[int, keras.La
     return layer
 
 
+def network_config(packed: keras.Model) -> dict[str, Any]:
+    """Return the config of a pack as a functional model, from which Keras can create all of its layers."""
+    with _plain_graphs(packed):
+        config = packed.network().get_config()
+        make_creatable(packed, config)
+    return config
+
+
 @contextlib.contextmanager
-def plain_graphs(packed: keras.Model) -> Iterator[None]:
+def _plain_graphs(packed: keras.Model) -> Iterator[None]:
     """Within the block, nested graphs with the class of a user's model are plain functional models, as in files."""
     classes: list[tuple[Any, type]] = []
 

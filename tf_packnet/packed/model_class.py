@@ -204,7 +204,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
     }
     if not overrides.is_subclassed(cls):
         try:
-            config = model.get_config()
+            config = keras.saving.serialize_keras_object(model.get_config())  # it may contain layers
         except Exception as error:  # raised by the user's code; only saving needs the config
             return {**description, "error": first_line(error)}
         if _loads_as_graph(cls, config):  # the pack has the layers
