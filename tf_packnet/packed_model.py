@@ -368,14 +368,13 @@ class PackedModel(PackedTrainer):
         (print_fn or print)(ownership_table(self.owner_maps(), self.task_names[: self.committed_tasks]))
 
     def get_config(self) -> dict[str, Any]:
-        settings = self.pack_settings
         config = {
             "format": FORMAT,
             "network": network_config(self),
-            "head": settings.head,
-            "freed_weights": settings.freed_weights,
-            "seed": settings.seed,
-            "roles": settings.roles.to_json(),
+            "head": self.pack_settings.head,
+            "freed_weights": self.pack_settings.freed_weights,
+            "seed": self.pack_settings.seed,
+            "roles": self.pack_settings.roles.to_json(),
             "outputs": {path: head.last_outputs for path, head in lifecycle.heads(self).items()},
         }
         own = model_class.description_of(self)
