@@ -50,6 +50,19 @@ class CountsCalls(keras.layers.Layer):
 
 
 @register
+class Measures(keras.layers.Layer):
+    """Updates a metric."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def call(self, z):
+        self.mean.update_state(z)
+        return z
+
+
+@register
 class Normalized(keras.layers.Layer):
     """A block with an inner layer and its own spectral norm."""
 

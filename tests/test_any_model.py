@@ -427,7 +427,16 @@ class TestCustomLayer:
         with pytest.raises(tp.ArgumentError, match=r"`masked`: .* of Leaky, .* \((gate, scale|gate) would belong"):
             tp.pack(keras.Sequential([keras.Input((6,)), Gated(), L.Dense(2)]))
 
-    @pytest.mark.parametrize("bases", [(Scale, tp.layers.TaskLayer), (Scale,), (tp.layers.TaskLayer,)])
+    @pytest.mark.parametrize(
+        "bases",
+        [
+            (Scale, tp.layers.TaskLayer),
+            (Scale,),
+            (tp.layers.TaskLayer,),
+            (tp.layers.TaskLayer, type("NoLayer", (), {})),
+            (type("Mixin", (tp.layers.TaskLayer,), {}), tp.layers.MaskedDense),
+        ],
+    )
     def test_a_twin_with_other_bases_is_refused(self, forgotten_twins, bases):
         with pytest.raises(tp.ArgumentError, match=r"expected class Odd\(TaskLayer, MyLayer\), with the Keras layer"):
             tp.layers.twin("tests")(type("Odd", bases, {}))

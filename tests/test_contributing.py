@@ -37,8 +37,11 @@ def test_make_targets_exist():
 
 
 def test_mutation_testing_has_modules_and_tests():
-    paths = [path for module, tests in TESTS.items() for path in (module, *tests.split())]
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for module, tests in TESTS.items():
+        assert (ROOT / module).exists()
+        for test in tests.split():
+            path, _, name = test.partition("::")
+            assert name in (ROOT / path).read_text(encoding="utf-8"), test
 
 
 def test_equivalent_mutants_are_of_present_lines():

@@ -28,7 +28,10 @@ from tf_packnet.layers import (
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
     MaskedSimpleRNNCell,
+    Routed,
     TaskHead,
+    TaskLayer,
+    twin,
 )
 
 LAYERS = [
@@ -91,10 +94,10 @@ def inputs(shape, seed=0, layer=None):
 def test_every_masked_layer_is_under_the_contract():
     tested = {parameter.values[0] for parameter in LAYERS}
     cells = {MaskedSimpleRNNCell, MaskedGRUCell, MaskedLSTMCell}  # tested inside recurrent layers in test_any_model.py
-    masked = {plain: twin for plain, twin in TWINS.items() if twin.masked}
+    masked = {plain: masked for plain, masked in TWINS.items() if masked.masked}
     assert {*masked.values(), TaskHead} == tested | cells
-    for plain, twin in masked.items():
-        assert twin.__name__ == f"Masked{plain.__name__}"
+    for plain, found in masked.items():
+        assert found.__name__ == f"Masked{plain.__name__}"
 
 
 @parametrize
@@ -198,7 +201,95 @@ def test_one_byte_a_weight_for_masks():
     assert sum(int(np.prod(v.shape)) for v in masks) == 200 + 3  # the map, and three scalars
 
 
+class Own(TaskLayer, keras.layers.Layer):
+    """A layer with three weights and state of its own, which it adds in all ways that Keras allows."""
+
+    masked = ("first", "second", "third")
+    per_task = ()
+    first, second, third = Routed(), Routed(), Routed()
+
+    def build(self, shape):
+        self.first = self.add_weight((4, 3))
+        self.second = self.add_weight((4, 3), "he_normal")
+        self.third = self.add_weight((4, 3), initializer="ones", regularizer=keras.regularizers.L2(0.5))
+        self.count = self.add_weight((), "zeros", trainable=False)
+        super().build(shape)
+
+    def call(self, x):
+        return x @ (self.first + self.second + self.third)
+
+
+def own() -> Own:
+    layer = Own()
+    assert layer.selected_task == 1
+    assert layer.routed_weights == []
+    layer.build((None, 4))
+    return layer
+
+
+def test_weights_start_again_from_the_initializers_that_were_given_to_add_weight():
+    layer = own()
+    layer.commit_task()
+    for weight in layer.masked_weights:
+        weight.owner.assign(np.zeros((4, 3)))
+    layer.begin_task("reinit", seed=5)
+    expected = [keras.initializers.GlorotUniform(5), keras.initializers.HeNormal(6), keras.initializers.Ones()]
+    for weight, initializer in zip(layer.masked_weights, expected, strict=True):
+        np.testing.assert_array_equal(weight.values(), initializer((4, 3)))
+    assert not np.array_equal(keras.initializers.HeNormal(6)((4, 3)), keras.initializers.HeNormal(4)((4, 3)))
+
+
+def test_weights_that_are_not_pruned_have_a_seed_of_their_own():
+    head = TaskHead(3, bias_initializer="he_normal")
+    head.build((None, 4))
+    head.begin_task("zero", seed=5)
+    head.commit_task()
+    head.begin_task("zero", seed=5)
+    kernel, bias = head.task_weights
+    np.testing.assert_array_equal(kernel.variable, keras.initializers.GlorotUniform(5)((4, 3)))
+    np.testing.assert_array_equal(bias.variable, keras.initializers.HeNormal(6)((3,)))
+
+
+def test_state_of_no_task_is_saved_with_the_layer():
+    layer, again, store = own(), own(), {}
+    layer.count.assign(7)
+    layer.save_own_variables(store)
+    again.load_own_variables(store)
+    assert float(again.count) == 7
+    for name in [name for name in store if name.startswith("state.")]:
+        del store[name]
+    again.count.assign(3)
+    again.load_own_variables(store)  # of another format, which saves it elsewhere
+    assert float(again.count) == 3
+
+
+def test_a_regularizer_gets_the_weights_that_the_task_computes_with():
+    layer = own()
+    (*_, third) = layer.masked_weights
+    third.prune(np.arange(12).reshape(4, 3) < 5)
+    third.variable.assign(np.full((4, 3), 2.0))
+    assert [float(loss) for loss in layer.losses] == [5 * 2**2 * 0.5]
+    layer.trainable = False
+    assert layer.losses == []
+
+
+def test_a_mixin_may_stand_between_the_bases_of_a_twin():
+    class Plain(keras.layers.Layer):
+        pass
+
+    class Mixin:
+        pass
+
+    class Masked(TaskLayer, Mixin, Plain):
+        pass
+
+    assert twin("tests.layers")(Masked) is Masked
+    assert TWINS.pop(Plain) is Masked
+
+
 def test_unsupported_settings_are_refused():
+    with pytest.raises(ArgumentError, match="`pretrained`: expected one of prunable, visible"):
+        MaskedDense(3, pretrained="maybe")
     with pytest.raises(ArgumentError, match="`bias_policy`: expected one of first_task, per_task"):
         MaskedDense(3, bias_policy="never")
     with pytest.raises(ArgumentError, match="task-aware layers do not support LoRA. Received: lora_rank=2"):
@@ -211,7 +302,82 @@ def test_unsupported_settings_are_refused():
         layer.quantize("int8")
 
 
+@pytest.mark.parametrize(("units", "use_bias", "shape"), [(1, True, (7,)), (8, True, (7,)), (9, True, (7,)),
+    (3, False, (7,)), (3, True, (5, 7)), (9, False, (5, 7))])  # fmt: skip
+def test_a_head_has_the_gradients_of_the_keras_layer(units, use_bias, shape):
+    import tensorflow as tf
+
+    x = np.random.default_rng(0).integers(-8, 9, (4, *shape)).astype("float32")  # whose sums are exact in any order
+    outputs, gradients = [], []
+    for layer in (TaskHead(units, use_bias=use_bias), keras.layers.Dense(units, use_bias=use_bias)):
+        layer.build(x.shape)
+        layer.set_weights([np.ones(w.shape, w.dtype) if w.dtype == "float32" else w.numpy() for w in layer.weights])
+        with tf.GradientTape() as tape:
+            y = layer(x)
+            loss = tf.reduce_sum(y**2)
+        outputs.append(y)
+        gradients.append(tape.gradient(loss, layer.trainable_variables))
+    np.testing.assert_array_equal(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 class TestHeadsOfManySizes:
+    def test_use_tells_whether_anything_changed(self):
+        head = TaskHead(2)
+        head.build((None, 4))
+        changes = [(2,), (2, "linear"), (2, "softmax"), (2, "softmax"), (3, "softmax"), (3,), (3,), (2,), (2,)]
+        assert [head.use(*change) for change in changes] == [False, False, True, False, True, True, False, True, False]
+        assert [tuple(v.shape) for v in head.trainable_variables] == [(4, 2), (2,)]
+
+    def test_task_1_needs_no_beginning(self):
+        head = TaskHead(2)
+        head.build((None, 4))
+        head.commit_task()
+        for units in (5, 3):
+            head.use(units)
+            head.begin_task("zero", seed=1)
+            head.commit_task()
+        assert [head.units_of(task) for task in (1, 2, 3)] == [2, 5, 3]
+        head.use_task(1)
+        assert [head.units_of(task) for task in (1, 2, 3)] == [2, 5, 3]
+
+    def test_each_task_keeps_its_activation(self, tmp_path):
+        layer = TaskHead(3, activation="relu")
+        model = keras.Sequential([keras.Input((4,)), layer])
+        activations = [None, "softmax", "linear", None]
+        for task, activation in enumerate(activations, start=1):
+            layer.use(3, activation)
+            layer.begin_task("zero", seed=task)
+            layer.commit_task()
+        layer.use_task(2)
+        config = layer.get_config()
+        assert (config["units"], config["activation"]) == (3, "relu")
+        model.save(tmp_path / "heads.keras")
+        for head in (layer, keras.models.load_model(tmp_path / "heads.keras").layers[0]):
+            assert [head.activation_of(task) for task in (1, 2, 3, 4)] == activations
+            for task, name in enumerate(activations, start=1):
+                head.use_task(task)
+                assert head.activation is keras.activations.get(name or "relu")
+
+    def test_files_with_other_sizes_are_refused(self):
+        _, layer = self.head()
+        store = {}
+        layer.save_own_variables(store)
+        (name,) = [name for name in store if "5" in name and store[name].shape == (4, 5) and "variable" in name]
+        store[name] = np.zeros((4, 6), "float32")
+        again = TaskHead(2)
+        again.build((None, 4))
+        with pytest.raises(ValueError, match="size|shape"):
+            again.load_own_variables(store)
+
+    def test_the_config_has_the_units_of_the_last_task(self):
+        _, layer = self.head()
+        for task in (1, 2, 3, 4):
+            layer.use_task(task)
+            assert layer.get_config()["units"] == 3
+        assert "bias_policy" not in layer.get_config()
+
     def head(self):
         layer = TaskHead(2)
         model = keras.Sequential([keras.Input((4,)), layer])

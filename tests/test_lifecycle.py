@@ -1,15 +1,19 @@
 """Tasks are begun, reopened and committed in a model of masked layers, without training."""
 
+import hashlib
+import types
+
 import keras
 import numpy as np
 import pytest
 
-from tests.stateful import Center
+from tests.stateful import Center, CountsCalls, Measures
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, DivergedError, FreezeError
 from tf_packnet.layers import MaskedDense, TaskHead
 from tf_packnet.lifecycle import task_checks
 
+MORE = ("center/more.0", "center/more.1.key")
 X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
 
 
@@ -112,6 +116,17 @@ def test_new_values_depend_on_seed_task_and_layer():
         assert not any(np.isclose(kernel, other).any() for other in everything[:number])
 
 
+def test_by_default_a_task_begins_with_seed_0():
+    drawn = []
+    for arguments in ({}, {"seed": 0}):
+        model = network()
+        train(model, seed=1, keep=0.0)
+        lifecycle.commit_task(model)
+        lifecycle.begin_task(model, "reinit", **arguments)
+        drawn.append(kernels(model))
+    np.testing.assert_array_equal(*drawn)
+
+
 class TestReopening:
     def test_free_weights_become_candidates_again(self):
         model = network()
@@ -201,6 +216,14 @@ class TestRefusals:
         with pytest.raises(ArgumentError, match="expected a model with free weights .its 1 tasks own all weights"):
             lifecycle.begin_task(model)
 
+    def test_all_task_numbers_are_used(self, committed):
+        for layer in lifecycle.task_layers(committed):
+            layer.committed_tasks = 254
+        before = values(committed)
+        with pytest.raises(ArgumentError, match="`task`: expected a number from 1 to 254"):
+            lifecycle.begin_task(committed)
+        assert_unchanged(committed, before)
+
     @pytest.mark.parametrize(
         ("pretrained", "refused"),
         [
@@ -279,6 +302,7 @@ class TestChecks:
 
     def test_missing_records_are_completed(self, two_tasks):
         records = lifecycle.records(two_tasks)
+        assert task_checks.committed_checksums(two_tasks).keys() == {1, 2}
         before = {task: (each.checksums, each.outputs) for task, each in records.witnesses.items()}
         state = {task: dict(values) for task, values in records.state.items()}
         for selected in (1, 2):
@@ -296,6 +320,54 @@ class TestChecks:
             task: list(values) for task, values in records.state.items()
         }
 
+    def test_the_state_of_a_file_without_records_is_that_of_all_tasks(self, two_tasks):
+        records = lifecycle.records(two_tasks)
+        records.state.clear()
+        records.witnesses.clear()
+        two_tasks.get_layer("center").mean.assign(np.arange(6))
+        task_checks.complete_records(two_tasks)
+        assert records.state.keys() == {1, 2}
+        for state in records.state.values():
+            np.testing.assert_array_equal(state["center/mean"], np.arange(6))
+        lifecycle.check_tasks(two_tasks)
+
+    def test_a_value_that_is_gone(self, two_tasks):
+        checksums = lifecycle.records(two_tasks).witnesses[1].checksums
+        assert {len(value) for value in checksums.values()} == {16}
+        checksums["captured gone"] = "0"  # a variable that no layer tracks need not have the same name
+        lifecycle.check_tasks(two_tasks)
+        checksums["gone/kernel"] = "0"
+        with pytest.raises(FreezeError, match=r"of task 1 \('task_1'\) in 'gone/kernel':"):
+            lifecycle.check_tasks(two_tasks)
+
+    def test_the_checksum_of_a_large_kernel_is_that_of_earlier_files(self):
+        rng, size = np.random.default_rng(0), 2**20
+        owner = rng.integers(0, 4, 2 * size - 6, np.uint8)
+        frozen = rng.normal(size=owner.size).astype("float32")
+        weight = types.SimpleNamespace(owner=keras.Variable(owner, dtype="uint8"), frozen=keras.Variable(frozen))
+        found = task_checks._checksums_by_owner(weight, 3)
+        assert found.keys() == {1, 2, 3}
+        for task, checksum in found.items():
+            positions = np.flatnonzero(owner == task)
+            digest = hashlib.sha256()
+            for part in (positions[positions < size], positions[positions >= size]):
+                digest.update(part.astype("uint32").tobytes() + frozen[part].tobytes())
+            assert checksum == digest.hexdigest()
+
+    def test_state_that_inference_changes_is_as_before_it(self):
+        x = inputs = keras.Input((6,))
+        for layer in (MaskedDense(6), CountsCalls(name="counter"), Measures(name="measures"), TaskHead(2)):
+            x = layer(x)
+        model = keras.Model(inputs, x)
+        model.get_layer("counter").calls.assign(4.0)
+        lifecycle.commit_task(model)
+        records = lifecycle.records(model)
+        assert records.volatile == {"counter/calls"}
+        assert records.witnesses[1].outputs
+        assert not [name for name in records.witnesses[1].checksums if name.startswith("captured")]
+        assert float(model.get_layer("counter").calls) == float(records.state[1]["counter/calls"]) == 4
+        lifecycle.check_tasks(model)
+
     def test_later_tasks_are_forgotten(self, two_tasks):
         records = lifecycle.records(two_tasks)
         task_checks.forget_later_tasks(two_tasks, 2)
@@ -312,18 +384,174 @@ class TestChecks:
         assert lifecycle.selected_task(two_tasks) == 1
 
     @pytest.mark.parametrize("what", ["bias", "state", "shown"])
-    def test_what_the_selected_task_shows(self, two_tasks, what):
-        lifecycle.select_task(two_tasks, 1)
+    @pytest.mark.parametrize("task", [1, 2])
+    def test_what_the_selected_task_shows(self, two_tasks, what, task):
+        lifecycle.select_task(two_tasks, task)
         lifecycle.check_tasks(two_tasks)
         if what == "bias":
             two_tasks.get_layer("one").task_weights[0].frozen.assign(np.ones(6))
         elif what == "state":
             two_tasks.get_layer("center").mean.assign(np.ones(6))
         else:
-            lifecycle.masked_weights(two_tasks)["one/kernel"].shown.assign(2)
+            lifecycle.masked_weights(two_tasks)["one/kernel"].shown.assign(3 - task)
         name = {"bias": "one/bias", "state": "center/mean", "shown": "one/kernel"}[what]
-        with pytest.raises(FreezeError, match=f"^'{name}' changed while the committed task 'task_1' was selected"):
+        with pytest.raises(FreezeError, match=f"^'{name}' changed while the committed task 'task_{task}' was selected"):
             lifecycle.check_tasks(two_tasks)
         lifecycle.begin_task(two_tasks)  # the open task may change what it likes
         two_tasks.get_layer("center").mean.assign(np.zeros(6))
         lifecycle.check_tasks(two_tasks)
+
+
+def committed(num_tasks: int = 2) -> keras.Model:
+    model = network()
+    for task in range(1, num_tasks + 1):
+        if task > 1:
+            lifecycle.begin_task(model)
+        train(model, seed=task)
+        lifecycle.commit_task(model)
+    return model
+
+
+class TestSelecting:
+    @pytest.mark.parametrize("task", [0, -1, 3, True, 1.0, "1", None])
+    def test_tasks_that_do_not_exist(self, task):
+        model = committed()
+        with pytest.raises(ArgumentError, match="`task`: expected the number of a task in the pack, 1 to 2"):
+            lifecycle.select_task(model, task)
+        assert lifecycle.selected_task(model) == 2
+        lifecycle.select_task(model, np.int64(1))
+        assert lifecycle.selected_task(model) == 1
+        assert type(lifecycle.selected_task(model)) is int
+
+    def test_the_open_task_finds_its_state_again(self):
+        model = committed()
+        mean = model.get_layer("center").mean
+        lifecycle.begin_task(model)
+        mean.assign(np.full(6, 7.0))
+        lifecycle.select_task(model, 3)
+        for committed_task in (1, 2):
+            lifecycle.select_task(model, committed_task)
+            np.testing.assert_array_equal(mean, lifecycle.records(model).state[committed_task]["center/mean"])
+        assert set(lifecycle.records(model).open_state) == {"center/mean", "center/steps", *MORE}
+        lifecycle.select_task(model, 3)
+        np.testing.assert_array_equal(mean, np.full(6, 7.0))
+        assert lifecycle.records(model).open_state == {}
+
+    def test_steps_are_compiled_again_if_the_shape_of_a_head_changes(self):
+        model = committed(1)
+        (head,) = lifecycle.heads(model).values()
+        head.use(3)
+        lifecycle.begin_task(model)
+        lifecycle.commit_task(model)
+        for task, kept in ((2, True), (1, False), (1, True), (2, False)):
+            model.train_function = model.test_function = model.predict_function = "compiled"
+            lifecycle.select_task(model, task)
+            found = {model.train_function, model.test_function, model.predict_function}
+            assert found == ({"compiled"} if kept else {None})
+            assert head.units == task + 1
+
+    def test_values_that_a_layer_computes_from_its_variables_are_updated(self):
+        x = inputs = keras.Input((6,))
+        normalization = keras.layers.Normalization()
+        normalization.adapt(X)
+        model = keras.Model(inputs, MaskedDense(2)(normalization(x)))
+        next(iter(lifecycle.masked_weights(model).values())).prune(np.arange(12).reshape(6, 2) < 6)
+        lifecycle.commit_task(model)
+        first = np.array(model(X))
+        lifecycle.begin_task(model)
+        normalization.adapt(10 * X)
+        for task, changes in ((2, False), (1, True), (1, False), (2, True)):
+            model.predict_function = "compiled"
+            lifecycle.records(model).functions["traced"] = None
+            lifecycle.select_task(model, task)
+            assert np.array_equal(model(X), first) == (task == 1)
+            assert (model.predict_function is None) == changes
+            assert ("traced" not in lifecycle.records(model).functions) == changes
+
+
+class TestState:
+    def test_the_records_are_those_of_the_first_layer(self):
+        model = network()
+        records = lifecycle.records(model)
+        assert [layer.records for layer in lifecycle.task_layers(model)] == [records, None, None]
+        assert lifecycle.records(model) is records
+
+    def test_it_is_loaded_into_a_model_whose_layers_have_other_numbers(self):
+        def unnamed():
+            inputs = keras.Input((6,))
+            return keras.Model(inputs, MaskedDense(2)(MaskedDense(4)(Center()(inputs))))
+
+        keras.backend.clear_session()
+        model, again = unnamed(), unnamed()
+        model.layers[1].mean.assign(np.arange(6))
+        model.layers[1].steps.assign(3.0)
+        lifecycle.commit_task(model)
+        state = values(model)
+        assert {name for name in state if name.startswith("state/")} == {
+            f"state/center/{name}" for name in ("mean", "steps", "more.0", "more.1.key")
+        }
+        lifecycle.load_state(again, state)
+        np.testing.assert_array_equal(again(X), model(X))
+        assert lifecycle.committed_tasks(again) == 1
+        for value, other in zip(state.values(), values(again).values(), strict=True):
+            np.testing.assert_array_equal(value, other)
+        again.layers[1].mean.assign(np.ones(6))
+        lifecycle.load_state(again, {name: value for name, value in state.items() if not name.startswith("state/")})
+        np.testing.assert_array_equal(again.layers[1].mean, np.ones(6))
+        del state[next(name for name in state if name.endswith("kernel.frozen"))]
+        with pytest.raises(KeyError):
+            lifecycle.load_state(again, state)
+
+    def test_variables_that_keras_does_not_save_are_assigned_once(self):
+        model = network()
+        steps = model.get_layer("center").steps
+        lifecycle.records(model).loaded = {"center/steps": np.float32(5), "gone": np.float32(1)}
+        variables = lifecycle.bind_state(model)
+        assert variables is lifecycle.records(model).variables
+        assert float(steps) == 5
+        assert variables["center/steps"] is steps
+        steps.assign(6)
+        lifecycle.bind_state(model)
+        assert float(steps) == 6
+        lifecycle.show_state(model, {"center/steps": np.float32(7), "gone": np.float32(1)})
+        assert float(steps) == 7
+
+    def test_maps_and_fractions(self):
+        model = network()
+        one, two = lifecycle.masked_weights(model).values()
+        assert lifecycle.free_fraction(model)["overall"] == 1.0  # what an open task uses may become free
+        one.prune(np.arange(36).reshape(6, 6) < 9)
+        two.prune(np.zeros((6, 6), bool))
+        lifecycle.commit_task(model)
+        lifecycle.begin_task(model)
+        assert lifecycle.free_fraction(model) == {"overall": 63 / 72, "layers": {"one/kernel": 0.75, "two/kernel": 1.0}}
+        maps = lifecycle.owner_maps(model)
+        np.testing.assert_array_equal(
+            maps["one/kernel"], (np.arange(36).reshape(6, 6) < 9).astype("uint8"), strict=True
+        )
+        np.testing.assert_array_equal(maps["two/kernel"], np.zeros((6, 6), "uint8"), strict=True)
+
+    def test_values_of_free_weights_are_forgotten(self):
+        model = committed(1)
+        assert not lifecycle.lacks_free_values(model)
+        lifecycle.forget_free_values(model)
+        assert lifecycle.lacks_free_values(model)
+        assert not any(weight.has_free_values for weight in lifecycle.masked_weights(model).values())
+
+    def test_views_cannot_be_changed(self):
+        center = network().get_layer("center")
+        for variable in (center.mean, center.steps):
+            assert not lifecycle.view_of(variable).flags.writeable
+
+    def test_seeds_are_the_same_on_every_machine(self):
+        assert lifecycle.derived_seed(1, 2, 3) == np.random.SeedSequence((1, 2, 3)).generate_state(1)[0] // 2
+        assert all(0 <= lifecycle.derived_seed(number) < 2**31 for number in range(9))
+
+    @pytest.mark.parametrize(
+        ("head", "expected"),
+        [(keras.layers.Dense, "task-aware layers, from tp.pack"), (TaskHead, "at least one masked")],
+    )
+    def test_models_without_masked_weights_are_refused(self, head, expected):
+        model = keras.Sequential([keras.Input((3,)), head(2)], name="plain")
+        with pytest.raises(ArgumentError, match=f"`model`: .* model with {expected}.*Received: model='plain'"):
+            lifecycle.masked_weights(model)

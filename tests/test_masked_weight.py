@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import MaskedDense, TaskHead
+from tf_packnet.layers.base import CALLER_COMPARES_TASKS
+from tf_packnet.layers.weights import check_task_number
 
 SHAPE = (4, 3)
+STORED = ("committed_tasks", "open", "selected_task")
 
 
 def masked_dense(**arguments) -> MaskedDense:
@@ -20,7 +24,9 @@ def saved_and_loaded(layer, **arguments):
     store = {}
     layer.save_own_variables(store)
     again = masked_dense(**arguments)
+    assert (again.was_loaded, again.selected_task) == (False, 1)
     again.load_own_variables({name: np.array(value) for name, value in store.items()})
+    assert (again.was_loaded, again.selected_task) == (True, layer.selected_task)
     for variable, loaded in zip(layer.variables, again.variables, strict=True):
         np.testing.assert_array_equal(loaded, variable)
     return again
@@ -135,6 +141,7 @@ def test_a_bias_is_that_of_task_1_or_one_per_task(policy):
         (bias,) = layer.task_weights
         for number in (*expected, task):
             layer.select_task(number)
+            assert layer.selected_task == number
             np.testing.assert_array_equal(bias.value(), expected[number])
             as_tasks = [number] if policy == "per_task" else list(expected)
             assert [other for other in expected if bias.computes_as(other)] == as_tasks
@@ -187,3 +194,51 @@ def test_pruned_values_that_a_file_lacks_are_missed_until_the_next_task_begins()
     assert not loaded.has_free_values
     again.begin_task("zero", seed=0)
     assert loaded.has_free_values
+
+
+@pytest.mark.parametrize(
+    ("committed", "selected", "valid"),
+    [(0, 0, True), (0, 1, True), (2, 3, True), (254, 254, True), (254, 255, True), (0, 2, False), (2, 4, False),
+     (-1, 0, False), (0, -1, False), (255, 3, False)],
+)  # fmt: skip
+def test_tasks_that_a_file_cannot_have_are_refused(committed, selected, valid):
+    layer = masked_dense()
+    store = {name: np.array(value) for name, value in zip(STORED, (committed, True, selected), strict=True)}
+    if valid:
+        layer.load_progress(store)
+        assert (layer.committed_tasks, layer.selected_task) == (committed, selected)
+    else:
+        with pytest.raises(ValueError, match=f"task {selected} of {committed} committed tasks is selected"):
+            layer.load_progress(store)
+        assert (layer.committed_tasks, layer.selected_task) == (0, 1)
+
+
+def test_files_with_fewer_tasks_are_refused_unless_the_caller_compares_them():
+    layer, store = masked_dense(), {}
+    layer.commit_task()
+    layer.save_own_variables(store)
+    saved_and_loaded(layer).load_own_variables(store)
+    layer.begin_task("zero", seed=0)
+    layer.select_task(1)
+    layer.commit_task()  # of the open task, whichever is selected
+    assert layer.selected_task == 2
+    with pytest.raises(ArgumentError, match="at least the 2 committed tasks of layer .* Received: weights=1"):
+        layer.load_own_variables(store)
+    assert layer.committed_tasks == 2
+    token = CALLER_COMPARES_TASKS.set(True)
+    layer.load_own_variables(store)
+    CALLER_COMPARES_TASKS.reset(token)
+    assert layer.committed_tasks == 1
+
+
+def test_task_numbers_fit_into_owner_maps():
+    for task in (1, 254):
+        check_task_number(task)
+    for task in (0, 255):
+        with pytest.raises(ArgumentError, match="a number from 1 to 254"):
+            check_task_number(task)
+
+
+def test_a_view_of_a_variable_cannot_be_changed():
+    (weight,) = masked_dense().masked_weights
+    assert not weight.values().flags.writeable

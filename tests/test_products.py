@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_packnet.layers import MaskedConv2D, MaskedDense, products
+from tf_packnet.layers import MaskedConv2D, MaskedDense, masked, products
 
 
 def small_integers(*shape):
@@ -72,6 +72,17 @@ def test_the_gradient_of_a_bias_is_the_sum_over_positions(shape, mode):
     expected = x + bias, weights, weights.reshape(-1, 3).sum(axis=0)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "separate"),
+    [({}, True), ({"dtype": "mixed_bfloat16"}, False), ({"data_format": "channels_first"}, False)],
+)
+def test_only_where_it_is_faster_has_a_bias_a_gradient_of_its_own(arguments, separate, monkeypatch):
+    taken = []
+    monkeypatch.setattr(masked, "biased", lambda x, bias: taken.append(1) or x + bias)
+    tf.function(MaskedConv2D(3, 3, **arguments)).get_concrete_function(tf.TensorSpec((2, 6, 6, 6)))
+    assert bool(taken) == separate
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

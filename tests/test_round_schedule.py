@@ -86,11 +86,17 @@ class TestLookAhead:
             del Own.begin_step
         assert list(round_schedule._later_steps(Own(), 10)) == list(range(10, 1010))
 
+    def test_of_a_schedule_that_ends_with_its_first_step(self):
+        class Once:
+            begin_step, end_step, frequency = 0, 0, 1
+
+        assert list(round_schedule._later_steps(Once(), 10)) == []
+
     def test_a_schedule_that_is_not_defined_after_the_fit(self):
         table = [(True, 0.1), (True, 0.3)]
         assert list(RoundSchedule.of(lambda step: table[step], 0, 2).kept) == [0, 1]
 
-    @pytest.mark.parametrize(("more", "refused"), [(0.0, False), (5e-7, False), (2e-6, True)])
+    @pytest.mark.parametrize(("more", "refused"), [(0.0, False), (5e-7, False), (1e-6, False), (2e-6, True)])
     def test_rounding_errors_are_no_later_rounds(self, more, refused):
         def schedule(step):
             return step in (0, 5), 0.5 + more * (step == 5)
@@ -112,6 +118,12 @@ def test_rounding_errors_are_no_decrease(less, refused):
             RoundSchedule.of(schedule, 0, 3)
     else:
         assert len(RoundSchedule.of(schedule, 0, 3).kept) == 3
+
+
+def test_the_largest_rounding_error():
+    round_schedule._check_order(own, {0: 0.0, 1: 1e-6})
+    with pytest.raises(tp.ArgumentError, match="does not decrease"):
+        round_schedule._check_order(own, {0: 0.0, 1: np.nextafter(1e-6, 1)})
 
 
 @pytest.mark.parametrize(

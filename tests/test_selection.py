@@ -57,6 +57,38 @@ def test_the_nth_largest_over_several_arrays(sizes, data):
     assert above == int((everything > threshold).sum()) < count
 
 
+@pytest.mark.parametrize("count", range(1, 7))
+def test_the_result_is_exact_for_any_bounds_and_needs_one_pass_for_good_ones(count, monkeypatch):
+    values, passes, split = np.float32([5, 3, 3, 2, 1, 0]), [], selection._split
+    monkeypatch.setattr(selection, "_split", lambda *arguments: passes.append(1) or split(*arguments))
+    for high in (np.inf, *range(6), -0.5):
+        for low in (-np.inf, *range(6), 5.5):
+            monkeypatch.setattr(selection, "_bounds", lambda *_, low=low, high=high: (low, high))
+            passes.clear()
+            threshold, above = selection.nth_largest([values], [values >= 0], count)
+            wanted = values[count - 1]
+            assert (threshold, above) == (wanted, (values > wanted).sum())
+            if low <= high:
+                assert len(passes) == (1 if low <= wanted <= high else 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "ranks"),
+    # A count has a standard deviation of sqrt(count * (1 - count / size)). A bound is 6 of them and 1 away.
+    [(100, 50, (19, 81)), (100, 29, (0, 58)), (100, 26, (None, 54)), (100, 30, (1, 59)), (100, 71, (42, None)),
+     (100, 70, (41, 99)), (100, 1, (None, 8)), (100, 100, (99, None)), (1, 1, (0, None)),
+     (1000, 500, (19, 81)), (199, 100, (56, 144))],
+)  # fmt: skip
+def test_the_bounds_are_six_standard_deviations_away_in_the_sample(size, count, ranks, monkeypatch):
+    monkeypatch.setattr(selection, "SAMPLE", 100)
+    values = np.arange(size, dtype=float)
+    step = max(1, size // 100)
+    sample = values[::step][::-1]
+    expected = [limit if rank is None else sample[rank] for rank, limit in zip(ranks, (np.inf, -np.inf), strict=True)]
+    low, high = selection._bounds([values], [values >= 0], count, np.asarray)
+    assert [high, low] == expected
+
+
 def test_a_key_gives_the_same_as_a_copy():
     values = np.random.default_rng(2).normal(size=(300, 70)).astype("float32")
     eligible = np.ones(values.shape, bool)

@@ -1,6 +1,7 @@
 """Comparison of the outputs of a task with those at its commit, and the synthetic inputs they are computed from."""
 
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests import stateful
-from tf_packnet.layers import MaskedDense
-from tf_packnet.layers.records import TaskRecords
+from tf_packnet.layers.records import TaskRecords, checksum
 from tf_packnet.lifecycle import witness
 
 FLOATS = ["float64", "float32", "float16", tf.bfloat16.as_numpy_dtype, "complex64"]
@@ -87,6 +87,22 @@ def test_masked_logits_do_not_hide_or_make_a_difference(masked):
     assert difference(before, np.float32([masked, 10.0]), 0.01) == 0.25
 
 
+def test_rounding_explains_the_difference_that_the_most_precise_layer_permits():
+    keras.config.set_dtype_policy("float64")
+    for policy, limit in (("float64", 1e-13), ("float32", 1e-13), ("bfloat16", 0.0)):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Identity(dtype=policy)])
+        assert witness.is_rounding(model, limit)
+        assert not witness.is_rounding(model, np.nextafter(limit, 1))
+    keras.config.set_dtype_policy("float32")
+    model = keras.Sequential([keras.Input((3,))])
+    assert witness.is_rounding(model, 1e-5)
+    assert not witness.is_rounding(model, np.nextafter(1e-5, 1))
+
+
+def test_the_imaginary_part_counts():
+    assert difference([3 + 4j, 1], [3 + 4j, 1 + 1j]) == 0.2
+
+
 def test_every_bit_counts_on_the_same_machine():
     assert difference(np.float32([0.0, 1.0]), np.float32([-0.0, 1.0])) > 0
     assert difference(np.float32([0.0, 1.0]), np.float32([-0.0, 1.0]), 1e-6) is None
@@ -101,13 +117,24 @@ def test_whole_numbers_have_no_tolerance():
     assert difference([0, 0], [0, 1], 0.1) > 1.0
 
 
-@pytest.mark.parametrize(("policy", "expected"), witness.TOLERANCES.items())
-def test_the_tolerance_is_that_of_the_least_precise_layer(policy, expected):
-    model = keras.Sequential([keras.Input((3,)), MaskedDense(2, dtype=policy)])
+@pytest.mark.parametrize(
+    ("policies", "expected"),
+    [
+        (["float64", "float64"], 1e-6),
+        (["float64", "float32"], 1e-2),
+        (["float32", "float64"], 1e-2),
+        (["float64", "float16"], 5e-2),
+        (["bfloat16", "float16"], 1e-1),
+        (["float64", "int32"], 1e-2),
+    ],
+)
+def test_the_tolerance_is_that_of_the_least_precise_layer(policies, expected):
+    keras.config.set_dtype_policy("float64")
+    model = keras.Sequential([keras.Input((3,)), *(keras.layers.Identity(dtype=policy) for policy in policies)])
     here = witness.environment()
     assert witness.tolerance(model, here) == 0.0
-    assert witness.tolerance(model, {**here, "keras": "2.0"}) == max(expected, witness.TOLERANCES["float32"])
-    assert witness.tolerance(model, {**here, "device": "GPU"}) > 0.0
+    assert witness.tolerance(model, {**here, "keras": "2.0"}) == expected
+    assert witness.tolerance(model, {**here, "device": "GPU"}) == expected
 
 
 def test_of_a_large_output_evenly_spaced_values_are_stored(monkeypatch):
@@ -129,11 +156,21 @@ def test_at_most_16384_values_of_an_output_are_stored():
 
 def test_the_environment_has_the_number_of_threads(monkeypatch):
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    assert witness.environment()["threads"] == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(7 - process))
+    assert witness.environment()["threads"] == 7
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
     assert witness.environment()["threads"] == 3
     monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
     assert witness.environment()["threads"] == 2
+
+
+def test_the_environment_has_the_processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = ("model name", "flags", "Features", "CPU part")
+    relevant = sorted({line for line in lines if line.startswith(names)})
+    assert relevant
+    witness._processor.cache_clear()
+    assert witness.environment()["processor"] == checksum(np.frombuffer("\n".join(relevant).encode(), np.uint8))
 
 
 def test_variables_that_no_layer_holds_are_found_in_the_functions():
@@ -157,7 +194,7 @@ class TestInputs:
     def test_they_are_standard_normal_numbers_of_a_fixed_seed(self):
         (output,), parameters = computed(keras.Input((5, 4)))
         assert parameters == {"examples": 8, "size": 0}
-        expected = np.random.RandomState(witness.SEED).standard_normal((8, 5, 4)).astype("float32")
+        expected = np.random.RandomState(20200903).standard_normal((8, 5, 4)).astype("float32")
         np.testing.assert_array_equal(output, expected.ravel())
 
     @pytest.mark.parametrize(("values", "examples"), [(2**15, 8), (2**16, 4), (2**17 + 1, 1), (2**19, 1)])
@@ -173,11 +210,66 @@ class TestInputs:
         _, parameters = computed(keras.Input(batch_shape=(11, 3)))
         assert parameters == {"examples": 11, "size": 0}
 
+    def test_one_fixed_batch_size_is_that_of_all_inputs(self):
+        specs = [keras.KerasTensor(shape) for shape in ((), (None, 4), (11, 3), (None,))]
+        assert list(witness._parameters_to_try(specs)) == [{"examples": 11, "size": 0}]
+
+    def test_a_sequential_model(self):
+        model = keras.Sequential([keras.Input((3, 2)), keras.layers.Flatten()])
+        (output,), parameters = witness.outputs(model, TaskRecords())
+        assert parameters == {"examples": 8, "size": 0}
+        expected = np.random.RandomState(20200903).standard_normal((8, 3, 2)).astype("float32")
+        np.testing.assert_array_equal(output, expected.ravel())
+        assert witness.examples(model) == 8
+
+    def test_an_output_of_several_parts(self):
+        @keras.saving.register_keras_serializable("tests.witness_values")
+        class Sparse(keras.layers.Layer):
+            def call(self, x):
+                return keras.ops.convert_to_tensor(tf.sparse.from_dense(x), sparse=True)
+
+            def compute_output_spec(self, x):
+                return keras.KerasTensor(x.shape, x.dtype, sparse=True)
+
+        (indices, numbers, shape), _ = computed(keras.Input((3,)), layer=Sparse())
+        expected = np.random.RandomState(20200903).standard_normal((8, 3)).astype("float32")
+        np.testing.assert_array_equal(indices, np.argwhere(expected).ravel())
+        np.testing.assert_array_equal(numbers, expected.ravel())
+        assert shape.tolist() == [8, 3]
+
+    def test_random_generators_have_fixed_seeds_and_go_on_as_before(self):
+        @keras.saving.register_keras_serializable("tests.witness_values")
+        class Noise(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.generators = [keras.random.SeedGenerator(1), keras.random.SeedGenerator(1)]
+
+            def call(self, x):
+                return [0 * x + keras.random.normal((3,), seed=seed) for seed in self.generators]
+
+        inputs = keras.Input((3,))
+        model, records = keras.Model(inputs, Noise()(inputs)), TaskRecords()
+        found = []
+        for _ in range(2):
+            before = [np.array(generator.state) for generator in model.layers[-1].generators]
+            found.append(witness.outputs(model, records)[0])
+            for generator, state in zip(model.layers[-1].generators, before, strict=True):
+                np.testing.assert_array_equal(generator.state, state)
+            model(np.zeros((1, 3)))
+        one, other = found[0]
+        assert not np.isclose(one, other).any()
+        np.testing.assert_array_equal(*found)
+        for number, output in enumerate(found[0]):
+            generator = keras.random.SeedGenerator(1)
+            generator.state.assign([20200903, number])
+            value = keras.random.normal((3,), seed=generator)
+            np.testing.assert_array_equal(output.reshape(8, 3), np.tile(value, (8, 1)))
+
     def test_whole_numbers_and_booleans(self):
-        (output,), _ = computed(keras.Input((64,), dtype="int32"))
-        assert set(output.tolist()) == {0, 1}
-        (output,), _ = computed(keras.Input((64,), dtype="bool"))
-        assert set(output.tolist()) == {False, True}
+        for dtype in ("int32", "bool"):
+            (output,), _ = computed(keras.Input((64,), dtype=dtype))
+            expected = np.random.RandomState(20200903).randint(0, 2, 512).astype(dtype)
+            np.testing.assert_array_equal(output, expected, strict=True)
 
     def test_indices_are_in_the_smallest_vocabulary(self):
         ids = keras.Input((16,), dtype="int32")
@@ -219,6 +311,17 @@ class TestInputs:
         (output,), parameters = witness.outputs(model, TaskRecords())
         assert parameters == {"examples": 8, "size": 0}
         assert output.size == 40
+        assert witness.examples(model) == 8
+
+        class Several(keras.Model):
+            def call(self, x, y):
+                return x + y
+
+        for shapes in ({}, {"x_shape": (None, 5), "y_shape": (None, 5)}, {"input_shape": {"a": (None, 5)}}):
+            model = Several()
+            model._build_shapes_dict = shapes
+            assert witness.outputs(model, TaskRecords()) == ([], None)
+            assert witness.examples(model) == 1
 
     def test_few_functions_are_kept(self, monkeypatch):
         monkeypatch.setattr(witness, "_MOST_FUNCTIONS", 2)
@@ -280,3 +383,7 @@ class TestInputs:
         (output,), used = witness.outputs(model, TaskRecords(), {"examples": 1, "size": 0})
         assert output.size == 2
         assert used == {"examples": 1, "size": 0}
+        large = keras.Input((2**16,))
+        model = keras.Model(large, large)
+        assert witness.outputs(model, TaskRecords(), {"examples": 5, "size": 0}) == ([], None)
+        assert witness.outputs(model, TaskRecords(), {"examples": 4, "size": 0})[0][0].size == 2**14

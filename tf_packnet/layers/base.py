@@ -16,7 +16,7 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import RECORDS, TaskRecords
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import check_task_number, view
+from tf_packnet.layers.weights import view
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEAD, PRETRAINED
 from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
@@ -207,17 +207,13 @@ class TaskLayer(KerasLayer):
         return [w.variable for w in self.masked_weights]
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
-        """Make the free weights candidates of the next task.
+        """Make the free weights candidates of the next task, see `lifecycle.begin_task`.
 
         Args:
             freed_weights: Start values of the free weights: `zero`, `keep` or `reinit`.
             seed: Seeds new random values.
-
-        Raises:
-            ArgumentError: If there are 254 tasks already.
         """
         task = self.committed_tasks + 1
-        check_task_number(task)
         self.open = True
         self.selected_task = task
         for position, weight in enumerate(self._routes.values()):

@@ -45,7 +45,7 @@ def large_product(x: Any, kernel: Any) -> Any:
     """
 
     def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
-        upstream = args[0] if upstream is None else upstream
+        (upstream,) = args or (upstream,)
         by_x = ops.transpose(ops.matmul(kernel, ops.transpose(upstream)))
         return by_x, ops.matmul(ops.transpose(x), upstream)
 
@@ -69,7 +69,7 @@ def biased(x: Any, bias: Any) -> Any:
     """
 
     def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
-        upstream = args[0] if upstream is None else upstream
+        (upstream,) = args or (upstream,)
         return upstream, ops.sum(upstream, axis=tuple(range(len(x.shape) - 1)))
 
     return ops.add(x, bias), gradients
@@ -91,7 +91,8 @@ def narrow_product(x: Any, kernel: Any) -> Any:
     """
 
     def gradients(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
-        columns = ops.unstack(args[0] if upstream is None else upstream, axis=1)
+        (upstream,) = args or (upstream,)
+        columns = ops.unstack(upstream, axis=1)
         rows = ops.unstack(kernel, axis=1)
         by_x = sum(ops.expand_dims(column, 1) * row for column, row in zip(columns, rows, strict=True))
         by_kernel = ops.stack([ops.sum(x * ops.expand_dims(column, 1), axis=0) for column in columns], axis=1)

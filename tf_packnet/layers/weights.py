@@ -79,7 +79,7 @@ def non_trainable(layer: keras.Layer, variable: keras.Variable) -> Callable[...,
             dtype=dtype,
             initializer=initializer,
             trainable=False,
-            autocast=keras.backend.is_float_dtype(dtype) and autocasts(variable),
+            autocast=autocasts(variable),  # Keras casts no other variables than floats
         )
 
     return add

@@ -33,7 +33,7 @@ from tf_packnet.system.arrays import content
 
 # Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
-# Weights per chunk when checksums are computed.
+# Weights per chunk when checksums are computed. Checksums in files depend on it.
 CHUNK = 2**20
 
 
@@ -244,10 +244,10 @@ def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
     digests = {task: hashlib.sha256() for task in range(1, tasks + 1)}
     for first in range(0, owners.size, CHUNK):
         owner = owners[first : first + CHUNK]
-        order = np.argsort(owner, kind="stable").astype(np.uint32)  # by owner, then by index
+        order = np.argsort(owner, kind="stable")  # by owner, then by index
         ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8))
         for task, digest in digests.items():
             own = order[ends[task - 1] : ends[task]]
-            digest.update(content(own + np.uint32(first % 2**32)))
+            digest.update(content((own + first).astype(np.uint32)))
             digest.update(content(values[first : first + CHUNK][own]))
     return {task: digest.hexdigest() for task, digest in digests.items()}

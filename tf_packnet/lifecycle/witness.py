@@ -144,8 +144,7 @@ def _relative_gap(before: np.ndarray, now: np.ndarray) -> float:
 
     Equal infinite values and NaN at the same place do not differ; other differences of them are infinite.
     """
-    wide = np.complex128 if before.dtype.kind == "c" else np.float64
-    before, now = before.astype(wide), now.astype(wide)
+    before, now = before.astype(np.complex128), now.astype(np.complex128)
     different = (before != now) & ~(np.isnan(before) & np.isnan(now))
     gap = np.abs(now[different] - before[different]).max(initial=0)
     scale = np.abs(before[np.isfinite(before)]).max(initial=1e-30)
@@ -164,18 +163,14 @@ def captured_variables(records: TaskRecords) -> list[tf.Variable]:
 
 def _input_specs(model: keras.Model) -> Any:
     """Return the structure of the model's inputs as KerasTensors; None if it is unknown."""
-    if has_graph(model):
-        structure = graph_ends(model)[0]
-    elif isinstance(model, keras.Sequential) and model.built:
-        structure = graph_ends(as_function(model))[0]
-    else:
-        shapes = build_shapes(model)
-        if len(shapes) != 1 or not isinstance(shapes[0], tuple):
+    if has_graph(model) or (isinstance(model, keras.Sequential) and model.built):
+        structure, _ = graph_ends(as_function(model))
+        return structure
+    match build_shapes(model):
+        case [tuple() as shape]:
+            return keras.KerasTensor((None, *shape[1:]))
+        case _:
             return None
-        structure = keras.KerasTensor((None, *shapes[0][1:]))
-    if isinstance(structure, (list, tuple)) and len(structure) == 1:
-        return structure[0]
-    return structure
 
 
 def _parameters_to_try(specs: Any) -> Iterator[dict[str, Any]]:
@@ -183,9 +178,14 @@ def _parameters_to_try(specs: Any) -> Iterator[dict[str, Any]]:
     flat = keras.tree.flatten(specs)
     has_unknown_sizes = any(size is None for spec in flat for size in spec.shape[1:])
     for size in SIZES if has_unknown_sizes else (0,):
-        values = max(1, max(int(np.prod([each or size for each in spec.shape[1:]])) for spec in flat))
         batch_size = next((spec.shape[0] for spec in flat if spec.shape and spec.shape[0]), None)
-        yield {"examples": batch_size or int(np.clip(_MOST_INPUT_VALUES // values, 1, EXAMPLES)), "size": size}
+        yield {"examples": batch_size or _most_examples(specs, size), "size": size}
+
+
+def _most_examples(specs: Any, unknown_size: int) -> int:
+    """Return the number of examples, of which there are fewer if they are large."""
+    values = (math.prod(size or unknown_size for size in spec.shape[1:]) for spec in keras.tree.flatten(specs))
+    return int(np.clip(_MOST_INPUT_VALUES // max(1, *values), 1, EXAMPLES))
 
 
 def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
@@ -199,11 +199,8 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
     vocabulary_sizes = [layer.input_dim for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
     examples, unknown_size = parameters["examples"], parameters["size"]
     batch_sizes = {spec.shape[0] for spec in keras.tree.flatten(specs) if spec.shape}
-    largest = max(
-        1, *(math.prod(size or unknown_size for size in spec.shape[1:]) for spec in keras.tree.flatten(specs))
-    )
-    most = int(np.clip(_MOST_INPUT_VALUES // largest, 1, EXAMPLES))
-    if examples not in {*range(1, most + 1), *batch_sizes} or unknown_size not in (0, *SIZES):
+    valid = {*range(1, _most_examples(specs, unknown_size) + 1), *batch_sizes}
+    if examples not in valid or unknown_size not in (0, *SIZES):
         raise ValueError(f"invalid parameters of a witness: {parameters}")
 
     def values(spec: Any) -> Any:
@@ -215,7 +212,7 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
         if "int" in spec.dtype:
             return tf.constant(draw.randint(0, min(vocabulary_sizes, default=2), shape), spec.dtype)
         dense = tf.cast(tf.constant(draw.standard_normal(shape), tf.float32), spec.dtype)
-        return tf.sparse.from_dense(dense) if getattr(spec, "sparse", False) else dense
+        return tf.sparse.from_dense(dense) if spec.sparse else dense
 
     return keras.tree.map_structure(values, specs)
 
@@ -255,7 +252,7 @@ def _flat_values(output: np.ndarray) -> np.ndarray:
     if output.dtype.kind in "US":
         output = np.frombuffer(repr(output.tolist()).encode(), np.uint8)
     flat = output.reshape(-1)
-    return np.array(flat[:: -(-flat.size // _MOST_OUTPUT_VALUES)] if flat.size > _MOST_OUTPUT_VALUES else flat)
+    return np.array(flat[:: max(1, -(-flat.size // _MOST_OUTPUT_VALUES))])
 
 
 def _heads(model: keras.Model) -> tuple[Any, ...]:

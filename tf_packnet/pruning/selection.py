@@ -76,7 +76,7 @@ def _bounds(scores: Arrays, eligible: Arrays, count: int, key: Key) -> tuple[flo
     first, last = int(rank - spread), int(np.ceil(rank + spread))
     return (
         sample[last] if last < sample.size else -np.inf,
-        sample[first] if 0 <= first < sample.size else np.inf,
+        sample[first] if first >= 0 else np.inf,
     )
 
 
