@@ -107,6 +107,14 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "no tolerance either way",
         ),
         (
+            'warnings.warn(f"{message}TensorFlow adds in another order, and rounds differently", stacklevel=2)',
+            tuple(
+                f'warnings.warn(f"{{message}}TensorFlow adds in another order, and rounds differently", stacklevel={n})'
+                for n in (1, 3)
+            ),
+            "the line of code that the warning names",
+        ),
+        (
             "ends = np.searchsorted(owner[order], np.arange(1, tasks + 2, dtype=np.uint8))",
             ("ends = np.searchsorted(owner[order], np.arange(1, tasks + 3, dtype=np.uint8))",),
             "nothing reads one more end",

@@ -338,9 +338,9 @@ class TestHeadsOfManySizes:
             head.use(units)
             head.begin_task("zero", seed=1)
             head.commit_task()
-        assert [head.units_of(task) for task in (1, 2, 3)] == [2, 5, 3]
+        assert [head.outputs_of(task) for task in (1, 2, 3)] == [2, 5, 3]
         head.use_task(1)
-        assert [head.units_of(task) for task in (1, 2, 3)] == [2, 5, 3]
+        assert [head.outputs_of(task) for task in (1, 2, 3)] == [2, 5, 3]
 
     def test_each_task_keeps_its_activation(self, tmp_path):
         layer = TaskHead(3, activation="relu")

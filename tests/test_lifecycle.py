@@ -383,6 +383,16 @@ class TestChecks:
             lifecycle.check_tasks(two_tasks)
         assert lifecycle.selected_task(two_tasks) == 1
 
+    def test_outputs_of_any_task(self, two_tasks):
+        (outputs,) = lifecycle.records(two_tasks).witnesses[2].outputs
+        outputs[np.argmax(np.abs(outputs))] *= np.float32(1 + 1e-6)
+        with pytest.warns(UserWarning, match="outputs of task 'task_2' have changed .* rounds differently") as told:
+            lifecycle.check_tasks(two_tasks)
+        assert len(told) == 1
+        outputs *= 2
+        with pytest.raises(FreezeError, match="outputs of task 'task_2' have changed .* by 0.5 relative"):
+            lifecycle.check_tasks(two_tasks)
+
     @pytest.mark.parametrize("what", ["bias", "state", "shown"])
     @pytest.mark.parametrize("task", [1, 2])
     def test_what_the_selected_task_shows(self, two_tasks, what, task):
