@@ -460,6 +460,15 @@ class TestSelecting:
             assert found == ({"compiled"} if kept else {None})
             assert head.units == task + 1
 
+    def test_heads_switch_to_the_numbers_that_are_given(self):
+        x = keras.Input((6,))
+        hidden = MaskedDense(4)(x)
+        model = keras.Model(x, [TaskHead(2, name=name)(hidden) for name in ("a", "b")])
+        lifecycle.use_outputs(model, {"b": 5})
+        assert {path: head.num_outputs for path, head in lifecycle.heads(model).items()} == {"a": 2, "b": 5}
+        lifecycle.use_outputs(model, {"a": 3})
+        assert {path: head.num_outputs for path, head in lifecycle.heads(model).items()} == {"a": 3, "b": 5}
+
     def test_values_that_a_layer_computes_from_its_variables_are_updated(self):
         x = inputs = keras.Input((6,))
         normalization = keras.layers.Normalization()

@@ -60,7 +60,7 @@ class TaskBatchNormalization(_Unpruned, keras.layers.BatchNormalization):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if getattr(self, "renorm", False):  # Keras 3.12 has no `renorm`
+        if vars(self).get("renorm"):  # Keras 3.12 has no `renorm`
             raise ArgumentError("renorm", "False: task-aware layers do not support batch renormalization", True)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
