@@ -131,11 +131,11 @@ _COLLECTION = ""
 
 
 class Coverage:
-    """A pytest plugin that records which lines of `files` each test executes, and its running time."""
+    """A pytest plugin that records which lines of `file` each test executes, and its running time."""
 
-    def __init__(self, files: list[str]):
-        self.files = frozenset(files)
-        self.lines: dict[str, set[tuple[str, int]]] = collections.defaultdict(set)
+    def __init__(self, file: str):
+        self.file = file
+        self.lines: dict[str, set[int]] = collections.defaultdict(set)
         self.seconds: dict[str, float] = collections.Counter()
 
     @pytest.hookimpl(wrapper=True)
@@ -155,11 +155,11 @@ class Coverage:
         executed = self.lines[key]
 
         def in_file(frame, event, argument):
-            executed.add((frame.f_code.co_filename, frame.f_lineno))
+            executed.add(frame.f_lineno)
             return in_file
 
         start = time.monotonic()
-        sys.settrace(lambda frame, event, _: in_file if frame.f_code.co_filename in self.files else None)
+        sys.settrace(lambda frame, event, _: in_file if frame.f_code.co_filename == self.file else None)
         try:
             return (yield)
         finally:
@@ -167,10 +167,10 @@ class Coverage:
             if test:
                 self.seconds[test] += time.monotonic() - start
 
-    def covering(self, file: str, lines: range | None, limit: float) -> list[str]:
+    def covering(self, lines: range | None, limit: float) -> list[str]:
         """The fastest tests that execute one of `lines`, or anything if None, for `limit` seconds in all."""
         chosen, total = [], 0.0
-        wanted = {(file, line) for line in lines or ()}
+        wanted = set(lines or ())
         if wanted & self.lines[_COLLECTION]:
             lines = None  # also executed when the module is imported
         for name in sorted(self.seconds, key=self.seconds.get):
@@ -241,14 +241,14 @@ def forked(timeout: float, run: Callable[[], int]) -> int:
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-m", "not slow"]
 
 
-def measure(modules: list[str], tests: str) -> Coverage:
+def measure(module: str, tests: str) -> Coverage:
     """Run `tests` once, on a fresh copy of the source."""
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("tf_packnet", "tests", "flags", "launch"):
         shutil.copytree(ROOT / folder, COPY / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, COPY)
-    measured = Coverage([str(COPY / module) for module in modules])
+    measured = Coverage(str(COPY / module))
 
     def run() -> int:
         code = pytest.main([*OPTIONS, *tests.split()], plugins=[measured])
@@ -259,7 +259,7 @@ def measure(modules: list[str], tests: str) -> Coverage:
     if forked(3600.0, run):
         sys.exit(f"the tests fail without a change:\n{(COPY / 'log.txt').read_text()[-3000:]}")
     lines, seconds = json.loads((COPY / "coverage.json").read_text())
-    measured.lines.update({name: set(map(tuple, lines)) for name, lines in lines.items()})
+    measured.lines.update({name: set(lines) for name, lines in lines.items()})
     measured.seconds.update(seconds)
     return measured
 
@@ -276,7 +276,7 @@ def check(module: str, measured: Coverage, asked: argparse.Namespace) -> None:
     print(f"== {module}: {len(found)} mutants, {len(open_)} to run", flush=True)
     start, survivors = time.monotonic(), 0
     for mutant in open_:
-        chosen = measured.covering(str(file), statement(source, mutant.line), asked.seconds)
+        chosen = measured.covering(statement(source, mutant.line), asked.seconds)
         file.write_text(mutant.code, encoding="utf-8")
         files = sorted({name.partition("::")[0] for name in chosen})
         timeout = 30 + 3 * sum(measured.seconds[name] for name in chosen)
@@ -315,17 +315,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long the tests of one mutant may take")
     asked = parser.parse_args()
+    modules = []
+    for name in asked.modules or TESTS:
+        inside = [module for module in TESTS if module == name or module.startswith(f"{name}/")]
+        if not inside and asked.tests is None:
+            parser.error(f"--tests: expected test files for {name}")
+        modules += inside or [name]
     WORK.mkdir(parents=True, exist_ok=True)
     preload()
-    for name in asked.modules or TESTS:
-        tests = asked.tests or TESTS.get(name) or TESTS.get(os.path.dirname(name))
-        if tests is None:
-            parser.error(f"--tests: expected test files for {name}")
-        inside = [str(path.relative_to(ROOT)) for path in sorted((ROOT / name).rglob("*.py"))]
-        modules = [module for module in inside if module not in TESTS] or [name]
-        measured = measure(modules, tests)
-        for module in modules:
-            check(module, measured, asked)
+    for module in modules:
+        check(module, measure(module, asked.tests or TESTS[module]), asked)
 
 
 if __name__ == "__main__":
