@@ -14,7 +14,10 @@ TESTS = {
         "tests/test_masked_weight.py tests/test_lifecycle.py tests/test_layers.py "
         "tests/test_any_model.py::TestCustomLayer"
     ),
-    "tf_packnet/layers/head.py": "tests/test_masked_weight.py tests/test_lifecycle.py tests/test_layers.py",
+    "tf_packnet/layers/head.py": (
+        "tests/test_heads.py tests/test_masked_weight.py tests/test_lifecycle.py tests/test_layers.py "
+        "tests/test_head_kinds.py::test_each_task_starts_from_new_values"
+    ),
     "tf_packnet/layers/masked.py": "tests/test_layers.py tests/test_products.py",
     "tf_packnet/layers/masked_weight.py": "tests/test_masked_weight.py",
     "tf_packnet/layers/products.py": "tests/test_products.py",
@@ -72,6 +75,26 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             'store[f"{self.name}.lost"] = np.array(True)',
             ('store[f"{self.name}.lost"] = np.array(False)',),
             "loading asks only whether the name exists",
+        ),
+    ],
+    "tf_packnet/layers/head.py": [
+        (
+            "if self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:",
+            (
+                "if self.units >= NARROW or len(inputs.shape) != 2 or self.bias is None:",
+                "if not self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:",
+                "if self.units > NARROW or len(inputs.shape) == 2 or self.bias is None:",
+                "if self.units > NARROW or len(inputs.shape) != 2 or self.bias is not None:",
+                "if self.units > NARROW and len(inputs.shape) != 2 or self.bias is None:",
+                "if self.units > NARROW or len(inputs.shape) != 1 or self.bias is None:",
+                "if self.units > NARROW or len(inputs.shape) != 3 or self.bias is None:",
+            ),
+            "both ways compute the same; one is faster for few units",
+        ),
+        (
+            "return self.outputs_of(max(self._outputs_of, default=1))",
+            tuple(f"return self.outputs_of(max(self._outputs_of, default={task}))" for task in (0, 2)),
+            "before any task has begun, all tasks have the layer's first number of outputs",
         ),
     ],
     "tf_packnet/layers/products.py": [
