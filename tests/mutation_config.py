@@ -83,11 +83,7 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             (
                 "if self.units >= NARROW or len(inputs.shape) != 2 or self.bias is None:",
                 "if not self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:",
-                "if self.units > NARROW or len(inputs.shape) == 2 or self.bias is None:",
-                "if self.units > NARROW or len(inputs.shape) != 2 or self.bias is not None:",
-                "if self.units > NARROW and len(inputs.shape) != 2 or self.bias is None:",
                 "if self.units > NARROW or len(inputs.shape) != 1 or self.bias is None:",
-                "if self.units > NARROW or len(inputs.shape) != 3 or self.bias is None:",
             ),
             "both ways compute the same; one is faster for few units",
         ),
