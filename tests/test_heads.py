@@ -28,6 +28,8 @@ L = keras.layers
         ({"num_classes": 2, "units": 3}, 3, {"num_classes": 2, "units": 9}),
         ({"output_shape": (4, 7)}, 7, {"output_shape": (4, 9)}),
         ({"output_shape": [None, 7]}, 7, {"output_shape": [None, 9]}),
+        ({"output_shape": (2, 4, 7)}, 7, {"output_shape": (2, 4, 9)}),
+        ({"output_shape": [7]}, 7, {"output_shape": [9]}),
         ({"output_shape": 7}, 7, {"output_shape": 9}),
         ({"units": True}, None, None),
         ({"units": "3"}, None, None),
