@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+import tf_packnet as tp
+from tests.test_head_kinds import Experts, after_body
+from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TaskHead
 from tf_packnet.layers.head import (
@@ -139,6 +142,16 @@ def test_what_a_head_says_of_its_tasks():
     assert head.shapes_with(5) == {"kernel": (4, 5), "bias": (5,)} == head.shapes_with(5)
     assert head.shapes_with(7) == {"kernel": (4, 7), "bias": (7,)}
     assert len(head.all_task_weights) == 6
+
+
+def test_a_head_without_an_activation():
+    (head,) = lifecycle.heads(tp.pack(after_body(Experts(3)))).values()
+    assert head.own_activation is None
+    assert [head.use(outputs) for outputs in (3, 5, 5, 3)] == [False, True, False, True]
+    assert head.config_of(1)["num_classes"] == 3
+    assert "activation" not in head.config_of(1)
+    head.commit_task()
+    assert head.activation_of(1) is None
 
 
 def test_the_config_of_a_head_is_that_of_a_plain_layer():
