@@ -78,6 +78,7 @@ EQUIVALENT: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ),
     ],
     "tf_packnet/layers/head.py": [
+        ("raise NotImplementedError", ("pass",), "every kind of head overrides the method"),
         (
             "if self.units > NARROW or len(inputs.shape) != 2 or self.bias is None:",
             (
