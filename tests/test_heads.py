@@ -180,12 +180,12 @@ def test_a_head_is_saved_with_the_values_of_its_tasks():
         head.use(outputs)
         head.begin_task("zero", seed=task)
         head.commit_task()
-    head.use_task(2)
-    head.select_task(2)
+    head.use_task(1)
+    head.select_task(1)
     head.save_own_variables(store)
     del store["activation_of"]  # files of the first versions have none
     again.load_own_variables(store)
-    assert (again.committed_tasks, again.selected_task, again.num_outputs) == (3, 2, 5)
+    assert (again.committed_tasks, again.selected_task, again.num_outputs) == (3, 1, 2)
     for task in (1, 2, 3):
         for one, other in zip(head.weights_of(task), again.weights_of(task), strict=True):
             assert one.kept.keys() == other.kept.keys() == ({2} if task == 2 else {1, 3})
@@ -193,3 +193,29 @@ def test_a_head_is_saved_with_the_values_of_its_tasks():
     store["units_5.kernel.variable"] = np.zeros((4, 6), "float32")
     with pytest.raises(ValueError, match="another size"):
         again.load_own_variables(store)
+
+
+def test_weights_that_depend_on_the_number_of_outputs_are_refused(monkeypatch):
+    head = TaskHead(2)
+    head.build((None, 4))
+    monkeypatch.setattr(TaskHead, "plain_weights", lambda self, plain: {"kernel": plain.kernel})
+    with pytest.raises(ValueError, match="its weights are then kernel, not kernel, bias"):
+        head.plain_with(5)
+
+
+class Counting(TaskHead):
+    """Has state that belongs to no task."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+        super().build(shape)
+
+
+def test_state_of_a_head_is_saved():
+    store, (head, again) = {}, (Counting(2), Counting(2))
+    for each in (head, again):
+        each.build((None, 4))
+    head.count.assign(7.0)
+    head.save_own_variables(store)
+    again.load_own_variables(store)
+    assert float(again.count) == 7
