@@ -169,6 +169,8 @@ def test_settings_of_the_new_variables_are_those_of_the_first():
     assert isinstance(kernel.regularizer, keras.regularizers.L2)
     assert isinstance(bias.variable.constraint, keras.constraints.NonNeg)
     assert [weight.variable.name for weight in (kernel, bias)] == ["kernel_5", "bias_5"]
+    assert head._kernel is kernel.variable
+    assert head._bias is bias.variable
 
 
 def test_a_head_is_saved_with_the_values_of_its_tasks():
