@@ -260,7 +260,7 @@ class TestExclude:
             np.testing.assert_array_equal(now, then)
 
     def test_unknown_names_are_refused(self):
-        with pytest.raises(tp.ArgumentError, match="among 'input_layer.*', 'conv2d'.*Received: exclude='conv'"):
+        with pytest.raises(tp.ArgumentError, match="among 'conv2d', .*Received: exclude='conv'"):
             tp.pack(vision_transformer(), exclude=["conv"])
         with pytest.raises(tp.ArgumentError, match=r"such as \['conv'\]"):
             tp.pack(vision_transformer(), exclude="conv")

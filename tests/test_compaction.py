@@ -447,3 +447,14 @@ def test_a_report_needs_the_exports(tmp_path, wide_pack):
     with pytest.raises(tp.ArgumentError, match="a folder that contains the SavedModel task_1"):
         export_report(wide_pack, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("add", [lambda x, y: x + y, lambda x, y: layers.Add()([x, y])], ids=["operation", "layer"])
+def test_masks_reach_the_same_layers(add):
+    """An operation drops the masks of its inputs, a layer combines them."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(9, 5, mask_zero=True)(inputs)
+    x = layers.GlobalAveragePooling1D()(add(layers.MultiHeadAttention(1, 3)(x, x), x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    x = np.array([[1, 4, 0, 3], [0, 7, 8, 0]])
+    np.testing.assert_allclose(compact_model(model)(x), model(x), rtol=1e-5, atol=1e-6)

@@ -93,7 +93,11 @@ def _dense(data: tf.Tensor, count: tf.Tensor, size: tf.Tensor, dtype: tf.DType) 
 
 
 def _from_planes(planes: tf.Tensor, item_bytes: int) -> tf.Tensor:
+    """Return integers from their bytes: first the lowest byte of each, then the next ones."""
     if item_bytes == 1:
         return planes
     dtype = {2: tf.uint16, 4: tf.uint32, 8: tf.uint64}[item_bytes]
-    return tf.bitcast(tf.transpose(tf.reshape(planes, [item_bytes, -1])), dtype)
+    # Not a transpose of bytes, about which oneDNN prints messages on CPUs without AVX-512.
+    rows = tf.unstack(tf.reshape(planes, [item_bytes, -1]))
+    shifted = [tf.bitwise.left_shift(tf.cast(row, dtype), tf.cast(8 * place, dtype)) for place, row in enumerate(rows)]
+    return functools.reduce(tf.bitwise.bitwise_or, shifted)

@@ -83,7 +83,9 @@ def warn_frozen(names: list[str], cls: str) -> None:
 def _counterparts(source: keras.Model, packed: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     """Return pairs of a layer in the graph of a user's model and the layer of the pack that replaces it."""
     if not layer_paths.is_graph(source):  # a Sequential model that is not built
-        return list(zip(_inner_layers(source), _inner_layers(packed), strict=True))
+        source_layers, packed_layers = _inner_layers(source), _inner_layers(packed)
+        same_number = len(source_layers) == len(packed_layers)  # loading creates a Sequential model without layers
+        return list(zip(source_layers, packed_layers, strict=True)) if same_number else []
     ours, theirs = (
         [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
         for model in (source, packed)
@@ -127,9 +129,10 @@ def _layer_outside_graph(layer: keras.Layer, replacements: Mapping[int, keras.La
 
 def network_config(packed: keras.Model) -> dict[str, Any]:
     """Return the config of a pack as a functional model, from which Keras can create all of its layers."""
+    network = packed.network()
     with _plain_graphs(packed):
-        config = packed.network().get_config()
-        make_creatable(packed, config)
+        config = network.get_config()
+        make_creatable(network, config)
     return config
 
 

@@ -158,8 +158,8 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
 
 
 def as_function(graph: keras.Model) -> keras.Function:
-    """Return the graph of a functional or built Sequential model."""
-    return graph._functional if isinstance(graph, keras.Sequential) else graph
+    """Return the graph of a functional or built Sequential model; a pack of a Sequential model is functional."""
+    return vars(graph).get("_functional", graph)
 
 
 def output_names(graph: keras.Model) -> list[str]:

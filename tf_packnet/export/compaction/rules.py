@@ -201,8 +201,9 @@ class Operation(Merge):
     def _merge(self, inputs: Arrays) -> np.ndarray:
         return apply_eagerly(lambda pair: self.layer(*pair), inputs, "float64")
 
-    def copy(self, **changes: Any) -> keras.Layer:
-        return getattr(keras.layers, type(self.layer).__name__)(name=self.step.name)
+    def copy(self, **changes: Any) -> Any:
+        operation = type(self.layer)(name=self.step.name)  # not the layer of that name, which combines masks
+        return lambda tensors: operation(*tensors)
 
 
 class ConcatenatePositions(Merge):
