@@ -50,7 +50,7 @@ def block(draw, x, activation):
         padding = draw(st.sampled_from(["same", "valid"]))
         return layers.Conv2DTranspose(3, 2, strides=2, padding=padding, activation=activation)(x)
     if kind == "einsum":
-        return layers.EinsumDense("abcd,de->abce", (None, None, 4), bias_axes="e", activation=activation)(x)
+        return layers.EinsumDense("abcd,de->abce", (*x.shape[1:3], 4), bias_axes="e", activation=activation)(x)
     if kind == "pad":
         return layers.ZeroPadding2D(1)(x)
     if kind == "norm":
