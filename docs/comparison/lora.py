@@ -2,9 +2,9 @@
 
 A small ViT of KerasHub learns six classes of CIFAR-10. From these weights each method then learns two tasks of two
 other classes, for the same number of epochs. Prints a table in Markdown. Needs tf_packnet[hub,experiments]
-and CIFAR-10 prepared for TFDS. Takes about 15 minutes on two cores.
+and CIFAR-10 prepared for TFDS. With the options below it takes about 8 minutes on two cores.
 
-    python docs/comparison/lora.py
+    python docs/comparison/lora.py --pretraining_epochs=6 --epochs=4
 """
 
 import argparse
