@@ -1,5 +1,7 @@
 """What the weights of a layer hold and compute over the life of several tasks."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from keras import ops
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import MaskedDense, TaskHead
 from tf_packnet.layers.base import CALLER_COMPARES_TASKS
-from tf_packnet.layers.weights import check_task_number
+from tf_packnet.layers.weights import check_task_number, replaced
 
 SHAPE = (4, 3)
 STORED = ("committed_tasks", "open", "selected_task")
@@ -242,3 +244,13 @@ def test_task_numbers_fit_into_owner_maps():
 def test_a_view_of_a_variable_cannot_be_changed():
     (weight,) = masked_dense().masked_weights
     assert not weight.values().flags.writeable
+
+
+def test_variables_are_replaced_wherever_they_are():
+    variable = keras.Variable(np.zeros(2))
+    pair = collections.namedtuple("Pair", ["first", "second"])
+    held = {"list": [variable, (variable, "text")], "pair": pair(variable, {3: variable}), "other": 1.5}
+    found = replaced(held, lambda each: "value" if each is variable else None)
+    assert found == {"list": ["value", ("value", "text")], "pair": pair("value", {3: "value"}), "other": 1.5}
+    assert type(found["pair"]) is pair
+    assert type(found["list"][1]) is tuple
