@@ -10,7 +10,7 @@ from keras import ops
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import MaskedDense, TaskHead
 from tf_packnet.layers.base import CALLER_COMPARES_TASKS
-from tf_packnet.layers.weights import check_task_number, replaced
+from tf_packnet.layers.weights import check_freed_weights, check_task_number, replaced
 
 SHAPE = (4, 3)
 STORED = ("committed_tasks", "open", "selected_task")
@@ -254,3 +254,9 @@ def test_variables_are_replaced_wherever_they_are():
     assert found == {"list": ["value", ("value", "text")], "pair": pair("value", {3: "value"}), "other": 1.5}
     assert type(found["pair"]) is pair
     assert type(found["list"][1]) is tuple
+
+
+def test_unknown_start_values_are_refused():
+    check_freed_weights("zero")
+    with pytest.raises(ArgumentError, match="freed_weights.*Received: freed_weights='none'"):
+        check_freed_weights("none")
