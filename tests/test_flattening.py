@@ -99,6 +99,7 @@ def test_names_of_nested_layers_in_arguments():
     with pytest.raises(tp.ArgumentError, match="expected a model with task-aware layers"):
         maps(exclude=["decoder"])
     assert maps(exclude=["decoder/table"]) == ["block_0/kernel", "block_1/kernel"]
+    assert maps(exclude=["ids"]) == maps()  # an input
     assert maps(exclude=["block_1"]) == ["table/embeddings", "block_0/kernel"]
     assert maps(prune={"decoder/block_0/kernel": False}) == ["table/embeddings", "block_1/kernel"]
 
@@ -128,6 +129,22 @@ def test_flags_and_arguments_of_nested_calls(tmp_path):
     outer = around(shared, graph(shared, hidden(name="fixed"), name="q"))
     outer.get_layer("q").get_layer("fixed").trainable = False
     assert list(tp.pack(outer).owner_maps()) == ["first/kernel", "shared/kernel"]
+
+
+def nested_call(masked):
+    shared = L.Dense(5, name="shared")
+    inputs = keras.Input((5, 4))
+    inner = keras.Model(inputs, L.LSTM(4, return_sequences=True)(L.Dense(3)(shared(inputs))), name="inner")
+    ids = keras.Input((5,), dtype="int32")
+    x = L.Embedding(20, 4, mask_zero=True)(ids)
+    y = inner(x, mask=keras.ops.less(ids, 7)) if masked else inner(x)
+    return keras.Model(ids, L.Dense(2)(L.GlobalAveragePooling1D()(L.Concatenate()([shared(x), y]))))
+
+
+def test_masks_of_nested_calls():
+    model = nested_call(masked=False)
+    np.testing.assert_array_equal(tp.pack(model).predict(IDS, verbose=0), model.predict(IDS, verbose=0))
+    assert "Layer 'inner' is a Functional that is called with a mask" in refusal(nested_call(masked=True))
 
 
 def test_what_cannot_be_copied_is_refused():

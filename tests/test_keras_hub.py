@@ -89,6 +89,19 @@ def learn(packed, task, seed):
     packed.fit(*examples(packed, seed), batch_size=8, verbose=0, callbacks=prune)
 
 
+def two_tasks(model, head, file):
+    """Return a pack with tasks a and b, saved to `file` and loaded between them, inputs, and the outputs of task a."""
+    x, _ = examples(model, 0)
+    packed = tp.pack(model, head=head)
+    np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
+    learn(packed, "a", 1)
+    expected = packed.predict(x, verbose=0)
+    packed.save(file)
+    packed = keras.models.load_model(file)
+    learn(packed, "b", 2)
+    return packed, x, expected
+
+
 @pytest.mark.filterwarnings("ignore:.*compile\\(\\)` was not called as part of model loading")
 @pytest.mark.parametrize(
     ("make", "head"),
@@ -104,14 +117,7 @@ def learn(packed, task, seed):
 def test_two_tasks_with_a_reload_between_them(make, head, tmp_path):
     keras.utils.set_random_seed(1)
     model = make()
-    x, _ = examples(model, 0)
-    packed = tp.pack(model, head=head)
-    np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
-    learn(packed, "a", 1)
-    expected = packed.predict(x, verbose=0)
-    packed.save(tmp_path / "a.keras")
-    packed = keras.models.load_model(tmp_path / "a.keras")
-    learn(packed, "b", 2)
+    packed, x, expected = two_tasks(model, head, tmp_path / "a.keras")
     assert not np.array_equal(packed.predict(x, verbose=0), expected)
     packed.save(tmp_path / "ab.keras")
     tp.save_pack(packed, tmp_path / "ab.packnet")
@@ -231,13 +237,6 @@ def test_every_backbone_packs_or_is_refused(name, tmp_path):
         with pytest.raises(tp.ArgumentError, match=REFUSED[name]):
             tp.pack(model)
         return
-    x, _ = examples(model, 0)
-    packed = tp.pack(model)
-    np.testing.assert_array_equal(packed.predict(x, verbose=0), model.predict(x, verbose=0))
-    learn(packed, "a", 1)
-    expected = packed.predict(x, verbose=0)
-    packed.save(tmp_path / "a.keras")
-    packed = keras.models.load_model(tmp_path / "a.keras")
-    learn(packed, "b", 2)
+    packed, x, expected = two_tasks(model, "per_task", tmp_path / "a.keras")
     packed.select_task("a")
     np.testing.assert_array_equal(packed.predict(x, verbose=0), expected)

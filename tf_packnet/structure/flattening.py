@@ -11,8 +11,8 @@ import keras
 from tf_packnet.structure import layer_paths
 from tf_packnet.structure.graphs import Copies, build_uncalled, copy_state
 from tf_packnet.structure.overrides import accepts
-from tf_packnet.structure.refusals import refused, unequal_layers
-from tf_packnet.system.keras_internals import all_layers, as_function, graph_ends, run_graph
+from tf_packnet.structure.refusals import Refusal, refused, unequal_layers
+from tf_packnet.system.keras_internals import all_layers, as_function, graph_ends, mask_of, nodes, run_graph
 
 
 class Flattened:
@@ -32,8 +32,9 @@ class Flattened:
         self._places = layers_of_graphs(model)
         self._names = flat_names(model)
         self._copies = Copies(model)
-        if self._copies.refusals:
-            raise refused(self._copies.refusals, model.name)
+        refusals = [*self._copies.refusals, *_calls_with_masks(model)]
+        if refusals:
+            raise refused(refusals, model.name)
         for layer in self._places.values():
             if self._names[id(layer)] != layer.name:
                 self._copies.rename(layer, self._names[id(layer)])
@@ -55,14 +56,17 @@ class Flattened:
                 copy_state(source, target)
 
     def paths(self, path: str) -> list[str]:
-        """Return the paths in `graph` of the layer that has this path in the model; of a nested graph its layers."""
+        """Return the paths in `graph` of a layer of the model; of a nested graph, those of its layers.
+
+        Inputs of graphs have none.
+        """
         inside = [self._names[id(layer)] for place, layer in self._places.items() if place.startswith(f"{path}/")]
         if inside:
             return list(dict.fromkeys(inside))
         place = path
-        while place not in self._places:  # a layer inside a layer of a graph
+        while place and place not in self._places:  # a layer inside a layer of a graph
             place = place.rpartition("/")[0]
-        return [self._names[id(self._places[place])] + path[len(place) :]]
+        return [] if not place else [self._names[id(self._places[place])] + path[len(place) :]]
 
     def _operation(self, operation: Any) -> Callable[..., Any]:
         """Return what replaces an operation in the copy: its copy, or a function that calls a nested graph's copies."""
@@ -78,6 +82,21 @@ class Flattened:
             return run_graph(as_function(operation), inputs, inner)
 
         return call
+
+
+def _calls_with_masks(model: keras.Model, prefix: str = "") -> list[Refusal]:
+    """Return the nested graphs that are called with other masks than those of their inputs, which layers pass on."""
+    refusals: list[Refusal] = []
+    reason = "that is called with a mask although it shares layers with another graph: use separate layers"
+    for node in nodes(as_function(model)):
+        if layer_paths.is_graph(node.operation):
+            path = prefix + node.operation.name
+            masks = keras.tree.flatten(node.arguments.kwargs.get("mask"))
+            own = {id(mask_of(tensor)) for tensor in node.input_tensors}
+            if any(mask is not None and id(mask) not in own for mask in masks):
+                refusals.append(Refusal(path, node.operation, reason))
+            refusals += _calls_with_masks(node.operation, f"{path}/")
+    return refusals
 
 
 def flat_names(model: keras.Model) -> dict[int, str]:

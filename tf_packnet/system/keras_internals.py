@@ -40,6 +40,7 @@ __all__ = [
     "keras_lists",
     "learning_rate_of",
     "loss_tracker",
+    "mask_of",
     "nodes",
     "optimizer_trainable_variables",
     "output_names",
@@ -181,9 +182,14 @@ def creating_call(tensor: Any) -> tuple[Any, Any]:
     return (None, None) if operation is None else (operation, operation._inbound_nodes[index])
 
 
+def mask_of(tensor: Any) -> Any:
+    """Return the mask that is attached to a symbolic tensor; None if there is none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def has_mask(tensor: Any) -> bool:
     """Return whether a mask is attached to a symbolic tensor."""
-    return getattr(tensor, "_keras_mask", None) is not None
+    return mask_of(tensor) is not None
 
 
 def run_graph(model: keras.Model, inputs: Any, operation_fn: Any) -> Any:
