@@ -168,7 +168,7 @@ BACKBONES = {
     "Bloom": lambda: models.BloomBackbone(**TEXT, num_heads=2, max_sequence_length=LENGTH),
     "CLIPVisionEncoder": lambda: models.CLIPVisionEncoder(8, 8, 2, 2, 16, image_shape=IMAGE),
     "CSPNet": lambda: models.CSPNetBackbone(
-        8, 3, 1, [1, 1], [1, 2], [8, 8], block_type="dark_block", image_shape=IMAGE
+        8, 3, 1, [1, 1], [1, 2], [8, 8], block_type="dark_block", stage_type="dark", image_shape=IMAGE
     ),
     "DINOV2": lambda: models.DINOV2Backbone(4, 2, 8, 2, 16, image_shape=(16, 16, 3)),
     "DebertaV3": lambda: models.DebertaV3Backbone(**TEXT, num_heads=2, max_sequence_length=LENGTH, bucket_size=4),
@@ -182,7 +182,7 @@ BACKBONES = {
     "Gemma": lambda: models.GemmaBackbone(**GROUPED, head_dim=4),
     "Gemma3": lambda: models.Gemma3Backbone(**GROUPED, head_dim=4, image_size=16, vision_encoder=None),
     "Llama": lambda: models.LlamaBackbone(**GROUPED),
-    "MiT": lambda: models.MiTBackbone(**MIT),
+    "MiT": lambda: models.MiTBackbone(**MIT, max_drop_path_rate=0.1),
     "Mistral": lambda: models.MistralBackbone(**GROUPED),
     "MobileNet": lambda: models.MobileNetBackbone(
         [[8], [8]],
@@ -206,19 +206,24 @@ BACKBONES = {
     "Qwen": lambda: models.QwenBackbone(**GROUPED),
     "ResNet": lambda: models.ResNetBackbone(**RESNET, image_shape=IMAGE),
     "Roberta": lambda: models.RobertaBackbone(**TEXT, num_heads=2, max_sequence_length=LENGTH),
-    "Swin": lambda: models.SwinTransformerBackbone(IMAGE, 4, 8, [1, 1], [2, 2], window_size=4),
+    "Swin": lambda: models.SwinTransformerBackbone(
+        image_shape=IMAGE, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+    ),
     "T5": lambda: models.T5Backbone(**TEXT, num_heads=2),
     "VGG": lambda: models.VGGBackbone([1, 1], [8, 8], image_shape=IMAGE),
     "ViT": lambda: models.ViTBackbone((16, 16, 3), 4, 2, 2, 8, 16),
     "ViTDet": lambda: models.ViTDetBackbone(8, 2, 16, 2, [0], IMAGE, 8, 8, window_size=2),
     "Xception": lambda: models.XceptionBackbone([[8, 8], [8, 8]], [True, False], image_shape=IMAGE),
 }
-REFUSED = {  # their configs lack arguments, or contain other values
+# Their configs lack arguments or contain other values, or their layers keep what cannot be saved or replaced.
+REFUSED = {
+    "DINOV2": "'embeddings' is a DINOV2Embedding whose save_own_variables, load_own_variables would not be called",
     "DeiT": "'deit_encoder' is a DeiTEncoder whose get_config\\(\\) fails",
     "Llama": "'transformer_layer_0' is a LlamaTransformerDecoder whose get_config\\(\\) fails",
     "MiT": "'hierarchical_encoder_1_0' is a HierarchicalTransformerEncoder that cannot be created from its get_config",
     "MobileNet": "'block_0_0' is a DepthwiseConvBlock whose copy is named 'block_0_0_0'",
     "Swin": "'patch_embedding' is a PatchEmbedding whose get_config\\(\\) fails",
+    "ViTDet": "'windowed_transformer_encoder/mlp_block' is a MLP that holds .* outside its attributes",
 }
 
 
