@@ -7,6 +7,7 @@ that some classes override private hooks of Keras: `_get_own_losses` (layers/bas
 
 import collections
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 from keras.src.backend import compute_output_spec, in_stateless_scope
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
@@ -21,6 +23,7 @@ __all__ = [
     "Functional",
     "KerasSaveable",
     "ObjectSharingScope",
+    "RecordingScope",
     "all_layers",
     "as_function",
     "autocasts",
@@ -29,16 +32,18 @@ __all__ = [
     "clear_losses",
     "compute_output_spec",
     "creating_call",
+    "distribution_strategy",
     "fresh_names",
     "global_state",
     "graph_ends",
-    "has_distribution_strategy",
     "has_graph",
     "has_mask",
     "in_stateless_scope",
     "initializer_of",
+    "is_built",
     "keras_lists",
     "learning_rate_of",
+    "local_updates",
     "loss_tracker",
     "mask_of",
     "nodes",
@@ -207,14 +212,73 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     return model._loss_tracker
 
 
-def has_distribution_strategy(model: keras.Model) -> bool:
-    """Return whether the model was created in the scope of a `tf.distribute` strategy."""
-    return model._distribute_strategy is not None
+def distribution_strategy(model: keras.Model) -> Any | None:
+    """Return the `tf.distribute` strategy in whose scope the model was created; None without one."""
+    return model._distribute_strategy
+
+
+class RecordingScope(keras.StatelessScope):
+    """Within the scope, assignments to Keras variables change only what is read there.
+
+    Attributes:
+        assigned: The variables that were assigned to, each once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(collect_losses=True)
+        self.assigned: list[keras.Variable] = []
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        """Return what is read there. Keras asks for regularized variables even if nothing was assigned to them."""
+        value = super().get_current_value(variable)
+        return variable._value if value is None else value
+
+    def add_update(self, update: tuple[keras.Variable, Any]) -> None:
+        """Keep the new value of a variable."""
+        super().add_update(update)
+        if not any(update[0] is variable for variable in self.assigned):
+            self.assigned.append(update[0])
+
+
+@contextlib.contextmanager
+def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within the block, `optimizer.apply` updates the variables of one replica, from gradients that are summed already.
+
+    Keras's own methods for TensorFlow sum them and update all replicas, which is impossible in a loop.
+    """
+    changed = []
+    for each in {id(each): each for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer))}.values():
+        local = {name: getattr(BaseOptimizer, name) for name in _OF_ONE_REPLICA}
+        if isinstance(each, keras.optimizers.LossScaleOptimizer):
+            local["_tf_apply"] = type(each)._common_apply
+        for name, method in local.items():
+            object.__setattr__(each, name, functools.partial(method, each))
+            changed.append((each, name))
+    try:
+        yield
+    finally:
+        for each, name in changed:
+            object.__delattr__(each, name)
+
+
+# What Keras overrides in its optimizers for TensorFlow.
+_OF_ONE_REPLICA = (
+    "_apply_weight_decay",
+    "_backend_update_step",
+    "_backend_increment_gradient_accumulators",
+    "_overwrite_model_variables_with_average_value",
+)
 
 
 def build_symbolically(model: keras.Model, x: Any, y: Any) -> None:
     """Build the metrics and the loss of a compiled model from a symbolic batch."""
     model._symbolic_build(data_batch=(x, y, None))
+
+
+def is_built(model: keras.Model) -> bool:
+    """Return whether the loss, the metrics and the optimizer of a compiled model are built."""
+    parts = (model._compile_loss, model._compile_metrics, model.optimizer)
+    return all(part is None or part.built for part in parts)
 
 
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tf_packnet.system.keras_internals import all_layers, has_distribution_strategy
+from tf_packnet.system.keras_internals import all_layers, distribution_strategy
 
 # What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
@@ -36,17 +36,12 @@ def gpus() -> list[tf.config.PhysicalDevice]:
     return tf.config.get_visible_devices("GPU")
 
 
-def choose(convolutional: bool, distributed: bool = False) -> str:
-    """Return the fastest setting: `STEP`, `UPDATE` or `OFF`.
-
-    On CPU oneDNN's convolutions are faster than XLA's. In a distribution strategy TensorFlow cannot compile steps.
+def choose(convolutional: bool) -> str:
+    """Return the fastest setting: `STEP` or `UPDATE`. On CPU oneDNN's convolutions are faster than XLA's.
 
     Args:
         convolutional: Whether the model has convolutions, see `is_convolutional`.
-        distributed: Whether the model was created in a distribution strategy, see `is_distributed`.
     """
-    if distributed:
-        return OFF
     return UPDATE if convolutional and not gpus() else STEP
 
 
@@ -58,11 +53,13 @@ def computes_in(precision: str) -> bool:
 
 
 def is_distributed(model: keras.Model) -> bool:
-    """Whether `model` was created in the scope of a distribution strategy, even one with a single replica.
+    """Whether `model` was created in the scope of a distribution strategy, even one with a single replica."""
+    return distribution_strategy(model) is not None
 
-    There steps can be neither compiled by XLA nor run in a loop.
-    """
-    return has_distribution_strategy(model)
+
+def can_compile_replicas(model: keras.Model) -> bool:
+    """Whether XLA can compile the forward pass of a replica: not if a layer waits for other replicas in it."""
+    return not (is_distributed(model) and any(getattr(layer, "synchronized", False) for layer in all_layers(model)))
 
 
 def is_convolutional(model: keras.Model) -> bool:

@@ -7,6 +7,7 @@ Compiled, that is one pass before the layers and one after them.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,31 +37,77 @@ def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None
         The metrics so far, by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    check = StepCheck(model.step_record.problem)
+    check = StepCheck()
     if inputs_finite is not None:
         check.inputs(inputs_finite)
     weights = trained_weights(model)
     kernels = selected(weights, model.xla)
     layer_state = assigned_in_forward_pass(model)
     layer_state_before = [tf.convert_to_tensor(variable) for variable in layer_state]
-    with tf.GradientTape() as tape, check.ids(model), substituted(weights, kernels):
-        tape.watch(kernels)
-        y_pred = model(x, training=True)
-        y = check.labels(model.loss, y, y_pred)
-        loss = compute_loss(model, x, y, y_pred, sample_weight)
-        scaled_loss = loss if model.optimizer is None else model.optimizer.scale_loss(loss)
-    loss_tracker(model).update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
-    kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
-    gradients = [] if _has_loss_scale(model) else _values((*kernel_gradients, *variable_gradients))
-    passed = check.result(loss, gradients)
+    both = forward_backward(model, data, weights, kernels, check)
+    loss_tracker(model).update_state(both.loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
+    passed = model.step_record.add(both.problem)
     select_in_update = model.xla == acceleration.STEP and inputs_finite is not None
     if select_in_update:
         pairs = zip(layer_state, layer_state_before, strict=True)
         assign_all(layer_state, [tf.where(passed, variable, before) for variable, before in pairs])
     elif model.xla != acceleration.STEP and layer_state:
         tf.cond(passed, lambda: True, lambda: assign_all(layer_state, layer_state_before))
-    _update(model, weights, kernel_gradients, variable_gradients, passed, select_in_update)
-    return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+    _update(model, weights, both, passed, select_in_update)
+    return model.compute_metrics(x, both.y, both.y_pred, sample_weight=sample_weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardBackward:
+    """Results of a forward and a backward pass.
+
+    Attributes:
+        loss: The loss, a scalar. In a replica of a distribution strategy it is divided by the number of replicas.
+        y: Labels in any structure, with 0 in place of labels out of range.
+        y_pred: Outputs in any structure.
+        kernel_gradients: Gradients of the kernels that the layers computed with; None without any.
+        variable_gradients: Gradients of the trainable variables, from heads, biases and regularizers; None without any.
+        problem: The first `Problem`, an `int64` scalar.
+    """
+
+    loss: tf.Tensor
+    y: Any
+    y_pred: Any
+    kernel_gradients: Sequence[Any]
+    variable_gradients: Sequence[Any]
+    problem: tf.Tensor
+
+
+def forward_backward(
+    model: keras.Model,
+    data: Any,
+    weights: Sequence[tuple[TaskLayer, MaskedWeight]],
+    kernels: Sequence[tf.Tensor],
+    check: StepCheck,
+    loss_weight: Any = None,
+) -> ForwardBackward:
+    """Compute the loss of a batch and its gradients. Only the forward pass of layers may assign to variables.
+
+    Args:
+        model: A compiled `PackedTrainer`.
+        data: A batch `(x, y)` or `(x, y, sample_weight)`.
+        weights: The trained masked kernels, with their layers.
+        kernels: What the layers compute with in their place.
+        check: Checks the batch, the loss and the gradients.
+        loss_weight: Multiplies the gradients, a scalar; None for 1.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    with tf.GradientTape() as tape, check.ids(model), substituted(weights, kernels):
+        tape.watch(kernels)
+        y_pred = model(x, training=True)
+        y = check.labels(model.loss, y, y_pred)
+        loss = compute_loss(model, x, y, y_pred, sample_weight)
+        scaled_loss = loss if loss_weight is None else loss * tf.cast(loss_weight, loss.dtype)
+        scaled_loss = scaled_loss if model.optimizer is None else model.optimizer.scale_loss(scaled_loss)
+    kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
+    gradients = [] if _has_loss_scale(model) else _values((*kernel_gradients, *variable_gradients))
+    problem = check.problem(loss, gradients)
+    return ForwardBackward(loss, y, y_pred, kernel_gradients, variable_gradients, problem)
 
 
 def assigned_in_forward_pass(model: keras.Model) -> list[keras.Variable]:
@@ -89,8 +136,7 @@ def _values(gradients: Sequence[Any]) -> list[tf.Tensor]:
 def _update(
     model: keras.Model,
     weights: Sequence[tuple[TaskLayer, MaskedWeight]],
-    kernel_gradients: Sequence[Any],
-    variable_gradients: Sequence[Any],
+    both: ForwardBackward,
     passed: tf.Tensor,
     select_in_update: bool,
 ) -> None:
@@ -99,9 +145,7 @@ def _update(
     Args:
         model: The model.
         weights: The trained masked kernels, with their layers.
-        kernel_gradients: Gradients of the kernels that the layers computed with. They reach the trainable variable at
-            the candidates and are 0 elsewhere; None without any.
-        variable_gradients: Gradients of the trainable variables, from heads, biases and regularizers; None without any.
+        both: Results of the forward and backward pass.
         passed: Whether the step passed its check, a `bool` scalar.
         select_in_update: Whether to use `optimizers.applied_if`, because XLA compiles this single step.
     """
@@ -111,27 +155,46 @@ def _update(
     optimizer = model.optimizer
     if not optimizer.built:  # variables cannot be created inside the function that XLA compiles
         optimizer.build(variables)
-    position = {id(variable): index for index, variable in enumerate(variables)}
 
     def update(kernel_gradients: Sequence[Any], variable_gradients: Sequence[Any]) -> tf.Tensor:
-        gradients = list(variable_gradients)
-        for (_, weight), gradient in zip(weights, kernel_gradients, strict=True):
-            if gradient is None:  # the loss does not depend on the kernel; the optimizer warns about it
-                continue
-            gradient = tf.convert_to_tensor(gradient)  # an embedding's is sparse: the rows that the batch looked up
-            masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
-            index = position[id(weight.variable)]
-            gradients[index] = masked if gradients[index] is None else gradients[index] + masked
+        gradients = masked_gradients(model, weights, kernel_gradients, variable_gradients)
         conditional = optimizers.applied_if(passed, optimizer, variables) if select_in_update else None
         with conditional or contextlib.nullcontext(), only_candidates_change(model):
             optimizer.apply(gradients, variables)
         return tf.constant(0)  # a function that XLA compiles must return something
 
+    gradients = both.kernel_gradients, both.variable_gradients
     if model.xla == acceleration.STEP:
-        update(kernel_gradients, variable_gradients)
+        update(*gradients)
         return
     if model.xla == acceleration.UPDATE:
         apply = compiled(update)
     else:  # a separate function: inside `tf.cond` Keras's optimizers accept only gradients of the same graph
         apply = update if tf.executing_eagerly() else tf.function(update, autograph=False)
-    tf.cond(passed, lambda: apply(kernel_gradients, variable_gradients), lambda: tf.constant(0))
+    tf.cond(passed, lambda: apply(*gradients), lambda: tf.constant(0))
+
+
+def masked_gradients(
+    model: keras.Model,
+    weights: Sequence[tuple[TaskLayer, MaskedWeight]],
+    kernel_gradients: Sequence[Any],
+    variable_gradients: Sequence[Any],
+) -> list[Any]:
+    """Return the gradients of the trainable variables: those of kernels at the candidates only, 0 elsewhere.
+
+    Args:
+        model: The model.
+        weights: The trained masked kernels, with their layers.
+        kernel_gradients: As in `ForwardBackward`.
+        variable_gradients: As in `ForwardBackward`.
+    """
+    position = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
+    gradients = list(variable_gradients)
+    for (_, weight), gradient in zip(weights, kernel_gradients, strict=True):
+        if gradient is None:  # the loss does not depend on the kernel; the optimizer warns about it
+            continue
+        gradient = tf.convert_to_tensor(gradient)  # an embedding's is sparse: the rows that the batch looked up
+        masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
+        index = position[id(weight.variable)]
+        gradients[index] = masked if gradients[index] is None else gradients[index] + masked
+    return gradients

@@ -36,10 +36,10 @@ def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
 
 
 def worth_selecting_first(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """Return the masked kernels to pass to `selected` in evaluation; none of small and of distributed models."""
+    """Return the masked kernels to pass to `selected` in evaluation; none of small models."""
     weights = _masked_weights(model)
     size = sum(math.prod(weight.variable.shape) for _, weight in weights)
-    return weights if size >= MIN_WEIGHTS_TO_SELECT_FIRST and not acceleration.is_distributed(model) else []
+    return weights if size >= MIN_WEIGHTS_TO_SELECT_FIRST else []
 
 
 def selected(weights: Sequence[tuple[TaskLayer, MaskedWeight]], xla: str, inline: bool = True) -> list[tf.Tensor]:

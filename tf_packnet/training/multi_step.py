@@ -104,10 +104,10 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         The metrics after the last step, by name.
     """
 
+    names = ["rows"] if "rows" in call else ["images", "labels"]
+
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if "rows" in call:
-            return model.device_examples.batch(call["rows"][number], call["scale"])
-        return decode(call["images"][number], call["scale"]), call["labels"][number]
+        return batch_of_call(model, call["scale"], {name: call[name][number] for name in names})
 
     def continues(number: tf.Tensor) -> tf.Tensor:
         return (number < call["steps"]) & tf.equal(model.step_record.problem, 0)
@@ -123,6 +123,19 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[A
         (ended,) = tf.while_loop(continues, body, (tf.constant(0),), parallel_iterations=1)
     model.step_record.taken.assign(tf.maximum(tf.cast(ended, model.step_record.taken.dtype) - 1, 0))
     return model.get_metrics_result()
+
+
+def batch_of_call(model: keras.Model, scale: tf.Tensor, step: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the batch `(x, y)` of a gradient step in a call.
+
+    Args:
+        model: A `PackedTrainer`.
+        scale: Of the call.
+        step: The `rows` of the step, or its `images` and `labels`.
+    """
+    if "rows" in step:
+        return model.device_examples.batch(step["rows"], scale)
+    return decode(step["images"], scale), step["labels"]
 
 
 def _take_steps_of_user(model: keras.Model, steps: tf.Tensor, step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:

@@ -48,16 +48,24 @@ class StepRecord:
         self.guarded = False
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_taken")
 
+    def add(self, problem: tf.Tensor) -> tf.Tensor:
+        """Record the first problem of a step, unless an earlier step of the `fit` had one.
+
+        Args:
+            problem: A `Problem`, an `int64` scalar.
+
+        Returns:
+            Whether the step may change anything, a `bool` scalar.
+        """
+        earlier = tf.convert_to_tensor(self.problem)
+        self.problem.assign(tf.where(tf.equal(earlier, Problem.NONE), problem, earlier))
+        return tf.equal(earlier, Problem.NONE) & tf.equal(problem, Problem.NONE)
+
 
 class StepCheck:
-    """Checks one gradient step: call `inputs`, `ids` and `labels` during the forward pass, then `result`.
+    """Checks one gradient step: call `inputs`, `ids` and `labels` during the forward pass, then `problem`."""
 
-    Args:
-        first_problem: `StepRecord.problem`.
-    """
-
-    def __init__(self, first_problem: tf.Variable):
-        self._first_problem = first_problem
+    def __init__(self) -> None:
         self._checks: list[tuple[Problem, tf.Tensor]] = []
 
     def inputs(self, finite: tf.Tensor) -> None:
@@ -130,17 +138,14 @@ class StepCheck:
 
         return checked_call
 
-    def result(self, loss: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Check loss and gradients, and record the first problem of the `fit`.
+    def problem(self, loss: tf.Tensor, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Check loss and gradients, and return the first `Problem` of the step, an `int64` scalar.
 
         Args:
             loss: The loss, a scalar.
             gradients: Unmasked gradients. Two slices of a large one are checked. That suffices: a gradient is a sum of
                 products of the layer's inputs and of the gradients of its outputs, so a NaN or an infinity in either
                 reaches a whole row or a whole column.
-
-        Returns:
-            Whether the step may change anything, a `bool` scalar.
         """
         self._require(Problem.LOSS, tf.math.is_finite(loss))
         if gradients:  # multiplied by 0 as in `is_finite`; XLA on CPU is slow to concatenate them
@@ -150,9 +155,7 @@ class StepCheck:
         problem = tf.zeros((), tf.int64)
         for kind, passed in reversed(self._checks):
             problem = tf.where(passed, problem, tf.constant(kind, tf.int64))
-        earlier = tf.convert_to_tensor(self._first_problem)
-        self._first_problem.assign(tf.where(tf.equal(earlier, Problem.NONE), problem, earlier))
-        return tf.equal(earlier, Problem.NONE) & tf.equal(problem, Problem.NONE)
+        return problem
 
     def _require(self, problem: Problem, passed: tf.Tensor) -> None:
         self._checks.append((problem, passed))

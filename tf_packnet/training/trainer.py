@@ -13,13 +13,13 @@ import tensorflow as tf
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import overrides
-from tf_packnet.system.keras_internals import Functional, build_symbolically, learning_rate_of, resume_at
+from tf_packnet.system.keras_internals import Functional, build_symbolically, is_built, learning_rate_of, resume_at
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
-from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers
+from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers, replicas
 from tf_packnet.training.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.training.fit_guard import FitGuard, check_steps
 from tf_packnet.training.gradient_step import assign_all, assigned_in_forward_pass, gradient_step
-from tf_packnet.training.multi_step import DeviceExamples, take_steps
+from tf_packnet.training.multi_step import DeviceExamples, batch_of_call, take_steps
 from tf_packnet.training.step_check import StepCheck, StepRecord, all_finite
 
 
@@ -33,6 +33,7 @@ class PackedTrainer(Functional):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        object.__setattr__(self, "_shows_one_device", False)
         super().__init__(*args, **kwargs)
         self.xla = acceleration.OFF
         # Hidden from Keras's attribute tracking: they are not part of the model.
@@ -74,12 +75,16 @@ class PackedTrainer(Functional):
             xla = acceleration.UPDATE if jit_compile == "auto" else acceleration.OFF
         if xla == acceleration.UPDATE and own_step:  # `UPDATE` needs our `gradient_step`
             xla = acceleration.OFF
+        if xla == acceleration.STEP and not acceleration.can_compile_replicas(self):
+            xla = acceleration.UPDATE
+        if not replicas.divides_batches(self) and acceleration.is_distributed(self):  # Keras's own steps
+            xla = acceleration.OFF
         self.xla = xla
         lifecycle.records(self).functions.clear()
         object.__setattr__(self, "_requested_jit_compile", jit_compile)
 
     def _best_xla(self) -> str:
-        return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
+        return acceleration.choose(acceleration.is_convolutional(self))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the configuration to save: Keras's, with `jit_compile` as requested: `auto` depends on the machine."""
@@ -138,7 +143,7 @@ class PackedTrainer(Functional):
         guard = FitGuard(title_of(kwargs.get("callbacks")))
         kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
         try:
-            with freeze_guard.guarded(self), self._learning_rates_restored():
+            with freeze_guard.guarded(self), self._learning_rates_restored(), self._on_one_device():
                 history = super().fit(x, **kwargs)
         except tf.errors.InvalidArgumentError as error:
             raise guard.error_for(error) from error
@@ -176,13 +181,60 @@ class PackedTrainer(Functional):
         """
         self._build_optimizer()
         self.step_record.problem.assign(0)
-        logs = super().train_on_batch(*args, **kwargs)
+        with self._on_one_device():
+            logs = super().train_on_batch(*args, **kwargs)
         check_steps(self, "train_on_batch: ")
         return logs
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the model, like `keras.Model.evaluate`, on all replicas of its distribution strategy."""
+        with self._on_one_device():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict, like `keras.Model.predict`, on the replicas of this worker."""
+        with self._on_one_device():
+            return super().predict(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, like `keras.Model.test_on_batch`."""
+        with self._on_one_device():
+            return super().test_on_batch(*args, **kwargs)
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict one batch, like `keras.Model.predict_on_batch`."""
+        with self._on_one_device():
+            return super().predict_on_batch(*args, **kwargs)
+
+    @property
+    def distribute_strategy(self) -> tf.distribute.Strategy:
+        """The strategy in whose scope the model was created, or TensorFlow's default strategy.
+
+        In `fit`, `evaluate` and `predict` it hides the replicas from Keras, see `tf_packnet.training.replicas`.
+        """
+        strategy = super().distribute_strategy
+        return replicas.OneDevice(strategy) if self._shows_one_device else strategy
+
+    @contextlib.contextmanager
+    def _on_one_device(self) -> Iterator[None]:
+        before = self._shows_one_device
+        object.__setattr__(self, "_shows_one_device", replicas.divides_batches(self))
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_shows_one_device", before)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras builds metrics from the first batch. What `_prepare` returns has none, and has built them already.
+        if not self._shows_one_device or not is_built(self):
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Take one gradient step on a batch, or the steps of one call (see `tf_packnet.training.multi_step`)."""
         check_trained(self)  # again, because a callback may have changed it since `fit` began
+        if self._shows_one_device:
+            self._train_on_replicas(data)
+            return self.get_metrics_result()
         if acceleration.is_distributed(self):
             return super().train_step(data)
         self._build_optimizer()
@@ -195,6 +247,12 @@ class PackedTrainer(Functional):
             return self._steps_with_undo(data, inputs_finite)
         return self._compiled_steps(self._one_step)(data, inputs_finite)
 
+    def _train_on_replicas(self, data: Any) -> None:
+        if isinstance(data, dict) and "steps" in data:
+            replicas.take_steps(self, data, functools.partial(batch_of_call, self, data["scale"]))
+        else:
+            replicas.train_step(self, data)
+
     def _one_step(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
         if not overrides.is_overridden(self, "train_step"):
             return gradient_step(self, data, inputs_finite)
@@ -202,10 +260,10 @@ class PackedTrainer(Functional):
         logs = super().train_step(data)
         loss = logs.get("loss") if isinstance(logs, dict) else None
         weights = [tf.convert_to_tensor(variable) for variable in self.trainable_variables]
-        check = StepCheck(self.step_record.problem)
+        check = StepCheck()
         if inputs_finite is not None:
             check.inputs(inputs_finite)
-        check.result(tf.constant(0.0) if loss is None else loss, weights)
+        self.step_record.add(check.problem(tf.constant(0.0) if loss is None else loss, weights))
         return logs
 
     def _compiled_steps(self, steps: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,11 +314,22 @@ class PackedTrainer(Functional):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        if not self._shows_one_device:
+            return self._evaluate_rows(data)
+        replicas.evaluation_step(self, data, self._evaluate_rows)
+        return self.get_metrics_result()
+
+    def _evaluate_rows(self, data: Any) -> dict[str, Any]:
         with self._kernels_in_one_pass():
             return super().test_step(data)
 
     def predict_step(self, data: Any) -> Any:
         """Predict one batch, like Keras's, with masked kernels computed by XLA in one pass."""
+        if not self._shows_one_device:
+            return self._predict_rows(data)
+        return replicas.prediction_step(self, data, self._predict_rows)
+
+    def _predict_rows(self, data: Any) -> Any:
         with self._kernels_in_one_pass():
             return super().predict_step(data)
 
@@ -273,7 +342,7 @@ class PackedTrainer(Functional):
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
         # Keras computes the metrics again, because its steps may run asynchronously. On one device the last logs are up
         # to date; using them saves 0.5 ms twice per epoch.
-        if isinstance(logs, dict) and logs and not acceleration.is_distributed(self):
+        if isinstance(logs, dict) and logs and (self._shows_one_device or not acceleration.is_distributed(self)):
             return logs
         return super()._get_metrics_result_or_logs(logs)
 
@@ -300,16 +369,21 @@ class PackedTrainer(Functional):
         if self.steps_per_execution != 1:
             expected = "1, because these batches already take many steps per call"
             raise ArgumentError("steps_per_execution", expected, self.steps_per_execution)
-        if acceleration.is_distributed(self):
+        if acceleration.is_distributed(self) and not replicas.divides_batches(self):
             if isinstance(batches, ResidentBatches):
-                raise ArgumentError("x", "StreamedBatches in a distribution strategy", type(batches).__name__)
+                expected = "StreamedBatches in a distribution strategy with a train_step or metrics of your own"
+                raise ArgumentError("x", expected, type(batches).__name__)
             return batches.single_batches(first_epoch), batches.steps
-        if isinstance(batches, ResidentBatches):
-            self._put_on_device(batches)
+        count = self.distribute_strategy.num_replicas_in_sync
+        if batches.batch_size < count:
+            raise ArgumentError("batch_size", f"at least the {count} replicas", batches.batch_size)
         example = (batches.batch_size, *batches.images.shape[1:])
         # Builds metrics and optimizer now: variables cannot be created in a compiled loop.
         x, y = keras.KerasTensor(example), keras.KerasTensor(example[:1], dtype=batches.labels.dtype.name)
-        build_symbolically(self, x, y)
+        with lifecycle.strategy_scope(self):
+            if isinstance(batches, ResidentBatches):
+                self._put_on_device(batches)
+            build_symbolically(self, x, y)
         return batches.dataset(first_epoch), batches.calls
 
     def _put_on_device(self, batches: ResidentBatches) -> None:
