@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 
@@ -30,9 +31,13 @@ from tf_packnet.lifecycle.model_state import (
 from tf_packnet.structure.layer_paths import stable_names
 from tf_packnet.structure.state import metric_variables
 from tf_packnet.system.arrays import content
+from tf_packnet.system.keras_internals import tensorflow_variable
 
 # Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
+
+# The name of a variable on a further replica of a distribution strategy.
+_COPY_OF_REPLICA = re.compile(r"/replica_\d+:\d+$")
 # Weights per chunk when checksums are computed. Checksums in files depend on it.
 CHUNK = 2**20
 
@@ -63,12 +68,13 @@ def shared_checksums(model: keras.Model) -> dict[str, str]:
         for path, weight in masked_weights(model).items()
         if weight.pretrained == "visible"
     }
-    if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):  # variables have several components
-        return checksums
-    tracked = {id(variable.value) for variable in model.variables} | {id(each) for each in model.variables}
-    tracked |= {id(variable.value) for variable in metric_variables(model)}
-    tracked |= {id(variable) for variable in records(model).variables.values()}
+    of_keras = [tensorflow_variable(variable) for variable in (*model.variables, *metric_variables(model))]
+    components = model.distribute_strategy.experimental_local_results  # in a strategy, a variable has several
+    known = (*of_keras, *records(model).variables.values())
+    tracked = {id(each) for variable in known for each in (variable, *components(variable))}
+    tracked |= {id(variable) for variable in model.variables}
     captured = [each for each in witness.captured_variables(records(model)) if id(each) not in tracked]
+    captured = [each for each in captured if not _COPY_OF_REPLICA.search(each.name)]
     for name, variable in zip(stable_names(f"{CAPTURED}{each.name}" for each in captured), captured, strict=True):
         if variable.dtype not in (tf.resource, tf.variant):
             checksums[name] = checksum(np.asarray(variable.value()))
