@@ -94,6 +94,10 @@ class FreezeError(StoppedError):
     """A weight or an output of a committed task has changed."""
 
 
+class ReplicaError(StoppedError):
+    """The replicas of a distribution strategy have different values of a variable."""
+
+
 class CorruptionError(StoppedError):
     """A file is damaged, and `--on_corruption=fail`."""
 

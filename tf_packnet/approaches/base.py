@@ -153,13 +153,12 @@ class Approach(abc.ABC):
         self, task: Task, stage: str, epochs: int, callbacks: list[Any], backup: EpochBackup | None
     ) -> dict[str, list[float]]:
         seed = lifecycle.derived_seed(self.seed, task.number, STAGES.index(stage))
-        replicas = self.packed.distribute_strategy.num_replicas_in_sync
         validation = task.splits["validation"]
         reseed(self.packed, seed)
         history = self.packed.fit(
             task.training_batches(seed, self.resident, self.steps_per_call),
             epochs=epochs,
-            validation_data=task.evaluation_batches("validation", replicas) if len(validation) else None,
+            validation_data=task.evaluation_batches("validation") if len(validation) else None,
             callbacks=[
                 *(each for each in callbacks if not isinstance(each, TaskMaskSnapshot)),
                 *self.observers(task, stage),

@@ -233,13 +233,8 @@ class Config(NetworkOptions, DataOptions):
             raise ArgumentError("prune_rounds", expected, self.prune_rounds)
         if self.logical_devices is not None and self.strategy != "mirrored":
             raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
-        if self.strategy == "mirrored" and self.jit == "on":
-            raise ArgumentError("jit", "auto or off with --strategy=mirrored, which XLA cannot compile", self.jit)
-        if self.strategy == "mirrored" and self.data_residency == "device":
-            expected = "auto or stream with --strategy=mirrored, where replicas share each batch"
-            raise ArgumentError("data_residency", expected, self.data_residency)
-        if self.logical_devices is not None and self.batch_size % self.logical_devices:
-            expected = f"a multiple of --logical_devices={self.logical_devices}"
+        if self.logical_devices is not None and self.batch_size < self.logical_devices:
+            expected = f"at least one example for each of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
 
     def directory(self) -> str:

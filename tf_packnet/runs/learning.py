@@ -25,7 +25,7 @@ from tf_packnet.runs.results import Results, environment
 from tf_packnet.runs.stages import Stage, chain
 from tf_packnet.runs.store import StageStore, StoredStages
 from tf_packnet.tasks import Task, TaskStream
-from tf_packnet.training import acceleration, freeze_guard
+from tf_packnet.training import acceleration, freeze_guard, replicas
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,13 @@ def compute_stage(
     Raises:
         DivergedError: If the loss or a weight is NaN or infinite after an epoch.
         FreezeError: If a frozen value of a committed task has changed.
+        ReplicaError: If the replicas of a distribution strategy have different values.
     """
     began = time.perf_counter()
     history = approach.run_stage(task, stage.name, backup)
     now_committed = freeze_guard.by_task(approach.packed)
     freeze_guard.check(committed, now_committed)
+    replicas.check_equal(approach.packed)
     record = {
         "task": stage.task,
         "stage": stage.name,

@@ -40,7 +40,7 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
 
     Raises:
         ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is not a
-            multiple of the replicas.
+            smaller than the number of replicas.
     """
     gpus = acceleration.gpus()
     if config.strategy == "none" or (config.logical_devices is None and len(gpus) < 2):
@@ -57,8 +57,10 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
         devices = [f"CPU:{i}" for i in range(config.logical_devices)]
     strategy = tf.distribute.MirroredStrategy(devices)
     replicas = strategy.num_replicas_in_sync
-    if config.batch_size % replicas:
-        raise ArgumentError("batch_size", f"a multiple of the {replicas} replicas", config.batch_size)
+    if config.batch_size < replicas:
+        raise ArgumentError(
+            "batch_size", f"at least one example for each of the {replicas} replicas", config.batch_size
+        )
     return strategy
 
 
@@ -80,15 +82,15 @@ def choose_xla(config: Config, strategy: tf.distribute.Strategy, convolutional: 
     """
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
-    return acceleration.choose(convolutional, strategy.num_replicas_in_sync > 1)
+    return acceleration.choose(convolutional)
 
 
 def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:
-    """Whether training examples are kept on the device. `auto`: on one device, up to `RESIDENT_BYTES` per task."""
+    """Whether training examples are kept on each device. `auto`: up to `RESIDENT_BYTES` per task."""
     if config.data_residency != "auto":
         return config.data_residency == "device"
     largest = max(task.splits["train"].images.nbytes for task in stream)
-    return strategy.num_replicas_in_sync == 1 and largest <= RESIDENT_BYTES
+    return largest <= RESIDENT_BYTES
 
 
 def threads() -> int:

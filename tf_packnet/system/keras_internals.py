@@ -8,7 +8,7 @@ that some classes override private hooks of Keras: `_get_own_losses` (layers/bas
 import collections
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -212,7 +212,7 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     return model._loss_tracker
 
 
-def distribution_strategy(model: keras.Model) -> Any | None:
+def distribution_strategy(model: keras.Model) -> Any:
     """Return the `tf.distribute` strategy in whose scope the model was created; None without one."""
     return model._distribute_strategy
 
@@ -220,13 +220,17 @@ def distribution_strategy(model: keras.Model) -> Any | None:
 class RecordingScope(keras.StatelessScope):
     """Within the scope, assignments to Keras variables change only what is read there.
 
+    Args:
+        except_for: Variables that are assigned to as usual.
+
     Attributes:
-        assigned: The variables that were assigned to, each once.
+        assigned: The other variables that were assigned to, each once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, except_for: Sequence[keras.Variable] = ()) -> None:
         super().__init__(collect_losses=True)
         self.assigned: list[keras.Variable] = []
+        self._except_for = except_for
 
     def get_current_value(self, variable: keras.Variable) -> Any:
         """Return what is read there. Keras asks for regularized variables even if nothing was assigned to them."""
@@ -235,9 +239,13 @@ class RecordingScope(keras.StatelessScope):
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
         """Keep the new value of a variable."""
+        variable, value = update
+        if any(variable is each for each in self._except_for):
+            variable._direct_assign(value)
+            return
         super().add_update(update)
-        if not any(update[0] is variable for variable in self.assigned):
-            self.assigned.append(update[0])
+        if not any(variable is each for each in self.assigned):
+            self.assigned.append(variable)
 
 
 @contextlib.contextmanager

@@ -135,11 +135,11 @@ class Task:
             **optional,
         )
 
-    def evaluation_batches(self, split: str, multiple_of: int = 1) -> "tf.data.Dataset":
-        """Return batches `(x, y)` of a split in order, each with a multiple of `multiple_of` examples."""
+    def evaluation_batches(self, split: str) -> "tf.data.Dataset":
+        """Return batches `(x, y)` of a split in order."""
         data = self.splits[split]
-        size = max(multiple_of, _EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
-        return evaluation_batches(data.images, data.y, data.scale, size, multiple_of)
+        size = max(1, _EVALUATION_BYTES // (4 * math.prod(data.images.shape[1:])))
+        return evaluation_batches(data.images, data.y, data.scale, size)
 
 
 # Size of the decoded images in one evaluation batch: 2,674 images of MNIST, or 682 of CIFAR-10.

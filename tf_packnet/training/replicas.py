@@ -22,7 +22,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_packnet.errors import ReplicaError, listed
+from tf_packnet.layers.records import same_bits
+from tf_packnet.lifecycle import view_of
 from tf_packnet.structure import overrides
+from tf_packnet.structure.state import metric_variables
 from tf_packnet.system.keras_internals import (
     RecordingScope,
     all_layers,
@@ -30,6 +34,7 @@ from tf_packnet.system.keras_internals import (
     local_updates,
     loss_tracker,
     seed_generators,
+    tensorflow_variable,
 )
 from tf_packnet.training import acceleration, optimizers
 from tf_packnet.training.gradient_step import forward_backward, masked_gradients
@@ -134,11 +139,14 @@ def evaluation_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
         step: Adds rows of a batch to the metrics of a replica.
     """
 
+    metrics = [*metric_variables(model), *(variable for metric in model.metrics for variable in metric.variables)]
+
     def replica_step(data: Any) -> tf.Tensor:
         rows = _Rows(data, *_replica())
 
         def evaluate() -> tf.Tensor:
-            step(rows.part(data))
+            with RecordingScope(except_for=metrics):  # layers change nothing, not even counters
+                step(rows.part(data))
             return tf.constant(0)
 
         return evaluate() if rows.surely_any else tf.cond(rows.count > 0, evaluate, lambda: tf.constant(0))
@@ -162,12 +170,34 @@ def prediction_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
 
     def replica_step(data: Any) -> Any:
         rows = _Rows(data, _replica()[0] % replicas, replicas)
-        return keras.tree.map_structure(lambda each: each[: rows.count], step(rows.part(data)))
+        with RecordingScope():
+            outputs = step(rows.part(data))
+        return keras.tree.map_structure(lambda each: each[: rows.count], outputs)
 
     outputs = strategy.run(replica_step, args=(data,))
     if replicas == 1:
         return outputs
     return keras.tree.map_structure(lambda each: tf.concat(strategy.experimental_local_results(each), 0), outputs)
+
+
+def check_equal(model: keras.Model) -> None:
+    """Check that all replicas on this worker have the same bits in every variable of the model and its optimizers.
+
+    Raises:
+        ReplicaError: If they have not.
+    """
+    strategy = model.distribute_strategy
+    slots = [variable for optimizer in optimizers.all_of(model) for variable in optimizer.variables]
+    different = []
+    for variable in (*model.variables, *slots):
+        first, *others = strategy.experimental_local_results(tensorflow_variable(variable))
+        if not all(same_bits(view_of(first), view_of(other)) for other in others):
+            different.append(variable.path)
+    if different:
+        raise ReplicaError(
+            f"the replicas have different values of {listed(different)}. A layer or a callback assigns other values on "
+            "some of them, or memory is damaged. Do not use anything that was trained since the last stage"
+        )
 
 
 def _replica() -> tuple[int, int]:
@@ -249,10 +279,14 @@ class _Exchange:
         self._own_state = [each for each in scope.assigned if any(each is seed.state for seed in seeds)]
         self._summed_state = [each for each in scope.assigned if not any(each is own for own in self._own_state)]
         state = [_summand(each, scope.get_current_value(each), share, replica) for each in self._summed_state]
-        gradients = [*both.kernel_gradients, *both.variable_gradients]
+        targets = [*kernels, *model.trainable_variables]
+        gradients = [
+            None if gradient is None else tf.ensure_shape(tf.convert_to_tensor(gradient), target.shape)
+            for gradient, target in zip((*both.kernel_gradients, *both.variable_gradients), targets, strict=True)
+        ]
         self._has_gradient = [each is not None for each in gradients]
         problems = tf.cast(tf.equal(both.problem, tf.constant(_KINDS, both.problem.dtype)), tf.float32)
-        summands = [problems, *(tf.convert_to_tensor(each) for each in gradients if each is not None), *state]
+        summands = [problems, *(each for each in gradients if each is not None), *state]
         return self._packing.pack(summands), tuple(scope.get_current_value(each) for each in self._own_state)
 
     def _add_to_metrics(self, batch: Any, both: Any, count: Any) -> None:
