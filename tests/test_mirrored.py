@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tf_packnet as tp
-from tests.conftest import blobs, compile_model, launch, make_mlp
+from tests.conftest import ROOT, blobs, compile_model, launch, make_mlp
 
 LEARN = """
 import json, sys
@@ -70,7 +71,6 @@ def test_two_replicas_give_the_same_results_as_one_device(tmp_path):
 
 
 def test_a_strategy_with_one_device_gives_the_same_results():
-    """It only has no XLA and no loop of steps, which strategies do not support."""
     packs = []
     for scope in (
         contextlib.nullcontext(),
@@ -81,24 +81,38 @@ def test_a_strategy_with_one_device_gives_the_same_results():
             packed = compile_model(tp.pack(make_mlp()), keras.optimizers.SGD(0.05, momentum=0.9), "auto")
         for task in (1, 2):
             x, y = blobs(task)
-            data = tp.tasks.StreamedBatches(x, y, 1.0, batch_size=16, seed=task)
+            data = tp.tasks.ResidentBatches(x, y, 1.0, batch_size=16, seed=task)
             packed.begin_task()
             packed.fit(data, epochs=2, verbose=0)
             callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
             packed.fit(data, epochs=2, verbose=0, callbacks=callbacks)
         packs.append(packed)
-    assert [packed.xla for packed in packs] == ["step", "off"]
+    assert [packed.xla for packed in packs] == ["step", "step"]
     one, other = (packed.owner_maps() for packed in packs)
     assert all(np.array_equal(one[path], other[path]) for path in one)
     np.testing.assert_allclose(*(packed.predict(x, verbose=0) for packed in packs), rtol=1e-4, atol=1e-6)
 
 
-def test_resident_examples_are_refused_in_a_strategy():
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        packed = compile_model(tp.pack(make_mlp()))
-    x, y = blobs(1)
-    with pytest.raises(tp.ArgumentError, match="expected StreamedBatches in a distribution strategy"):
-        packed.fit(tp.tasks.ResidentBatches(x, y, 1.0, batch_size=16), verbose=0)
+def on_four_devices(folder, marker):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", marker]
+    command += [f"--basetemp={folder}/four", str(ROOT / "tests/four_devices.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=without_xdist())
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def without_xdist():
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+def test_two_to_four_replicas(tmp_path):
+    on_four_devices(tmp_path, "not slow")
+
+
+@pytest.mark.slow
+def test_two_to_four_replicas_of_many_kinds_of_models(tmp_path):
+    on_four_devices(tmp_path, "slow")
 
 
 def test_mirrored_on_one_device(tmp_path):
