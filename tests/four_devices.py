@@ -126,7 +126,9 @@ FAST = ("adamw", "synchronized", "conv", "pooled", "conv_batch_norm", "dropout")
 
 
 def mirrored(count):
-    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(count)])
+    # Collectives, the default on CPU, fail at times if a process has had other strategies.
+    operations = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(count)], operations)
 
 
 def examples(kind, count, seed):

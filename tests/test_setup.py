@@ -14,7 +14,7 @@ from tf_packnet.training import acceleration
 class FakeMirrored:
     num_replicas_in_sync = 2
 
-    def __init__(self, devices):
+    def __init__(self, devices, cross_device_ops=None):
         self.devices = devices
 
 
