@@ -83,6 +83,49 @@ def test_the_main_job(tmp_path, strategy):
     assert noise == []
 
 
+TWO_LOGICAL = """
+import contextlib
+import keras
+import numpy as np
+import tensorflow as tf
+
+gpu = tf.config.list_physical_devices("GPU")[0]
+tf.config.set_visible_devices([gpu], "GPU")
+tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=2048)] * 2)
+import tf_packnet as tp
+from tests.conftest import blobs, compile_model, make_convnet, make_mlp
+from tf_packnet.training import replicas
+
+strategy = tf.distribute.MirroredStrategy(["GPU:0", "GPU:1"], tf.distribute.HierarchicalCopyAllReduce())
+for make_model, shape in ((make_mlp, (6,)), (lambda: make_convnet(0.0), (8, 8, 1))):
+    for kind in (tp.tasks.ResidentBatches, tp.tasks.StreamedBatches):
+        losses = []
+        for scope in (contextlib.nullcontext(), strategy.scope()):
+            keras.utils.set_random_seed(0)
+            with scope:
+                packed = compile_model(tp.pack(make_model()), keras.optimizers.SGD(0.01), "auto")
+            assert packed.xla == "step"
+            kept = {}
+            for task in (1, 2):
+                x, y = blobs(task, shape)
+                data = kind(x, y, 1.0, batch_size=16, seed=task)
+                packed.begin_task()
+                losses.append(packed.fit(data, epochs=3, verbose=0).history["loss"])
+                callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
+                packed.fit(data, epochs=4, verbose=0, callbacks=callbacks)
+                kept = kept or packed.owner_maps()
+            replicas.check_equal(packed)
+            for path, owner in packed.owner_maps().items():
+                assert np.array_equal(owner == 1, kept[path] == 1), path
+        np.testing.assert_allclose(losses[2:], losses[:2], rtol=1e-3)
+"""
+
+
+def test_two_logical_gpus_compute_what_one_does():
+    done = run("-c", TWO_LOGICAL)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 COMPACT = """
 import sys
 import keras

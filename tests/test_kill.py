@@ -20,6 +20,7 @@ MLP = ("--dataset=digits", "--num_tasks=2", "--hidden_units=48,32", "--train_epo
 MLP += ("--prune_rounds=6", "--freed_weights=reinit", "--bias_policy=per_task", "--final_prune=0.6", "--seed=4")
 CONV = ("--dataset=digits", "--num_tasks=2", "--model=conv", "--dropout=0.5", "--train_epochs=3", "--retrain_epochs=4")
 CONV += ("--prune_rounds=2", "--optimizer=adamw", "--final_prune=0.6", "--noexport")
+MIRRORED = (*MLP, "--dropout=0.2", "--strategy=mirrored", "--logical_devices=2")
 REPORT = Path("export/report.json")  # compared without latencies
 # Not compared: they contain durations or dates, or checksums of files that do.
 NOT_COMPARED = ("stages", "tensorboard", "results.json", "checksums.json", ".lock")
@@ -83,7 +84,11 @@ def test_three_kills(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("flags", "kills", "longest"), [(MLP, 20, 4.0), (CONV, 20, 12.0)], ids=["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("flags", "kills", "longest"),
+    [(MLP, 20, 4.0), (CONV, 20, 12.0), (MIRRORED, 20, 8.0)],
+    ids=["mlp", "conv", "mirrored"],
+)
 def test_many_kills(flags, kills, longest, tmp_path, capsys):
     show(kill_and_compare(flags, kills, tmp_path, longest), capsys)
 

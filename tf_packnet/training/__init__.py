@@ -5,7 +5,7 @@
 1. `fit_checks` checks the arguments of a `fit` before it takes any time: shapes, labels, callbacks.
 2. `freeze_guard` checks before and after the `fit` that no committed task has changed.
 3. `acceleration` chooses what XLA compiles: the whole gradient step (`STEP`), only the masks and the optimizer
-   (`UPDATE`, for convolutions on CPU, which are faster in oneDNN), or nothing (`OFF`, in distribution strategies).
+   (`UPDATE`, for convolutions on CPU, which are faster in oneDNN), or nothing (`OFF`).
 4. `gradient_step` is one gradient step. It computes the masked kernels, substitutes them into the layers, runs the
    forward and backward pass, masks the gradients, and applies the optimizer. So each kernel is masked in one pass
    before the layers and one after them.
@@ -20,6 +20,9 @@
 8. `fit_guard` is a callback that `fit` adds first. It reads that variable about once per second and at the end of
    each epoch, and raises `DivergedError`. It also keeps a copy of the weights and restores it if they are no longer
    finite.
+
+9. `replicas` does the same in a distribution strategy: each replica computes the gradients of its rows of a batch with
+   `gradient_step.forward_backward`, the gradients are summed, and each replica applies the optimizer to the sums.
 
 Two more modules are used by callbacks as well. `optimizers` resets Keras optimizers, clears slots of pruned weights and
 restores learning rates. `training_state` captures and restores all that a `fit` needs to resume, for `tp.EpochBackup`.

@@ -33,9 +33,9 @@ _ADVICE = "Try a smaller learning rate, or clipped gradients"
 class FitGuard(keras.callbacks.Callback):
     """Raises DivergedError if a step failed its `StepCheck`, or if loss or weights are not finite after an epoch.
 
-    A step that failed its check has changed nothing. Steps in a distribution strategy have no such checks. There the
-    loss and the weights are checked after every epoch, and non-finite weights are replaced by a copy from the beginning
-    of an epoch, at most about a second before that of the current one.
+    A step that failed its check has changed nothing. Keras's own steps in a distribution strategy have no such checks.
+    There the loss and the weights are checked after every epoch, and non-finite weights are replaced by a copy from the
+    beginning of an epoch, at most about a second before that of the current one.
 
     Args:
         title: What is being trained, for the message.
