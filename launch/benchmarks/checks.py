@@ -52,7 +52,7 @@ def checks(epochs: int) -> list[Row]:
     """Measure the checks in a run of the MNIST preset with five tasks, on noise, compared with the whole run."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=128)
     stream = noise_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
-    xla = setup.choose_xla(config, setup.choose_strategy(config), config.model == "conv")
+    xla = setup.choose_xla(config, config.model == "conv")
     approach = setup.build_approach(
         setup.build_model(config, stream), config, stream, xla, True, None, lambda task, stage: ()
     )

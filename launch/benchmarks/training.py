@@ -163,7 +163,7 @@ def time_stages(
         products: Functions that measure a floor in seconds per step, by name.
         xla: Level of XLA compilation. Default: the launcher's choice.
     """
-    xla = xla or setup.choose_xla(config, setup.choose_strategy(config), config.model == "conv")
+    xla = xla or setup.choose_xla(config, config.model == "conv")
     if not validation:
         stream = TaskStream(stream.name, [without_validation(task) for task in stream])
     stage_seconds, floor_times, calls = [], [], CallTimes()

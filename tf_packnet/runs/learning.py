@@ -73,11 +73,11 @@ class Run:
         with strategy.scope():
             network = setup.build_model(config, stream)
         setup.check_capacity(config, stream, network)
-        xla = setup.choose_xla(config, strategy, acceleration.is_convolutional(network))
+        xla = setup.choose_xla(config, acceleration.is_convolutional(network))
         setup.make_deterministic(xla)
         execution = {
             "xla": xla,
-            "data_residency": "device" if setup.choose_residency(config, strategy, stream) else "stream",
+            "data_residency": "device" if setup.choose_residency(config, stream) else "stream",
             "device": setup.device(config),
             "replicas": strategy.num_replicas_in_sync,
             "threads": setup.threads(),

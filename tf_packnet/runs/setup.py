@@ -73,12 +73,11 @@ def device(config: Config) -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
-def choose_xla(config: Config, strategy: tf.distribute.Strategy, convolutional: bool) -> str:
+def choose_xla(config: Config, convolutional: bool) -> str:
     """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`.
 
     Args:
         config: The run.
-        strategy: Its distribution strategy.
         convolutional: Whether its network has convolutions.
     """
     if config.jit != "auto":
@@ -86,7 +85,7 @@ def choose_xla(config: Config, strategy: tf.distribute.Strategy, convolutional: 
     return acceleration.choose(convolutional)
 
 
-def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:
+def choose_residency(config: Config, stream: TaskStream) -> bool:
     """Whether training examples are kept on each device. `auto`: up to `RESIDENT_BYTES` per task."""
     if config.data_residency != "auto":
         return config.data_residency == "device"
