@@ -98,7 +98,7 @@ def test_results_are_kept_when_a_later_section_fails(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--only=mlpp", "expected some of start, mlp, conv, prune, checks, run, sweep, avalanche, xla"),
+        ("--only=mlpp", "expected some of start, mlp, conv, devices, prune, checks, run, sweep, avalanche, xla"),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
         (
             "--only=avalanche --avalanche_python=no/python",
