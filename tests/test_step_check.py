@@ -67,8 +67,24 @@ def stateful_model(jit, model=None, optimizer="adam", **kwargs) -> tp.PackedMode
 
 
 def state_of(packed: tp.PackedModel) -> list[np.ndarray]:
-    variables = [*packed.variables, *packed.optimizer.variables]
-    return [np.array(lifecycle.view_of(variable)) for variable in variables]
+    return [np.array(lifecycle.view_of(variable)) for variable in variables_of(packed)]
+
+
+def variables_of(packed: tp.PackedModel) -> list[keras.Variable]:
+    if not packed.optimizer.built:
+        packed.optimizer.build(packed.trainable_variables)
+    return [*packed.variables, *packed.optimizer.variables]
+
+
+def assert_only_steps_before_changed(packed, start, train) -> None:
+    """Assert that `packed` is as after `train` from the state `start`, with the same compiled step."""
+    actual = state_of(packed)
+    for variable, value in zip(variables_of(packed), start, strict=True):
+        variable.assign(value)
+    train(packed)
+    for ours, expected in zip(actual, state_of(packed), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert not all(np.array_equal(*each) for each in zip(actual, start, strict=True))
 
 
 MESSAGES = {
@@ -94,15 +110,16 @@ def test_with_and_without_xla(name, jit):
 def assert_refused(kind, name, jit):
     x, y = with_bad_value(name)
     packed = stateful_model(jit)
+    start = state_of(packed)
     with pytest.raises(tp.DivergedError, match=MESSAGES[name]) as caught:
         packed.fit(**data_of(kind, x, y), epochs=2, verbose=0, callbacks=prune_and_commit())
     assert "\n" not in str(caught.value)
     assert packed.committed_tasks == 0
     assert lifecycle.has_open_task(packed)
-    good = stateful_model(jit)
-    good.fit(**data_of(kind, x, y, BATCHES_BEFORE), verbose=0, callbacks=prune_and_commit()[:2])
-    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    callbacks = prune_and_commit()[:2]
+    assert_only_steps_before_changed(
+        packed, start, lambda same: same.fit(**data_of(kind, x, y, BATCHES_BEFORE), verbose=0, callbacks=callbacks)
+    )
     packed.fit(X, Y, verbose=0, callbacks=prune_and_commit())  # training can continue with good data
     assert packed.committed_tasks == 1
 
@@ -138,13 +155,14 @@ NAMES = ["adamw, clipped", "momentum, nesterov", "scheduled", "amsgrad", "averag
 @pytest.mark.parametrize("name", [*NAMES, "ftrl", "loss scale", "direct"])
 def test_a_bad_step_changes_no_optimizer(name):
     x, y = with_bad_value("too large")
-    packed, good = (stateful_model("auto", optimizer=optimizer_named(name)) for _ in range(2))
+    packed = stateful_model("auto", optimizer=optimizer_named(name))
+    start = state_of(packed)
     with pytest.raises(tp.DivergedError, match="labels outside the range"):
         packed.fit(**data_of("tf.data", x, y), verbose=0)
     packed.optimizer.finalize_variable_values(packed.trainable_variables)  # as at the end of a fit
-    good.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
-    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    assert_only_steps_before_changed(
+        packed, start, lambda same: same.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    )
 
 
 def test_a_bad_step_with_a_constraint_changes_nothing():
@@ -152,33 +170,26 @@ def test_a_bad_step_with_a_constraint_changes_nothing():
         return keras.Sequential([keras.Input((20,)), L.Dense(64, kernel_constraint="max_norm"), L.Dense(2)])
 
     x, y = with_bad_value("nan")
-    packed, good = (stateful_model("auto", constrained) for _ in range(2))
+    packed = stateful_model("auto", constrained)
+    start = state_of(packed)
     with pytest.raises(tp.DivergedError, match="inputs of a batch"):
         packed.fit(**data_of("tf.data", x, y), verbose=0)
-    good.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
-    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    assert_only_steps_before_changed(
+        packed, start, lambda same: same.fit(**data_of("tf.data", x, y, BATCHES_BEFORE), verbose=0)
+    )
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_convolutions_with_only_the_update_compiled(jit):
+    inner = [L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
+    packed = stateful_model(jit, lambda: keras.Sequential([keras.Input((8, 8, 1)), *inner]))
     x, y = blobs(0, (8, 8, 1), examples=64)
     y[40] = 7
-    packed, good = (
-        stateful_model(
-            jit,
-            lambda: keras.Sequential(
-                [keras.Input((8, 8, 1)), L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
-            ),
-        )
-        for _ in range(2)
-    )
+    start = state_of(packed)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     with pytest.raises(tp.DivergedError, match="labels outside the range"):
         packed.fit(data, verbose=0)
-    good.fit(data.take(2), verbose=0)
-    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+    assert_only_steps_before_changed(packed, start, lambda same: same.fit(data.take(2), verbose=0))
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
@@ -240,19 +251,94 @@ def test_ids_outside_a_vocabulary(jit):
             np.testing.assert_array_equal(actual, expected)
 
 
-def test_ids_in_a_layer_of_the_user():
-    """Without XLA, TensorFlow raises an error that names the position; we add the epoch."""
+@keras.saving.register_keras_serializable("tests.step_check")
+class Fails(L.Layer):
+    """A layer in which TensorFlow raises an error in each step."""
 
-    @keras.saving.register_keras_serializable("tests.step_check")
-    class Lookup(keras.layers.Layer):
-        def call(self, ids):
-            return tf.gather(tf.eye(5), ids)
+    def __init__(self, how, **kwargs):
+        super().__init__(**kwargs)
+        self.how = how
 
-    inputs = keras.Input((6,), dtype="int32")
-    model = keras.Model(inputs, L.Dense(2)(L.Dense(4)(L.Flatten()(Lookup()(inputs)))))
-    packed = stateful_model(False, lambda: model)
-    with pytest.raises(tp.DivergedError, match=r"fit: epoch 1: .*indices\[\d+,2\] = 7 is not in \[0, 5\)"):
-        packed.fit(np.full((32, 6), 7) * (np.arange(6) == 2), Y[:32], verbose=0)
+    def call(self, z):
+        return z + tf.reduce_sum(FAILING[self.how][0](z))
+
+    def get_config(self):
+        return {**super().get_config(), "how": self.how}
+
+
+def seven(z):
+    """The vector `[7]`, which TensorFlow does not know while it traces."""
+    return tf.cast(z[0, :1] * 0, tf.int32) + 7
+
+
+def in_python(function):
+    return lambda z: tf.numpy_function(function, [z], tf.float32)
+
+
+def asserts(z):
+    tf.debugging.assert_less(tf.reduce_max(tf.abs(z)), -1.0, message="too large")
+    return z
+
+
+FAILING = {
+    "ids": (lambda z: tf.gather(tf.eye(5), seven(z)), r"indices\[0\] = 7 is not in \[0, 5\)"),
+    "shape": (
+        lambda z: tf.reshape(z, seven(z)),
+        "Input to reshape is a tensor with .* has 7",
+    ),
+    "shapes": (
+        lambda z: z[:, 0] + tf.fill(seven(z), z[0, 0]),
+        r".*shapes.*",
+    ),
+    "assertion": (asserts, r"assertion failed: \[too large\] .*"),
+    "ValueError": (in_python(lambda z: z.reshape(7)), r"ValueError: cannot reshape array .* into shape \(7,\)"),
+    "KeyError": (in_python(lambda z: {}["lost"]), "KeyError: 'lost'"),
+    "parsing": (lambda z: tf.strings.to_number(tf.strings.as_string(z) + "x"), "StringToNumberOp could not .*x"),
+}
+
+
+def failing_model(how):
+    return stateful_model(False, lambda: keras.Sequential([keras.Input((20,)), L.Dense(4), Fails(how), L.Dense(2)]))
+
+
+@pytest.mark.parametrize("how", FAILING)
+def test_errors_of_tensorflow_in_a_step(how):
+    """They are of one line, and none of them says that the training has diverged."""
+    packed = failing_model(how)
+    x, y = X[:32], Y[:32]
+    for method, arguments, title in (
+        (packed.fit, {"x": x, "y": y, "verbose": 0}, "fit: epoch 1"),
+        (packed.train_on_batch, {"x": x, "y": y}, "train_on_batch"),
+        (packed.evaluate, {"x": x, "y": y, "verbose": 0}, "evaluate"),
+        (packed.test_on_batch, {"x": x, "y": y}, "test_on_batch"),
+        (packed.predict, {"x": x, "verbose": 0}, "predict"),
+    ):
+        after = r"\. The step may have been taken in part, and the task is still open" if method == packed.fit else ""
+        with pytest.raises(tp.StepError, match=f"^{title}: {FAILING[how][1]}{after}$") as caught:
+            method(**arguments)
+        assert isinstance(caught.value.__cause__, tf.errors.OpError)
+    assert lifecycle.has_open_task(packed)
+
+
+def test_errors_of_tensorflow_about_nan_and_infinity(monkeypatch):
+    monkeypatch.setitem(FAILING, "numerics", (lambda z: tf.debugging.check_numerics(z / 0.0, "here"), ""))
+    with pytest.raises(tp.DivergedError, match="^fit: epoch 1: here : Tensor had .* values. The step may"):
+        failing_model("numerics").fit(X[:32], Y[:32], verbose=0)
+
+
+def test_errors_of_the_machine_stay_what_they_are(monkeypatch):
+    """Whoever calls `fit` can try again with smaller batches. The fit can be repeated."""
+    packed = stateful_model(False)
+
+    def fails(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keras.Model, "fit", fails)
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            packed.fit(X, Y, verbose=0)
+    packed.fit(X, Y, verbose=0, callbacks=prune_and_commit())
+    assert packed.committed_tasks == 1
 
 
 @pytest.mark.parametrize("jit", ["auto", False])
@@ -326,15 +412,18 @@ def test_is_finite(value, shape):
 @pytest.mark.parametrize("jit", ["auto", False])
 def test_single_batches(jit):
     x, y = with_bad_value("nan")
-    packed, good = (stateful_model(jit) for _ in range(2))
-    for model in (packed, good):
+    packed = stateful_model(jit)
+    start = state_of(packed)
+
+    def train(model, bad):
         model.train_on_batch(X[:32], Y[:32])
-    with pytest.raises(tp.DivergedError, match="train_on_batch: the inputs of a batch contain NaN or infinity"):
-        packed.train_on_batch(x[160:192], y[160:192])
-    for model in (packed, good):
+        if bad:
+            with pytest.raises(tp.DivergedError, match="train_on_batch: the inputs of a batch contain NaN or infinity"):
+                model.train_on_batch(x[160:192], y[160:192])
         model.train_on_batch(X[32:64], Y[32:64])
-    for actual, expected in zip(state_of(packed), state_of(good), strict=True):
-        np.testing.assert_array_equal(actual, expected)
+
+    train(packed, bad=True)
+    assert_only_steps_before_changed(packed, start, lambda same: train(same, bad=False))
     packed.commit_task()
     with pytest.raises(RuntimeError, match="no task is open"):
         packed.train_on_batch(X[:32], Y[:32])

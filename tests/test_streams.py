@@ -208,12 +208,20 @@ class TestErrors:
         with pytest.raises(tf.errors.InvalidArgumentError):
             exit_code(work, "main.py")
 
-    def test_out_of_memory(self, capfd):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("OOM when allocating 9 TiB"),
+            tf.errors.ResourceExhaustedError(None, None, "Graph execution error:\n\nOOM when allocating 9 TiB\n"),
+        ],
+        ids=repr,
+    )
+    def test_out_of_memory(self, error, capfd):
         def work():
-            raise MemoryError("Unable to allocate 9 TiB")
+            raise error
 
         assert exit_code(work, "main.py") == 1
-        assert capfd.readouterr().err == "main.py: out of memory: Unable to allocate 9 TiB\n"
+        assert capfd.readouterr().err == "main.py: out of memory: OOM when allocating 9 TiB\n"
 
 
 class TestMemory:

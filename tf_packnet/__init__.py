@@ -47,6 +47,7 @@ _HOME = {
     "DivergedError": "errors",
     "FreezeError": "errors",
     "PackFileError": "errors",
+    "StepError": "errors",
 }
 _MODULES = ("approaches", "callbacks", "experiments", "export", "layers", "lifecycle", "packfile", "reporting", "tasks")
 
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.errors import DivergedError as DivergedError
     from tf_packnet.errors import FreezeError as FreezeError
     from tf_packnet.errors import PackFileError as PackFileError
+    from tf_packnet.errors import StepError as StepError
     from tf_packnet.export import compact_model as compact_model
     from tf_packnet.export import dense_model as dense_model
     from tf_packnet.export import export_for_serving as export_for_serving

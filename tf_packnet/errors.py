@@ -90,6 +90,10 @@ class DivergedError(StoppedError):
     """Training has diverged: weights, loss or gradients are NaN, infinite or out of range."""
 
 
+class StepError(StoppedError):
+    """TensorFlow failed in a step: shapes or labels do not fit, or a check of a layer, loss or metric has failed."""
+
+
 class FreezeError(StoppedError):
     """A weight or an output of a committed task has changed."""
 

@@ -17,6 +17,7 @@ FAILED, BAD_INPUT, OUTPUT_CLOSED = 1, 2, 141
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.EMFILE)
 _TENSORFLOW_FILE_ERROR = re.compile(rf"(?P<path>/[^;]*); (?P<reason>{'|'.join(map(os.strerror, _ERRORS))})")
+_TENSORFLOW_OUT_OF_MEMORY = re.compile("OOM when [^\\n]*")
 _STOPPED = "\nstopped; the same command continues after the last finished epoch\n"
 
 
@@ -60,6 +61,8 @@ def _outcome(work: Callable[[], None], resumable: bool) -> tuple[int, str]:
     except BrokenPipeError:
         return OUTPUT_CLOSED, ""
     except Exception as error:
+        if out_of_memory := _TENSORFLOW_OUT_OF_MEMORY.search(str(error)):
+            return FAILED, f"out of memory: {out_of_memory[0]}"
         reason = _file_error(error)
         if reason is None:
             raise

@@ -19,7 +19,7 @@
    step is taken after it.
 8. `fit_guard` is a callback that `fit` adds first. It reads that variable about once per second and at the end of
    each epoch, and raises `DivergedError`. It also keeps a copy of the weights and restores it if they are no longer
-   finite.
+   finite. `step_errors` turns errors of TensorFlow in a step into a `StepError` of one line.
 
 9. `replicas` does the same in a distribution strategy: each replica computes the gradients of its rows of a batch with
    `gradient_step.forward_backward`, the gradients are summed, and each replica applies the optimizer to the sums.

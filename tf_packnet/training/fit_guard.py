@@ -1,8 +1,9 @@
 """Ends a `fit` after bad data, a non-finite loss or non-finite weights, and restores finite weights if needed."""
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import DivergedError, listed
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning.ownership import candidates
-from tf_packnet.training import optimizers
+from tf_packnet.training import optimizers, step_errors
 from tf_packnet.training.gradient_step import assigned_in_forward_pass
 from tf_packnet.training.step_check import Problem
 
@@ -28,6 +29,7 @@ _MESSAGES = {
     Problem.GRADIENTS: "gradients are NaN or infinite",
 }
 _ADVICE = "Try a smaller learning rate, or clipped gradients"
+_PARTLY_TAKEN = ". The step may have been taken in part, and the task is still open"
 
 
 class FitGuard(keras.callbacks.Callback):
@@ -90,14 +92,22 @@ class FitGuard(keras.callbacks.Callback):
         values = (view(variable) for variable, _ in self._copies)
         return all(np.isfinite(value).all() for value in values if value.dtype.kind not in "iub")
 
-    def error_for(self, error: tf.errors.InvalidArgumentError) -> DivergedError:
-        """Return the error to raise when TensorFlow itself fails in a step.
+    @contextlib.contextmanager
+    def errors_reported(self) -> Iterator[None]:
+        """Within the block, replaces errors of TensorFlow, see `step_errors`, and restores what they leave behind."""
+        with step_errors.reported(lambda: f"{self.title}: epoch {self.epoch + 1}", _PARTLY_TAKEN):
+            try:
+                yield
+            except tf.errors.OpError:
+                if self.model is not None:  # it is set when Keras has read the arguments of the fit
+                    self._clean_up()
+                raise
 
-        Removes the values of other tasks from the trainable variables.
-        """
+    def _clean_up(self) -> None:
         for weight in lifecycle.masked_weights(self.model).values():  # they may hold whole kernels
             weight.zero_outside(candidates(weight.owner_map()))
-        return DivergedError(f"{self.title}: epoch {self.epoch + 1}: {_reason(error)}. The step was not taken")
+        self._check_steps()  # the first problem may be the cause of the error
+        self.restore_finite_weights()
 
     def restore_finite_weights(self) -> None:
         """If any weight or moving statistic is not finite, restores the last copy of all and resets the optimizers."""
@@ -157,11 +167,3 @@ def diverged_message(title: str, epoch: int, loss: float, non_finite: Sequence[s
         f"{title}: {problem} in epoch {epoch + 1}, the training has diverged ({weights}). {_ADVICE}; nothing of this "
         "epoch is kept"
     )
-
-
-def _reason(error: tf.errors.InvalidArgumentError) -> str:
-    """Return the line of TensorFlow's message that says what is wrong, without the lines that say where."""
-    location = ("[[", "Detected at", "File ", "Graph execution", "<")
-    lines = [line.strip() for line in str(error.message).splitlines()]
-    reasons = [line for line in lines if line and not line.startswith(location)]
-    return (reasons[-1].partition("[[")[0].strip() if reasons else type(error).__name__)[:300]

@@ -15,7 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import overrides
 from tf_packnet.system.keras_internals import Functional, build_symbolically, is_built, learning_rate_of, resume_at
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
-from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers, replicas
+from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers, replicas, step_errors
 from tf_packnet.training.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
 from tf_packnet.training.fit_guard import FitGuard, check_steps
 from tf_packnet.training.gradient_step import assign_all, assigned_in_forward_pass, gradient_step
@@ -125,6 +125,7 @@ class PackedTrainer(Functional):
         Raises:
             ArgumentError: If arguments do not fit together, or the model has a trainable variable that no task owns.
             DivergedError: If the data of a step are bad, or the loss, a gradient or a weight is not finite.
+            StepError: If TensorFlow failed in a step, for example because of shapes that do not fit.
             FreezeError: If a committed task has changed before or during the `fit`.
         """
         resume_at(self, None)  # set if an earlier `fit` resumed; Keras would begin this one there too
@@ -143,10 +144,13 @@ class PackedTrainer(Functional):
         guard = FitGuard(title_of(kwargs.get("callbacks")))
         kwargs["callbacks"] = with_first(guard, kwargs.get("callbacks"))
         try:
-            with freeze_guard.guarded(self), self._learning_rates_restored(), self._on_one_device():
+            with (
+                guard.errors_reported(),
+                freeze_guard.guarded(self),
+                self._learning_rates_restored(),
+                self._on_one_device(),
+            ):
                 history = super().fit(x, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            raise guard.error_for(error) from error
         finally:  # also after an error, wait until the last complete epoch is on disk
             self.step_record.guarded = False
             if backup is not None:
@@ -178,32 +182,33 @@ class PackedTrainer(Functional):
 
         Raises:
             DivergedError: If the data are bad, or the loss or a gradient is not finite. The step has changed nothing.
+            StepError: If TensorFlow failed in the step.
         """
         self._build_optimizer()
         self.step_record.problem.assign(0)
-        with self._on_one_device():
+        with step_errors.reported("train_on_batch"), self._on_one_device():
             logs = super().train_on_batch(*args, **kwargs)
         check_steps(self, "train_on_batch: ")
         return logs
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the model, like `keras.Model.evaluate`, on all replicas of its distribution strategy."""
-        with self._on_one_device():
+        with step_errors.reported("evaluate"), self._on_one_device():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, like `keras.Model.predict`, on the replicas of this worker."""
-        with self._on_one_device():
+        with step_errors.reported("predict"), self._on_one_device():
             return super().predict(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, like `keras.Model.test_on_batch`."""
-        with self._on_one_device():
+        with step_errors.reported("test_on_batch"), self._on_one_device():
             return super().test_on_batch(*args, **kwargs)
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Predict one batch, like `keras.Model.predict_on_batch`."""
-        with self._on_one_device():
+        with step_errors.reported("predict_on_batch"), self._on_one_device():
             return super().predict_on_batch(*args, **kwargs)
 
     @property
