@@ -1,5 +1,6 @@
 """Helpers of all tests: small models, small data sets, and fixtures that skip tests if real data sets are missing."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 from tests import forked  # noqa: E402
+
+
+def pytest_collection_finish(session):
+    """Takes the objects of TensorFlow out of garbage collection, which would search them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ They are forked from a server in which nothing was computed yet: no device looke
 
 import atexit
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -49,6 +50,7 @@ def _main(command: list[str], cwd: str, environment: dict[str, str], outputs: li
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
+    gc.freeze()  # what was imported before
     try:
         runpy.run_path(command[0], run_name="__main__")
     finally:

@@ -118,7 +118,11 @@ WITH_FREE_VALUES = ["convolutions", "pruned pretrained", "visible pretrained"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "free_values"), [*((k, False) for k in PACKS), *((k, True) for k in WITH_FREE_VALUES)]
+    ("kind", "free_values"),
+    [
+        *(pytest.param(k, False, marks=[pytest.mark.slow] * (k in ("cells", "wrapped"))) for k in PACKS),
+        *((k, True) for k in WITH_FREE_VALUES),
+    ],
 )
 def test_a_pack_is_restored_bit_by_bit(kind, free_values, tmp_path):
     path = tmp_path / "pack.packnet"

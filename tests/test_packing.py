@@ -10,6 +10,7 @@ import tf_packnet as tp
 from tests.conftest import ROOT, blobs, compile_model, make_convnet, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.layers import MaskedConv2D, MaskedDense, TaskHead
+from tf_packnet.pruning import ownership
 
 
 @pytest.mark.parametrize("make", [make_mlp, make_convnet])
@@ -185,16 +186,19 @@ class TestTaskLifecycle:
         with pytest.raises(tp.ArgumentError, match="or its number. Received: task=2"):
             packed.select_task(2)
 
-    def test_254_tasks_and_not_one_more(self):
+    @pytest.mark.parametrize("limit", [3, pytest.param(ownership.MAX_TASKS, marks=pytest.mark.slow)])
+    def test_254_tasks_and_not_one_more(self, limit, monkeypatch):
+        assert ownership.MAX_TASKS == 254
+        monkeypatch.setattr(ownership, "MAX_TASKS", limit)
         packed = self.packed()
         kernels = lifecycle.masked_weights(packed).values()
-        for _ in range(254):
+        for _ in range(limit):
             packed.begin_task()
             for weight in kernels:
                 weight.prune(np.zeros(weight.owner_map().shape, bool))  # a round may prune all candidates
             packed.commit_task()
         assert packed.free_fraction()["overall"] == 1.0
-        with pytest.raises(tp.ArgumentError, match="1 to 254"):
+        with pytest.raises(tp.ArgumentError, match=f"1 to {limit} "):
             packed.begin_task()
 
 

@@ -217,6 +217,7 @@ def test_same_seed_same_bits(flags, tmp_path):
     assert_same_pack(tmp_path / "one/pack.keras", tmp_path / "two/pack.keras")
 
 
+@pytest.mark.slow
 def test_the_fast_paths_agree_with_the_slow_plain_one_on_a_full_run(tmp_path):
     """With momentum: Adam would turn rounding errors of zero gradients into full steps."""
     preset = (f"--flagfile={ROOT / 'flags/presets/digits.flags'}", "--optimizer=momentum", "--learning_rate=0.05")
