@@ -12,6 +12,7 @@ models = hub.models
 TEXT = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 8, "intermediate_dim": 16}
 GROUPED = {**TEXT, "num_query_heads": 2, "num_key_value_heads": 1}
 LENGTH = 12
+IMAGE = (32, 32, 3)
 RESNET = {
     "input_conv_filters": [64],
     "input_conv_kernel_sizes": [3],
@@ -34,12 +35,12 @@ MIT = {
 
 
 def bert():
-    backbone = models.BertBackbone(**TEXT, num_heads=2, max_sequence_length=LENGTH)
+    backbone = models.BertBackbone(**{**TEXT, "num_layers": 1}, num_heads=2, max_sequence_length=LENGTH)
     return models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
 
 
 def gpt2():
-    backbone = models.GPT2Backbone(**TEXT, num_heads=2, max_sequence_length=LENGTH)
+    backbone = models.GPT2Backbone(**{**TEXT, "num_layers": 1}, num_heads=2, max_sequence_length=LENGTH)
     return models.GPT2CausalLM(backbone, preprocessor=None)
 
 
@@ -61,6 +62,20 @@ def segformer():
     encoder = models.MiTBackbone(**MIT, max_drop_path_rate=0.0)
     backbone = models.SegFormerBackbone(image_encoder=encoder, projection_filters=8)
     return models.SegFormerImageSegmenter(backbone=backbone, num_classes=2, preprocessor=None)
+
+
+def deeplab():
+    encoder = models.ResNetBackbone(**RESNET, image_shape=IMAGE)
+    backbone = models.DeepLabV3Backbone(
+        image_encoder=encoder,
+        spatial_pyramid_pooling_key="P3",
+        low_level_feature_key="P2",
+        upsampling_size=2,
+        dilation_rates=[1, 2],
+        projection_filters=8,
+        image_shape=IMAGE,
+    )
+    return models.DeepLabV3ImageSegmenter(backbone=backbone, num_classes=2, preprocessor=None)
 
 
 def examples(model, seed):
@@ -113,6 +128,7 @@ def two_tasks(model, head, file):
         pytest.param(vit, "per_task", marks=pytest.mark.slow),
         pytest.param(resnet, "per_task", marks=pytest.mark.slow),
         pytest.param(segformer, "per_task", marks=pytest.mark.slow),
+        pytest.param(deeplab, "per_task", marks=pytest.mark.slow),
     ],
 )
 def test_two_tasks_with_a_reload_between_them(make, head, tmp_path):
@@ -159,7 +175,6 @@ def test_text_is_generated_as_the_selected_task(make, tmp_path):
     assert not np.array_equal(generated["a"], generated["b"])
 
 
-IMAGE = (32, 32, 3)
 BACKBONES = {
     "Albert": lambda: models.AlbertBackbone(
         50, num_layers=2, num_heads=2, embedding_dim=8, hidden_dim=8, intermediate_dim=16, max_sequence_length=LENGTH
@@ -224,7 +239,6 @@ REFUSED = {
     "MiT": "'hierarchical_encoder_1_0' is a HierarchicalTransformerEncoder that cannot be created from its get_config",
     "MobileNet": "'block_0_0' is a DepthwiseConvBlock whose copy is named 'block_0_0_0'",
     "Swin": "'patch_embedding' is a PatchEmbedding whose get_config\\(\\) fails",
-    "ViTDet": "'windowed_transformer_encoder/mlp_block' is a MLP that holds .* outside its attributes",
 }
 
 

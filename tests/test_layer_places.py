@@ -5,9 +5,12 @@ import dataclasses
 import enum
 import re
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_packnet as tp
 from tests.packs import L, around, assert_packs, hidden, refusal, register
 from tf_packnet.structure import layer_paths
 
@@ -226,3 +229,35 @@ LOST = {
 def test_layers_that_nothing_would_save_are_refused(kind):
     make, message = LOST[kind]
     assert re.search(message, refusal(around(make(name="block"))))
+
+
+@keras.saving.register_keras_serializable("test_layer_places")
+class ListInSequential(keras.layers.Layer):
+    """Replaces its list of layers by a Sequential; Keras still tracks the layers of the list as its own too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = []
+        for units in (5, 4):
+            self.parts.append(keras.layers.Dense(units))
+        self.parts = keras.Sequential(self.parts)
+
+    def build(self, shape):
+        self.parts.build(shape)
+
+    def call(self, x):
+        return self.parts(x)
+
+
+def test_layers_of_a_list_that_a_sequential_has_replaced(tmp_path):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(ListInSequential(name="own")(inputs)))
+    packed = tp.pack(model)
+    assert list(packed.owner_maps()) == ["own/parts/dense_0/kernel", "own/parts/dense_1/kernel"]
+    kinds = {type(layer).__name__ for layer in packed.get_layer("own")._flatten_layers(include_self=False)}
+    assert kinds == {"InputLayer", "Sequential", "MaskedDense"}
+    assert len(packed.trainable_variables) == len(model.trainable_variables)
+    packed.save(tmp_path / "pack.keras")
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    loaded = keras.models.load_model(tmp_path / "pack.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))

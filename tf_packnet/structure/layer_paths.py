@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from tf_packnet.system.keras_internals import has_graph, keras_lists, sublayers, unlocked, untrack
+from tf_packnet.system.keras_internals import all_layers, has_graph, keras_lists, sublayers, unlocked, untrack
 
 # Attributes in which Keras keeps references to layers that other attributes hold.
 _LAYER_ATTRIBUTES = {"_layers", "_metrics", "_tracker"}
@@ -85,7 +85,7 @@ def children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
         layers = enumerate(owner.layers)
         return [(layer.name if saved else _numbered(layer, index), layer) for index, layer in layers]
     in_attributes = _in_attributes(owner)
-    others = [(layer.name, layer) for layer in _tracked_layers(owner) if id(layer) not in in_attributes]
+    others = [(layer.name, layer) for layer in unreachable_layers(owner)]
     return [*in_attributes.values(), *others]
 
 
@@ -93,8 +93,8 @@ def unreachable_layers(owner: keras.Layer) -> list[keras.Layer]:
     """Return the layers inside `owner` that cannot be replaced: no attribute, list, tuple or dict holds them."""
     if is_graph(owner):
         return []
-    in_attributes = _in_attributes(owner)
-    return [layer for layer in _tracked_layers(owner) if id(layer) not in in_attributes]
+    reachable = _in_attributes(owner).keys() | _inside_held(owner)
+    return [layer for layer in _tracked_layers(owner) if id(layer) not in reachable]
 
 
 def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
@@ -118,6 +118,7 @@ def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
         except Exception:  # as Keras does
             continue
         search(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
+    saved |= _inside_held(owner)
     return [layer for layer in _tracked_layers(owner) if id(layer) not in saved]
 
 
@@ -155,6 +156,15 @@ def _in_attributes(owner: keras.Layer) -> dict[int, tuple[str, keras.Layer]]:
     return names
 
 
+def _inside_held(owner: keras.Layer) -> set[int]:
+    """Return the `id` of every layer inside the layers that attributes of `owner` hold.
+
+    `owner` itself may track some of them too: those of a list that was passed to a Sequential and replaced by it.
+    """
+    held = [layer for _, layer in _in_attributes(owner).values()]
+    return {id(inner) for layer in held for inner in all_layers(layer, include_self=False)}
+
+
 def _has_late_support(attribute: str) -> bool:
     """Return whether the first versions ignored this attribute.
 
@@ -187,6 +197,7 @@ def replace_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.L
     """
     before = list(sublayers(owner))
     tracked = {id(layer) for layer in _tracked_layers(owner)}
+    inside_held = _inside_held(owner)
     changed: dict[int, keras.Layer] = {}
 
     def replace(name: str, value: Any) -> Any:
@@ -202,6 +213,8 @@ def replace_children(owner: keras.Layer, change: Callable[[keras.Layer], keras.L
             if new is not value:
                 setattr(owner, attribute, new)
         for layer in before:
+            if id(layer) in (tracked & inside_held) - changed.keys():
+                changed[id(layer)] = change(layer)
             if id(layer) in tracked - changed.keys() and change(layer) is not layer:
                 raise LookupError(layer)
             if changed.get(id(layer), layer) is not layer:
