@@ -70,17 +70,17 @@ def device(config: Config) -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
-def choose_xla(config: Config, strategy: tf.distribute.Strategy, convolutional: bool) -> str:
+def choose_xla(config: Config, strategy: tf.distribute.Strategy, slow: bool) -> str:
     """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`.
 
     Args:
         config: The run.
         strategy: Its distribution strategy.
-        convolutional: Whether its network has convolutions.
+        slow: Whether XLA is slow with its network, see `acceleration.is_slow_in_xla`.
     """
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
-    return acceleration.choose(convolutional, strategy.num_replicas_in_sync > 1)
+    return acceleration.choose(slow, strategy.num_replicas_in_sync > 1)
 
 
 def choose_residency(config: Config, strategy: tf.distribute.Strategy, stream: TaskStream) -> bool:

@@ -79,7 +79,7 @@ class PackedTrainer(Functional):
         object.__setattr__(self, "_requested_jit_compile", jit_compile)
 
     def _best_xla(self) -> str:
-        return acceleration.choose(acceleration.is_convolutional(self), acceleration.is_distributed(self))
+        return acceleration.choose(acceleration.is_slow_in_xla(self), acceleration.is_distributed(self))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the configuration to save: Keras's, with `jit_compile` as requested: `auto` depends on the machine."""
