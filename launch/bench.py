@@ -19,7 +19,7 @@ from absl import app, flags
 
 from launch import benchmarks
 
-SECTIONS = ("start", "mlp", "conv", "prune", "checks", "run", "sweep")
+SECTIONS = ("start", "mlp", "conv", "kinds", "prune", "checks", "run", "sweep")
 AVALANCHE, XLA = "avalanche", "xla"
 OPTIONAL_SECTIONS = (AVALANCHE, XLA)
 
@@ -51,12 +51,13 @@ def measure(section: str) -> list[benchmarks.Row]:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
-    from launch.benchmarks import checks, rounds, side_by_side, training
+    from launch.benchmarks import checks, kinds, rounds, side_by_side, training
 
     return {
         "start": processes.start,
         "mlp": lambda: training.mlp(FLAGS.epochs),
         "conv": lambda: training.conv(epochs=6),
+        "kinds": kinds.measure,
         "prune": rounds.prune,
         "checks": lambda: checks.checks(FLAGS.epochs),
         "run": lambda: processes.run(FLAGS.epochs),
