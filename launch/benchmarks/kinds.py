@@ -83,24 +83,28 @@ def kinds() -> dict[str, Callable[[], Any]]:
 
 
 class Steps:
-    """Gradient steps of a packed model with one level of XLA compilation."""
+    """Gradient steps of a packed model with one level of XLA compilation.
+
+    Attributes:
+        packed: The model.
+    """
 
     def __init__(self, model: Any, level: str):
-        self._packed = packing.pack(model)
+        self.packed = packing.pack(model)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self._packed.compile("adam", loss, jit_compile=level == acceleration.STEP)
-        self._packed.xla = level
+        self.packed.compile("adam", loss, jit_compile=level == acceleration.STEP)
+        self.packed.xla = level
         self.milliseconds(2)  # traces and compiles
 
     def milliseconds(self, steps: int) -> float:
         """Return the time per step of `steps` steps in one call, without Keras's work around the call."""
         rng = np.random.default_rng(0)
-        (inputs,) = self._packed.inputs
+        (inputs,) = self.packed.inputs
         shape = (steps * BATCH, *inputs.shape[1:])
         x = rng.integers(0, WORDS, shape) if "int" in inputs.dtype else rng.random(shape)
         data = ResidentBatches(x.astype(inputs.dtype), np.arange(len(x), dtype=np.int32) % 2, 1.0, batch_size=BATCH)
         call = CallTime()
-        self._packed.fit(data, epochs=1, verbose=0, callbacks=[call])
+        self.packed.fit(data, epochs=1, verbose=0, callbacks=[call])
         return 1e3 * call.seconds / steps
 
 

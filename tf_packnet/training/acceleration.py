@@ -6,7 +6,13 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.system import xla
-from tf_packnet.system.keras_internals import all_layers, clear_losses, graph_ends, has_distribution_strategy
+from tf_packnet.system.keras_internals import (
+    all_layers,
+    as_function,
+    clear_losses,
+    graph_ends,
+    has_distribution_strategy,
+)
 
 # What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
@@ -102,7 +108,7 @@ def draws_with_threefry(model: keras.Model, level: str) -> bool:
 
 def _forward_pass(model: keras.Model) -> tf.Graph:
     """Trace a forward pass in training. If it fails, return an empty graph: `fit` will report the error."""
-    inputs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), graph_ends(model)[0])
+    inputs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), graph_ends(as_function(model))[0])
     forward = tf.function(lambda inputs: model(inputs, training=True), autograph=False)
     try:
         return forward.get_concrete_function(inputs).graph
