@@ -47,8 +47,8 @@ class PackedTrainer(Functional):
         Args:
             *args: As for Keras.
             jit_compile: True compiles whole gradient steps with XLA, False (or None) nothing. `auto` compiles whole
-                steps, except for convolutions on CPU, where it compiles only masks and optimizer. The result is in
-                `model.xla`.
+                steps, or only masks and optimizer if XLA on CPU is slow with the layers, such as convolutions. The
+                result is in `model.xla`.
             **kwargs: As for Keras.
 
         Raises:
