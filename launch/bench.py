@@ -19,7 +19,7 @@ from absl import app, flags
 
 from launch import benchmarks
 
-SECTIONS = ("start", "mlp", "conv", "devices", "prune", "checks", "run", "sweep")
+SECTIONS = ("start", "mlp", "conv", "kinds", "devices", "prune", "checks", "run", "sweep")
 AVALANCHE, XLA = "avalanche", "xla"
 OPTIONAL_SECTIONS = (AVALANCHE, XLA)
 
@@ -51,12 +51,13 @@ def measure(section: str) -> list[benchmarks.Row]:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
-    from launch.benchmarks import checks, devices, rounds, side_by_side, training
+    from launch.benchmarks import checks, devices, kinds, rounds, side_by_side, training
 
     return {
         "start": processes.start,
         "mlp": lambda: training.mlp(FLAGS.epochs),
         "conv": lambda: training.conv(epochs=6),
+        "kinds": kinds.measure,
         "devices": lambda: devices.devices(max(1, FLAGS.epochs // 9)),
         "prune": rounds.prune,
         "checks": lambda: checks.checks(FLAGS.epochs),

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from launch.benchmarks import Row, floors, median_seconds, processes, report, shortest_seconds, training
+from launch.benchmarks import Row, floors, kinds, median_seconds, processes, report, shortest_seconds, training
 
 
 def test_row_ratio_and_bound():
@@ -36,6 +36,37 @@ def test_step_is_compared_with_floors_measured_around_it():
     assert stages.floor("all") == 1.0
     row = training.row_with_floor("mlp", "fit", stages, "all", ("at most", 1.5))
     assert (row.value, row.floor, row.holds) == (3.0, 2.0, True)
+
+
+def test_auto_is_compared_with_the_best_level():
+    times = {"step": [4.0, 3.0, 6.0], "off": [3.0, 2.0, 2.5], "update": [9.0]}
+    row = kinds.row("dense", times, "step")
+    assert row.what == "dense (on 3, off 2, update 9): auto is on"
+    assert (row.value, row.floor, row.holds) == (3.0, 2.0, False)
+    assert kinds.row("dense", times, "off").ratio == 1.0
+
+
+def test_levels_are_measured_in_turns_and_hopeless_ones_once(monkeypatch):
+    calls = []
+
+    class Steps:
+        def __init__(self, model, level):
+            self.level = level
+
+        def milliseconds(self, steps):
+            calls.append((self.level, steps))
+            return {"step": 4.0, "off": 1.0, "update": 2.0}[self.level]
+
+    monkeypatch.setattr(kinds, "Steps", Steps)
+    assert kinds.step_times(lambda: None, rounds=2) == {"step": [4.0], "off": [1.0, 1.0], "update": [2.0, 2.0]}
+    assert calls == [("step", 2), ("off", 2), ("update", 2), *[("off", 100), ("update", 100)] * 2]
+
+
+@pytest.mark.parametrize("name", ["embedding, pooling", "small convolutions"])
+def test_steps_of_a_kind(name):
+    steps = kinds.Steps(kinds.kinds()[name](), "off")
+    assert steps.milliseconds(3) > 0
+    assert int(steps.packed.optimizer.iterations) == 2 + 3
 
 
 @pytest.mark.parametrize(("every_product", "products"), [(True, 9), (False, 8)])
@@ -98,7 +129,10 @@ def test_results_are_kept_when_a_later_section_fails(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--only=mlpp", "expected some of start, mlp, conv, devices, prune, checks, run, sweep, avalanche, xla"),
+        (
+            "--only=mlpp",
+            "expected some of start, mlp, conv, kinds, devices, prune, checks, run, sweep, avalanche, xla",
+        ),
         ("--only=avalanche", "--only=avalanche needs --avalanche_python"),
         (
             "--only=avalanche --avalanche_python=no/python",

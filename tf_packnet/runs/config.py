@@ -174,8 +174,8 @@ class Config(NetworkOptions, DataOptions):
         "auto",
         one_of(JIT),
         StageKey.COVERED_BY_EXECUTION,
-        "compile with XLA. auto compiles whole gradient steps; with convolutions on CPU only the masks and "
-        "the optimizer; with several replicas nothing.",
+        "compile with XLA. auto compiles whole gradient steps; with convolutions or very large kernels on CPU "
+        "only the masks and the optimizer; with several replicas nothing.",
     )
     data_residency: str = option(
         "Machine",

@@ -73,7 +73,7 @@ class Run:
         with strategy.scope():
             network = setup.build_model(config, stream)
         setup.check_capacity(config, stream, network)
-        xla = setup.choose_xla(config, acceleration.is_convolutional(network))
+        xla = setup.choose_xla(config, acceleration.is_slow_in_xla(network))
         setup.make_deterministic(xla)
         execution = {
             "xla": xla,
@@ -81,6 +81,7 @@ class Run:
             "device": setup.device(config),
             "replicas": strategy.num_replicas_in_sync,
             "threads": setup.threads(),
+            **({"random_numbers": "threefry"} if acceleration.draws_with_threefry(network, xla) else {}),
         }
         results.tasks = [describe(task) for task in stream]
         results.data_fingerprint = stream.fingerprint()

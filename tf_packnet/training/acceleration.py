@@ -5,7 +5,14 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tf_packnet.system.keras_internals import all_layers, distribution_strategy
+from tf_packnet.system import xla
+from tf_packnet.system.keras_internals import (
+    all_layers,
+    as_function,
+    clear_losses,
+    distribution_strategy,
+    graph_ends,
+)
 
 # What XLA compiles: the whole step; masks and optimizer only (see `gradient_step`); nothing.
 STEP, UPDATE, OFF = "step", "update", "off"
@@ -23,6 +30,17 @@ _CONVOLUTIONS = (
     keras.layers.SeparableConv2D,
 )
 
+# What XLA computes slowly on CPU, most of all the gradients: measured 1.7 to 90 times as slow as TensorFlow.
+_SLOW_OPERATIONS = {
+    *("Conv2D", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropInputV2", "DepthwiseConv2dNative"),
+    *("MaxPool", "MaxPool3D", "ResizeBicubic", "ResizeBilinear"),
+}
+# The layers are also faster in TensorFlow if such an operation reads a larger weight (1.3 times with 4096x4096 weights)
+# and the model has no loops. Recurrent layers are faster in XLA.
+_LARGE = 3 * 2**20
+_LOOPS = {"StatelessWhile", "While"}
+_READ_WEIGHTS = {"BatchMatMulV2", "Einsum", "GatherV2", "MatMul", "ResourceGather"}
+
 CPUINFO = Path("/proc/cpuinfo")
 # CPU flags in Linux, on x86 and ARM. Without them oneDNN and XLA convert each number to float32 and back.
 _CPU_FLAGS = {
@@ -36,13 +54,13 @@ def gpus() -> list[tf.config.PhysicalDevice]:
     return tf.config.get_visible_devices("GPU")
 
 
-def choose(convolutional: bool) -> str:
-    """Return the fastest setting: `STEP` or `UPDATE`. On CPU oneDNN's convolutions are faster than XLA's.
+def choose(slow: bool) -> str:
+    """Return the fastest setting: `STEP` or `UPDATE`.
 
     Args:
-        convolutional: Whether the model has convolutions, see `is_convolutional`.
+        slow: Whether XLA is slow on CPU with the layers of the model, see `is_slow_in_xla`.
     """
-    return UPDATE if convolutional and not gpus() else STEP
+    return UPDATE if slow and not gpus() else STEP
 
 
 def computes_in(precision: str) -> bool:
@@ -65,3 +83,39 @@ def can_compile_replicas(model: keras.Model) -> bool:
 def is_convolutional(model: keras.Model) -> bool:
     """Whether `model` has a convolution layer, at any depth."""
     return any(isinstance(layer, _CONVOLUTIONS) for layer in all_layers(model))
+
+
+def is_slow_in_xla(model: keras.Model) -> bool:
+    """Whether XLA on CPU computes the layers of `model` more slowly than TensorFlow, or cannot compile them.
+
+    This is read from the operations of a forward pass, whichever layers they come from.
+    """
+    if is_convolutional(model):  # known without tracing, which takes seconds for large models
+        return True
+    graph = _forward_pass(model)
+    types = xla.operation_types(graph)
+    large = types.isdisjoint(_LOOPS) and any(map(_reads_large_weight, graph.get_operations()))
+    return large or not types.isdisjoint(_SLOW_OPERATIONS) or not xla.compiles(types)
+
+
+def draws_with_threefry(model: keras.Model, level: str) -> bool:
+    """Whether compiled steps of `model` draw random numbers with another algorithm than uncompiled ones, see `xla`."""
+    return level == STEP and not gpus() and xla.RANDOM_KEY in xla.operation_types(_forward_pass(model))
+
+
+def _forward_pass(model: keras.Model) -> tf.Graph:
+    """Trace a forward pass in training. If it fails, return an empty graph: `fit` will report the error."""
+    inputs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), graph_ends(as_function(model))[0])
+    forward = tf.function(lambda inputs: model(inputs, training=True), autograph=False)
+    try:
+        return forward.get_concrete_function(inputs).graph
+    except Exception:  # raised by Keras or by the code of a layer
+        return tf.Graph()
+    finally:
+        clear_losses(model)
+
+
+def _reads_large_weight(operation: tf.Operation) -> bool:
+    # Activations have no static size.
+    sizes = [tensor.shape.num_elements() for tensor in operation.inputs]
+    return operation.type in _READ_WEIGHTS and any(size and size > _LARGE for size in sizes)

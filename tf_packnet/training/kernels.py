@@ -23,6 +23,7 @@ from tf_packnet import lifecycle
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.structure import overrides
+from tf_packnet.system.xla import threefry
 from tf_packnet.training import acceleration, optimizers
 
 # In evaluation, for models with fewer prunable weights, a function of its own takes longer than it saves.
@@ -75,7 +76,12 @@ def substituted(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequ
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function`, compiled by XLA wherever it is called from."""
-    return tf.function(function, jit_compile=True, autograph=False)
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.nullcontext() if acceleration.gpus() else threefry():
+            return function(*args, **kwargs)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
 
 
 def can_compute_in_place(model: keras.Model) -> bool:

@@ -48,8 +48,8 @@ class PackedTrainer(Functional):
         Args:
             *args: As for Keras.
             jit_compile: True compiles whole gradient steps with XLA, False (or None) nothing. `auto` compiles whole
-                steps, except for convolutions on CPU, where it compiles only masks and optimizer. The result is in
-                `model.xla`.
+                steps, or only masks and optimizer if XLA on CPU is slow with the layers, such as convolutions. The
+                result is in `model.xla`.
             **kwargs: As for Keras.
 
         Raises:
@@ -84,7 +84,7 @@ class PackedTrainer(Functional):
         object.__setattr__(self, "_requested_jit_compile", jit_compile)
 
     def _best_xla(self) -> str:
-        return acceleration.choose(acceleration.is_convolutional(self))
+        return acceleration.choose(acceleration.is_slow_in_xla(self))
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the configuration to save: Keras's, with `jit_compile` as requested: `auto` depends on the machine."""

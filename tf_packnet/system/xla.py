@@ -1,0 +1,70 @@
+"""What XLA can compile, and how it draws random numbers. All access to private names of TensorFlow.
+
+TensorFlow lets XLA draw random numbers with Philox. On CPU, XLA derives the key of Philox again for each number: a mask
+of 128x256 takes 2.9 ms, where uncompiled code takes 0.2 ms. With Threefry, whose key is the seed itself, it takes 0.06
+ms. Threefry is JAX's default and passes the same statistical tests as Philox. Uncompiled code on CPU does not have it.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+from tensorflow.python.ops import random_ops_util
+
+# Stands before each random operation that leaves the algorithm to TensorFlow, as Keras's random functions do.
+RANDOM_KEY = "StatelessRandomGetKeyCounter"
+
+
+@contextlib.contextmanager
+def threefry() -> Iterator[None]:
+    """Let random operations in the current graph use Threefry, if they leave the algorithm to TensorFlow.
+
+    This includes bodies of loops and conditionals, but no functions inside, which uncompiled code may call too.
+    """
+    graph, original = tf.compat.v1.get_default_graph(), random_ops_util.get_key_counter_alg
+
+    def get_key_counter_alg(seed: Any, alg: Any) -> Any:
+        left_open = alg is None or (isinstance(alg, str) and alg == "auto_select")
+        return original(seed, "threefry" if left_open and _function_graph(type(graph)) is graph else alg)
+
+    random_ops_util.get_key_counter_alg = get_key_counter_alg
+    try:
+        yield
+    finally:
+        random_ops_util.get_key_counter_alg = original
+
+
+def _function_graph(graph_type: type) -> Any:
+    """Return the graph of the function that is being traced, around loops and conditionals."""
+    graph = tf.compat.v1.get_default_graph()
+    while type(graph) is not graph_type and hasattr(graph, "outer_graph"):
+        graph = graph.outer_graph
+    return graph
+
+
+def operation_types(graph: tf.Graph) -> set[str]:
+    """Return the types of all operations in `graph`, also in loops, conditionals and functions."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    return {node.op for node in nodes} - {"Placeholder"}  # for inputs and variables
+
+
+def compiles(types: Iterable[str]) -> bool:
+    """Return whether XLA can compile all these types of operations for CPUs."""
+    return all(map(_compiles, types))
+
+
+@functools.cache
+def _compiles(operation_type: str) -> bool:
+    _load_compiler()
+    registered = kernels.get_registered_kernels_for_op(operation_type).kernel
+    return any(kernel.device_type == "XLA_CPU_JIT" for kernel in registered)
+
+
+@functools.cache
+def _load_compiler() -> None:
+    """Compile something: TensorFlow registers XLA's operations only then."""
+    tf.function(lambda: tf.constant(0), jit_compile=True, autograph=False)()
