@@ -271,7 +271,8 @@ class _Exchange:
         check.inputs(all_finite(x))
         kernels = selected(self.weights, acceleration.OFF if model.xla == acceleration.STEP else model.xla)
         seeds = [each for layer in all_layers(model) for each in seed_generators(layer)]
-        loss_weight = None if fraction is None else fraction * replicas  # Keras divides the loss by the replicas
+        # Keras divides means by the number of replicas, and sums by nothing.
+        loss_weight = None if fraction is None or self._sums_losses() else fraction * replicas
         with RecordingScope() as scope, _own_draws(seeds, replica):
             both = forward_backward(model, batch, self.weights, kernels, check, loss_weight)
         self._add_to_metrics(batch, both, count)
@@ -289,11 +290,17 @@ class _Exchange:
         summands = [problems, *(each for each in gradients if each is not None), *state]
         return self._packing.pack(summands), tuple(scope.get_current_value(each) for each in self._own_state)
 
+    def _sums_losses(self) -> bool:
+        """Whether the loss of a batch is the sum of the losses of its examples, not their mean."""
+        losses = [each for each in keras.tree.flatten(self.model.loss) if each is not None]
+        return bool(losses) and all(getattr(each, "reduction", None) == "sum" for each in losses)
+
     def _add_to_metrics(self, batch: Any, both: Any, count: Any) -> None:
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
 
         def add() -> tf.Tensor:
-            loss_tracker(self.model).update_state(both.loss * _replica()[1], sample_weight=count)
+            weight = 1.0 if self._sums_losses() else count
+            loss_tracker(self.model).update_state(both.loss * _replica()[1], sample_weight=weight)
             self.model.compute_metrics(x, both.y, both.y_pred, sample_weight=sample_weight)
             return tf.constant(0)
 
