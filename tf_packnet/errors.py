@@ -78,8 +78,16 @@ class PackFileError(ValueError):
 class StoppedError(RuntimeError):
     """A run that cannot continue. The message is one line; the launcher exits with 1."""
 
+    exit_code = 1
+
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class WorkerEndedError(StoppedError):
+    """Another worker of the same run has ended; the launcher exits with 75."""
+
+    exit_code = 75
 
 
 class FailedRunsError(StoppedError):
