@@ -28,6 +28,11 @@ class ArgumentError(ValueError):
         self.expected = expected
         self.received = received
 
+    def as_flag(self) -> str:
+        """Return the message of the launcher."""
+        received = "" if self.received is None else f"={self.received}"
+        return f"--{self.argument}{received}: expected {self.expected}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.expected, self.received)
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs.config import Config
@@ -11,7 +12,8 @@ from tf_packnet.runs.options import MAX_HOSTS, is_address
 VARIABLE = "TF_CONFIG"
 
 
-class Hosts(NamedTuple):
+@dataclass(frozen=True)
+class Hosts:
     """All workers of a run.
 
     Attributes:
@@ -41,11 +43,11 @@ def find(config: Config) -> Hosts | None:
     text = os.environ.get(VARIABLE, "")
     if not text and flags is None:
         raise ArgumentError("hosts", f"the HOST:PORT of every worker, or {VARIABLE} in the environment", None)
-    environment = _parse(text) if text else flags
-    if flags not in (None, environment):
-        expected = f"the same workers as in {VARIABLE} ({environment}); or unset {VARIABLE}"
+    environment = _parse(text) if text else None
+    if flags and environment and flags != environment:
+        expected = f"the same workers as in {VARIABLE} ({environment.tf_config}); or unset {VARIABLE}"
         raise ArgumentError("hosts", expected, ",".join(config.hosts))
-    return environment
+    return flags or environment
 
 
 def _parse(text: str) -> Hosts:
@@ -53,7 +55,7 @@ def _parse(text: str) -> Hosts:
     try:
         value = json.loads(text)
         groups = {name: list(_texts(value["cluster"][name])) for name in value["cluster"]}
-        kind, index = value["task"]["type"], value["task"]["index"]
+        kind, index = str(value["task"]["type"]), value["task"]["index"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _invalid('an object like {"cluster": {"worker": ["a:1", "b:1"]}, "task": ...}', text) from error
     unknown = sorted(groups.keys() - {"chief", "worker"})
@@ -62,7 +64,7 @@ def _parse(text: str) -> Hosts:
     chiefs = groups.get("chief", [])
     if len(chiefs) > 1:
         raise _invalid("one chief", chiefs)
-    if isinstance(index, str) and index.isascii() and index.isdigit():
+    if isinstance(index, str) and index.isascii() and index.isdigit() and len(index) < 10:
         index = int(index)  # some schedulers write it as text
     if kind not in groups or type(index) is not int or not 0 <= index < len(groups[kind]):
         raise _invalid("a task that is in its cluster", f"task {kind} {index}")

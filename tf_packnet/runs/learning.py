@@ -182,7 +182,7 @@ class RunStages:
         self.task_numbers = approach.training_task_numbers(len(run.stream))
         stages = run.stages(approach)
         data = {"examples": run.results.data_fingerprint, "network files": run.results.network}
-        run.workers.check_equal("the settings", {**run.execution, **data, **run.config.identity()})
+        run.workers.check_equal("the settings", {**run.execution, **data})
         run.workers.check_equal("the stages", {stage.key: stage.task for stage in stages})
         self._run, self._approach, self._on_reused = run, approach, on_reused
         self._stages = {(stage.name, stage.task): stage for stage in stages}

@@ -5,7 +5,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
 
 from tf_packnet.errors import ArgumentError, WorkerEndedError
 from tf_packnet.runs.hosts import Hosts

@@ -28,6 +28,7 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 
 def _main(config: Config, stages_dir: str | None, workers: Workers) -> None:
     check_inputs(config)
+    workers.check_equal("the flags", config.identity())
     store = output.check_stages_dir(stages_dir) if workers.first else None
     results = workers.tell(lambda: output.check(config, store))
     if results is None:

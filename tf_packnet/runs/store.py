@@ -203,7 +203,8 @@ class StoredStages:
         return FinishedStage(record, reused=True)
 
     def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
-        if self._workers.tell(lambda: self._store.has_state(stage)):  # another process has stored it while this one waited for the lock
+        # Another process may have stored it while this one waited for the lock.
+        if self._workers.tell(lambda: self._store.has_state(stage)):
             self._restore(stage)
             return self._reused(stage)
         if self._workers.first:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_packnet.errors import ArgumentError, StoppedError, WorkerEndedError, first_line
+from tf_packnet.errors import ArgumentError, StoppedError, WorkerEndedError, first_line, one_line
 from tf_packnet.runs import hosts, meeting
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.hosts import Hosts
@@ -211,6 +211,8 @@ class ConnectedWorkers(Workers):
         else:
             index, text = json.loads(reason)
             ended = f"{self._name(index)} has ended: {text}" if text else f"{self._name(index)} has ended"
+            if index == self.index:  # it was stopped for a while, and continues
+                ended = f"the other workers have ended, because {self._name(index)} did not answer"
         with self._lock:
             if self._ended is not None:
                 return
@@ -236,6 +238,8 @@ def _short(value: Any) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, ArgumentError):
+        return one_line(error.as_flag(), 500)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return first_line(error)

@@ -1,8 +1,8 @@
 """Lets a `MultiWorkerMirroredStrategy` create variables of every numeric type.
 
 When a variable is created, the first worker sends its initial value to the others. TensorFlow's operations for this
-support few types, and not the `uint8` of owner maps. Values of other types are sent as a type of the same size, with
-the same bits; single bytes are sent as integers.
+support few types, and not the `uint8` of owner maps. Values of other types are sent as a supported one: with the same
+bits, or, where they are one byte or less, as larger numbers.
 """
 
 import functools
@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.ops import collective_ops
 
 _SUPPORTED = (tf.bool, tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
-_BY_SIZE = {1: tf.uint8, 2: tf.float16, 4: tf.int32, 8: tf.int64, 16: tf.int64}  # 16: two of them per value
+_BY_SIZE = {2: tf.float16, 4: tf.int32, 8: tf.int64, 16: tf.int64}  # 16: two of them per value
 
 
 def support_all_types() -> None:
@@ -25,8 +25,8 @@ def support_all_types() -> None:
 def _sending(send: Any) -> Any:
     @functools.wraps(send)
     def send_any(t: Any, shape: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        encoded = _encoded(tf.convert_to_tensor(t, dtype))
-        return _decoded(send(encoded, encoded.shape, encoded.dtype, *args, **kwargs), tf.as_dtype(dtype))
+        value = _converted(tf.convert_to_tensor(t, dtype), _sent_as(dtype))
+        return _converted(send(value, value.shape, value.dtype, *args, **kwargs), dtype)
 
     return send_any
 
@@ -34,20 +34,26 @@ def _sending(send: Any) -> Any:
 def _receiving(receive: Any) -> Any:
     @functools.wraps(receive)
     def receive_any(shape: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        template = _encoded(tf.zeros(shape, dtype))
-        return _decoded(receive(template.shape, template.dtype, *args, **kwargs), tf.as_dtype(dtype))
+        sent_as = _sent_as(dtype)
+        in_two = tf.as_dtype(dtype).size > sent_as.size and sent_as == tf.int64
+        sent_shape = tf.TensorShape(shape).concatenate([2] if in_two else [])
+        return _converted(receive(sent_shape, sent_as, *args, **kwargs), dtype)
 
     return receive_any
 
 
-def _encoded(value: tf.Tensor) -> tf.Tensor:
-    if value.dtype in _SUPPORTED or value.dtype.size not in _BY_SIZE:
-        return value
-    bits = tf.bitcast(value, _BY_SIZE[value.dtype.size])
-    return tf.cast(bits, tf.int32) if bits.dtype == tf.uint8 else bits
+def _sent_as(dtype: Any) -> tf.DType:
+    dtype = tf.as_dtype(dtype)
+    if dtype in _SUPPORTED:
+        return dtype
+    if dtype.size == 1:
+        return tf.int32 if dtype.is_integer else tf.float32
+    return _BY_SIZE.get(dtype.size, dtype)
 
 
-def _decoded(value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def _converted(value: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Convert a value to or from the type as which it is sent."""
+    dtype = tf.as_dtype(dtype)
     if value.dtype == dtype:
         return value
-    return tf.bitcast(tf.cast(value, tf.uint8) if dtype.size == 1 else value, dtype)
+    return tf.cast(value, dtype) if 1 in (value.dtype.size, dtype.size) else tf.bitcast(value, dtype)

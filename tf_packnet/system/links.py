@@ -67,7 +67,7 @@ class Link:
         self._closed.set()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
-        if threading.current_thread() is not self._reader:
+        if threading.current_thread() is not self._reader and not self._left.is_set():
             self._reader.join(2.0)  # data that is not read would make the system discard what was sent
         self._connection.close()
 
