@@ -407,6 +407,7 @@ import tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 import keras
 import numpy as np
+import pytest
 import tf_packnet as tp
 from tests.conftest import blobs
 
@@ -431,6 +432,8 @@ for task in (1, 2):
         "dataset": tf.data.Dataset.from_tensor_slices((x, y)).batch(16),
     }[sys.argv[1]]
     packed.fit(data, epochs=2, verbose=0)
+    with pytest.raises(tp.ArgumentError, match="no EpochBackup with several workers"):
+        packed.fit(data, epochs=2, verbose=0, callbacks=[tp.EpochBackup("backup")])
     callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
     packed.fit(data, epochs=2, verbose=0, callbacks=callbacks)
     packed.select_task(1)

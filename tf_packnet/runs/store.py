@@ -110,6 +110,8 @@ class SharedBackup(EpochBackup):
         on_damaged: As for `EpochBackup`.
     """
 
+    supports_workers = True
+
     def __init__(self, workers: Workers, path: Path, on_damaged: Callable[[Path], None]):
         super().__init__(path, delete_at_end=False, on_damaged=on_damaged)
         self._workers = workers

@@ -107,7 +107,7 @@ class ConnectedWorkers(Workers):
 
     def __init__(self, found: Hosts):
         self.index, self.count = found.index, len(found.addresses)
-        self._hosts = found
+        self._hosts, self._stderr = found, processes.standard_error()
         self._ended: str | None = None  # which worker has ended, and why
         self._noticed, self._lock = threading.Event(), threading.Lock()
         self._links: dict[int, Link] = {}
@@ -219,7 +219,7 @@ class ConnectedWorkers(Workers):
             self._ended = f"{ended}; run the same command again on every host to continue"
         self._tell_end(index, ended.partition(": ")[2])
         self._noticed.set()
-        processes.end_after(GRACE_SECONDS, self._ended, WorkerEndedError.exit_code)
+        processes.end_after(GRACE_SECONDS, self._ended, WorkerEndedError.exit_code, self._stderr)
 
     def _tell_end(self, index: int, reason: str) -> None:
         for link in self._links.values():

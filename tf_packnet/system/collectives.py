@@ -22,6 +22,12 @@ def support_all_types() -> None:
         collective_ops.broadcast_recv = _receiving(collective_ops.broadcast_recv)
 
 
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether `strategy` trains one model in several processes."""
+    is_collective = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return is_collective and bool(strategy.cluster_resolver.cluster_spec().as_dict())
+
+
 def _sending(send: Any) -> Any:
     @functools.wraps(send)
     def send_any(t: Any, shape: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:

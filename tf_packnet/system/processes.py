@@ -10,19 +10,28 @@ from collections.abc import Iterator
 _last_words_said = threading.Event()
 
 
-def end_after(seconds: float, last_words: str, code: int) -> None:
+def standard_error() -> int:
+    """Return a descriptor that still is standard error while the usual one is redirected."""
+    try:
+        return os.dup(2)
+    except OSError:  # closed, as in a daemon
+        return 2
+
+
+def end_after(seconds: float, last_words: str, code: int, stderr: int) -> None:
     """End the process after `seconds`, unless it has ended by then. Files that it is writing stay unfinished.
 
     Args:
         seconds: The time.
         last_words: A line for standard error, unless `no_last_words` was called.
         code: The exit code.
+        stderr: `standard_error()`, from when the process began.
     """
 
     def end() -> None:
         if not _last_words_said.is_set():
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{os.path.basename(sys.argv[0])}: {last_words}\n".encode())
+                os.write(stderr, f"{os.path.basename(sys.argv[0])}: {last_words}\n".encode())
         os._exit(code)
 
     timer = threading.Timer(seconds, end)
