@@ -205,7 +205,7 @@ class TestWorkers:
 
     def test_different_values_end_all(self):
         def work(workers):
-            workers.check_equal("the values", {"same": 0.1 + 0.2, "list": (1, 2)})
+            workers.check_equal("the values", {"same": 0.1 + 0.2, "list": (1, 2), "nan": [float("nan")]})
             with pytest.raises(StoppedError) as caught:
                 workers.check_equal("the values", {"same": 1, "other": workers.index // 2})
             return str(caught.value)
@@ -244,12 +244,64 @@ class TestWorkers:
         with pytest.raises(StoppedError, match=f"{addresses[1 - index]}.* did not come up within 0 s"):
             meeting.meet(Hosts(addresses, index))
 
+    @pytest.mark.parametrize(
+        ("victim", "end", "busy"),
+        [
+            (0, "kill", "time.sleep(100)"),
+            (2, "kill", "workers.tell(lambda: time.sleep(100))"),
+            (1, "raise", "workers.tell(lambda: time.sleep(100))"),
+        ],
+    )
+    def test_all_end_with_one(self, victim, end, busy):
+        addresses = free_addresses(3)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", ENDING, busy, "raise" if (index, end) == (victim, "raise") else ""],
+                env={**os.environ, "TF_CONFIG": Hosts(addresses, index).tf_config, "TF_PACKNET_LAZY": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(3)
+        ]
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        if end == "kill":
+            processes[victim].kill()
+        results = [(*process.communicate(timeout=60), process.returncode) for process in processes]
+        why = "has ended or does not answer" if end == "kill" else "has ended: no space"
+        for _, stderr, code in results[:victim] + results[victim + 1 :]:
+            assert code == 75
+            line, *more = stderr.splitlines()
+            assert more == []
+            continues = "run the same command again on every host to continue"
+            assert line.endswith(f"worker {victim} ({addresses[victim]}) {why}; {continues}")
+        assert results[victim][2] == (-9 if end == "kill" else 1)
+
     def test_one_process(self):
         workers = Workers()
         assert workers.first
         assert workers.tell(lambda: workers) is workers
         with pytest.raises(ArgumentError, match="multiworker"):
             workers.strategy()
+
+
+ENDING = """
+import os, sys, time
+from tf_packnet.command_line.exit_codes import exit_code
+from tf_packnet.runs import workers as module
+from tf_packnet.runs.config import Config
+
+def work():
+    with module.joined(Config(strategy="multiworker")) as workers:
+        print("ready", flush=True)
+        if sys.argv[2]:
+            raise OSError(28, "no space")
+        exec(sys.argv[1])
+
+module.GRACE_SECONDS = 0.5
+sys.exit(exit_code(work, "test"))
+"""
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def choose_strategy(config: Config, workers: Workers | None = None) -> tf.distri
         workers: Its workers; None for this process alone.
 
     Raises:
-        ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is smaller
-            than the number of replicas.
+        ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is
+            smaller than the number of replicas.
     """
     if config.strategy == "multiworker":
         return _checked(config, (workers or Workers()).strategy())

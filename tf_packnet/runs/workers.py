@@ -27,8 +27,6 @@ from tf_packnet.system.links import SILENCE_SECONDS, Link
 GRACE_SECONDS = 10.0
 # How long TensorFlow may take to connect workers that are all there.
 CONNECT_SECONDS = 120
-# Names of different values that a message lists.
-_MOST_NAMES = 5
 
 
 class Workers:
@@ -128,7 +126,7 @@ class ConnectedWorkers(Workers):
             return dict(arrays)
 
     def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        own = json.loads(json.dumps(values))
+        own = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
         if self.first:
             others = {index: json.loads(self._receive(index)) for index in self._links}
             difference = next(
@@ -206,33 +204,31 @@ class ConnectedWorkers(Workers):
 
     def _on_ended(self, index: int, reason: bytes | None) -> None:
         """Note that the worker at the other end of a link has ended, or that it says that another one has."""
-        if reason is None:
-            ended = f"{self._name(index)} has ended or does not answer"
-        else:
+        text = None
+        if reason is not None:
             index, text = json.loads(reason)
-            ended = f"{self._name(index)} has ended: {text}" if text else f"{self._name(index)} has ended"
-            if index == self.index:  # it was stopped for a while, and continues
-                ended = f"the other workers have ended, because {self._name(index)} did not answer"
+        ended = f"{self._name(index)} has ended{' or does not answer' if text is None else f': {text}'}"
+        if index == self.index:  # it was stopped for a while, and continues
+            ended = f"the other workers have ended, because {self._name(index)} did not answer"
         with self._lock:
             if self._ended is not None:
                 return
             self._ended = f"{ended}; run the same command again on every host to continue"
-        self._tell_end(index, ended.partition(": ")[2])
+        self._tell_end(index, text)
         self._noticed.set()
         processes.end_after(GRACE_SECONDS, self._ended, WorkerEndedError.exit_code, self._stderr)
 
-    def _tell_end(self, index: int, reason: str) -> None:
-        for link in self._links.values():
+    def _tell_end(self, index: int, reason: str | None) -> None:
+        for link in list(self._links.values()):  # while they are made
             link.end(json.dumps([index, reason]).encode())
 
 
-def _different(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def _different(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
     return [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _short(text: str | None) -> str:
+    return "nothing" if text is None else text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _reason(error: BaseException) -> str:
