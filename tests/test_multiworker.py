@@ -351,7 +351,8 @@ SMALL = ("--num_tasks=2", "--train_epochs=2", "--retrain_epochs=2", "--prune_rou
 
 
 def test_two_processes(tmp_path):
-    first, other = two_workers(tmp_path, *SMALL, "--batch_size=33", "--dropout=0.1")
+    flags = (*SMALL, "--batch_size=33", "--bias_policy=per_task", "--precision=mixed_bfloat16")
+    first, other = two_workers(tmp_path, *flags)
     assert (first.returncode, other.returncode) == (0, 0), first.stderr + other.stderr
     results = json.loads((tmp_path / "0/results.json").read_text())
     assert (results["environment"]["workers"], results["environment"]["replicas"]) == (2, 2)
@@ -359,7 +360,7 @@ def test_two_processes(tmp_path):
     assert (tmp_path / "0/export/task_2/saved_model.pb").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # the other worker has written nothing
     assert other.stdout == ""
-    again = two_workers(tmp_path, *SMALL, "--batch_size=33", "--dropout=0.1")
+    again = two_workers(tmp_path, *flags)
     assert [each.returncode for each in again] == [0, 0]
     assert "nothing to compute" in again[0].stderr
 

@@ -1,4 +1,4 @@
-"""Lets a `MultiWorkerMirroredStrategy` create variables of every numeric type.
+"""What `MultiWorkerMirroredStrategy` lacks: variables of every numeric type, and sums of tensors of several types.
 
 When a variable is created, the first worker sends its initial value to the others. TensorFlow's operations for this
 support few types, and not the `uint8` of owner maps. Values of other types are sent as a supported one: with the same
@@ -6,6 +6,7 @@ bits, or, where they are one byte or less, as larger numbers.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,6 +27,24 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether `strategy` trains one model in several processes."""
     is_collective = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     return is_collective and bool(strategy.cluster_resolver.cluster_spec().as_dict())
+
+
+def sums_by_type(strategy: tf.distribute.Strategy, summands: Sequence[Any], destination: tf.Variable) -> list[Any]:
+    """Sum tensors over all replicas, those of each type in one call: TensorFlow joins the tensors of a call.
+
+    Args:
+        strategy: The strategy.
+        summands: Values of the replicas.
+        destination: A variable where the sums are needed.
+    """
+    sums: dict[int, Any] = {}
+    types = [strategy.experimental_local_results(each)[0].dtype for each in summands]
+    for dtype in dict.fromkeys(types):
+        group = [index for index, each in enumerate(types) if each == dtype]
+        pairs = [(summands[index], destination) for index in group]
+        results = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        sums.update(zip(group, results, strict=True))
+    return [sums[index] for index in range(len(summands))]
 
 
 def _sending(send: Any) -> Any:

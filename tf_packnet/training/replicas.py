@@ -27,6 +27,7 @@ from tf_packnet.layers.records import same_bits
 from tf_packnet.lifecycle import view_of
 from tf_packnet.structure import overrides
 from tf_packnet.structure.state import metric_variables
+from tf_packnet.system.collectives import sums_by_type
 from tf_packnet.system.keras_internals import (
     RecordingScope,
     all_layers,
@@ -103,8 +104,7 @@ def train_step(model: keras.Model, data: Any, make_batch: Callable[[Any], Any] |
     step = functools.partial(_replica_step, exchange, make_batch or (lambda rows: rows))
     summands, own = strategy.run(step, args=(data,))
     if acceleration.gpus() or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        pairs = [(summand, record) for summand in summands]
-        sums = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        sums = sums_by_type(strategy, summands, record)
     else:
         sums = [strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, summand, record) for summand in summands]
     strategy.extended.update(record, lambda _, *parts: exchange.update(*parts), args=(tuple(sums), own), group=False)
@@ -365,7 +365,8 @@ def _summand(variable: keras.Variable, value: tf.Tensor, share: Any, replica: in
     if variable.aggregation == "sum":
         return value
     if variable.aggregation == "only_first_replica" or not value.dtype.is_floating:
-        return tf.cast(value, tf.int64) * int(replica == 0) if value.dtype == tf.bool else value * int(replica == 0)
+        countable = value.dtype.is_integer or value.dtype == tf.bool  # workers cannot sum all of these types
+        return (tf.cast(value, tf.int64) if countable else value) * int(replica == 0)
     return value * tf.cast(share, value.dtype)
 
 
