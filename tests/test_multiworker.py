@@ -360,6 +360,7 @@ def test_two_processes(tmp_path):
     assert (tmp_path / "0/export/task_2/saved_model.pb").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # the other worker has written nothing
     assert other.stdout == ""
+    assert all("; 2 replicas of 2 workers" in each.stderr for each in (first, other))
     again = two_workers(tmp_path, *flags)
     assert [each.returncode for each in again] == [0, 0]
     assert "nothing to compute" in again[0].stderr

@@ -153,7 +153,8 @@ def describe_execution(execution: dict[str, Any]) -> str:
     }[execution["xla"]]
     data = {"device": "training data on the device", "stream": "training data streamed"}
     device, replicas = execution["device"], execution["replicas"]
-    devices = [f"{replicas} replicas"] * (replicas > 1) + [device] * (device != "CPU")
+    workers = f" of {execution['workers']} workers" if "workers" in execution else ""
+    devices = [f"{replicas} replicas{workers}"] * (replicas > 1) + [device] * (device != "CPU")
     return "; ".join([compiles, data[execution["data_residency"]], *devices])
 
 

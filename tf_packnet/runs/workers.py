@@ -22,6 +22,7 @@ from tf_packnet.runs.config import Config
 from tf_packnet.runs.hosts import Hosts
 from tf_packnet.system import processes
 from tf_packnet.system.links import SILENCE_SECONDS, Link
+from tf_packnet.version import __version__
 
 # After another worker has ended: how long this one may take to end by itself.
 GRACE_SECONDS = 10.0
@@ -143,11 +144,13 @@ class ConnectedWorkers(Workers):
             raise StoppedError(f"{what} of {self._name(index)} differ from those of the first worker, in {name}{shown}")
 
     def strategy(self) -> Any:
+        import keras
         import tensorflow as tf
 
         os.environ[hosts.VARIABLE] = self._hosts.tf_config
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        self.check_equal("the versions", {"tensorflow": tf.__version__})  # TensorFlow would wait without end for one
+        versions = {"tf_packnet": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
+        self.check_equal("the versions", versions)  # now all are here: TensorFlow would wait without end for one
         with processes.ended_after(CONNECT_SECONDS):  # it waits in C++, where no other thread of Python can run
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         for number, handler in handlers.items():  # TensorFlow has its own for SIGTERM, which ignores it
