@@ -316,6 +316,8 @@ REFUSED = {
     "batch_size": ("0x" + "f" * 5000, "an integer"),
     "seed": (str(2**31), "0 to 2147483647"),
     "strategy": ("x", "one of auto"),
+    "hosts": ("a:1,b", "the HOST:PORT of every worker, separated by commas: 2 to 256 different ones"),
+    "host_index": ("256", "at least 0 and at most 255"),
     "logical_devices": ("65", "at least 2 and at most 64"),
     "precision": ("x", "one of float32"),
     "jit": ("x", "one of auto"),

@@ -28,6 +28,11 @@ class ArgumentError(ValueError):
         self.expected = expected
         self.received = received
 
+    def as_flag(self) -> str:
+        """Return the message of the launcher."""
+        received = "" if self.received is None else f"={self.received}"
+        return f"--{self.argument}{received}: expected {self.expected}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.argument, self.expected, self.received)
 
@@ -78,8 +83,16 @@ class PackFileError(ValueError):
 class StoppedError(RuntimeError):
     """A run that cannot continue. The message is one line; the launcher exits with 1."""
 
+    exit_code = 1
+
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class WorkerEndedError(StoppedError):
+    """Another worker of the same run has ended; the launcher exits with 75."""
+
+    exit_code = 75
 
 
 class FailedRunsError(StoppedError):

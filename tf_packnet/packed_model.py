@@ -171,7 +171,7 @@ class PackedModel(PackedTrainer):
         lifecycle.reopen_task(self, settings.freed_weights, settings.seed if seed is None else seed)
         self._reset_optimizers()
 
-    def restore(self, state: dict[str, np.ndarray], task_names: Sequence[str]) -> None:
+    def restore(self, state: Mapping[str, np.ndarray], task_names: Sequence[str]) -> None:
         """Restore the result of `lifecycle.state` and the names of the tasks, and reset the optimizer."""
         lifecycle.load_state(self, state)
         lifecycle.drop_compiled_functions(self)  # the number of units of a head may have changed

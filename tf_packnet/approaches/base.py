@@ -6,7 +6,7 @@ baselines it joins the examples of several tasks, see `Approach.training_task`.
 
 import abc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -126,7 +126,7 @@ class Approach(abc.ABC):
         """Return the state on which the next stage depends; a stage resets the optimizer and the random generators."""
         return lifecycle.state(self.packed) | {_TASKS: np.array(self.packed.task_names, dtype=np.str_)}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Restore what `state` returned, on a network with the same architecture."""
         self.packed.restore(state, state[_TASKS].tolist())
 

@@ -1,5 +1,6 @@
 """The second baseline: a network that is trained on the data of all tasks so far, and freezes nothing."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -59,7 +60,7 @@ class Memory(Joint):
         own = {_JOINED + path: joined for path, joined in self.joined.items()}
         return super().state() | own | {_CURRENT: np.array(self.current)}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
         super().restore(state)
         self.joined = {name.removeprefix(_JOINED): state[name] for name in state if name.startswith(_JOINED)}
         self.current = int(state[_CURRENT])

@@ -19,6 +19,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system import files
 from tf_packnet.system.archives import BROKEN, read_state
+from tf_packnet.system.collectives import has_workers
 from tf_packnet.system.keras_internals import resume_at
 from tf_packnet.training import training_state
 from tf_packnet.training.fit_checks import FitRequest
@@ -58,6 +59,8 @@ class EpochBackup(keras.callbacks.Callback):
         history: The logs of all epochs by name, including those before the interruption.
     """
 
+    supports_workers = False  # whether several workers resume from the same epoch
+
     def __init__(
         self,
         path: str | os.PathLike,
@@ -80,7 +83,14 @@ class EpochBackup(keras.callbacks.Callback):
         self._copies: dict[str, np.ndarray] = {}
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raise ArgumentError if a callback after it acts on epochs: its state would be missing from the backup."""
+        """Raise ArgumentError if the `fit` could not resume as it was.
+
+        A callback after this one that acts on epochs would be missing from the backup. The backups of several workers
+        may be of different epochs when one of them ends.
+        """
+        if has_workers(model.distribute_strategy) and not self.supports_workers:
+            name = type(self).__name__
+            raise ArgumentError("callbacks", f"no {name} with several workers (use the command with --hosts)", name)
         position = request.callbacks.index(self)
         self._request = request
         self._callbacks_before = request.callbacks[:position]

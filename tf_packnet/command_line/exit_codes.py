@@ -30,8 +30,9 @@ def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -
         resumable: Whether the same command, given again, continues after an interruption.
 
     Returns:
-        0 if done, 1 if the program failed, 2 for bad input, 129 if its terminal was closed (SIGHUP), 130 if interrupted
-        (SIGINT), 141 if nobody reads its output any more, 143 if terminated (SIGTERM).
+        0 if done, 1 if the program failed, 2 for bad input, 75 if another worker of the run has ended, 129 if its
+        terminal was closed (SIGHUP), 130 if interrupted (SIGINT), 141 if nobody reads its output any more, 143 if
+        terminated (SIGTERM).
     """
     with streams.any_output():
         code, reason = _outcome(work, resumable)
@@ -52,10 +53,9 @@ def _outcome(work: Callable[[], None], resumable: bool) -> tuple[int, str]:
     except (UsageError, PackFileError) as error:
         return BAD_INPUT, str(error)
     except ArgumentError as error:
-        received = "" if error.received is None else f"={error.received}"
-        return BAD_INPUT, f"--{error.argument}{received}: expected {error.expected}"
+        return BAD_INPUT, error.as_flag()
     except StoppedError as error:
-        return FAILED, str(error)
+        return error.exit_code, str(error)
     except MemoryError as error:
         return FAILED, f"out of memory{f': {error}' if str(error) else ''}"
     except BrokenPipeError:

@@ -72,6 +72,8 @@ def _experiment_command(values: flags.FlagValues) -> Command:
         raise UsageError("--sweep: expected a different flag each time it is given")
     name = values["experiment"].value or "sweep"
     config = Config(**_fields(values) | _placeholders(name, axes))
+    if config.strategy == "multiworker":
+        raise ArgumentError("strategy", "auto, none or mirrored for an experiment", config.strategy)
     if values["dry_run"].value:
         raise UsageError("--dry_run: expected no --experiment, --sweep or --seeds with it")
     seeds = values["seeds"].value

@@ -19,8 +19,11 @@ from tf_packnet.layers.task_weight import TaskWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEAD, PRETRAINED
+from tf_packnet.system.collectives import support_all_types
 from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
+
+support_all_types()  # owner maps are uint8
 
 # Prefix of the names of `TaskLayer.variables_of_no_task` in saved weights.
 _STATE = "state."

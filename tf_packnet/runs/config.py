@@ -16,7 +16,20 @@ from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import rounds_that_divide
 from tf_packnet.runs.data_options import DataOptions
 from tf_packnet.runs.network_options import NetworkOptions
-from tf_packnet.runs.options import ORIGINAL, Check, Option, StageKey, boolean, integer, one_of, option, optional, path
+from tf_packnet.runs.options import (
+    MAX_HOSTS,
+    ORIGINAL,
+    Check,
+    Option,
+    StageKey,
+    addresses,
+    boolean,
+    integer,
+    one_of,
+    option,
+    optional,
+    path,
+)
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
@@ -25,7 +38,7 @@ ON_CORRUPTION = ("recompute", "fail")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
 RESIDENCIES = ("auto", "device", "stream")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 
 # Limits that catch typing errors: far above what anyone needs, far below what exhausts a machine.
 MAX_EPOCHS = 1_000_000
@@ -150,8 +163,28 @@ class Config(NetworkOptions, DataOptions):
         "auto",
         one_of(STRATEGIES),
         StageKey.COVERED_BY_EXECUTION,
-        "auto and mirrored use all GPUs if there are two or more.",
+        "auto and mirrored use all GPUs if there are two or more. multiworker trains one network on several hosts, "
+        "see docs/scaling.md.",
         sweepable=False,
+    )
+    hosts: tuple[str, ...] = option(
+        "Machine",
+        (),
+        addresses(),
+        StageKey.COVERED_BY_EXECUTION,
+        "With --strategy=multiworker: HOST:PORT of every worker, separated by commas, the same on each of them. The "
+        "first writes all files. Default: those in the environment variable TF_CONFIG.",
+        sweepable=False,
+        neutral=[],
+    )
+    host_index: int | None = option(
+        "Machine",
+        None,
+        optional(integer(0, MAX_HOSTS - 1)),
+        StageKey.COVERED_BY_EXECUTION,
+        "With --hosts: which of them this process is, from 0.",
+        sweepable=False,
+        neutral=None,
     )
     logical_devices: int | None = option(
         "Machine",
@@ -227,6 +260,7 @@ class Config(NetworkOptions, DataOptions):
 
     def _check_together(self) -> None:
         self.check_network(self.head)
+        self._check_hosts()
         if self.retrain_epochs % self.prune_rounds:
             fitting = ", ".join(map(str, rounds_that_divide(self.retrain_epochs)))
             expected = f"a divisor of --retrain_epochs={self.retrain_epochs}: {fitting}"
@@ -236,6 +270,16 @@ class Config(NetworkOptions, DataOptions):
         if self.logical_devices is not None and self.batch_size < self.logical_devices:
             expected = f"at least one example for each of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
+
+    def _check_hosts(self) -> None:
+        if self.hosts and self.strategy != "multiworker":
+            raise ArgumentError("hosts", "no value without --strategy=multiworker", ",".join(self.hosts))
+        last = len(self.hosts) - 1
+        if self.host_index is not None and not self.hosts:
+            raise ArgumentError("host_index", "no value without --hosts", self.host_index)
+        if self.hosts and (self.host_index is None or self.host_index > last):
+            expected = f"0 to {last}: which of the {last + 1} --hosts this process is"
+            raise ArgumentError("host_index", expected, self.host_index)
 
     def directory(self) -> str:
         """Return the output folder: `output_dir`, by default `out/<dataset>`."""
@@ -253,7 +297,7 @@ class Config(NetworkOptions, DataOptions):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two runs must agree to be the same run."""
-        free = ("output_dir", "data_dir", "max_bytes", "on_corruption")
+        free = ("output_dir", "data_dir", "max_bytes", "on_corruption", "hosts", "host_index")
         return {k: v for k, v in self.to_json().items() if k not in free}
 
 

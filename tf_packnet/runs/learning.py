@@ -24,6 +24,7 @@ from tf_packnet.runs.data import load_stream
 from tf_packnet.runs.results import Results, environment
 from tf_packnet.runs.stages import Stage, chain
 from tf_packnet.runs.store import StageStore, StoredStages
+from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.training import acceleration, freeze_guard, replicas
 
@@ -39,6 +40,7 @@ class Run:
         network: Its packed network, not compiled.
         execution: Execution settings: what XLA compiles, where the data is, device, replicas, threads.
         results: Its results so far.
+        workers: The workers that learn together, of which this process is one.
     """
 
     config: Config
@@ -47,19 +49,24 @@ class Run:
     network: PackedModel
     execution: dict[str, Any]
     results: Results
+    workers: Workers
 
     @classmethod
-    def prepare(cls, config: Config, network_files_before: dict[str, str] | None = None) -> "Run":
+    def prepare(
+        cls, config: Config, network_files_before: dict[str, str] | None = None, workers: Workers | None = None
+    ) -> "Run":
         """Load the data, build the network and choose the execution settings.
 
         Args:
             config: The run.
             network_files_before: The fingerprint that the files of the network must have.
+            workers: The workers that learn together; None for this process alone.
 
         Raises:
             ArgumentError: If data, machine or network do not allow the run.
         """
-        strategy = setup.choose_strategy(config)
+        workers = workers or Workers()
+        strategy = setup.choose_strategy(config, workers)
         results = Results(config)
         results.network = network_files.fingerprint(config)
         if network_files_before not in (None, results.network):
@@ -82,11 +89,12 @@ class Run:
             "replicas": strategy.num_replicas_in_sync,
             "threads": setup.threads(),
             **({"random_numbers": "threefry"} if acceleration.draws_with_threefry(network, xla) else {}),
+            **({"workers": workers.count} if workers.count > 1 else {}),
         }
         results.tasks = [describe(task) for task in stream]
         results.data_fingerprint = stream.fingerprint()
         results.environment = {**environment(), **execution}
-        return cls(config, stream, strategy, network, execution, results)
+        return cls(config, stream, strategy, network, execution, results, workers)
 
     def stages(self, approach: Approach) -> list[Stage]:
         """List the stages of the run, in order; see `chain`."""
@@ -174,10 +182,13 @@ class RunStages:
     ):
         self.task_numbers = approach.training_task_numbers(len(run.stream))
         stages = run.stages(approach)
+        data = {"examples": run.results.data_fingerprint, "network files": run.results.network}
+        run.workers.check_equal("the settings", {**run.execution, **data})
+        run.workers.check_equal("the stages", {stage.key: stage.task for stage in stages})
         self._run, self._approach, self._on_reused = run, approach, on_reused
         self._stages = {(stage.name, stage.task): stage for stage in stages}
         timed = functools.partial(run.results.timed, "store")
-        self._stored = StoredStages(store, stages, approach, with_state, timed)
+        self._stored = StoredStages(store, stages, approach, with_state, timed, run.workers)
         self._committed: dict[str, str] = {}
         # One task serves both of its stages, and is not built if the store has both: the baselines join data for it.
         self._training_task = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))

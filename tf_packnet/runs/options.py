@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 MAX_PATH = 4095
 # Limit for numbers that only the data set limits, once it is loaded.
 _NO_LIMIT = 2**63 - 1
+# Limit on the number of workers of one run.
+MAX_HOSTS = 256
 # Equal to no value of a field.
 ORIGINAL = object()
 
@@ -113,6 +115,28 @@ def names(most: int) -> Check:
         ),
         f"different names, separated by commas, up to {most:,} of them",
     )
+
+
+def addresses() -> Check:
+    """Accept an empty sequence, and one of two or more different addresses `host:port`."""
+    return Check(
+        lambda values: (
+            len(values) != 1
+            and len(set(values)) == len(values) <= MAX_HOSTS
+            and all(is_address(value) for value in values)
+        ),
+        f"the HOST:PORT of every worker, separated by commas: 2 to {MAX_HOSTS} different ones",
+    )
+
+
+def is_address(value: Any) -> bool:
+    """Whether `value` is `host:port`; an IPv6 address is in brackets: `[::1]:2222`."""
+    if not is_text(value):
+        return False
+    host, _, port = value.rpartition(":")
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", "?")
+    is_name = bool(name) and all(character.isalnum() or character in "-._:%" for character in name)
+    return is_name and port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535
 
 
 def fraction() -> Check:

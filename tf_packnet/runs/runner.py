@@ -28,6 +28,7 @@ from tf_packnet.runs.learning import Run, learn
 from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.results import Results
 from tf_packnet.runs.store import StageStore
+from tf_packnet.runs.workers import Workers
 from tf_packnet.system import files
 from tf_packnet.tasks import Task
 from tf_packnet.text import file_name
@@ -37,21 +38,24 @@ from tf_packnet.training import acceleration
 LATENCY_SECONDS = 0.04
 
 
-def run_config(config: Config, stages_dir: Path | None = None) -> Results:
+def run_config(config: Config, stages_dir: Path | None = None, workers: Workers | None = None) -> Results:
     """Learn all tasks of a data set, and evaluate, save and export after each one.
 
     Args:
         config: The run.
         stages_dir: A store of stages to share with other runs; default: one in the output directory. After a complete
             run it keeps the records of all stages and the state after the last: damaged files are rebuilt from them.
+        workers: The workers that learn together. Only the first one writes files.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run.
     """
-    run = Run.prepare(config)
+    run = Run.prepare(config, workers=workers)
     paths = RunPaths(expand(config.directory()))
     stages_dir = stages_dir or paths.stages
     with RunProgress(run.stream) as display:
+        if not run.workers.first:
+            return follow(run, stages_dir, display)
         approach = run.build_approach(paths.masks, observers(config, paths, display))
         keys = [stage.key for stage in run.stages(approach)]
         with output.prepared(config, stages_dir, keys, display.log) as on_damaged:
@@ -63,6 +67,15 @@ def run_config(config: Config, stages_dir: Path | None = None) -> Results:
                 save(run, paths, approach, run.stream[number - 1])
             export_summary(run, paths)
             finish(run, paths, keys)
+    return run.results
+
+
+def follow(run: Run, stages_dir: Path, display: RunProgress) -> Results:
+    """Learn what the first worker learns, without writing files."""
+    approach = run.build_approach(None, lambda task, stage: [display.stage(task, stage), StopWhenInterrupted()])
+    show_execution(run, display)
+    for _ in learn(run, approach, StageStore(stages_dir), with_state=True):
+        approach.reset_for_saving()  # as `save`: all workers change variables alike
     return run.results
 
 
@@ -140,7 +153,8 @@ def describe_execution(execution: dict[str, Any]) -> str:
     }[execution["xla"]]
     data = {"device": "training data on the device", "stream": "training data streamed"}
     device, replicas = execution["device"], execution["replicas"]
-    devices = [f"{replicas} replicas"] * (replicas > 1) + [device] * (device != "CPU")
+    workers = f" of {execution['workers']} workers" if "workers" in execution else ""
+    devices = [f"{replicas} replicas{workers}"] * (replicas > 1) + [device] * (device != "CPU")
     return "; ".join([compiles, data[execution["data_residency"]], *devices])
 
 

@@ -21,6 +21,7 @@ from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.runs import networks
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import own_function
+from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import TaskStream
 from tf_packnet.training import acceleration
 
@@ -35,13 +36,19 @@ def make_deterministic(xla: str) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def choose_strategy(config: Config) -> tf.distribute.Strategy:
+def choose_strategy(config: Config, workers: Workers | None = None) -> tf.distribute.Strategy:
     """Return `MirroredStrategy` over all GPUs or over logical CPU devices; TensorFlow's default for one device.
 
+    Args:
+        config: The run.
+        workers: Its workers; None for this process alone.
+
     Raises:
-        ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is not a
+        ArgumentError: If TensorFlow has started before logical devices could be configured, or the batch size is
             smaller than the number of replicas.
     """
+    if config.strategy == "multiworker":
+        return _checked(config, (workers or Workers()).strategy())
     gpus = acceleration.gpus()
     if config.strategy == "none" or (config.logical_devices is None and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -56,7 +63,11 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
             raise ArgumentError("logical_devices", expected, config.logical_devices) from error
         devices = [f"CPU:{i}" for i in range(config.logical_devices)]
         operations = tf.distribute.ReductionToOneDevice()  # collectives, the default on CPU, are slower
-    strategy = tf.distribute.MirroredStrategy(devices, operations)
+    return _checked(config, tf.distribute.MirroredStrategy(devices, operations))
+
+
+def _checked(config: Config, strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
+    """Return `strategy`, unless it has more replicas than a batch of `config` has examples."""
     replicas = strategy.num_replicas_in_sync
     if config.batch_size < replicas:
         raise ArgumentError(

@@ -7,6 +7,7 @@ from absl import logging
 from tf_packnet.runs import data, network_files, output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import expand
+from tf_packnet.runs.workers import Workers, joined
 from tf_packnet.tasks.sources import check_name
 
 
@@ -21,23 +22,30 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run, or the data has
             changed since the run was completed.
     """
+    with joined(config) as workers:
+        _main(config, stages_dir, workers)
+
+
+def _main(config: Config, stages_dir: str | None, workers: Workers) -> None:
     check_inputs(config)
-    store = output.check_stages_dir(stages_dir)
-    results = output.check(config, store)
+    workers.check_equal("the flags", config.identity())
+    store = output.check_stages_dir(stages_dir) if workers.first else None
+    results = workers.tell(lambda: output.check(config, store))
     if results is None:
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow()
         from tf_packnet.runs.runner import run_config
 
-        results = run_config(config, store).to_json()
-    else:
+        results = run_config(config, store, workers).to_json()
+    elif workers.first:
         network_files.check_unchanged(results, config, expand(config.directory()))
         data.check_unchanged(results, config, expand(config.directory()))
         print(f"{config.directory()} has the complete results of this run: nothing to compute", file=sys.stderr)
-    from tf_packnet.reporting.summary import print_results
+    if workers.first:
+        from tf_packnet.reporting.summary import print_results
 
-    print_results(results, expand(config.directory()))
+        print_results(results, expand(config.directory()))
 
 
 def show_plan(config: Config) -> None:

@@ -5,7 +5,8 @@ stored, stores what is computed, and deletes states that no later stage needs.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from tf_packnet.errors import StoppedError
 from tf_packnet.runs import corruption
 from tf_packnet.runs.stage_folder import PROGRESS, StageFolder
 from tf_packnet.runs.stages import Stage
+from tf_packnet.runs.workers import Workers
 from tf_packnet.system.archives import read_state
 
 
@@ -57,9 +59,9 @@ class StageStore:
         """Write record and state of `stage`, atomically."""
         self.folder(stage).write(record, state)
 
-    def backup(self, stage: Stage) -> EpochBackup:
+    def backup(self, stage: Stage, workers: Workers) -> EpochBackup:
         """Return the callback that backs up the epochs of `stage` until the finished stage is stored."""
-        return EpochBackup(self.root / PROGRESS / stage.key, delete_at_end=False, on_damaged=self.on_damaged)
+        return SharedBackup(workers, self.root / PROGRESS / stage.key, self.on_damaged)
 
     def drop_state(self, stage: Stage) -> None:
         """Delete the state after `stage`; the record stays."""
@@ -99,12 +101,43 @@ class StageStore:
         folder.repair(damaged)
 
 
+class SharedBackup(EpochBackup):
+    """The backup of the first worker, from which all workers resume.
+
+    Args:
+        workers: The workers.
+        path: As for `EpochBackup`.
+        on_damaged: As for `EpochBackup`.
+    """
+
+    supports_workers = True
+
+    def __init__(self, workers: Workers, path: Path, on_damaged: Callable[[Path], None]):
+        super().__init__(path, delete_at_end=False, on_damaged=on_damaged)
+        self._workers = workers
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        return dict(self._workers.tell_arrays(lambda: super(SharedBackup, self)._read() or {})) or None
+
+    def _write(self) -> None:
+        if self._workers.first:
+            super()._write()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._workers.first:
+            super().on_train_end(logs)
+
+    def remove(self) -> None:
+        if self._workers.first:
+            super().remove()
+
+
 class Restorable(Protocol):
     """What the stages train: its state can be captured and restored."""
 
     def state(self) -> dict[str, np.ndarray]: ...
 
-    def restore(self, state: dict[str, np.ndarray]) -> None: ...
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
 class FinishedStage(NamedTuple):
@@ -124,6 +157,7 @@ class StoredStages:
         with_state: Whether `approach` must have the state after every task, and the store must keep the state after
             the last stage; or the records suffice.
         timed: Gives a context manager around writing to the store.
+        workers: The workers that do it together; the first one has the store.
     """
 
     def __init__(
@@ -133,13 +167,15 @@ class StoredStages:
         approach: Restorable,
         with_state: bool,
         timed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        workers: Workers | None = None,
     ):
         self._store, self._stages, self._approach = store, stages, approach
         self._with_state, self._timed = with_state, timed
+        self._workers = workers = workers or Workers()
         self._done = 0
-        self._first_to_compute = first = store.first_to_compute(stages, with_state)
+        self._first_to_compute = first = workers.tell(lambda: store.first_to_compute(stages, with_state))
         if first > 0 and (with_state or first < len(stages)):
-            approach.restore(store.state(stages[first - 1]))
+            self._restore(stages[first - 1])
 
     def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
         """Take the next stage from the store, or compute and store it.
@@ -151,29 +187,41 @@ class StoredStages:
         if self._done < self._first_to_compute:
             finished = self._reused(stage)
         else:
-            with self._store.folder(stage).lock():
+            with self._store.folder(stage).lock() if self._workers.first else contextlib.nullcontext():
                 finished = self._restore_or_compute(stage, compute)
         self._done += 1
-        self._drop_old_states()
+        if self._workers.first:
+            self._drop_old_states()
         return finished
 
+    def _restore(self, stage: Stage) -> None:
+        self._approach.restore(self._workers.tell_arrays(lambda: self._store.state(stage)))
+
     def _reused(self, stage: Stage) -> FinishedStage:
-        record = self._store.record(stage)
+        record = self._workers.tell(lambda: self._store.record(stage))
         if record is None:
             folder = self._store.root / stage.key
             raise StoppedError(f"{folder}: the record of this stage was deleted or damaged during the run")
         return FinishedStage(record, reused=True)
 
     def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
-        if self._store.has_state(stage):  # another process has stored it while this one waited for the lock
-            self._approach.restore(self._store.state(stage))
+        # Another process may have stored it while this one waited for the lock.
+        if self._workers.tell(lambda: self._store.has_state(stage)):
+            self._restore(stage)
             return self._reused(stage)
-        self._store.folder(stage).check_place()
-        backup = self._store.backup(stage)
+        if self._workers.first:
+            self._store.folder(stage).check_place()
+        backup = self._store.backup(stage, self._workers)
         record = compute(backup)
-        with self._timed():
-            self._store.put(stage, record, self._approach.state())
-            backup.remove()
+        state = self._approach.state()
+        if self._workers.count > 1:
+            outcome = {name: record[name] for name in ("history", "committed", "learned")}
+            digests = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in state.items()}
+            self._workers.check_equal(f"the results of task {stage.task}, {stage.name},", {**outcome, **digests})
+        if self._workers.first:
+            with self._timed():
+                self._store.put(stage, record, state)
+                backup.remove()
         return FinishedStage(record, reused=False)
 
     def _drop_old_states(self) -> None:

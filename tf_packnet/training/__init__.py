@@ -22,7 +22,8 @@
    finite. `step_errors` turns errors of TensorFlow in a step into a `StepError` of one line.
 
 9. `replicas` does the same in a distribution strategy: each replica computes the gradients of its rows of a batch with
-   `gradient_step.forward_backward`, the gradients are summed, and each replica applies the optimizer to the sums.
+   `gradient_step.forward_backward`, the gradients are summed, and each replica applies the optimizer to the sums. What
+   they exchange is in `exchange`.
 
 Two more modules are used by callbacks as well. `optimizers` resets Keras optimizers, clears slots of pruned weights and
 restores learning rates. `training_state` captures and restores all that a `fit` needs to resume, for `tp.EpochBackup`.

@@ -14,9 +14,8 @@ So all replicas always have the same values. The forward pass itself changes not
 part 2, and every replica draws its own random numbers. A loop around the three parts takes many steps per call.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,27 +26,15 @@ from tf_packnet.layers.records import same_bits
 from tf_packnet.lifecycle import view_of
 from tf_packnet.structure import overrides
 from tf_packnet.structure.state import metric_variables
+from tf_packnet.system.collectives import sums_by_type
 from tf_packnet.system.keras_internals import (
     RecordingScope,
-    all_layers,
     distribution_strategy,
-    local_updates,
-    loss_tracker,
-    seed_generators,
     tensorflow_variable,
 )
 from tf_packnet.training import acceleration, optimizers
-from tf_packnet.training.gradient_step import forward_backward, masked_gradients
-from tf_packnet.training.kernels import compiled, selected, trained_weights
-from tf_packnet.training.step_check import Problem, StepCheck, all_finite
-
-# Tensors with fewer entries are summed over the replicas together, because each sum takes time of its own.
-_SUMMED_TOGETHER = 2**14
-
-# Added to the seeds that a replica draws with, times its number: an odd number without a pattern in its bits.
-_SEED_OFFSET = 0x9E3779B1
-
-_KINDS = [kind for kind in Problem if kind != Problem.NONE]
+from tf_packnet.training.exchange import Exchange, current_replica
+from tf_packnet.training.kernels import compiled
 
 
 class OneDevice:
@@ -77,11 +64,6 @@ class OneDevice:
             return function(*args)
 
 
-def supports(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the steps of this module run on the replicas of `strategy`, rather than Keras's own."""
-    return isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
-
-
 def divides_batches(model: keras.Model) -> bool:
     """Whether `model` trains on the replicas of a strategy with the steps of this module, rather than Keras's own."""
     kinds = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -99,12 +81,11 @@ def train_step(model: keras.Model, data: Any, make_batch: Callable[[Any], Any] |
         make_batch: Makes the batch of a replica from its rows of `data`.
     """
     strategy, record = distribution_strategy(model), model.step_record.problem
-    exchange = _Exchange(model)
+    exchange = Exchange(model)
     step = functools.partial(_replica_step, exchange, make_batch or (lambda rows: rows))
     summands, own = strategy.run(step, args=(data,))
     if acceleration.gpus() or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        pairs = [(summand, record) for summand in summands]
-        sums = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        sums = sums_by_type(strategy, summands, record)
     else:
         sums = [strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, summand, record) for summand in summands]
     strategy.extended.update(record, lambda _, *parts: exchange.update(*parts), args=(tuple(sums), own), group=False)
@@ -142,7 +123,7 @@ def evaluation_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
     metrics = [*metric_variables(model), *(variable for metric in model.metrics for variable in metric.variables)]
 
     def replica_step(data: Any) -> tf.Tensor:
-        rows = _Rows(data, *_replica())
+        rows = _Rows(data, *current_replica())
 
         def evaluate() -> tf.Tensor:
             with RecordingScope(except_for=metrics):  # layers change nothing, not even counters
@@ -169,7 +150,7 @@ def prediction_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
     replicas = len(strategy.extended.worker_devices)
 
     def replica_step(data: Any) -> Any:
-        rows = _Rows(data, _replica()[0] % replicas, replicas)
+        rows = _Rows(data, current_replica()[0] % replicas, replicas)
         with RecordingScope():
             outputs = step(rows.part(data))
         return keras.tree.map_structure(lambda each: each[: rows.count], outputs)
@@ -198,12 +179,6 @@ def check_equal(model: keras.Model) -> None:
             f"the replicas have different values of {listed(different)}. A layer or a callback assigns other values on "
             "some of them, or memory is damaged. Do not use anything that was trained since the last stage"
         )
-
-
-def _replica() -> tuple[int, int]:
-    """Return the number of the current replica (0-based), and the number of all replicas."""
-    context = tf.distribute.get_replica_context()
-    return int(tf.get_static_value(context.replica_id_in_sync_group)), context.num_replicas_in_sync
 
 
 class _Rows:
@@ -237,103 +212,8 @@ class _Rows:
         return keras.tree.map_structure(lambda each: None if each is None else each[self._first : last], data)
 
 
-class _Exchange:
-    """What the replicas compute in a step, and do with the sums.
-
-    The replicas trace `contribute` one after another, then `update`. The lists are the same for all of them.
-
-    Args:
-        model: As for `train_step`.
-    """
-
-    def __init__(self, model: keras.Model):
-        self.model = model
-        self.weights = trained_weights(model)
-        self._packing = _Packing()
-        self._has_gradient: list[bool] = []  # for each kernel, then each trainable variable
-        self._summed_state: list[keras.Variable] = []
-        self._own_state: list[keras.Variable] = []
-
-    def contribute(self, batch: Any, count: Any, fraction: Any) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
-        """Compute gradients and new state of a replica's rows.
-
-        Args:
-            batch: The rows.
-            count: Their number, 0 if they must not count.
-            fraction: Fraction of the rows of the whole batch; None if it is the same for all replicas.
-
-        Returns:
-            The tensors to sum, and values that are the same on all replicas.
-        """
-        model, (replica, replicas) = self.model, _replica()
-        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        check = StepCheck()
-        check.inputs(all_finite(x))
-        kernels = selected(self.weights, acceleration.OFF if model.xla == acceleration.STEP else model.xla)
-        seeds = [each for layer in all_layers(model) for each in seed_generators(layer)]
-        # Keras divides means by the number of replicas, and sums by nothing.
-        loss_weight = None if fraction is None or self._sums_losses() else fraction * replicas
-        with RecordingScope() as scope, _own_draws(seeds, replica):
-            both = forward_backward(model, batch, self.weights, kernels, check, loss_weight)
-        self._add_to_metrics(batch, both, count)
-        share = 1 / replicas if fraction is None else fraction
-        self._own_state = [each for each in scope.assigned if any(each is seed.state for seed in seeds)]
-        self._summed_state = [each for each in scope.assigned if not any(each is own for own in self._own_state)]
-        state = [_summand(each, scope.get_current_value(each), share, replica) for each in self._summed_state]
-        targets = [*kernels, *model.trainable_variables]
-        gradients = [
-            None if gradient is None else tf.ensure_shape(tf.convert_to_tensor(gradient), target.shape)
-            for gradient, target in zip((*both.kernel_gradients, *both.variable_gradients), targets, strict=True)
-        ]
-        self._has_gradient = [each is not None for each in gradients]
-        problems = tf.cast(tf.equal(both.problem, tf.constant(_KINDS, both.problem.dtype)), tf.float32)
-        summands = [problems, *(each for each in gradients if each is not None), *state]
-        return self._packing.pack(summands), tuple(scope.get_current_value(each) for each in self._own_state)
-
-    def _sums_losses(self) -> bool:
-        """Whether the loss of a batch is the sum of the losses of its examples, not their mean."""
-        losses = [each for each in keras.tree.flatten(self.model.loss) if each is not None]
-        return bool(losses) and all(getattr(each, "reduction", None) == "sum" for each in losses)
-
-    def _add_to_metrics(self, batch: Any, both: Any, count: Any) -> None:
-        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-
-        def add() -> tf.Tensor:
-            weight = 1.0 if self._sums_losses() else count
-            loss_tracker(self.model).update_state(both.loss * _replica()[1], sample_weight=weight)
-            self.model.compute_metrics(x, both.y, both.y_pred, sample_weight=sample_weight)
-            return tf.constant(0)
-
-        if isinstance(count, int):
-            add()
-        else:
-            tf.cond(count > 0, add, lambda: tf.constant(0))
-
-    def update(self, sums: Sequence[tf.Tensor], own: Sequence[tf.Tensor]) -> None:
-        """Apply the optimizer and assign new state on a replica, unless the step has a problem."""
-        model, optimizer = self.model, self.model.optimizer
-        variables = model.trainable_variables
-
-        def update(sums: Sequence[tf.Tensor], own: Sequence[tf.Tensor]) -> tf.Tensor:
-            problems, *rest = self._packing.unpack(sums)
-            gradients = [rest.pop(0) if has_gradient else None for has_gradient in self._has_gradient]
-            found = problems > 0
-            first = tf.gather(tf.constant(_KINDS, tf.int64), tf.argmax(found))
-            passed = model.step_record.add(tf.where(tf.reduce_any(found), first, tf.zeros_like(first)))
-            for variable, value in zip((*self._summed_state, *self._own_state), (*rest, *own), strict=True):
-                variable.assign(tf.where(passed, tf.cast(value, variable.dtype), tf.convert_to_tensor(variable)))
-            if variables:
-                kernels = len(self.weights)
-                masked = masked_gradients(model, self.weights, gradients[:kernels], gradients[kernels:])
-                with local_updates(optimizer), optimizers.applied_if(passed, optimizer, variables):
-                    optimizer.apply(masked, variables)
-            return tf.constant(0)  # a function that XLA compiles must return something
-
-        (update if model.xla == acceleration.OFF else compiled(update))(sums, own)
-
-
-def _replica_step(exchange: _Exchange, make_batch: Callable[[Any], Any], data: Any) -> Any:
-    rows = _Rows(data, *_replica())
+def _replica_step(exchange: Exchange, make_batch: Callable[[Any], Any], data: Any) -> Any:
+    rows = _Rows(data, *current_replica())
 
     def contribute(part: Any, count: Any, fraction: Any) -> Any:
         static = rows.count if rows.surely_any else count
@@ -341,65 +221,3 @@ def _replica_step(exchange: _Exchange, make_batch: Callable[[Any], Any], data: A
 
     step = compiled(contribute) if exchange.model.xla == acceleration.STEP else contribute
     return step(rows.part(data), tf.cast(rows.count, tf.int32), tf.cast(rows.fraction, tf.float32))
-
-
-@contextlib.contextmanager
-def _own_draws(generators: Sequence[keras.random.SeedGenerator], replica: int) -> Iterator[None]:
-    """Within the block, every replica draws other random numbers. The first draws those of a single device."""
-
-    def shifted(next_seed: Callable[..., Any]) -> Callable[..., Any]:
-        def shifted_seed(*args: Any, **kwargs: Any) -> Any:
-            seed = next_seed(*args, **kwargs)
-            return seed + tf.cast(tf.constant([replica * _SEED_OFFSET, 0], tf.int64), seed.dtype)
-
-        return shifted_seed
-
-    changed = generators if replica else []
-    for generator in changed:
-        object.__setattr__(generator, "next", shifted(generator.next))
-    try:
-        yield
-    finally:
-        for generator in changed:
-            object.__delattr__(generator, "next")
-
-
-def _summand(variable: keras.Variable, value: tf.Tensor, share: Any, replica: int) -> tf.Tensor:
-    """Return what a replica adds to the new value of a variable that its forward pass has assigned to.
-
-    The sum is the mean over all examples; the value of the first replica for integers and where Keras says so.
-    """
-    if variable.aggregation == "sum":
-        return value
-    if variable.aggregation == "only_first_replica" or not value.dtype.is_floating:
-        return tf.cast(value, tf.int64) * int(replica == 0) if value.dtype == tf.bool else value * int(replica == 0)
-    return value * tf.cast(share, value.dtype)
-
-
-class _Packing:
-    """Joins small tensors of the same dtype, and takes them apart again."""
-
-    def __init__(self) -> None:
-        self._shapes: list[tf.TensorShape] = []
-        self._alone: list[int] = []
-        self._together: dict[tf.DType, list[int]] = {}
-
-    def pack(self, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        """Return fewer tensors: the large ones, and one with all small ones of each dtype."""
-        self._shapes = [each.shape for each in tensors]
-        small = [i for i, each in enumerate(tensors) if each.shape.num_elements() < _SUMMED_TOGETHER]
-        self._alone = [i for i in range(len(tensors)) if i not in small]
-        self._together = {
-            dtype: [i for i in small if tensors[i].dtype == dtype]
-            for dtype in dict.fromkeys(tensors[i].dtype for i in small)
-        }
-        joined = [tf.concat([tf.reshape(tensors[i], (-1,)) for i in group], 0) for group in self._together.values()]
-        return *(tensors[i] for i in self._alone), *joined
-
-    def unpack(self, packed: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Return the tensors that `pack` was given, from its result or a sum of such results."""
-        tensors = dict(zip(self._alone, packed[: len(self._alone)], strict=True))
-        for group, joined in zip(self._together.values(), packed[len(self._alone) :], strict=True):
-            parts = tf.split(joined, [self._shapes[i].num_elements() for i in group])
-            tensors.update({i: tf.reshape(part, self._shapes[i]) for i, part in zip(group, parts, strict=True)})
-        return [tensors[i] for i in range(len(self._shapes))]

@@ -1,0 +1,198 @@
+"""What the replicas of a distribution strategy contribute to a gradient step, and what each does with the sums.
+
+See `tf_packnet.training.replicas` for the whole step.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_packnet.system.keras_internals import (
+    RecordingScope,
+    all_layers,
+    local_updates,
+    loss_tracker,
+    seed_generators,
+)
+from tf_packnet.training import acceleration, optimizers
+from tf_packnet.training.gradient_step import forward_backward, masked_gradients
+from tf_packnet.training.kernels import compiled, selected, trained_weights
+from tf_packnet.training.step_check import Problem, StepCheck, all_finite
+
+# Tensors with fewer entries are summed over the replicas together, because each sum takes time of its own.
+_SUMMED_TOGETHER = 2**14
+
+# Added to the seeds that a replica draws with, times its number: an odd number without a pattern in its bits.
+_SEED_OFFSET = 0x9E3779B1
+
+_KINDS = [kind for kind in Problem if kind != Problem.NONE]
+
+
+class Exchange:
+    """What the replicas compute in a step, and do with the sums.
+
+    The replicas trace `contribute` one after another, then `update`. The lists are the same for all of them.
+
+    Args:
+        model: A `PackedTrainer`, created in the scope of a strategy.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+        self.weights = trained_weights(model)
+        self._packing = _Packing()
+        self._has_gradient: list[bool] = []  # for each kernel, then each trainable variable
+        self._summed_state: list[keras.Variable] = []
+        self._own_state: list[keras.Variable] = []
+
+    def contribute(self, batch: Any, count: Any, fraction: Any) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
+        """Compute gradients and new state of a replica's rows.
+
+        Args:
+            batch: The rows.
+            count: Their number, 0 if they must not count.
+            fraction: Fraction of the rows of the whole batch; None if it is the same for all replicas.
+
+        Returns:
+            The tensors to sum, and values that are the same on all replicas.
+        """
+        model, (replica, replicas) = self.model, current_replica()
+        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        check = StepCheck()
+        check.inputs(all_finite(x))
+        kernels = selected(self.weights, acceleration.OFF if model.xla == acceleration.STEP else model.xla)
+        seeds = [each for layer in all_layers(model) for each in seed_generators(layer)]
+        # Keras divides means by the number of replicas, and sums by nothing.
+        loss_weight = None if fraction is None or self._sums_losses() else fraction * replicas
+        with RecordingScope() as scope, _own_draws(seeds, replica):
+            both = forward_backward(model, batch, self.weights, kernels, check, loss_weight)
+        self._add_to_metrics(batch, both, count)
+        share = 1 / replicas if fraction is None else fraction
+        self._own_state = [each for each in scope.assigned if any(each is seed.state for seed in seeds)]
+        self._summed_state = [each for each in scope.assigned if not any(each is own for own in self._own_state)]
+        state = [
+            _summand(each, tf.ensure_shape(scope.get_current_value(each), each.shape), share, replica)
+            for each in self._summed_state
+        ]
+        targets = [*kernels, *model.trainable_variables]
+        gradients = [
+            None if gradient is None else tf.ensure_shape(tf.convert_to_tensor(gradient), target.shape)
+            for gradient, target in zip((*both.kernel_gradients, *both.variable_gradients), targets, strict=True)
+        ]
+        self._has_gradient = [each is not None for each in gradients]
+        problems = tf.cast(tf.equal(both.problem, tf.constant(_KINDS, both.problem.dtype)), tf.float32)
+        summands = [problems, *(each for each in gradients if each is not None), *state]
+        return self._packing.pack(summands), tuple(scope.get_current_value(each) for each in self._own_state)
+
+    def _sums_losses(self) -> bool:
+        """Whether the loss of a batch is the sum of the losses of its examples, not their mean."""
+        losses = [each for each in keras.tree.flatten(self.model.loss) if each is not None]
+        return bool(losses) and all(getattr(each, "reduction", None) == "sum" for each in losses)
+
+    def _add_to_metrics(self, batch: Any, both: Any, count: Any) -> None:
+        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+
+        def add() -> tf.Tensor:
+            weight = 1.0 if self._sums_losses() else count
+            loss_tracker(self.model).update_state(both.loss * current_replica()[1], sample_weight=weight)
+            self.model.compute_metrics(x, both.y, both.y_pred, sample_weight=sample_weight)
+            return tf.constant(0)
+
+        if isinstance(count, int):
+            add()
+        else:
+            tf.cond(count > 0, add, lambda: tf.constant(0))
+
+    def update(self, sums: Sequence[tf.Tensor], own: Sequence[tf.Tensor]) -> None:
+        """Apply the optimizer and assign new state on a replica, unless the step has a problem."""
+        model, optimizer = self.model, self.model.optimizer
+        variables = model.trainable_variables
+
+        def update(sums: Sequence[tf.Tensor], own: Sequence[tf.Tensor]) -> tf.Tensor:
+            problems, *rest = self._packing.unpack(sums)
+            gradients = [rest.pop(0) if has_gradient else None for has_gradient in self._has_gradient]
+            found = problems > 0
+            first = tf.gather(tf.constant(_KINDS, tf.int64), tf.argmax(found))
+            passed = model.step_record.add(tf.where(tf.reduce_any(found), first, tf.zeros_like(first)))
+            for variable, value in zip((*self._summed_state, *self._own_state), (*rest, *own), strict=True):
+                variable.assign(tf.where(passed, tf.cast(value, variable.dtype), tf.convert_to_tensor(variable)))
+            if variables:
+                kernels = len(self.weights)
+                masked = masked_gradients(model, self.weights, gradients[:kernels], gradients[kernels:])
+                with local_updates(optimizer), optimizers.applied_if(passed, optimizer, variables):
+                    optimizer.apply(masked, variables)
+            return tf.constant(0)  # a function that XLA compiles must return something
+
+        (update if model.xla == acceleration.OFF else compiled(update))(sums, own)
+
+
+def current_replica() -> tuple[int, int]:
+    """Return the number of the current replica (0-based), and the number of all replicas."""
+    context = tf.distribute.get_replica_context()
+    return int(tf.get_static_value(context.replica_id_in_sync_group)), context.num_replicas_in_sync
+
+
+@contextlib.contextmanager
+def _own_draws(generators: Sequence[keras.random.SeedGenerator], replica: int) -> Iterator[None]:
+    """Within the block, every replica draws other random numbers. The first draws those of a single device."""
+
+    def shifted(next_seed: Callable[..., Any]) -> Callable[..., Any]:
+        def shifted_seed(*args: Any, **kwargs: Any) -> Any:
+            seed = next_seed(*args, **kwargs)
+            return seed + tf.cast(tf.constant([replica * _SEED_OFFSET, 0], tf.int64), seed.dtype)
+
+        return shifted_seed
+
+    changed = generators if replica else []
+    for generator in changed:
+        object.__setattr__(generator, "next", shifted(generator.next))
+    try:
+        yield
+    finally:
+        for generator in changed:
+            object.__delattr__(generator, "next")
+
+
+def _summand(variable: keras.Variable, value: tf.Tensor, share: Any, replica: int) -> tf.Tensor:
+    """Return what a replica adds to the new value of a variable that its forward pass has assigned to.
+
+    The sum is the mean over all examples; the value of the first replica for integers and where Keras says so.
+    """
+    if variable.aggregation == "sum":
+        return value
+    if variable.aggregation == "only_first_replica" or not value.dtype.is_floating:
+        countable = value.dtype.is_integer or value.dtype == tf.bool  # workers cannot sum all of these types
+        return (tf.cast(value, tf.int64) if countable else value) * int(replica == 0)
+    return value * tf.cast(share, value.dtype)
+
+
+class _Packing:
+    """Joins small tensors of the same dtype, and takes them apart again."""
+
+    def __init__(self) -> None:
+        self._shapes: list[tf.TensorShape] = []
+        self._alone: list[int] = []
+        self._together: dict[tf.DType, list[int]] = {}
+
+    def pack(self, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        """Return fewer tensors: the large ones, and one with all small ones of each dtype."""
+        self._shapes = [each.shape for each in tensors]
+        small = [i for i, each in enumerate(tensors) if each.shape.num_elements() < _SUMMED_TOGETHER]
+        self._alone = [i for i in range(len(tensors)) if i not in small]
+        self._together = {
+            dtype: [i for i in small if tensors[i].dtype == dtype]
+            for dtype in dict.fromkeys(tensors[i].dtype for i in small)
+        }
+        joined = [tf.concat([tf.reshape(tensors[i], (-1,)) for i in group], 0) for group in self._together.values()]
+        return *(tensors[i] for i in self._alone), *joined
+
+    def unpack(self, packed: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the tensors that `pack` was given, from its result or a sum of such results."""
+        tensors = dict(zip(self._alone, packed[: len(self._alone)], strict=True))
+        for group, joined in zip(self._together.values(), packed[len(self._alone) :], strict=True):
+            parts = tf.split(joined, [self._shapes[i].num_elements() for i in group])
+            tensors.update({i: tf.reshape(part, self._shapes[i]) for i, part in zip(group, parts, strict=True)})
+        return [tensors[i] for i in range(len(self._shapes))]
