@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_packnet.structure.state import metric_variables
 from tf_packnet.system.keras_internals import (
     RecordingScope,
     all_layers,
@@ -18,7 +19,7 @@ from tf_packnet.system.keras_internals import (
     seed_generators,
 )
 from tf_packnet.training import acceleration, optimizers
-from tf_packnet.training.gradient_step import forward_backward, masked_gradients
+from tf_packnet.training.gradient_step import ForwardBackward, forward_backward, masked_gradients
 from tf_packnet.training.kernels import compiled, selected, trained_weights
 from tf_packnet.training.step_check import Problem, StepCheck, all_finite
 
@@ -48,31 +49,37 @@ class Exchange:
         self._summed_state: list[keras.Variable] = []
         self._own_state: list[keras.Variable] = []
 
-    def contribute(self, batch: Any, count: Any, fraction: Any) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
+    def contribute(
+        self, batch: Any, count: Any, rows: Any, even: bool
+    ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
         """Compute gradients and new state of a replica's rows.
 
         Args:
             batch: The rows.
-            count: Their number, 0 if they must not count.
-            fraction: Fraction of the rows of the whole batch; None if it is the same for all replicas.
+            count: Their number. If it is 0, `batch` has one row that must not count.
+            rows: Number of rows of the whole batch.
+            even: Whether all replicas have as many rows.
 
         Returns:
             The tensors to sum, and values that are the same on all replicas.
         """
         model, (replica, replicas) = self.model, current_replica()
-        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        x, *_ = keras.utils.unpack_x_y_sample_weight(batch)
         check = StepCheck()
         check.inputs(all_finite(x))
         kernels = selected(self.weights, acceleration.OFF if model.xla == acceleration.STEP else model.xla)
         seeds = [each for layer in all_layers(model) for each in seed_generators(layer)]
-        # Keras divides means by the number of replicas, and sums by nothing.
-        loss_weight = None if fraction is None or self._sums_losses() else fraction * replicas
+        share = 1 / replicas if even else tf.cast(count, tf.float32) / tf.cast(rows, tf.float32)
+        # Keras divides a mean over the rows by the number of replicas. It does not divide a sum.
+        loss_weight = tf.cast(count > 0, tf.float32) if self._sums_losses() else share * replicas
         with RecordingScope() as scope, _own_draws(seeds, replica):
-            both = forward_backward(model, batch, self.weights, kernels, check, loss_weight)
-        self._add_to_metrics(batch, both, count)
-        share = 1 / replicas if fraction is None else fraction
-        self._own_state = [each for each in scope.assigned if any(each is seed.state for seed in seeds)]
-        self._summed_state = [each for each in scope.assigned if not any(each is own for own in self._own_state)]
+            both = forward_backward(model, batch, self.weights, kernels, check, None if even else loss_weight)
+        metrics, self._own_state, self._summed_state = _grouped(
+            scope.assigned, all_metric_variables(model), [each.state for each in seeds]
+        )
+        for variable in metrics:  # those of several losses
+            variable.assign(tf.where(count > 0, scope.get_current_value(variable), tf.convert_to_tensor(variable)))
+        self._add_to_metrics(batch, both, count, rows)
         state = [
             _summand(each, tf.ensure_shape(scope.get_current_value(each), each.shape), share, replica)
             for each in self._summed_state
@@ -92,12 +99,14 @@ class Exchange:
         losses = [each for each in keras.tree.flatten(self.model.loss) if each is not None]
         return bool(losses) and all(getattr(each, "reduction", None) == "sum" for each in losses)
 
-    def _add_to_metrics(self, batch: Any, both: Any, count: Any) -> None:
+    def _add_to_metrics(self, batch: Any, both: ForwardBackward, count: Any, rows: Any) -> None:
         x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        replicas = current_replica()[1]
+        loss = tf.where(count > 0, both.loss * replicas, tf.zeros_like(both.loss))
+        weight = tf.cast(rows, tf.float32) / replicas if self._sums_losses() else count
+        loss_tracker(self.model).update_state(loss, sample_weight=weight)
 
         def add() -> tf.Tensor:
-            weight = 1.0 if self._sums_losses() else count
-            loss_tracker(self.model).update_state(both.loss * current_replica()[1], sample_weight=weight)
             self.model.compute_metrics(x, both.y, both.y_pred, sample_weight=sample_weight)
             return tf.constant(0)
 
@@ -127,6 +136,20 @@ class Exchange:
             return tf.constant(0)  # a function that XLA compiles must return something
 
         (update if model.xla == acceleration.OFF else compiled(update))(sums, own)
+
+
+def _grouped(
+    variables: Sequence[keras.Variable], *groups: Sequence[keras.Variable]
+) -> tuple[list[keras.Variable], ...]:
+    """Return those of `variables` that are in each group, then the others."""
+    ids = [{id(each) for each in group} for group in groups]
+    others = [each for each in variables if not any(id(each) in group for group in ids)]
+    return *([each for each in variables if id(each) in group] for group in ids), others
+
+
+def all_metric_variables(model: keras.Model) -> list[keras.Variable]:
+    """Return the variables of the metrics of a compiled model and of its layers. Each replica has its own values."""
+    return [*metric_variables(model), *(variable for metric in model.metrics for variable in metric.variables)]
 
 
 def current_replica() -> tuple[int, int]:

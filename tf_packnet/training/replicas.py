@@ -25,7 +25,6 @@ from tf_packnet.errors import ReplicaError, listed
 from tf_packnet.layers.records import same_bits
 from tf_packnet.lifecycle import view_of
 from tf_packnet.structure import overrides
-from tf_packnet.structure.state import metric_variables
 from tf_packnet.system.collectives import sums_by_type
 from tf_packnet.system.keras_internals import (
     RecordingScope,
@@ -33,7 +32,7 @@ from tf_packnet.system.keras_internals import (
     tensorflow_variable,
 )
 from tf_packnet.training import acceleration, optimizers
-from tf_packnet.training.exchange import Exchange, current_replica
+from tf_packnet.training.exchange import Exchange, all_metric_variables, current_replica
 from tf_packnet.training.kernels import compiled
 
 
@@ -119,8 +118,7 @@ def evaluation_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
         data: The batch.
         step: Adds rows of a batch to the metrics of a replica.
     """
-
-    metrics = [*metric_variables(model), *(variable for metric in model.metrics for variable in metric.variables)]
+    metrics = all_metric_variables(model)
 
     def replica_step(data: Any) -> tf.Tensor:
         rows = _Rows(data, *current_replica())
@@ -191,7 +189,7 @@ class _Rows:
 
     Attributes:
         count: Number of rows; an integer if it is known when the step is traced, otherwise a scalar tensor.
-        fraction: Fraction of the rows of the batch, likewise.
+        total: Number of rows of the batch, likewise.
         even: Whether all replicas surely have as many rows.
         surely_any: Whether there is surely a row.
     """
@@ -199,10 +197,9 @@ class _Rows:
     def __init__(self, data: Any, replica: int, replicas: int):
         batch = next(each for each in keras.tree.flatten(data) if each is not None)
         known = batch.shape[0]
-        rows = tf.shape(batch)[0] if known is None else known
-        self._first = replica * rows // replicas
-        self.count = (replica + 1) * rows // replicas - self._first
-        self.fraction = self.count / rows
+        self.total = tf.shape(batch)[0] if known is None else known
+        self._first = replica * self.total // replicas
+        self.count = (replica + 1) * self.total // replicas - self._first
         self.even = known is not None and known % replicas == 0
         self.surely_any = known is not None and known >= replicas
 
@@ -215,9 +212,9 @@ class _Rows:
 def _replica_step(exchange: Exchange, make_batch: Callable[[Any], Any], data: Any) -> Any:
     rows = _Rows(data, *current_replica())
 
-    def contribute(part: Any, count: Any, fraction: Any) -> Any:
+    def contribute(part: Any, count: Any, total: Any) -> Any:
         static = rows.count if rows.surely_any else count
-        return exchange.contribute(make_batch(part), static, None if rows.even else fraction)
+        return exchange.contribute(make_batch(part), static, total, rows.even)
 
     step = compiled(contribute) if exchange.model.xla == acceleration.STEP else contribute
-    return step(rows.part(data), tf.cast(rows.count, tf.int32), tf.cast(rows.fraction, tf.float32))
+    return step(rows.part(data), tf.cast(rows.count, tf.int32), tf.cast(rows.total, tf.int32))
