@@ -32,12 +32,12 @@ def preview_task(packed: Any, num_classes: int) -> Iterator[None]:
     compiled = {name: getattr(packed, name) for name in _COMPILED}
     with _unchanged(packed):
         with lifecycle.strategy_scope(packed):
-            changed = any([head.use(outputs, activation) for head, outputs, activation in heads])
-        if changed:
+            changed = [head.use(outputs, activation) for head, outputs, activation in heads]
+        if any(changed):
             lifecycle.drop_compiled_functions(packed)
         lifecycle.begin_task(packed, "zero", packed.pack_settings.seed)
         yield
-    if changed:  # those that were traced inside the block compute with other heads
+    if any(changed):  # those that were traced inside the block compute with other heads
         for name, function in compiled.items():
             setattr(packed, name, function)
 

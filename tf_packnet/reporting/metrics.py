@@ -6,8 +6,8 @@ such an accuracy is None, and so is one that compares tasks where there is only 
 
 - Average accuracy, backward and forward transfer: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual
   Learning", 2017 (ACC, BWT, FWT).
-- Forgetting: Chaudhry et al., "Riemannian Walk for Incremental Learning", 2018. The maximum is over the accuracies since
-  a task was learned. Libraries that compare with the first of these instead report `-backward_transfer`.
+- Forgetting: Chaudhry et al., "Riemannian Walk for Incremental Learning", 2018. The maximum is over the accuracies
+  since a task was learned. Libraries that compare with the first of these report `-backward_transfer` instead.
 - Learning accuracy: Riemer et al., "Learning to Learn without Forgetting by Maximizing Transfer and Minimizing
   Interference", 2019.
 """

@@ -10,12 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tf_packnet.pruning import ownership
-from tf_packnet.reporting import exports
+from tf_packnet.reporting import exports, metrics
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
 
 # Most layers in the line about free weights.
 _MOST_LAYERS = 12
+# The measures below the table, which has the other ones.
+_PRINTED = ("forgetting", "backward_transfer", "forward_transfer")
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
@@ -58,7 +60,9 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     shares = [f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items()]
     more = [f"and {len(shares) - _MOST_LAYERS} more"] if len(shares) > _MOST_LAYERS else []
     layers = "  ".join([*shares[:_MOST_LAYERS], *more])
+    measures = {name: value for name, value in metrics.measures(results).items() if name in _PRINTED}
     lines = [
+        "Measures      " + "  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in measures.items()),
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
     ]
@@ -70,6 +74,10 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
     return Group(*above, _table(results), *lines, "")
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _tensorboard() -> str:

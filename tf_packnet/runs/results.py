@@ -34,7 +34,8 @@ class Results:
         unseen_accuracy: Row `i` has the test accuracy on the tasks after task `i`, each with a new head; None if an
             earlier version of this library computed the stage.
         untrained_accuracy: The same before any task, for all tasks.
-        validation_accuracy: As `accuracy`, on the validation split. Use it, not test accuracy, to choose hyperparameters.
+        validation_accuracy: As `accuracy`, on the validation split. Use it, not test accuracy, to choose
+            hyperparameters.
         free_fraction: Share of the prunable weights that are free after each row: overall, and per layer.
         weights: Number of prunable weights, and of those that each task owns.
         seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
@@ -216,7 +217,20 @@ def _has_all_results(content: dict[str, Any]) -> bool:
         and validation_columns in (columns, [])
         and len(content["weights"]["owned"]) == len(numbers) > 0
         and content["weights"]["prunable"] > 0
+        and _is_matrix(content.get("accuracy_matrix"), len(numbers))
         and all(has_form(share, float) for share in content["free_fraction"]["layers"].values())
+    )
+
+
+def _is_matrix(value: Any, tasks: int) -> bool:
+    """Whether `value` is the accuracy matrix of a complete run, or None; earlier versions wrote none."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == tasks + 1
+        and all(isinstance(row, list) and len(row) == tasks for row in value)
+        and all(each is None or has_form(each, float) for row in value for each in row)
     )
 
 
