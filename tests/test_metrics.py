@@ -1,11 +1,16 @@
 """The measures of continual learning, against the definitions of the papers and Avalanche's way to compute them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from tf_packnet.approaches import PackNet
 from tf_packnet.reporting import metrics
+from tf_packnet.runs import learning
+from tf_packnet.runs.config import Config
+from tf_packnet.system import files
 
 RNG = np.random.default_rng(0)
 MATRICES = [RNG.random((tasks + 1, tasks)) for tasks in (2, 3, 5, 20) for _ in range(5)]
@@ -142,3 +147,77 @@ def test_a_run_that_has_begun_has_the_measures_of_the_tasks_so_far():
     assert (values["average_accuracy"], values["forward_transfer"], values["forgetting"]) == (0.625, 0.625, 0.25)
     nothing = metrics.measures({"accuracy": [], "accuracy_matrix": matrix[:1], **FREE})
     assert {value for name, value in nothing.items() if name != "capacity_used"} == {None}
+
+
+FIELDS = {"num_tasks": 3, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "final_prune": 0.5, "jit": "off"}
+
+
+def learn(store, **fields):
+    return learning.learn_only(Config(**{**FIELDS, **fields}), store, lambda task, stage: []).to_json()
+
+
+def stages(store):
+    """Return the entry of each stage by its key."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(store.glob("*/stage.json"))}
+
+
+@pytest.fixture(scope="module")
+def packnet(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    return learn(store), store
+
+
+class TestRuns:
+    """Runs on the digits: three tasks, one epoch per stage."""
+
+    def test_every_task_is_evaluated_before_and_after_each(self, packnet):
+        results, _ = packnet
+        matrix = np.array(results["accuracy_matrix"])
+        assert matrix.shape == (4, 3)
+        assert not np.isnan(matrix).any()
+        assert [row[: index + 1] for index, row in enumerate(results["accuracy_matrix"][1:])] == results["accuracy"]
+        for name, value in papers(matrix.tolist()).items():
+            assert results[name] == pytest.approx(value), name
+        assert (results["forgetting"], results["backward_transfer"]) == (0.0, 0.0)
+        assert results["capacity_used"] == 1.0 - results["free_fraction"]["overall"]
+        assert np.unique(matrix[np.triu_indices(3)]).size > 1
+
+    def test_it_changes_no_bit_of_the_training(self, packnet, tmp_path, monkeypatch):
+        results, store = packnet
+        monkeypatch.setattr(PackNet, "unseen_accuracy", lambda self, tasks: [0.0] * len(tasks))
+        without = learn(tmp_path)
+        assert without["accuracy"] == results["accuracy"]
+        ours, theirs = stages(store), stages(tmp_path)
+        assert list(ours) == list(theirs)
+        assert len(ours) == 6
+        for key, entry in ours.items():
+            assert entry["sha256"] == theirs[key]["sha256"]  # of the state of the network
+            assert entry["record"]["history"] == theirs[key]["record"]["history"]
+            assert entry["record"]["committed"] == theirs[key]["record"]["committed"]
+
+    def test_stages_of_earlier_versions_are_reused(self, packnet, tmp_path):
+        results, store = packnet
+        shutil.copytree(store, tmp_path / "store")
+        for path in (tmp_path / "store").glob("*/stage*.json"):
+            entry = files.read_json(path)
+            entry["record"].pop("untrained")
+            (entry["record"]["learned"] or {}).pop("unseen_accuracy", None)
+            files.write_json(path, entry)
+        earlier = learn(tmp_path / "store")
+        assert all(stage["reused"] for stage in earlier["seconds"])
+        assert earlier["accuracy"] == results["accuracy"]
+        assert earlier["accuracy_matrix"] == metrics.to_json(metrics.matrix_of(results["accuracy"]))
+        assert earlier["forward_transfer"] is None
+        for name in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer", "capacity_used"):
+            assert earlier[name] == results[name]
+
+    @pytest.mark.parametrize("fields", [{"approach": "memory"}, {"approach": "multinet"}, {"head": "shared"}])
+    def test_other_approaches_and_heads(self, fields, tmp_path):
+        results = learn(tmp_path, **fields)
+        missing = {name for name in metrics.MEASURES if results[name] is None}
+        if fields == {"approach": "multinet"}:
+            assert results["accuracy_matrix"] is None
+            assert missing == set(metrics.MEASURES) - {"average_accuracy"}
+        else:
+            assert np.isfinite(np.array(results["accuracy_matrix"], float)).all()
+            assert missing == set()

@@ -83,7 +83,9 @@ def matrix_of(
 
 def to_json(matrix: np.ndarray | None) -> list[list[float | None]] | None:
     """Return a matrix as JSON values: None where nothing was measured."""
-    return None if matrix is None else np.where(np.isnan(matrix), None, matrix).tolist()
+    if matrix is None:
+        return None
+    return [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
 
 
 def matrix_in(results: dict[str, Any]) -> np.ndarray | None:
