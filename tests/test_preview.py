@@ -1,6 +1,7 @@
 """`preview_task` shows a pack as `begin_task` would begin the next task, and changes nothing."""
 
 import random
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model
 from tf_packnet import lifecycle
+from tf_packnet.approaches import PackNet
 from tf_packnet.packed.preview import preview_task
 from tf_packnet.system.keras_internals import all_layers, seed_generators
 
@@ -133,3 +135,18 @@ def test_an_open_task_is_refused():
     packed.begin_task("second")
     with pytest.raises(RuntimeError, match="still open"), preview_task(packed, 2):
         pass
+
+
+def test_unseen_tasks_of_different_sizes():
+    packed = compile_model(tp.pack(network()))
+    learn(packed, 1, "per_task")
+    approach = PackNet(packed, tp.EqualShare(0.4, num_tasks=5, rounds=1), train_epochs=1, retrain_epochs=1)
+    tasks, expected = [], []
+    for number, size in enumerate((2, 3, 2, 3), start=2):
+        x, y = blobs(number, classes=size)
+        splits = {"test": SimpleNamespace(x=x, y=y)}
+        tasks.append(SimpleNamespace(number=number, num_classes=size, splits=splits))
+        with preview_task(packed, size):
+            expected.append(np.mean(np.argmax(packed(x, training=False), axis=-1) == y))
+    assert approach.unseen_accuracy(tasks) == expected
+    assert approach.unseen_accuracy([]) == []

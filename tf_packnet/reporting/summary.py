@@ -16,8 +16,6 @@ from tf_packnet.text import printable
 
 # Most layers in the line about free weights.
 _MOST_LAYERS = 12
-# The measures below the table, which has the other ones.
-_PRINTED = ("forgetting", "backward_transfer", "forward_transfer")
 
 
 def count_weights(owner_maps: dict[str, np.ndarray], num_tasks: int) -> dict[str, Any]:
@@ -60,9 +58,10 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     shares = [f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items()]
     more = [f"and {len(shares) - _MOST_LAYERS} more"] if len(shares) > _MOST_LAYERS else []
     layers = "  ".join([*shares[:_MOST_LAYERS], *more])
-    measures = {name: value for name, value in metrics.measures(results).items() if name in _PRINTED}
+    measures = metrics.measures(results)
+    backward, forward = _shown(measures["backward_transfer"], "+.4f"), _shown(measures["forward_transfer"], "+.4f")
     lines = [
-        "Measures      " + "  ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in measures.items()),
+        f"Forgetting    {_shown(measures['forgetting'])}  (backward transfer {backward}  forward transfer {forward})",
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
     ]
@@ -76,8 +75,8 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     return Group(*above, _table(results), *lines, "")
 
 
-def _shown(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
+def _shown(value: float | None, form: str = ".4f") -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def _tensorboard() -> str:
