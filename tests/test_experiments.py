@@ -22,7 +22,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions, findings, matching
 from tf_packnet.experiments.definitions import EXPERIMENTS, define
 from tf_packnet.experiments.worker import FinishedRun
-from tf_packnet.reporting import charts, frames
+from tf_packnet.reporting import charts, frames, report
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import ExperimentPaths
 
@@ -192,6 +192,25 @@ class TestTables:
         assert list(frame["accuracy_when_learned"]) == [0.5, 0.75, 0.25, 1.0]
         assert list(frame["task"]) == [1, 2, 1, 2]
         assert list(frame["seed"]) == [3, 3, 0, 0]
+
+    def test_the_measures_of_continual_learning(self):
+        matrix = [[0.5, 0.25], [0.75, 0.5], [0.5, 1.0]]
+        known = {**results_of([0.5, 1.0]), "accuracy": [[0.75], [0.5, 1.0]], "accuracy_matrix": matrix}
+        frame = frames.tidy([known, results_of([0.5, 1.0], seed=1), results_of([0.5, 1.0], "multinet")], ["approach"])
+        assert list(frame["accuracy_untrained"][:2]) == [0.5, 0.25]
+        assert list(frame["accuracy_before"][:2]) == [0.5, 0.5]
+        assert list(frame["forgetting"][:2]) == [0.25, 0.25]
+        assert frame["accuracy_before"][2:].isna().all()
+        packnet, multinet = frames.measures_by_setting(frame, ["approach"]).to_dict("records")
+        assert packnet["forgetting"] == 0.125
+        assert packnet["backward_transfer"] == -0.125
+        assert packnet["learning_accuracy"] == 0.8125
+        assert np.isnan(packnet["forward_transfer"])  # one seed lacks it, which is not 0
+        known = {"approach": "multinet", "average_accuracy": 0.75, "capacity_used": 0.5}
+        assert {name: value for name, value in multinet.items() if not pd.isna(value)} == known
+        shown = report.readable(frames.measures_by_setting(frame, ["approach"]))
+        assert list(shown["forward transfer"]) == ["", ""]
+        assert list(shown["backward transfer"]) == ["-0.1250", ""]
 
     def test_means_and_standard_errors_are_over_the_seeds(self):
         rng = np.random.default_rng(0)

@@ -235,6 +235,7 @@ HOSTILE = [
     (("free_fraction", "layers"), {"a": "b"}), (("average_accuracy",), None), (("environment",), {}),
     (("seconds",), [{}]),
     (("schema_version",), "one"), (("schema_version",), 2.5), (("validation_accuracy",), [[0.1, 0.2]]),
+    (("accuracy_matrix",), {}), (("accuracy_matrix",), [[0.1, 0.2]]), (("accuracy_matrix",), [["x"], ["y"]]),
 ]  # fmt: skip
 
 

@@ -33,6 +33,8 @@ def test_it_prints_the_results_and_the_paths(run):
     root, done, results = run
     assert f"{results['average_accuracy']:.4f}" in done.stdout
     assert "Free weights  50.0" in done.stdout
+    transfer = f"(backward transfer +0.0000  forward transfer {results['forward_transfer']:+.4f})"
+    assert f"Forgetting    0.0000  {transfer}" in done.stdout
     assert f"tensorboard --logdir {root / 'tensorboard'}" in done.stdout.replace("\n", "")
     assert "Traceback" not in done.stderr
     noise = [line for line in done.stderr.splitlines() if not line.startswith(("task ", "XLA "))]
@@ -48,6 +50,8 @@ def test_results(run):
     assert results["average_accuracy"] > 0.9
     for row in results["accuracy"]:  # no accuracy ever changes
         assert row == [results["accuracy"][i][i] for i in range(len(row))]
+    assert [row[:number] for number, row in enumerate(results["accuracy_matrix"])] == [[], *results["accuracy"]]
+    assert [len(row) for row in results["accuracy_matrix"]] == [3] * 4
     assert results["free_fraction"]["overall"] == pytest.approx(0.5, abs=1e-4)
     assert set(results["free_fraction"]["layers"]) == {"dense_1/kernel", "dense_2/kernel"}
     assert [(s["task"], s["stage"]) for s in results["seconds"]] == [
@@ -156,6 +160,10 @@ def test_tensorboard_pack(run):
     images = [tag for tag in pack.Tags()["tensors"] if tag.startswith("owner_map/")]
     assert sorted(images) == ["owner_map/dense_1/kernel", "owner_map/dense_2/kernel"]
     assert [e.step for e in pack.Tensors(images[0])] == [1, 2, 3]
+    for name in ("learning_accuracy", "forgetting", "backward_transfer", "forward_transfer", "capacity_used"):
+        points = scalars(pack, f"measures/{name}")
+        assert [step for step, _ in points] == ([2, 3] if "transfer" in name or name == "forgetting" else [1, 2, 3])
+        assert points[-1][1] == pytest.approx(results[name])
 
 
 def test_tensorboard_hyperparameters(run):
@@ -167,7 +175,8 @@ def test_tensorboard_hyperparameters(run):
     flags = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert flags["final_prune"].number_value == 0.5
     assert set(flags) == set(results["config"]) - {"data_dir", "output_dir", "on_corruption"}
-    assert scalars(board, "score/average_accuracy") == [(3, pytest.approx(results["average_accuracy"]))]
+    for name in ("average_accuracy", "learning_accuracy", "forgetting", "forward_transfer", "capacity_used"):
+        assert scalars(board, f"score/{name}") == [(3, pytest.approx(results[name]))]
 
 
 def test_the_same_command_again_computes_nothing(run):

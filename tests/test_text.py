@@ -309,6 +309,7 @@ def test_results_of_an_experiment(name):
     (row,) = csv.DictReader(io.StringIO(shown))
     assert row["task_name"] == row["dataset"] == text.csv_cell(name)
     assert (row["accuracy"], row["seed"], row["validation_accuracy"]) == ("0.5", "0", "")
+    assert (row["learning_accuracy"], row["forward_transfer"], row["accuracy_before"]) == ("0.5", "", "")
 
 
 @every_name

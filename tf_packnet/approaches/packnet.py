@@ -1,10 +1,13 @@
 """PackNet with iterative pruning on a time budget (Algorithm 1 of the paper)."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
-from tf_packnet.approaches.base import Approach
+from tf_packnet.approaches.base import Approach, share_correct
 from tf_packnet.callbacks import GradientMask, PruneRoundScheduler, TaskMaskSnapshot
+from tf_packnet.packed.preview import preview_task
 from tf_packnet.tasks import Task
 
 
@@ -24,3 +27,14 @@ class PackNet(Approach):
     def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
         self.packed.select_task(task.name)
         return self.logits(x)
+
+    def unseen_accuracy(self, tasks: Sequence[Task]) -> list[float]:
+        """Measure the test accuracy of unseen tasks: with the committed weights, and the head of a new task."""
+        accuracy: dict[int, float] = {}
+        for num_classes in dict.fromkeys(task.num_classes for task in tasks):
+            with preview_task(self.packed, num_classes):
+                for task in tasks:
+                    if task.num_classes == num_classes:
+                        test = task.splits["test"]
+                        accuracy[task.number] = share_correct(self.logits(test.x), test.y)
+        return [accuracy[task.number] for task in tasks]

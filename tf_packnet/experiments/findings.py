@@ -19,6 +19,9 @@ from tf_packnet.system import files
 from tf_packnet.system.console import Console
 from tf_packnet.text import csv_cell
 
+# Caption of the table of `reporting.metrics`.
+MEASURES = "Measures of continual learning, mean over seeds"
+
 
 def write_report(
     experiment: Experiment, paths: ExperimentPaths, runs: Sequence[FinishedRun], matches: Sequence[Match]
@@ -91,10 +94,13 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
     """For figures 1, 2, 4 and sweeps: compares the settings."""
     summary = frames.by_setting(frame, axes or ["approach"])
     summary["paper"] = [_paper(experiment, row) for row in summary[axes].to_dict("records")]
+    measures = frames.measures_by_setting(frame, axes or ["approach"])
+    tables = {"Mean over seeds": summary, MEASURES: measures}
+    content = {"settings": _records(summary), "measures": _records(measures)}
     if not axes:  # only the seed varies
         bars = {experiment.base.final_prune: frames.per_task(frame, ["approach"]).reset_index()}
         figure = charts.task_bars(bars, f"Accuracy by task, {experiment.base.dataset}", charts.error_bars(summary))
-        return Findings({experiment.name: figure}, {"Mean over seeds": summary}, [], {"settings": _records(summary)})
+        return Findings({experiment.name: figure}, tables, [], content)
     x, curve = _axis_and_curve(experiment, axes)
     shown = summary
     if curve is not None and curve not in summary:
@@ -102,7 +108,7 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
     values = ["accuracy"] if experiment.named.curve == "approach" else ["accuracy", "error"]
     figure = charts.curves(shown, x, curve, values, f"{experiment.named.title}, {experiment.base.dataset}")
     findings = _best_and_worst_rounds(summary) if experiment.named.x == "prune_rounds" else []
-    return Findings({experiment.name: figure}, {"Mean over seeds": summary}, findings, {"settings": _records(summary)})
+    return Findings({experiment.name: figure}, tables, findings, content)
 
 
 def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequence[Match]) -> Findings:
@@ -134,8 +140,10 @@ def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequen
     figures = {experiment.name: charts.task_bars(bars, title, charts.error_bars(settings))}
     if best_matches:
         figures["matching"] = charts.matching(best_matches, f"Search for matches, {experiment.base.dataset}")
-    tables = {"Matches": table, "All settings": settings}
-    return Findings(figures, tables, findings, {"matches": best_matches, "settings": _records(settings)})
+    measures = frames.measures_by_setting(frame, ["approach", "final_prune"])
+    tables = {"Matches": table, "All settings": settings, MEASURES: measures}
+    summary = {"matches": best_matches, "settings": _records(settings), "measures": _records(measures)}
+    return Findings(figures, tables, findings, summary)
 
 
 def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:

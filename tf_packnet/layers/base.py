@@ -20,7 +20,7 @@ from tf_packnet.layers.weights import view
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.policies import BIAS_POLICIES, HEAD, PRETRAINED
 from tf_packnet.system.collectives import support_all_types
-from tf_packnet.system.keras_internals import own_trainable_variables, own_variables
+from tf_packnet.system.keras_internals import own_trainable_variables, own_variables, untrack_variable
 from tf_packnet.system.keras_layer import KerasLayer
 
 support_all_types()  # owner maps are uint8
@@ -115,6 +115,11 @@ class TaskLayer(KerasLayer):
             # In `__dict__`, as Keras would track an attribute, and layers may add weights before `__init__` returns.
             self.__dict__.setdefault("_initializers", {})[id(variable)] = initializer
         return variable
+
+    def forget_weight(self, variable: keras.Variable) -> None:
+        """Undo `add_weight`."""
+        self.__dict__.get("_initializers", {}).pop(id(variable), None)
+        untrack_variable(self, variable)
 
     def build(self, input_shape: Any) -> None:
         """Build the layer, then route its weights.
@@ -239,6 +244,21 @@ class TaskLayer(KerasLayer):
         for weight in self._routes.values():
             weight.select(task, learning=task > self.committed_tasks)
         self.selected_task = task
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that undoes `begin_task`: it restores all values, and the open and the selected task."""
+        tasks = self.open, self.selected_task
+        values = [(variable, variable.value.value()) for variable in (*self.trained_variables, *self.bookkeeping)]
+        has_free_values = [weight.has_free_values for weight in self.masked_weights]
+
+        def restore() -> None:
+            self.open, self.selected_task = tasks
+            for variable, value in values:
+                variable.assign(value)
+            for weight, known in zip(self.masked_weights, has_free_values, strict=True):
+                weight.has_free_values = known
+
+        return restore
 
     def save_progress(self, store: dict) -> None:
         """Write the number of committed tasks, the open and the selected task, and the records of the model."""

@@ -278,6 +278,22 @@ class Head(TaskLayer):
         if self._own_activation is not None and self.activation is not self._own_activation:
             self._activation_of[task] = keras.activations.serialize(self.activation)
 
+    def snapshot(self) -> Callable[[], None]:
+        names = ("_outputs_of", "_activation_of", "_first_settings")
+        restore_values, slots, outputs = super().snapshot(), list(self._slots), self.num_outputs
+        copies = {name: dict(vars(self)[name]) for name in names} | {"activation": vars(self).get("activation")}
+
+        def restore() -> None:
+            self._use_outputs(outputs)
+            vars(self).update({name: copy for name, copy in copies.items() if name in vars(self)})
+            for number in self._slots.keys() - slots:
+                for weight in self._slots.pop(number).routes.values():
+                    for variable in (weight.variable, *weight.bookkeeping):
+                        self.forget_weight(variable)
+            restore_values()
+
+        return restore
+
     def commit_task(self) -> None:
         self._outputs_of.setdefault(self.committed_tasks + 1, self.num_outputs)  # task 1 needs no `begin_task`
         super().commit_task()

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tf_packnet.reporting import metrics
 from tf_packnet.text import printable
 
 SETTING = ["approach", "final_prune", "prune_rounds", "train_epochs", "retrain_epochs"]
+MEASURES = [*metrics.MEASURES, "capacity_used"]
 
 
 def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    """Return a table with one row per run and task.
+    """Return a table with one row per run and task. The measures of `metrics` are those of the run, in all its rows.
 
     Args:
         runs: The content of each run's `results.json`.
@@ -25,6 +27,7 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
     for run, more in zip(runs, extra or [{}] * len(runs), strict=True):
         setting = {name: _cell(run["config"][name]) for name in columns}
         when_learned = {len(row): row[-1] for row in run["accuracy"]}
+        matrix, measures = metrics.matrix_in(run), metrics.measures(run)
         for index, task in enumerate(run["tasks"]):
             validation_rows = run["validation_accuracy"]
             rows.append(
@@ -40,6 +43,9 @@ def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[di
                     "validation_accuracy": validation_rows[-1][index] if validation_rows else None,
                     "weights_joined": run["weights"]["owned"][index],
                     "free_share": run["free_fraction"]["overall"],
+                    "accuracy_untrained": None if matrix is None else matrix[0, index],
+                    "accuracy_before": None if matrix is None else matrix[index, index],
+                    **measures,
                 }
             )
     return pd.DataFrame(rows)
@@ -67,6 +73,14 @@ def _statistics(averages: np.ndarray) -> dict[str, Any]:
     mean = float(np.mean(averages))
     standard_error = float(stats.sem(averages)) if len(averages) > 1 else float("nan")
     return {"accuracy": mean, "error": 1.0 - mean, "standard_error": standard_error, "n": len(averages)}
+
+
+def measures_by_setting(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Return the measures of `metrics` for each setting, averaged over the seeds; NaN if a run lacks one."""
+    runs = frame.drop_duplicates([*axes, "seed"])
+    runs = runs.astype(dict.fromkeys(MEASURES, float))
+    grouped = runs.groupby(list(axes), sort=False, dropna=False)[MEASURES]
+    return grouped.agg(lambda values: values.mean(skipna=False)).reset_index()
 
 
 def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:

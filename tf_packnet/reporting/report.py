@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tf_packnet.reporting import frames
 from tf_packnet.system import files
 from tf_packnet.text import markdown as escaped
 from tf_packnet.text import printable_lines
@@ -85,6 +86,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 _DECIMALS = {"accuracy": 4, "error": 4, "standard_error": 4, "paper": 3, "target": 4, "gap": 4, "compression": 2}
+_DECIMALS |= dict.fromkeys(frames.MEASURES, 4)
 
 
 def _cell(name: str, value: Any) -> str:

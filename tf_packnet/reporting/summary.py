@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tf_packnet.pruning import ownership
-from tf_packnet.reporting import exports
+from tf_packnet.reporting import exports, metrics
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
 
@@ -58,7 +58,10 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     shares = [f"{path.removesuffix('/kernel')} {share:.1%}" for path, share in free["layers"].items()]
     more = [f"and {len(shares) - _MOST_LAYERS} more"] if len(shares) > _MOST_LAYERS else []
     layers = "  ".join([*shares[:_MOST_LAYERS], *more])
+    measures = metrics.measures(results)
+    backward, forward = _shown(measures["backward_transfer"], "+.4f"), _shown(measures["forward_transfer"], "+.4f")
     lines = [
+        f"Forgetting    {_shown(measures['forgetting'])}  (backward transfer {backward}  forward transfer {forward})",
         f"Free weights  {free['overall']:.2%}  ({layers})",
         f"Results       {output_dir / 'results.json'}",
     ]
@@ -70,6 +73,10 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
     return Group(*above, _table(results), *lines, "")
+
+
+def _shown(value: float | None, form: str = ".4f") -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def _tensorboard() -> str:

@@ -15,6 +15,7 @@ from tf_packnet.inspection.owner_maps import draw_owner_map, to_rgb
 from tf_packnet.inspection.palette import rgb, task_colours
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.ownership import count_by_owner
+from tf_packnet.reporting import metrics
 from tf_packnet.text import label, printable
 
 PACK_RUN = "pack"
@@ -39,6 +40,8 @@ def log_pack(
         tf.summary.scalar(
             "average_accuracy", results["average_accuracy"], description="mean test accuracy over the tasks so far"
         )
+        for name, value in _known_measures(results).items():
+            tf.summary.scalar(f"measures/{name}", value, description=f"{name.replace('_', ' ')} of the tasks so far")
         free = results["free_fraction"]
         for name, fraction in {"overall": free["overall"], **free["layers"]}.items():
             if task == 1:  # step 0: all weights are free
@@ -56,7 +59,19 @@ def _log_accuracy(results: dict[str, Any]) -> None:
     names = [printable(entry["name"]) for entry in results["tasks"]]
     for number, (name, score) in enumerate(zip(names, results["accuracy"][-1], strict=False), start=1):
         tf.summary.scalar(f"accuracy/{number}_{name}", score, description="test accuracy on one task after n tasks")
-    tf.summary.image("accuracy_matrix", to_rgb(accuracy_matrix(results["accuracy"], names))[np.newaxis])
+    matrix = metrics.matrix_in(results)
+    if matrix is None:  # the tasks were learned together
+        figure = accuracy_matrix(results["accuracy"], names)
+    else:
+        first = int(np.isnan(matrix[0]).all())  # earlier versions did not measure the network before any task
+        figure = accuracy_matrix(matrix[first:], names, range(first, len(matrix)))
+    tf.summary.image("accuracy_matrix", to_rgb(figure)[np.newaxis])
+
+
+def _known_measures(results: dict[str, Any]) -> dict[str, float]:
+    """Return the measures of `metrics` that the run has, without the average accuracy, which has a tag of its own."""
+    measures = metrics.measures(results)
+    return {name: value for name, value in measures.items() if value is not None and name != "average_accuracy"}
 
 
 def _log_weights(packed: PackedModel, owner_maps: dict[str, np.ndarray], name: str, task: int) -> None:
@@ -81,6 +96,7 @@ def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
         "score/average_accuracy": results["average_accuracy"],
         "score/worst_accuracy": min(results["accuracy"][-1]),
         "score/free_share": results["free_fraction"]["overall"],
+        **{f"score/{name}": value for name, value in _known_measures(results).items()},
     }
     writer = tf.summary.create_file_writer(str(directory))
     with writer.as_default(step=len(results["tasks"])):
@@ -137,12 +153,15 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
     return figure
 
 
-def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
+def accuracy_matrix(
+    accuracy: Sequence[Sequence[float]] | np.ndarray, names: Sequence[str], after: Sequence[int] | None = None
+) -> Figure:
     """Draw the accuracy matrix: a column per task, a row after each learned task.
 
     Args:
-        accuracy: The rows of `Results.accuracy`.
+        accuracy: The rows of `Results.accuracy`, or of the whole matrix.
         names: Names of the tasks.
+        after: The task after which each row was measured, 0 for none. Default: the last one in the row.
     """
     columns = max(map(len, accuracy))
     scores = np.full((len(accuracy), columns), np.nan)
@@ -157,7 +176,7 @@ def accuracy_matrix(accuracy: Sequence[Sequence[float]], names: Sequence[str]) -
     axes.set_ylabel("after learning task")
     if few:
         axes.set_xticks(range(1, columns + 1), [label(name[:12]) for name in names[:columns]])
-        axes.set_yticks(range(1, len(scores) + 1), [str(len(row)) for row in accuracy])
+        axes.set_yticks(range(1, len(scores) + 1), [str(task) for task in after or map(len, accuracy)])
         for row, column in np.argwhere(~np.isnan(scores)):
             ink = "black" if pixels.is_light(colours[row, column]) else "white"
             axes.text(column + 1, row + 1, f"{scores[row, column]:.3f}", ha="center", va="center", color=ink)

@@ -227,6 +227,10 @@ def compute_stage(
         FreezeError: If a frozen value of a committed task has changed.
         ReplicaError: If the replicas of a distribution strategy have different values.
     """
+    untrained = None
+    if stage.name == TRAIN and stage.task == 1:
+        with run.results.timed("evaluate"):
+            untrained = approach.unseen_accuracy(run.stream)
     began = time.perf_counter()
     history = approach.run_stage(task, stage.name, backup)
     now_committed = freeze_guard.by_task(approach.packed)
@@ -239,21 +243,23 @@ def compute_stage(
         "seconds": round(time.perf_counter() - began, 3),
         "history": history,
         "committed": now_committed,
+        "untrained": untrained,
         "learned": None,
         "environment": run.results.environment,
     }
     if stage.name == PRUNE_RETRAIN:
         with run.results.timed("evaluate"):
-            record["learned"] = evaluate(approach, run.stream[: stage.task])
+            record["learned"] = evaluate(approach, run.stream[: stage.task], run.stream[stage.task :])
     return record
 
 
-def evaluate(approach: Approach, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Measure accuracy on the learned tasks, free weights, and weights owned by each task."""
+def evaluate(approach: Approach, tasks: Sequence[Task], unseen: Sequence[Task]) -> dict[str, Any]:
+    """Measure accuracy on the learned and the unseen tasks, free weights, and weights owned by each learned task."""
     has_validation = all(len(task.splits["validation"]) for task in tasks)
     maps = approach.owner_maps()
     return {
         "accuracy": [approach.accuracy(task) for task in tasks],
+        "unseen_accuracy": approach.unseen_accuracy(unseen),
         "validation_accuracy": [approach.accuracy(task, "validation") for task in tasks] if has_validation else [],
         "free_fraction": summary.free_fraction(maps),
         "weights": summary.count_weights(maps, len(tasks)),

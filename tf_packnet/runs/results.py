@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.reporting import metrics
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
 from tf_packnet.system import files
@@ -30,7 +31,11 @@ class Results:
         tasks: One dict per task: number, name, class names, examples of each split.
         accuracy: `accuracy[i][j]` is the test accuracy on task `j` after learning task `i` (0-based); row `i` has
             `i + 1` columns. `multinet` learns all tasks at once: one row with all of them.
-        validation_accuracy: The same on the validation split. Use it, not test accuracy, to choose hyperparameters.
+        unseen_accuracy: Row `i` has the test accuracy on the tasks after task `i`, each with a new head; None if an
+            earlier version of this library computed the stage.
+        untrained_accuracy: The same before any task, for all tasks.
+        validation_accuracy: As `accuracy`, on the validation split. Use it, not test accuracy, to choose
+            hyperparameters.
         free_fraction: Share of the prunable weights that are free after each row: overall, and per layer.
         weights: Number of prunable weights, and of those that each task owns.
         seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
@@ -44,6 +49,8 @@ class Results:
     config: Config
     tasks: list[dict[str, Any]] = field(default_factory=list)
     accuracy: list[list[float]] = field(default_factory=list)
+    unseen_accuracy: list[list[float] | None] = field(default_factory=list)
+    untrained_accuracy: list[float] | None = None
     validation_accuracy: list[list[float]] = field(default_factory=list)
     free_fraction: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
@@ -63,9 +70,12 @@ class Results:
         """Add the record of a stage, see `learning.compute_stage`."""
         stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
         self.seconds.append({**stage, "reused": reused})
+        # Earlier versions recorded no accuracy on unseen tasks.
+        self.untrained_accuracy = record.get("untrained") or self.untrained_accuracy
         if record["learned"] is not None:
             learned = record["learned"]
             self.accuracy.append(learned["accuracy"])
+            self.unseen_accuracy.append(learned.get("unseen_accuracy"))
             if learned["validation_accuracy"]:
                 self.validation_accuracy.append(learned["validation_accuracy"])
             self.free_fraction.append(learned["free_fraction"])
@@ -73,6 +83,9 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
+        free = self.free_fraction[-1] if self.free_fraction else {"overall": 1.0, "layers": {}}
+        matrix = metrics.to_json(metrics.matrix_of(self.accuracy, self.unseen_accuracy, self.untrained_accuracy))
+        rows = {"accuracy": self.accuracy, "accuracy_matrix": matrix}
         return {
             "schema_version": SCHEMA_VERSION,
             "data_fingerprint": self.data_fingerprint,
@@ -80,10 +93,10 @@ class Results:
             "complete": self.complete,
             "config": self.config.to_json(),
             "tasks": self.tasks,
-            "average_accuracy": self.average_accuracy,
-            "accuracy": self.accuracy,
+            **metrics.measures({**rows, "free_fraction": free}),
+            **rows,
             "validation_accuracy": self.validation_accuracy,
-            "free_fraction": self.free_fraction[-1] if self.free_fraction else {"overall": 1.0, "layers": {}},
+            "free_fraction": free,
             "free_fraction_by_task": self.free_fraction,
             "weights": self.weights,
             "seconds": self.seconds,
@@ -204,7 +217,20 @@ def _has_all_results(content: dict[str, Any]) -> bool:
         and validation_columns in (columns, [])
         and len(content["weights"]["owned"]) == len(numbers) > 0
         and content["weights"]["prunable"] > 0
+        and _is_matrix(content.get("accuracy_matrix"), len(numbers))
         and all(has_form(share, float) for share in content["free_fraction"]["layers"].values())
+    )
+
+
+def _is_matrix(value: Any, tasks: int) -> bool:
+    """Whether `value` is the accuracy matrix of a complete run, or None; earlier versions wrote none."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == tasks + 1
+        and all(isinstance(row, list) and len(row) == tasks for row in value)
+        and all(each is None or has_form(each, float) for row in value for each in row)
     )
 
 

@@ -131,6 +131,11 @@ def untrack(owner: keras.Layer, layer: keras.Layer) -> None:
     owner._tracker.untrack(layer)
 
 
+def untrack_variable(owner: keras.Layer, variable: keras.Variable) -> None:
+    """Make `owner` forget a variable that it added."""
+    owner._untrack_variable(variable)
+
+
 def clear_losses(model: keras.Model) -> None:
     """Drop the losses that the last call of `model` has added."""
     model._clear_losses()
