@@ -122,7 +122,7 @@ OTHERS = {
     "recurrent_dropout": ("ids", lambda: text(layers.GRU(6, recurrent_dropout=0.2)), lambda: optimizers.Adam(1e-2)),
 }
 KINDS = ADDITIVE | OTHERS
-FAST = ("adamw", "synchronized", "conv", "pooled", "conv_batch_norm", "dropout")
+FAST = ("adamw", "synchronized", "conv", "pooled", "conv_batch_norm")
 
 
 def mirrored(count):
@@ -163,7 +163,7 @@ def learn(name, strategy, data, batch_size, **options):
         x, y = examples(KINDS[name][0], 50, number)
         arguments = fit_arguments(data, x, y, batch_size, number)
         packed.begin_task()
-        losses += packed.fit(**arguments, epochs=2, verbose=0).history["loss"]
+        losses += packed.fit(**arguments, epochs=1, verbose=0).history["loss"]
         callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
         losses += packed.fit(**arguments, epochs=2, verbose=0, callbacks=callbacks).history["loss"]
         if number == 1:

@@ -94,9 +94,15 @@ def text(*layers):
 MODELS = {
     "subclassed": subclassed,
     "vision transformer": vision_transformer,
-    "recurrent": text(L.LSTM(4, return_sequences=True), L.GRU(4, return_sequences=True), L.SimpleRNN(4)),
-    "wrapped": text(L.Bidirectional(L.GRU(3, return_sequences=True)), L.TimeDistributed(L.Dense(4)), L.Flatten()),
-    "cells": text(L.RNN([L.LSTMCell(4), L.GRUCell(3)]), L.PReLU()),
+    "recurrent": text(
+        L.LSTM(4, return_sequences=True, name="lstm"), L.GRU(4, return_sequences=True, name="gru"), L.SimpleRNN(4)
+    ),
+    "wrapped": text(
+        L.Bidirectional(L.GRU(3, return_sequences=True), name="bidirectional"),
+        L.TimeDistributed(L.Dense(4), name="time_distributed"),
+        L.Flatten(),
+    ),
+    "cells": text(L.RNN([L.LSTMCell(4), L.GRUCell(3)], name="rnn"), L.PReLU()),
 }
 # Within what the export answers alike, and what XLA compiles: it takes most of the time of a test.
 HOW = {"vision transformer": (0.05, False), "subclassed": (1e-5, "auto")}

@@ -14,61 +14,6 @@ import tensorflow as tf
 import tf_packnet as tp
 from tests.conftest import ROOT, blobs, compile_model, launch, make_mlp
 
-LEARN = """
-import json, sys
-from pathlib import Path
-import keras
-import numpy as np
-from tf_packnet import lifecycle
-from tf_packnet.runs import learning, runner, setup
-from tf_packnet.runs.config import Config
-
-mirrored = sys.argv[1] == "mirrored"
-config = Config(strategy=sys.argv[1], logical_devices=2 if mirrored else None, jit="off", num_tasks=2,
-                train_epochs=4, retrain_epochs=4, prune_rounds=2, final_prune=0.5)
-strategy = setup.choose_strategy(config)
-keras.utils.set_random_seed(config.seed)
-setup.make_deterministic("off")
-stream = learning.load_stream(config)
-steps = []
-
-class Steps(keras.callbacks.Callback):
-    def on_train_end(self, logs=None):
-        steps.append(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)))
-
-with strategy.scope():
-    approach = setup.build_approach(
-        setup.build_model(config, stream),
-        config, stream, "off", False, Path(sys.argv[2]), lambda task, stage: [Steps()]
-    )
-    for task in stream:
-        approach.learn(task)
-    maps = 0
-    for weight in lifecycle.masked_weights(approach.packed).values():
-        for replica in strategy.experimental_local_results(weight.owner.value):
-            np.testing.assert_array_equal(replica.numpy(), weight.owner_map())
-            maps += 1
-    owned = [int((owner == 2).sum()) for owner in approach.packed.owner_maps().values()]
-    print(json.dumps({"replicas": strategy.num_replicas_in_sync, "maps": maps, "steps": steps, "owned": owned,
-                      "accuracy": [approach.accuracy(task) for task in stream]}))
-"""
-
-
-def learn(strategy, folder):
-    arguments = [sys.executable, "-c", LEARN, strategy, str(folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def test_two_replicas_give_the_same_results_as_one_device(tmp_path):
-    one, two = (learn(strategy, tmp_path / strategy) for strategy in ("none", "mirrored"))
-    assert (one["replicas"], two["replicas"]) == (1, 2)
-    assert (one["maps"], two["maps"]) == (2, 4)  # the same map on every replica, of two kernels
-    assert two["steps"] == one["steps"]
-    assert two["owned"] == one["owned"]
-    np.testing.assert_allclose(two["accuracy"], one["accuracy"], atol=0.03)
-
 
 def test_a_strategy_with_one_device_gives_the_same_results():
     packs = []
