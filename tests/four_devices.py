@@ -229,6 +229,118 @@ def test_batches_that_do_not_divide_weigh_all_examples_alike():
     np.testing.assert_allclose(logs[3], logs[1], rtol=1e-4, atol=1e-6)
 
 
+CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy
+ROADS = {
+    "sample_weight": ({}, {"sample_weight": np.linspace(0, 1, 22)}),
+    "class_weight": ({}, {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}),
+    "sum": ({"loss": CROSSENTROPY(from_logits=True, reduction="sum")}, {}),
+    "weighted_metrics": ({"weighted_metrics": ["accuracy"]}, {"sample_weight": np.linspace(0, 1, 22)}),
+    "steps_per_execution": ({"steps_per_execution": 2}, {}),
+    "run_eagerly": ({"run_eagerly": True}, {}),
+    "validation_split": ({}, {"validation_split": 0.3}),
+    "learning_rates": ({}, {"callbacks": [keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate)]}),
+}
+
+
+def compiled(strategy, make_model, **options):
+    keras.utils.set_random_seed(1)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        packed = tp.pack(make_model())
+        packed.compile(
+            **{"optimizer": "adam", "loss": CROSSENTROPY(from_logits=True), "metrics": ["accuracy"], **options}
+        )
+    return packed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("road", ROADS)
+def test_arguments_of_keras(road):
+    options, arguments = ROADS[road]
+    x, y = examples("vectors", 22, 0)  # the last of the batches has one example, for three replicas
+    logs = []
+    for strategy in (None, mirrored(3)):
+        packed = compiled(strategy, lambda: keras.Sequential([keras.Input((12,)), *dense()]), **options)
+        logs.append(packed.fit(x, y, batch_size=7, epochs=3, shuffle=False, verbose=0, **arguments).history)
+    assert logs[1].keys() == logs[0].keys()
+    for name, values in logs[0].items():
+        np.testing.assert_allclose(logs[1][name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_several_inputs_and_outputs():
+    def model():
+        one, other = keras.Input((12,), name="one"), keras.Input((12,), name="other")
+        hidden = layers.Dense(16, "relu")(layers.Concatenate()([one, other]))
+        outputs = {"kind": layers.Dense(3, name="kind")(hidden), "size": layers.Dense(1, name="size")(hidden)}
+        return keras.Model({"one": one, "other": other}, outputs)
+
+    (x, y), logs = examples("vectors", 22, 0), []
+    for strategy in (None, mirrored(3)):
+        losses = {"kind": CROSSENTROPY(from_logits=True), "size": "mse"}
+        metrics = {"kind": ["accuracy"], "size": ["mae"]}
+        packed = compiled(strategy, model, loss=losses, metrics=metrics)
+        data = {"one": x, "other": -x}, {"kind": y, "size": x[:, :1]}
+        logs.append(packed.fit(*data, batch_size=11, epochs=3, shuffle=False, verbose=0).history)
+    assert logs[1].keys() == logs[0].keys()
+    for name, values in logs[0].items():
+        np.testing.assert_allclose(logs[1][name], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_single_batches():
+    x, y = examples("vectors", 10, 0)
+    results = []
+    for strategy in (None, mirrored(3)):
+        packed = compiled(strategy, lambda: keras.Sequential([keras.Input((12,)), *dense()]))
+        results.append([*(packed.train_on_batch(x, y) for _ in range(3)), packed.test_on_batch(x, y)])
+        results[-1].append(packed.predict_on_batch(x))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_fit_resumes_with_the_same_bits(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    x, y = examples("vectors", 22, 0)
+    weights = []
+    for callbacks in ([], [Stop()]):
+        packed = build("dropout", mirrored(3))
+        data = tp.tasks.ResidentBatches(x, y, 1.0, batch_size=5, seed=1)
+        backup = tmp_path / str(len(callbacks))
+        with pytest.raises(KeyboardInterrupt) if callbacks else contextlib.nullcontext():
+            packed.fit(data, epochs=4, verbose=0, callbacks=[*callbacks, tp.EpochBackup(backup)])
+        if callbacks:
+            packed = build("dropout", mirrored(3))
+            packed.fit(data, epochs=4, verbose=0, callbacks=[tp.EpochBackup(backup)])
+        replicas.check_equal(packed)
+        weights.append([np.array(variable) for variable in packed.trainable_variables])
+    assert all(np.array_equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+@pytest.mark.slow
+def test_a_pack_leaves_the_strategy(tmp_path):
+    """It is saved in the scope, and continues on one device."""
+    x, y = examples("vectors", 22, 0)
+    packed = build("adamw", mirrored(3))
+    callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 1)), tp.TaskMaskSnapshot()]
+    packed.fit(x, y, batch_size=7, epochs=2, verbose=0, callbacks=callbacks)
+    expected = packed.predict(x, verbose=0)
+    packed.save(tmp_path / "pack.keras")
+    tp.save_pack(packed, tmp_path / "pack.packnet")
+    for loaded in (keras.models.load_model(tmp_path / "pack.keras"), tp.load_pack(tmp_path / "pack.packnet")):
+        before = loaded.predict(x, verbose=0)
+        np.testing.assert_allclose(before, expected, rtol=1e-4, atol=1e-6)
+        loaded.begin_task()
+        loaded.compile("adam", CROSSENTROPY(from_logits=True))
+        loaded.fit(x, y, epochs=2, verbose=0)
+        loaded.select_task(1)
+        assert np.array_equal(loaded.predict(x, verbose=0), before)
+
+
 def test_moving_statistics_are_means_over_the_replicas():
     """An independent computation, in NumPy, for batches of different sizes on the replicas."""
     x, y = examples("vectors", 10, 0)
