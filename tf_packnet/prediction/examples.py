@@ -191,6 +191,8 @@ def _image(file: Path, spec: InputSpec, max_bytes: int | None) -> np.ndarray:
         image = images.read_image(file, mode, shape[0], shape[1], Bound.of_file(file, max_bytes))
     except SizeError as error:
         raise ArgumentError("input", f"a smaller image ({error})", str(file)) from error
+    except images.UnsupportedImageError as error:
+        raise ArgumentError("input", f"a single image of 8 or 16 bits ({error})", str(file)) from error
     except Exception as error:  # Pillow raises errors of many types
         raise ArgumentError("input", "an image that can be read", str(file)) from error
     x = image.reshape(1, *image.shape[:2], *((-1,) if len(spec.shape) == 3 else ()))

@@ -12,18 +12,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Suffixes of image files, and Pillow's names of their formats: it would open many others by their content.
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+# Suffixes of other files with images, which are not read.
+OTHER_IMAGES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".pgm", ".ppm", ".pbm", ".svg", ".tga", ".ico", ".dds")
 # Bytes per pixel of Pillow's modes; 4 for all others.
-_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 2}
+_GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I")
+_16_BITS = ("I;16", "I;16B", "I")
+# The tag of EXIF's orientation. From 5 to 8 the image lies on its side.
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
 # Marks a scan of a JPEG file. A progressive one has about ten, each of which costs a pass over all pixels.
 _SCAN = b"\xff\xda"
+
+
+class UnsupportedImageError(ValueError):
+    """An image that this library does not read. The message says what it is."""
 
 
 def read_image(
     path: str | os.PathLike, mode: str | None, height: int | None, width: int | None, bound: Bound
 ) -> np.ndarray:
-    """Read an image, of an animation the first one.
+    """Read an image, upright: as its EXIF orientation says. Transparent pixels are blended with white.
+
+    The range of 16-bit images is scaled to that of 8 bits.
 
     Args:
         path: The file.
@@ -37,30 +49,53 @@ def read_image(
 
     Raises:
         SizeError: If decoding and resizing would take more than `bound`.
+        UnsupportedImageError: If it is an animation, or has pixels of another type, such as floats.
         Exception: Pillow raises errors of many types for a damaged file.
     """
     require_extra("Reading images", "PIL")
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-        mode = mode or ("L" if image.mode in ("1", "L", "I;16") else "RGB")
-        size = (width or image.width, height or image.height)
+        frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # MPO: previews of the same photograph
+        if frames > 1:
+            raise UnsupportedImageError(f"an animation or a stack of {frames:,} images")
+        mode = mode or ("L" if image.mode in _GREY else "RGB")
+        turned = image.getexif().get(_ORIENTATION, 1) >= _ON_ITS_SIDE
+        upright = (image.height, image.width) if turned else (image.width, image.height)
+        size = (width or upright[0], height or upright[1])
         bound.check(_needed(image, mode, size), f"the image of {image.width:,} x {image.height:,} pixels")
         if image.format in ("JPEG", "MPO"):
             scans = _scans(path)
             # One pass over a pixel takes about as long as half a byte may take memory.
             bound.check(scans * image.width * image.height // 2, f"decoding its {scans:,} scans")
         image.load()
-        converted = image if image.mode == mode else image.convert(mode)
+        converted = _to_mode(ImageOps.exif_transpose(image), mode)
         resized = converted if converted.size == size else converted.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(resized, np.uint8)
+
+
+def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
+    """Convert an image to `L` or `RGB`."""
+    from PIL import Image
+
+    if image.mode in _16_BITS:
+        pixels = np.asarray(image)
+        if pixels.dtype.itemsize > 2 and not (pixels.min() >= 0 and pixels.max() < 2**16):
+            raise UnsupportedImageError(f"pixels from {pixels.min()} to {pixels.max()}, of more than 16 bits")
+        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise UnsupportedImageError("pixels that are floating-point numbers, of an unknown range")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _needed(image: "Image.Image", mode: str, size: tuple[int, int]) -> int:
     """Memory to decode, convert and resize an image, and for the result."""
     pixels, result = image.width * image.height, size[0] * size[1]
     target = _PIXEL_BYTES.get(mode, 4)
-    converted = 0 if image.mode == mode else pixels * target
+    converted = 0 if image.mode == mode else pixels * (target if image.mode in ("1", "L", "P", "RGB", "CMYK") else 12)
     resized = 0 if image.size == size else (size[0] * image.height + result) * target
     return pixels * _PIXEL_BYTES.get(image.mode, 4) + converted + resized + result * target
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.extras import require_extra
-from tf_packnet.system.images import IMAGES, read_image
+from tf_packnet.system.images import IMAGES, OTHER_IMAGES, UnsupportedImageError, read_image
 from tf_packnet.system.limits import IMAGE_RATIO, Bound, SizeError
 from tf_packnet.tasks.data_checks import check_finite
 from tf_packnet.tasks.splitting import hold_out
@@ -56,9 +56,13 @@ def from_arrays(
         ArgumentError: If the arrays do not fit together, contain NaN or infinity, or have too few examples.
     """
     x, y = _checked("x", "y", x, y)
+    y = _as_text(y)
     labels = _classes_of(y)
-    if class_names is not None and len(class_names) != len(labels):
-        raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(class_names))
+    names = tuple(map(str, labels if class_names is None else _as_text(np.asarray(class_names)).tolist()))
+    if len(names) != len(labels):
+        raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(names))
+    if len(set(names)) < len(names):
+        raise ArgumentError("class_names", "a different name for each class", list(names))
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     if not 0.0 < test_fraction < 1.0:
@@ -76,7 +80,6 @@ def from_arrays(
     splits = {"train": examples.take(train), "validation": examples.take(validation), "test": test_split}
     if not 1 <= batch_size <= len(train):
         raise ArgumentError("batch_size", f"1 to the {len(train)} training examples of task {name!r}", batch_size)
-    names = tuple(map(str, labels if class_names is None else class_names))
     task = Task(1, name, names, splits, batch_size, seed, room=len(train))
     check_task(task, "x", "y")
     return task
@@ -95,6 +98,16 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
     return x, y
 
 
+def _as_text(labels: np.ndarray) -> np.ndarray:
+    """Return labels that are bytes, as TensorFlow and NumPy have them, as text; others as they are."""
+    if labels.dtype.kind == "S" or (labels.dtype.kind == "O" and any(isinstance(each, bytes) for each in labels)):
+        try:
+            return np.array([each.decode() if isinstance(each, bytes) else each for each in labels.tolist()])
+        except UnicodeDecodeError as error:
+            raise ArgumentError("y", "names in UTF-8", f"{error.object!r}") from error
+    return labels
+
+
 def _classes_of(y: np.ndarray) -> np.ndarray:
     """Return the distinct labels, sorted."""
     expected = "class numbers or names"
@@ -110,6 +123,7 @@ def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> S
     if not isinstance(test, (tuple, list)) or len(test) != 2:
         raise ArgumentError("test", "a pair (x, y)", type(test).__name__)
     examples, test_labels = _checked("test", "test", *test)
+    test_labels = _as_text(test_labels)
     if examples.shape[1:] != x.shape[1:] or examples.dtype != x.dtype:
         expected = f"{x.dtype} examples of shape {x.shape[1:]}, like the training examples"
         raise ArgumentError("test", expected, f"{examples.dtype} of shape {examples.shape[1:]}")
@@ -191,6 +205,9 @@ def _class_folders(folder: Path) -> list[str]:
 def _images_in(folder: Path) -> list[Path]:
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [file for file in children if file.suffix.lower() in IMAGES]
+    unread = [file for file in children if file.suffix.lower() in OTHER_IMAGES]
+    if unread:
+        raise ArgumentError("path", f"only images that can be read ({', '.join(IMAGES)})", os.fspath(unread[0]))
     if not files:
         raise ArgumentError("path", f"images ({', '.join(IMAGES)}) in {folder}", "none")
     return files
@@ -210,6 +227,8 @@ def _read_images(
             bound.check(taken, f"the images up to {file.name}")
         except SizeError as error:
             raise ArgumentError("path", f"smaller images ({error})", os.fspath(file)) from error
+        except UnsupportedImageError as error:
+            raise ArgumentError("path", f"single images of 8 or 16 bits ({error})", os.fspath(file)) from error
         except Exception as error:  # Pillow raises errors of many types for damaged files
             raise ArgumentError("path", "images that can be read", os.fspath(file)) from error
     labels = [label for _, label in files]
