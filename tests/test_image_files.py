@@ -1,9 +1,11 @@
 """Images as people have them: 16 bits, EXIF orientation, transparency, animations, several formats."""
 
+import keras
 import numpy as np
 import pytest
 
 import tf_packnet as tp
+from tests.conftest import blobs, compile_model
 from tf_packnet.system.images import UnsupportedImageError, read_image
 from tf_packnet.system.limits import Bound
 
@@ -126,3 +128,51 @@ def test_labels_become_clean_names(labels):
 def test_bad_class_names(names, message):
     with pytest.raises(tp.ArgumentError, match=f"`class_names`: expected {message}"):
         tp.tasks.from_arrays("pets", X, NAMES, class_names=names, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "warning"),
+    [
+        (np.linspace(0, 255, 20 * 9).reshape(20, 3, 3), "float64 values up to 255, .* scale=1/255 makes"),
+        (
+            np.arange(20 * 9).reshape(20, 3, 3).astype("uint16") * 300,
+            "uint16 values up to 53,700, .* scale=1/65535 makes",
+        ),
+        (np.arange(20 * 9).reshape(20, 3, 3).astype("int32") * 9, "int32 values up to 1,611, .* scale=1/4095 makes"),
+    ],
+)
+def test_a_range_that_is_not_scaled_is_reported(images, warning):
+    with pytest.warns(UserWarning, match=warning):
+        tp.tasks.from_arrays("pets", images, NAMES, batch_size=2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("images", "scale"),
+    [
+        (np.random.default_rng(0).normal(size=(20, 3, 3)), None),  # standardized
+        (np.linspace(0, 255, 20 * 9).reshape(20, 3, 3), 1 / 255),
+        (np.arange(20 * 9).reshape(20, 3, 3).astype("uint8"), None),
+        (np.arange(20 * 3).reshape(20, 3), None),  # a table
+    ],
+)
+def test_other_ranges_are_not(images, scale):
+    tp.tasks.from_arrays("pets", images, NAMES, batch_size=2, scale=scale)
+
+
+def fit_with(scale, *factors):
+    layers = [*(keras.layers.Rescaling(factor) for factor in factors), keras.layers.Dense(4), keras.layers.Dense(2)]
+    packed = compile_model(tp.pack(keras.Sequential([keras.Input((6,)), *layers])))
+    x, y = blobs(0)
+    packed.fit(tp.tasks.StreamedBatches(x, y, scale, batch_size=16), verbose=0)
+
+
+def test_a_second_scaling_is_reported():
+    with pytest.warns(UserWarning, match="again by layer 'rescaling.*' of the model"):
+        fit_with(1 / 255, 1 / 255)
+
+
+@pytest.mark.filterwarnings("error:examples are multiplied")
+@pytest.mark.parametrize(("scale", "factors"), [(1.0, [1 / 255]), (1 / 255, [255.0, 1 / 255]), (1 / 255, [2.0])])
+def test_a_single_scaling_is_not(scale, factors):
+    fit_with(scale, *factors)

@@ -1,6 +1,7 @@
 """Makes tasks from the user's own data: arrays, a `tf.data.Dataset`, or folders of images."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+# Standardized images have values up to about 10.
+_LARGE = 20.0
 
 # Copies of the images while they are stacked and split.
 _COPIES = 3
@@ -67,6 +71,8 @@ def from_arrays(
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     if not 0.0 < test_fraction < 1.0:
         raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", test_fraction)
+    if scale is None:
+        _warn_of_range("x", x)
     rng = np.random.default_rng(seed)
     scale = (1 / 255 if x.dtype == np.uint8 else 1.0) if scale is None else scale
     examples = Split(x, np.searchsorted(labels, y).astype(np.int32), scale)
@@ -96,6 +102,25 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
         raise ArgumentError(x_name, "at least one example", f"an array of shape {x.shape}")
     check_finite(x_name, x)
     return x, y
+
+
+def _warn_of_range(argument: str, x: np.ndarray) -> None:
+    """Warn if images have a range that networks do not learn well from, and that nothing scales."""
+    if x.ndim < 3 or x.dtype in (np.uint8, bool) or x.dtype.kind not in "iuf":
+        return
+    largest = float(max(abs(x.max()), abs(x.min())))
+    if largest > _LARGE:
+        warnings.warn(
+            f"{argument} has {x.dtype} values up to {largest:,.6g}, which are not scaled: "
+            f"scale={_factor(largest)} makes them 1 at most",
+            stacklevel=3,
+        )
+
+
+def _factor(largest: float) -> str:
+    """Return the factor for the smallest range of images that contains `largest`, as Python code."""
+    ranges = (255, 4095, 65535)  # 8, 12 and 16 bits
+    return f"1/{next((each for each in ranges if largest <= each), int(np.ceil(largest)))}"
 
 
 def _as_text(labels: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,12 +119,25 @@ def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
     return [] if callbacks is None else keras.tree.flatten(callbacks)
 
 
-def check_batches_alone(arguments: Mapping[str, Any]) -> None:
-    """Check arguments of a `fit` whose `x` is `ResidentBatches` or `StreamedBatches`.
+def _warn_of_second_scaling(model: keras.Model, batches: StreamedBatches) -> None:
+    """Warn if the model has a layer that scales the range of `uint8` to 1, and gets examples that are scaled too."""
+    scaling = [each for each in all_layers(model) if isinstance(each, keras.layers.Rescaling)]
+    factor = math.prod(float(np.max(each.scale)) for each in scaling)  # one may undo what another does
+    if scaling and factor < 0.1 and batches.scale < 0.1:
+        warnings.warn(
+            f"examples are multiplied by {batches.scale:.4g}, and again by layer {scaling[0].name!r} of the model: "
+            "leave out that layer, or make the task with scale=1",
+            stacklevel=4,
+        )
+
+
+def check_batches(model: keras.Model, batches: StreamedBatches, arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of a `fit` whose `x` is `batches`. Warn if model and batches both scale the examples.
 
     Raises:
         ArgumentError: If an argument would be ignored, because the batches already determine it.
     """
+    _warn_of_second_scaling(model, batches)
     for name in ("y", "batch_size", "sample_weight", "class_weight", "validation_split", "steps_per_epoch"):
         value = arguments.get(name)
         if value is not None and not (name == "validation_split" and value == 0.0):

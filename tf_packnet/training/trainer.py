@@ -16,7 +16,7 @@ from tf_packnet.structure import overrides
 from tf_packnet.system.keras_internals import Functional, build_symbolically, is_built, learning_rate_of, resume_at
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers, replicas, step_errors
-from tf_packnet.training.fit_checks import backup_of, check_batches_alone, check_trained, title_of, with_first
+from tf_packnet.training.fit_checks import backup_of, check_batches, check_trained, title_of, with_first
 from tf_packnet.training.fit_guard import FitGuard, check_steps
 from tf_packnet.training.gradient_step import assign_all, assigned_in_forward_pass, gradient_step
 from tf_packnet.training.multi_step import DeviceExamples, batch_of_call, take_steps
@@ -134,7 +134,7 @@ class PackedTrainer(Functional):
         if backup is not None:
             kwargs["initial_epoch"] = backup.initial_epoch(self)
         if isinstance(x, StreamedBatches):
-            check_batches_alone(kwargs)
+            check_batches(self, x, kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
             kwargs["shuffle"] = False  # they are shuffled already
         if isinstance(x, tf.data.Dataset):
