@@ -55,9 +55,9 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     flags.DEFINE_multi_string(
         "input",
         [],
-        "An image (png, jpg, bmp, gif, webp, tif), a folder of images, or a .npz or .npy array of examples. Images are converted "
-        "to the network's size and colours. Images and integers are multiplied by --scale; other numbers are used "
-        "unchanged. May be given several times; arguments without -- are inputs too.",
+        "An image (png, jpg, bmp, gif, webp, tif), a folder of images, or a .npz or .npy array of examples. Images are "
+        "converted to the network's size and colours. Images and integers are multiplied by --scale; other numbers are "
+        "used unchanged. May be given several times; arguments without -- are inputs too.",
         flag_values=values,
     )
     define(
