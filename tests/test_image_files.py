@@ -79,7 +79,7 @@ def test_a_transparent_colour_of_a_palette_is_white(tmp_path):
 def test_animations_are_refused(suffix, tmp_path):
     frames = [Image.fromarray(np.roll(RAMP, number)) for number in range(3)]
     frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:])
-    with pytest.raises(UnsupportedImageError, match="an animation or a stack of 3 images"):
+    with pytest.raises(UnsupportedImageError, match="an animation, or a stack of several images"):
         read(tmp_path / f"x{suffix}")
 
 
@@ -108,7 +108,7 @@ def test_a_folder_with_an_animation_is_refused(tmp_path):
     folder = folder_of(tmp_path / "data")
     frames = [Image.fromarray(np.roll(RAMP, number)) for number in range(3)]
     frames[0].save(folder / "a/moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(tp.ArgumentError, match=r"single images of 8 or 16 bits \(an animation.*moving.gif"):
+    with pytest.raises(tp.ArgumentError, match=r"single images of 8 or 16 bits \(an animation, .*moving.gif"):
         tp.tasks.from_folder(folder, batch_size=2)
 
 

@@ -378,7 +378,7 @@ IMAGES = {
     "bitmap": lambda path: hostile.bmp(path, 20_000, 20_000),
     "upside down": lambda path: hostile.bmp(path, 2**31 - 1, -(2**31 - 1)),
     "many scans": lambda path: hostile.many_scans(path, 4000, 2000),
-    "tiff": lambda path: _save(path, "TIFF"),
+    "another format": lambda path: _save(path, "PPM"),
     "text chunks": lambda path: hostile.png(path, 9, 9, ((b"zTXt", b"a\0\0" + _deflated(BOMB)),)),
     "profile": lambda path: hostile.png(path, 9, 9, ((b"iCCP", b"a\0\0" + _deflated(BOMB)),)),
 }  # fmt: skip

@@ -20,8 +20,6 @@ OTHER_IMAGES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".pgm", ".ppm", ".pb
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 2}
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I")
 _16_BITS = ("I;16", "I;16B", "I")
-# The tag of EXIF's orientation. From 5 to 8 the image lies on its side.
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5
 # Marks a scan of a JPEG file. A progressive one has about ten, each of which costs a pass over all pixels.
 _SCAN = b"\xff\xda"
 
@@ -56,20 +54,19 @@ def read_image(
     from PIL import Image, ImageOps
 
     with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-        frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # MPO: previews of the same photograph
-        if frames > 1:
-            raise UnsupportedImageError(f"an animation or a stack of {frames:,} images")
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph and its previews
+            raise UnsupportedImageError("an animation, or a stack of several images")
         mode = mode or ("L" if image.mode in _GREY else "RGB")
-        turned = image.getexif().get(_ORIENTATION, 1) >= _ON_ITS_SIDE
-        upright = (image.height, image.width) if turned else (image.width, image.height)
-        size = (width or upright[0], height or upright[1])
+        size = (width or image.width, height or image.height)
         bound.check(_needed(image, mode, size), f"the image of {image.width:,} x {image.height:,} pixels")
         if image.format in ("JPEG", "MPO"):
             scans = _scans(path)
             # One pass over a pixel takes about as long as half a byte may take memory.
             bound.check(scans * image.width * image.height // 2, f"decoding its {scans:,} scans")
         image.load()
-        converted = _to_mode(ImageOps.exif_transpose(image), mode)
+        ImageOps.exif_transpose(image, in_place=True)
+        size = (width or image.width, height or image.height)
+        converted = _to_mode(image, mode)
         resized = converted if converted.size == size else converted.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(resized, np.uint8)
 
