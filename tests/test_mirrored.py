@@ -32,7 +32,7 @@ def test_a_strategy_with_one_device_gives_the_same_results():
             callbacks = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot()]
             packed.fit(data, epochs=2, verbose=0, callbacks=callbacks)
         packs.append(packed)
-    assert [packed.xla for packed in packs] == ["step", "step"]
+    assert packs[0].xla == packs[1].xla != "off"  # with op determinism, which a test may have set: "update"
     one, other = (packed.owner_maps() for packed in packs)
     assert all(np.array_equal(one[path], other[path]) for path in one)
     np.testing.assert_allclose(*(packed.predict(x, verbose=0) for packed in packs), rtol=1e-4, atol=1e-6)

@@ -21,6 +21,12 @@ SIZES = (2, 3, 2)
 X = blobs(0)[0]
 
 
+@pytest.fixture(autouse=True)
+def _global_generator():
+    # Where operations are deterministic, as other tests of this process may want, TensorFlow makes none by itself.
+    tf.random.set_global_generator(tf.random.Generator.from_seed(0))
+
+
 @keras.saving.register_keras_serializable("preview")
 class Counter(L.Layer):
     """Counts its calls, also those of `predict`: state that belongs to no weight."""

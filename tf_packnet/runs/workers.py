@@ -123,7 +123,7 @@ class ConnectedWorkers(Workers):
             np.savez(file, **make())  # type: ignore[arg-type]  # no array is named like a parameter
             return file.getvalue()
 
-        with np.load(io.BytesIO(self._share(packed))) as arrays:
+        with np.load(io.BytesIO(self._share(packed)), allow_pickle=False) as arrays:
             return dict(arrays)
 
     def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
