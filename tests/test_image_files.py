@@ -32,6 +32,12 @@ def test_16_bits_are_rounded(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "x.png"), [[0, 0, 1, 127, 254, 255, 255, 1]])
 
 
+def test_a_transparent_value_of_16_bits_is_white(tmp_path):
+    pixels = np.array([[1000, 1001, 2570]], "uint16")
+    Image.fromarray(pixels).save(tmp_path / "x.png", transparency=1000)
+    np.testing.assert_array_equal(read(tmp_path / "x.png"), [[255, 4, 10]])
+
+
 # What each value of EXIF's orientation says about how the stored pixels are turned.
 STORED = {
     1: lambda x: x,

@@ -79,7 +79,8 @@ def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
         pixels = np.asarray(image)
         if pixels.dtype.itemsize > 2 and not (pixels.min() >= 0 and pixels.max() < 2**16):
             raise UnsupportedImageError(f"pixels from {pixels.min()} to {pixels.max()}, of more than 16 bits")
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        white = pixels == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(white, 255, np.round(pixels / 257)).astype(np.uint8))
     elif image.mode == "F":
         raise UnsupportedImageError("pixels that are floating-point numbers, of an unknown range")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
