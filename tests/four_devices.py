@@ -41,6 +41,15 @@ class Penalty(layers.Layer):
         return x
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Bounded(layers.Layer):
+    """Fails in every step."""
+
+    def call(self, x):
+        tf.debugging.assert_less(x, -100.0, message="too large")
+        return x
+
+
 def dense(*between):
     return [layers.Dense(16, "relu"), *between, layers.Dense(3)]
 
@@ -390,6 +399,17 @@ def test_a_bad_batch_on_one_replica_changes_nothing_on_all():
     for variable, old, new in zip((*packed.variables, *packed.optimizer.variables), before, after, strict=True):
         assert id(variable) in metrics or np.array_equal(old, new), variable.path
     replicas.check_equal(packed)
+
+
+def test_an_error_on_all_replicas_is_reported_once():
+    strategy = mirrored(2)
+    with strategy.scope():
+        inputs = keras.Input((12,))
+        checked = Bounded()(inputs)
+        packed = tp.pack(keras.Model(inputs, layers.Dense(3)(layers.Dense(4)(checked))))
+        packed.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    with pytest.raises(tp.StepError, match=r"fit: epoch 1: assertion failed: \[too large\]"):
+        packed.fit(*examples("vectors", 8, 0), verbose=0)
 
 
 def test_unequal_replicas_are_noticed():

@@ -13,6 +13,8 @@ _OF_MODEL_OR_DATA = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedErro
 _NON_FINITE = re.compile(r"\b(nan|inf|infinity)\b", re.IGNORECASE)
 # Where TensorFlow's message says which operation failed, after the reason.
 _OPERATION = re.compile(r"\n\s*(\[\[|tf2xla )|\{\{node | \[Op:")
+# What TensorFlow puts before the first of several reasons, such as those of replicas.
+_SEVERAL = re.compile(r"^\d+ root error\(s\) found\.\s*\(0\) [A-Z_]+: ")
 # Lines before the reason that say where the operation was created.
 _LOCATION = ("Graph execution error", "Detected at ", 'File "', "<stack traces unavailable>")
 
@@ -45,4 +47,5 @@ def _reason(error: tf.errors.OpError) -> str:
     message = _OPERATION.split(error.message.strip())[0].rstrip()
     lines = [line.strip() for line in message.rpartition("\n\n")[2].splitlines()]
     reason = " ".join(line for line in lines if not line.startswith(_LOCATION))
+    reason = _SEVERAL.sub("", reason.strip())
     return one_line(reason.strip(" .:") or type(error).__name__, 300)
