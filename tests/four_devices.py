@@ -10,13 +10,14 @@ import tensorflow as tf
 import tf_packnet as tp
 from tests.conftest import make_mlp
 from tf_packnet.errors import ReplicaError
-from tf_packnet.training import replicas
+from tf_packnet.training import acceleration, replicas
 
 CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 layers, optimizers = keras.layers, keras.optimizers
 INPUTS = {"vectors": (12,), "images": (8, 8, 2), "ids": (7,)}
+acceleration.WORTH_COMPILING = 0  # as if the convolutional models here were large
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -399,6 +400,16 @@ def test_a_bad_batch_on_one_replica_changes_nothing_on_all():
     for variable, old, new in zip((*packed.variables, *packed.optimizer.variables), before, after, strict=True):
         assert id(variable) in metrics or np.array_equal(old, new), variable.path
     replicas.check_equal(packed)
+
+
+@pytest.mark.slow
+def test_a_small_convolutional_model_on_replicas(monkeypatch):
+    monkeypatch.setattr(acceleration, "WORTH_COMPILING", 2**15)
+    _, losses, metrics = learn("conv", None, "resident", 16)
+    packed, *others = learn("conv", mirrored(2), "resident", 16)
+    assert packed.xla == acceleration.OFF
+    np.testing.assert_allclose(others[0], losses, atol=2e-5)
+    assert others[1] == pytest.approx(metrics, rel=2e-5)
 
 
 def test_an_error_on_all_replicas_is_reported_once():

@@ -120,8 +120,8 @@ def test_the_gradient_step_does_what_keras_does(name):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_the_gradient_step_in_mixed_precision_freezes_to_the_bit(precision):
     keras.config.set_dtype_policy(precision)
-    packed = compile_model(tp.pack(make_convnet()), "adamw", "auto")
-    assert packed.xla == acceleration.UPDATE
+    packed = compile_model(tp.pack(make_convnet()), "adamw")
+    packed.xla = acceleration.UPDATE
     x = blobs(9, (8, 8, 1))[0]
     committed = {}
     for task in (1, 2, 3):
@@ -153,12 +153,17 @@ def test_one_trace_serves_all_tasks_rounds_and_sizes(xla, monkeypatch):
     assert len(traces) == 1
 
 
-def test_auto_compiles_dense_models_and_leaves_convolutions_to_onednn():
+def test_auto_compiles_dense_models_and_leaves_convolutions_to_onednn(monkeypatch):
     assert compile_model(tp.pack(make_mlp()), jit_compile="auto").xla == acceleration.STEP
-    assert compile_model(tp.pack(make_convnet()), jit_compile="auto").xla == acceleration.UPDATE
+    assert compile_model(tp.pack(make_convnet()), jit_compile="auto").xla == acceleration.OFF
     assert compile_model(tp.pack(make_convnet()), jit_compile=True).xla == acceleration.STEP
     assert compile_model(tp.pack(make_convnet()), jit_compile=False).xla == acceleration.OFF
     assert compile_model(tp.pack(make_mlp()), jit_compile="auto", run_eagerly=True).xla == acceleration.OFF
+    packed = tp.pack(make_convnet())
+    kernels = sum(owners.size for owners in packed.owner_maps().values())
+    for worth_compiling, expected in ((kernels, acceleration.UPDATE), (kernels + 1, acceleration.OFF)):
+        monkeypatch.setattr(acceleration, "WORTH_COMPILING", worth_compiling)
+        assert compile_model(packed, jit_compile="auto").xla == expected
 
 
 @pytest.mark.parametrize("value", ["yes", "AUTO", 2, []])
@@ -173,9 +178,9 @@ def test_no_jit_compile_compiles_nothing():
 
 
 def test_the_requested_jit_compile_is_saved(tmp_path):
-    packed = compile_model(tp.pack(make_convnet()), jit_compile="auto")
+    packed = compile_model(tp.pack(make_mlp()), jit_compile="auto")
     packed.save(tmp_path / "pack.keras")
-    assert keras.models.load_model(tmp_path / "pack.keras").xla == acceleration.UPDATE
+    assert keras.models.load_model(tmp_path / "pack.keras").xla == packed.xla != acceleration.OFF
 
 
 def test_a_later_initial_epoch():

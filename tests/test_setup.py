@@ -8,6 +8,7 @@ from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import learning, setup
 from tf_packnet.runs.config import OPTIMIZERS, Config
+from tf_packnet.runs.data import load_stream
 from tf_packnet.training import acceleration
 
 
@@ -76,9 +77,10 @@ def test_logical_devices_come_too_late_in_a_running_process():
     ],
 )
 def test_auto_compiles_all_but_convolutions_on_cpu(machine, jit, model, gpus, expected):
+    config = Config(jit=jit, model=model, dataset="digits", num_tasks=2)
+    network = setup.build_model(config, load_stream(config))
     machine(gpus)
-    config = Config(jit=jit, model=model)
-    assert setup.choose_xla(config, model == "conv") == expected
+    assert setup.choose_xla(config, network) == expected
 
 
 @pytest.mark.parametrize(

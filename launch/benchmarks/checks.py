@@ -52,10 +52,9 @@ def checks(epochs: int) -> list[Row]:
     """Measure the checks in a run of the MNIST preset with five tasks, on noise, compared with the whole run."""
     config = Config(model="mlp", train_epochs=epochs, retrain_epochs=epochs, prune_rounds=1, batch_size=128)
     stream = noise_images((28, 28, 1), examples=12_000, tasks=5, batch_size=config.batch_size)
-    xla = setup.choose_xla(config, config.model == "conv")
-    approach = setup.build_approach(
-        setup.build_model(config, stream), config, stream, xla, True, None, lambda task, stage: ()
-    )
+    network = setup.build_model(config, stream)
+    xla = setup.choose_xla(config, network)
+    approach = setup.build_approach(network, config, stream, xla, True, None, lambda task, stage: ())
     time_task_checks = stopwatch((lifecycle, "check_tasks"), (lifecycle, "record_witness"), (lifecycle, "check_finite"))
     time_epoch_checks = stopwatch(
         *((FitGuard, name) for name in ("on_epoch_begin", "on_epoch_end", "on_train_batch_end"))

@@ -163,18 +163,18 @@ def time_stages(
         products: Functions that measure a floor in seconds per step, by name.
         xla: Level of XLA compilation. Default: the launcher's choice.
     """
-    xla = xla or setup.choose_xla(config, config.model == "conv")
     if not validation:
         stream = TaskStream(stream.name, [without_validation(task) for task in stream])
     stage_seconds, floor_times, calls = [], [], CallTimes()
+    network = setup.build_model(config, stream)
     with tempfile.TemporaryDirectory() as folder, RunProgress(stream) as display:
         paths = RunPaths(Path(folder))
         build_observers = runner.observers(config, paths, display)
         approach = setup.build_approach(
-            setup.build_model(config, stream),
+            network,
             config,
             stream,
-            xla,
+            xla or setup.choose_xla(config, network),
             True,
             paths.masks,
             lambda task, stage: [*build_observers(task, stage), calls],

@@ -208,7 +208,7 @@ class Config(NetworkOptions, DataOptions):
         one_of(JIT),
         StageKey.COVERED_BY_EXECUTION,
         "compile with XLA. auto compiles whole gradient steps; with convolutions or very large kernels on CPU "
-        "only the masks and the optimizer; with several replicas nothing.",
+        "only the masks and the optimizer, or nothing if the network has few weights.",
     )
     data_residency: str = option(
         "Machine",

@@ -80,7 +80,7 @@ class Run:
         with strategy.scope():
             network = setup.build_model(config, stream)
         setup.check_capacity(config, stream, network)
-        xla = setup.choose_xla(config, acceleration.is_slow_in_xla(network))
+        xla = setup.choose_xla(config, network)
         setup.make_deterministic(xla)
         execution = {
             "xla": xla,

@@ -84,16 +84,16 @@ def device(config: Config) -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
-def choose_xla(config: Config, slow: bool) -> str:
+def choose_xla(config: Config, network: PackedModel) -> str:
     """Return how much XLA compiles: `step`, `update` or `off`, see `tf_packnet.training.acceleration`.
 
     Args:
         config: The run.
-        slow: Whether XLA is slow with its network, see `acceleration.is_slow_in_xla`.
+        network: As `build_model` returns it.
     """
     if config.jit != "auto":
         return acceleration.STEP if config.jit == "on" else acceleration.OFF
-    return acceleration.choose(slow)
+    return acceleration.fastest(network)
 
 
 def choose_residency(config: Config, stream: TaskStream) -> bool:

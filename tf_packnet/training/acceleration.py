@@ -1,10 +1,12 @@
 """Chooses how much of a gradient step XLA compiles, and tells which precisions the hardware supports."""
 
+import math
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from tf_packnet import lifecycle
 from tf_packnet.system import xla
 from tf_packnet.system.keras_internals import (
     all_layers,
@@ -38,6 +40,8 @@ _SLOW_OPERATIONS = {
 # The layers are also faster in TensorFlow if such an operation reads a larger weight (1.3 times with 4096x4096 weights)
 # and the model has no loops. Recurrent layers are faster in XLA.
 _LARGE = 3 * 2**20
+# With fewer weights in masked kernels, a call of the compiled masks and optimizer takes longer than it saves.
+WORTH_COMPILING = 2**15
 _LOOPS = {"StatelessWhile", "While"}
 _READ_WEIGHTS = {"BatchMatMulV2", "Einsum", "GatherV2", "MatMul", "ResourceGather"}
 
@@ -54,13 +58,12 @@ def gpus() -> list[tf.config.PhysicalDevice]:
     return tf.config.get_visible_devices("GPU")
 
 
-def choose(slow: bool) -> str:
-    """Return the fastest setting: `STEP` or `UPDATE`.
-
-    Args:
-        slow: Whether XLA is slow on CPU with the layers of the model, see `is_slow_in_xla`.
-    """
-    return UPDATE if slow and not gpus() else STEP
+def fastest(model: keras.Model) -> str:
+    """Return the level of compilation with the fastest gradient steps of a packed model, by fixed rules."""
+    if gpus() or not is_slow_in_xla(model):
+        return STEP
+    kernels = lifecycle.masked_weights(model).values()
+    return UPDATE if sum(math.prod(kernel.owner.shape) for kernel in kernels) >= WORTH_COMPILING else OFF
 
 
 def computes_in(precision: str) -> bool:

@@ -48,8 +48,8 @@ class PackedTrainer(Functional):
         Args:
             *args: As for Keras.
             jit_compile: True compiles whole gradient steps with XLA, False (or None) nothing. `auto` compiles whole
-                steps, or only masks and optimizer if XLA on CPU is slow with the layers, such as convolutions. The
-                result is in `model.xla`.
+                steps; if XLA on CPU is slow with the layers, such as convolutions, only masks and optimizer, or
+                nothing if there are few weights. The result is in `model.xla`.
             **kwargs: As for Keras.
 
         Raises:
@@ -58,7 +58,7 @@ class PackedTrainer(Functional):
         own_step = overrides.is_overridden(self, "train_step")
         if jit_compile == "auto":
             eager = kwargs.get("run_eagerly", False)
-            xla = acceleration.OFF if eager else self._best_xla()
+            xla = acceleration.OFF if eager else self._fastest_xla()
         elif jit_compile in (True, False, None):
             xla = acceleration.STEP if jit_compile else acceleration.OFF
         else:
@@ -83,8 +83,8 @@ class PackedTrainer(Functional):
         lifecycle.records(self).functions.clear()
         object.__setattr__(self, "_requested_jit_compile", jit_compile)
 
-    def _best_xla(self) -> str:
-        return acceleration.choose(acceleration.is_slow_in_xla(self))
+    def _fastest_xla(self) -> str:
+        return acceleration.fastest(self)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Return the configuration to save: Keras's, with `jit_compile` as requested: `auto` depends on the machine."""
