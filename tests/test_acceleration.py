@@ -66,6 +66,14 @@ def model(*layers, shape=(8,), dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), *layers, L.Flatten(), L.Dense(2)])
 
 
+def attention(positions, others=None):
+    queries = keras.Input((positions, 4))
+    others = others and keras.Input((others, 4))
+    x = L.MultiHeadAttention(2, 2)(queries, queries if others is None else others)
+    inputs = queries if others is None else [queries, others]
+    return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(x)))
+
+
 IMAGE, WORDS = {"shape": (8, 8, 2)}, {"shape": (5,), "dtype": "int32"}
 COMPILED_WHOLE = {
     *("dense", "dense, dropout", "dense, noise", "dense, BatchNorm", "LSTM", "GRU", "embedding, pooling"),
@@ -76,6 +84,8 @@ NOT_SLOW = {
     "max pooling over time": lambda: model(L.GlobalMaxPooling1D(), shape=(8, 2)),
     "large weights in a loop": lambda: model(L.LSTM(1024), shape=(3, 8)),
     "an embedding of 3 million weights": lambda: model(L.Embedding(49152, 64), **WORDS),
+    "attention over 256 positions": lambda: attention(256),
+    "a dense layer at many positions": lambda: model(L.EinsumDense("abc,cd->abd", (4096, 8)), shape=(4096, 64)),
     "an error, which `fit` reports": lambda: model(Broken()),
 }
 SLOW = {
@@ -88,6 +98,8 @@ SLOW = {
     ),
     "resizing": lambda: model(L.Resizing(6, 6), **IMAGE),
     "a large embedding": lambda: model(L.Embedding(49153, 64), **WORDS),
+    "attention over many positions": lambda: attention(512),
+    "attention between many positions": lambda: attention(2048, 65),
     "without a kernel of XLA": lambda: model(L.RandomRotation(0.1), **IMAGE),
     "without a kernel of XLA, of one's own": lambda: model(Noise("gamma")),
 }

@@ -40,10 +40,13 @@ _SLOW_OPERATIONS = {
 # The layers are also faster in TensorFlow if such an operation reads a larger weight (1.3 times with 4096x4096 weights)
 # and the model has no loops. Recurrent layers are faster in XLA.
 _LARGE = 3 * 2**20
+# Products of two activations are slower in XLA if a matrix is larger: 1.3 times with attention over 512 positions.
+_LARGE_MATRIX = 2**17
 # With fewer weights in masked kernels, a call of the compiled masks and optimizer takes longer than it saves.
 WORTH_COMPILING = 2**15
 _LOOPS = {"StatelessWhile", "While"}
-_READ_WEIGHTS = {"BatchMatMulV2", "Einsum", "GatherV2", "MatMul", "ResourceGather"}
+_PRODUCTS = {"BatchMatMulV2", "Einsum"}
+_READ_WEIGHTS = {*_PRODUCTS, "GatherV2", "MatMul", "ResourceGather"}
 
 CPUINFO = Path("/proc/cpuinfo")
 # CPU flags in Linux, on x86 and ARM. Without them oneDNN and XLA convert each number to float32 and back.
@@ -97,7 +100,9 @@ def is_slow_in_xla(model: keras.Model) -> bool:
         return True
     graph = _forward_pass(model)
     types = xla.operation_types(graph)
-    large = types.isdisjoint(_LOOPS) and any(map(_reads_large_weight, graph.get_operations()))
+    operations = graph.get_operations()
+    large_weights = types.isdisjoint(_LOOPS) and any(map(_reads_large_weight, operations))
+    large = large_weights or any(map(_multiplies_large_activations, operations))
     return large or not types.isdisjoint(_SLOW_OPERATIONS) or not xla.compiles(types)
 
 
@@ -122,3 +127,10 @@ def _reads_large_weight(operation: tf.Operation) -> bool:
     # Activations have no static size.
     sizes = [tensor.shape.num_elements() for tensor in operation.inputs]
     return operation.type in _READ_WEIGHTS and any(size and size > _LARGE for size in sizes)
+
+
+def _multiplies_large_activations(operation: tf.Operation) -> bool:
+    if operation.type not in _PRODUCTS or any(tensor.shape.is_fully_defined() for tensor in operation.inputs):
+        return False
+    matrices = [tensor.shape[-2:].num_elements() for tensor in (*operation.inputs, *operation.outputs)]
+    return any(size and size > _LARGE_MATRIX for size in matrices)
