@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +10,9 @@ import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
 from tf_packnet import EqualShare
 from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.round_schedule import RoundSchedule
 from tf_packnet.pruning.schedules import GrowingShare
-from tf_packnet.pruning.shares import pruned_per_round, released_fraction, remaining, rounds_that_divide
+from tf_packnet.pruning.shares import pruned_per_round, released_fraction, remaining, round_lengths, rounds_that_divide
 from tf_packnet.pruning.tfmot import PruningSchedule
 
 fractions = st.floats(0.001, 0.999)
@@ -77,6 +79,14 @@ def test_a_schedule_without_a_number_of_epochs_says_so():
         ({"rounds": 0}, "`rounds`: expected at least 1"),
         ({"epochs": 0}, "`epochs`: expected at least 1. Received: epochs=0"),
         ({"epochs": -4, "rounds": 2}, "`epochs`: expected at least 1"),
+        ({"rounds": 13, "epochs": 12, "round_epochs": "growing"}, "at most the 12 epochs. Received: rounds=13"),
+        ({"rounds": 2, "round_epochs": (1, 2, 5)}, "`rounds`: expected 3, as many as in round_epochs"),
+        ({"epochs": 9, "round_epochs": (1, 2, 5)}, "`epochs`: expected 8, the sum of round_epochs"),
+        ({"round_epochs": (1, 0)}, "`round_epochs`: expected uniform, growing, shrinking, or the epochs after each"),
+        ({"round_epochs": ()}, "`round_epochs`: expected uniform"),
+        ({"round_epochs": (1.5,)}, "`round_epochs`: expected uniform"),
+        ({"round_epochs": 3}, "Received: round_epochs=3"),
+        ({"round_epochs": "linear"}, "`round_epochs`: expected"),
         ({"rounds": 5, "epochs": 12}, r"a divisor of the 12 epochs \(1, 2, 3, 4, 6, 12\). Received: rounds=5"),
     ],
 )
@@ -87,6 +97,41 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_rounds_that_divide():
     assert rounds_that_divide(72) == [1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72]
+
+
+@given(st.integers(1, 40), st.integers(0, 100))
+def test_growing_rounds(rounds, more):
+    epochs = rounds + more
+    growing = round_lengths(epochs, rounds, "growing")
+    assert (len(growing), sum(growing)) == (rounds, epochs)
+    assert list(growing) == sorted(growing)
+    assert growing[0] >= 1
+    assert round_lengths(epochs, rounds, "shrinking") == growing[::-1]
+    proportional = [epochs * n / sum(range(1, rounds + 1)) for n in range(1, rounds + 1)]
+    if proportional[0] >= 1:
+        assert all(abs(length - exact) <= 1 for length, exact in zip(growing, proportional, strict=True))
+
+
+def test_rounds_of_any_length_by_hand():
+    assert round_lengths(72, 8, "growing") == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert round_lengths(5, 4, "growing") == (1, 1, 1, 2)
+    for round_epochs, first_epochs in (
+        ("uniform", [0, 3]),
+        ("growing", [0, 2]),
+        ("shrinking", [0, 4]),
+        ([1, 5], [0, 1]),
+        (np.array([5, 1]), [0, 5]),
+    ):
+        schedule = EqualShare(0.25, 2, 2, 6, round_epochs)
+        assert [epoch for epoch in range(9) if schedule.round_at(epoch)] == first_epochs
+        assert [bool(schedule(epoch)[0]) for epoch in range(9)] == [epoch in first_epochs for epoch in range(9)]
+        assert EqualShare.from_config(schedule.get_config()).get_config() == schedule.get_config()
+        assert dict(RoundSchedule.of(schedule, 3, 9).kept) == {
+            3 + epoch: schedule.kept_fraction(number) for number, epoch in enumerate(first_epochs, start=1)
+        }
+    listed = EqualShare(0.25, 2, round_epochs=[1, 2, 5])
+    assert (listed.rounds, listed.epochs) == (3, 8)
+    assert GrowingShare(0.25, 2, task=2, round_epochs=[1, 2, 5]).round_at(3) == 3
 
 
 def test_a_task_may_take_an_even_split_of_each_layer():

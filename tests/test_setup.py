@@ -158,3 +158,17 @@ def test_a_run_builds_its_network_once(monkeypatch, tmp_path):
     config = Config(num_tasks=1, hidden_units=(8,), train_epochs=1, retrain_epochs=1, prune_rounds=1)
     learning.learn_only(config, tmp_path, lambda task, stage: [])
     assert len(networks) == 1
+
+
+@pytest.mark.parametrize("approach", ["packnet", "memory", "multinet"])
+def test_rounds_of_any_length(approach):
+    fields = {"num_tasks": 1, "hidden_units": (4,), "train_epochs": 1, "retrain_epochs": 4, "prune_rounds": 2}
+    config = Config(dataset="digits", approach=approach, round_epochs="1+3", **fields)
+    assert config.identity() == Config(dataset="digits", approach=approach, round_epochs="1,3", **fields).identity()
+    run = learning.Run.prepare(config)
+    trained = run.build_approach(None, lambda task, stage: ())
+    task = trained.training_task(run.stream, 1)
+    trained.run_stage(task, "train")
+    first, *later = trained.run_stage(task, "prune+retrain")["sparsity"]
+    assert first < later[0]
+    assert later == [later[0]] * 3

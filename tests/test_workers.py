@@ -84,7 +84,7 @@ def test_an_invalid_combination_is_refused_before_any_run(tmp_path):
     done = launch("--sweep=prune_rounds=1,7", f"--output_dir={tmp_path}/out")
     assert done.returncode == 2
     assert done.stderr == (
-        "main.py: --prune_rounds=7: expected a divisor of --retrain_epochs=30: 1, 2, 3, 5, 6, 10, 15, 30\n"
+        "main.py: --prune_rounds=7: expected a divisor of --retrain_epochs=30 (1, 2, 3, 5, 6, 10, 15, 30)\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -45,8 +45,7 @@ class Memory(Joint):
         self.current = task.number
 
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
-        equal = self.schedule
-        growing = GrowingShare(equal.final_prune, equal.num_tasks, equal.rounds, task=task.number)
+        growing = GrowingShare(**self.schedule.get_config(), task=task.number)
         members = {path: joined > 0 for path, joined in self.joined.items()}
         return [_KeepMembers(members, growing, scope=self.prune_scope), GradientMask()]
 

@@ -32,5 +32,5 @@ class Multinet(Joint):
         return {path: used * np.uint8(self.schedule.num_tasks) for path, used in self.used().items()}
 
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
-        schedule = EqualShare(self.schedule.final_prune, num_tasks=1, rounds=self.schedule.rounds)
+        schedule = EqualShare(**{**self.schedule.get_config(), "num_tasks": 1})
         return [PruneRoundScheduler(schedule, scope=self.prune_scope), GradientMask()]

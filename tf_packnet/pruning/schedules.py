@@ -1,11 +1,21 @@
 """Algorithm 2 of the paper as a TF-MOT pruning schedule, so that TF-MOT's own schedules can be used instead."""
 
+import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.shares import pruned_per_round, released_fraction, rounds_that_divide
+from tf_packnet.pruning.shares import (
+    UNIFORM,
+    as_lengths,
+    check_rounds,
+    pruned_per_round,
+    released_fraction,
+    round_lengths,
+)
 from tf_packnet.pruning.tfmot import PruningSchedule
 
 
@@ -13,38 +23,51 @@ class EqualShare(PruningSchedule):
     """Pruning schedule in which every task releases the same fraction of its candidates (Algorithm 2).
 
     Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. There are `rounds`
-    prune rounds, one every `epochs / rounds` epochs. Each prunes `z = 1 - (1-r)^(1/rounds)` of the remaining
-    candidates.
+    prune rounds, in the paper one every `epochs / rounds` epochs. Each prunes `z = 1 - (1-r)^(1/rounds)` of the
+    remaining candidates.
 
     A step of the schedule is one epoch of the `fit`, as for all TF-MOT schedules used by `PruneRoundScheduler`.
 
     Args:
         final_prune: `p`, the fraction of the prunable weights that is free after all tasks, in (0, 1).
         num_tasks: `T`, the number of tasks that share the network.
-        rounds: `N`, prune rounds per task.
-        epochs: `B`, retraining epochs per task. Default: the number of epochs of the `fit`. A `fit` with a different
-            number of epochs raises ArgumentError.
+        rounds: `N`, prune rounds per task. Default: 1, or as many as in `round_epochs`.
+        epochs: `B`, retraining epochs per task. Default: the number of epochs of the `fit`, or the sum of
+            `round_epochs`. A `fit` with a different number of epochs raises ArgumentError.
+        round_epochs: How the epochs are divided between the rounds: `uniform`, if `rounds` divides `epochs`; `growing`,
+            in proportion to 1, 2, ..., N; `shrinking`, the reverse; or the epochs after each round, such as
+            `(1, 2, 5)`.
 
     Raises:
-        ArgumentError: If an argument is out of range, or `rounds` does not divide `epochs`.
+        ArgumentError: If an argument is out of range, `rounds` does not divide `epochs`, or they do not match
+            `round_epochs`.
     """
 
-    def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None):
+    def __init__(
+        self,
+        final_prune: float,
+        num_tasks: int,
+        rounds: int | None = None,
+        epochs: int | None = None,
+        round_epochs: str | Sequence[int] = UNIFORM,
+    ):
         if not 0.0 < final_prune < 1.0:
             raise ArgumentError("final_prune", "a fraction between 0 and 1, both exclusive", final_prune)
         if num_tasks < 1:
             raise ArgumentError("num_tasks", "at least 1", num_tasks)
+        lengths = round_epochs if isinstance(round_epochs, str) else as_lengths(round_epochs)
+        if rounds is None:
+            rounds = 1 if isinstance(lengths, str) else len(lengths)
         if rounds < 1:
             raise ArgumentError("rounds", "at least 1", rounds)
         if epochs is not None and epochs < 1:
             raise ArgumentError("epochs", "at least 1", epochs)
-        if epochs is not None and epochs % rounds:
-            fitting = ", ".join(map(str, rounds_that_divide(epochs)))
-            raise ArgumentError("rounds", f"a divisor of the {epochs} epochs ({fitting})", rounds)
+        check_rounds(epochs, rounds, lengths)
         self.final_prune = final_prune
         self.num_tasks = num_tasks
         self.rounds = rounds
-        self.epochs = epochs
+        self.epochs = epochs if isinstance(lengths, str) else sum(lengths)
+        self.round_epochs = lengths
 
     @property
     def released(self) -> float:
@@ -85,19 +108,21 @@ class EqualShare(PruningSchedule):
             (`float64` scalar).
         """
         step = int(step)
-        done = min(step // self._spacing + 1, self.rounds)
+        done = sum(first <= step for first in self._rounds)
         return tf.constant(self.round_at(step) is not None), tf.constant(1.0 - self.kept_fraction(done), tf.float64)
 
     def round_at(self, epoch: int) -> int | None:
         """Return the number of the round (1-based) at the start of `epoch` (0-based), or None."""
-        prune_round, rest = divmod(epoch, self._spacing)
-        return prune_round + 1 if rest == 0 and prune_round < self.rounds else None
+        return self._rounds.get(epoch)
 
-    @property
-    def _spacing(self) -> int:
+    @functools.cached_property
+    def _rounds(self) -> dict[int, int]:
+        """The rounds (1-based) by the epoch that begins with them."""
         if self.epochs is None:
             raise ValueError("EqualShare has no number of epochs: pass `epochs`, or use it in PruneRoundScheduler")
-        return self.epochs // self.rounds
+        lengths = round_lengths(self.epochs, self.rounds, self.round_epochs)
+        first_epochs = itertools.accumulate(lengths[:-1], initial=0)
+        return {epoch: number for number, epoch in enumerate(first_epochs, start=1)}
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -105,6 +130,7 @@ class EqualShare(PruningSchedule):
             "num_tasks": self.num_tasks,
             "rounds": self.rounds,
             "epochs": self.epochs,
+            **({} if self.round_epochs == UNIFORM else {"round_epochs": self.round_epochs}),
         }
 
 
@@ -119,10 +145,19 @@ class GrowingShare(EqualShare):
         rounds: As for `EqualShare`.
         epochs: As for `EqualShare`.
         task: Number (1-based) of the open task.
+        round_epochs: As for `EqualShare`.
     """
 
-    def __init__(self, final_prune: float, num_tasks: int, rounds: int = 1, epochs: int | None = None, task: int = 1):
-        super().__init__(final_prune, num_tasks, rounds, epochs)
+    def __init__(
+        self,
+        final_prune: float,
+        num_tasks: int,
+        rounds: int | None = None,
+        epochs: int | None = None,
+        task: int = 1,
+        round_epochs: str | Sequence[int] = UNIFORM,
+    ):
+        super().__init__(final_prune, num_tasks, rounds, epochs, round_epochs)
         if not 1 <= task <= num_tasks:
             raise ArgumentError("task", f"the number of a task, 1 to {num_tasks}", task)
         self.task = task

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tf_packnet.pruning import ownership
+from tf_packnet.pruning.shares import UNIFORM
 from tf_packnet.reporting import exports, metrics
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
@@ -92,9 +93,10 @@ def _table(results: dict[str, Any]) -> Table:
     config = results["config"]
     model = config.get("model", "mlp")
     network = f", {printable(model)}" if ":" in model else ""  # not one of the paper's
+    lengths = config.get("round_epochs", UNIFORM)
+    rounds = f"N = {config['prune_rounds']}" + (f" ({lengths})" if lengths != UNIFORM else "")
     table = Table(
-        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, "
-        f"N = {config['prune_rounds']}",
+        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, {rounds}",
         caption=f"seed {config['seed']}, test accuracy",
     )
     for heading in ("task", "classes"):

@@ -6,6 +6,7 @@ input is reported before anything slow starts.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
-from tf_packnet.pruning.shares import rounds_that_divide
+from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM, check_rounds
 from tf_packnet.runs.data_options import DataOptions
 from tf_packnet.runs.network_options import NetworkOptions
 from tf_packnet.runs.options import (
@@ -45,6 +46,10 @@ MAX_EPOCHS = 1_000_000
 MAX_DEVICES = 64
 # The positive numbers that float32, the type of the weights, can hold.
 _FLOAT32 = (1.2e-38, 3.4e38)
+
+
+def _are_round_epochs(value: str) -> bool:
+    return value in ROUND_EPOCHS or bool(re.fullmatch(r"[1-9]\d{0,6}([,+][1-9]\d{0,6})*", value))
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,16 @@ class Config(NetworkOptions, DataOptions):
         3,
         integer(1, MAX_EPOCHS),
         StageKey.PRUNE_RETRAIN_STAGE,
-        "N, prune rounds per task. B/N epochs follow each round, so N must divide B.",
+        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs.",
+    )
+    round_epochs: str = option(
+        "Method",
+        UNIFORM,
+        Check(_are_round_epochs, "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "How the B retraining epochs are divided between the N rounds: uniform, B/N each; growing, in proportion to "
+        "1, 2, ..., N; shrinking, the reverse; or the epochs after each round, such as 1,2,5 (1+2+5 in a --sweep).",
+        neutral=UNIFORM,
     )
     final_prune: float = option(
         "Method",
@@ -256,20 +270,28 @@ class Config(NetworkOptions, DataOptions):
         object.__setattr__(self, "model_args", self.canonical_arguments())
         for name in OPTIONS:
             check_field(name, getattr(self, name))
+        object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
         self._check_together()
 
     def _check_together(self) -> None:
         self.check_network(self.head)
         self._check_hosts()
-        if self.retrain_epochs % self.prune_rounds:
-            fitting = ", ".join(map(str, rounds_that_divide(self.retrain_epochs)))
-            expected = f"a divisor of --retrain_epochs={self.retrain_epochs}: {fitting}"
-            raise ArgumentError("prune_rounds", expected, self.prune_rounds)
+        self._check_rounds()
         if self.logical_devices is not None and self.strategy != "mirrored":
             raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
         if self.logical_devices is not None and self.batch_size < self.logical_devices:
             expected = f"at least one example for each of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
+
+    def _check_rounds(self) -> None:
+        try:
+            check_rounds(self.retrain_epochs, self.prune_rounds, self.lengths_of_rounds())
+        except ArgumentError as error:
+            argument = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}[error.argument]
+            expected = error.expected.replace("in round_epochs", "in --round_epochs")
+            expected = expected.replace("of round_epochs", "of --round_epochs")
+            expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
+            raise ArgumentError(argument, expected, error.received) from error
 
     def _check_hosts(self) -> None:
         if self.hosts and self.strategy != "multiworker":
@@ -280,6 +302,12 @@ class Config(NetworkOptions, DataOptions):
         if self.hosts and (self.host_index is None or self.host_index > last):
             expected = f"0 to {last}: which of the {last + 1} --hosts this process is"
             raise ArgumentError("host_index", expected, self.host_index)
+
+    def lengths_of_rounds(self) -> str | tuple[int, ...]:
+        """Return `round_epochs` as `EqualShare` takes it."""
+        if self.round_epochs in ROUND_EPOCHS:
+            return self.round_epochs
+        return tuple(map(int, re.split("[,+]", self.round_epochs)))
 
     def directory(self) -> str:
         """Return the output folder: `output_dir`, by default `out/<dataset>`."""

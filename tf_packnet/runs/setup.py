@@ -209,7 +209,7 @@ def build_approach(
     }
     return APPROACHES[config.approach](
         network,
-        EqualShare(config.final_prune, len(stream), config.prune_rounds),
+        EqualShare(config.final_prune, len(stream), config.prune_rounds, round_epochs=config.lengths_of_rounds()),
         train_epochs=config.train_epochs,
         retrain_epochs=config.retrain_epochs,
         prune_scope=config.prune_scope,
