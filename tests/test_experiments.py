@@ -238,13 +238,16 @@ def test_a_matching_with_failed_runs_reports_the_others(tmp_path, capsys):
         results = None if value is None else results_of([value, value], approach, final_prune=p)
         return FinishedRun(config, results, "" if value else "broke", 0.0)
 
-    found = matching.Match(0.9, "memory", 0.75, [], [finished(0.92, 0.8125, "memory"), finished(0.96, 0.75, "memory")])
+    found = matching.Match(
+        0.9, "memory", [0.75], [], [finished(0.92, 0.8125, "memory"), finished(0.96, 0.75, "memory")]
+    )
     for each in found.runs:
         p = each.config.final_prune
         ratio = matching.compression(0.9, p)
-        found.evaluations.append({"final_prune": p, "compression": ratio, "accuracy": each.results["accuracy"][-1][0]})
+        accuracy = each.results["accuracy"][-1][0]
+        found.evaluations.append({"final_prune": p, "compression": ratio, "accuracy": accuracy, "by_seed": [accuracy]})
     matches = [
-        matching.Match(0.9, "packnet", 0.75, [], [finished(0.9, 0.75)]),
+        matching.Match(0.9, "packnet", [0.75], [], [finished(0.9, 0.75)]),
         found,
         matching.Match(0.95, "packnet", None, [], [finished(0.95, None)]),
         matching.Match(0.95, "memory", None, [], []),
@@ -253,6 +256,7 @@ def test_a_matching_with_failed_runs_reports_the_others(tmp_path, capsys):
     findings.write_report(asked, ExperimentPaths(tmp_path), runs, matches)
     printed = capsys.readouterr().out
     assert "p = 0.9, memory: as accurate as PackNet with 2.50 times fewer weights" in printed
+    assert "the fitted curve is above PackNet's accuracy from 1.25 to 2.50 times" in printed
     missing = "1 of 4 runs failed (approach=packnet,final_prune=0.95,seed=0). They are missing here; the same command"
     assert missing in printed
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from tf_packnet.experiments import claims
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
 from tf_packnet.experiments.worker import FinishedRun
-from tf_packnet.reporting import charts, frames
+from tf_packnet.reporting import charts, comparisons, frames
 from tf_packnet.reporting import report as reports
+from tf_packnet.reporting.comparisons import CONFIDENCE
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
 from tf_packnet.system.console import Console
@@ -107,7 +109,18 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
         shown = summary.assign(**{curve: _describe_other_axes(summary, axes, x)})
     values = ["accuracy"] if experiment.named.curve == "approach" else ["accuracy", "error"]
     figure = charts.curves(shown, x, curve, values, f"{experiment.named.title}, {experiment.base.dataset}")
+    reference = experiment.named.reference or x
+    differences = comparisons.differences(frame, axes, reference)
+    if len(differences):
+        first = charts.describe(reference, frame[reference].iloc[0])
+        caption = f"Difference in accuracy to {first}, with {CONFIDENCE:.0%} bootstrap intervals over the seeds"
+        tables[caption] = differences
+        content["differences"] = _records(differences)
     findings = _best_and_worst_rounds(summary) if experiment.named.x == "prune_rounds" else []
+    if experiment.name == "figure2":
+        verdicts = claims.about_rounds(frame, experiment.base.dataset)
+        findings += [verdict.sentence() for verdict in verdicts]
+        content["claims"] = [verdict.to_json() for verdict in verdicts]
     return Findings({experiment.name: figure}, tables, findings, content)
 
 
@@ -116,19 +129,18 @@ def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequen
     best_matches = [found for match in matches if (found := match.to_json()) is not None]
     columns = ["final_prune", "approach", "target", "accuracy", "gap", "matched_prune", "compression", "reached"]
     table = pd.DataFrame([{name: match[name] for name in columns} for match in best_matches], columns=columns)
+    table["fitted compression"] = [_fitted_compression(match) for match in best_matches]
     table["reached"] = table["reached"].map({True: "yes", False: "NO"})
-    findings = [
-        f"p = {match['final_prune']:g}, {match['approach']}: "
-        + (
-            f"as accurate as PackNet with {match['compression']:.2f} times fewer weights"
-            if match["reached"]
-            else f"no match: {match['gap']:+.4f} in accuracy at best, at {match['compression']:.2f} times fewer weights"
-        )
-        for match in best_matches
-    ]
+    findings = [_describe_match(match) for match in best_matches]
     findings.append(
-        f"A match is reached if the accuracies differ by {REACHED:g} at most. The paper reports {PAPER_COMPRESSION}."
+        f"A match is reached if the accuracies differ by {REACHED:g} at most. The fitted compression is where a "
+        f"monotone curve through all evaluations falls below PackNet's accuracy, with its {CONFIDENCE:.0%} bootstrap "
+        f"interval over the seeds. The paper reports {PAPER_COMPRESSION}."
     )
+    curves = {f"{match.approach} at p = {match.final_prune:g}": match.curve for match in matches}
+    crossing = [(name, curve.compression) for name, curve in curves.items() if curve is not None and curve.reaches]
+    verdict = claims.about_compression(crossing)
+    findings += [verdict.sentence()] if verdict else []
     bars = {}
     for p in experiment.axes["final_prune"]:
         best = {"packnet": p} | {m["approach"]: m["matched_prune"] for m in best_matches if m["final_prune"] == p}
@@ -143,7 +155,39 @@ def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequen
     measures = frames.measures_by_setting(frame, ["approach", "final_prune"])
     tables = {"Matches": table, "All settings": settings, MEASURES: measures}
     summary = {"matches": best_matches, "settings": _records(settings), "measures": _records(measures)}
+    summary["claims"] = [verdict.to_json()] if verdict else []
     return Findings(figures, tables, findings, summary)
+
+
+def _describe_match(match: dict[str, Any]) -> str:
+    fewer = f"{match['compression']:.2f} times fewer weights"
+    found = (
+        f"as accurate as PackNet with {fewer}"
+        if match["reached"]
+        else f"no match: {match['gap']:+.4f} in accuracy at best, at {fewer}"
+    )
+    fitted = match["fitted"]
+    if fitted is None:
+        return f"p = {match['final_prune']:g}, {match['approach']}: {found}"
+    points = fitted["points"]
+    side = "below" if points[0][1] < match["target"] else "above"
+    curve = (
+        f"fitted {_fitted_compression(match)}"
+        if fitted["reaches"]
+        else f"the fitted curve is {side} PackNet's accuracy from {points[0][0]:.2f} to {points[-1][0]:.2f} times"
+    )
+    if fitted["flat"]:
+        low, high = fitted["within"]
+        curve += f"; the curve is flat: within {REACHED:g} of PackNet's accuracy from {low:.2f} to {high:.2f} times"
+    return f"p = {match['final_prune']:g}, {match['approach']}: {found}; {curve}"
+
+
+def _fitted_compression(match: dict[str, Any]) -> str:
+    fitted = match["fitted"]
+    if fitted is None or not fitted["reaches"]:
+        return ""
+    low, high = fitted["interval"]
+    return f"{fitted['compression']:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def _best_and_worst_rounds(summary: pd.DataFrame) -> list[str]:

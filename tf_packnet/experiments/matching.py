@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from tf_packnet.experiments.definitions import Experiment
+from tf_packnet.experiments.match_curve import MatchCurve, fit
 from tf_packnet.runs.config import Config
 
 if TYPE_CHECKING:
@@ -35,31 +36,54 @@ class Match:
     Attributes:
         final_prune: PackNet's `p`.
         approach: The baseline; `packnet` for the runs to match.
-        target: PackNet's mean accuracy at `p`; None if its runs failed.
-        evaluations: One dict per evaluation, in order: `final_prune`, `compression`, `accuracy`.
+        targets: PackNet's accuracies at `p`, one per seed; None if a run failed.
+        evaluations: One dict per evaluation, in order: `final_prune`, `compression`, `accuracy`, and `by_seed`, the
+            accuracies of which it is the mean.
         runs: All runs of the search.
     """
 
     final_prune: float
     approach: str
-    target: float | None
-    evaluations: list[dict[str, float]]
+    targets: list[float] | None
+    evaluations: list[dict[str, Any]]
     runs: "list[FinishedRun]"
 
     @property
-    def best(self) -> dict[str, float] | None:
+    def target(self) -> float | None:
+        """PackNet's mean accuracy at `p`; None if a run failed."""
+        return None if self.targets is None else float(np.mean(self.targets))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
         """The evaluation closest to the target; among equals the one with the highest compression."""
         target = self.target
         if target is None or not self.evaluations:
             return None
         return min(self.evaluations, key=lambda each: (abs(each["accuracy"] - target), -each["compression"]))
 
+    @property
+    def curve(self) -> MatchCurve | None:
+        """The curve through the evaluations; None with fewer than two."""
+        if self.targets is None or len(self.evaluations) < 2:
+            return None
+        accuracies = np.array([each["by_seed"] for each in self.evaluations])
+        compressions = [each["compression"] for each in self.evaluations]
+        return fit(compressions, accuracies, np.array(self.targets), REACHED)
+
     def to_json(self) -> dict[str, Any] | None:
         """Return the content of `summary.json`; None without evaluations."""
         best, target = self.best, self.target
         if best is None or target is None:
             return None
-        gap = best["accuracy"] - target
+        gap, curve = best["accuracy"] - target, self.curve
+        fitted = curve and {
+            "compression": curve.compression.value,
+            "interval": [_finite(curve.compression.low), _finite(curve.compression.high)],
+            "reaches": curve.reaches,
+            "within": curve.within and list(curve.within),
+            "flat": curve.is_flat,
+            "points": [list(point) for point in curve.points],
+        }
         return {
             "final_prune": self.final_prune,
             "approach": self.approach,
@@ -70,6 +94,7 @@ class Match:
             "compression": best["compression"],
             "reached": abs(gap) <= REACHED,
             "evaluations": self.evaluations,
+            "fitted": fitted,
         }
 
 
@@ -93,20 +118,21 @@ def compression(final_prune: float, matched_prune: float) -> float:
 
 
 def _match(experiment: Experiment, runs: "ExperimentRuns", final_prune: float, approach: str) -> Match:
-    target, packnet_runs = _evaluate(experiment, runs, "packnet", final_prune)
-    if approach == "packnet" or target is None:
-        return Match(final_prune, approach, target, [], packnet_runs if approach == "packnet" else [])
-    match = Match(final_prune, approach, target, [], [])
+    targets, packnet_runs = _evaluate(experiment, runs, "packnet", final_prune)
+    if approach == "packnet" or targets is None:
+        return Match(final_prune, approach, targets, [], packnet_runs if approach == "packnet" else [])
+    match, target = Match(final_prune, approach, targets, [], []), np.mean(targets)
 
     def squared_gap(log2_compression: float) -> float:
         # Rounded, so that a user can repeat the run with a short --final_prune.
         prune = round(1.0 - (1.0 - final_prune) / 2.0**log2_compression, 6)
-        accuracy, evaluated_runs = _evaluate(experiment, runs, approach, prune)
+        accuracies, evaluated_runs = _evaluate(experiment, runs, approach, prune)
         match.runs.extend(evaluated_runs)
-        if accuracy is None:
+        if accuracies is None:
             raise _FailedEvaluation
-        ratio = compression(final_prune, prune)
-        match.evaluations.append({"final_prune": prune, "compression": ratio, "accuracy": accuracy})
+        ratio, accuracy = compression(final_prune, prune), float(np.mean(accuracies))
+        evaluation = {"final_prune": prune, "compression": ratio, "accuracy": accuracy, "by_seed": accuracies}
+        match.evaluations.append(evaluation)
         return (accuracy - target) ** 2
 
     options = {"xatol": LOG2_TOLERANCE, "maxiter": experiment.evaluations}
@@ -117,11 +143,15 @@ def _match(experiment: Experiment, runs: "ExperimentRuns", final_prune: float, a
 
 def _evaluate(
     experiment: Experiment, runs: "ExperimentRuns", approach: str, final_prune: float
-) -> "tuple[float | None, list[FinishedRun]]":
-    """Return the mean accuracy over the seeds, None if a run failed; and the runs."""
+) -> "tuple[list[float] | None, list[FinishedRun]]":
+    """Return the accuracy of each seed, None if a run failed; and the runs."""
     finished = runs.get([setting(experiment.base, approach, final_prune, seed) for seed in experiment.seeds])
     accuracies = [run.results["average_accuracy"] for run in finished if run.results is not None]
-    return (float(np.mean(accuracies)) if len(accuracies) == len(finished) else None), finished
+    return (accuracies if len(accuracies) == len(finished) else None), finished
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def setting(base: Config, approach: str, final_prune: float, seed: int) -> Config:

@@ -27,6 +27,7 @@ class NamedExperiment:
         seeds: Default number of seeds.
         x: The field on the x axis of its figure. Default: the one with the most values.
         curve: The field with one curve per value. Default: all other fields that vary.
+        reference: The field whose first value the others are compared with. Default: `x`.
         matching: Whether it searches the `p` at which the bounds are as accurate as PackNet.
         budget_per_round: Whether every prune round is followed by `retrain_epochs` epochs, instead of all together.
     """
@@ -38,6 +39,7 @@ class NamedExperiment:
     seeds: int = 5
     x: str | None = None
     curve: str | None = None
+    reference: str | None = None
     matching: bool = False
     budget_per_round: bool = False
 
@@ -64,6 +66,7 @@ EXPERIMENTS = {
         varies={"approach": lambda base: APPROACHES, "final_prune": _paper_prunes},
         x="final_prune",
         curve="approach",
+        reference="approach",
     ),
     "figure2": NamedExperiment(
         help="accuracy against N, on a fixed budget",

@@ -146,6 +146,9 @@ def matching(matches: Sequence[dict[str, Any]], title: str) -> Figure:
             panel.plot(
                 *zip(*points, strict=True), color=colours[index], marker=_MARKERS[index], label=name, linewidth=1
             )
+            if match["fitted"] is not None:
+                fitted = zip(*match["fitted"]["points"], strict=True)
+                panel.plot(*fitted, color=colours[index], linestyle="--", linewidth=1)
             panel.plot(
                 match["compression"], match["accuracy"], "o", color="none", markeredgecolor="black", markersize=11
             )
@@ -156,6 +159,7 @@ def matching(matches: Sequence[dict[str, Any]], title: str) -> Figure:
         panel.set_xlabel("compression: (1 - p) / (1 - matched p)")
     panels[0].set_ylabel("average test accuracy")
     panels[0].plot([], [], color=colours[0], label="PackNet at p")
+    panels[0].plot([], [], color="black", linestyle="--", linewidth=1, label="monotone fit")
     panels[0].plot([], [], "o", color="none", markeredgecolor="black", markersize=11, label="best match")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)

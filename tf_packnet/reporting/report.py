@@ -86,7 +86,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 _DECIMALS = {"accuracy": 4, "error": 4, "standard_error": 4, "paper": 3, "target": 4, "gap": 4, "compression": 2}
-_DECIMALS |= dict.fromkeys(frames.MEASURES, 4)
+_DECIMALS |= dict.fromkeys([*frames.MEASURES, "difference", "low", "high"], 4)
 
 
 def _cell(name: str, value: Any) -> str:
