@@ -25,6 +25,7 @@ _HOME = {
     "PruneRoundScheduler": "callbacks",
     "EqualShare": "pruning.schedules",
     "GradientMask": "callbacks",
+    "RetrainingRate": "callbacks",
     "TaskMaskSnapshot": "callbacks",
     "EpochBackup": "callbacks",
     "StopWhenDiverged": "callbacks",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.callbacks import EpochBackup as EpochBackup
     from tf_packnet.callbacks import GradientMask as GradientMask
     from tf_packnet.callbacks import PruneRoundScheduler as PruneRoundScheduler
+    from tf_packnet.callbacks import RetrainingRate as RetrainingRate
     from tf_packnet.callbacks import StopWhenDiverged as StopWhenDiverged
     from tf_packnet.callbacks import TaskMaskSnapshot as TaskMaskSnapshot
     from tf_packnet.callbacks import load_owner_maps as load_owner_maps

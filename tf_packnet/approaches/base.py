@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks import EpochBackup, StopWhenDiverged, TaskMaskSnapshot
+from tf_packnet.callbacks import EpochBackup, RetrainingRate, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.pruning.policies import PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.pruning.policies import CONSTANT, PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.system.keras_internals import all_layers, seed_generators
 from tf_packnet.tasks import Task, TaskStream
@@ -36,6 +36,7 @@ class Approach(abc.ABC):
         train_epochs: `E`, epochs of training.
         retrain_epochs: `B`, epochs of pruning and retraining.
         prune_scope: `layer`, `global` or `erk`.
+        retrain_rate: Learning rates of the stage that prunes and retrains, see `RetrainingRate`.
         seed: Seeds the order of the examples and the dropout masks of every stage.
         masks_dir: Directory for the owner maps after each task; None writes none.
         resident: Whether to keep the training examples in device memory, or to stream them.
@@ -53,6 +54,7 @@ class Approach(abc.ABC):
         masks_dir: str | os.PathLike | None = None,
         resident: bool = True,
         observers: Observers = lambda task, stage: (),
+        retrain_rate: str = CONSTANT,
     ):
         self.packed = packed
         self.schedule = schedule
@@ -63,6 +65,7 @@ class Approach(abc.ABC):
         self.masks_dir = masks_dir
         self.resident = resident
         self.observers = observers
+        self.retrain_rate = retrain_rate
 
     @staticmethod
     def training_task_numbers(num_tasks: int) -> Sequence[int]:
@@ -111,7 +114,10 @@ class Approach(abc.ABC):
         if stage == TRAIN:
             self.begin(task)
             return self._fit(task, TRAIN, self.train_epochs, [], backup)
-        return self._fit(task, PRUNE_RETRAIN, self.retrain_epochs, self.pruning_callbacks(task), backup)
+        callbacks = self.pruning_callbacks(task)
+        if self.retrain_rate != CONSTANT:
+            callbacks.append(RetrainingRate(self.retrain_rate, self.train_epochs))
+        return self._fit(task, PRUNE_RETRAIN, self.retrain_epochs, callbacks, backup)
 
     def accuracy(self, task: Task, split: str = "test") -> float:
         """Fraction of the examples of a split whose largest logit is that of their label."""

@@ -1,6 +1,7 @@
 """Runs prune rounds on a schedule."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
+from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
@@ -20,7 +22,7 @@ from tf_packnet.training import optimizers
 from tf_packnet.training.fit_checks import FitRequest
 
 # Keys in `params`, a dict that all callbacks of one `fit` share, under which the callbacks find each other.
-SCHEDULER, SNAPSHOT = "tf_packnet/scheduler", "tf_packnet/snapshot"
+SCHEDULER, SNAPSHOT, RATE = "tf_packnet/scheduler", "tf_packnet/snapshot", "tf_packnet/rate"
 
 
 class PruneRoundScheduler(keras.callbacks.Callback):
@@ -46,7 +48,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     Attributes:
         rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
-            weight path), `sparsity`.
+            weight path), `sparsity`. With a `RetrainingRate` also `removed`: the norm of the pruned weights, divided by
+            the norm of the candidates and by the square root of the pruned fraction.
     """
 
     def __init__(self, schedule: PruningSchedule, scope: str = "layer", reset_optimizer: bool = True):
@@ -60,6 +63,16 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.rounds: list[dict[str, Any]] = []
         self._plan: RoundSchedule | None = None
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
+
+    @property
+    def first_epoch(self) -> int:
+        """First epoch of the `fit`, also if it resumes at a later one. Known from its first epoch on."""
+        return lifecycle.records(self.model).rounds_from
+
+    @property
+    def round_epochs(self) -> list[int]:
+        """The epochs that begin with a round, in order. Known from the first epoch of the `fit` on."""
+        return [] if self._plan is None else list(self._plan.kept)
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raise ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
@@ -192,12 +205,13 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             scope=self.scope,
             erk_cap=_erk_cap(plan.schedule, lifecycle.committed_tasks(self.model)),
         )
+        removed = {"removed": _removed(weights.values(), keep)} if RATE in self.params else {}
         with lifecycle.strategy_scope(self.model):
             for weight, mask in zip(weights.values(), keep, strict=True):
                 weight.prune(mask)
         kept = {path: int(np.count_nonzero(mask)) for path, mask in zip(weights, keep, strict=True)}
         sparsity = _pruned_share(list(kept.values()), owners)
-        self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity})
+        self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
         """Score the weights of a kernel by magnitude; override to rank them differently.
@@ -239,6 +253,17 @@ def _pruned_share(kept: list[int], owners: list[np.ndarray]) -> float:
         owners: Owner map of each kernel.
     """
     return 1.0 - sum(kept) / sum(ownership.count_uncommitted(owner) for owner in owners)
+
+
+def _removed(weights: Iterable[MaskedWeight], keep: Iterable[np.ndarray]) -> float:
+    """Return the norm of the weights to prune, relative to the candidates and to the square root of their fraction."""
+    counts, squares = np.zeros(2), np.zeros(2)
+    for weight, mask in zip(weights, keep, strict=True):
+        candidates = ownership.candidates(weight.owner_map())
+        for index, chosen in enumerate((candidates & ~mask, candidates)):
+            counts[index] += np.count_nonzero(chosen)
+            squares[index] += np.square(weight.importance()[chosen], dtype=np.float64).sum()
+    return float(np.sqrt(squares[0] / squares[1] * counts[1] / counts[0])) if squares[1] and counts[0] else 0.0
 
 
 def _one_scheduler(other: PruneRoundScheduler) -> ArgumentError:

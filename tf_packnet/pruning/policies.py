@@ -4,6 +4,11 @@
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
 STAGES = (TRAIN, PRUNE_RETRAIN)
 
+# Learning rates of the second stage, see `RetrainingRate`. Those in RESTARTING begin again with each prune round.
+CONSTANT, ADAPTIVE = "constant", "adaptive"
+RESTARTING = ("linear_restarts", "cosine_restarts", ADAPTIVE)
+RETRAIN_RATES = (CONSTANT, "linear", "cosine", *RESTARTING)
+
 # Start values of the free weights in the next task: 0 (Mallya & Lazebnik 2018), their values when they were pruned, or
 # a new draw from the layer's initializer.
 FREED_WEIGHTS = ("zero", "keep", "reinit")

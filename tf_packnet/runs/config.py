@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.policies import BIAS_POLICIES, FREED_WEIGHTS, HEADS
+from tf_packnet.pruning.policies import BIAS_POLICIES, CONSTANT, FREED_WEIGHTS, HEADS, RETRAIN_RATES
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM, check_rounds
 from tf_packnet.runs.data_options import DataOptions
@@ -97,6 +97,15 @@ class Config(NetworkOptions, DataOptions):
         "How the B retraining epochs are divided between the N rounds: uniform, B/N each; growing, in proportion to "
         "1, 2, ..., N; shrinking, the reverse; or the epochs after each round, such as 1,2,5 (1+2+5 in a --sweep).",
         neutral=UNIFORM,
+    )
+    retrain_rate: str = option(
+        "Method",
+        CONSTANT,
+        one_of(RETRAIN_RATES),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "learning rate during retraining. linear and cosine fall over all of it, linear_restarts and cosine_restarts "
+        "over each prune round; adaptive begins each round with a rate that depends on how much it has pruned.",
+        neutral=CONSTANT,
     )
     final_prune: float = option(
         "Method",
