@@ -304,6 +304,7 @@ REFUSED = {
     "approach": ("x", "one of packnet"),
     "train_epochs": (str(MAX_EPOCHS + 1), "at least 1 and at most 1,000,000"),
     "retrain_epochs": (str(10**12), "at least 1 and at most 1,000,000"),
+    "prune_criterion": ("movement", "one of magnitude, activation, taylor"),
     "retrain_rate": ("exponential", "one of constant, linear, cosine, linear_restarts, cosine_restarts, adaptive"),
     "round_epochs": ("1,0,2", "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
     "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000"),

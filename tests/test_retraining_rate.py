@@ -14,6 +14,7 @@ from tf_packnet.runs.config import Config
 from tf_packnet.runs.store import StageStore
 
 RATE, EPOCHS = 0.01, 6
+BOUNDS = ("memory", "multinet")
 COSINE_DECAY = keras.optimizers.schedules.CosineDecay(0.1, 9)
 
 
@@ -150,7 +151,7 @@ def test_what_cannot_work_is_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("approach", ["packnet", "memory", "multinet"])
+@pytest.mark.parametrize("approach", ["packnet", *(pytest.param(n, marks=pytest.mark.slow) for n in BOUNDS)])
 def test_runs(approach, tmp_path):
     fields = {"num_tasks": 1, "hidden_units": (4,), "train_epochs": 1, "retrain_epochs": 4, "prune_rounds": 2}
     keys = set()

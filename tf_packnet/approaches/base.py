@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_packnet import lifecycle
 from tf_packnet.callbacks import EpochBackup, RetrainingRate, StopWhenDiverged, TaskMaskSnapshot
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.pruning.policies import CONSTANT, PRUNE_RETRAIN, STAGES, TRAIN
+from tf_packnet.pruning.policies import CONSTANT, MAGNITUDE, PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.system.keras_internals import all_layers, seed_generators
 from tf_packnet.tasks import Task, TaskStream
@@ -36,6 +36,7 @@ class Approach(abc.ABC):
         train_epochs: `E`, epochs of training.
         retrain_epochs: `B`, epochs of pruning and retraining.
         prune_scope: `layer`, `global` or `erk`.
+        prune_criterion: What prune rounds rank the weights by: `magnitude`, `activation` or `taylor`.
         retrain_rate: Learning rates of the stage that prunes and retrains, see `RetrainingRate`.
         seed: Seeds the order of the examples and the dropout masks of every stage.
         masks_dir: Directory for the owner maps after each task; None writes none.
@@ -54,6 +55,7 @@ class Approach(abc.ABC):
         masks_dir: str | os.PathLike | None = None,
         resident: bool = True,
         observers: Observers = lambda task, stage: (),
+        prune_criterion: str = MAGNITUDE,
         retrain_rate: str = CONSTANT,
     ):
         self.packed = packed
@@ -65,6 +67,7 @@ class Approach(abc.ABC):
         self.masks_dir = masks_dir
         self.resident = resident
         self.observers = observers
+        self.prune_criterion = prune_criterion
         self.retrain_rate = retrain_rate
 
     @staticmethod
@@ -148,6 +151,15 @@ class Approach(abc.ABC):
                 optimizers.reset(optimizer)
         reseed(self.packed, self.seed)
 
+    def ranking(self, task: Task) -> dict[str, Any]:
+        """Return the arguments of `PruneRoundScheduler` that say how it ranks weights."""
+        if self.prune_criterion == MAGNITUDE:
+            return {"scope": self.prune_scope}
+        train = task.splits["train"]
+        rng = np.random.default_rng(lifecycle.derived_seed(self.seed, task.number, len(STAGES)))
+        sample = train.take(np.sort(rng.permutation(len(train))[:_RANKING_EXAMPLES]))
+        return {"scope": self.prune_scope, "criterion": self.prune_criterion, "data": (sample.x, sample.y)}
+
     @property
     def steps_per_call(self) -> int | None:
         """Maximum number of gradient steps per call of the compiled step: about one second's; None for the default."""
@@ -181,6 +193,8 @@ class Approach(abc.ABC):
 
 
 _PREDICTION_BATCH = 1024
+# Training examples by which weights are ranked, if they are ranked by data.
+_RANKING_EXAMPLES = 512
 _SLOW_STEPS_PER_CALL = 16
 _TASKS = "tasks"  # a name in the saved state: do not change it
 

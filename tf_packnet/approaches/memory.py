@@ -47,7 +47,7 @@ class Memory(Joint):
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
         growing = GrowingShare(**self.schedule.get_config(), task=task.number)
         members = {path: joined > 0 for path, joined in self.joined.items()}
-        return [_KeepMembers(members, growing, scope=self.prune_scope), GradientMask()]
+        return [_KeepMembers(members, growing, **self.ranking(task)), GradientMask()]
 
     def owner_maps(self) -> dict[str, np.ndarray]:
         current = np.uint8(self.current)

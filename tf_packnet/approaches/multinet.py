@@ -33,4 +33,4 @@ class Multinet(Joint):
 
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
         schedule = EqualShare(**{**self.schedule.get_config(), "num_tasks": 1})
-        return [PruneRoundScheduler(schedule, scope=self.prune_scope), GradientMask()]
+        return [PruneRoundScheduler(schedule, **self.ranking(task)), GradientMask()]

@@ -19,7 +19,7 @@ class PackNet(Approach):
 
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
         return [
-            PruneRoundScheduler(self.schedule, scope=self.prune_scope),
+            PruneRoundScheduler(self.schedule, **self.ranking(task)),
             GradientMask(),
             TaskMaskSnapshot(self.masks_dir),
         ]

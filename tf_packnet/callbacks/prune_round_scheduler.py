@@ -12,17 +12,21 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
+from tf_packnet.pruning.policies import CRITERIA, MAGNITUDE
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.selection import Key
 from tf_packnet.pruning.tfmot import PruningSchedule
 from tf_packnet.system.keras_internals import resume_at, resumed_epoch
-from tf_packnet.training import optimizers
+from tf_packnet.training import importance, optimizers
 from tf_packnet.training.fit_checks import FitRequest
 
 # Keys in `params`, a dict that all callbacks of one `fit` share, under which the callbacks find each other.
 SCHEDULER, SNAPSHOT, RATE = "tf_packnet/scheduler", "tf_packnet/snapshot", "tf_packnet/rate"
+
+# Batch size of the examples for a criterion that sees data.
+_BATCH = 64
 
 
 class PruneRoundScheduler(keras.callbacks.Callback):
@@ -45,6 +49,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts the epochs of this `fit`, from 0.
         scope: How a round's number of weights is divided between layers: `layer`, `global` or `erk`.
         reset_optimizer: Whether to reset the optimizer when the `fit` begins, unless it resumes.
+        criterion: What a round ranks the weights by: `magnitude`; `activation`, magnitude times the norm of the inputs
+            (Sun et al. 2023, Wanda); or `taylor`, the squared product of weight and gradient (Molchanov et al. 2019).
+        data: For the last two: a few hundred training examples, as arrays `(x, y)` or a `tf.data.Dataset` of batches.
 
     Attributes:
         rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
@@ -52,17 +59,31 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             the norm of the candidates and by the square root of the pruned fraction.
     """
 
-    def __init__(self, schedule: PruningSchedule, scope: str = "layer", reset_optimizer: bool = True):
+    def __init__(
+        self,
+        schedule: PruningSchedule,
+        scope: str = "layer",
+        reset_optimizer: bool = True,
+        criterion: str = MAGNITUDE,
+        data: Any = None,
+    ):
         super().__init__()
         if not callable(schedule):
             raise ArgumentError("schedule", "tp.EqualShare or another TF-MOT PruningSchedule", schedule)
         check_choice("scope", scope, PRUNE_SCOPES)
+        check_choice("criterion", criterion, CRITERIA)
+        if (data is None) != (criterion == MAGNITUDE):
+            expected = "no data with the criterion magnitude" if data is not None else "examples (x, y) or a data set"
+            raise ArgumentError("data", f"{expected}, as criterion={criterion!r}", type(data).__name__)
         self.schedule = schedule
         self.scope = scope
+        self.criterion = criterion
+        self.data = data
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
         self._plan: RoundSchedule | None = None
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
+        self._importance: dict[str, np.ndarray] = {}
 
     @property
     def first_epoch(self) -> int:
@@ -76,6 +97,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raise ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
+        if self.criterion != MAGNITUDE:
+            importance.check_defined(model, self.criterion)
         last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
@@ -189,8 +212,10 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     def _prune(self, plan: RoundSchedule, epoch: int, number: int) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
+        sees_data = self.criterion != MAGNITUDE
+        self._importance = importance.scores(self.model, self.criterion, _batches(self.data)) if sees_data else {}
         key: Key
-        if type(self).score is PruneRoundScheduler.score:
+        if not sees_data and type(self).score is PruneRoundScheduler.score:
             # Magnitudes are computed in chunks: those of the largest kernel would be most of the RAM of a round.
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
@@ -211,10 +236,11 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 weight.prune(mask)
         kept = {path: int(np.count_nonzero(mask)) for path, mask in zip(weights, keep, strict=True)}
         sparsity = _pruned_share(list(kept.values()), owners)
+        self._importance = {}
         self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
-        """Score the weights of a kernel by magnitude; override to rank them differently.
+        """Score the weights of a kernel by the criterion; override to rank them differently.
 
         A round keeps the weights with the highest scores.
 
@@ -225,7 +251,14 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         Returns:
             Scores, shaped like `values`.
         """
-        return np.abs(values)
+        return np.abs(values) if self.criterion == MAGNITUDE else self._importance[path]
+
+
+def _batches(data: Any) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(data, (tuple, list)):
+        return data
+    x, y = data
+    return ((x[i : i + _BATCH], y[i : i + _BATCH]) for i in range(0, len(x), _BATCH))
 
 
 def missing_rounds(model: keras.Model) -> str:

@@ -4,6 +4,9 @@
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
 STAGES = (TRAIN, PRUNE_RETRAIN)
 
+# What a prune round ranks the weights by: their magnitude, or a score that sees data, see `training.importance`.
+MAGNITUDE, ACTIVATION, TAYLOR = CRITERIA = ("magnitude", "activation", "taylor")
+
 # Learning rates of the second stage, see `RetrainingRate`. Those in RESTARTING begin again with each prune round.
 CONSTANT, ADAPTIVE = "constant", "adaptive"
 RESTARTING = ("linear_restarts", "cosine_restarts", ADAPTIVE)

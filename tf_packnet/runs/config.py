@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.policies import BIAS_POLICIES, CONSTANT, FREED_WEIGHTS, HEADS, RETRAIN_RATES
+from tf_packnet.pruning.policies import (
+    BIAS_POLICIES,
+    CONSTANT,
+    CRITERIA,
+    FREED_WEIGHTS,
+    HEADS,
+    MAGNITUDE,
+    RETRAIN_RATES,
+)
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM, check_rounds
 from tf_packnet.runs.data_options import DataOptions
@@ -150,6 +158,16 @@ class Config(NetworkOptions, DataOptions):
         one_of(tuple(PRUNE_SCOPES)),
         StageKey.PRUNE_RETRAIN_STAGE,
         "weights are ranked per layer, over all layers, or per layer with Erdos-Renyi-Kernel layer densities.",
+    )
+
+    prune_criterion: str = option(
+        "Method",
+        MAGNITUDE,
+        one_of(CRITERIA),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "weights are ranked by magnitude, by magnitude times the norm of their inputs (Wanda), or by a first-order "
+        "Taylor expansion of the loss; the last two see 512 training examples of the task.",
+        neutral=MAGNITUDE,
     )
 
     optimizer: str = option(

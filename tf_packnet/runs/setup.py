@@ -217,6 +217,7 @@ def build_approach(
         masks_dir=masks_dir,
         resident=resident,
         observers=observers,
+        prune_criterion=config.prune_criterion,
         retrain_rate=config.retrain_rate,
         **({} if config.approach == "packnet" else baseline_arguments),
     )
