@@ -79,8 +79,8 @@ def _define_output_flags(values: flags.FlagValues) -> list[str]:
     dry_run = "Print how many weights each task would get, and the size in memory and on disk. Train nothing."
     _define("dry_run", False, dry_run, _PARSERS[bool], values)
     stages_dir = (
-        "Folder with the results of stages, to share them between runs and experiments. Default: stages/ in "
-        "--output_dir."
+        "Folder or URL (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, file:///FOLDER) with the results of stages, to share "
+        "them between runs, experiments and hosts. Default: stages/ in --output_dir."
     )
     _define("stages_dir", None, stages_dir, _PARSERS[str], values)
     flags.register_validator("stages_dir", _validator("output_dir"), flag_values=values)
