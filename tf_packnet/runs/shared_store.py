@@ -4,7 +4,6 @@ Unfinished work, locks and backups stay in a local store. A finished stage is pu
 is named by its checksum, then its record, which is written once and names the state.
 """
 
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -159,13 +158,10 @@ class SharedResults:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "results.json")
             found = self._shared.download(_results_name(key), path, lambda: _is_whole(path))
-            results = None
-            if found is Found.WHOLE:
-                with contextlib.suppress(ArgumentError):  # a newer version of this library wrote it
-                    results = read_results(path, "stages_dir", corruption.ignore)
+            results = _read(path) if found is Found.WHOLE else None
         if found is Found.DAMAGED:
             self._on_damaged(f"{self._shared.url}/{_results_name(key)}")
-        if results is None or not results["complete"]:
+        if results is None:
             return None
         seconds = [{**stage, "reused": True} for stage in results["seconds"]]
         return {**results, "config": config.to_json(), "seconds": seconds}
@@ -182,12 +178,20 @@ class SharedResults:
                 self._shared.upload(path, name)
 
 
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the results in a file; None if it is damaged, or a newer version of this library wrote it."""
+    try:
+        results = read_results(path, "stages_dir", corruption.ignore)
+    except ArgumentError:
+        return None
+    return results if results and results["complete"] else None
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        files.read_json(path)
-    except (OSError, files.DamagedError):
-        return False
-    return True
+        return read_results(path, "stages_dir", corruption.ignore) is not None
+    except ArgumentError:  # of a newer version
+        return True
 
 
 def _record_name(stage: Stage) -> str:

@@ -6,6 +6,8 @@ a lock to be safe: what is unfinished is in a folder of the process, and the fir
 
 import contextlib
 import errno
+import functools
+import glob
 import os
 import re
 import shutil
@@ -212,7 +214,32 @@ class StageFolder:
 
 def own_folder(root: Path) -> AbstractContextManager[Path]:
     """Make a folder in the store for unfinished files of this process alone, and remove it after the block."""
-    return files.workspace(root / f"{socket.gethostname()}-{os.getpid()}")
+    return files.workspace(root / f"{_host()}.{os.getpid()}")
+
+
+def take_backups(root: Path, key: str, own: Path) -> None:
+    """Move the backups of a stage from the folders of killed processes of this host to that of this process."""
+    for folder in _abandoned(root):
+        for path in folder.glob(f"{key}.*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(own / path.name)
+
+
+def _abandoned(root: Path) -> list[Path]:
+    """Return the folders of killed processes of this host."""
+    found = []
+    for folder in root.glob(f".{glob.escape(_host())}.*{files.UNFINISHED}"):
+        pid = folder.name.removeprefix(f".{_host()}.").partition(".")[0]
+        if not Path("/proc", pid).exists():
+            found.append(folder)
+    return found
+
+
+@functools.cache
+def _host() -> str:
+    """Return a name of this host; containers on it that do not see each other's processes have different ones."""
+    namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    return f"{socket.gethostname()}-{namespace}"
 
 
 def folders(root: Path) -> Iterator[StageFolder]:
@@ -240,7 +267,7 @@ def repair(stages: Iterable[StageFolder]) -> None:
 
 
 def make_place(root: Path) -> None:
-    """Remove anything else at the paths of the folders of a store, such as a broken link.
+    """Remove anything else at the paths of the folders of a store, such as a broken link, and what is left over.
 
     Raises:
         OSError: If a file is.
@@ -248,6 +275,9 @@ def make_place(root: Path) -> None:
     for folder in (root, root / LOCKS, root / PROGRESS):
         if not folder.is_dir():  # it may be a link to a folder on another disk
             files.make_place(folder, for_folder=True)
+    for folder in _abandoned(root):
+        if not any(folder.glob("*.npz")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_checksum(path: Path, checksum: str) -> bool:

@@ -94,6 +94,7 @@ class StageStore:
                 yield None
                 return
             with stage_folder.own_folder(self.root) as own:
+                stage_folder.take_backups(self.root, stage.key, own)
                 yield own
 
     def backup(self, stage: Stage, workers: Workers, own: Path | None = None) -> EpochBackup:
@@ -211,12 +212,9 @@ class StoredStages:
     ):
         self._store, self._stages, self._approach = store, stages, approach
         self._with_state, self._timed = with_state, timed
-        self._workers = workers = workers or Workers()
-        self._done = 0
-        while True:
-            self._first_to_compute = first = workers.tell(lambda: store.first_to_compute(stages, with_state))
-            if first == 0 or not (with_state or first < len(stages)) or self._restore(stages[first - 1]):
-                break
+        self._workers = workers or Workers()
+        self._done = self._first_to_compute = 0
+        self._advance()
 
     def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
         """Take the next stage from the store, or compute and store it.
@@ -236,6 +234,17 @@ class StoredStages:
             self._drop_old_states()
         return finished
 
+    def _advance(self) -> bool:
+        """Restore the last stored stage; returns whether it comes after those that are done."""
+        while True:
+            first = self._workers.tell(lambda: self._store.first_to_compute(self._stages, self._with_state))
+            if first <= self._done:
+                return False
+            only_records = first == len(self._stages) and not self._with_state
+            if only_records or self._restore(self._stages[first - 1]):
+                self._first_to_compute = first
+                return True
+
     def _restore(self, stage: Stage) -> bool:
         """Restore the state after `stage`; returns whether it was still there."""
         state = self._workers.tell_arrays(lambda: self._store.state(stage))
@@ -253,8 +262,8 @@ class StoredStages:
     def _restore_or_compute(
         self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]], own: Path | None
     ) -> FinishedStage:
-        # Another process may have stored it while this one waited for the lock.
-        if self._restored(stage):
+        # Another process may have stored it, and later ones, while this one waited for the lock.
+        if self._is_stored(stage) and self._advance():
             return self._reused(stage)
         if self._workers.first:
             self._store.folder(stage).check_place()
@@ -272,12 +281,12 @@ class StoredStages:
                 backup.remove()
             return is_stored
 
-        if not self._workers.tell(put) and self._restored(stage):
+        if not self._workers.tell(put) and self._advance():
             return self._reused(stage)
         return FinishedStage(record, reused=False)
 
-    def _restored(self, stage: Stage) -> bool:
-        return self._workers.tell(lambda: self._store.has_state(stage)) and self._restore(stage)
+    def _is_stored(self, stage: Stage) -> bool:
+        return self._workers.tell(lambda: self._store.record(stage) is not None)
 
     def _drop_old_states(self) -> None:
         """Keep the last state, from which the run resumes."""

@@ -170,8 +170,7 @@ class Bucket:
         if self._opened is None:
             import fsspec
 
-            options = {"use_listings_cache": False, "skip_instance_cache": True, **_OPTIONS[self._protocol]}
-            self._opened = fsspec.filesystem(self._protocol, **options)
+            self._opened = fsspec.filesystem(self._protocol, use_listings_cache=False, **_OPTIONS[self._protocol])
         return self._opened
 
     def download(self, name: str, path: Path, is_whole: Callable[[], bool]) -> Found:
