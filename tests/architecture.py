@@ -18,6 +18,7 @@ PYPI = {
     "hypothesis": "hypothesis",
     "keras": "keras",
     "matplotlib": "matplotlib",
+    "moto": "moto",
     "numpy": "numpy",
     "PIL": "pillow",
     "psutil": "psutil",

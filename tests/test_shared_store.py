@@ -6,22 +6,30 @@ Each test of objects runs on a folder and on a server of S3 on this machine.
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
+import keras
 import pytest
 
+from tests.conftest import ROOT, launch
 from tests.test_stages import EXECUTION, FakeApproach, state_of, take_through
 from tf_packnet.errors import ArgumentError, CorruptionError
-from tf_packnet.runs import corruption, output, platforms, stage_folder
+from tf_packnet.runs import corruption, learning, output, platforms, single_run, stage_folder
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.shared_store import SharedResults, SharedStore
+from tf_packnet.runs.shared_store import SharedResults, SharedStore, open_results
 from tf_packnet.runs.stages import chain, results_key
 from tf_packnet.runs.store import StageStore, StoredStages
+from tf_packnet.runs.workers import Workers
 from tf_packnet.system import locks, objects
 from tf_packnet.system.extras import MissingExtraError
 from tf_packnet.system.objects import Bucket, Folder, Found
@@ -55,10 +63,10 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server):
-    import boto3
+    import s3fs
 
     name = f"bucket-{next(NUMBERS)}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}/some/prefix"
 
 
@@ -157,7 +165,10 @@ class TestURLs:
 
     def test_a_folder_shares_results_with_all_that_use_it(self, tmp_path):
         place = output.check_stages_dir(f"{tmp_path}/x", tmp_path / "stages")
-        assert place == (tmp_path / "x", None, f"file://{tmp_path}/x")
+        assert place == (tmp_path / "x", None, f"{tmp_path}/x")
+        results = open_results(output.check_stages_dir(f"{tmp_path}/x/../a?b//c", tmp_path / "stages"))
+        results.write("key", TestResults.RESULTS)
+        assert (tmp_path / "a?b/c/results/key.json").exists()
         assert output.check_stages_dir(None, tmp_path / "stages") == (tmp_path / "stages", None, None)
 
 
@@ -640,3 +651,98 @@ class TestWithoutLocks:
         broken_locks()
         with output.locked(tmp_path) as is_locked, output.locked(tmp_path) as others:
             assert (is_locked, others) == (False, False)
+
+
+SMALL = {"num_tasks": 2, "hidden_units": (8,), "train_epochs": 2, "retrain_epochs": 2, "prune_rounds": 1, "jit": "off"}
+SMALL |= {"export": False}
+
+
+def run(root, stages_dir=None):
+    """Run in this process; return what it prints on standard error."""
+    keras.utils.clear_session()  # gives layers the same names as a new process would
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        single_run.main(Config(**SMALL, output_dir=str(root)), stages_dir)
+    return stderr.getvalue()
+
+
+def test_a_run_reuses_all_stages_of_another_host(tmp_path, url, monkeypatch):
+    run(tmp_path / "first", url)
+    monkeypatch.setattr(learning, "compute_stage", pytest.fail)
+    assert run(tmp_path / "second", url).count(": reused from the store") == 4
+    for name in ("pack.keras", "pack.packnet", "masks/task_2.npz"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name
+    for host_name in ("first", "second"):
+        shutil.rmtree(tmp_path / host_name / "masks")
+    monkeypatch.setattr(objects, "open_url", pytest.fail)
+    assert "nothing to compute" not in run(tmp_path / "second")  # which has all it needs to write its files again
+    assert (tmp_path / "second/masks/task_2.npz").exists()
+
+
+def test_results_of_another_platform_are_accepted_and_its_stages_are_not(tmp_path, monkeypatch):
+    place = output.check_stages_dir(f"file://{tmp_path}/shared", tmp_path / "first")
+    ours = learning.learn_only(Config(**SMALL), place, lambda task, stage: [])
+    assert ours["computed_on"] == {"host": platforms.host(), **platforms.platform(Workers())}
+    monkeypatch.setattr(platforms, "instructions", lambda: ["riscv64"])
+    monkeypatch.setattr(platforms, "host", lambda: "elsewhere")
+    second = place._replace(folder=tmp_path / "second")
+    theirs = learning.learn_only(Config(**SMALL, output_dir="x"), second, lambda task, stage: [])
+    assert theirs["computed_on"] == ours["computed_on"]
+    assert theirs["accuracy_matrix"] == ours["accuracy_matrix"]
+    assert not (tmp_path / "second").exists()
+    shutil.rmtree(tmp_path / "shared/results")
+    again = learning.learn_only(Config(**SMALL), second, lambda task, stage: [])
+    assert again["computed_on"]["cpu"] == ["riscv64"]
+    assert not any(stage["reused"] for stage in again["seconds"])
+
+
+EXPERIMENT = (f"--flagfile={ROOT}/flags/presets/smoke.flags", "--experiment=figure2", "--sweep=final_prune=0.95")
+REPORT = ("results.csv", "summary.json", "summary.md", "figure2.png", "figure2.pdf")
+BREAK_LOCKS = """
+import errno, fcntl
+def flock(handle, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory):
+    """The report of an experiment in one folder, without interruption."""
+    root = tmp_path_factory.mktemp("through")
+    assert launch(*EXPERIMENT, f"--output_dir={root}/out").returncode == 0
+    return {name: (root / "out" / name).read_bytes() for name in REPORT}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_locks", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("store", ["s3", "file", "folder"])
+def test_two_experiments_at_once_killed_at_random(tmp_path, request, through, with_locks, seed, store):
+    rng = random.Random(seed)
+    stages_dir = {"file": f"file://{tmp_path}/shared", "folder": f"{tmp_path}/shared"}.get(store)
+    stages_dir = stages_dir or request.getfixturevalue("bucket")
+    environment = dict(os.environ)
+    if not with_locks:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site/sitecustomize.py").write_text(BREAK_LOCKS)
+        environment["PYTHONPATH"] = f"{tmp_path}/site:{environment['PYTHONPATH']}"
+
+    def start(name):
+        command = [sys.executable, str(ROOT / "launch/main.py"), *EXPERIMENT, "--workers=1"]
+        command += [f"--stages_dir={stages_dir}", f"--output_dir={tmp_path}/{name}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+    processes = {name: start(name) for name in ("first", "second")}
+    for _ in range(6):
+        time.sleep(rng.uniform(1, 8))
+        name = rng.choice(sorted(processes))
+        processes[name].kill()
+        processes[name].communicate()
+        processes[name] = start(name)
+    for name, process in processes.items():
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert "Traceback" not in printed
+        assert "damaged" not in printed
+        assert {each: (tmp_path / name / each).read_bytes() for each in REPORT} == through

@@ -212,7 +212,7 @@ def check_stages_dir(stages_dir: str | None, default: Path) -> StorePlace:
         return StorePlace(default, url, url)
     root = expand(stages_dir)
     is_new(root, "stages_dir")
-    return StorePlace(root, None, f"file://{root.absolute()}")
+    return StorePlace(root, None, str(root.absolute()))
 
 
 def check_shared(place: StorePlace) -> None:

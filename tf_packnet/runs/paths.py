@@ -129,7 +129,7 @@ class StorePlace(NamedTuple):
     Attributes:
         folder: The local folder of the store.
         stages: URL at which finished stages are shared; None to share none.
-        results: URL at which the results of finished runs are shared; None to share none.
+        results: URL or folder in which the results of finished runs are shared; None to share none.
     """
 
     folder: Path

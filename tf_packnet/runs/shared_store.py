@@ -39,7 +39,9 @@ def open_results(place: StorePlace, on_damaged: corruption.OnDamaged | None = No
     """Return the results that are shared at a place; None if none are. Arguments as for `StageStore`."""
     if place.results is None:
         return None
-    shared = objects.open_url("stages_dir", place.results)
+    shared: Objects = objects.Folder(Path(place.results))
+    if objects.is_url(place.results):
+        shared = objects.open_url("stages_dir", place.results)
     return SharedResults(shared, on_damaged or corruption.handler(corruption.RECOMPUTE))
 
 
