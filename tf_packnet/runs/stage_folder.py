@@ -69,6 +69,11 @@ class StageFolder:
 
     def damaged_states(self) -> list[Path]:
         """Return the copies of the state that are missing or damaged; none if the state was deleted."""
+        damaged = self._damaged_states()
+        # Another process may have been deleting or writing them.
+        return [path for path in self._damaged_states() if path in damaged] if damaged else []
+
+    def _damaged_states(self) -> list[Path]:
         entry = self.entry()
         if entry is None or files.kind(self._dropping) != files.MISSING:
             return []

@@ -101,7 +101,7 @@ def open_url(argument: str, url: str) -> Objects:
 
 
 def check(argument: str, objects: Objects) -> None:
-    """Check that objects can be written and read, with an object `.tf_packnet`.
+    """Check that objects can be written, read and missed, with an object `.tf_packnet`.
 
     Raises:
         ArgumentError: If not.
@@ -112,6 +112,7 @@ def check(argument: str, objects: Objects) -> None:
         path.write_text("tf_packnet\n")
         try:
             objects.upload(path, ".tf_packnet")
+            objects.download(".missing", path, lambda: True)  # S3 denies this to who may not list the bucket
         except OSError as error:
             if error.errno == errno.ENOTCONN:
                 raise
