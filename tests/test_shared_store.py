@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import ROOT, launch
 from tests.test_stages import EXECUTION, FakeApproach, state_of, take_through
+from tf_packnet.command_line import program
 from tf_packnet.errors import ArgumentError, CorruptionError
 from tf_packnet.runs import corruption, learning, output, platforms, single_run, stage_folder
 from tf_packnet.runs.config import Config
@@ -41,6 +42,7 @@ NUMBERS = itertools.count()
 def s3_server():
     """The address of a server of S3, which this process and those that it starts use."""
     pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -89,8 +91,7 @@ class Contents:
     """Direct access to the objects at a URL, for tests."""
 
     def __init__(self, url):
-        import fsspec
-
+        fsspec = pytest.importorskip("fsspec")
         options = {"auto_mkdir": True} if url.startswith("file") else {"use_listings_cache": False}
         self._files, self._root = fsspec.core.url_to_fs(url, **options)
 
@@ -153,6 +154,15 @@ class TestURLs:
         assert "secret" not in str(refused.value)
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("command", ["run", "experiment", "launch"])
+    @pytest.mark.parametrize("url", ["memory://x", "s3://u:secret@bucket", "file://x"])
+    def test_the_commands_refuse_them_in_one_line(self, command, url, tmp_path, capsys):
+        seeds = ["--seeds=2"] if command == "experiment" else []
+        code = program.run_program(command, [command, *seeds, f"--stages_dir={url}", f"--output_dir={tmp_path}/out"])
+        lines = capsys.readouterr().err.splitlines()
+        assert (code, len(lines)) == (2, 1)
+        assert "expected a folder, or a URL: s3://BUCKET/PREFIX" in lines[0]
+
     @pytest.mark.parametrize(("url", "extra"), [("s3://bucket/x", "s3"), ("gs://bucket/x", "gcs")])
     def test_a_missing_library_is_named(self, url, extra, monkeypatch, tmp_path):
         monkeypatch.setattr("tf_packnet.system.extras.find_spec", lambda module: None)
@@ -191,6 +201,23 @@ class TestObjects:
         for _ in range(2):
             shared.delete("a/b")
         assert contents.names() == []
+
+    def test_buckets_are_used_through_the_interface_of_fsspec_alone(self, tmp_path, monkeypatch):
+        """So Google's, of which there is no server here, are used as those of S3 are."""
+        memory = pytest.importorskip("fsspec").filesystem("memory", skip_instance_cache=True)
+        monkeypatch.setattr(Bucket, "_files", memory)
+        path, copy, shared = tmp_path / "path", tmp_path / "copy", Bucket("gs", "bucket/prefix")
+        assert shared.download("a/b", copy, lambda: True) is Found.MISSING
+        for content, is_first in ((b"1", True), (b"2", False), (b"1", True)):
+            path.write_bytes(content)
+            assert shared.upload(path, "a/b", once=True) == is_first
+        path.write_bytes(b"3")
+        assert shared.upload(path, "a/b")
+        assert shared.download("a/b", copy, lambda: copy.read_bytes() == b"3") is Found.WHOLE
+        assert memory.find("bucket/prefix") == ["/bucket/prefix/a/b"]
+        for _ in range(2):
+            shared.delete("a/b")
+        assert memory.find("bucket/prefix") == []
 
     def test_of_several_first_writers_one_wins(self, shared, contents, tmp_path):
         paths = [tmp_path / str(number) for number in range(6)]
