@@ -427,17 +427,19 @@ class TestTwoHosts:
         assert contents.read(name) == whole
         assert take_through(host(tmp_path, "third", shared)[0], CHAIN, 2)[1] == [True, True]
 
-    def test_a_kill_before_the_record_is_written_leaves_nothing_visible(self, tmp_path, shared, monkeypatch):
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOTCONN, "no connection")], ids=repr)
+    @pytest.mark.parametrize("at_record", [False, True])
+    def test_what_ends_while_it_is_published_is_nowhere(self, tmp_path, shared, monkeypatch, error, at_record):
         store, _ = host(tmp_path, "first", shared)
         upload = type(shared).upload
 
-        def killed(self, path, name, once=False):
-            if once:
-                raise KeyboardInterrupt
+        def ended(self, path, name, once=False):
+            if once == at_record:
+                raise error
             return upload(self, path, name, once)
 
-        monkeypatch.setattr(type(shared), "upload", killed)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(type(shared), "upload", ended)
+        with pytest.raises(type(error)):
             take_through(store, CHAIN, 1)
         monkeypatch.undo()
         for name in ("first", "second"):

@@ -29,7 +29,7 @@ STATES = ("state.npz", "state.copy.npz")
 PROGRESS, LOCKS = "progress", "locks"
 # Exists while the two copies of a state are deleted, or written to a folder without a state.
 DROPPING = ".dropping"
-_CHECKSUM = re.compile("[0-9a-f]{64}")
+_KEY, _CHECKSUM = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 
 
 class StageFolder:
@@ -252,11 +252,7 @@ def _host() -> str:
 def folders(root: Path) -> Iterator[StageFolder]:
     """List the stages in a store."""
     names = sorted(root.iterdir()) if root.is_dir() else []
-    return (StageFolder(path) for path in names if len(path.name) == KEY_LENGTH and path.is_dir())
-
-
-# Characters of the key of a stage.
-KEY_LENGTH = 32
+    return (StageFolder(path) for path in names if _KEY.fullmatch(path.name) and path.is_dir())
 
 
 def damaged_files(root: Path) -> list[Path]:

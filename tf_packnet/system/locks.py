@@ -28,7 +28,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
     Args:
         path: The file.
-        wait: Whether to wait while another process holds the lock.
+        wait: Whether to wait while another process holds the lock. If not, others should not wait for this one either.
 
     Yields:
         Whether this process holds the lock. If not, locks do not work here, or their holder shows no sign of life.
@@ -42,7 +42,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     handle = _open(path)
     try:
         is_locked = _acquire(handle, path, wait)
-        with _beating(handle) if is_locked else contextlib.nullcontext():
+        with _beating(handle) if is_locked and wait else contextlib.nullcontext():
             yield is_locked
     finally:
         os.close(handle)
