@@ -10,9 +10,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from tests.architecture import FILES, ROOT, SOURCES, build_file, cycle, imports, module_of, targets
+from tf_packnet.system import locks
 
 # Top to bottom: a module imports only from its own row's package or from rows below.
 LAYERS = [
@@ -102,7 +102,7 @@ def test_build_targets_have_no_cycles():
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
-    with FileLock(tmp_path_factory.getbasetemp().parent / "wheel.lock"):  # two test processes would share build/
+    with locks.locked(tmp_path_factory.getbasetemp().parent / "wheel.lock"):  # two test processes would share build/
         shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add files of earlier builds
         subprocess.run(command, check=True, capture_output=True)
     (built,) = folder.glob("*.whl")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import string
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -92,7 +93,7 @@ def line(random: Random, folder: os.PathLike) -> list[str]:
 def looked_at(arguments: list[str]) -> None:
     """All that the launcher looks at before it starts TensorFlow."""
     asked = parse_command(["main.py", *arguments])
-    output.check_stages_dir(asked.stages_dir)
+    output.check_stages_dir(asked.stages_dir, Path("stages"))
     if asked.experiment is None:
         check_name(asked.config.dataset, asked.config.data_dir)
         output.check(asked.config)

@@ -10,6 +10,7 @@ from tf_packnet.approaches import PackNet
 from tf_packnet.reporting import metrics
 from tf_packnet.runs import learning
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.system import files
 
 RNG = np.random.default_rng(0)
@@ -153,7 +154,7 @@ FIELDS = {"num_tasks": 3, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds"
 
 
 def learn(store, **fields):
-    return learning.learn_only(Config(**{**FIELDS, **fields}), store, lambda task, stage: []).to_json()
+    return learning.learn_only(Config(**{**FIELDS, **fields}), StorePlace(store), lambda task, stage: [])
 
 
 def stages(store):

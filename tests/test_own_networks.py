@@ -27,7 +27,7 @@ from tf_packnet.packfile.saving import save_pack
 from tf_packnet.reporting import summary
 from tf_packnet.runs import applications, learning, network_files, networks, setup, single_run
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.paths import ExperimentPaths
+from tf_packnet.runs.paths import ExperimentPaths, StorePlace
 from tf_packnet.runs.stages import chain
 from tf_packnet.system import python_files
 
@@ -558,7 +558,7 @@ class TestApplications:
 
 def learned(store, observers=lambda task, stage: (), **fields):
     config = Config(model="nets.py:small", **{**SHORT, **fields})
-    return learning.learn_only(config, store, observers).to_json()
+    return learning.learn_only(config, StorePlace(store), observers)
 
 
 class TestRuns:

@@ -9,6 +9,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import learning, setup
 from tf_packnet.runs.config import OPTIMIZERS, Config
 from tf_packnet.runs.data import load_stream
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.training import acceleration
 
 
@@ -156,7 +157,7 @@ def test_a_run_builds_its_network_once(monkeypatch, tmp_path):
         setup, "pack", lambda *arguments, **more: networks.append(pack(*arguments, **more)) or networks[-1]
     )
     config = Config(num_tasks=1, hidden_units=(8,), train_epochs=1, retrain_epochs=1, prune_rounds=1)
-    learning.learn_only(config, tmp_path, lambda task, stage: [])
+    learning.learn_only(config, StorePlace(tmp_path), lambda task, stage: [])
     assert len(networks) == 1
 
 

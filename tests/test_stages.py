@@ -218,6 +218,31 @@ def test_a_state_whose_deletion_was_interrupted_is_not_damaged(store, chained, m
     assert sorted(os.listdir(store.root / chained[0].key)) == ["stage.copy.json", "stage.json"]
 
 
+def test_a_state_that_another_process_deletes_meanwhile_is_not_damaged(store, chained, monkeypatch):
+    store.put(chained[0], {}, state_of(0))
+    store.on_damaged = pytest.fail
+    has_checksum = stage_folder._has_checksum
+
+    def after_the_other(path, checksum):
+        monkeypatch.setattr(stage_folder, "_has_checksum", has_checksum)
+        StageStore(store.root).drop_state(chained[0])
+        return has_checksum(path, checksum)
+
+    monkeypatch.setattr(stage_folder, "_has_checksum", after_the_other)
+    assert not store.has_state(chained[0])
+    assert store.record(chained[0]) == {}
+    assert store.state(chained[0]) == {}
+
+
+def test_a_run_that_another_one_overtakes_continues_after_it(store, chained):
+    slow, fast = (StoredStages(store, chained, FakeApproach(), with_state=True) for _ in range(2))
+    slow.finish(chained[0], slow._approach.learn)
+    for stage in chained:
+        fast.finish(stage, fast._approach.learn)
+    assert [slow.finish(stage, pytest.fail).reused for stage in chained[1:]] == [True] * 3
+    assert slow._approach.number == 3
+
+
 def test_files_of_the_user_in_a_stage_that_is_computed_again_are_refused(store, chained):
     store.put(chained[0], {}, state_of(0))
     notes = store.root / chained[0].key / "notes.txt"

@@ -21,6 +21,7 @@ from tf_packnet.experiments.run_queue import MOST_FAULTS
 from tf_packnet.experiments.worker import Layout, process_state
 from tf_packnet.experiments.worker_pool import Pool
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.system.storage import is_storage_fault
 
 PROCESS = """
@@ -59,7 +60,7 @@ def do_runs(monkeypatch, tmp_path):
     def do(runs, workers=2, broken=None, **behaviour):
         monkeypatch.setenv("BEHAVIOUR", json.dumps({name.strip("_"): code for name, code in behaviour.items()}))
         lines: list[str] = []
-        with Pool(Layout(workers, 1), tmp_path / "stages", log=lines.append) as pool:
+        with Pool(Layout(workers, 1), StorePlace(tmp_path / "stages"), log=lines.append) as pool:
             if broken:
                 pool._workers[1]._layout = broken
             futures = [pool.submit(Config(seed=seed)) for seed in range(runs)]

@@ -20,6 +20,7 @@ from tf_packnet.experiments.definitions import run_name
 from tf_packnet.experiments.worker import FinishedRun, Layout
 from tf_packnet.experiments.worker_pool import Pool, best_layout
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import StorePlace
 
 
 def test_every_combination_is_a_run():
@@ -161,7 +162,7 @@ def fake(monkeypatch):
 
 def test_runs_with_the_same_first_stage_do_not_run_in_parallel_if_others_wait(fake, tmp_path):
     configs = [Config(seed=seed, final_prune=p) for seed in (0, 1) for p in (0.5, 0.9)]
-    with Pool(Layout(2, 1), tmp_path) as pool:
+    with Pool(Layout(2, 1), StorePlace(tmp_path)) as pool:
         futures = [pool.submit(config) for config in configs]
         assert [future.result(10).config for future in futures] == configs
     assert {seed for event, seed, _ in fake[:2] if event == "started"} == {0, 1}
@@ -171,7 +172,7 @@ def test_an_error_in_on_end_stops_the_pool_and_is_raised_by_all_futures(fake, tm
     def full_disk(finished):
         raise OSError("no space left")
 
-    with Pool(Layout(1, 1), tmp_path, on_end=full_disk) as pool:
+    with Pool(Layout(1, 1), StorePlace(tmp_path), on_end=full_disk) as pool:
         futures = [pool.submit(Config(seed=seed)) for seed in (0, 1)]
         for future in [*futures, pool.submit(Config(seed=2))]:
             with pytest.raises(OSError, match="no space left"):
@@ -208,7 +209,7 @@ def test_a_run_that_another_worker_takes_during_a_start_is_not_done_twice(fake, 
 
 
 def test_a_closed_pool_starts_no_more_runs(fake, tmp_path):
-    with Pool(Layout(1, 1), tmp_path) as pool:
+    with Pool(Layout(1, 1), StorePlace(tmp_path)) as pool:
         for seed in range(50):
             pool.submit(Config(seed=seed))
         time.sleep(0.15)
@@ -227,7 +228,7 @@ def test_a_run_whose_process_is_killed_goes_on_in_a_new_process(tmp_path):
             killed.append(pool._workers[0].pid)
             os.kill(killed[0], signal.SIGKILL)
 
-    with Pool(Layout(1, 1), tmp_path / "stages", on_epochs=kill_the_first, log=lines.append) as pool:
+    with Pool(Layout(1, 1), StorePlace(tmp_path / "stages"), on_epochs=kill_the_first, log=lines.append) as pool:
         futures = [pool.submit(Config(**TINY, seed=seed)) for seed in (0, 1)]
         assert all(future.result(120).results["complete"] for future in futures)
         assert pool._workers[0].pid != killed[0]
@@ -241,7 +242,7 @@ def test_worker_processes_are_replaced_and_leave_no_files(tmp_path, monkeypatch)
     monkeypatch.setattr(worker, "RUNS_PER_PROCESS", 1)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    with Pool(Layout(1, 1), tmp_path / "stages") as pool:
+    with Pool(Layout(1, 1), StorePlace(tmp_path / "stages")) as pool:
         processes = []
         for seed in (0, 1):
             assert pool.submit(Config(**TINY, seed=seed)).result(120).results["complete"]
@@ -255,7 +256,8 @@ LAUNCHER = """
 import sys, time
 from pathlib import Path
 from tf_packnet.experiments.worker import Layout, Worker
-worker = Worker(Layout(1, 1), Path("stages"))
+from tf_packnet.runs.paths import StorePlace
+worker = Worker(Layout(1, 1), StorePlace(Path("stages")))
 worker.start()
 print(worker.pid, flush=True)
 time.sleep(600)
@@ -271,7 +273,7 @@ def test_a_stopped_worker_process_does_not_outlive_its_launcher(tmp_path):
 
 
 def test_a_worker_process_exits_when_its_input_ends(tmp_path):
-    with Pool(Layout(1, 1), tmp_path) as pool:
+    with Pool(Layout(1, 1), StorePlace(tmp_path)) as pool:
         pool.submit(Config(**TINY)).result(120)
         process = pool._workers[0]._process
         process.stdin.close()  # as when the launcher is killed

@@ -21,7 +21,7 @@ class Command(NamedTuple):
         experiment: The experiment; None for a single run.
         workers: Number of runs at the same time; None for the default of the machine.
         threads: Threads per run.
-        stages_dir: Folder of the store of stages; None for one in the output folder.
+        stages_dir: Folder or URL of the store of stages; None for a folder in the output folder.
         dry_run: Whether to print the plan only.
     """
 

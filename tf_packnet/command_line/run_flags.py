@@ -17,6 +17,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
+from tf_packnet.system import objects
 
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
@@ -79,11 +80,11 @@ def _define_output_flags(values: flags.FlagValues) -> list[str]:
     dry_run = "Print how many weights each task would get, and the size in memory and on disk. Train nothing."
     _define("dry_run", False, dry_run, _PARSERS[bool], values)
     stages_dir = (
-        "Folder with the results of stages, to share them between runs and experiments. Default: stages/ in "
-        "--output_dir."
+        "Folder or URL (s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, file:///FOLDER) with the results of stages, to share "
+        "them between runs, experiments and hosts. Default: stages/ in --output_dir."
     )
     _define("stages_dir", None, stages_dir, _PARSERS[str], values)
-    flags.register_validator("stages_dir", _validator("output_dir"), flag_values=values)
+    flags.register_validator("stages_dir", _check_stages_dir, flag_values=values)
     return ["dry_run", "stages_dir"]
 
 
@@ -146,6 +147,16 @@ def _parser(field_type: Any) -> flags.ArgumentParser:
 def _check_count(value: int | None) -> bool:
     if value is not None and not 1 <= value <= MAX_COUNT:
         raise flags.ValidationError(f"expected at least 1 and at most {MAX_COUNT:,}")
+    return True
+
+
+def _check_stages_dir(value: str | None) -> bool:
+    _validator("output_dir")(value)
+    if value is not None and objects.is_url(value):
+        try:
+            objects.open_url("stages_dir", value)
+        except ArgumentError as error:
+            raise flags.ValidationError(f"expected {error.expected}") from error
     return True
 
 

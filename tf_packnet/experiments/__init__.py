@@ -2,4 +2,4 @@
 
 from tf_packnet.system.extras import require_extra
 
-require_extra("tf_packnet.experiments", "filelock", "matplotlib", "pandas")
+require_extra("tf_packnet.experiments", "matplotlib", "pandas")

@@ -12,7 +12,7 @@ from tf_packnet.experiments.worker_pool import Pool
 from tf_packnet.runs import corruption
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.paths import ExperimentPaths
+from tf_packnet.runs.paths import ExperimentPaths, StorePlace
 from tf_packnet.system import files
 
 
@@ -23,19 +23,19 @@ class ExperimentRuns:
         experiment: The experiment.
         paths: Its output directory.
         layout: Number of workers and their threads.
-        stages_dir: The store of stages, which all runs share.
+        place: Where stages and results are stored, which all runs share.
         display: Shows the progress: an `ExperimentProgress`.
 
     Attributes:
         computed: The runs that were done now, not read.
     """
 
-    def __init__(self, experiment: Experiment, paths: ExperimentPaths, layout: Layout, stages_dir: Path, display: Any):
+    def __init__(self, experiment: Experiment, paths: ExperimentPaths, layout: Layout, place: StorePlace, display: Any):
         self._axes = axes_of(experiment)
         self._paths, self._display = paths, display
         self._pool = Pool(
             layout,
-            stages_dir,
+            place,
             name=self.name,
             on_start=lambda config: display.start_run(self.name(config), estimated_epochs(config)),
             on_epochs=lambda config, epochs: display.advance_run(self.name(config), epochs),

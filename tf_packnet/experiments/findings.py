@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from tf_packnet.errors import listed
 from tf_packnet.experiments import claims
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
@@ -52,7 +53,6 @@ def write_report(
         content = _compare_settings(experiment, frame, axes)
     missing = describe_missing(experiment, runs)
     content.findings.extend(f"{sentence}. They are missing here; the same command does them." for sentence in missing)
-    environments = {str(_versions(results)): _versions(results) for results in complete}
     report = reports.Report(
         title=f"{experiment.named.title} ({experiment.base.dataset})",
         lead=experiment.named.lead,
@@ -61,7 +61,7 @@ def write_report(
         findings=content.findings,
         command=experiment.command(),
         settings=_settings(experiment, complete),
-        environments=list(environments.values()),
+        environments=_environments(complete),
         summary={"experiment": experiment.name, "seeds": list(experiment.seeds), **content.summary},
     )
     report_files = reports.write(report, paths.root)
@@ -245,9 +245,26 @@ def _varied(experiment: Experiment) -> set[str]:
     return varied
 
 
+def _environments(complete: Sequence[dict]) -> list[dict[str, Any]]:
+    """Return the versions and settings with which runs were computed, each with the hosts and the number of runs."""
+    groups: dict[str, list[dict]] = {}
+    for results in complete:
+        groups.setdefault(str(_versions(results)), []).append(results)
+    return [
+        {
+            **_versions(group[0]),
+            "runs": len(group),
+            # Earlier versions did not record the host.
+            "hosts": listed(sorted({results.get("computed_on", {}).get("host", "unknown") for results in group})),
+        }
+        for group in groups.values()
+    ]
+
+
 def _versions(results: dict) -> dict:
-    environment = results["environment"]
-    return {**{k: v for k, v in environment.items() if k != "packages"}, **environment["packages"]}
+    environment, cpu = results["environment"], results.get("computed_on", {}).get("cpu")
+    named = {name: value for name, value in environment.items() if name != "packages"}
+    return {**named, **environment["packages"], **({"cpu": " ".join(map(str, cpu))} if cpu else {})}
 
 
 def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], folder: Path) -> None:

@@ -5,7 +5,6 @@ pandas, Matplotlib and SciPy are imported late, so that `--help` and refused fla
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
@@ -17,7 +16,7 @@ from tf_packnet.experiments.worker_pool import best_layout
 from tf_packnet.runs import corruption, data, network_files, output, stage_folder
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
-from tf_packnet.runs.paths import ExperimentPaths
+from tf_packnet.runs.paths import ExperimentPaths, StorePlace
 from tf_packnet.system import files
 from tf_packnet.tasks.sources import check_name
 
@@ -32,7 +31,8 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
         experiment: The experiment.
         workers: Number of worker processes; default: see `best_layout`.
         threads: Threads of each worker.
-        stages_dir: A store of stages to share with other experiments; default: one in the output directory.
+        stages_dir: Folder or URL of a store of stages to share with other experiments; default: a folder in the output
+            directory.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow a run.
@@ -45,19 +45,23 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
         network_files.first_fingerprint(model, weights)  # raises errors
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
     definitions.check_experiment(experiment, paths)
-    store = output.check_stages_dir(stages_dir) or paths.stages
+    place = output.check_stages_dir(stages_dir, paths.stages)
+    output.check_shared(place)
     is_new = not paths.root.exists()
-    with output.locked(paths.root):
-        output.remove_leftovers(paths.root)
+    with output.locked(paths.root) as is_locked:
+        if is_locked:
+            output.remove_leftovers(paths.root)
+        else:
+            corruption.print_line(output.WITHOUT_LOCKS)
         try:
-            _main(experiment, paths, best_layout(workers, threads), store)
+            _main(experiment, paths, best_layout(workers, threads), place)
         except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
             if is_new:
                 shutil.rmtree(paths.root)
             raise
 
 
-def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
+def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, place: StorePlace) -> None:
     identity = definitions.experiment_identity(experiment)
     stage_folder.make_place(paths.stages)
     stage_folder.repair(stage_folder.folders(paths.stages))
@@ -66,7 +70,7 @@ def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store:
     from tf_packnet.experiments import findings
 
     check_data(experiment, paths)
-    runs, finished_runs, matches = _do_runs(experiment, paths, layout, store)
+    runs, finished_runs, matches = _do_runs(experiment, paths, layout, place)
     written = findings.write_report(experiment, paths, finished_runs, matches)
     covered = [*written, paths.experiment, paths.runs, paths.stages]
     Manifest(identity, checksums(paths.root, covered)).write(paths.manifest)
@@ -78,7 +82,7 @@ def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store:
 
 
 def _do_runs(
-    experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path
+    experiment: Experiment, paths: ExperimentPaths, layout: Layout, place: StorePlace
 ) -> tuple[ExperimentRuns, list[FinishedRun], "list[Match]"]:
     from tf_packnet.experiments import matching
     from tf_packnet.reporting.experiment_progress import ExperimentProgress
@@ -86,7 +90,7 @@ def _do_runs(
     with ExperimentProgress() as display:
         threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
         display.log(f"{experiment.name}: {layout.workers} runs in parallel with {threads} each")
-        with ExperimentRuns(experiment, paths, layout, store, display) as runs:
+        with ExperimentRuns(experiment, paths, layout, place, display) as runs:
             if not experiment.named.matching:
                 return runs, runs.get(experiment.configs), []
             matches = matching.match_all(experiment, runs)

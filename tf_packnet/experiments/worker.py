@@ -22,6 +22,7 @@ from tf_packnet.experiments import faults
 from tf_packnet.runs import network_files
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import MODELS
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.system.storage import is_storage_fault
 
 # A worker process is replaced after this many runs: compiled programs stay in RAM, 30 MB each for the paper's MLP.
@@ -89,11 +90,11 @@ class Worker:
 
     Args:
         layout: The threads of the process.
-        stages_dir: The store of stages, which all runs share.
+        place: Where stages and results are stored, which all runs share.
     """
 
-    def __init__(self, layout: Layout, stages_dir: Path):
-        self._layout, self._stages_dir = layout, stages_dir
+    def __init__(self, layout: Layout, place: StorePlace):
+        self._layout, self._place = layout, place
         self._process: subprocess.Popen[bytes] | None = None
         self._settings: tuple[Any, ...] | None = None
         self._runs = self._gpus = 0
@@ -155,7 +156,7 @@ class Worker:
         self._settings, self._runs = _settings(config), self._runs + 1
         try:
             network = network_files.first_fingerprint(config.model, config.weights)
-            job = {"config": config.to_json(), "stages_dir": str(self._stages_dir), "network": network}
+            job = {"config": config.to_json(), "place": self._place.to_json(), "network": network}
             _pipe(self._started.stdin).write(json.dumps(job).encode() + b"\n")
         except OSError:  # the process has died
             self._fail()

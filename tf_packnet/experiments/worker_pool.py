@@ -13,6 +13,7 @@ from typing import Any
 from tf_packnet.experiments.run_queue import MOST_FAULTS, Job, RunQueue, RunState, WorkerState
 from tf_packnet.experiments.worker import FinishedRun, Layout, Worker, WorkerFault
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.runs.stages import shared_beginning
 
 # How long to wait for a killed process when the pool is closed.
@@ -43,7 +44,7 @@ class Pool:
 
     Args:
         layout: Number of workers and their threads.
-        stages_dir: The store of stages, which all runs share.
+        place: Where stages and results are stored, which all runs share.
         name: Names a run in messages.
         on_start: Called with a config when its run starts.
         on_epochs: Called with a config and the number of epochs that are newly done.
@@ -55,7 +56,7 @@ class Pool:
     def __init__(
         self,
         layout: Layout,
-        stages_dir: Path,
+        place: StorePlace,
         name: Callable[[Config], str] = lambda config: f"seed={config.seed}",
         on_start: Callable[[Config], None] = lambda config: None,
         on_epochs: Callable[[Config, int], None] = lambda config, epochs: None,
@@ -71,7 +72,7 @@ class Pool:
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self._workers = [Worker(layout, stages_dir) for _ in range(layout.workers)]
+        self._workers = [Worker(layout, place) for _ in range(layout.workers)]
         for number in range(layout.workers):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
 

@@ -1,7 +1,7 @@
 """A worker process, which does runs one after another. `worker_pool` starts it.
 
-It reads one job per line from standard input: `{"config": {...}, "stages_dir": "...", "network": {...}}`. It replies
-with JSON lines on standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly
+It reads one job per line from standard input: `{"config": {...}, "place": [...], "network": {...}}`. It replies with
+JSON lines on standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly
 finished epochs, `{"log": "..."}` for a line to show, and finally one of
 
 - `{"results": {...}}`;
@@ -21,7 +21,6 @@ import queue
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any, TextIO
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -31,6 +30,7 @@ from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.experiments import faults
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.system.storage import is_storage_fault
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -86,10 +86,12 @@ def _do(job: dict[str, Any], replies: TextIO) -> dict[str, Any]:
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             _send(replies, {"epochs": 1})
 
-    config, stages_dir = Config.from_json(job["config"]), Path(job["stages_dir"])
-    on_damaged = corruption.handler(config.on_corruption, lambda line: _send(replies, {"log": line}))
-    results = learn_only(config, stages_dir, lambda task, stage: [ReportEpochs()], on_damaged, job["network"])
-    return results.to_json()
+    def log(line: str) -> None:
+        _send(replies, {"log": line})
+
+    config, place = Config.from_json(job["config"]), StorePlace.from_json(job["place"])
+    on_damaged = corruption.handler(config.on_corruption, log)
+    return learn_only(config, place, lambda task, stage: [ReportEpochs()], on_damaged, job["network"], log)
 
 
 def _read(jobs: "queue.Queue[dict[str, Any]]") -> None:

@@ -10,34 +10,35 @@ from tf_packnet.errors import CorruptionError
 from tf_packnet.system import files
 
 RECOMPUTE, FAIL = "recompute", "fail"
-OnDamaged = Callable[[Path], None]
+OnDamaged = Callable[[Path | str], None]  # a file, or the URL of an object
 
 
 def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
-    """Return the function to call with every damaged file: it logs a line, or raises CorruptionError.
+    """Return the function to call with every damaged file or object: it logs a line, or raises CorruptionError.
 
     Args:
         policy: `recompute` or `fail`. A folder that contains something is an error too: it is never deleted.
         log: Shows a line; default: prints it on standard error.
     """
 
-    def on_damaged(path: Path) -> None:
-        reason = files.problem(path)
+    def on_damaged(path: Path | str) -> None:
+        reason = files.problem(path) if isinstance(path, Path) else ""
         damaged = f"{path} is damaged ({reason})" if reason else f"{path} is damaged"
         if policy == FAIL:
             raise CorruptionError(f"{damaged}; --on_corruption=recompute recomputes it")
-        if files.is_occupied(path):
+        if isinstance(path, Path) and files.is_occupied(path):
             raise CorruptionError(f"{damaged}; move this folder away, then the file is recomputed")
-        (log or _print)(f"{damaged} and will be recomputed")
+        (log or print_line)(f"{damaged} and will be recomputed")
 
     return on_damaged
 
 
-def ignore(path: Path) -> None:
+def ignore(path: Path | str) -> None:
     """Do nothing: an `on_damaged` for damaged files that are reported elsewhere."""
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print a line on standard error."""
     print(line, file=sys.stderr)
 
 

@@ -17,12 +17,14 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
 from tf_packnet.reporting import summary
-from tf_packnet.runs import network_files, networks, setup
+from tf_packnet.runs import corruption, network_files, networks, platforms, setup
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import OnDamaged
 from tf_packnet.runs.data import load_stream
+from tf_packnet.runs.paths import StorePlace
 from tf_packnet.runs.results import Results, environment
-from tf_packnet.runs.stages import Stage, chain
+from tf_packnet.runs.shared_store import open_results, open_store
+from tf_packnet.runs.stages import Stage, chain, results_key
 from tf_packnet.runs.store import StageStore, StoredStages
 from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import Task, TaskStream
@@ -40,6 +42,7 @@ class Run:
         network: Its packed network, not compiled.
         execution: Execution settings: what XLA compiles, where the data is, device, replicas, threads.
         results: Its results so far.
+        platform: What else of the machine changes numbers, see `platforms.platform`.
         workers: The workers that learn together, of which this process is one.
     """
 
@@ -49,6 +52,7 @@ class Run:
     network: PackedModel
     execution: dict[str, Any]
     results: Results
+    platform: dict[str, Any]
     workers: Workers
 
     @classmethod
@@ -94,12 +98,15 @@ class Run:
         results.tasks = [describe(task) for task in stream]
         results.data_fingerprint = stream.fingerprint()
         results.environment = {**environment(), **execution}
-        return cls(config, stream, strategy, network, execution, results, workers)
+        platform = platforms.platform(workers)
+        results.computed_on = {"host": platforms.host(), **platform}
+        return cls(config, stream, strategy, network, execution, results, platform, workers)
 
     def stages(self, approach: Approach) -> list[Stage]:
         """List the stages of the run, in order; see `chain`."""
         task_numbers = approach.training_task_numbers(len(self.stream))
-        return chain(self.config, task_numbers, self.results.data_fingerprint, self.execution, self.results.network)
+        data, network = self.results.data_fingerprint, self.results.network
+        return chain(self.config, task_numbers, data, self.execution, network, self.platform)
 
     def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
         """Compile the network and give it to the approach of the config, ready for the first task."""
@@ -138,29 +145,40 @@ def learn(
 
 def learn_only(
     config: Config,
-    stages_dir: Path,
+    place: StorePlace,
     observers: Observers,
     on_damaged: OnDamaged | None = None,
     network_files_before: dict[str, str] | None = None,
-) -> Results:
+    log: Callable[[str], None] = corruption.print_line,
+) -> dict[str, Any]:
     """Run `config` for its results alone: no pack, no exports.
 
     Args:
         config: The run.
-        stages_dir: The store of stages.
+        place: Where stages and results are stored.
         observers: Gives further Keras callbacks for every stage.
         on_damaged: Called with every damaged file of the store.
         network_files_before: As for `Run.prepare`.
+        log: Shows a line.
+
+    Returns:
+        The content of `results.json`. If they are shared, they may have been computed on another host.
 
     Raises:
         ArgumentError: Before any training, if data, machine or network do not allow the run.
     """
     run = Run.prepare(config, network_files_before)
+    shared = open_results(place, on_damaged)
+    key = results_key(config, run.results.data_fingerprint, run.results.network)
+    if shared is not None and (finished := shared.read(key, config)) is not None:
+        return finished
     approach = run.build_approach(None, observers)
-    for _ in learn(run, approach, StageStore(stages_dir, on_damaged), with_state=False):
+    for _ in learn(run, approach, open_store(place, on_damaged, log), with_state=False):
         pass
     run.results.complete = True
-    return run.results
+    if shared is not None:
+        shared.write(key, run.results.to_json())
+    return run.results.to_json()
 
 
 class RunStages:

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import corruption, stage_folder
 from tf_packnet.runs.config import Config, completed
 from tf_packnet.runs.corruption import Manifest
-from tf_packnet.runs.paths import RunPaths, expand
+from tf_packnet.runs.paths import RunPaths, StorePlace, expand
 from tf_packnet.runs.results import read_results
 from tf_packnet.runs.stage_folder import StageFolder
-from tf_packnet.system import files
+from tf_packnet.system import files, locks, objects
 
 
 def check(config: Config, stages_dir: Path | None = None) -> dict[str, Any] | None:
@@ -148,35 +146,33 @@ def _damaged_lock(root: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[bool]:
     """Create the output directory and lock it for this process. The lock ends when the process dies.
+
+    Yields:
+        Whether it is locked; not if its file system has no locks.
 
     Raises:
         ArgumentError: If another process has locked it, or it cannot be created.
     """
-    lock = FileLock(root / LOCK, blocking=False)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        files.make_place(root / LOCK)
-        lock.acquire()
-    except Timeout as error:
-        raise _in_use(root) from error
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}"
-        raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(locks.locked(root / LOCK, wait=False))
+        except BlockingIOError as error:
+            raise _in_use(root) from error
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename}"
+            raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
+        yield is_locked
 
 
 def _check_unlocked(root: Path) -> None:
     """Raise ArgumentError if a process is writing to `root`, whose unfinished files look like damage."""
     if files.kind(root / LOCK) == files.FILE:
         try:
-            with FileLock(root / LOCK, blocking=False):
+            with locks.locked(root / LOCK, wait=False):
                 pass
-        except Timeout as error:
+        except BlockingIOError as error:
             raise _in_use(root) from error
         except OSError:  # of another user
             pass
@@ -193,21 +189,41 @@ def remove_leftovers(root: Path) -> None:
         files.remove_all_unfinished(folder)
 
 
+WITHOUT_LOCKS = "the file system has no locks: no other command may write to this output directory"
 # Never deleted: else two processes could each lock a file of this name.
 LOCK = ".lock"
 
 
-def check_stages_dir(stages_dir: str | None) -> Path | None:
-    """Return the path of the shared store, if one is given.
+def check_stages_dir(stages_dir: str | None, default: Path) -> StorePlace:
+    """Return where stages are stored. Connects to nothing, and changes nothing.
+
+    Args:
+        stages_dir: The folder or the URL that the user gave, or None.
+        default: The folder in the output directory.
 
     Raises:
-        ArgumentError: If it cannot be written.
+        ArgumentError: If the folder cannot be written, or the URL is none of a store.
+        MissingExtraError: If the library for the URL is not installed.
     """
     if stages_dir is None:
-        return None
+        return StorePlace(default)
+    if objects.is_url(stages_dir):
+        url = objects.open_url("stages_dir", stages_dir).url
+        return StorePlace(default, url, url)
     root = expand(stages_dir)
     is_new(root, "stages_dir")
-    return root
+    return StorePlace(root, None, str(root.absolute()))
+
+
+def check_shared(place: StorePlace) -> None:
+    """Check that objects can be written to and read from the URL of a store, if it has one.
+
+    Raises:
+        ArgumentError: If not.
+        OSError: If it cannot be reached now.
+    """
+    if place.stages is not None:
+        objects.check("stages_dir", objects.open_url("stages_dir", place.stages))
 
 
 def is_new(root: Path, argument: str = "output_dir") -> bool:
@@ -263,14 +279,17 @@ def prepared(
     """
     paths = RunPaths(expand(config.directory()))
     on_damaged = corruption.handler(config.on_corruption, log)
-    with locked(paths.root):
+    with locked(paths.root) as is_locked:
         used = [StageFolder(stages_dir / key) for key in stages]
         # Not their backups: another run may be writing them in a store that is shared.
         found = [*_examine(config, stages_dir)[1], *(path for stage in used for path in stage.damaged_files())]
         known = dict.fromkeys(found)
         for path in known:
             on_damaged(path)
-        remove_leftovers(paths.root)
+        if is_locked:
+            remove_leftovers(paths.root)
+        else:
+            log(WITHOUT_LOCKS)
         stage_folder.make_place(stages_dir)
         outputs = [path for top in paths.rebuildable() for path in _walk(top)]
         for path in outputs:

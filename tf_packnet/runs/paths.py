@@ -1,9 +1,10 @@
-"""All paths of a run and of an experiment."""
+"""All paths of a run and of an experiment, and the place of their store."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 def expand(name: str) -> Path:
@@ -120,3 +121,27 @@ class ExperimentPaths:
     def run(self, name: str) -> Path:
         """Return the path of the results of a run."""
         return self.runs / f"{name}.json"
+
+
+class StorePlace(NamedTuple):
+    """Where stages and results are stored.
+
+    Attributes:
+        folder: The local folder of the store.
+        stages: URL at which finished stages are shared; None to share none.
+        results: URL or folder in which the results of finished runs are shared; None to share none.
+    """
+
+    folder: Path
+    stages: str | None = None
+    results: str | None = None
+
+    def to_json(self) -> list[str | None]:
+        """Return the place as a JSON value."""
+        return [str(self.folder), self.stages, self.results]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> "StorePlace":
+        """Return the place of `to_json`."""
+        folder, stages, results = value
+        return cls(Path(folder), stages, results)

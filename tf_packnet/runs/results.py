@@ -41,6 +41,7 @@ class Results:
         seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
         other_seconds: Wall time outside the stages, summed over the run: load, evaluate, store, save.
         environment: Versions, git commit, and execution settings.
+        computed_on: The host and its platform, see `platforms.platform`: the results may be those of another host.
         complete: Whether all tasks were learned and all files were written.
         data_fingerprint: `TaskStream.fingerprint()` of the examples: a later command detects changed data by it.
         network: `network_files.fingerprint`: a later command detects changed files of the network by it.
@@ -57,6 +58,7 @@ class Results:
     seconds: list[dict[str, Any]] = field(default_factory=list)
     other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    computed_on: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     data_fingerprint: str = ""
     network: dict[str, str] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Results:
             "seconds": self.seconds,
             "other_seconds": {name: round(seconds, 3) for name, seconds in self.other_seconds.items()},
             "environment": self.environment,
+            "computed_on": self.computed_on,
         }
 
     @contextlib.contextmanager

@@ -25,8 +25,9 @@ from tf_packnet.runs import output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.learning import Run, learn
-from tf_packnet.runs.paths import RunPaths, expand
+from tf_packnet.runs.paths import RunPaths, StorePlace, expand
 from tf_packnet.runs.results import Results
+from tf_packnet.runs.shared_store import open_store
 from tf_packnet.runs.store import StageStore
 from tf_packnet.runs.workers import Workers
 from tf_packnet.system import files
@@ -38,13 +39,13 @@ from tf_packnet.training import acceleration
 LATENCY_SECONDS = 0.04
 
 
-def run_config(config: Config, stages_dir: Path | None = None, workers: Workers | None = None) -> Results:
+def run_config(config: Config, place: StorePlace | None = None, workers: Workers | None = None) -> Results:
     """Learn all tasks of a data set, and evaluate, save and export after each one.
 
     Args:
         config: The run.
-        stages_dir: A store of stages to share with other runs; default: one in the output directory. After a complete
-            run it keeps the records of all stages and the state after the last: damaged files are rebuilt from them.
+        place: Where stages are stored; default: in the output directory. After a complete run the local folder keeps
+            the records of all stages and the state after the last: damaged files are rebuilt from them.
         workers: The workers that learn together. Only the first one writes files.
 
     Raises:
@@ -52,17 +53,17 @@ def run_config(config: Config, stages_dir: Path | None = None, workers: Workers 
     """
     run = Run.prepare(config, workers=workers)
     paths = RunPaths(expand(config.directory()))
-    stages_dir = stages_dir or paths.stages
+    place = place or StorePlace(paths.stages)
     with RunProgress(run.stream) as display:
         if not run.workers.first:
-            return follow(run, stages_dir, display)
+            return follow(run, place, display)
         approach = run.build_approach(paths.masks, observers(config, paths, display))
         keys = [stage.key for stage in run.stages(approach)]
-        with output.prepared(config, stages_dir, keys, display.log) as on_damaged:
+        with output.prepared(config, place.folder, keys, display.log) as on_damaged:
             run.results.write(paths.results)
             show_execution(run, display)
             on_reused = reused_stage_log(run, approach, paths, display)
-            store = StageStore(stages_dir, on_damaged)
+            store = open_store(place, on_damaged, display.log)
             for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
                 save(run, paths, approach, run.stream[number - 1])
             export_summary(run, paths)
@@ -70,11 +71,11 @@ def run_config(config: Config, stages_dir: Path | None = None, workers: Workers 
     return run.results
 
 
-def follow(run: Run, stages_dir: Path, display: RunProgress) -> Results:
+def follow(run: Run, place: StorePlace, display: RunProgress) -> Results:
     """Learn what the first worker learns, without writing files."""
     approach = run.build_approach(None, lambda task, stage: [display.stage(task, stage), StopWhenInterrupted()])
     show_execution(run, display)
-    for _ in learn(run, approach, StageStore(stages_dir), with_state=True):
+    for _ in learn(run, approach, StageStore(place.folder), with_state=True):
         approach.reset_for_saving()  # as `save`: all workers change variables alike
     return run.results
 

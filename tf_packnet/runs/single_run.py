@@ -6,7 +6,7 @@ from absl import logging
 
 from tf_packnet.runs import data, network_files, output
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.paths import expand
+from tf_packnet.runs.paths import RunPaths, expand
 from tf_packnet.runs.workers import Workers, joined
 from tf_packnet.tasks.sources import check_name
 
@@ -16,7 +16,8 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 
     Args:
         config: The run.
-        stages_dir: A store of stages to share with other runs; default: one in the output directory.
+        stages_dir: Folder or URL of a store of stages to share with other runs; default: a folder in the output
+            directory.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run, or the data has
@@ -29,23 +30,27 @@ def main(config: Config, stages_dir: str | None = None) -> None:
 def _main(config: Config, stages_dir: str | None, workers: Workers) -> None:
     check_inputs(config)
     workers.check_equal("the flags", config.identity())
-    store = output.check_stages_dir(stages_dir) if workers.first else None
-    results = workers.tell(lambda: output.check(config, store))
+    root = expand(config.directory())
+    place = output.check_stages_dir(stages_dir if workers.first else None, RunPaths(root).stages)
+    shared_folder = None if place.folder == RunPaths(root).stages else place.folder
+    results = workers.tell(lambda: output.check(config, shared_folder))
+    if workers.first and results is None:
+        output.check_shared(place)
     if results is None:
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow()
         from tf_packnet.runs.runner import run_config
 
-        results = run_config(config, store, workers).to_json()
+        results = run_config(config, place, workers).to_json()
     elif workers.first:
-        network_files.check_unchanged(results, config, expand(config.directory()))
-        data.check_unchanged(results, config, expand(config.directory()))
+        network_files.check_unchanged(results, config, root)
+        data.check_unchanged(results, config, root)
         print(f"{config.directory()} has the complete results of this run: nothing to compute", file=sys.stderr)
     if workers.first:
         from tf_packnet.reporting.summary import print_results
 
-        print_results(results, expand(config.directory()))
+        print_results(results, root)
 
 
 def show_plan(config: Config) -> None:

@@ -1,28 +1,35 @@
 """The folder of one stored stage: its record and the state after it, each in two copies that repair each other.
 
-A folder is written as a whole, so a single missing file is damage, not the trace of an interruption.
+A folder is written as a whole, so a single missing file is damage, not the trace of an interruption. Nothing here needs
+a lock to be safe: what is unfinished is in a folder of the process, and the first result of a stage stays.
 """
 
 import contextlib
 import errno
+import functools
+import glob
+import os
+import re
 import shutil
+import socket
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from tf_packnet.system import files
+from tf_packnet.system import files, locks
 from tf_packnet.system.archives import BROKEN
 
 RECORDS = ("stage.json", "stage.copy.json")
 STATES = ("state.npz", "state.copy.npz")
 # The folders in a store besides those of stages: of the backups of unfinished stages, and of locks.
 PROGRESS, LOCKS = "progress", "locks"
-# Exists while the two copies of a state are deleted.
+# Exists while the two copies of a state are deleted, or written to a folder without a state.
 DROPPING = ".dropping"
+_KEY, _CHECKSUM = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 
 
 class StageFolder:
@@ -38,27 +45,16 @@ class StageFolder:
         self._records = [path / name for name in RECORDS]
         self._dropping = path / DROPPING
 
-    @contextlib.contextmanager
-    def lock(self, timeout: float = -1) -> Iterator[None]:
-        """Lock the stage for this process. The lock ends when its holder dies.
-
-        Args:
-            timeout: How long to wait for another holder, in seconds; negative: without limit.
-
-        Raises:
-            Timeout: If another process still holds it then.
-        """
-        path = self.path.parent / LOCKS / f"{self.path.name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.make_place(path)
-        with FileLock(path, timeout):
-            yield
+    def lock(self, wait: bool = True) -> AbstractContextManager[bool]:
+        """Lock the stage for this process, see `locks.locked`."""
+        return locks.locked(self.path.parent / LOCKS / f"{self.path.name}.lock", wait)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of killed processes, unless a process is writing this stage."""
+        """Remove temporary files of killed processes, unless a process is writing this stage, or locks do not work."""
         if files.unfinished(self.path):
-            with contextlib.suppress(Timeout), self.lock(timeout=0):
-                files.remove_unfinished(self.path)
+            with contextlib.suppress(BlockingIOError), self.lock(wait=False) as is_locked:
+                if is_locked:
+                    files.remove_unfinished(self.path)
 
     def entry(self) -> dict[str, Any] | None:
         """Read the content of `stage.json`, from the copy that is undamaged; None if there is none."""
@@ -73,6 +69,11 @@ class StageFolder:
 
     def damaged_states(self) -> list[Path]:
         """Return the copies of the state that are missing or damaged; none if the state was deleted."""
+        damaged = self._damaged_states()
+        # Another process may have been deleting or writing them.
+        return [path for path in self._damaged_states() if path in damaged] if damaged else []
+
+    def _damaged_states(self) -> list[Path]:
         entry = self.entry()
         if entry is None or files.kind(self._dropping) != files.MISSING:
             return []
@@ -101,8 +102,7 @@ class StageFolder:
             copies = [self.path / name for name in names if self.path / name not in damaged]
             source = next((copy for copy in copies if files.kind(copy) == files.FILE), None)
             if source is not None:
-                files.remove_unfinished(path)
-                with files.replacing(path) as temporary:
+                with own_folder(self.path.parent) as own, files.replacing(path, within=own) as temporary:
                     shutil.copyfile(source, temporary)
             elif names is STATES:
                 files.remove(path)
@@ -112,27 +112,77 @@ class StageFolder:
         missing = (files.kind(self.state_path), files.kind(self._dropping))
         return missing == (files.FILE, files.MISSING)
 
-    def write(self, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
-        """Write record and state, atomically.
+    def write(
+        self,
+        record: dict[str, Any],
+        state: dict[str, np.ndarray],
+        own: Path | None = None,
+        publish: "Callable[[StageFolder], bool]" = lambda new: True,
+    ) -> bool:
+        """Write record and state, atomically, unless another result of the stage is there.
+
+        Args:
+            record: The record.
+            state: The state.
+            own: The folder of this process for unfinished files; None if it has locked the stage.
+            publish: Called with the complete new folder before it is moved into place; returns whether it may be.
+
+        Returns:
+            Whether this result is stored now; False if another one is, or `publish` returned False.
 
         Raises:
             OSError: If the folder contains other files.
         """
-        files.remove_unfinished(self.path)
+        if own is None:
+            files.remove_unfinished(self.path)
         self.check_place()
-        with files.replacing(self.path) as temporary:
-            temporary.mkdir()
-            copies = [temporary / name for name in STATES]
-            np.savez(copies[0], **state)  # type: ignore[arg-type]  # no array is named like a parameter
-            shutil.copyfile(*copies)
-            entry = {
-                "key": self.path.name,
-                "sha256": files.sha256(copies[0]),
-                "state_copies": len(copies),
-                "record": record,
-            }
+        with files.workspace(self.path, own) as folder:
+            new = StageFolder(folder / self.path.name)
+            new.path.mkdir()
+            np.savez(new.state_path, **state)  # type: ignore[arg-type]  # no array is named like a parameter
+            shutil.copyfile(new.state_path, new.path / STATES[1])
+            checksum = files.sha256(new.state_path)
+            entry = {"key": self.path.name, "sha256": checksum, "state_copies": len(STATES), "record": record}
             for name in RECORDS:
-                files.write_json(temporary / name, entry)
+                files.write_json(new.path / name, entry)
+            return publish(new) and self.place(new)
+
+    def place(self, new: "StageFolder") -> bool:
+        """Move a complete folder into the place of this one, unless that has another result already.
+
+        Args:
+            new: The folder, in the same file system. It may have no state.
+
+        Returns:
+            Whether the result of `new` is stored now.
+        """
+        ours = new.entry()
+        assert ours is not None
+        for _ in range(3):
+            theirs = self.entry()
+            if theirs is not None and theirs["sha256"] == ours["sha256"]:
+                if new.has_state() and not self.has_state():
+                    self.add_state(new.state_path, new.path.parent)
+                return True
+            if theirs is not None and self.has_state() and not self.damaged_states():
+                return False
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process was faster
+                files.move_folder(new.path, self.path)
+                return True
+        raise OSError(errno.EBUSY, "other processes change it all the time", str(self.path))
+
+    def add_state(self, source: Path, own: Path) -> None:
+        """Store the state again that was deleted. Its record is there.
+
+        Args:
+            source: A file with the state.
+            own: The folder of this process for unfinished files.
+        """
+        self._dropping.touch()  # otherwise a kill between the two could not be told from damage
+        for name in STATES:
+            with files.replacing(self.path / name, within=own) as temporary:
+                shutil.copyfile(source, temporary)
+        self._dropping.unlink(missing_ok=True)
 
     def check_place(self) -> None:
         """Raise OSError if the folder contains files that `write` would delete, although it never wrote them."""
@@ -155,22 +205,54 @@ class StageFolder:
             entry = files.read_json(path)
         except (OSError, files.DamagedError):
             return None
-        valid = entry.get("key") == self.path.name and isinstance(entry.get("record"), dict) and "sha256" in entry
-        return entry if valid else None
+        is_valid = (
+            entry.get("key") == self.path.name
+            and isinstance(entry.get("record"), dict)
+            and _CHECKSUM.fullmatch(str(entry.get("sha256"))) is not None
+        )
+        return entry if is_valid else None
 
     def _states(self, entry: dict[str, Any]) -> list[Path]:
         """Return the copies of the state; earlier versions wrote one."""
         return [self.path / name for name in STATES[: 2 if entry.get("state_copies") == 2 else 1]]
 
 
+def own_folder(root: Path) -> AbstractContextManager[Path]:
+    """Make a folder in the store for unfinished files of this process alone, and remove it after the block."""
+    return files.workspace(root / f"{_host()}.{os.getpid()}")
+
+
+def take_backups(root: Path, key: str, own: Path) -> None:
+    """Move the backups of a stage from the folders of killed processes of this host to that of this process."""
+    for folder in _abandoned(root):
+        for path in folder.glob(f"{key}.*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(own / path.name)
+
+
+def _abandoned(root: Path) -> list[Path]:
+    """Return the folders of killed processes of this host."""
+    found = []
+    for folder in root.glob(f".{glob.escape(_host())}.*{files.UNFINISHED}"):
+        pid = folder.name.removeprefix(f".{_host()}.").partition(".")[0]
+        if not Path("/proc", pid).exists():
+            found.append(folder)
+    return found
+
+
+@functools.cache
+def _host() -> str:
+    """Return a name of this host; containers on it that do not see each other's processes have different ones."""
+    namespace = ""
+    with contextlib.suppress(OSError):  # some sandboxes have none
+        namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    return f"{socket.gethostname()}-{namespace}"
+
+
 def folders(root: Path) -> Iterator[StageFolder]:
     """List the stages in a store."""
     names = sorted(root.iterdir()) if root.is_dir() else []
-    return (StageFolder(path) for path in names if len(path.name) == KEY_LENGTH and path.is_dir())
-
-
-# Characters of the key of a stage.
-KEY_LENGTH = 32
+    return (StageFolder(path) for path in names if _KEY.fullmatch(path.name) and path.is_dir())
 
 
 def damaged_files(root: Path) -> list[Path]:
@@ -184,12 +266,11 @@ def repair(stages: Iterable[StageFolder]) -> None:
     """Repair every file that has an intact copy."""
     for folder in stages:
         folder.remove_leftovers()
-        files.remove_all_unfinished(folder.path)
         folder.repair(folder.damaged_files())
 
 
 def make_place(root: Path) -> None:
-    """Remove anything else at the paths of the folders of a store, such as a broken link.
+    """Remove anything else at the paths of the folders of a store, such as a broken link, and what is left over.
 
     Raises:
         OSError: If a file is.
@@ -197,6 +278,9 @@ def make_place(root: Path) -> None:
     for folder in (root, root / LOCKS, root / PROGRESS):
         if not folder.is_dir():  # it may be a link to a folder on another disk
             files.make_place(folder, for_folder=True)
+    for folder in _abandoned(root):
+        if not any(folder.glob("*.npz")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_checksum(path: Path, checksum: str) -> bool:

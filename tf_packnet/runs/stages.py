@@ -55,6 +55,7 @@ def chain(
     data: str,
     execution: dict[str, Any],
     network: Mapping[str, str] = MappingProxyType({}),
+    platform: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Stage]:
     """List the stages of a run, in order.
 
@@ -64,10 +65,12 @@ def chain(
         data: Fingerprint of the examples.
         execution: Execution settings, such as how much XLA compiles.
         network: `network_files.fingerprint` of the config: in place of the paths of files, or besides them.
+        platform: What else of the machine changes numbers, see `platforms.platform`.
     """
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
-    parent = _digest({"schema": SCHEMA, "data": data, "choice": execution, **_values(config, fields), **network})
+    machine = {"choice": execution, **({"platform": dict(platform)} if platform else {})}
+    parent = _digest({"schema": SCHEMA, "data": data, **machine, **_values(config, fields), **network})
     stages: list[Stage] = []
     for position, task in enumerate(task_numbers):
         for name, epochs, fields in (
@@ -77,6 +80,16 @@ def chain(
             parent = _digest({"parent": parent, "stage": name, "lesson": task, **_values(config, fields)})
             stages.append(Stage(parent, name, task, epochs, shared=not stages))
     return stages
+
+
+def results_key(config: Config, data: str, network: Mapping[str, str]) -> str:
+    """Return the key of the results of a run: the same on all machines, unlike the keys of its stages.
+
+    Arguments as for `chain`.
+    """
+    fields = [*NETWORK, *TRAINING, *TRAIN_STAGE, *LATER_TRAIN_STAGES, *PRUNE_RETRAIN_STAGE, *COVERED_BY_EXECUTION]
+    fields += [] if config.approach == "packnet" else BASELINES
+    return _digest({"schema": SCHEMA, "data": data, "results": _values(config, fields), **network})
 
 
 def shared_beginning(config: Config) -> str:

@@ -6,7 +6,7 @@ stored, stores what is computed, and deletes states that no later stage needs.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 
 from tf_packnet.callbacks import EpochBackup
 from tf_packnet.errors import StoppedError
-from tf_packnet.runs import corruption
+from tf_packnet.runs import corruption, stage_folder
 from tf_packnet.runs.stage_folder import PROGRESS, StageFolder
 from tf_packnet.runs.stages import Stage
 from tf_packnet.runs.workers import Workers
@@ -32,11 +32,18 @@ class StageStore:
     Args:
         root: The folder; created when the first stage is written.
         on_damaged: Called with every damaged file, before it is repaired. Default: prints a line on standard error.
+        log: Shows a line.
     """
 
-    def __init__(self, root: Path, on_damaged: corruption.OnDamaged | None = None):
+    def __init__(
+        self,
+        root: Path,
+        on_damaged: corruption.OnDamaged | None = None,
+        log: Callable[[str], None] = corruption.print_line,
+    ):
         self.root = root
         self.on_damaged = on_damaged or corruption.handler(corruption.RECOMPUTE)
+        self.log = log
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
         """Return the record of `stage`, or None if it is missing or damaged."""
@@ -52,16 +59,47 @@ class StageStore:
         return folder.has_state()
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
-        """Read the state after `stage`."""
-        return read_state(self.folder(stage).state_path)
+        """Read the state after `stage`; empty if another process has deleted it, which has stored a later stage."""
+        try:
+            return read_state(self.folder(stage).state_path)
+        except FileNotFoundError:
+            return {}
 
-    def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray]) -> None:
-        """Write record and state of `stage`, atomically."""
-        self.folder(stage).write(record, state)
+    def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray], own: Path | None = None) -> bool:
+        """Write record and state of `stage`, atomically. If another result of it is stored, that stays.
 
-    def backup(self, stage: Stage, workers: Workers) -> EpochBackup:
+        Args:
+            stage: The stage.
+            record: Its record.
+            state: The state after it.
+            own: The folder of this process for unfinished files; None if it has locked the stage.
+
+        Returns:
+            Whether this result is stored now.
+        """
+        is_stored = self.folder(stage).write(record, state, own)
+        if not is_stored:
+            self.log(f"{self.root / stage.key}: another process has stored another result of this stage, which is kept")
+        return is_stored
+
+    @contextlib.contextmanager
+    def working_on(self, stage: Stage) -> Iterator[Path | None]:
+        """Lock `stage` for this process, or give it a folder of its own where locks do not work.
+
+        Yields:
+            None if the stage is locked; else a folder for unfinished files, which is removed after the block.
+        """
+        with self.folder(stage).lock() as is_locked:
+            if is_locked:
+                yield None
+                return
+            with stage_folder.own_folder(self.root) as own:
+                stage_folder.take_backups(self.root, stage.key, own)
+                yield own
+
+    def backup(self, stage: Stage, workers: Workers, own: Path | None = None) -> EpochBackup:
         """Return the callback that backs up the epochs of `stage` until the finished stage is stored."""
-        return SharedBackup(workers, self.root / PROGRESS / stage.key, self.on_damaged)
+        return SharedBackup(workers, (own or self.root / PROGRESS) / stage.key, self.on_damaged)
 
     def drop_state(self, stage: Stage) -> None:
         """Delete the state after `stage`; the record stays."""
@@ -78,11 +116,14 @@ class StageStore:
             Its index in `stages`; `len(stages)` if there is nothing to compute.
         """
         first = next((index for index, stage in enumerate(stages) if self._entry(stage) is None), len(stages))
+        missing = first
         if first == len(stages) and with_state and not self.has_state(stages[-1]):
             first -= 1
         # The state it starts from was deleted: compute the stage before again too, which gives the same result.
         while 0 < first < len(stages) and not self.has_state(stages[first - 1]):
             first -= 1
+        if first < missing < len(stages) and self._entry(stages[missing]) is not None:
+            return self.first_to_compute(stages, with_state)  # another process has stored it, and deleted that state
         return first
 
     def folder(self, stage: Stage) -> StageFolder:
@@ -171,11 +212,9 @@ class StoredStages:
     ):
         self._store, self._stages, self._approach = store, stages, approach
         self._with_state, self._timed = with_state, timed
-        self._workers = workers = workers or Workers()
-        self._done = 0
-        self._first_to_compute = first = workers.tell(lambda: store.first_to_compute(stages, with_state))
-        if first > 0 and (with_state or first < len(stages)):
-            self._restore(stages[first - 1])
+        self._workers = workers or Workers()
+        self._done = self._first_to_compute = 0
+        self._advance()
 
     def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
         """Take the next stage from the store, or compute and store it.
@@ -187,15 +226,31 @@ class StoredStages:
         if self._done < self._first_to_compute:
             finished = self._reused(stage)
         else:
-            with self._store.folder(stage).lock() if self._workers.first else contextlib.nullcontext():
-                finished = self._restore_or_compute(stage, compute)
+            working = self._store.working_on(stage) if self._workers.first else contextlib.nullcontext()
+            with working as own:
+                finished = self._restore_or_compute(stage, compute, own)
         self._done += 1
         if self._workers.first:
             self._drop_old_states()
         return finished
 
-    def _restore(self, stage: Stage) -> None:
-        self._approach.restore(self._workers.tell_arrays(lambda: self._store.state(stage)))
+    def _advance(self) -> bool:
+        """Restore the last stored stage; returns whether it comes after those that are done."""
+        while True:
+            first = self._workers.tell(lambda: self._store.first_to_compute(self._stages, self._with_state))
+            if first <= self._done:
+                return False
+            only_records = first == len(self._stages) and not self._with_state
+            if only_records or self._restore(self._stages[first - 1]):
+                self._first_to_compute = first
+                return True
+
+    def _restore(self, stage: Stage) -> bool:
+        """Restore the state after `stage`; returns whether it was still there."""
+        state = self._workers.tell_arrays(lambda: self._store.state(stage))
+        if state:
+            self._approach.restore(state)
+        return bool(state)
 
     def _reused(self, stage: Stage) -> FinishedStage:
         record = self._workers.tell(lambda: self._store.record(stage))
@@ -204,25 +259,34 @@ class StoredStages:
             raise StoppedError(f"{folder}: the record of this stage was deleted or damaged during the run")
         return FinishedStage(record, reused=True)
 
-    def _restore_or_compute(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
-        # Another process may have stored it while this one waited for the lock.
-        if self._workers.tell(lambda: self._store.has_state(stage)):
-            self._restore(stage)
+    def _restore_or_compute(
+        self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]], own: Path | None
+    ) -> FinishedStage:
+        # Another process may have stored it, and later ones, while this one waited for the lock.
+        if self._is_stored(stage) and self._advance():
             return self._reused(stage)
         if self._workers.first:
             self._store.folder(stage).check_place()
-        backup = self._store.backup(stage, self._workers)
+        backup = self._store.backup(stage, self._workers, own)
         record = compute(backup)
         state = self._approach.state()
         if self._workers.count > 1:
             outcome = {name: record[name] for name in ("history", "committed", "learned")}
             digests = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in state.items()}
             self._workers.check_equal(f"the results of task {stage.task}, {stage.name},", {**outcome, **digests})
-        if self._workers.first:
+
+        def put() -> bool:
             with self._timed():
-                self._store.put(stage, record, state)
+                is_stored = self._store.put(stage, record, state, own)
                 backup.remove()
+            return is_stored
+
+        if not self._workers.tell(put) and self._advance():
+            return self._reused(stage)
         return FinishedStage(record, reused=False)
+
+    def _is_stored(self, stage: Stage) -> bool:
+        return self._workers.tell(lambda: self._store.record(stage) is not None)
 
     def _drop_old_states(self) -> None:
         """Keep the last state, from which the run resumes."""

@@ -53,6 +53,10 @@ class Workers:
         """As `tell`, for arrays by name."""
         return make()
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return, on all workers, the JSON values that all have, in their order."""
+        return [value]
+
     def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
         """Wait for all workers, and check that they have the same JSON values.
 
@@ -125,6 +129,11 @@ class ConnectedWorkers(Workers):
 
         with np.load(io.BytesIO(self._share(packed)), allow_pickle=False) as arrays:
             return dict(arrays)
+
+    def gather(self, value: Any) -> list[Any]:
+        if not self.first:
+            self._links[0].send(json.dumps(value).encode())
+        return self.tell(lambda: [value, *(json.loads(self._receive(index)) for index in sorted(self._links))])
 
     def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
         own = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}

@@ -115,7 +115,7 @@ def remove(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, once: bool = False, within: Path | None = None) -> Iterator[Path]:
     """Replace a file or a folder atomically.
 
     If the block raises an exception, `path` stays unchanged. It also stays, and OSError is raised, if it is of the
@@ -123,21 +123,61 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         path: The file or folder to replace or create.
+        once: Whether to raise FileExistsError, and leave `path` as it is, if it is a file already.
+        within: The folder for the temporary path, in the same file system. Default: that of `path`.
 
     Yields:
-        A temporary path in the same folder, to write to. It is renamed to `path` when the block ends.
+        A temporary path, to write to. It is renamed to `path` when the block ends.
     """
     path = Path(path)
-    with _workspace(path) as workspace:
+    with workspace(path, within) as folder:
         # With the suffix of `path`, by which some writers choose the format.
-        temporary = workspace / path.name
+        temporary = folder / path.name
         yield temporary
         _sync(temporary)
         make_place(path, for_folder=temporary.is_dir())
+        if once and _link(temporary, path):
+            _sync_one(path.parent)
+            return
         if path.is_dir():  # a folder cannot be renamed to one that is not empty, so move the old one first
-            path.rename(workspace / "old")
+            path.rename(folder / "old")
         os.replace(temporary, path)
         _sync_one(path.parent)
+
+
+def move_folder(source: Path, path: Path) -> None:
+    """Move a folder to `path` in the same file system, atomically. A folder there is moved into that of `source`.
+
+    Raises:
+        OSError: FileExistsError or FileNotFoundError if another process has changed `path` meanwhile.
+    """
+    _sync(source)
+    make_place(path, for_folder=True)
+    if path.is_dir():  # a folder cannot be renamed to one that is not empty, so move the old one first
+        path.rename(tempfile.mkdtemp(dir=source.parent))
+    try:
+        os.replace(source, path)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from error
+    _sync_one(path.parent)
+
+
+def _link(source: Path, path: Path) -> bool:
+    """Give a file a second name, unless that is taken. Returns False if the file system has no such links."""
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if kind(path) == FILE:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from error
+        return False
+    return True
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 @contextlib.contextmanager
@@ -249,14 +289,14 @@ def _digest(value: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _workspace(path: Path) -> Iterator[Path]:
-    """Make a temporary folder next to `path`, and remove it after the block."""
+def workspace(path: Path, within: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder next to `path`, or elsewhere, and remove it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
+    folder = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", within or path.parent))
     try:
-        yield workspace
+        yield folder
     finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
