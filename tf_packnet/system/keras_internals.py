@@ -54,11 +54,13 @@ __all__ = [
     "own_variables",
     "run_graph",
     "seed_generators",
+    "stateless_updates",
     "sublayers",
     "tensorflow_variable",
     "unlocked",
     "unpickle_model",
     "untrack",
+    "updates_singly",
     "without_memory",
 ]
 
@@ -274,6 +276,31 @@ def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
             object.__delattr__(each, name)
 
 
+@contextlib.contextmanager
+def stateless_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within the block, `optimizer.apply` assigns to variables as the `keras.StatelessScope` of the block replaces them.
+
+    Keras's own methods for TensorFlow assign to the variables of TensorFlow underneath.
+    """
+    keys = {id(variable): optimizer._var_key(variable) for variable in optimizer._trainable_variables}
+    methods = {name: functools.partial(getattr(BaseOptimizer, name), optimizer) for name in _ASSIGNMENTS}
+    methods["_var_key"] = lambda variable: keys[id(variable)]
+    with local_updates(optimizer):
+        for name, method in methods.items():
+            object.__setattr__(optimizer, name, method)
+        try:
+            yield
+        finally:
+            for name in methods:
+                object.__delattr__(optimizer, name)
+
+
+def updates_singly(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether an optimizer only does what `update_step` does for each variable: Nadam does more."""
+    return "_backend_update_step" not in vars(type(optimizer))
+
+
+_ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
 # What Keras overrides in its optimizers for TensorFlow.
 _OF_ONE_REPLICA = (
     "_apply_weight_decay",
