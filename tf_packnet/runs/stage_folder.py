@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from tf_packnet.system import files
+from tf_packnet.system import files, turns
 from tf_packnet.system.archives import BROKEN
 
 RECORDS = ("stage.json", "stage.copy.json")
@@ -51,8 +51,12 @@ class StageFolder:
         path = self.path.parent / LOCKS / f"{self.path.name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         files.make_place(path)
-        with FileLock(path, timeout):
+        lock = FileLock(path, thread_local=False)  # a fleet acquires locks for its members
+        turns.acquire(lock, timeout)
+        try:
             yield
+        finally:
+            lock.release()
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of killed processes, unless a process is writing this stage."""

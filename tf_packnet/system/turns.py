@@ -39,10 +39,12 @@ class Member:
 
     def resume(self) -> None:
         """Give the thread its turn, and return when it waits or has ended."""
-        others, _ = _generators(), _set_generators(self._generators)
+        others = _generators()
+        _set_generators(self._generators)
         self._turn.release()
         self._back.acquire()
-        self._generators, _ = _generators(), _set_generators(others)
+        self._generators = _generators()
+        _set_generators(others)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Let others take their turns until `ready()`. Called in the thread of this member."""
@@ -76,12 +78,20 @@ def wait_until(ready: Callable[[], bool]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def acquire(lock: FileLock) -> None:
-    """Acquire a file lock. A member lets others take their turns meanwhile: one of them may hold it."""
-    if getattr(_thread, "member", None) is None:
-        lock.acquire()
-    else:
+def acquire(lock: FileLock, timeout: float = -1) -> None:
+    """Acquire a file lock. A member lets others take their turns meanwhile: one of them may hold it.
+
+    Args:
+        lock: The lock.
+        timeout: How long to wait for another holder, in seconds; negative: without limit.
+
+    Raises:
+        Timeout: If another still holds it then.
+    """
+    if timeout < 0 and getattr(_thread, "member", None) is not None:
         wait_until(lambda: _try(lock))
+    else:
+        lock.acquire(timeout)
 
 
 def _try(lock: FileLock) -> bool:
@@ -97,7 +107,7 @@ def _generators() -> tuple[Any, ...]:
     from tensorflow.python.eager import context
 
     tensorflow = context.context()
-    return random.getstate(), np.random.get_state(), tensorflow._seed, tensorflow._rng
+    return random.getstate(), np.random.get_state(), tensorflow._seed, getattr(tensorflow, "_rng", None)
 
 
 def _set_generators(states: tuple[Any, ...]) -> None:

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from tf_packnet.structure import overrides
 from tf_packnet.system import turns
-from tf_packnet.system.keras_internals import updates_singly
 from tf_packnet.training import acceleration, kernels, optimizers
 from tf_packnet.training.fleet_program import Call, SharedProgram, StackedProgram, kind_of
 
@@ -91,6 +90,17 @@ class Fleet:
         return self._programs[kind]
 
 
+def of_thread() -> Fleet | None:
+    """Return the fleet of which this thread is a member, if it is one."""
+    return turns.group_of_thread()
+
+
+def stacks_steps() -> bool:
+    """Whether this thread is a member of a fleet that stacks the variables of its models, which rounds differently."""
+    fleet = of_thread()
+    return fleet is not None and fleet.stacked
+
+
 @contextlib.contextmanager
 def joined(model: keras.Model, resident: bool) -> Iterator[None]:
     """Within the block, Keras takes the steps of `model` together with those of the fleet of this thread, if it can.
@@ -99,7 +109,7 @@ def joined(model: keras.Model, resident: bool) -> Iterator[None]:
         model: A compiled `PackedTrainer`, ready for its first step.
         resident: Whether it is trained on `ResidentBatches`.
     """
-    fleet = turns.group_of_thread()
+    fleet = of_thread()
     if fleet is None or not resident or not can_join(model, fleet.stacked):
         yield
         return
@@ -123,6 +133,5 @@ def can_join(model: keras.Model, stacked: bool) -> bool:
         return False
     if not stacked:
         return True
-    optimizer = model.optimizer
-    is_simple = updates_singly(optimizer) and not optimizer.gradient_accumulation_steps
-    return model.xla == acceleration.STEP and kernels.can_compute_in_place(model) and is_simple
+    accumulates = bool(model.optimizer.gradient_accumulation_steps)
+    return model.xla == acceleration.STEP and kernels.can_compute_in_place(model) and not accumulates

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_packnet.system.keras_internals import learning_rate_of, loss_tracker, stateless_updates
+from tf_packnet.system.xla import vectorized_map
 from tf_packnet.tasks.batches import decode
 from tf_packnet.training import acceleration, kernels
 from tf_packnet.training.gradient_step import assigned_in_forward_pass, forward_backward, masked_gradients
@@ -133,7 +134,7 @@ class StackedProgram:
         def body(number: tf.Tensor, problems: tf.Tensor, changing: list[tf.Tensor]) -> tuple[Any, ...]:
             active = (number < steps) & tf.equal(problems, 0)
             batches = images[number], labels[number], scale
-            after, found = tf.vectorized_map(self._step, (changing, fixed, batches))
+            after, found = vectorized_map(kernels.drawing(self._step), (changing, fixed, batches))
             passed = active & tf.equal(found, 0)
             pairs = zip(self._variables.changing, after, changing, strict=True)
             changing = [_where(active if id(variable) in metrics else passed, *values) for variable, *values in pairs]
@@ -143,10 +144,9 @@ class StackedProgram:
         first, last = (tf.constant(0), tf.zeros(self._slots, tf.int64), changing), tf.reduce_max(steps)
         loop = tf.while_loop(lambda number, *_: number < last, body, first, parallel_iterations=1)
         _, problems, changing = loop
-        logs = tf.vectorized_map(self._logs, changing)
+        logs = vectorized_map(self._logs, changing)
         return {"changing": [tf.unstack(values) for values in changing], "problems": problems, "logs": logs}
 
-    @tf.autograph.experimental.do_not_convert
     def _step(self, inputs: tuple[Any, ...]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Take a step of one model; returns its changing variables, and the problem of the step."""
         changing, fixed, (images, labels, scale) = inputs
@@ -166,7 +166,6 @@ class StackedProgram:
             model.compute_metrics(x, both.y, both.y_pred, sample_weight=None)
             return [scope.get_current_value(variable) for variable in self._variables.changing], both.problem
 
-    @tf.autograph.experimental.do_not_convert
     def _logs(self, changing: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         with self._scope(changing):
             return self._model.get_metrics_result()
