@@ -336,6 +336,7 @@ REFUSED = {
     "evaluations": ("1001", "at least 1 and at most 1,000"),
     "workers": (str(10**9), "at least 1 and at most 1,000"),
     "threads": ("0", "at least 1 and at most 1,000"),
+    "fleet": ("0", "auto, off, or a number of runs from 1 to 256"),
     "stages_dir": ("a\0b", "expected a path"),
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from tf_packnet.system import files
 from tf_packnet.system.archives import BROKEN, read_state
 from tf_packnet.system.collectives import has_workers
 from tf_packnet.system.keras_internals import resume_at
-from tf_packnet.training import training_state
+from tf_packnet.training import fleet, training_state
 from tf_packnet.training.fit_checks import FitRequest
 
 _META = "meta"
+# Between two backups of a run in a fleet, whose other runs would wait for it.
+_SECONDS_IN_FLEET = 10.0
 
 
 class EpochBackup(keras.callbacks.Callback):
@@ -42,8 +45,8 @@ class EpochBackup(keras.callbacks.Callback):
     ```
 
     The backup of an epoch is written while the next epoch runs, and replaces an older one atomically. So a crash loses
-    the epoch in which it happens and at most the one before. Every array has a checksum, and a damaged backup is not
-    used.
+    the epoch in which it happens and at most the one before; of runs that train side by side, the epochs of about ten
+    seconds. Every array has a checksum, and a damaged backup is not used.
 
     Place it after all callbacks except `TaskMaskSnapshot`. The state of a callback is its public attributes that have
     changed since the `fit` began, without its arguments: numbers, strings, lists and dicts of them, and lists of
@@ -127,6 +130,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._fit_request()
         self._unwritten, self._write_error, self._state_parts, self._copies = None, None, None, {}
         self._initial_state = _initial_state(self._callbacks_before)
+        self._last_state = time.monotonic()
         if self._backup is None:
             return
         arrays, self._backup = self._backup, None
@@ -145,6 +149,10 @@ class EpochBackup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
+        now = time.monotonic()
+        if fleet.of_thread() is not None and now - self._last_state < _SECONDS_IN_FLEET:
+            return
+        self._last_state = now
         changed, arrays = _changed_state(self._callbacks_before, self._initial_state)
         meta = {
             **changed,

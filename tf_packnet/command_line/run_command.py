@@ -9,6 +9,7 @@ from absl import flags
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
 from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import fleets
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.runs.config import Config, check_axis, check_field
 
@@ -23,6 +24,7 @@ class Command(NamedTuple):
         threads: Threads per run.
         stages_dir: Folder or URL of the store of stages; None for a folder in the output folder.
         dry_run: Whether to print the plan only.
+        fleet: Runs that each worker trains side by side: a number, `auto` or `off`.
     """
 
     config: Config
@@ -31,6 +33,7 @@ class Command(NamedTuple):
     threads: int = 1
     stages_dir: str | None = None
     dry_run: bool = False
+    fleet: str = fleets.AUTO
 
 
 def parse_config(argv: Sequence[str]) -> Config:
@@ -59,7 +62,7 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
             raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
     if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
         return _experiment_command(values)
-    for name in ("workers", "threads"):
+    for name in ("workers", "threads", "fleet"):
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
     config = Config(**_fields(values))
@@ -82,7 +85,8 @@ def _experiment_command(values: flags.FlagValues) -> Command:
     if seeds is not None and "seed" in axes:
         raise UsageError("--seeds: expected no --sweep=seed=... with it")
     experiment = define(name, config, axes, seeds, values["evaluations"].value)
-    return Command(config, experiment, values["workers"].value, values["threads"].value, values["stages_dir"].value)
+    own = {name: values[name].value for name in ("workers", "threads", "stages_dir", "fleet")}
+    return Command(config, experiment, **own)
 
 
 def _fields(values: flags.FlagValues) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tf_packnet.command_line.parsers import (
     check_length,
 )
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import fleets
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
@@ -22,7 +23,7 @@ from tf_packnet.system import objects
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
 
-EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads")
+EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads", "fleet")
 
 
 class SeedsParser(flags.ArgumentParser):
@@ -118,6 +119,12 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     for name, (default, text) in integers.items():
         _define(name, default, text, _PARSERS[int], values)
         flags.register_validator(name, _check_count, flag_values=values)
+    fleet = (
+        "Runs of the same network that each worker trains side by side: a number, off, or auto: on a GPU, with as many "
+        f"as suit the network, at most {fleets.MOST}."
+    )
+    _define("fleet", fleets.AUTO, fleet, _PARSERS[str], values)
+    flags.register_validator("fleet", _check_fleet, flag_values=values)
     return list(EXPERIMENT_FLAGS)
 
 
@@ -157,6 +164,14 @@ def _check_stages_dir(value: str | None) -> bool:
             objects.open_url("stages_dir", value)
         except ArgumentError as error:
             raise flags.ValidationError(f"expected {error.expected}") from error
+    return True
+
+
+def _check_fleet(value: str) -> bool:
+    try:
+        fleets.check(value)
+    except ArgumentError as error:
+        raise flags.ValidationError(f"expected {error.expected}") from error
     return True
 
 

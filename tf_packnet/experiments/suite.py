@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import definitions
+from tf_packnet.experiments import definitions, fleets
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.executor import ExperimentRuns, completed_results
 from tf_packnet.experiments.worker import FinishedRun, Layout
@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from tf_packnet.experiments.matching import Match
 
 
-def main(experiment: Experiment, workers: int | None = None, threads: int = 1, stages_dir: str | None = None) -> None:
+def main(
+    experiment: Experiment,
+    workers: int | None = None,
+    threads: int = 1,
+    stages_dir: str | None = None,
+    fleet: str = fleets.AUTO,
+) -> None:
     """Do the missing runs of an experiment, then write its report and print its main table.
 
     Args:
@@ -33,6 +39,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
         threads: Threads of each worker.
         stages_dir: Folder or URL of a store of stages to share with other experiments; default: a folder in the output
             directory.
+        fleet: Runs of each worker at the same time: a number, `off` or `auto`, see `fleets.size`.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow a run.
@@ -54,7 +61,7 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
         else:
             corruption.print_line(output.WITHOUT_LOCKS)
         try:
-            _main(experiment, paths, best_layout(workers, threads), place)
+            _main(experiment, paths, best_layout(workers, threads, fleets.size(fleet, experiment)), place)
         except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
             if is_new:
                 shutil.rmtree(paths.root)
@@ -89,7 +96,8 @@ def _do_runs(
 
     with ExperimentProgress() as display:
         threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
-        display.log(f"{experiment.name}: {layout.workers} runs in parallel with {threads} each")
+        each = f", {layout.fleet} in each of {layout.workers} processes" if layout.fleet > 1 else ""
+        display.log(f"{experiment.name}: {layout.runs} runs in parallel{each} with {threads} each")
         with ExperimentRuns(experiment, paths, layout, place, display) as runs:
             if not experiment.named.matching:
                 return runs, runs.get(experiment.configs), []

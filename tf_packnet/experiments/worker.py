@@ -41,10 +41,16 @@ _COMMAND = ("-m", "tf_packnet.experiments.worker_process")
 
 @dataclass(frozen=True)
 class Layout:
-    """How the cores are shared: `workers` processes with `threads` threads each."""
+    """How the cores are shared: `workers` processes with `threads` threads each, for `fleet` runs at the same time."""
 
     workers: int
     threads: int
+    fleet: int = 1
+
+    @property
+    def runs(self) -> int:
+        """The number of runs at the same time."""
+        return self.workers * self.fleet
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that limit the threads. Pinning processes to cores was slower."""
@@ -95,6 +101,7 @@ class Worker:
 
     def __init__(self, layout: Layout, place: StorePlace):
         self._layout, self._place = layout, place
+        self._command: tuple[str, ...] = _COMMAND
         self._process: subprocess.Popen[bytes] | None = None
         self._settings: tuple[Any, ...] | None = None
         self._runs = self._gpus = 0
@@ -111,7 +118,9 @@ class Worker:
 
     def fits(self, config: Config) -> bool:
         """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
-        return not self._has_ended() and self._settings in (None, _settings(config)) and self._runs < RUNS_PER_PROCESS
+        if self._has_ended() or self._runs >= RUNS_PER_PROCESS * self._layout.fleet:
+            return False
+        return self._settings in (None, settings_of(config))
 
     def start(self) -> None:
         """End the process, if there is one, and start another; returns when it is ready.
@@ -127,7 +136,7 @@ class Worker:
         try:
             self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  used as long as the process lives
             self._process = subprocess.Popen(
-                [sys.executable, *_COMMAND],
+                [sys.executable, *self._command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -153,15 +162,29 @@ class Worker:
             OSError: If the store of stages cannot be written.
         """
         began = time.perf_counter()
-        self._settings, self._runs = _settings(config), self._runs + 1
+        self._settings, self._runs = settings_of(config), self._runs + 1
+        self._send(config)
+        return self._finished(config, began, self._reply, on_epochs, log)
+
+    def _send(self, config: Config, **more: Any) -> None:
         try:
             network = network_files.first_fingerprint(config.model, config.weights)
-            job = {"config": config.to_json(), "place": self._place.to_json(), "network": network}
+            job = {"config": config.to_json(), "place": self._place.to_json(), "network": network, **more}
             _pipe(self._started.stdin).write(json.dumps(job).encode() + b"\n")
         except OSError:  # the process has died
             self._fail()
+
+    def _finished(
+        self,
+        config: Config,
+        began: float,
+        next_reply: Callable[[], dict[str, Any]],
+        on_epochs: Callable[[int], None],
+        log: Callable[[str], None],
+    ) -> FinishedRun:
+        """Read the replies to a run until its last one."""
         while True:
-            reply = self._reply()
+            reply = next_reply()
             if "log" in reply:
                 log(reply["log"])
             elif "epochs" in reply:
@@ -251,7 +274,7 @@ def process_state(pid: int) -> str:
         return "X"
 
 
-def _settings(config: Config) -> tuple[Any, ...]:
+def settings_of(config: Config) -> tuple[Any, ...]:
     """Return the settings that cannot change within a process: a run with convolutions may make it deterministic."""
     own = () if config.model in MODELS else (config.model_args, config.dataset)
     return config.model, *own, config.jit, config.strategy, config.logical_devices

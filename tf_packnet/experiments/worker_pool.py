@@ -10,8 +10,9 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
+from tf_packnet.experiments.fleet_worker import workers_of
 from tf_packnet.experiments.run_queue import MOST_FAULTS, Job, RunQueue, RunState, WorkerState
-from tf_packnet.experiments.worker import FinishedRun, Layout, Worker, WorkerFault
+from tf_packnet.experiments.worker import FinishedRun, Layout, WorkerFault
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import StorePlace
 from tf_packnet.runs.stages import shared_beginning
@@ -20,7 +21,7 @@ from tf_packnet.runs.stages import shared_beginning
 CLOSE_SECONDS = 10.0
 
 
-def best_layout(workers: int | None = None, threads: int = 1) -> Layout:
+def best_layout(workers: int | None = None, threads: int = 1, fleet: int = 1) -> Layout:
     """Return as many workers as there are cores for their threads; with a GPU one worker, which uses it alone.
 
     One thread per worker is fastest, since no thread waits for another. It also makes results independent of the number
@@ -29,11 +30,17 @@ def best_layout(workers: int | None = None, threads: int = 1) -> Layout:
     Args:
         workers: Number of workers; default as above.
         threads: Threads of each worker.
+        fleet: Runs of each worker at the same time.
     """
     if workers is None:
         cores = len(os.sched_getaffinity(0))
-        workers = 1 if Path("/dev/nvidia0").exists() else max(1, cores // threads)
-    return Layout(workers, threads)
+        workers = 1 if has_gpu() else max(1, cores // threads)
+    return Layout(workers, threads, fleet)
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU. TensorFlow, which knows it, is not loaded in the launcher."""
+    return Path("/dev/nvidia0").exists()
 
 
 class Pool:
@@ -66,14 +73,14 @@ class Pool:
     ):
         self._name, self._on_start, self._on_epochs = name, on_start, on_epochs
         self._on_requeue, self._on_end, self._log = on_requeue, on_end, log
-        self._queue = RunQueue(layout.workers)
+        self._queue = RunQueue(layout.runs)
         self._jobs: list[Job] = []
         self._last_faults: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self._workers = [Worker(layout, place) for _ in range(layout.workers)]
-        for number in range(layout.workers):
+        self._workers = workers_of(layout, place)
+        for number in range(layout.runs):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
 
     def submit(self, config: Config) -> "Future[FinishedRun]":

@@ -14,6 +14,7 @@ it; else it would hold the lock of its stage.
 
 import ctypes
 import errno
+import functools
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, TextIO
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -36,8 +38,24 @@ from tf_packnet.system.storage import is_storage_fault
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
+# Sends a reply.
+Send = Callable[[dict[str, Any]], None]
+
+
 def main() -> None:
-    """Do all jobs from standard input."""
+    """Do all jobs from standard input, one after another."""
+    import keras
+
+    jobs, send = start()
+    while True:
+        job = jobs.get()
+        keras.backend.clear_session()
+        gc.collect()
+        send(reply_to(job, send))
+
+
+def start() -> tuple["queue.Queue[dict[str, Any]]", Send]:
+    """Start TensorFlow and say that the process is ready. Returns the jobs, and what sends replies to them."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # when the thread ends that has started this process
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of libraries is not taken for replies
@@ -48,19 +66,21 @@ def main() -> None:
     start_tensorflow()
     import tensorflow as tf
 
-    _send(replies, {"ready": len(tf.config.list_physical_devices("GPU"))})
-    while True:
-        job = jobs.get()
-        reply: dict[str, Any]
-        try:
-            reply = {"results": _do(job, replies)}
-        except ArgumentError as error:
-            reply = {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
-        except StoppedError as error:
-            reply = {"error": str(error)}
-        except Exception as error:  # reported, so that the next runs go on
-            reply = _fault(error)
-        _send(replies, reply)
+    send = functools.partial(_send, replies)
+    send({"ready": len(tf.config.list_physical_devices("GPU"))})
+    return jobs, send
+
+
+def reply_to(job: dict[str, Any], send: Send) -> dict[str, Any]:
+    """Do a job, and return the last reply to it; `send` sends the others."""
+    try:
+        return {"results": _do(job, send)}
+    except ArgumentError as error:
+        return {"error": str(error), "refused": [error.argument, error.expected, str(error.received)]}
+    except StoppedError as error:
+        return {"error": str(error)}
+    except Exception as error:  # reported, so that the next runs go on
+        return _fault(error)
 
 
 def _fault(error: Exception) -> dict[str, Any]:
@@ -71,23 +91,20 @@ def _fault(error: Exception) -> dict[str, Any]:
     return {"machine" if faults.is_machine_fault(error) else "error": faults.describe(error)}
 
 
-def _do(job: dict[str, Any], replies: TextIO) -> dict[str, Any]:
+def _do(job: dict[str, Any], send: Send) -> dict[str, Any]:
     import keras
 
     from tf_packnet.runs.learning import learn_only
 
-    keras.backend.clear_session()
-    gc.collect()
-
     class ReportEpochs(keras.callbacks.Callback):
         def resumed(self, history: dict[str, list[float]]) -> None:
-            _send(replies, {"epochs": len(history["loss"])})
+            send({"epochs": len(history["loss"])})
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-            _send(replies, {"epochs": 1})
+            send({"epochs": 1})
 
     def log(line: str) -> None:
-        _send(replies, {"log": line})
+        send({"log": line})
 
     config, place = Config.from_json(job["config"]), StorePlace.from_json(job["place"])
     on_damaged = corruption.handler(config.on_corruption, log)

@@ -28,7 +28,7 @@ from tf_packnet.runs.stages import Stage, chain, results_key
 from tf_packnet.runs.store import StageStore, StoredStages
 from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import Task, TaskStream
-from tf_packnet.training import acceleration, freeze_guard, replicas
+from tf_packnet.training import acceleration, fleet, freeze_guard, replicas
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Run:
             "threads": setup.threads(),
             **({"random_numbers": "threefry"} if acceleration.draws_with_threefry(network, xla) else {}),
             **({"workers": workers.count} if workers.count > 1 else {}),
+            **({"fleet": "stacked"} if xla == acceleration.STEP and fleet.stacks_steps() else {}),
         }
         results.tasks = [describe(task) for task in stream]
         results.data_fingerprint = stream.fingerprint()

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras.src.backend import compute_output_spec, in_stateless_scope
 from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -54,6 +55,7 @@ __all__ = [
     "own_variables",
     "run_graph",
     "seed_generators",
+    "stateless_updates",
     "sublayers",
     "tensorflow_variable",
     "unlocked",
@@ -274,6 +276,31 @@ def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
             object.__delattr__(each, name)
 
 
+@contextlib.contextmanager
+def stateless_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Within the block, `optimizer.apply` works in a `keras.StatelessScope`, as it changes variables of Keras alone.
+
+    Keras's own methods for TensorFlow assign to the variables of TensorFlow underneath.
+    """
+    keys = {id(variable): optimizer._var_key(variable) for variable in optimizer._trainable_variables}
+    methods: dict[str, Any] = {
+        **{name: functools.partial(getattr(BaseOptimizer, name), optimizer) for name in _ASSIGNMENTS},
+        "_apply_weight_decay": functools.partial(BaseOptimizer._apply_weight_decay, optimizer),
+        "_var_key": lambda variable: keys[id(variable)],
+    }
+    for name, method in methods.items():
+        object.__setattr__(optimizer, name, method)
+    # In the class, because Nadam's own method calls it.
+    update_step, TFOptimizer._backend_update_step = TFOptimizer._backend_update_step, BaseOptimizer._backend_update_step
+    try:
+        yield
+    finally:
+        TFOptimizer._backend_update_step = update_step
+        for name in methods:
+            object.__delattr__(optimizer, name)
+
+
+_ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
 # What Keras overrides in its optimizers for TensorFlow.
 _OF_ONE_REPLICA = (
     "_apply_weight_decay",

@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tf_packnet.system import files
+from tf_packnet.system import files, turns
 
 # The holder of a lock touches its file this often. A waiting process takes it for dead after that many seconds without:
 # longer than NFS caches the attributes of a file.
 BEAT_SECONDS, SILENT_SECONDS = 15.0, 180
-_POLL_SECONDS = 0.05
 _HELD_BY_OTHERS = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 
 
@@ -58,23 +57,35 @@ def _open(path: Path) -> int:
 
 def _acquire(handle: int, path: Path, wait: bool) -> bool:
     """Return whether the lock is held now; False if locks do not work."""
-    silent, last_beat, next_check = 0, None, time.monotonic()
-    while True:
+    attempt = _Attempt(handle)
+    if not wait and not attempt.has_ended():
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process holds this lock", str(path))
+    turns.wait_until(attempt.has_ended)  # another thread that takes turns with this one may hold the lock
+    return attempt.is_locked
+
+
+class _Attempt:
+    """An attempt to lock an open file, which is repeated until the lock is held or nobody seems to hold it."""
+
+    def __init__(self, handle: int):
+        self.is_locked = False
+        self._handle = handle
+        self._silent, self._last_beat, self._next_check = 0, -1, time.monotonic()
+
+    def has_ended(self) -> bool:
+        """Try to lock the file. Return whether it is locked, or locks do not work."""
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.is_locked = True
             return True
         except OSError as error:
             if error.errno not in _HELD_BY_OTHERS:  # ENOSYS, ENOLCK, EOPNOTSUPP, ...: there are no locks
-                return False
-        if not wait:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process holds this lock", str(path))
-        if time.monotonic() >= next_check:  # checks are counted, not timed: both processes may have been suspended
-            beat = os.fstat(handle).st_mtime_ns
-            silent, last_beat = (silent + 1 if beat == last_beat else 0), beat
-            next_check = time.monotonic() + 1
-            if silent >= SILENT_SECONDS:
-                return False
-        time.sleep(_POLL_SECONDS)
+                return True
+        if time.monotonic() >= self._next_check:  # counted, not timed: both processes may have been suspended
+            beat = os.fstat(self._handle).st_mtime_ns
+            self._silent, self._last_beat = (self._silent + 1 if beat == self._last_beat else 0), beat
+            self._next_check = time.monotonic() + 1
+        return self._silent >= SILENT_SECONDS
 
 
 @contextlib.contextmanager

@@ -7,12 +7,13 @@ ms. Threefry is JAX's default and passes the same statistical tests as Philox. U
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 from tensorflow.python.ops import random_ops_util
+from tensorflow.python.ops.parallel_for import pfor
 
 # Stands before each random operation that leaves the algorithm to TensorFlow, as Keras's random functions do.
 RANDOM_KEY = "StatelessRandomGetKeyCounter"
@@ -43,6 +44,35 @@ def _function_graph(graph_type: type) -> Any:
     while type(graph) is not graph_type and hasattr(graph, "outer_graph"):
         graph = graph.outer_graph
     return graph
+
+
+def vectorized_map(function: Callable[..., Any], elements: Any) -> Any:
+    """Return `tf.vectorized_map`, without the loops that TensorFlow has for some operations."""
+    _register_converters()
+    return tf.vectorized_map(tf.autograph.experimental.do_not_convert(function), elements)
+
+
+@functools.cache
+def _register_converters() -> None:
+    for name, convert in (("Bitcast", _bitcast), *((name, _random) for name in _RANDOM)):
+        with contextlib.suppress(KeyError):  # TensorFlow has one itself
+            pfor.RegisterPFor(name)(convert)
+
+
+# They are drawn for one element after the other, as each has a key of its own.
+_RANDOM = ("StatelessRandomUniformV2", "StatelessRandomNormalV2", "StatelessTruncatedNormalV2")
+
+
+def _random(operation: Any) -> Any:
+    shape, algorithm = operation.unstacked_input(0), operation.unstacked_input(3)
+    keys, counters = (tf.unstack(operation.stacked_input(number)) for number in (1, 2))
+    draw, dtype = getattr(tf.raw_ops, operation.op_type), operation.get_attr("dtype")
+    inputs = [{"key": key, "counter": counter} for key, counter in zip(keys, counters, strict=True)]
+    return pfor.wrap(tf.stack([draw(shape=shape, alg=algorithm, dtype=dtype, **each) for each in inputs]), True)
+
+
+def _bitcast(operation: Any) -> Any:  # in Keras's `argmax`
+    return pfor.wrap(tf.bitcast(operation.stacked_input(0), operation.get_attr("type")), True)
 
 
 def operation_types(graph: tf.Graph) -> set[str]:

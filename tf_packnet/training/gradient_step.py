@@ -97,14 +97,15 @@ def forward_backward(
         loss_weight: Multiplies the gradients, a scalar; None for 1.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    variables = [variable.value for variable in model.trainable_variables]
     with tf.GradientTape() as tape, check.ids(model), substituted(weights, kernels):
-        tape.watch(kernels)
+        tape.watch((kernels, variables))
         y_pred = model(x, training=True)
         y = check.labels(model.loss, y, y_pred)
         loss = compute_loss(model, x, y, y_pred, sample_weight)
         scaled_loss = loss if loss_weight is None else loss * tf.cast(loss_weight, loss.dtype)
         scaled_loss = scaled_loss if model.optimizer is None else model.optimizer.scale_loss(scaled_loss)
-    kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, model.trainable_variables))
+    kernel_gradients, variable_gradients = tape.gradient(scaled_loss, (kernels, variables))
     gradients = [] if _has_loss_scale(model) else _values((*kernel_gradients, *variable_gradients))
     problem = check.problem(loss, gradients)
     return ForwardBackward(loss, y, y_pred, kernel_gradients, variable_gradients, problem)

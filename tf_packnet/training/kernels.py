@@ -76,12 +76,17 @@ def substituted(weights: Sequence[tuple[TaskLayer, MaskedWeight]], kernels: Sequ
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function`, compiled by XLA wherever it is called from."""
+    return tf.function(drawing(function), jit_compile=True, autograph=False)
+
+
+def drawing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, which draws random numbers as XLA does it fast, in the graph that it is called in."""
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         with contextlib.nullcontext() if acceleration.gpus() else threefry():
             return function(*args, **kwargs)
 
-    return tf.function(traced, jit_compile=True, autograph=False)
+    return traced
 
 
 def can_compute_in_place(model: keras.Model) -> bool:

@@ -15,7 +15,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.structure import overrides
 from tf_packnet.system.keras_internals import Functional, build_symbolically, is_built, learning_rate_of, resume_at
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
-from tf_packnet.training import acceleration, freeze_guard, kernels, optimizers, replicas, step_errors
+from tf_packnet.training import acceleration, fleet, freeze_guard, kernels, optimizers, replicas, step_errors
 from tf_packnet.training.fit_checks import backup_of, check_batches, check_trained, title_of, with_first
 from tf_packnet.training.fit_guard import FitGuard, check_steps
 from tf_packnet.training.gradient_step import assign_all, assigned_in_forward_pass, gradient_step
@@ -130,7 +130,7 @@ class PackedTrainer(Functional):
         """
         resume_at(self, None)  # set if an earlier `fit` resumed; Keras would begin this one there too
         backup = backup_of(kwargs.get("callbacks"))
-        first_epoch = kwargs.get("initial_epoch", 0)
+        first_epoch, resident = kwargs.get("initial_epoch", 0), isinstance(x, ResidentBatches)
         if backup is not None:
             kwargs["initial_epoch"] = backup.initial_epoch(self)
         if isinstance(x, StreamedBatches):
@@ -149,6 +149,7 @@ class PackedTrainer(Functional):
                 freeze_guard.guarded(self),
                 self._learning_rates_restored(),
                 self._on_one_device(),
+                fleet.joined(self, resident),
             ):
                 history = super().fit(x, **kwargs)
         finally:  # also after an error, wait until the last complete epoch is on disk

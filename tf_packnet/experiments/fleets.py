@@ -1,0 +1,51 @@
+"""How many runs of an experiment train side by side in one process, see `tf_packnet.training.fleet`."""
+
+import sys
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments.definitions import Experiment
+from tf_packnet.experiments.worker_pool import has_gpu
+from tf_packnet.runs.config import Config
+
+AUTO, OFF = "auto", "off"
+MOST = 256
+# On a GPU: it is idle with fewer small networks; convolutional networks leave less of it idle, and need more memory.
+_SMALL, _LARGE = 32, 8
+
+
+def check(value: str) -> None:
+    """Raise ArgumentError unless `value` is a number of runs in text, `auto` or `off`."""
+    is_number = value.isdecimal() and value.isascii() and len(value) <= len(str(MOST)) and 1 <= int(value) <= MOST
+    if value not in (AUTO, OFF) and not is_number:
+        raise ArgumentError("fleet", f"auto, off, or a number of runs from 1 to {MOST}", value)
+
+
+def size(value: str, experiment: Experiment) -> int:
+    """Return the number of runs of each worker at the same time.
+
+    Args:
+        value: It, or `off` for 1, or `auto`: on a GPU as many as suit the network, on a CPU 1.
+        experiment: The experiment. If its runs cannot share a process, the number is 1.
+    """
+    check(value)
+    if value == OFF or (value == AUTO and not has_gpu()):
+        return 1
+    reason = next(filter(None, map(_why_single, experiment.configs)), "")
+    if reason and value != AUTO:
+        print(f"--fleet={value}: the runs train one at a time, {reason}", file=sys.stderr)
+    if reason:
+        return 1
+    if value == AUTO:
+        return _SMALL if all(config.model == "mlp" for config in experiment.configs) else _LARGE
+    return int(value)
+
+
+def _why_single(config: Config) -> str:
+    """Return why a run cannot share a process; empty if it can."""
+    if config.data_residency == "stream":
+        return "because of --data_residency=stream"
+    if config.strategy == "mirrored":
+        return "because of --strategy=mirrored"
+    if config.precision == "mixed_float16":
+        return "because of --precision=mixed_float16"
+    return ""
