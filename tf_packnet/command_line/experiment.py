@@ -31,4 +31,4 @@ def main(argv: list[str]) -> None:
 def execute(command: Command) -> None:
     """Do the experiment of a parsed command line."""
     assert command.experiment is not None
-    suite.main(command.experiment, command.workers, command.threads, command.stages_dir)
+    suite.main(command.experiment, command.workers, command.threads, command.stages_dir, command.shard, command.merge)

@@ -10,6 +10,7 @@ from tf_packnet.command_line.parsing import UsageError, check_no_positional, par
 from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
+from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs.config import Config, check_axis, check_field
 
 
@@ -23,6 +24,8 @@ class Command(NamedTuple):
         threads: Threads per run.
         stages_dir: Folder of the store of stages; None for one in the output folder.
         dry_run: Whether to print the plan only.
+        shard: The part of the experiment to do; None for all of it.
+        merge: The folders of shards to merge; None to do runs.
     """
 
     config: Config
@@ -31,6 +34,8 @@ class Command(NamedTuple):
     threads: int = 1
     stages_dir: str | None = None
     dry_run: bool = False
+    shard: Shard | None = None
+    merge: tuple[str, ...] | None = None
 
 
 def parse_config(argv: Sequence[str]) -> Config:
@@ -59,7 +64,7 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
             raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
     if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
         return _experiment_command(values)
-    for name in ("workers", "threads"):
+    for name in ("workers", "threads", "shard", "merge"):
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
     config = Config(**_fields(values))
@@ -81,8 +86,11 @@ def _experiment_command(values: flags.FlagValues) -> Command:
         seeds = range(config.seed, config.seed + seeds)
     if seeds is not None and "seed" in axes:
         raise UsageError("--seeds: expected no --sweep=seed=... with it")
+    if values["shard"].value is not None and values["merge"].value is not None:
+        raise UsageError("--merge: expected no --shard with it")
     experiment = define(name, config, axes, seeds, values["evaluations"].value)
-    return Command(config, experiment, values["workers"].value, values["threads"].value, values["stages_dir"].value)
+    given = {name: values[name].value for name in ("workers", "threads", "stages_dir", "shard", "merge")}
+    return Command(config, experiment, **given)
 
 
 def _fields(values: flags.FlagValues) -> dict[str, Any]:

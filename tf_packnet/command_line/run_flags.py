@@ -15,13 +15,14 @@ from tf_packnet.command_line.parsers import (
 )
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
+from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
 
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
 
-EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads")
+EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads", "shard", "merge")
 
 
 class SeedsParser(flags.ArgumentParser):
@@ -45,6 +46,49 @@ class SeedsParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "a number, or comma-separated seeds"
+
+
+class ShardParser(flags.ArgumentParser):
+    """`I/M`, which parses to a `Shard`."""
+
+    def parse(self, argument: Any) -> Shard:
+        if isinstance(argument, Shard):
+            return argument
+        number, slash, count = argument.partition("/")
+        try:
+            shard = Shard(int(check_length(number)), int(check_length(count)))
+        except ValueError:
+            shard = Shard(0, 0)
+        if not slash or not 1 <= shard.number <= shard.parts <= MAX_RUNS:
+            raise ValueError(
+                f"expected I/M with 1 <= I <= M <= {MAX_RUNS:,}, such as 2/3 for the second of three parts"
+            )
+        return shard
+
+    def flag_type(self) -> str:
+        return "I/M"
+
+
+class MergeParser(flags.ArgumentParser):
+    """Comma-separated folders, or no value. Parses to a tuple; None for `--nomerge`."""
+
+    def parse(self, argument: Any) -> tuple[str, ...] | None:
+        if argument in (None, False, "false"):
+            return None
+        if argument in (True, "true", ()):  # without a value
+            return ()
+        folders = argument.split(",") if isinstance(argument, str) else argument
+        if not all(folders):
+            raise ValueError("expected folders, separated by commas, or no value")
+        try:
+            for folder in folders:
+                config.check_field("output_dir", folder)
+        except ArgumentError as error:
+            raise ValueError(f"expected {error.expected}") from error
+        return tuple(folders)
+
+    def flag_type(self) -> str:
+        return "folders, separated by commas, or no value"
 
 
 _PARSERS = {
@@ -117,6 +161,16 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     for name, (default, text) in integers.items():
         _define(name, default, text, _PARSERS[int], values)
         flags.register_validator(name, _check_count, flag_values=values)
+    shard = (
+        "Do only part I of M of the runs, and write only their results: for the M tasks of a SLURM array. Shards may "
+        "have the same --output_dir, also at the same time."
+    )
+    _define("shard", None, shard, ShardParser(), values)
+    merge = (
+        "Train nothing; write the report of the runs that shards have completed in --output_dir. --merge=DIR,DIR takes "
+        "their results from these folders."
+    )
+    _define("merge", None, merge, MergeParser(), values)
     return list(EXPERIMENT_FLAGS)
 
 
@@ -129,7 +183,7 @@ def _experiments_by(attribute: str) -> list[tuple[Any, str]]:
 
 
 def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, values: flags.FlagValues) -> None:
-    if isinstance(parser, BooleanParser):
+    if isinstance(parser, (BooleanParser, MergeParser)):  # these need no value
         flag = flags.BooleanFlag(name, default, text)
         flag.parser = parser
         flags.DEFINE_flag(flag, values)

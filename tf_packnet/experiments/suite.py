@@ -3,18 +3,20 @@
 pandas, Matplotlib and SciPy are imported late, so that `--help` and refused flags do not wait for them.
 """
 
+import contextlib
+import functools
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import definitions
-from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
-from tf_packnet.experiments.executor import ExperimentRuns, completed_results
+from tf_packnet.experiments import definitions, merging
+from tf_packnet.experiments.definitions import Experiment, axes_of, completed_results, run_name
+from tf_packnet.experiments.executor import Executor, ExperimentRuns
+from tf_packnet.experiments.shards import Shard
 from tf_packnet.experiments.worker import FinishedRun, Layout
-from tf_packnet.experiments.worker_pool import best_layout
-from tf_packnet.runs import corruption, data, network_files, output, stage_folder
+from tf_packnet.experiments.worker_pool import Pool, best_layout
+from tf_packnet.runs import corruption, data, network_files, output, shared_folder, stage_folder
 from tf_packnet.runs import results as results_file
 from tf_packnet.runs.corruption import Manifest, checksums
 from tf_packnet.runs.paths import ExperimentPaths
@@ -24,8 +26,17 @@ from tf_packnet.tasks.sources import check_name
 if TYPE_CHECKING:
     from tf_packnet.experiments.matching import Match
 
+Start = Callable[..., Executor]
 
-def main(experiment: Experiment, workers: int | None = None, threads: int = 1, stages_dir: str | None = None) -> None:
+
+def main(
+    experiment: Experiment,
+    workers: int | None = None,
+    threads: int = 1,
+    stages_dir: str | None = None,
+    shard: Shard | None = None,
+    merge: Sequence[str] | None = None,
+) -> None:
     """Do the missing runs of an experiment, then write its report and print its main table.
 
     Args:
@@ -33,6 +44,8 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
         workers: Number of worker processes; default: see `best_layout`.
         threads: Threads of each worker.
         stages_dir: A store of stages to share with other experiments; default: one in the output directory.
+        shard: Do only these runs, and write their results alone.
+        merge: Do no runs. Write the report of those that are complete in these folders, and in the output directory.
 
     Raises:
         ArgumentError: Before any training, if data, machine or output directory do not allow a run.
@@ -44,53 +57,142 @@ def main(experiment: Experiment, workers: int | None = None, threads: int = 1, s
     for model, weights in dict.fromkeys((config.model, config.weights) for config in experiment.configs):
         network_files.first_fingerprint(model, weights)  # raises errors
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
-    definitions.check_experiment(experiment, paths)
     store = output.check_stages_dir(stages_dir) or paths.stages
+    if merge is not None:
+        _merge(experiment, paths, merge)
+        return
+    layout = best_layout(workers, threads)
+    start = functools.partial(Pool, layout, store)
+    if shard is not None:
+        _do_shard(experiment, paths, shard, start, layout)
+    else:
+        _do_all(experiment, paths, start, layout)
+
+
+def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, layout: Layout) -> None:
+    """Do all runs and write the report."""
+    definitions.check_experiment(experiment, paths)
     is_new = not paths.root.exists()
     with output.locked(paths.root):
-        output.remove_leftovers(paths.root)
         try:
-            _main(experiment, paths, best_layout(workers, threads), store)
+            _prepare(experiment, paths)
+            check_data(experiment, paths)
+            with _runs(experiment, paths, start, _describe(layout)) as runs:
+                done = _get(experiment, runs)
         except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
             if is_new:
                 shutil.rmtree(paths.root)
             raise
+        _report(experiment, paths, runs, *done, "the same command")
 
 
-def _main(experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path) -> None:
+def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, start: Start, layout: Layout) -> None:
+    """Do the runs of a shard, in an output directory that other shards may write to at the same time."""
+    try:
+        definitions.check_experiment(experiment, paths)
+    except ArgumentError:  # a folder in which a shard has begun is checked again below, when the shard is ready
+        if not (paths.root / output.LOCK).exists():
+            raise
+    with shared_folder.shared(paths.root) as lock:
+        definitions.check_experiment(experiment, paths, lock.alone)
+        if lock.alone:
+            _prepare(experiment, paths)
+            lock.share()
+        try:
+            check_data(experiment, paths)
+            with _runs(experiment, paths, start, f"shard {shard}, {_describe(layout)}") as runs:
+                finished_runs, _ = _get(experiment, runs, shard)
+        except ArgumentError:
+            if not any(paths.runs.glob("*")) and not any(stage_folder.folders(paths.stages)) and lock.try_alone():
+                shutil.rmtree(paths.root)
+            raise
+    _print_work(runs, finished_runs)
+    _check_missing(experiment, finished_runs, "the same command")
+    print(
+        f"shard {shard} is complete; when all are, the same command with --merge instead of --shard writes the report"
+    )
+
+
+def _merge(experiment: Experiment, paths: ExperimentPaths, folders: Sequence[str]) -> None:
+    """Write the report of complete runs. Nothing is trained, and neither data nor devices are needed."""
+    sources = merging.check_sources(experiment, paths, folders)
+    definitions.check_experiment(experiment, paths)
+    with output.locked(paths.root):
+        _prepare(experiment, paths)
+        merging.collect(experiment, paths, sources)
+        for source in [*sources, paths]:
+            check_data(experiment, source)
+        with _runs(experiment, paths, merging.NoTraining, "merging the results of shards") as runs:
+            done = _get(experiment, runs)
+        _report(experiment, paths, runs, *done, "the command of their shard")
+
+
+def _prepare(experiment: Experiment, paths: ExperimentPaths) -> None:
+    """Clean and repair the output directory, and mark its report as unfinished."""
     identity = definitions.experiment_identity(experiment)
+    output.remove_leftovers(paths.root)
     stage_folder.make_place(paths.stages)
     stage_folder.repair(stage_folder.folders(paths.stages))
     Manifest(identity, {}).write(paths.manifest)
     files.write_json(paths.experiment, {**identity, "schema_version": results_file.SCHEMA_VERSION})
-    from tf_packnet.experiments import findings
-
-    check_data(experiment, paths)
-    runs, finished_runs, matches = _do_runs(experiment, paths, layout, store)
-    written = findings.write_report(experiment, paths, finished_runs, matches)
-    covered = [*written, paths.experiment, paths.runs, paths.stages]
-    Manifest(identity, checksums(paths.root, covered)).write(paths.manifest)
-    names = {runs.name(run.config) for run in finished_runs if not run.queued}
-    print_work(runs.computed, complete_before=len(names) - len(runs.computed))
-    missing = findings.describe_missing(experiment, finished_runs)
-    if missing:
-        raise FailedRunsError(f"{'; '.join(missing)}; the same command retries them")
 
 
-def _do_runs(
-    experiment: Experiment, paths: ExperimentPaths, layout: Layout, store: Path
-) -> tuple[ExperimentRuns, list[FinishedRun], "list[Match]"]:
-    from tf_packnet.experiments import matching
+def _describe(layout: Layout) -> str:
+    threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
+    return f"{layout.workers} runs in parallel with {threads} each"
+
+
+@contextlib.contextmanager
+def _runs(experiment: Experiment, paths: ExperimentPaths, start: Start, description: str) -> Iterator[ExperimentRuns]:
     from tf_packnet.reporting.experiment_progress import ExperimentProgress
 
     with ExperimentProgress() as display:
-        threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
-        display.log(f"{experiment.name}: {layout.workers} runs in parallel with {threads} each")
-        with ExperimentRuns(experiment, paths, layout, store, display) as runs:
-            if not experiment.named.matching:
-                return runs, runs.get(experiment.configs), []
-            matches = matching.match_all(experiment, runs)
-            return runs, [run for match in matches for run in match.runs], matches
+        display.log(f"{experiment.name}: {description}")
+        with ExperimentRuns(experiment, paths, start, display) as runs:
+            yield runs
+
+
+def _get(
+    experiment: Experiment, runs: ExperimentRuns, shard: Shard | None = None
+) -> "tuple[list[FinishedRun], list[Match]]":
+    """Do all runs of an experiment, or of a shard, and for a matching experiment its searches."""
+    from tf_packnet.experiments import matching
+
+    if not experiment.named.matching:
+        return runs.get(shard.runs(experiment) if shard else experiment.configs), []
+    matches = matching.match_all(experiment, runs, shard.searches(experiment) if shard else None)
+    return [run for match in matches for run in match.runs], matches
+
+
+def _report(
+    experiment: Experiment,
+    paths: ExperimentPaths,
+    runs: ExperimentRuns,
+    finished_runs: list[FinishedRun],
+    matches: "list[Match]",
+    remedy: str,
+) -> None:
+    """Write the report of all runs, and then the checksums of all files."""
+    from tf_packnet.experiments import findings
+
+    written = findings.write_report(experiment, paths, finished_runs, matches, remedy)
+    covered = [*written, paths.experiment, paths.runs, paths.stages]
+    Manifest(definitions.experiment_identity(experiment), checksums(paths.root, covered)).write(paths.manifest)
+    _print_work(runs, finished_runs)
+    _check_missing(experiment, finished_runs, remedy)
+
+
+def _print_work(runs: ExperimentRuns, finished_runs: Sequence[FinishedRun]) -> None:
+    names = {runs.name(run.config) for run in finished_runs if not run.queued}
+    print_work(runs.computed, complete_before=len(names) - len(runs.computed))
+
+
+def _check_missing(experiment: Experiment, finished_runs: Sequence[FinishedRun], remedy: str) -> None:
+    from tf_packnet.experiments import findings
+
+    missing = findings.describe_missing(experiment, finished_runs)
+    if missing:
+        raise FailedRunsError(f"{'; '.join(missing)}; {remedy} retries them")
 
 
 def check_data(experiment: Experiment, paths: ExperimentPaths) -> None:

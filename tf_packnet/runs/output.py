@@ -160,7 +160,7 @@ def locked(root: Path) -> Iterator[None]:
         files.make_place(root / LOCK)
         lock.acquire()
     except Timeout as error:
-        raise _in_use(root) from error
+        raise in_use(root) from error
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
         raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
@@ -177,12 +177,13 @@ def _check_unlocked(root: Path) -> None:
             with FileLock(root / LOCK, blocking=False):
                 pass
         except Timeout as error:
-            raise _in_use(root) from error
+            raise in_use(root) from error
         except OSError:  # of another user
             pass
 
 
-def _in_use(root: Path) -> ArgumentError:
+def in_use(root: Path) -> ArgumentError:
+    """Return the error of a command that finds `root` locked."""
     expected = "a folder that no other process is writing to (wait for it to end, or use another folder)"
     return ArgumentError("output_dir", expected, str(root))
 
