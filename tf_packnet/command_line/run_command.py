@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
-from tf_packnet.command_line.run_flags import define_flags
+from tf_packnet.command_line.run_flags import EXECUTION_FLAGS, define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.experiments.shards import Shard
@@ -24,6 +24,8 @@ class Command(NamedTuple):
         threads: Threads per run.
         stages_dir: Folder of the store of stages; None for one in the output folder.
         dry_run: Whether to print the plan only.
+        gpus_per_run: GPUs of each run, a fraction if runs share one; None for the default of the machine.
+        memory_per_run: Memory of each run in GiB; None if it does not matter.
         shard: The part of the experiment to do; None for all of it.
         merge: The folders of shards to merge; None to do runs.
     """
@@ -34,6 +36,8 @@ class Command(NamedTuple):
     threads: int = 1
     stages_dir: str | None = None
     dry_run: bool = False
+    gpus_per_run: float | None = None
+    memory_per_run: float | None = None
     shard: Shard | None = None
     merge: tuple[str, ...] | None = None
 
@@ -64,7 +68,7 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
             raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
     if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
         return _experiment_command(values)
-    for name in ("workers", "threads", "shard", "merge"):
+    for name in EXECUTION_FLAGS:
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
     config = Config(**_fields(values))
@@ -89,7 +93,7 @@ def _experiment_command(values: flags.FlagValues) -> Command:
     if values["shard"].value is not None and values["merge"].value is not None:
         raise UsageError("--merge: expected no --shard with it")
     experiment = define(name, config, axes, seeds, values["evaluations"].value)
-    given = {name: values[name].value for name in ("workers", "threads", "stages_dir", "shard", "merge")}
+    given = {name: values[name].value for name in ("stages_dir", *EXECUTION_FLAGS)}
     return Command(config, experiment, **given)
 
 

@@ -14,6 +14,7 @@ from tf_packnet.command_line.parsers import (
     check_length,
 )
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import gpus
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import config
@@ -22,7 +23,9 @@ from tf_packnet.runs.options import enumeration
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
 
-EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads", "shard", "merge")
+# How the runs of an experiment are done.
+EXECUTION_FLAGS = ("workers", "threads", "gpus_per_run", "memory_per_run", "shard", "merge")
+EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", *EXECUTION_FLAGS)
 
 
 class SeedsParser(flags.ArgumentParser):
@@ -155,12 +158,24 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     _define("seeds", None, seeds, SeedsParser(), values)
     integers = {
         "evaluations": (10, "How many values of p figure3 and table1 may try per bound and p."),
-        "workers": (None, "Number of runs at the same time. Default: one per --threads cores; one if there is a GPU."),
+        "workers": (
+            None,
+            "Number of runs at the same time. Default: what --threads, --gpus_per_run and --memory_per_run allow.",
+        ),
         "threads": (1, "Threads per run. With 1, runs are fastest and results do not depend on the number of cores."),
     }
     for name, (default, text) in integers.items():
         _define(name, default, text, _PARSERS[int], values)
         flags.register_validator(name, _check_count, flag_values=values)
+    gpus_per_run = (
+        "GPUs that each run sees. A fraction, such as 0.25: so many runs share a GPU; if its memory runs out, half as "
+        "many go on. 0: runs on the CPU. Default: 1 if there are GPUs; all with --strategy=mirrored."
+    )
+    _define("gpus_per_run", None, gpus_per_run, _PARSERS[float], values)
+    memory_per_run = "Memory of each run in GiB, which limits how many runs there are at the same time."
+    _define("memory_per_run", None, memory_per_run, _PARSERS[float], values)
+    for name, check in (("gpus_per_run", gpus.check_per_run), ("memory_per_run", _check_memory)):
+        flags.register_validator(name, _checked(check), flag_values=values)
     shard = (
         "Do only part I of M of the runs, and write only their results: for the M tasks of a SLURM array. Shards may "
         "have the same --output_dir, also at the same time."
@@ -204,9 +219,18 @@ def _check_count(value: int | None) -> bool:
 
 
 def _validator(name: str) -> Callable[[Any], bool]:
+    return _checked(lambda value: config.check_field(name, value))
+
+
+def _check_memory(value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ArgumentError("memory_per_run", "a number of GiB above 0", value)
+
+
+def _checked(check: Callable[[Any], None]) -> Callable[[Any], bool]:
     def validate(value: Any) -> bool:
         try:
-            config.check_field(name, value)
+            check(value)
         except ArgumentError as error:
             raise flags.ValidationError(f"expected {error.expected}") from error
         return True

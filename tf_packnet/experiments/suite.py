@@ -13,6 +13,7 @@ from tf_packnet.errors import ArgumentError, FailedRunsError
 from tf_packnet.experiments import definitions, merging
 from tf_packnet.experiments.definitions import Experiment, axes_of, completed_results, run_name
 from tf_packnet.experiments.executor import Executor, ExperimentRuns
+from tf_packnet.experiments.gpus import NONE
 from tf_packnet.experiments.shards import Shard
 from tf_packnet.experiments.worker import FinishedRun, Layout
 from tf_packnet.experiments.worker_pool import Pool, best_layout
@@ -34,6 +35,8 @@ def main(
     workers: int | None = None,
     threads: int = 1,
     stages_dir: str | None = None,
+    gpus_per_run: float | None = None,
+    memory_per_run: float | None = None,
     shard: Shard | None = None,
     merge: Sequence[str] | None = None,
 ) -> None:
@@ -44,6 +47,8 @@ def main(
         workers: Number of worker processes; default: see `best_layout`.
         threads: Threads of each worker.
         stages_dir: A store of stages to share with other experiments; default: one in the output directory.
+        gpus_per_run: GPUs of each run, a fraction if runs share one; default: see `best_layout`.
+        memory_per_run: Memory of each run in GiB, which limits how many runs there are at the same time.
         shard: Do only these runs, and write their results alone.
         merge: Do no runs. Write the report of those that are complete in these folders, and in the output directory.
 
@@ -61,7 +66,8 @@ def main(
     if merge is not None:
         _merge(experiment, paths, merge)
         return
-    layout = best_layout(workers, threads)
+    mirrored = any(config.strategy == "mirrored" and config.logical_devices is None for config in experiment.configs)
+    layout = best_layout(workers, threads, gpus_per_run, memory_per_run, mirrored)
     start = functools.partial(Pool, layout, store)
     if shard is not None:
         _do_shard(experiment, paths, shard, start, layout)
@@ -139,7 +145,9 @@ def _prepare(experiment: Experiment, paths: ExperimentPaths) -> None:
 
 def _describe(layout: Layout) -> str:
     threads = "1 thread" if layout.threads == 1 else f"{layout.threads} threads"
-    return f"{layout.workers} runs in parallel with {threads} each"
+    cards = {card for gpus in layout.gpus for card in gpus.split(",")} - {NONE}
+    on = f" on {len(cards)} GPU{'s' if len(cards) > 1 else ''}" if cards else ""
+    return f"{layout.workers} runs in parallel with {threads} each{on}"
 
 
 @contextlib.contextmanager

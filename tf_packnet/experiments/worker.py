@@ -4,6 +4,7 @@ Whether a process still lives is read from `/proc`, not guessed from its speed: 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.experiments import faults
+from tf_packnet.experiments.gpus import VISIBLE
 from tf_packnet.runs import network_files
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import MODELS
@@ -35,20 +37,36 @@ START_SECONDS = 600.0
 END_SECONDS = 10.0
 # Of each worker. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current folder.
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_PACKNET_LAZY": "1"}
+# Unless the user has set it: without it, TensorFlow takes all memory of a GPU, which other workers may share.
+_DEFAULTS = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _COMMAND = ("-m", "tf_packnet.experiments.worker_process")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the cores are shared: `workers` processes with `threads` threads each."""
+    """How the machine is shared between workers.
+
+    Attributes:
+        workers: Number of processes.
+        threads: Threads of each.
+        gpus: For each worker the value of `CUDA_VISIBLE_DEVICES`; empty if all see what the launcher sees.
+    """
 
     workers: int
     threads: int
+    gpus: tuple[str, ...] = ()
+
+    def of(self, number: int) -> "Layout":
+        """Return the layout of one worker."""
+        return dataclasses.replace(self, gpus=self.gpus[number : number + 1])
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that limit the threads. Pinning processes to cores was slower."""
+        """Return the environment variables of a worker. Pinning processes to cores was slower."""
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        return dict.fromkeys(names, str(self.threads))
+        environment = dict.fromkeys(names, str(self.threads))
+        if self.gpus:
+            environment[VISIBLE] = self.gpus[0]
+        return environment
 
 
 @dataclass(frozen=True)
@@ -77,18 +95,19 @@ class WorkerFault(Exception):  # noqa: N818  the machine's, see `faults`
 
     Attributes:
         from_outside: Whether no run can be the cause.
+        gpu_memory: Whether the memory of a GPU has run out.
     """
 
-    def __init__(self, reason: str, from_outside: bool = False):
+    def __init__(self, reason: str, from_outside: bool = False, gpu_memory: bool = False):
         super().__init__(reason)
-        self.from_outside = from_outside
+        self.from_outside, self.gpu_memory = from_outside, gpu_memory
 
 
 class Worker:
     """One worker process at a time.
 
     Args:
-        layout: The threads of the process.
+        layout: The threads and the GPUs of the process.
         stages_dir: The store of stages, which all runs share.
     """
 
@@ -112,8 +131,11 @@ class Worker:
         """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
         return not self._has_ended() and self._settings in (None, _settings(config)) and self._runs < RUNS_PER_PROCESS
 
-    def start(self) -> None:
+    def start(self) -> str:
         """End the process, if there is one, and start another; returns when it is ready.
+
+        Returns:
+            Text that is equal for workers that use the same GPUs.
 
         Raises:
             WorkerFault: If it does not become ready.
@@ -132,7 +154,7 @@ class Worker:
                 stderr=self._errors,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C goes to the launcher alone
-                env={**os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
+                env={**_DEFAULTS, **os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
             )
         except OSError as error:
             if is_storage_fault(error):
@@ -143,6 +165,7 @@ class Worker:
         if gpus < self._gpus:  # TensorFlow would compute on the CPU instead
             self._fail(f"its process found {gpus} GPUs; there were {self._gpus} before")
         self._gpus = gpus
+        return ",".join(self._layout.gpus)
 
     def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
         """Do a run in the process. An error of the run is part of the result.
@@ -234,7 +257,7 @@ class Worker:
         output = self._errors.read()[-10_000:].decode(errors="replace")
         if reason is None:
             reason, from_outside = faults.describe_exit(status, output), faults.is_from_outside(status)
-        raise WorkerFault(one_line(reason), from_outside)
+        raise WorkerFault(one_line(reason), from_outside, self._gpus > 0 and faults.is_gpu_memory(reason))
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
