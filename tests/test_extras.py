@@ -14,12 +14,13 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # tomllib com
 
 
 def _distributions(key: str) -> set[str]:
-    (listed,) = re.findall(rf"^{key} = \[\n(.*?)^\]", PYPROJECT, re.MULTILINE | re.DOTALL)
-    return {re.split(r"[<>\[]", requirement)[0] for requirement in re.findall(r'^    "(.+?)"', listed, re.MULTILINE)}
+    (listed,) = re.findall(rf"^{key} = \[(.*?)\]\n", PYPROJECT, re.MULTILINE | re.DOTALL)
+    return {re.split(r"[<>\[]", requirement)[0] for requirement in re.findall(r'"(.+?)"', listed)}
 
 
 DEPENDENCIES = _distributions("dependencies")
 EXPERIMENTS = _distributions("experiments")
+OPTIONAL = EXPERIMENTS | _distributions("ray")
 # Packages that call `require_extra` when they are imported, and what is only used with them.
 WITH_EXTRA = {"command_line", "experiments", "inspection", "reporting", "runs"}
 
@@ -40,7 +41,7 @@ def test_imports_are_required(path):
         allowed = DEPENDENCIES | EXPERIMENTS
     needed = {module.split(".")[0] for module in imports(path)} & PYPI.keys()
     extras = _required_extras(ast.parse(path.read_text(encoding="utf-8")))
-    assert {PYPI[module] for module in extras} <= EXPERIMENTS
+    assert {PYPI[module] for module in extras} <= OPTIONAL
     for module in needed - extras:
         assert PYPI[module] in allowed, f"{path} imports {module}: call require_extra, or add it to pyproject.toml"
 

@@ -336,6 +336,7 @@ REFUSED = {
     "evaluations": ("1001", "at least 1 and at most 1,000"),
     "workers": (str(10**9), "at least 1 and at most 1,000"),
     "threads": ("0", "at least 1 and at most 1,000"),
+    "cluster": ("ray://a:b", "local, ray, or ray://HOST:PORT"),
     "gpus_per_run": ("1.5", "a fraction from 0.001 to 1, a whole number of GPUs up to 64, or 0"),
     "memory_per_run": ("0", "a number of GiB above 0"),
     "shard": ("4/3", "I/M with 1 <= I <= M <= 10,000"),

@@ -24,6 +24,7 @@ class Command(NamedTuple):
         threads: Threads per run.
         stages_dir: Folder of the store of stages; None for one in the output folder.
         dry_run: Whether to print the plan only.
+        cluster: Where the runs are done: `local`, `ray`, or the address of a Ray cluster.
         gpus_per_run: GPUs of each run, a fraction if runs share one; None for the default of the machine.
         memory_per_run: Memory of each run in GiB; None if it does not matter.
         shard: The part of the experiment to do; None for all of it.
@@ -36,6 +37,7 @@ class Command(NamedTuple):
     threads: int = 1
     stages_dir: str | None = None
     dry_run: bool = False
+    cluster: str = "local"
     gpus_per_run: float | None = None
     memory_per_run: float | None = None
     shard: Shard | None = None

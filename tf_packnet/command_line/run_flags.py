@@ -14,7 +14,7 @@ from tf_packnet.command_line.parsers import (
     check_length,
 )
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import gpus
+from tf_packnet.experiments import gpus, ray_cluster
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import config
@@ -24,7 +24,7 @@ from tf_packnet.runs.options import enumeration
 MAX_COUNT = 1000
 
 # How the runs of an experiment are done.
-EXECUTION_FLAGS = ("workers", "threads", "gpus_per_run", "memory_per_run", "shard", "merge")
+EXECUTION_FLAGS = ("workers", "threads", "cluster", "gpus_per_run", "memory_per_run", "shard", "merge")
 EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", *EXECUTION_FLAGS)
 
 
@@ -49,6 +49,19 @@ class SeedsParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "a number, or comma-separated seeds"
+
+
+class ClusterParser(flags.ArgumentParser):
+    """`local`, `ray` or the address of a Ray cluster."""
+
+    def parse(self, argument: Any) -> str:
+        try:
+            return ray_cluster.check_address(argument)
+        except ArgumentError as error:
+            raise ValueError(f"expected {error.expected}") from error
+
+    def flag_type(self) -> str:
+        return "local, ray, or ray://HOST:PORT"
 
 
 class ShardParser(flags.ArgumentParser):
@@ -167,6 +180,12 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     for name, (default, text) in integers.items():
         _define(name, default, text, _PARSERS[int], values)
         flags.register_validator(name, _check_count, flag_values=values)
+    cluster = (
+        "Where the runs are done: local, ray, or ray://HOST:PORT. local: in processes of this machine. ray: on the "
+        "nodes of the Ray cluster of RAY_ADDRESS, else of the one that `ray start` has started on this machine, else "
+        "of one that is started now. ray://HOST:PORT: on those of a Ray cluster elsewhere."
+    )
+    _define("cluster", ray_cluster.LOCAL, cluster, ClusterParser(), values)
     gpus_per_run = (
         "GPUs that each run sees. A fraction, such as 0.25: so many runs share a GPU; if its memory runs out, half as "
         "many go on. 0: runs on the CPU. Default: 1 if there are GPUs; all with --strategy=mirrored."

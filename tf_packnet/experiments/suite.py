@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tf_packnet.errors import ArgumentError, FailedRunsError
-from tf_packnet.experiments import definitions, merging
+from tf_packnet.experiments import definitions, merging, ray_cluster
 from tf_packnet.experiments.definitions import Experiment, axes_of, completed_results, run_name
 from tf_packnet.experiments.executor import Executor, ExperimentRuns
 from tf_packnet.experiments.gpus import NONE
@@ -35,6 +35,7 @@ def main(
     workers: int | None = None,
     threads: int = 1,
     stages_dir: str | None = None,
+    cluster: str = ray_cluster.LOCAL,
     gpus_per_run: float | None = None,
     memory_per_run: float | None = None,
     shard: Shard | None = None,
@@ -47,6 +48,7 @@ def main(
         workers: Number of worker processes; default: see `best_layout`.
         threads: Threads of each worker.
         stages_dir: A store of stages to share with other experiments; default: one in the output directory.
+        cluster: `local` for processes of this machine, or the Ray cluster whose nodes have the workers.
         gpus_per_run: GPUs of each run, a fraction if runs share one; default: see `best_layout`.
         memory_per_run: Memory of each run in GiB, which limits how many runs there are at the same time.
         shard: Do only these runs, and write their results alone.
@@ -63,19 +65,31 @@ def main(
         network_files.first_fingerprint(model, weights)  # raises errors
     paths = ExperimentPaths(definitions.experiment_folder(experiment))
     store = output.check_stages_dir(stages_dir) or paths.stages
+    store = store.absolute()  # nodes of a cluster have other current folders
     if merge is not None:
         _merge(experiment, paths, merge)
         return
+    do = _do_all if shard is None else functools.partial(_do_shard, shard=shard)
     mirrored = any(config.strategy == "mirrored" and config.logical_devices is None for config in experiment.configs)
-    layout = best_layout(workers, threads, gpus_per_run, memory_per_run, mirrored)
-    start = functools.partial(Pool, layout, store)
-    if shard is not None:
-        _do_shard(experiment, paths, shard, start, layout)
-    else:
-        _do_all(experiment, paths, start, layout)
+    if cluster == ray_cluster.LOCAL:
+        layout = best_layout(workers, threads, gpus_per_run, memory_per_run, mirrored)
+        do(experiment, paths, start=functools.partial(Pool, layout, store), description=_describe(layout))
+        return
+    if shard is None:
+        definitions.check_experiment(experiment, paths)  # before the connection, which takes seconds
+    with ray_cluster.connected(cluster, best_layout(workers, threads, 0).workers * threads):
+        from tf_packnet.experiments.ray_worker import RayWorker
+
+        resources = [node["Resources"] for node in ray_cluster.nodes()]
+        needs = ray_cluster.needs(resources, threads, gpus_per_run, memory_per_run, mirrored)
+        layout = ray_cluster.layout(cluster, workers, needs)
+        start = functools.partial(Pool, layout, store, make_worker=functools.partial(RayWorker, needs=needs))
+        used = sum(needs.room(each) > 0 for each in resources)
+        on = f"{_describe(layout)} on {used} node{'' if used == 1 else 's'} of a Ray cluster"
+        do(experiment, paths, start=start, description=on)
 
 
-def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, layout: Layout) -> None:
+def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, description: str) -> None:
     """Do all runs and write the report."""
     definitions.check_experiment(experiment, paths)
     is_new = not paths.root.exists()
@@ -83,7 +97,7 @@ def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, layout
         try:
             _prepare(experiment, paths)
             check_data(experiment, paths)
-            with _runs(experiment, paths, start, _describe(layout)) as runs:
+            with _runs(experiment, paths, start, description) as runs:
                 done = _get(experiment, runs)
         except ArgumentError:  # found when the data was loaded: refused arguments leave no files behind
             if is_new:
@@ -92,7 +106,7 @@ def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, layout
         _report(experiment, paths, runs, *done, "the same command")
 
 
-def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, start: Start, layout: Layout) -> None:
+def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, start: Start, description: str) -> None:
     """Do the runs of a shard, in an output directory that other shards may write to at the same time."""
     try:
         definitions.check_experiment(experiment, paths)
@@ -106,7 +120,7 @@ def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, star
             lock.share()
         try:
             check_data(experiment, paths)
-            with _runs(experiment, paths, start, f"shard {shard}, {_describe(layout)}") as runs:
+            with _runs(experiment, paths, start, f"shard {shard}, {description}") as runs:
                 finished_runs, _ = _get(experiment, runs, shard)
         except ArgumentError:
             if not any(paths.runs.glob("*")) and not any(stage_folder.folders(paths.stages)) and lock.try_alone():

@@ -129,7 +129,11 @@ class Worker:
 
     def fits(self, config: Config) -> bool:
         """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
-        return not self._has_ended() and self._settings in (None, _settings(config)) and self._runs < RUNS_PER_PROCESS
+        return (
+            not self._has_ended()
+            and self._settings in (None, process_settings(config))
+            and self._runs < RUNS_PER_PROCESS
+        )
 
     def start(self) -> str:
         """End the process, if there is one, and start another; returns when it is ready.
@@ -167,17 +171,30 @@ class Worker:
         self._gpus = gpus
         return ",".join(self._layout.gpus)
 
-    def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
+    def run(
+        self,
+        config: Config,
+        on_epochs: Callable[[int], None],
+        log: Callable[[str], None],
+        network: dict[str, str] | None = None,
+    ) -> FinishedRun:
         """Do a run in the process. An error of the run is part of the result.
+
+        Args:
+            config: The run.
+            on_epochs: Called with the number of epochs that are newly done.
+            log: Called with lines to show.
+            network: The fingerprint that the files of the network must have; default: that of their first run.
 
         Raises:
             WorkerFault: If the machine is to blame. The process has ended by then.
             OSError: If the store of stages cannot be written.
         """
         began = time.perf_counter()
-        self._settings, self._runs = _settings(config), self._runs + 1
+        self._settings, self._runs = process_settings(config), self._runs + 1
         try:
-            network = network_files.first_fingerprint(config.model, config.weights)
+            if network is None:
+                network = network_files.first_fingerprint(config.model, config.weights)
             job = {"config": config.to_json(), "stages_dir": str(self._stages_dir), "network": network}
             _pipe(self._started.stdin).write(json.dumps(job).encode() + b"\n")
         except OSError:  # the process has died
@@ -273,7 +290,7 @@ def process_state(pid: int) -> str:
         return "X"
 
 
-def _settings(config: Config) -> tuple[Any, ...]:
+def process_settings(config: Config) -> tuple[Any, ...]:
     """Return the settings that cannot change within a process: a run with convolutions may make it deterministic."""
     own = () if config.model in MODELS else (config.model_args, config.dataset)
     return config.model, *own, config.jit, config.strategy, config.logical_devices

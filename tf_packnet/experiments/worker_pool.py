@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import Any
+from typing import Any, Protocol
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import gpus
@@ -65,6 +65,22 @@ def best_layout(
     return Layout(workers, threads, tuple(slots[number % len(slots)] for number in range(workers) if slots))
 
 
+class AnyWorker(Protocol):
+    """A worker: a process of this machine, `worker.Worker`, or one elsewhere."""
+
+    def fits(self, config: Config) -> bool:
+        """Whether it has a process that can do a run of `config`."""
+
+    def start(self) -> str:
+        """Start a new process; returns text that is equal for workers that use the same GPUs."""
+
+    def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
+        """Do a run in the process."""
+
+    def end(self, timeout: float | None = None) -> Any:
+        """End the process."""
+
+
 class Pool:
     """Workers that take runs from a queue. A run that fails does not stop the others, nor does a worker.
 
@@ -93,7 +109,7 @@ class Pool:
         on_requeue: Callable[[Config], None] = lambda config: None,
         on_end: Callable[[FinishedRun], None] = lambda finished: None,
         log: Callable[[str], None] = lambda line: None,
-        make_worker: Callable[[Layout, Path], Worker] | None = None,
+        make_worker: Callable[[Layout, Path], AnyWorker] | None = None,
     ):
         self._name, self._on_start, self._on_epochs = name, on_start, on_epochs
         self._on_requeue, self._on_end, self._log = on_requeue, on_end, log
@@ -103,7 +119,9 @@ class Pool:
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self._workers = [(make_worker or Worker)(layout.of(number), stages_dir) for number in range(layout.workers)]
+        self._workers: list[AnyWorker] = [
+            (make_worker or Worker)(layout.of(number), stages_dir) for number in range(layout.workers)
+        ]
         for number in range(layout.workers):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Libraries that only the extra `experiments` installs."""
+"""Libraries that only an extra installs, mostly `experiments`."""
 
 from importlib.util import find_spec
 
@@ -11,24 +11,27 @@ class MissingExtraError(StoppedError, ImportError):
     Attributes:
         purpose: What the library is needed for.
         modules: Names of the missing modules.
+        extra: The extra that installs them.
     """
 
-    def __init__(self, purpose: str, modules: tuple[str, ...]):
-        super().__init__(f"{purpose} needs {', '.join(modules)}: pip install 'tf_packnet[experiments]'")
+    def __init__(self, purpose: str, modules: tuple[str, ...], extra: str = "experiments"):
+        super().__init__(f"{purpose} needs {', '.join(modules)}: pip install 'tf_packnet[{extra}]'")
         self.purpose = purpose
         self.modules = modules
+        self.extra = extra
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
-        return type(self), (self.purpose, self.modules)
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], str]]:
+        return type(self), (self.purpose, self.modules, self.extra)
 
 
-def require_extra(purpose: str, *modules: str) -> None:
+def require_extra(purpose: str, *modules: str, extra: str = "experiments") -> None:
     """Raise MissingExtraError unless all `modules` are installed; imports none of them.
 
     Args:
         purpose: What needs them; the first words of the error message.
         modules: Top-level modules, such as `pandas`.
+        extra: The extra that installs them.
     """
     missing = tuple(module for module in modules if find_spec(module) is None)
     if missing:
-        raise MissingExtraError(purpose, missing)
+        raise MissingExtraError(purpose, missing, extra)
