@@ -204,9 +204,8 @@ def _check_reachable(cluster: str, address: str) -> None:
         with _connection(address.removeprefix(CLIENT)):
             pass
     except (OSError, ValueError) as error:
-        expected = f"the address of a running Ray cluster (RAY_ADDRESS={address}: {first_line(error)})"
-        if cluster != RAY:
-            expected = f"the address of a running Ray cluster ({first_line(error)})"
+        reason = getattr(error, "strerror", None) or first_line(error)
+        expected = f"the address of a running Ray cluster ({f'RAY_ADDRESS={address}: ' * (cluster == RAY)}{reason})"
         raise ArgumentError("cluster", expected, cluster) from error
 
 

@@ -26,8 +26,8 @@ require_extra("a worker of a Ray cluster", "ray", extra="ray")
 POLL_SECONDS, COLLECT_SECONDS = 10.0, 0.2
 # How often to look whether the cluster has a node for a worker that waits for one, and for how long.
 CHECK_SECONDS, NODE_SECONDS = 1.0, 600.0
-# After a node is lost, the error of its actors can come before the list of nodes shows it.
-LOST_SECONDS = 5.0
+# How long a node may be out of reach. A cluster takes a node for lost after about 20 s.
+LOST_SECONDS = 120.0
 _PACKAGES = ("tensorflow", "keras", "numpy")
 # The variables that libraries read are those of the launcher, on all nodes.
 _PREFIXES = ("TF_", "TFDS_", "XLA_", "KERAS_")
@@ -85,6 +85,9 @@ class NodeWorker:
             else:
                 events.append((kind, value))
         return events
+
+    def ping(self) -> None:
+        """Show that the actor lives."""
 
     def _run(self, config: Config, network: dict[str, str]) -> None:
         try:
@@ -210,18 +213,28 @@ class RayWorker:
             self.end()
             raise
         except Exception as error:  # the actor has died, or the cluster cannot be reached
+            fault = self._fault(error)
             self.end()
-            raise self._fault(error) from error
+            raise fault from error
 
     def _fault(self, error: Exception) -> WorkerFault:
         """Return the fault that follows from an error of Ray."""
+        import ray
+
         address, deadline = self._address(), time.monotonic() + LOST_SECONDS
-        while self._node and time.monotonic() < deadline:
-            if self._node not in {node["NodeID"] for node in ray_cluster.nodes()}:
-                return WorkerFault(f"its node {address} was lost", from_outside=True)
-            if "node" not in str(error).lower():
+        while isinstance(error, ray.exceptions.ActorUnavailableError) and time.monotonic() < deadline:
+            time.sleep(CHECK_SECONDS)  # the cluster is about to find out why
+            try:
+                ray.get(self._actor.ping.remote(), timeout=CHECK_SECONDS)
                 break
-            time.sleep(0.2)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except Exception as later:
+                error = later
+        if self._node and self._node not in {node["NodeID"] for node in ray_cluster.nodes()}:
+            return WorkerFault(f"its node {address} was lost", from_outside=True)
+        if isinstance(error, ray.exceptions.ActorUnavailableError):
+            return WorkerFault(f"the connection to its node {address} was lost", from_outside=True)
         reason = str(error).rpartition("The actor is dead because ")[2] or repr(error)
         return WorkerFault(one_line(f"its actor{f' on {address}' if address else ''} has ended: {reason}", 300))
 
