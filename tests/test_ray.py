@@ -115,7 +115,7 @@ def test_a_cluster_on_this_machine_gives_the_results_of_local_workers(tmp_path):
 
 
 # Long enough to be met by faults in the middle.
-LONG = [SMOKE, "--sweep=final_prune=0.6,0.9", "--seeds=2", "--train_epochs=50", "--retrain_epochs=50"]
+LONG = [SMOKE, "--sweep=final_prune=0.6,0.9", "--seeds=2", "--train_epochs=80", "--retrain_epochs=80"]
 PROCESS, ACTOR = "tf_packnet.experiments.worker_process", "ray::NodeWorker"
 
 
@@ -144,20 +144,27 @@ def whole(tmp_path_factory):
 @contextlib.contextmanager
 def started(cluster, root):
     """Start the experiment on the cluster; yields the process when both nodes have done some epochs."""
+    began = time.time()
     command = [sys.executable, ROOT / "launch/main.py", *LONG, "--cluster=ray", f"--output_dir={root}"]
     process = subprocess.Popen(
         command, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        wait_for(lambda: len(keys_in_progress(root)) == 2 or process.poll() is not None)
+        wait_for(lambda: len(keys_in_progress(root, began)) == 2 or process.poll() is not None)
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
-def keys_in_progress(root):
-    return {path.name.partition(".")[0] for path in (root / "stages/progress").glob("*.npz")}
+def keys_in_progress(root, since):
+    """Return the stages of which an epoch has ended since then."""
+    keys = set()
+    for path in (root / "stages/progress").glob("*.npz"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > since:
+                keys.add(path.name.partition(".")[0])
+    return keys
 
 
 def processes(name):
