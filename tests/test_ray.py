@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,8 +14,11 @@ import pytest
 from tests.conftest import ROOT, launch
 from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import ray_cluster
+from tf_packnet.experiments import ray_cluster, ray_worker
 from tf_packnet.experiments.ray_cluster import Needs
+from tf_packnet.experiments.ray_worker import NodeWorker, RayWorker
+from tf_packnet.experiments.worker import FinishedRun, Layout, WorkerFault
+from tf_packnet.runs.config import Config
 from tf_packnet.system.extras import MissingExtraError
 
 SMOKE = f"--flagfile={ROOT}/flags/presets/smoke.flags"
@@ -83,6 +87,90 @@ def test_without_ray(monkeypatch):
     message = r"--cluster=ray needs ray: pip install 'tf_packnet\[ray\]'"
     with pytest.raises(MissingExtraError, match=message), ray_cluster.connected("ray", 1):
         pass
+
+
+class TestRayWorker:
+    """What a worker makes of the answers of its node; there is none here."""
+
+    @pytest.fixture
+    def worker(self, monkeypatch):
+        worker = RayWorker(Layout(1, 1), Path("stages"), Needs(1, 0, 0))
+        monkeypatch.setattr(worker, "_actor", object())
+        monkeypatch.setattr(worker, "_address", lambda: "10.0.0.7")
+        monkeypatch.setattr(worker, "end", lambda timeout=None: None)
+        return worker
+
+    def answers(self, worker, monkeypatch, *answers):
+        left = iter(answers)
+        monkeypatch.setattr(worker, "_call", lambda *_, **__: next(left))
+
+    def test_a_node_with_other_versions_is_refused_by_name(self, worker, monkeypatch):
+        theirs = {**ray_worker.versions(), "keras": "3.0.1"}
+        self.answers(worker, monkeypatch, {"node": "n", "gpus": "", "versions": theirs})
+        with pytest.raises(ArgumentError, match=r"nodes with tf_packnet .*10\.0\.0\.7 with .*keras 3\.0\.1"):
+            worker.start()
+
+    def test_workers_with_the_same_gpu_of_a_node_share_it(self, worker, monkeypatch):
+        self.answers(worker, monkeypatch, {"node": "n", "gpus": "0", "versions": ray_worker.versions()})
+        assert not worker.fits(Config())
+        assert worker.start() == "n 0"
+        assert worker.fits(Config())
+
+    def test_faults_of_the_process_and_the_store(self, worker, monkeypatch):
+        self.answers(worker, monkeypatch, {"fault": ("no memory", False, True)})
+        with pytest.raises(WorkerFault, match="no memory") as raised:
+            worker.start()
+        assert (raised.value.from_outside, raised.value.gpu_memory) == (False, True)
+        started = {"node": "n", "gpus": "", "versions": ray_worker.versions()}
+        self.answers(worker, monkeypatch, started, None, [("fault", ("killed", False, False))])
+        worker.start()
+        with pytest.raises(WorkerFault, match="killed"):
+            worker.run(Config(), print, print)
+        assert not worker.fits(Config())  # its process has ended
+        self.answers(worker, monkeypatch, None, [("epochs", 2)], [], [("folder", (28, "No space left", "/stages"))])
+        epochs = []
+        with pytest.raises(OSError, match="No space left"):
+            worker.run(Config(), epochs.append, print)
+        assert epochs == [2]
+
+    def test_a_run(self, worker, monkeypatch):
+        refused = ArgumentError("num_tasks", "at most 5", 6)
+        events = [("log", "a line"), ("finished", (None, "refused", refused))]
+        self.answers(worker, monkeypatch, None, [("epochs", 2)], events)
+        lines = []
+        finished = worker.run(Config(), lambda epochs: None, lines.append)
+        assert (finished.results, finished.error, finished.refused, lines) == (None, "refused", refused, ["a line"])
+
+    def test_a_worker_waits_for_a_node_but_not_forever(self, worker, monkeypatch):
+        monkeypatch.setattr(ray_cluster, "nodes", lambda: [{"Resources": {"CPU": 1.0}}])
+        worker._check_nodes()
+        monkeypatch.setattr(ray_cluster, "nodes", lambda: [{"Resources": {}}])
+        worker._check_nodes()
+        monkeypatch.setattr(ray_worker, "NODE_SECONDS", 0.0)
+        with pytest.raises(WorkerFault, match="no node of the cluster has 1 CPU"):
+            worker._check_nodes()
+
+
+def test_the_events_of_a_run_on_a_node(monkeypatch, tmp_path):
+    node = NodeWorker(Layout(1, 1), tmp_path, str(tmp_path / "missing"), {})
+
+    def run(config, on_epochs, log, network):
+        for _ in range(3):
+            on_epochs(1)
+        log("a line")
+        on_epochs(1)
+        if config.seed:
+            raise WorkerFault("it died", from_outside=True)
+        return FinishedRun(config, {"a": 1}, "", 0.0)
+
+    monkeypatch.setattr(node._worker, "run", run)
+    before = [("epochs", 3), ("log", "a line"), ("epochs", 1)]
+    for seed, last in ((0, ("finished", ({"a": 1}, "", None))), (1, ("fault", ("it died", True, False)))):
+        node.begin(Config(seed=seed).to_json(), {})
+        events = []
+        while not events or events[-1][0] in ("epochs", "log"):
+            events += node.events()
+        assert events == [*before, last]
 
 
 def test_clusters_that_cannot_be_reached(monkeypatch, tmp_path):

@@ -146,9 +146,8 @@ class RayWorker:
             hidden = self._layout if self._needs.gpus else Layout(1, self._layout.threads, (NONE,))
             environment = {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
             environment.pop("TF_CONFIG", None)
-            actor = ray.remote(NodeWorker).options(
-                **self._needs.options(), runtime_env={"env_vars": {"PYTHONPATH": f"{root}:${{PYTHONPATH}}"}}
-            )
+            importing = {"PYTHONPATH": f"{root}:${{PYTHONPATH}}", "TF_PACKNET_LAZY": "1"}
+            actor = ray.remote(NodeWorker).options(**self._needs.options(), runtime_env={"env_vars": importing})
             self._actor = actor.remote(hidden, self._stages_dir, os.getcwd(), environment)
         started = self._call("start", wait=self._check_nodes)
         self._raise_fault(started)
@@ -254,6 +253,7 @@ class RayWorker:
 
     def _raise_fault(self, reply: Mapping[str, Any]) -> None:
         if "fault" in reply:
+            self._node = ""  # the actor is left, but not its process
             reason, from_outside, gpu_memory = reply["fault"]
             raise WorkerFault(reason, from_outside, gpu_memory)
         if "folder" in reply:
