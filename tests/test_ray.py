@@ -189,14 +189,15 @@ def reports(root):
     return {name: (root / name).read_bytes() for name in REPORTED}
 
 
-def test_a_cluster_on_this_machine_gives_the_results_of_local_workers(tmp_path):
-    flags = [SMOKE, "--sweep=learning_rate=0.001,1e30", "--seeds=1", "--workers=2", "--train_epochs=2"]
+def test_a_cluster_on_this_machine_gives_the_results_of_local_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where it looks for a cluster that is there already
+    flags = [SMOKE, "--sweep=learning_rate=0.001,1e30", "--seeds=1", "--workers=1", "--train_epochs=2"]
     local = launch(*flags, f"--output_dir={tmp_path}/local")
     ray = launch(*flags, "--cluster=ray", cwd=tmp_path)  # the output directory is relative
     assert local.returncode == ray.returncode == 1
     assert "Traceback" not in ray.stderr
     lines = ray.stderr.splitlines()
-    assert lines[0] == "sweep: 2 runs in parallel with 1 thread each on 1 node of a Ray cluster"
+    assert lines[0] == "sweep: 1 runs in parallel with 1 thread each on 1 node of a Ray cluster"
     assert lines[-1] == local.stderr.splitlines()[-1]  # the run that has diverged
     assert len(lines) == 4, ray.stderr  # Ray itself says nothing
     assert reports(tmp_path / "out/digits-sweep") == reports(tmp_path / "local")

@@ -113,12 +113,12 @@ def check_equal_ways(flags, tmp_path, extra=()):
     assert "0 runs done: 0 epochs computed, 0 reused" in merged.stdout
     for name in (*REPORTED, *extra):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    return incomplete, merged
+    return incomplete, sources
 
 
 def test_three_shards_merged_give_the_report_of_one_command(tmp_path):
     flags = ["--experiment=figure2", "--sweep=final_prune=0.9", "--sweep=prune_rounds=1,2,4", "--seeds=1"]
-    incomplete, _ = check_equal_ways(flags, tmp_path, ["figure2.png", "figure2.pdf"])
+    incomplete, sources = check_equal_ways(flags, tmp_path, ["figure2.png", "figure2.pdf"])
     missing = "1 of 3 runs were not done (final_prune=0.9,prune_rounds=4,seed=0): no shard has completed them"
     assert missing in incomplete.stderr
     again = launch(SMOKE, *flags, f"--output_dir={tmp_path}/merged", "--on_corruption=fail")
@@ -127,6 +127,12 @@ def test_three_shards_merged_give_the_report_of_one_command(tmp_path):
     csv.write_bytes(csv.read_bytes() + b"x")
     damaged = launch(SMOKE, *flags, f"--output_dir={tmp_path}/merged", "--on_corruption=fail", "--merge")
     assert (damaged.returncode, "results.csv is damaged" in damaged.stderr) == (1, True)  # the checksums cover it
+    (damaged_run,) = (tmp_path / "own/runs").glob("*.json")
+    damaged_run.write_bytes(b"x")
+    again = launch(SMOKE, *flags, f"--output_dir={tmp_path}/merged2", sources)
+    assert again.returncode == 1
+    assert f"{damaged_run} is damaged; its run counts as missing" in again.stderr
+    assert missing in again.stderr
     other = launch(SMOKE, *flags, f"--output_dir={tmp_path}/other", f"--merge={tmp_path}/own", "--train_epochs=5")
     assert (other.returncode, "these are of another one, with --train_epochs=4" in other.stderr) == (2, True)
     assert not (tmp_path / "other").exists()

@@ -1,7 +1,9 @@
 """Merges the results of shards: takes them from their folders, and trains nothing."""
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
@@ -66,7 +68,7 @@ def collect(experiment: Experiment, paths: ExperimentPaths, sources: Sequence[Ex
         CorruptionError: If one is damaged, and `on_corruption` is `fail`.
     """
     axes = axes_of(experiment)
-    on_damaged = corruption.handler(experiment.base.on_corruption)
+    on_damaged = corruption.handler(corruption.FAIL) if experiment.base.on_corruption == corruption.FAIL else _print
     for source in sources:
         for path in sorted(source.runs.glob("*.json")):
             results = results_file.read_results(path, "merge", on_damaged)
@@ -86,6 +88,10 @@ def _identity(paths: ExperimentPaths) -> dict[str, Any] | None:
         return content
     manifest = corruption.Manifest.read(paths.manifest, corruption.ignore)
     return None if manifest is None else dict(manifest.identity)
+
+
+def _print(path: Path) -> None:
+    print(f"{path} is damaged; its run counts as missing", file=sys.stderr)
 
 
 def _config(results: dict[str, Any]) -> Config | None:
