@@ -204,7 +204,7 @@ def test_a_cluster_on_this_machine_gives_the_results_of_local_workers(tmp_path, 
 
 
 # Long enough to be met by faults in the middle.
-LONG = [SMOKE, "--sweep=final_prune=0.6,0.9", "--seeds=2", "--train_epochs=80", "--retrain_epochs=80"]
+LONG = [SMOKE, "--sweep=final_prune=0.6,0.9", "--seeds=2", "--train_epochs=40", "--retrain_epochs=40"]
 PROCESS, ACTOR = "tf_packnet.experiments.worker_process", "ray::NodeWorker"
 
 

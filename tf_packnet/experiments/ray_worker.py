@@ -234,8 +234,9 @@ class RayWorker:
             return WorkerFault(f"its node {address} was lost", from_outside=True)
         if isinstance(error, ray.exceptions.ActorUnavailableError):
             return WorkerFault(f"the connection to its node {address} was lost", from_outside=True)
-        reason = str(error).rpartition("The actor is dead because ")[2] or repr(error)
-        return WorkerFault(one_line(f"its actor{f' on {address}' if address else ''} has ended: {reason}", 300))
+        reason = str(error).rpartition("The actor is dead because ")[2].partition("Some common causes")[0]
+        where = f"its actor on {address}" if address else "its actor"
+        return WorkerFault(one_line(f"{where} has ended: {reason or repr(error)}", 300))
 
     def _address(self) -> str:
         import ray
