@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ import pytest
 from tests.conftest import ROOT, launch
 from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import suite
 from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import output, shared_folder
+from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.runs.stages import shared_beginning
 
 SMOKE = f"--flagfile={ROOT}/flags/presets/smoke.flags"
@@ -146,11 +149,17 @@ def test_three_shards_of_other_experiments(name, tmp_path):
 
 def test_refused_shards_leave_no_files(tmp_path):
     for number in (1, 2):
-        flags = ["--num_tasks=6", "--seeds=2", f"--shard={number}/2", f"--output_dir={tmp_path}/out"]
-        done = launch(SMOKE, *flags)
+        flags = [SMOKE, "--num_tasks=6", "--seeds=2", f"--shard={number}/2", f"--output_dir={tmp_path}/out"]
+        done = launch(*flags)
         assert done.returncode == 2
         assert "expected at most 5 (digits has 10 classes, 2 per task)" in done.stderr
     assert list(tmp_path.iterdir()) == []
+    done = launch(SMOKE, "--seeds=2", "--num_tasks=6", "--shard=2/3", f"--output_dir={tmp_path}/out")  # it has no run
+    assert (done.returncode, "shard 2/3 is complete" in done.stdout) == (0, True)
+    (tmp_path / "out/mine").write_text("")
+    launch(*flags)
+    assert (tmp_path / "out/mine").exists()
+    shutil.rmtree(tmp_path / "out")
     (tmp_path / "mine").write_text("")
     for flag, message in (("--shard=1/2", "a new or empty folder"), ("--merge", "folders with the results of shards")):
         done = launch(SMOKE, "--seeds=2", flag, f"--output_dir={tmp_path}")
@@ -158,9 +167,20 @@ def test_refused_shards_leave_no_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_shard_without_runs_is_complete(tmp_path):
-    done = launch(SMOKE, "--seeds=2", "--shard=3/3", f"--output_dir={tmp_path}/out")
-    assert (done.returncode, "shard 3/3 is complete" in done.stdout) == (0, True)
+def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_folder(tmp_path):
+    experiment = defined("--seeds=2", f"--output_dir={tmp_path}/out")
+    paths = ExperimentPaths(tmp_path / "out")
+    with shared_folder.shared(paths.root) as other:
+        other.share()  # it was the first, and nothing is there but its lock
+        suite.main(experiment, workers=1, shard=Shard(2, 3))
+        assert paths.manifest.exists()
+        assert paths.experiment.exists()
+        leftover = paths.root / ".results.csv.x.unfinished"
+        leftover.mkdir()  # of a command that is writing
+        suite.main(experiment, workers=1, shard=Shard(2, 3))
+        assert leftover.exists()
+    suite.main(experiment, workers=1, shard=Shard(2, 3))
+    assert not leftover.exists()
 
 
 class TestSharedFolder:

@@ -14,7 +14,7 @@ from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.experiments import ray_cluster
 from tf_packnet.experiments.gpus import NONE
 from tf_packnet.experiments.ray_cluster import Needs
-from tf_packnet.experiments.worker import RUNS_PER_PROCESS, FinishedRun, Layout, Worker, WorkerFault, process_settings
+from tf_packnet.experiments.worker import RUNS_PER_PROCESS, FinishedRun, Layout, Worker, WorkerFault
 from tf_packnet.runs import network_files
 from tf_packnet.runs.config import Config
 from tf_packnet.system.extras import require_extra
@@ -124,7 +124,7 @@ class RayWorker:
 
     def fits(self, config: Config) -> bool:
         """Whether there is an actor whose process can do a run of `config`. If not, `start` makes one."""
-        fits = self._settings in (None, process_settings(config)) and self._runs < RUNS_PER_PROCESS
+        fits = self._settings in (None, Worker.settings(config)) and self._runs < RUNS_PER_PROCESS
         return self._actor is not None and bool(self._node) and fits
 
     def start(self) -> str:
@@ -167,7 +167,7 @@ class RayWorker:
             OSError: If the store of stages cannot be written there.
         """
         began = time.perf_counter()
-        self._settings, self._runs = process_settings(config), self._runs + 1
+        self._settings, self._runs = Worker.settings(config), self._runs + 1
         network = network_files.first_fingerprint(config.model, config.weights)
         self._call("begin", config.to_json(), network)
         while True:

@@ -108,22 +108,23 @@ def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, descri
 
 def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, start: Start, description: str) -> None:
     """Do the runs of a shard, in an output directory that other shards may write to at the same time."""
-    try:
-        definitions.check_experiment(experiment, paths)
-    except ArgumentError:  # a folder in which a shard has begun is checked again below, when the shard is ready
-        if not (paths.root / output.LOCK).exists():
-            raise
+    lock_file = paths.root / output.LOCK
+    if not lock_file.exists():  # else it is checked below
+        try:
+            definitions.check_experiment(experiment, paths)  # a folder of something else gets no lock file
+        except ArgumentError:
+            if not lock_file.exists():  # else another shard has just begun
+                raise
     with shared_folder.shared(paths.root) as lock:
         definitions.check_experiment(experiment, paths, lock.alone)
-        if lock.alone:
-            _prepare(experiment, paths)
-            lock.share()
+        _prepare(experiment, paths, lock.alone)
+        lock.share()
         try:
             check_data(experiment, paths)
             with _runs(experiment, paths, start, f"shard {shard}, {description}") as runs:
                 finished_runs, _ = _get(experiment, runs, shard)
         except ArgumentError:
-            if not any(paths.runs.glob("*")) and not any(stage_folder.folders(paths.stages)) and lock.try_alone():
+            if lock.try_alone() and _has_no_results(paths):
                 shutil.rmtree(paths.root)
             raise
     _print_work(runs, finished_runs)
@@ -131,6 +132,12 @@ def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, star
     print(
         f"shard {shard} is complete; when all are, the same command with --merge instead of --shard writes the report"
     )
+
+
+def _has_no_results(paths: ExperimentPaths) -> bool:
+    """Whether an output directory has only what `_prepare` makes."""
+    made = {paths.root / output.LOCK, paths.manifest, paths.experiment, paths.stages, paths.runs}
+    return set(paths.root.iterdir()) <= made and not any(paths.runs.glob("*")) and not any(paths.stages.glob("*/*"))
 
 
 def _merge(experiment: Experiment, paths: ExperimentPaths, folders: Sequence[str]) -> None:
@@ -147,14 +154,16 @@ def _merge(experiment: Experiment, paths: ExperimentPaths, folders: Sequence[str
         _report(experiment, paths, runs, *done, "the command of their shard")
 
 
-def _prepare(experiment: Experiment, paths: ExperimentPaths) -> None:
-    """Clean and repair the output directory, and mark its report as unfinished."""
+def _prepare(experiment: Experiment, paths: ExperimentPaths, alone: bool = True) -> None:
+    """Mark the report as unfinished. Clean and repair the output directory, if no other command writes to it."""
     identity = definitions.experiment_identity(experiment)
-    output.remove_leftovers(paths.root)
-    stage_folder.make_place(paths.stages)
-    stage_folder.repair(stage_folder.folders(paths.stages))
+    if alone:
+        output.remove_leftovers(paths.root)
     Manifest(identity, {}).write(paths.manifest)
     files.write_json(paths.experiment, {**identity, "schema_version": results_file.SCHEMA_VERSION})
+    stage_folder.make_place(paths.stages)
+    if alone:
+        stage_folder.repair(stage_folder.folders(paths.stages))
 
 
 def _describe(layout: Layout) -> str:

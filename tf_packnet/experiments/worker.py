@@ -129,11 +129,12 @@ class Worker:
 
     def fits(self, config: Config) -> bool:
         """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
-        return (
-            not self._has_ended()
-            and self._settings in (None, process_settings(config))
-            and self._runs < RUNS_PER_PROCESS
-        )
+        return not self._has_ended() and self._settings in (None, _settings(config)) and self._runs < RUNS_PER_PROCESS
+
+    @staticmethod
+    def settings(config: Config) -> tuple[Any, ...]:
+        """Return the settings of a run that cannot change within a process."""
+        return _settings(config)
 
     def start(self) -> str:
         """End the process, if there is one, and start another; returns when it is ready.
@@ -191,7 +192,7 @@ class Worker:
             OSError: If the store of stages cannot be written.
         """
         began = time.perf_counter()
-        self._settings, self._runs = process_settings(config), self._runs + 1
+        self._settings, self._runs = _settings(config), self._runs + 1
         try:
             if network is None:
                 network = network_files.first_fingerprint(config.model, config.weights)
@@ -290,7 +291,7 @@ def process_state(pid: int) -> str:
         return "X"
 
 
-def process_settings(config: Config) -> tuple[Any, ...]:
+def _settings(config: Config) -> tuple[Any, ...]:
     """Return the settings that cannot change within a process: a run with convolutions may make it deterministic."""
     own = () if config.model in MODELS else (config.model_args, config.dataset)
     return config.model, *own, config.jit, config.strategy, config.logical_devices
