@@ -25,6 +25,7 @@ PYPI = {
     "filelock": "filelock",
     "jinja2": "Jinja2",
     "pandas": "pandas",
+    "grpc": "grpcio",
     "ray": "ray",
     "rich": "rich",
     "scipy": "scipy",

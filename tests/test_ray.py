@@ -1,6 +1,7 @@
 """Experiments on Ray clusters: the same results as on one machine, whatever happens to nodes and workers."""
 
 import contextlib
+import http.server
 import os
 import signal
 import subprocess
@@ -84,7 +85,7 @@ def test_a_cluster_without_room_is_refused(monkeypatch):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setattr("tf_packnet.system.extras.find_spec", lambda name: None)
-    message = r"--cluster=ray needs ray: pip install 'tf_packnet\[ray\]'"
+    message = r"--cluster=ray needs ray, grpc: pip install 'tf_packnet\[ray\]'"
     with pytest.raises(MissingExtraError, match=message), ray_cluster.connected("ray", 1):
         pass
 
@@ -179,10 +180,13 @@ def test_clusters_that_cannot_be_reached(monkeypatch, tmp_path):
     expected = "expected the address of a running Ray cluster (Connection refused)"
     assert done.stderr == f"main.py: --cluster=ray://127.0.0.1:1: {expected}\n"
     assert list(tmp_path.iterdir()) == []
-    for address in ("127.0.0.1:1", "nobody.invalid:6379", "nonsense"):
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)  # does not answer
+    for address in ("127.0.0.1:1", "nobody.invalid:6379", "nonsense", f"127.0.0.1:{server.server_port}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ArgumentError, match=f"RAY_ADDRESS={address}: "), ray_cluster.connected("ray", 1):
             pass
+    server.server_close()
 
 
 def reports(root):

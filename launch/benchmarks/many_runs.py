@@ -9,11 +9,13 @@ CPU seconds are given besides wall-clock seconds, so that a busy machine can be 
 import argparse
 import collections
 import contextlib
+import json
 import os
 import resource
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -111,6 +113,10 @@ def experiment(runs: int, folder: str, cluster: str) -> None:
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     print(f"  files: {len(files) / runs:.1f} per run, {size / runs / 1024:.0f} KiB")
+    tracemalloc.start()
+    kept = [json.loads(path.read_text()) for path in Path(folder, "runs").iterdir()]
+    print(f"  memory for results: {tracemalloc.get_traced_memory()[0] / len(kept) / 1024:.0f} KiB per run")
+    tracemalloc.stop()
 
 
 def main() -> None:

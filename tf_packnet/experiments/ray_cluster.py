@@ -134,7 +134,7 @@ def connected(cluster: str, cpus: int) -> Iterator[None]:
         MissingExtraError: If Ray is not installed.
         ArgumentError: If the cluster cannot be reached.
     """
-    require_extra(f"--cluster={cluster}", "ray", extra="ray")
+    require_extra(f"--cluster={cluster}", "ray", "grpc", extra="ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster if cluster != RAY else os.environ.get("RAY_ADDRESS", "") or _started_here()
     if address:
@@ -190,28 +190,36 @@ def _started_here() -> str:
     folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
     try:
         address = (folder / "ray_current_cluster").read_text().strip()
-        with _connection(address):
-            return address
+        _connect(address)
     except (OSError, ValueError):
         return ""
+    return address
 
 
 def _check_reachable(cluster: str, address: str) -> None:
-    """Raise ArgumentError if nothing listens there: Ray would wait for minutes, or end the process."""
+    """Raise ArgumentError if there is no Ray cluster: Ray itself would wait for minutes, or end the process."""
     if address in ("auto", LOCAL):
         return
     try:
-        with _connection(address.removeprefix(CLIENT)):
-            pass
+        _connect(address.removeprefix(CLIENT))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         expected = f"the address of a running Ray cluster ({f'RAY_ADDRESS={address}: ' * (cluster == RAY)}{reason})"
         raise ArgumentError("cluster", expected, cluster) from error
 
 
-def _connection(address: str) -> socket.socket:
+def _connect(address: str) -> None:
+    """Raise OSError or ValueError unless a server of gRPC, such as Ray's, listens at `HOST:PORT`."""
+    import grpc
+
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS)
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    if os.environ.get("RAY_USE_TLS", "0") == "0":
+        with grpc.insecure_channel(address) as channel:
+            try:
+                grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+            except grpc.FutureTimeoutError:
+                raise ConnectionError("another program listens at this port") from None
 
 
 def _silence(ray: Any) -> None:
