@@ -28,6 +28,8 @@ PYPI = {
     "s3fs": "s3fs",
     "jinja2": "Jinja2",
     "pandas": "pandas",
+    "grpc": "grpcio",
+    "ray": "ray",
     "rich": "rich",
     "scipy": "scipy",
     "sklearn": "scikit-learn",

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tf_packnet as tp
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import fleet_worker, fleets, worker
+from tf_packnet.experiments import fleet_worker, fleets, gpus, worker
 from tf_packnet.experiments.definitions import define
 from tf_packnet.experiments.worker import Layout
 from tf_packnet.experiments.worker_pool import Pool
@@ -275,9 +275,9 @@ def test_the_number_of_runs_side_by_side(monkeypatch, capsys):
     def size(value, **settings):
         return fleets.size(value, define("sweep", Config(**settings), {"final_prune": (0.5, 0.6)}))
 
-    monkeypatch.setattr(fleets, "has_gpu", lambda: False)
+    monkeypatch.setattr(gpus, "visible", list)
     assert (size("auto"), size("off"), size("7"), size("7", model="conv")) == (1, 1, 7, 7)
-    monkeypatch.setattr(fleets, "has_gpu", lambda: True)
+    monkeypatch.setattr(gpus, "visible", lambda: ["0"])
     assert (size("auto"), size("off"), size("auto", model="conv")) == (32, 1, 8)
     assert size("auto", data_residency="stream") == 1
     assert not capsys.readouterr().err

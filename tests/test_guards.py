@@ -337,6 +337,11 @@ REFUSED = {
     "workers": (str(10**9), "at least 1 and at most 1,000"),
     "threads": ("0", "at least 1 and at most 1,000"),
     "fleet": ("0", "auto, off, or a number of runs from 1 to 256"),
+    "cluster": ("ray://a:b", "local, ray, or ray://HOST:PORT"),
+    "gpus_per_run": ("1.5", "a fraction from 0.001 to 1, a whole number of GPUs up to 64, or 0"),
+    "memory_per_run": ("0", "a number of GiB above 0"),
+    "shard": ("4/3", "I/M with 1 <= I <= M <= 10,000"),
+    "merge": ("a,,b", "folders, separated by commas, or no value"),
     "stages_dir": ("a\0b", "expected a path"),
 }
 

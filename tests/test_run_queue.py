@@ -179,6 +179,72 @@ def test_a_worker_that_never_starts_is_retired_without_a_run():
     assert not queue.queued[0].suspect
 
 
+def sharing_queue(gpus, jobs):
+    queue = queue_of(len(gpus), jobs)
+    for number, names in enumerate(gpus):
+        queue.start(number)
+        queue.started(number, names)
+    return queue
+
+
+def test_workers_that_share_a_gpu_whose_memory_runs_out_are_halved():
+    jobs = [job(str(number)) for number in range(12)]
+    queue = sharing_queue(["0"] * 5 + ["1"] * 2, jobs)
+    for number in (0, 1, 2, 5, 6):
+        queue.take(number)
+    assert queue.fault(1, gpu_memory=True) == (jobs[1], True)
+    assert (jobs[1].state, jobs[1].suspect) == (RunState.QUEUED, False)
+    assert queue.queued[-1] is jobs[1]
+    assert [queue.state(number) for number in range(7)] == [BUSY, RETIRED, BUSY, RETIRED, RETIRED, BUSY, BUSY]
+    assert (queue.sharing(0), queue.most_sharing(0), queue.sharing(5)) == (2, 2, 2)
+    queue.end(0, failed=False)
+    assert queue.next_for(0) is not None  # the rest goes on
+
+
+def test_workers_that_are_to_be_retired_end_their_runs_and_halve_nothing():
+    jobs = [job(str(number)) for number in range(12)]
+    queue = sharing_queue(["0"] * 8, jobs)
+    for number in range(8):
+        queue.take(number)
+    assert queue.fault(0, gpu_memory=True).retired
+    assert (queue.sharing(1), queue.most_sharing(1)) == (7, 4)
+    assert queue.fault(1, gpu_memory=True).retired
+    assert (queue.sharing(2), queue.most_sharing(2)) == (6, 4)
+    queue.end(2, failed=False)
+    queue.end(3, failed=True)
+    assert queue.state(2) == queue.state(3) == RETIRED
+    queue.end(4, failed=False)
+    assert queue.state(4) == IDLE
+    assert (queue.sharing(4), queue.most_sharing(4)) == (4, 4)
+
+
+def test_a_run_that_needs_more_than_a_whole_gpu_fails_in_the_end():
+    jobs = [job(str(number)) for number in range(9)]
+    queue = sharing_queue(["0"] * 4, jobs)
+    busy = {}
+    while True:
+        for number in range(4):
+            if queue.next_for(number) is not None:
+                busy[number] = queue.take(number)
+        if not busy:
+            break
+        number, done = busy.popitem()
+        if done is jobs[3]:
+            queue.fault(number, gpu_memory=True)
+        else:
+            queue.end(number, failed=False)
+    assert [each.state == RunState.DONE for each in jobs] == [number != 3 for number in range(9)]
+    assert jobs[3].state == RunState.FAILED
+    assert queue.has_workers
+
+
+def test_a_worker_with_a_gpu_of_its_own_has_an_ordinary_fault():
+    queue = sharing_queue(["0", "1"], [job(), job()])
+    taken = queue.take(0)
+    assert queue.fault(0, gpu_memory=True) == (taken, False)
+    assert taken.suspect
+
+
 @hypothesis.given(
     workers=st.integers(1, 4),
     runs=st.integers(1, 30),
@@ -224,9 +290,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.queue.start(data.draw(st.sampled_from([n for n in range(self.workers) if self.queue.may_start(n)])))
 
     @precondition(lambda self: self.in_state(STARTING))
-    @rule(data=st.data())
-    def started(self, data):
-        self.queue.started(self.choose(data, STARTING))
+    @rule(data=st.data(), gpus=st.sampled_from(["", "0", "1"]))
+    def started(self, data, gpus):
+        self.queue.started(self.choose(data, STARTING), gpus)
 
     @precondition(lambda self: any(self.queue.next_for(number) for number in range(self.workers)))
     @rule(data=st.data())
@@ -251,6 +317,20 @@ class AnyOrder(RuleBasedStateMachine):
             self.faults[number] = 0
 
     @precondition(lambda self: self.in_state(BUSY) + self.in_state(STARTING))
+    @precondition(lambda self: self.in_state(BUSY))
+    @rule(data=st.data())
+    def gpu_memory(self, data):
+        number = data.draw(st.sampled_from(self.in_state(BUSY)))
+        sharing = self.queue.sharing(number)
+        if sharing > 1:
+            most = self.queue.most_sharing(number)
+            met_in, retired = self.queue.fault(number, gpu_memory=True)
+            assert met_in is self.with_worker.pop(number)
+            assert met_in.state == RunState.QUEUED
+            assert self.queue.most_sharing(number) == (most if most < sharing else sharing // 2)
+            assert retired or self.queue.sharing(number) < sharing
+
+    @precondition(lambda self: self.in_state(BUSY) + self.in_state(STARTING))
     @rule(data=st.data(), from_outside=st.booleans())
     def fault(self, data, from_outside):
         number = data.draw(st.sampled_from(self.in_state(BUSY) + self.in_state(STARTING)))
@@ -264,7 +344,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.note_end(met_in)
         else:
             self.faults[number] += 1
-        assert retired == (self.faults[number] == MOST_FAULTS) == (self.queue.state(number) == RETIRED)
+        assert retired == (self.queue.state(number) == RETIRED)
+        assert retired or self.faults[number] < MOST_FAULTS
 
     def note_end(self, ended):
         assert ended not in self.ends

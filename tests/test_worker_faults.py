@@ -57,10 +57,11 @@ def do_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(worker, "CHECK_SECONDS", 0.05)
     monkeypatch.setenv("FOLDER", str(tmp_path))
 
-    def do(runs, workers=2, broken=None, **behaviour):
+    def do(runs, workers=2, broken=None, shared_gpu=None, **behaviour):
         monkeypatch.setenv("BEHAVIOUR", json.dumps({name.strip("_"): code for name, code in behaviour.items()}))
         lines: list[str] = []
-        with Pool(Layout(workers, 1), StorePlace(tmp_path / "stages"), log=lines.append) as pool:
+        layout = Layout(workers, 1, () if shared_gpu is None else (shared_gpu,) * workers)
+        with Pool(layout, StorePlace(tmp_path / "stages"), log=lines.append) as pool:
             if broken:
                 pool._workers[1]._layout = broken
             futures = [pool.submit(Config(seed=seed)) for seed in range(runs)]
@@ -226,6 +227,36 @@ def test_a_process_that_no_longer_finds_its_gpu_does_no_run(do_runs, tmp_path):
     assert [run.queued for run in finished] == [False, True, True]
     assert "worker 1: its process found 0 GPUs; there were 1 before" in lines[-1]
     assert done_by(tmp_path) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ResourceExhaustedError: {{function_node a}} OOM when allocating tensor with shape[9,9]",
+        "ResourceExhaustedError: Out of memory while trying to allocate 1073741824 bytes.",
+        "InternalError: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "InternalError: cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED",
+        "FailedPreconditionError: DNN library initialization failed: CUDNN_STATUS_NOT_INITIALIZED",
+        "InternalError: RESOURCE_EXHAUSTED: 2 GiB",
+    ],
+)
+def test_half_as_many_runs_share_a_gpu_whose_memory_has_run_out(do_runs, tmp_path, said):
+    seen = "(folder / f'gpu{os.environ[\"CUDA_VISIBLE_DEVICES\"]}').touch(), time.sleep(0.1)"
+    code = f"first_time('once') and reply(machine={said!r}) or ({seen})"
+    finished, lines = do_runs(12, 4, shared_gpu="0", gpus="1", _2=code, every=seen)
+    assert [run.results for run in finished] == [{"seed": seed} for seed in range(12)]
+    assert (tmp_path / "gpu0").exists()
+    assert done_by(tmp_path).count(2) == 2
+    assert len(lines) == 1
+    assert ", seed=2: " in lines[0]
+    assert lines[0].endswith("the run is queued again; at most 2 of 4 workers go on sharing the memory of this GPU")
+
+
+def test_other_faults_on_a_gpu_halve_nothing(do_runs):
+    code = ONCE + "reply(machine='InternalError: CUDA_ERROR_ILLEGAL_ADDRESS')"
+    finished, lines = do_runs(12, 4, shared_gpu="0", gpus="1", _2=code)
+    assert all(run.results for run in finished)
+    assert lines[0].endswith("to be done alone at the end; the worker starts a new process")
 
 
 def test_an_error_of_a_callback_stops_the_pool(do_runs, monkeypatch):

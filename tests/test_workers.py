@@ -15,12 +15,13 @@ from tests.conftest import launch
 from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.command_line.run_command import Command, parse_command
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import worker, worker_pool
+from tf_packnet.experiments import gpus, worker, worker_pool
 from tf_packnet.experiments.definitions import run_name
 from tf_packnet.experiments.worker import FinishedRun, Layout
 from tf_packnet.experiments.worker_pool import Pool, best_layout
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import StorePlace
+from tf_packnet.system import memory
 
 
 def test_every_combination_is_a_run():
@@ -122,14 +123,95 @@ def test_a_stages_dir_that_is_a_file(tmp_path):
 )
 def test_the_layout_uses_all_cores(monkeypatch, cores, asked, threads, expected):
     monkeypatch.setattr(worker_pool.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(worker_pool.Path, "exists", lambda self: False)
+    monkeypatch.setattr(gpus, "count", lambda: 0)
     assert best_layout(asked, threads) == expected
     assert expected.environment()["TF_NUM_INTRAOP_THREADS"] == str(expected.threads)
 
 
-def test_a_gpu_is_not_shared(monkeypatch):
-    monkeypatch.setattr(worker_pool.Path, "exists", lambda self: True)
-    assert best_layout().workers == 1
+class TestGpus:
+    """Which GPUs each worker sees. There need be none here: CUDA's count is given."""
+
+    @pytest.fixture
+    def machine(self, monkeypatch):
+        def with_gpus(count, visible=None, cores=8):
+            monkeypatch.setattr(gpus, "count", lambda: count)
+            monkeypatch.setattr(worker_pool.os, "sched_getaffinity", lambda pid: set(range(cores)))
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            if visible is not None:
+                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+        return with_gpus
+
+    @pytest.mark.parametrize(
+        ("count", "visible", "expected"),
+        [
+            (2, None, ["0", "1"]),
+            (1, "3", ["3"]),
+            (2, "1,0", ["1", "0"]),
+            (2, "GPU-8932f937-d72c, MIG-4f0a ", ["GPU-8932f937-d72c", "MIG-4f0a"]),
+            (1, "1,-1,0", ["1"]),  # CUDA ignores what comes after an unknown one
+            (0, "", []),
+            (0, "-1", []),
+            (0, "7", []),
+            (0, None, []),
+        ],
+    )
+    def test_the_visible_gpus_are_those_of_cuda(self, machine, count, visible, expected):
+        machine(count, visible)
+        assert gpus.visible() == expected
+
+    @pytest.mark.parametrize(
+        ("found", "options", "expected"),
+        [
+            (1, {}, ["0"]),
+            (3, {}, ["0", "1", "2"]),
+            (2, {"gpus_per_run": 0.5}, ["0", "1", "0", "1"]),
+            (1, {"gpus_per_run": 0.3}, ["0"] * 3),
+            (1, {"gpus_per_run": 1 / 3}, ["0"] * 3),
+            (1, {"gpus_per_run": 0.001}, ["0"] * 1000),
+            (5, {"gpus_per_run": 2}, ["0,1", "2,3"]),
+            (4, {"mirrored": True}, ["0,1,2,3"]),
+            (4, {"mirrored": True, "gpus_per_run": 1, "workers": 2}, ["0", "1"]),
+            (2, {"workers": 3}, ["0", "1", "0"]),
+            (2, {"gpus_per_run": 0, "workers": 2}, ["-1", "-1"]),
+        ],
+    )
+    def test_each_worker_sees_its_gpus_alone(self, machine, found, options, expected):
+        machine(found)
+        layout = best_layout(**options)
+        assert list(layout.gpus) == expected
+        assert layout.workers == len(expected)
+        seen = [layout.of(number).environment()["CUDA_VISIBLE_DEVICES"] for number in range(layout.workers)]
+        assert seen == expected
+
+    def test_without_gpus_there_is_a_worker_per_core_that_sees_what_the_launcher_sees(self, machine):
+        machine(0)
+        assert best_layout() == Layout(8, 1)
+        assert "CUDA_VISIBLE_DEVICES" not in best_layout().of(3).environment()
+        machine(2)
+        assert best_layout(gpus_per_run=0).workers == 8
+
+    @pytest.mark.parametrize(("found", "asked"), [(0, 1), (0, 0.5), (1, 2), (3, 4)])
+    def test_more_gpus_than_there_are(self, machine, found, asked):
+        machine(found)
+        with pytest.raises(ArgumentError, match=f"gpus_per_run.*at most the {found} GPUs of this machine"):
+            best_layout(gpus_per_run=asked)
+
+    def test_the_count_without_a_driver(self, monkeypatch):
+        def no_library(name):
+            raise OSError(name)
+
+        monkeypatch.setattr(gpus.ctypes, "CDLL", no_library)
+        assert gpus.count() == 0
+
+    def test_memory_limits_the_workers(self, machine, monkeypatch):
+        machine(0)
+        monkeypatch.setattr(memory, "available", lambda: 10 * 2**30)
+        assert best_layout(memory_per_run=3).workers == 3
+        assert best_layout(memory_per_run=0.5).workers == 8
+        assert best_layout(workers=5, memory_per_run=3).workers == 5
+        with pytest.raises(ArgumentError, match="memory_per_run.*at most the 10.0 GiB that are available"):
+            best_layout(memory_per_run=11)
 
 
 class FakeWorker:

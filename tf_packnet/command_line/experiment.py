@@ -2,6 +2,7 @@
 
 from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.command_line.run_command import Command, parse_command
+from tf_packnet.command_line.run_flags import EXECUTION_FLAGS
 from tf_packnet.experiments import suite
 
 USAGE = """\
@@ -31,4 +32,5 @@ def main(argv: list[str]) -> None:
 def execute(command: Command) -> None:
     """Do the experiment of a parsed command line."""
     assert command.experiment is not None
-    suite.main(command.experiment, command.workers, command.threads, command.stages_dir, command.fleet)
+    options = {name: getattr(command, name) for name in ("stages_dir", *EXECUTION_FLAGS)}
+    suite.main(command.experiment, **options)

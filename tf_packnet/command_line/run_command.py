@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from tf_packnet.command_line.parsing import UsageError, check_no_positional, parse_flags
-from tf_packnet.command_line.run_flags import define_flags
+from tf_packnet.command_line.run_flags import EXECUTION_FLAGS, define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import fleets
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
+from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs.config import Config, check_axis, check_field
 
 
@@ -25,6 +26,11 @@ class Command(NamedTuple):
         stages_dir: Folder or URL of the store of stages; None for a folder in the output folder.
         dry_run: Whether to print the plan only.
         fleet: Runs that each worker trains side by side: a number, `auto` or `off`.
+        cluster: Where the runs are done: `local`, `ray`, or the address of a Ray cluster.
+        gpus_per_run: GPUs of each run, a fraction if runs share one; None for the default of the machine.
+        memory_per_run: Memory of each run in GiB; None if it does not matter.
+        shard: The part of the experiment to do; None for all of it.
+        merge: The folders of shards to merge; None to do runs.
     """
 
     config: Config
@@ -34,6 +40,11 @@ class Command(NamedTuple):
     stages_dir: str | None = None
     dry_run: bool = False
     fleet: str = fleets.AUTO
+    cluster: str = "local"
+    gpus_per_run: float | None = None
+    memory_per_run: float | None = None
+    shard: Shard | None = None
+    merge: tuple[str, ...] | None = None
 
 
 def parse_config(argv: Sequence[str]) -> Config:
@@ -62,7 +73,7 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
             raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
     if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
         return _experiment_command(values)
-    for name in ("workers", "threads", "fleet"):
+    for name in EXECUTION_FLAGS:
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
     config = Config(**_fields(values))
@@ -84,9 +95,11 @@ def _experiment_command(values: flags.FlagValues) -> Command:
         seeds = range(config.seed, config.seed + seeds)
     if seeds is not None and "seed" in axes:
         raise UsageError("--seeds: expected no --sweep=seed=... with it")
+    if values["shard"].value is not None and values["merge"].value is not None:
+        raise UsageError("--merge: expected no --shard with it")
     experiment = define(name, config, axes, seeds, values["evaluations"].value)
-    own = {name: values[name].value for name in ("workers", "threads", "stages_dir", "fleet")}
-    return Command(config, experiment, **own)
+    given = {name: values[name].value for name in ("stages_dir", *EXECUTION_FLAGS)}
+    return Command(config, experiment, **given)
 
 
 def _fields(values: flags.FlagValues) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tf_packnet.command_line.parsers import (
     check_length,
 )
 from tf_packnet.errors import ArgumentError
-from tf_packnet.experiments import fleets
+from tf_packnet.experiments import fleets, gpus, ray_cluster
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
+from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
 from tf_packnet.system import objects
@@ -23,7 +24,9 @@ from tf_packnet.system import objects
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
 
-EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", "workers", "threads", "fleet")
+# How the runs of an experiment are done.
+EXECUTION_FLAGS = ("workers", "threads", "fleet", "cluster", "gpus_per_run", "memory_per_run", "shard", "merge")
+EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", *EXECUTION_FLAGS)
 
 
 class SeedsParser(flags.ArgumentParser):
@@ -47,6 +50,62 @@ class SeedsParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "a number, or comma-separated seeds"
+
+
+class ClusterParser(flags.ArgumentParser):
+    """`local`, `ray` or the address of a Ray cluster."""
+
+    def parse(self, argument: Any) -> str:
+        try:
+            return ray_cluster.check_address(argument)
+        except ArgumentError as error:
+            raise ValueError(f"expected {error.expected}") from error
+
+    def flag_type(self) -> str:
+        return "local, ray, or ray://HOST:PORT"
+
+
+class ShardParser(flags.ArgumentParser):
+    """`I/M`, which parses to a `Shard`."""
+
+    def parse(self, argument: Any) -> Shard:
+        if isinstance(argument, Shard):
+            return argument
+        number, slash, count = argument.partition("/")
+        try:
+            shard = Shard(int(check_length(number)), int(check_length(count)))
+        except ValueError:
+            shard = Shard(0, 0)
+        if not slash or not 1 <= shard.number <= shard.parts <= MAX_RUNS:
+            raise ValueError(
+                f"expected I/M with 1 <= I <= M <= {MAX_RUNS:,}, such as 2/3 for the second of three parts"
+            )
+        return shard
+
+    def flag_type(self) -> str:
+        return "I/M"
+
+
+class MergeParser(flags.ArgumentParser):
+    """Comma-separated folders, or no value. Parses to a tuple; None for `--nomerge`."""
+
+    def parse(self, argument: Any) -> tuple[str, ...] | None:
+        if argument in (None, False, "false"):
+            return None
+        if argument in (True, "true", ()):  # without a value
+            return ()
+        folders = argument.split(",") if isinstance(argument, str) else argument
+        if not all(folders):
+            raise ValueError("expected folders, separated by commas, or no value")
+        try:
+            for folder in folders:
+                config.check_field("output_dir", folder)
+        except ArgumentError as error:
+            raise ValueError(f"expected {error.expected}") from error
+        return tuple(folders)
+
+    def flag_type(self) -> str:
+        return "folders, separated by commas, or no value"
 
 
 _PARSERS = {
@@ -113,7 +172,10 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     _define("seeds", None, seeds, SeedsParser(), values)
     integers = {
         "evaluations": (10, "How many values of p figure3 and table1 may try per bound and p."),
-        "workers": (None, "Number of runs at the same time. Default: one per --threads cores; one if there is a GPU."),
+        "workers": (
+            None,
+            "Number of runs at the same time. Default: what --threads, --gpus_per_run and --memory_per_run allow.",
+        ),
         "threads": (1, "Threads per run. With 1, runs are fastest and results do not depend on the number of cores."),
     }
     for name, (default, text) in integers.items():
@@ -125,6 +187,31 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     )
     _define("fleet", fleets.AUTO, fleet, _PARSERS[str], values)
     flags.register_validator("fleet", _check_fleet, flag_values=values)
+    cluster = (
+        "Where the runs are done: local, ray, or ray://HOST:PORT. local: in processes of this machine. ray: on the "
+        "nodes of the Ray cluster of RAY_ADDRESS, else of the one that `ray start` has started on this machine, else "
+        "of one that is started now. ray://HOST:PORT: on those of a Ray cluster elsewhere."
+    )
+    _define("cluster", ray_cluster.LOCAL, cluster, ClusterParser(), values)
+    gpus_per_run = (
+        "GPUs that each run sees. A fraction, such as 0.25: so many runs share a GPU; if its memory runs out, half as "
+        "many go on. 0: runs on the CPU. Default: 1 if there are GPUs; all with --strategy=mirrored."
+    )
+    _define("gpus_per_run", None, gpus_per_run, _PARSERS[float], values)
+    memory_per_run = "Memory of each run in GiB, which limits how many runs there are at the same time."
+    _define("memory_per_run", None, memory_per_run, _PARSERS[float], values)
+    for name, check in (("gpus_per_run", gpus.check_per_run), ("memory_per_run", _check_memory)):
+        flags.register_validator(name, _checked(check), flag_values=values)
+    shard = (
+        "Do only part I of M of the runs, and write only their results: for the M tasks of a SLURM array. Shards may "
+        "have the same --output_dir, also at the same time."
+    )
+    _define("shard", None, shard, ShardParser(), values)
+    merge = (
+        "Train nothing; write the report of the runs that shards have completed in --output_dir. --merge=DIR,DIR takes "
+        "their results from these folders."
+    )
+    _define("merge", None, merge, MergeParser(), values)
     return list(EXPERIMENT_FLAGS)
 
 
@@ -137,7 +224,7 @@ def _experiments_by(attribute: str) -> list[tuple[Any, str]]:
 
 
 def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, values: flags.FlagValues) -> None:
-    if isinstance(parser, BooleanParser):
+    if isinstance(parser, (BooleanParser, MergeParser)):  # these need no value
         flag = flags.BooleanFlag(name, default, text)
         flag.parser = parser
         flags.DEFINE_flag(flag, values)
@@ -176,9 +263,18 @@ def _check_fleet(value: str) -> bool:
 
 
 def _validator(name: str) -> Callable[[Any], bool]:
+    return _checked(lambda value: config.check_field(name, value))
+
+
+def _check_memory(value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ArgumentError("memory_per_run", "a number of GiB above 0", value)
+
+
+def _checked(check: Callable[[Any], None]) -> Callable[[Any], bool]:
     def validate(value: Any) -> bool:
         try:
-            config.check_field(name, value)
+            check(value)
         except ArgumentError as error:
             raise flags.ValidationError(f"expected {error.expected}") from error
         return True

@@ -117,6 +117,28 @@ def run_name(config: Config, axes: Sequence[str]) -> str:
     return name.replace("%", "%25").replace("/", "%2F")  # it becomes a file name
 
 
+def estimated_epochs(config: Config) -> int:
+    """Estimate the epochs of a run, for the progress display. Without `num_tasks` it assumes five tasks."""
+    tasks = 1 if config.approach == "multinet" else config.num_tasks or 5
+    return tasks * (config.train_epochs + config.retrain_epochs)
+
+
+def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
+    """Read the results of a run; None if they are missing, damaged, incomplete or of another config.
+
+    Raises:
+        ArgumentError: If a newer version of this library wrote them.
+    """
+    results = read_results(path, "output_dir", on_damaged)
+    if results is None or not results["complete"]:
+        return None
+    try:
+        same = Config.from_json(results["config"]).identity() == config.identity()
+    except (ValueError, TypeError):  # another version of this library wrote it
+        return None
+    return results if same else None
+
+
 def _config(named: NamedExperiment, base: Config, setting: dict[str, Any]) -> Config:
     if named.budget_per_round:
         setting["retrain_epochs"] = base.retrain_epochs * setting["prune_rounds"]
@@ -137,8 +159,13 @@ def experiment_identity(experiment: Experiment) -> dict[str, Any]:
     return {"experiment": experiment.name, "varies": list(experiment.axes), "config": config}
 
 
-def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
+def check_experiment(experiment: Experiment, paths: ExperimentPaths, alone: bool = True) -> None:
     """Check the output directory of an experiment without changing it.
+
+    Args:
+        experiment: The experiment.
+        paths: Its output directory.
+        alone: Whether no other command writes there; else damage is not looked for.
 
     Raises:
         ArgumentError: If the directory cannot be written, or has another experiment or other files in it.
@@ -147,19 +174,21 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
     if output.is_new(paths.root):
         return
     ours = experiment_identity(experiment)
-    flags = _flags(ours)
+    flags = comparable(ours)
     pair = output.read_pair(
         paths.manifest,
         paths.experiment,
         read_experiment(paths.experiment, corruption.ignore),
-        lambda earlier: output.different_flags(flags, _flags(earlier)),
-        lambda identity: output.different_flags(flags, _flags(identity)),
+        lambda earlier: output.different_flags(flags, comparable(earlier)),
+        lambda identity: output.different_flags(flags, comparable(identity)),
     )
     earlier = pair.content or (pair.manifest and pair.manifest.identity)
     if not earlier:
         expected = f"a new or empty folder, or that of the same --experiment={experiment.name}"
         raise ArgumentError("output_dir", expected, str(paths.root))
-    output.check_same(paths.root, "experiment", flags, _flags(earlier))
+    output.check_same(paths.root, "experiment", flags, comparable(earlier))
+    if not alone:
+        return
     damaged = [*pair.damaged, *_damaged_runs(experiment, paths)]
     if pair.manifest is not None and pair.manifest.files:
         damaged += pair.manifest.damaged_files(paths.root, deletable=paths.stages)
@@ -168,8 +197,8 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths) -> None:
     output.report(paths.root, damaged, corruption.handler(experiment.base.on_corruption))
 
 
-def _flags(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values in which two experiments are compared."""
+def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of an identity in which two experiments are compared."""
     config = identity.get("config")
     return {
         **(config if isinstance(config, dict) else {}),

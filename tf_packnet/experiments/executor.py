@@ -1,19 +1,26 @@
 """Does the runs of an experiment in a pool of workers, or reads their results if they are complete already."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
-from tf_packnet.experiments.worker import FinishedRun, Layout
-from tf_packnet.experiments.worker_pool import Pool
+from tf_packnet.experiments.definitions import Experiment, axes_of, completed_results, estimated_epochs, run_name
+from tf_packnet.experiments.worker import FinishedRun
 from tf_packnet.runs import corruption
-from tf_packnet.runs import results as results_file
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.paths import ExperimentPaths, StorePlace
+from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
+
+
+class Executor(Protocol):
+    """Does runs: in processes of this machine, in those of a cluster, or not at all."""
+
+    def submit(self, config: Config) -> "Future[FinishedRun]":
+        """Queue a run."""
+
+    def close(self) -> None:
+        """End all work, and cancel the runs that are not finished."""
 
 
 class ExperimentRuns:
@@ -22,20 +29,17 @@ class ExperimentRuns:
     Args:
         experiment: The experiment.
         paths: Its output directory.
-        layout: Number of workers and their threads.
-        place: Where stages and results are stored, which all runs share.
+        start: Starts what does the runs; called with the callbacks of a `worker_pool.Pool` as keyword arguments.
         display: Shows the progress: an `ExperimentProgress`.
 
     Attributes:
         computed: The runs that were done now, not read.
     """
 
-    def __init__(self, experiment: Experiment, paths: ExperimentPaths, layout: Layout, place: StorePlace, display: Any):
+    def __init__(self, experiment: Experiment, paths: ExperimentPaths, start: Callable[..., Executor], display: Any):
         self._axes = axes_of(experiment)
         self._paths, self._display = paths, display
-        self._pool = Pool(
-            layout,
-            place,
+        self._executor = start(
             name=self.name,
             on_start=lambda config: display.start_run(self.name(config), estimated_epochs(config)),
             on_epochs=lambda config, epochs: display.advance_run(self.name(config), epochs),
@@ -48,7 +52,6 @@ class ExperimentRuns:
         self.computed: list[FinishedRun] = []
 
     def __enter__(self) -> "ExperimentRuns":
-        self._pool.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -56,7 +59,7 @@ class ExperimentRuns:
 
     def close(self) -> None:
         """Kill the workers and cancel all runs that are not finished."""
-        self._pool.close()
+        self._executor.close()
 
     def name(self, config: Config) -> str:
         """Return the name of a run."""
@@ -73,7 +76,7 @@ class ExperimentRuns:
                     future.set_result(FinishedRun(config, results, "", 0.0))
                 else:
                     self._display.add_run(estimated_epochs(config))
-                    self._futures[name] = self._pool.submit(config)
+                    self._futures[name] = self._executor.submit(config)
             return self._futures[name]
 
     def get(self, configs: Sequence[Config]) -> list[FinishedRun]:
@@ -98,25 +101,3 @@ class ExperimentRuns:
             scores = f"accuracy {finished.results['average_accuracy']:.4f}"
         self.computed.append(finished)
         self._display.end_run(self.name(finished.config), finished.seconds, scores, finished.error)
-
-
-def estimated_epochs(config: Config) -> int:
-    """Estimate the epochs of a run, for the progress display. Without `num_tasks` it assumes five tasks."""
-    tasks = 1 if config.approach == "multinet" else config.num_tasks or 5
-    return tasks * (config.train_epochs + config.retrain_epochs)
-
-
-def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
-    """Read the results of a run; None if they are missing, damaged, incomplete or of another config.
-
-    Raises:
-        ArgumentError: If a newer version of this library wrote them.
-    """
-    results = results_file.read_results(path, "output_dir", on_damaged)
-    if results is None or not results["complete"]:
-        return None
-    try:
-        same = Config.from_json(results["config"]).identity() == config.identity()
-    except (ValueError, TypeError):  # another version of this library wrote it
-        return None
-    return results if same else None

@@ -25,6 +25,13 @@ _MACHINE_TEXT = re.compile(
     re.IGNORECASE,
 )
 
+# What CUDA and TensorFlow write if the memory of a GPU has run out. cuBLAS and cuDNN need some when they are loaded.
+_GPU_MEMORY_TEXT = re.compile(
+    "out.of.memory|OOM when|failed to allocate|resource.?exhausted"
+    "|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|cudaErrorMemoryAllocation",
+    re.IGNORECASE,
+)
+
 # Signals that users and systems send to end a process.
 _FROM_OUTSIDE = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT}
 
@@ -44,6 +51,11 @@ def is_machine_fault(error: BaseException | int) -> bool:
     if error.__cause__ is not None and is_machine_fault(error.__cause__):
         return True
     return not isinstance(error, _RUN) and getattr(error, "error_code", None) not in _RUN_CODES
+
+
+def is_gpu_memory(reason: str) -> bool:
+    """Whether a fault of a process that uses a GPU means that the memory of the GPU has run out."""
+    return _GPU_MEMORY_TEXT.search(reason) is not None
 
 
 def is_from_outside(status: int) -> bool:

@@ -27,7 +27,11 @@ MEASURES = "Measures of continual learning, mean over seeds"
 
 
 def write_report(
-    experiment: Experiment, paths: ExperimentPaths, runs: Sequence[FinishedRun], matches: Sequence[Match]
+    experiment: Experiment,
+    paths: ExperimentPaths,
+    runs: Sequence[FinishedRun],
+    matches: Sequence[Match],
+    remedy: str = "the same command",
 ) -> list[Path]:
     """Write CSV, figures, summaries and report, and print the main table.
 
@@ -36,6 +40,7 @@ def write_report(
         paths: Its output directory.
         runs: Its runs. A run that several searches share is in it several times.
         matches: The searches of a matching experiment; empty for others.
+        remedy: What does the runs that are missing.
 
     Returns:
         The written files; none if all runs failed.
@@ -52,7 +57,7 @@ def write_report(
     else:
         content = _compare_settings(experiment, frame, axes)
     missing = describe_missing(experiment, runs)
-    content.findings.extend(f"{sentence}. They are missing here; the same command does them." for sentence in missing)
+    content.findings.extend(f"{sentence}. They are missing here; {remedy} does them." for sentence in missing)
     report = reports.Report(
         title=f"{experiment.named.title} ({experiment.base.dataset})",
         lead=experiment.named.lead,

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tf_packnet.experiments.worker import FinishedRun, Layout, Worker, WorkerFault, settings_of
 from tf_packnet.runs.config import Config
@@ -15,11 +15,37 @@ from tf_packnet.runs.paths import StorePlace
 _COMMAND = ("-m", "tf_packnet.experiments.fleet_process")
 
 
-def workers_of(layout: Layout, place: StorePlace) -> "list[Worker | FleetWorker]":
-    """Return a worker for each run that a layout allows at the same time."""
+class AnyWorker(Protocol):
+    """A worker: a process of this machine, `worker.Worker`, or one elsewhere."""
+
+    def fits(self, config: Config) -> bool:
+        """Whether it has a process that can do a run of `config`."""
+
+    def start(self) -> str:
+        """Start a new process; returns text that is equal for workers that use the same GPUs."""
+
+    def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
+        """Do a run in the process."""
+
+    def end(self, timeout: float | None = None) -> Any:
+        """End the process."""
+
+
+MakeWorker = Callable[[Layout, StorePlace], AnyWorker]
+
+
+def workers_of(layout: Layout, place: StorePlace, make_worker: MakeWorker) -> list[AnyWorker]:
+    """Return a worker for each run that a layout allows at the same time.
+
+    Args:
+        layout: How the machine is shared.
+        place: Where stages and results are stored.
+        make_worker: Makes a worker that does one run at a time.
+    """
+    layouts = [layout.of(number) for number in range(layout.workers)]
     if layout.fleet == 1:
-        return [Worker(layout, place) for _ in range(layout.workers)]
-    processes = [FleetProcess(layout, place) for _ in range(layout.workers)]
+        return [make_worker(each, place) for each in layouts]
+    processes = [FleetProcess(each, place) for each in layouts]
     # Neighbours use different processes, so that a few runs are spread over all of them.
     return [FleetWorker(process) for _ in range(layout.fleet) for process in processes]
 
@@ -44,9 +70,10 @@ class FleetWorker:
         """Whether the process is alive and can do a run of `config`. If not, `start` replaces it."""
         return self._process.fits(config)
 
-    def start(self) -> None:
+    def start(self) -> str:
         """Replace the process once no worker uses it, unless another worker has replaced it; see `Worker.start`."""
         self._seen = self._process.replace(self._seen)
+        return self._process.gpus
 
     def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
         """Do a run in the process, see `Worker.run`."""
@@ -76,6 +103,11 @@ class FleetProcess(Worker):
         self._fault: WorkerFault | None = None
         self._in_company = False  # whether it had several runs when the fault occurred
         self._had_fault: set[str] = set()
+
+    @property
+    def gpus(self) -> str:
+        """Text that is equal for processes that use the same GPUs."""
+        return ",".join(self._layout.gpus)
 
     @property
     def is_busy(self) -> bool:
@@ -116,7 +148,7 @@ class FleetProcess(Worker):
                     self._changed.notify_all()
             return self._number
 
-    def start(self) -> None:
+    def start(self) -> str:
         """Start the process from the thread that reads its replies: the system ends it when that thread ends."""
         self.end()
         if self._reader is not None:
@@ -127,8 +159,15 @@ class FleetProcess(Worker):
         error = started.get()
         if error is not None:
             raise error
+        return self.gpus
 
-    def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
+    def run(
+        self,
+        config: Config,
+        on_epochs: Callable[[int], None],
+        log: Callable[[str], None],
+        network: dict[str, str] | None = None,
+    ) -> FinishedRun:
         began = time.perf_counter()
         inbox: queue.Queue[dict[str, Any] | WorkerFault] = queue.Queue()
         with self._changed:
@@ -140,10 +179,11 @@ class FleetProcess(Worker):
                 inbox.put(self._fault)
         try:
             with self._writing:
-                self._send(config, job=number)
+                self._send(config, network, job=number)
             return self._finished(config, began, functools.partial(_next, inbox), on_epochs, log)
         except WorkerFault as fault:
-            raise WorkerFault(str(fault), fault.from_outside or self._is_first(config)) from fault
+            from_outside = fault.from_outside or self._is_first(config)
+            raise WorkerFault(str(fault), from_outside, fault.gpu_memory) from fault
         finally:
             with self._changed:
                 del self._inboxes[number]
@@ -183,7 +223,7 @@ class FleetProcess(Worker):
                 self._in_company = len(self._inboxes) > 1
                 self._fault = self._fault or fault
         assert self._fault is not None
-        raise WorkerFault(str(self._fault), self._fault.from_outside)
+        raise WorkerFault(str(self._fault), self._fault.from_outside, self._fault.gpu_memory)
 
 
 def _next(inbox: "queue.Queue[dict[str, Any] | WorkerFault]") -> dict[str, Any]:

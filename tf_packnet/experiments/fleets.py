@@ -3,8 +3,8 @@
 import sys
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import gpus
 from tf_packnet.experiments.definitions import Experiment
-from tf_packnet.experiments.worker_pool import has_gpu
 from tf_packnet.runs.config import Config
 
 AUTO, OFF = "auto", "off"
@@ -20,24 +20,30 @@ def check(value: str) -> None:
         raise ArgumentError("fleet", f"auto, off, or a number of runs from 1 to {MOST}", value)
 
 
-def size(value: str, experiment: Experiment) -> int:
+def size(value: str, experiment: Experiment, on_gpus: bool | None = None) -> int:
     """Return the number of runs of each worker at the same time.
 
     Args:
         value: It, or `off` for 1, or `auto`: on a GPU as many as suit the network, on a CPU 1.
         experiment: The experiment. If its runs cannot share a process, the number is 1.
+        on_gpus: Whether the runs use GPUs; default: whether there are any.
     """
     check(value)
-    if value == OFF or (value == AUTO and not has_gpu()):
+    if value == OFF or (value == AUTO and not (gpus.visible() if on_gpus is None else on_gpus)):
         return 1
     reason = next(filter(None, map(_why_single, experiment.configs)), "")
-    if reason and value != AUTO:
-        print(f"--fleet={value}: the runs train one at a time, {reason}", file=sys.stderr)
     if reason:
+        refuse(value, reason)
         return 1
     if value == AUTO:
         return _SMALL if all(config.model == "mlp" for config in experiment.configs) else _LARGE
     return int(value)
+
+
+def refuse(value: str, reason: str) -> None:
+    """Print why runs train one at a time, if the user has asked for more."""
+    if value not in (AUTO, OFF):
+        print(f"--fleet={value}: the runs train one at a time, {reason}", file=sys.stderr)
 
 
 def _why_single(config: Config) -> str:

@@ -6,6 +6,7 @@ equals PackNet's at `p`. Seeds are fixed, so the accuracy depends on `final_prun
 
 import contextlib
 import dataclasses
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ from scipy import optimize
 
 from tf_packnet.experiments.definitions import Experiment
 from tf_packnet.experiments.match_curve import MatchCurve, fit
+from tf_packnet.experiments.named import BASELINES
 from tf_packnet.runs.config import Config
 
 if TYPE_CHECKING:
     from tf_packnet.experiments.executor import ExperimentRuns
     from tf_packnet.experiments.worker import FinishedRun
 
-BASELINES = ("memory", "multinet")
 # The search interval for log2 of the compression: from twice as many weights as PackNet to a sixteenth.
 LOG2_COMPRESSION = (-1.0, 4.0)
 LOG2_TOLERANCE = 0.05
@@ -98,13 +99,25 @@ class Match:
         }
 
 
-def match_all(experiment: Experiment, runs: "ExperimentRuns") -> list[Match]:
-    """Do PackNet's runs at every `p` of the experiment, and searches matches for both baselines, in parallel."""
-    prunes = experiment.axes["final_prune"]
+def match_all(
+    experiment: Experiment, runs: "ExperimentRuns", chosen: Collection[tuple[float, str]] | None = None
+) -> list[Match]:
+    """Do PackNet's runs at every `p`, and search matches for both baselines, in parallel.
+
+    Args:
+        experiment: The experiment.
+        runs: Does the runs.
+        chosen: The searches to do, `(p, baseline)`, with PackNet's runs at their `p`; default: all.
+    """
+    chosen = [(p, name) for p in experiment.axes["final_prune"] for name in BASELINES] if chosen is None else chosen
+    prunes = list(dict.fromkeys(p for p, _ in chosen))
     for config in experiment.configs:
-        runs.submit(config)
-    with ThreadPoolExecutor(len(prunes) * (1 + len(BASELINES))) as threads:
-        searches = [(p, approach) for p in prunes for approach in ("packnet", *BASELINES)]
+        if config.final_prune in prunes:
+            runs.submit(config)
+    searches = [
+        (p, name) for p in prunes for name in ("packnet", *BASELINES) if name == "packnet" or (p, name) in chosen
+    ]
+    with ThreadPoolExecutor(max(1, len(searches))) as threads:
         try:
             return list(threads.map(lambda search: _match(experiment, runs, *search), searches))
         except BaseException:  # interrupted: else the threads would wait for runs that never finish

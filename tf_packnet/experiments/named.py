@@ -11,6 +11,9 @@ from tf_packnet.runs.config import APPROACHES, Config
 # networks get those of the convolutional one.
 PAPER_PRUNES = {"mlp": (0.95, 0.99, 0.995), "conv": (0.8, 0.9, 0.95)}
 
+# The approaches that a matching experiment compares with PackNet.
+BASELINES = ("memory", "multinet")
+
 Values = Callable[[Config], Sequence[Any]]
 
 

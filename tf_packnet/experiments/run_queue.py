@@ -9,12 +9,15 @@ A fault of the machine ends the worker's process, not the run:
 3. The run is at fault after all, and fails, if a working worker has a fault in it again, while no other run is in
    progress. A worker works if it has completed a run since its last fault. This fault does not count against it.
 4. When all workers are retired, the runs that are left stay queued.
+5. If the memory of a GPU runs out that several workers share, sharing is to blame. The run is queued again, and half
+   of these workers are retired, as soon as they have no run. When one is left, the other rules hold.
 
 So a worker that fails every run takes at most `MOST_FAULTS` of them from the queue, for a while; and a run that needs
 more memory than there is costs no worker.
 """
 
 import enum
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -71,6 +74,7 @@ class _Worker:
     job: Job | None = None
     faults: int = 0  # since its last completed run
     works_well: bool = False
+    gpus: str = ""  # equal for workers that share GPUs
 
 
 class Consequence(NamedTuple):
@@ -85,11 +89,13 @@ class RunQueue:
 
     Args:
         workers: Number of workers.
+        gpus: For each worker text that is equal for those that use the same GPUs, as far as it is known by now.
     """
 
-    def __init__(self, workers: int):
-        self._workers = [_Worker() for _ in range(workers)]
+    def __init__(self, workers: int, gpus: Sequence[str] = ()):
+        self._workers = [_Worker(gpus="".join(gpus[number : number + 1])) for number in range(workers)]
         self._queued: list[Job] = []
+        self._most_sharing: dict[str, int] = {}  # by `gpus`, once their memory has run out
 
     @property
     def queued(self) -> tuple[Job, ...]:
@@ -139,9 +145,11 @@ class RunQueue:
         """Note that an idle worker starts a process."""
         self._change(number, WorkerState.IDLE, WorkerState.STARTING)
 
-    def started(self, number: int) -> None:
-        """Note that the process of a worker is ready."""
+    def started(self, number: int, gpus: str = "") -> None:
+        """Note that the process of a worker is ready, and which GPUs it uses."""
         self._change(number, WorkerState.STARTING, WorkerState.IDLE)
+        self._workers[number].gpus = gpus
+        self._retire_surplus(gpus)
 
     def take(self, number: int) -> Job:
         """Give an idle worker the run of `next_for`."""
@@ -159,16 +167,27 @@ class RunQueue:
         job.state = RunState.FAILED if failed else RunState.DONE
         if not failed:
             worker.faults, worker.works_well = 0, True
+        self._retire_surplus(worker.gpus)
 
-    def fault(self, number: int, from_outside: bool = False) -> Consequence:
+    def fault(self, number: int, from_outside: bool = False, gpu_memory: bool = False) -> Consequence:
         """Note that the process of a worker has ended, or never started, by a fault of the machine.
 
         Args:
             number: The worker.
             from_outside: Whether no run can be the cause, as if somebody has stopped the process.
+            gpu_memory: Whether the memory of its GPUs has run out.
         """
         worker = self._workers[number]
         job = None
+        sharing = self.sharing(number)
+        if gpu_memory and worker.state == WorkerState.BUSY and sharing > 1:  # rule 5
+            job = self._release(number)
+            job.state, job.suspect = RunState.QUEUED, job.suspect or sharing // 2 == 1
+            self._queued.append(job)
+            if sharing <= self._most_sharing.get(worker.gpus, sharing):  # else workers are about to be retired
+                self._most_sharing[worker.gpus] = sharing // 2
+            self._retire_surplus(worker.gpus)
+            return Consequence(job, self.state(number) == WorkerState.RETIRED)
         if worker.state == WorkerState.STARTING:
             self.started(number)
         else:
@@ -182,7 +201,23 @@ class RunQueue:
         worker.faults, worker.works_well = worker.faults + 1, False
         if worker.faults >= MOST_FAULTS:
             worker.state = WorkerState.RETIRED
+        self._retire_surplus(worker.gpus)
         return Consequence(job, worker.state == WorkerState.RETIRED)
+
+    def sharing(self, number: int) -> int:
+        """Return how many workers use the GPUs of a worker, itself included."""
+        gpus = self._workers[number].gpus
+        return sum(other.gpus == gpus and other.state != WorkerState.RETIRED for other in self._workers)
+
+    def most_sharing(self, number: int) -> int:
+        """Return how many workers may go on using the GPUs of a worker."""
+        return self._most_sharing.get(self._workers[number].gpus, len(self._workers))
+
+    def _retire_surplus(self, gpus: str) -> None:
+        for number, worker in enumerate(self._workers):
+            idle = worker.gpus == gpus and worker.state == WorkerState.IDLE
+            if idle and self.sharing(number) > self.most_sharing(number):
+                worker.state, worker.works_well = WorkerState.RETIRED, False  # it can judge no run any more
 
     def _release(self, number: int) -> Job:
         self._change(number, WorkerState.BUSY, WorkerState.IDLE)

@@ -4,6 +4,7 @@ Whether a process still lives is read from `/proc`, not guessed from its speed: 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from tf_packnet.errors import ArgumentError, one_line
 from tf_packnet.experiments import faults
+from tf_packnet.experiments.gpus import VISIBLE
 from tf_packnet.runs import network_files
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import MODELS
@@ -36,15 +38,25 @@ START_SECONDS = 600.0
 END_SECONDS = 10.0
 # Of each worker. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current folder.
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_PACKNET_LAZY": "1"}
+# Unless the user has set it: without it, TensorFlow takes all memory of a GPU, which other workers may share.
+_DEFAULTS = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _COMMAND = ("-m", "tf_packnet.experiments.worker_process")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the cores are shared: `workers` processes with `threads` threads each, for `fleet` runs at the same time."""
+    """How the machine is shared between workers.
+
+    Attributes:
+        workers: Number of processes.
+        threads: Threads of each.
+        gpus: For each process the value of `CUDA_VISIBLE_DEVICES`; empty if all see what the launcher sees.
+        fleet: Runs of each process at the same time.
+    """
 
     workers: int
     threads: int
+    gpus: tuple[str, ...] = ()
     fleet: int = 1
 
     @property
@@ -52,10 +64,17 @@ class Layout:
         """The number of runs at the same time."""
         return self.workers * self.fleet
 
+    def of(self, number: int) -> "Layout":
+        """Return the layout of one process."""
+        return dataclasses.replace(self, gpus=self.gpus[number : number + 1])
+
     def environment(self) -> dict[str, str]:
-        """Return the environment variables that limit the threads. Pinning processes to cores was slower."""
+        """Return the environment variables of a worker. Pinning processes to cores was slower."""
         names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        return dict.fromkeys(names, str(self.threads))
+        environment = dict.fromkeys(names, str(self.threads))
+        if self.gpus:
+            environment[VISIBLE] = self.gpus[0]
+        return environment
 
 
 @dataclass(frozen=True)
@@ -84,18 +103,19 @@ class WorkerFault(Exception):  # noqa: N818  the machine's, see `faults`
 
     Attributes:
         from_outside: Whether no run can be the cause.
+        gpu_memory: Whether the memory of a GPU has run out.
     """
 
-    def __init__(self, reason: str, from_outside: bool = False):
+    def __init__(self, reason: str, from_outside: bool = False, gpu_memory: bool = False):
         super().__init__(reason)
-        self.from_outside = from_outside
+        self.from_outside, self.gpu_memory = from_outside, gpu_memory
 
 
 class Worker:
     """One worker process at a time.
 
     Args:
-        layout: The threads of the process.
+        layout: The threads and the GPUs of the process.
         place: Where stages and results are stored, which all runs share.
     """
 
@@ -122,8 +142,11 @@ class Worker:
             return False
         return self._settings in (None, settings_of(config))
 
-    def start(self) -> None:
+    def start(self) -> str:
         """End the process, if there is one, and start another; returns when it is ready.
+
+        Returns:
+            Text that is equal for workers that use the same GPUs.
 
         Raises:
             WorkerFault: If it does not become ready.
@@ -142,7 +165,7 @@ class Worker:
                 stderr=self._errors,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C goes to the launcher alone
-                env={**os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
+                env={**_DEFAULTS, **os.environ, **_ENVIRONMENT, **self._layout.environment(), "PYTHONPATH": path},
             )
         except OSError as error:
             if is_storage_fault(error):
@@ -153,9 +176,22 @@ class Worker:
         if gpus < self._gpus:  # TensorFlow would compute on the CPU instead
             self._fail(f"its process found {gpus} GPUs; there were {self._gpus} before")
         self._gpus = gpus
+        return ",".join(self._layout.gpus)
 
-    def run(self, config: Config, on_epochs: Callable[[int], None], log: Callable[[str], None]) -> FinishedRun:
+    def run(
+        self,
+        config: Config,
+        on_epochs: Callable[[int], None],
+        log: Callable[[str], None],
+        network: dict[str, str] | None = None,
+    ) -> FinishedRun:
         """Do a run in the process. An error of the run is part of the result.
+
+        Args:
+            config: The run.
+            on_epochs: Called with the number of epochs that are newly done.
+            log: Called with lines to show.
+            network: The fingerprint that the files of the network must have; default: that of their first run.
 
         Raises:
             WorkerFault: If the machine is to blame. The process has ended by then.
@@ -163,12 +199,13 @@ class Worker:
         """
         began = time.perf_counter()
         self._settings, self._runs = settings_of(config), self._runs + 1
-        self._send(config)
+        self._send(config, network)
         return self._finished(config, began, self._reply, on_epochs, log)
 
-    def _send(self, config: Config, **more: Any) -> None:
+    def _send(self, config: Config, network: dict[str, str] | None = None, **more: Any) -> None:
         try:
-            network = network_files.first_fingerprint(config.model, config.weights)
+            if network is None:
+                network = network_files.first_fingerprint(config.model, config.weights)
             job = {"config": config.to_json(), "place": self._place.to_json(), "network": network, **more}
             _pipe(self._started.stdin).write(json.dumps(job).encode() + b"\n")
         except OSError:  # the process has died
@@ -258,7 +295,7 @@ class Worker:
         output = self._errors.read()[-10_000:].decode(errors="replace")
         if reason is None:
             reason, from_outside = faults.describe_exit(status, output), faults.is_from_outside(status)
-        raise WorkerFault(one_line(reason), from_outside)
+        raise WorkerFault(one_line(reason), from_outside, self._gpus > 0 and faults.is_gpu_memory(reason))
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:

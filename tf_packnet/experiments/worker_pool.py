@@ -6,41 +6,66 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
 
-from tf_packnet.experiments.fleet_worker import workers_of
+from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments import gpus
+from tf_packnet.experiments.fleet_worker import MakeWorker, workers_of
 from tf_packnet.experiments.run_queue import MOST_FAULTS, Job, RunQueue, RunState, WorkerState
-from tf_packnet.experiments.worker import FinishedRun, Layout, WorkerFault
+from tf_packnet.experiments.worker import FinishedRun, Layout, Worker, WorkerFault
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import StorePlace
 from tf_packnet.runs.stages import shared_beginning
+from tf_packnet.system import memory
 
 # How long to wait for a killed process when the pool is closed.
 CLOSE_SECONDS = 10.0
 
 
-def best_layout(workers: int | None = None, threads: int = 1, fleet: int = 1) -> Layout:
-    """Return as many workers as there are cores for their threads; with a GPU one worker, which uses it alone.
+_RETIRED = f"is retired after {MOST_FAULTS} faults in a row"
+
+
+def best_layout(
+    workers: int | None = None,
+    threads: int = 1,
+    gpus_per_run: float | None = None,
+    memory_per_run: float | None = None,
+    mirrored: bool = False,
+    fleet: int = 1,
+) -> Layout:
+    """Return as many workers as there are GPUs; without GPUs, as there are cores for their threads.
 
     One thread per worker is fastest, since no thread waits for another. It also makes results independent of the number
     of cores: sums that are split between threads may differ in their last bits.
 
     Args:
-        workers: Number of workers; default as above.
+        workers: Number of workers; default as above. More workers than there is room for share the GPUs evenly.
         threads: Threads of each worker.
+        gpus_per_run: GPUs of each worker, which sees no others; a fraction if workers share them; 0 for none. Default:
+            one, if there are any.
+        memory_per_run: Memory of each worker in GiB, which limits their number.
+        mirrored: Whether a run uses all GPUs that it sees. Then the default for `gpus_per_run` is all.
         fleet: Runs of each worker at the same time.
+
+    Raises:
+        ArgumentError: If the machine has too few GPUs, or too little memory, for one worker.
     """
-    if workers is None:
-        cores = len(os.sched_getaffinity(0))
-        workers = 1 if has_gpu() else max(1, cores // threads)
-    return Layout(workers, threads, fleet)
-
-
-def has_gpu() -> bool:
-    """Whether this machine has a GPU. TensorFlow, which knows it, is not loaded in the launcher."""
-    return Path("/dev/nvidia0").exists()
+    found = [] if gpus_per_run == 0 else gpus.visible()
+    slots: list[str] = []
+    if gpus_per_run == 0:
+        slots = [gpus.NONE]
+    elif found or gpus_per_run:
+        slots = gpus.divide(found, gpus_per_run or (len(found) if mirrored else 1))
+    most = len(slots) if found else max(1, len(os.sched_getaffinity(0)) // threads)
+    if memory_per_run is not None:
+        available = memory.available() / 2**30
+        if memory_per_run > available:
+            expected = f"at most the {available:.1f} GiB that are available"
+            raise ArgumentError("memory_per_run", expected, memory_per_run)
+        most = min(most, int(available / memory_per_run))
+    workers = workers or most
+    return Layout(workers, threads, tuple(slots[number % len(slots)] for number in range(workers) if slots), fleet)
 
 
 class Pool:
@@ -58,6 +83,7 @@ class Pool:
         on_requeue: Called with a config when its run is queued again, after a fault of the machine.
         on_end: Called with each finished run.
         log: Called with lines to show.
+        make_worker: Makes a worker from its layout and `place`; default: one in a process of this machine.
     """
 
     def __init__(
@@ -70,16 +96,17 @@ class Pool:
         on_requeue: Callable[[Config], None] = lambda config: None,
         on_end: Callable[[FinishedRun], None] = lambda finished: None,
         log: Callable[[str], None] = lambda line: None,
+        make_worker: MakeWorker | None = None,
     ):
         self._name, self._on_start, self._on_epochs = name, on_start, on_epochs
         self._on_requeue, self._on_end, self._log = on_requeue, on_end, log
-        self._queue = RunQueue(layout.runs)
+        self._queue = RunQueue(layout.runs, layout.gpus * layout.fleet)
         self._jobs: list[Job] = []
         self._last_faults: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self._workers = workers_of(layout, place)
+        self._workers = workers_of(layout, place, make_worker or Worker)
         for number in range(layout.runs):
             threading.Thread(target=self._work, args=(number,), daemon=True).start()
 
@@ -137,9 +164,9 @@ class Pool:
             if self._queue.state(number) == WorkerState.BUSY:
                 self._do(number, job)
             else:
-                self._workers[number].start()
+                shared = self._workers[number].start()
                 with self._changed:
-                    self._queue.started(number)
+                    self._queue.started(number, shared or "")
         except WorkerFault as fault:
             self._note_fault(number, fault)
 
@@ -165,7 +192,8 @@ class Pool:
         with self._changed:
             if self._closed:  # the pool has killed the process
                 return
-            job, retired = self._queue.fault(number, fault.from_outside)
+            sharing = self._queue.sharing(number)
+            job, retired = self._queue.fault(number, fault.from_outside, fault.gpu_memory)
             self._last_faults[number] = reason = str(fault)
             where = f"worker {number + 1}" + (f", {self._name(job.config)}" if job else "")
             if job is None:
@@ -174,8 +202,12 @@ class Pool:
                 run = "the run has failed: this is its second fault, alone on a worker that works well; "
             else:
                 run = f"the run is queued again{', to be done alone at the end' if job.suspect else ''}; "
-            worker = f"is retired after {MOST_FAULTS} faults in a row" if retired else "starts a new process"
-            self._log(f"{where}: {reason}; {run}the worker {worker}")
+            most = self._queue.most_sharing(number)
+            if fault.gpu_memory and most < sharing:
+                then = f"at most {most} of {sharing} workers go on sharing the memory of this GPU"
+            else:
+                then = f"the worker {_RETIRED if retired else 'starts a new process'}"
+            self._log(f"{where}: {reason}; {run}{then}")
             if job is not None and job.state == RunState.FAILED:
                 finished = FinishedRun(job.config, None, reason, time.perf_counter() - job.began)
                 self._on_end(finished)

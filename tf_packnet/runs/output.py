@@ -159,7 +159,7 @@ def locked(root: Path) -> Iterator[bool]:
         try:
             is_locked = stack.enter_context(locks.locked(root / LOCK, wait=False))
         except BlockingIOError as error:
-            raise _in_use(root) from error
+            raise in_use(root) from error
         except OSError as error:
             reason = f"{error.strerror}: {error.filename}"
             raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
@@ -173,12 +173,13 @@ def _check_unlocked(root: Path) -> None:
             with locks.locked(root / LOCK, wait=False):
                 pass
         except BlockingIOError as error:
-            raise _in_use(root) from error
+            raise in_use(root) from error
         except OSError:  # of another user
             pass
 
 
-def _in_use(root: Path) -> ArgumentError:
+def in_use(root: Path) -> ArgumentError:
+    """Return the error of a command that finds `root` locked."""
     expected = "a folder that no other process is writing to (wait for it to end, or use another folder)"
     return ArgumentError("output_dir", expected, str(root))
 

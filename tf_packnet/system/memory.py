@@ -26,6 +26,11 @@ def check() -> None:
             )
 
 
+def available(root: Path = Path("/")) -> int:
+    """Return how many bytes of RAM this process and others that it starts may take."""
+    return min((limit for _, limit, _ in _shared_limits(root)), default=0)
+
+
 def limits(root: Path = Path("/")) -> Iterator[tuple[str, int, int]]:
     """Yield the limits of this process: name, bytes, and how many bytes TensorFlow needs.
 
@@ -39,6 +44,11 @@ def limits(root: Path = Path("/")) -> Iterator[tuple[str, int, int]]:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
             yield name, limit, needed
+    yield from _shared_limits(root)
+
+
+def _shared_limits(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield the limits for all processes together."""
     for file in _control_groups(root):
         with contextlib.suppress(OSError, ValueError):  # no such file; no limit, "max"
             yield f"the limit of the control group ({file})", int(file.read_text()), RESIDENT

@@ -1,0 +1,88 @@
+"""The lock of an output directory that several commands may write at the same time: the shards of an experiment.
+
+They hold a shared lock of the file that `output.locked` locks for one command alone. The first of them prepares the
+directory, during which it holds the lock alone.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.runs.output import LOCK, in_use
+from tf_packnet.system import files
+
+# How long another command may take to prepare the directory.
+PREPARE_SECONDS = 120.0
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+class SharedLock:
+    """A lock that this command holds together with others.
+
+    Attributes:
+        alone: Whether no other command holds it, so that the directory may be prepared or cleaned.
+    """
+
+    def __init__(self, root: Path, handle: int):
+        self._root, self._handle = root, handle
+        self.alone = False
+
+    def try_alone(self) -> bool:
+        """Hold the lock alone, unless another command holds it. `share` ends this."""
+        self.alone = self._lock(fcntl.LOCK_EX)
+        return self.alone
+
+    def share(self) -> None:
+        """Hold the lock together with other commands.
+
+        Raises:
+            ArgumentError: If a command that needs the directory for itself does not end in time.
+        """
+        deadline = time.monotonic() + PREPARE_SECONDS
+        while not self._lock(fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise in_use(self._root)
+            time.sleep(0.1)
+        self.alone = False
+
+    def _lock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return kind == fcntl.LOCK_SH  # nobody can know whether it is alone
+        return True
+
+
+@contextlib.contextmanager
+def shared(root: Path) -> Iterator[SharedLock]:
+    """Create the output directory and lock it for this command and others that share it.
+
+    Yields:
+        The lock, held alone if no other command holds it.
+
+    Raises:
+        ArgumentError: If a command that does not share the directory has locked it, or it cannot be created.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        files.make_place(root / LOCK)
+        handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+        raise ArgumentError("output_dir", f"a folder that can be written ({reason})", str(root)) from error
+    try:
+        lock = SharedLock(root, handle)
+        if not lock.try_alone():
+            lock.share()
+        yield lock
+    finally:
+        os.close(handle)  # this releases the lock
