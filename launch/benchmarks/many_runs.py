@@ -94,7 +94,7 @@ def file_operations(folder: str) -> list[dict[str, int]]:
         counts.append(collections.Counter())
         if len(counts) == 2:
             sys.addaudithook(count)
-        store = Path(folder, "first" if len(counts) == 1 else "stages")
+        store = StorePlace(Path(folder, "first" if len(counts) == 1 else "stages"))
         learn_only(Config(**TINY, final_prune=final_prune), store, lambda task, stage: [])
     return [dict(sorted(each.items())) for each in counts[1:]]
 
