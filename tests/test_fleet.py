@@ -2,7 +2,11 @@
 
 import contextlib
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import keras
 import numpy as np
@@ -10,7 +14,9 @@ import pytest
 import tensorflow as tf
 
 import tf_packnet as tp
-from tf_packnet.errors import ArgumentError
+from tests.conftest import ROOT
+from tf_packnet.callbacks import epoch_backup
+from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.experiments import fleet_worker, fleets, gpus, worker
 from tf_packnet.experiments.definitions import define
 from tf_packnet.experiments.worker import Layout
@@ -144,37 +150,27 @@ def values_of(model):
     ],
 )
 def test_stacked_steps_are_those_of_single_models(layers, optimizer):
-    models, calls = zip(*(trained(layers, seed, optimizer) for seed in range(2)), strict=True)
+    models, calls = zip(*(trained(layers, seed, optimizer) for seed in range(3)), strict=True)
     calls[1].data["steps"] = tf.constant(3)  # of 5
+    broken = models[2].trainable_variables[0]
+    broken.assign(np.full(broken.shape, np.inf, np.float32))
     before = [values_of(model) for model in models]
-    fleet_program.StackedProgram(models[0], slots=3).take(calls)
-    stacked = [values_of(model) for model in models]
-    logs = [call.logs for call in calls]
+    fleet_program.StackedProgram(models[0], slots=4).take(calls)
+    stacked, logs = [values_of(model) for model in models], [call.logs for call in calls]
+    assert [Problem(int(model.step_record.problem)) for model in models] == [Problem.NONE, Problem.NONE, Problem.LOSS]
+    changing = len(fleet_program._Variables(models[2]).changing) - len(models[2].metrics_variables)
+    for old, new in zip(before[2][:changing], stacked[2][:changing], strict=True):  # it has stopped alone
+        np.testing.assert_array_equal(old, new)
     for model, values in zip(models, before, strict=True):
         fleet_program._assign(fleet_program._Variables(model).all, values)
-    fleet_program.SharedProgram(models[0]).take(calls)
-    for model, call, values, own_logs, old in zip(models, calls, stacked, logs, before, strict=True):
+    fleet_program.SharedProgram(models[0]).take(calls[:2])
+    for model, call, values, own_logs, old in zip(models[:2], calls, stacked, logs, before, strict=False):
         for value, alone in zip(values, values_of(model), strict=True):
             np.testing.assert_allclose(value, alone, rtol=2e-5, atol=2e-6)
         assert call.logs.keys() == own_logs.keys()
         for name, value in call.logs.items():
             np.testing.assert_allclose(own_logs[name], value, rtol=1e-5)
         assert not np.array_equal(values[0], old[0])
-
-
-def test_a_model_with_a_problem_stops_alone():
-    models, calls = zip(*(trained("dense", seed, "adam") for seed in range(2)), strict=True)
-    program = fleet_program.StackedProgram(models[0], slots=2)
-    weights = models[1].trainable_variables[0]
-    weights.assign(weights.numpy() * np.float32("inf"))
-    before = [values_of(model) for model in models]
-    program.take(calls)
-    assert [Problem(int(model.step_record.problem)) for model in models] == [Problem.NONE, Problem.LOSS]
-    metrics = len(models[1].metrics_variables)
-    changing = len(fleet_program._Variables(models[1]).changing) - metrics
-    for old, new in zip(before[1][:changing], values_of(models[1])[:changing], strict=True):
-        np.testing.assert_array_equal(old, new)
-    assert not np.array_equal(before[0][0], values_of(models[0])[0])
 
 
 def test_an_error_in_a_program_reaches_its_runs_alone(tmp_path, monkeypatch):
@@ -286,3 +282,60 @@ def test_the_number_of_runs_side_by_side(monkeypatch, capsys):
     for value in ("0", "257", "-1", "1.5", "", "on", "\u0663", "9" * 30):
         with pytest.raises(ArgumentError, match="`fleet`: expected auto, off, or a number of runs from 1 to 256"):
             fleets.check(value)
+
+
+EXPERIMENT = (
+    "--dataset=digits",
+    "--hidden_units=32",
+    "--train_epochs=40",
+    "--retrain_epochs=40",
+    "--prune_rounds=2",
+    "--workers=1",
+)
+EXPERIMENT += ("--sweep=final_prune=0.5,0.6", "--sweep=learning_rate=1e-3,3e-3", "--seeds=2", "--num_tasks=2")
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_has_the_same_bytes_as_one_without_a_fleet(tmp_path):
+    def command(name, fleet):
+        flags = (*EXPERIMENT, f"--fleet={fleet}", f"--output_dir={tmp_path / name}")
+        return [sys.executable, str(ROOT / "launch/main.py"), *flags]
+
+    subprocess.run(command("alone", "off"), check=True, capture_output=True)
+    killed = subprocess.Popen(command("beside", 3), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "beside/stages").glob("*/stage.json")):
+        time.sleep(0.1)
+    assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    subprocess.run(command("beside", 3), check=True, capture_output=True)
+    for name in ("results.csv", "summary.json"):
+        assert (tmp_path / "beside" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    states = stored(tmp_path / "alone/stages")
+    assert states
+    assert stored(tmp_path / "beside/stages") == states
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_a_backup_of_a_fleet(tmp_path, monkeypatch):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 4:
+                raise StoppedError("killed")
+
+    monkeypatch.setattr(epoch_backup, "_SECONDS_IN_FLEET", 0.0)
+    config = Config(**{**TINY, "train_epochs": 8})
+    fleet = Fleet(1)
+
+    def stop():
+        with contextlib.suppress(StoppedError):
+            learn_only(config, StorePlace(tmp_path / "beside"), lambda task, stage: [Stop()])
+
+    fleet.start(stop)
+    while fleet.size:
+        fleet.advance()
+    assert [path.suffixes[0] for path in (tmp_path / "beside/progress").glob("[!.]*.npz")] == [".4"]
+    (beside,), _ = outcomes([config], tmp_path / "beside")
+    alone = learn_only(config, StorePlace(tmp_path / "alone"), lambda task, stage: ())
+    assert untimed(beside) == untimed(alone)
+    assert stored(tmp_path / "beside") == stored(tmp_path / "alone")
