@@ -23,7 +23,7 @@ from tf_packnet.runs.config import Config
 from tf_packnet.system.extras import MissingExtraError
 
 SMOKE = f"--flagfile={ROOT}/flags/presets/smoke.flags"
-REPORTED = ("results.csv", "summary.json", "summary.md", "report.html")
+REPORTED = ("results.csv", "summary.json", "summary.md", "report.html", "sweep.png", "sweep.pdf")
 GIB = 2**30
 
 

@@ -194,7 +194,7 @@ class TestGpus:
     @pytest.mark.parametrize(("found", "asked"), [(0, 1), (0, 0.5), (1, 2), (3, 4)])
     def test_more_gpus_than_there_are(self, machine, found, asked):
         machine(found)
-        with pytest.raises(ArgumentError, match=f"gpus_per_run.*at most the {found} GPUs of this machine"):
+        with pytest.raises(ArgumentError, match=f"at most the {found} GPUs" if found else "CUDA shows none"):
             best_layout(gpus_per_run=asked)
 
     def test_the_count_without_a_driver(self, monkeypatch):

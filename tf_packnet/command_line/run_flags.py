@@ -194,8 +194,8 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     )
     _define("cluster", ray_cluster.LOCAL, cluster, ClusterParser(), values)
     gpus_per_run = (
-        "GPUs that each run sees. A fraction, such as 0.25: so many runs share a GPU; if its memory runs out, half as "
-        "many go on. 0: runs on the CPU. Default: 1 if there are GPUs; all with --strategy=mirrored."
+        "GPUs that each run sees. With a fraction, such as 0.25, several runs share a GPU; if its memory runs out, "
+        "half as many go on. 0: runs on the CPU. Default: 1 if there are GPUs; all with --strategy=mirrored."
     )
     _define("gpus_per_run", None, gpus_per_run, _PARSERS[float], values)
     memory_per_run = "Memory of each run in GiB, which limits how many runs there are at the same time."
@@ -203,8 +203,8 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
     for name, check in (("gpus_per_run", gpus.check_per_run), ("memory_per_run", _check_memory)):
         flags.register_validator(name, _checked(check), flag_values=values)
     shard = (
-        "Do only part I of M of the runs, and write only their results: for the M tasks of a SLURM array. Shards may "
-        "have the same --output_dir, also at the same time."
+        "I/M, such as 2/20: do only part I of M of the runs, and write only their results. For the M tasks of a SLURM "
+        "array. Shards may have the same --output_dir, also at the same time."
     )
     _define("shard", None, shard, ShardParser(), values)
     merge = (

@@ -48,7 +48,8 @@ def divide(gpus: Sequence[str], per_run: float) -> list[str]:
         size = int(per_run)
         slots = [",".join(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size)]
     if not slots:
-        raise ArgumentError("gpus_per_run", f"at most the {len(gpus)} GPUs of this machine", per_run)
+        expected = f"at most the {len(gpus)} GPUs of this machine" if gpus else "a machine with GPUs (CUDA shows none)"
+        raise ArgumentError("gpus_per_run", expected, per_run)
     return slots
 
 

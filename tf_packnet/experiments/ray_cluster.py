@@ -139,7 +139,7 @@ def connected(cluster: str, cpus: int) -> Iterator[None]:
     address = cluster if cluster != RAY else os.environ.get("RAY_ADDRESS", "") or _started_here()
     if address:
         _check_reachable(cluster, address)
-    folder = None if address else tempfile.mkdtemp(prefix="tf_packnet-ray-")
+    folder = None if address else tempfile.mkdtemp(prefix="tf_packnet-ray-", dir="/tmp")  # paths of sockets are short
     handlers = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     try:
         with interruption.nothing_to_save():

@@ -141,7 +141,7 @@ class RayWorker:
         import ray
 
         self._settings, self._runs, self._last_room = None, 0, time.monotonic()
-        if self._actor is None:
+        if self._actor is None and ray.is_initialized():  # else Ray would start another cluster
             self._node = ""
             root = str(Path(__file__).resolve().parents[2])
             hidden = self._layout if self._needs.gpus else Layout(1, self._layout.threads, (NONE,))
@@ -188,8 +188,9 @@ class RayWorker:
         import ray
 
         actor, self._actor = self._actor, None
-        if actor is not None and ray.is_initialized():
-            ray.kill(actor)
+        with contextlib.suppress(Exception):  # the cluster cannot be reached, or is left already
+            if actor is not None and ray.is_initialized():
+                ray.kill(actor)
 
     def _call(self, method: str, *arguments: Any, wait: Callable[[], None] = lambda: None) -> Any:
         """Call a method of the actor; raises WorkerFault if the actor or its node is lost.
@@ -203,7 +204,7 @@ class RayWorker:
 
         actor = self._actor
         try:
-            if actor is None:
+            if actor is None or not ray.is_initialized():
                 raise ConnectionError("the worker was ended")
             result = getattr(actor, method).remote(*arguments)
             while not ray.wait([result], timeout=CHECK_SECONDS)[0]:
