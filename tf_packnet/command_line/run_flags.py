@@ -11,12 +11,14 @@ from tf_packnet.command_line.parsers import (
     IntegerListParser,
     IntegerParser,
     NameListParser,
+    TaskSizesParser,
     check_length,
 )
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
+from tf_packnet.tasks.splitting import TaskSizes
 
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
@@ -47,13 +49,14 @@ class SeedsParser(flags.ArgumentParser):
         return "a number, or comma-separated seeds"
 
 
-_PARSERS = {
+_PARSERS: dict[Any, flags.ArgumentParser] = {
     str: flags.ArgumentParser(),
     int: IntegerParser(),
     float: FloatParser(),
     bool: BooleanParser(),
     tuple[int, ...]: IntegerListParser(),
     tuple[str, ...]: NameListParser(),
+    TaskSizes: TaskSizesParser(),
 }
 
 

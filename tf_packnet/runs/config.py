@@ -39,13 +39,15 @@ from tf_packnet.runs.options import (
     optional,
     path,
 )
+from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.datasets import default_classes
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
 JIT = ("auto", "on", "off")
 ON_CORRUPTION = ("recompute", "fail")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
-RESIDENCIES = ("auto", "device", "stream")
+RESIDENCIES = ("auto", "device", "stream", "disk")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 
@@ -256,8 +258,9 @@ class Config(NetworkOptions, DataOptions):
         "auto",
         one_of(RESIDENCIES),
         StageKey.COVERED_BY_EXECUTION,
-        "keep the training examples in device memory and shuffle them there, or stream them through tf.data, "
-        "in the same order. auto keeps up to 1 GiB on the device, but streams to replicas.",
+        "keep the training examples in device memory and shuffle them there, stream them through tf.data, or read "
+        "each image from disk when it is needed, all in the same order. auto keeps up to 1 GiB on the device, but "
+        "streams to replicas; images that take more than a quarter of the free memory stay on disk.",
     )
 
     output_dir: str | None = option(
@@ -298,9 +301,16 @@ class Config(NetworkOptions, DataOptions):
         for name in OPTIONS:
             check_field(name, getattr(self, name))
         object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
+        if self.classes_per_task is None:
+            object.__setattr__(self, "classes_per_task", default_classes(self.dataset))
+        if self.image_size is not None:
+            height, width = self.pixels() or (0, 0)
+            object.__setattr__(self, "image_size", f"{height}" if height == width else f"{height}x{width}")
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.resize != RESIZES[0] and self.image_size is None:
+            raise ArgumentError("resize", f"{RESIZES[0]} without --image_size", self.resize)
         self.check_network(self.head)
         self._check_hosts()
         self._check_rounds()
