@@ -281,3 +281,14 @@ class TestOnDisk:
                 load(str(folder), on_disk=on_disk)
             with pytest.raises(tp.ArgumentError, match=r"images that can be read.*dog/7.png"):
                 tp.tasks.from_folder(folder, 8, batch_size=2, on_disk=on_disk)
+
+    def test_a_file_that_is_gone(self, tmp_path):
+        folder = write(tmp_path / "pets", ["cat", "dog"])
+        task = tp.tasks.from_folder(folder, 8, batch_size=2, on_disk=True)
+        packed = tp.pack(keras.Sequential([keras.Input((8, 8, 3)), *(keras.layers.Dense(2) for _ in "ab")]))
+        packed.begin_task("pets")
+        packed.compile("sgd", "mse")
+        for file in (folder / "cat").iterdir():
+            file.unlink()
+        with pytest.raises(tp.StepError, match=r"images that can be read.*cat/\d.png"):
+            packed.fit(task.training_batches(0), verbose=0)

@@ -23,7 +23,7 @@ _STEPS_PER_CALL = 512
 # The same for streamed examples, which are copied for each call.
 _STREAMED_STEPS_PER_CALL = 32
 # The same for images on disk, in bytes: a few calls wait in memory.
-_STORED_BYTES_PER_CALL = 2**23
+_STORED_BYTES_PER_CALL = 2**22
 
 
 def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
