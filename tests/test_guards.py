@@ -18,10 +18,12 @@ from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.experiments import definitions, executor
 from tf_packnet.packed.safe_loading import FORMAT
 from tf_packnet.runs import output, setup
-from tf_packnet.runs.config import MAX_EPOCHS, Config
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.method_options import MAX_EPOCHS
 from tf_packnet.runs.network_options import MAX_UNITS
 from tf_packnet.runs.results import SCHEMA_VERSION
 from tf_packnet.tasks import Split, Task, TaskStream
+from tf_packnet.tasks.labelled import Labelled
 
 
 def split(examples=20, **change) -> Split:
@@ -104,12 +106,12 @@ class TestTasks:
                 tp.tasks.split_into_tasks("a", split(labels=np.arange(20) % 4), split(labels=labels), "abcd")
 
     def test_errors_of_load_name_the_argument_dataset(self, monkeypatch):
-        bad = split(labels=np.arange(20) % 4), split(labels=np.arange(20) % 5), list("abcd")
-        monkeypatch.setattr("tf_packnet.tasks.load_tfds", lambda *_: bad)
+        bad = Labelled("mnist", split(labels=np.arange(20) % 4), split(labels=np.arange(20) % 5), list("abcd"))
+        monkeypatch.setattr("tf_packnet.tasks.datasets.load_tfds", lambda *_: bad)
         with pytest.raises(
             tp.ArgumentError, match="`dataset`: expected whole .* Received there: 4 in example 4"
         ) as caught:
-            tp.tasks.load("some_set", batch_size=4)
+            tp.tasks.load("mnist", batch_size=4)
         assert caught.value.argument == "dataset"
 
     def test_folders_with_copies_of_one_image(self, tmp_path):
@@ -291,6 +293,9 @@ REFUSED = {
     "classes_per_task": (str(2**63), "at least 2"),
     "num_tasks": ("255", "1 to 254 tasks"),
     "validation_fraction": ("-0.1", "a fraction from 0"),
+    "test_fraction": ("0", "a fraction between 0 and 1"),
+    "image_size": ("32x", "N or HEIGHTxWIDTH, in pixels from 1 to 10,000"),
+    "resize": ("zoom", "one of stretch, pad, crop"),
     "max_bytes": ("0", "at least 1"),
     "model": ("cnn", "one of mlp, conv"),
     "model_args": ('{"width": 1, "width": 2}', "a JSON object"),

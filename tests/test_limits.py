@@ -412,7 +412,7 @@ class TestImages:
                 (tmp_path / name).mkdir(exist_ok=True)
                 hostile.png(tmp_path / name / f"{number}.png", 4000, 4000)
         with pytest.raises(tp.ArgumentError, match="smaller images .*max_bytes="):
-            tp.tasks.from_folder(tmp_path)
+            tp.tasks.from_folder(tmp_path, batch_size=2, on_disk=False)
         with pytest.raises(tp.ArgumentError, match="10 equal examples"):  # read, as they are small now
             tp.tasks.from_folder(tmp_path, (8, 8), batch_size=2)
 

@@ -5,6 +5,7 @@ baselines it joins the examples of several tasks, see `Approach.training_task`.
 """
 
 import abc
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import CONSTANT, MAGNITUDE, PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.system.keras_internals import all_layers, seed_generators
-from tf_packnet.tasks import Task, TaskStream
-from tf_packnet.tasks.batches import untuned
+from tf_packnet.tasks import Split, Task, TaskStream
+from tf_packnet.tasks.batches import evaluation_batches, untuned
 from tf_packnet.training import acceleration, optimizers
 
 # Makes further callbacks for the `fit` of a stage, from the training task and the name of the stage.
@@ -92,8 +93,13 @@ class Approach(abc.ABC):
         """Return the callbacks of the stage that prunes and retrains."""
 
     @abc.abstractmethod
-    def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
-        """Return the logits `(examples, classes)` of a learned task of the stream, for inputs `(examples, *shape)`."""
+    def predict(self, task: Task, x: np.ndarray | Split) -> np.ndarray:
+        """Return the logits `(examples, classes)` of a learned task of the stream.
+
+        Args:
+            task: The task.
+            x: Inputs of the network, `(examples, *shape)`, or examples.
+        """
 
     def learn(self, task: Task) -> None:
         """Learn the next training task: trains, then prunes and retrains."""
@@ -124,7 +130,7 @@ class Approach(abc.ABC):
 
     def accuracy(self, task: Task, split: str = "test") -> float:
         """Fraction of the examples of a split whose largest logit is that of their label."""
-        return share_correct(self.predict(task, task.splits[split].x), task.splits[split].y)
+        return share_correct(self.predict(task, task.splits[split]), task.splits[split].y)
 
     def unseen_accuracy(self, tasks: Sequence[Task]) -> list[float]:
         """Return the test accuracy of tasks of the stream that are not learned yet; changes nothing."""
@@ -165,9 +171,14 @@ class Approach(abc.ABC):
         """Maximum number of gradient steps per call of the compiled step: about one second's; None for the default."""
         return _SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """Return the logits `(examples, outputs)` of the selected task, for inputs `(examples, *shape)`."""
-        examples = untuned(tf.data.Dataset.from_tensor_slices(x).batch(_PREDICTION_BATCH))
+    def logits(self, x: np.ndarray | Split) -> np.ndarray:
+        """Return the logits `(examples, outputs)` of the selected task, for `x` as in `predict`."""
+        if isinstance(x, Split) and x.is_stored:
+            size = max(1, min(_PREDICTION_BATCH, _PREDICTION_BYTES // (4 * math.prod(x.images.shape[1:]))))
+            batches = evaluation_batches(x.images, x.y, x.scale, size)
+            return self.packed.predict(batches.map(lambda x, y: x), verbose=0)
+        inputs = x.x if isinstance(x, Split) else x
+        examples = untuned(tf.data.Dataset.from_tensor_slices(inputs).batch(_PREDICTION_BATCH))
         return self.packed.predict(examples, verbose=0)
 
     def _fit(
@@ -193,6 +204,8 @@ class Approach(abc.ABC):
 
 
 _PREDICTION_BATCH = 1024
+# The same for images on disk, in bytes of inputs.
+_PREDICTION_BYTES = 2**25
 # Training examples by which weights are ranked, if they are ranked by data.
 _RANKING_EXAMPLES = 512
 _SLOW_STEPS_PER_CALL = 16

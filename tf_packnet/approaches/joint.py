@@ -16,6 +16,7 @@ from tf_packnet import lifecycle
 from tf_packnet.approaches.base import Approach
 from tf_packnet.pruning import ownership
 from tf_packnet.tasks import Split, Task, TaskStream
+from tf_packnet.tasks.stored_images import concatenate
 
 
 class Joint(Approach):
@@ -35,7 +36,7 @@ class Joint(Approach):
         self.own_heads = own_heads
         self.budget = budget
 
-    def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
+    def predict(self, task: Task, x: np.ndarray | Split) -> np.ndarray:
         self.packed.select_task(1)  # the network has one task, for all tasks of the stream
         logits = self.logits(x)
         return logits[:, self._labels_of(task)] if self.own_heads else logits
@@ -69,7 +70,7 @@ class Joint(Approach):
         splits = [task.splits[name] for task in tasks]
         first_label = [self._labels_of(task).start if self.own_heads else 0 for task in tasks]
         return Split(
-            np.concatenate([split.images for split in splits]),
+            concatenate([split.images for split in splits]),
             np.concatenate([split.labels + first for split, first in zip(splits, first_label, strict=True)]),
             splits[0].scale,
         )

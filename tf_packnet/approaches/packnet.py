@@ -8,7 +8,7 @@ import numpy as np
 from tf_packnet.approaches.base import Approach, share_correct
 from tf_packnet.callbacks import GradientMask, PruneRoundScheduler, TaskMaskSnapshot
 from tf_packnet.packed.preview import preview_task
-from tf_packnet.tasks import Task
+from tf_packnet.tasks import Split, Task
 
 
 class PackNet(Approach):
@@ -24,7 +24,7 @@ class PackNet(Approach):
             TaskMaskSnapshot(self.masks_dir),
         ]
 
-    def predict(self, task: Task, x: np.ndarray) -> np.ndarray:
+    def predict(self, task: Task, x: np.ndarray | Split) -> np.ndarray:
         self.packed.select_task(task.name)
         return self.logits(x)
 
@@ -36,5 +36,5 @@ class PackNet(Approach):
                 for task in tasks:
                     if task.num_classes == num_classes:
                         test = task.splits["test"]
-                        accuracy[task.number] = share_correct(self.logits(test.x), test.y)
+                        accuracy[task.number] = share_correct(self.logits(test), test.y)
         return [accuracy[task.number] for task in tasks]

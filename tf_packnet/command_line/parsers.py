@@ -67,6 +67,22 @@ class IntegerListParser(flags.ArgumentParser):
         return "comma-separated integers"
 
 
+class TaskSizesParser(flags.ArgumentParser):
+    """A number, comma-separated numbers, or a word."""
+
+    def parse(self, argument: Any) -> int | tuple[int, ...] | str:
+        if not isinstance(argument, str):
+            return tuple(argument) if isinstance(argument, list) else argument
+        try:
+            numbers = tuple(int(check_length(part)) for part in argument.split(","))
+        except ValueError:
+            return argument
+        return numbers if len(numbers) > 1 else numbers[0]
+
+    def flag_type(self) -> str:
+        return "a number, or comma-separated numbers"
+
+
 class NameListParser(flags.ArgumentParser):
     """Comma-separated names; parses to a tuple."""
 

@@ -11,6 +11,7 @@ from tf_packnet.command_line.parsers import (
     IntegerListParser,
     IntegerParser,
     NameListParser,
+    TaskSizesParser,
     check_length,
 )
 from tf_packnet.errors import ArgumentError
@@ -20,6 +21,7 @@ from tf_packnet.experiments.shards import Shard
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
 from tf_packnet.system import objects
+from tf_packnet.tasks.splitting import TaskSizes
 
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
@@ -108,13 +110,14 @@ class MergeParser(flags.ArgumentParser):
         return "folders, separated by commas, or no value"
 
 
-_PARSERS = {
+_PARSERS: dict[Any, flags.ArgumentParser] = {
     str: flags.ArgumentParser(),
     int: IntegerParser(),
     float: FloatParser(),
     bool: BooleanParser(),
     tuple[int, ...]: IntegerListParser(),
     tuple[str, ...]: NameListParser(),
+    TaskSizes: TaskSizesParser(),
 }
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.pruning.shares import rounds_that_divide
-from tf_packnet.runs.config import APPROACHES, Config
+from tf_packnet.runs.config import Config
+from tf_packnet.runs.method_options import APPROACHES
 
 # The paper's p for its two networks: MNIST with the fully connected one, CIFAR-10 with the convolutional one. Other
 # networks get those of the convolutional one.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.images import RESIZES
 from tf_packnet.tasks import Task
 
 
@@ -34,6 +35,8 @@ def _facts(task: Task, accuracy: Mapping[str, float]) -> dict[str, Any]:
     facts: dict[str, Any] = {"class_names": list(task.class_names), "scale": float(train.scale)}
     if train.images.dtype == np.uint8 and train.scale < 1:
         facts["white"] = round(1 / train.scale)  # the raw value that is scaled to 1
+    if task.resize is not None:
+        facts["resize"] = task.resize
     if task.name in accuracy:
         facts["accuracy"] = float(accuracy[task.name])
     return facts
@@ -54,7 +57,8 @@ def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None
     """
     if not isinstance(info, Mapping):
         raise ArgumentError("info", "a mapping", info)
-    _check_keys("info", info, {"dataset": _text, "scale": _positive, "white": _positive, "tasks": None, "extra": None})
+    checks = {"dataset": _text, "scale": _positive, "white": _positive, "resize": _resize, "tasks": None, "extra": None}
+    _check_keys("info", info, checks)
     tasks = info.get("tasks", {})
     if not isinstance(tasks, Mapping) or not set(tasks) <= set(heads):
         expected = "a mapping from task names to facts; the tasks are " + ", ".join(map(repr, heads))
@@ -63,7 +67,14 @@ def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None
         name = f"info['tasks'][{task!r}]"
         if not isinstance(facts, Mapping):
             raise ArgumentError(name, "a mapping", facts)
-        checks = {"class_names": _texts, "accuracy": _fraction, "scale": _positive, "white": _positive, "extra": None}
+        checks = {
+            "class_names": _texts,
+            "accuracy": _fraction,
+            "scale": _positive,
+            "white": _positive,
+            "resize": _resize,
+            "extra": None,
+        }
         _check_keys(name, facts, checks)
         units = [units for units, _ in heads[task].values()]
         classes = facts.get("class_names")
@@ -95,6 +106,10 @@ def _positive(value: Any) -> str | None:
 
 def _fraction(value: Any) -> str | None:
     return None if _number(value) and 0 <= value <= 1 else "a number from 0 to 1"
+
+
+def _resize(value: Any) -> str | None:
+    return None if value in RESIZES else f"one of {', '.join(RESIZES)}"
 
 
 def _text(value: Any) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system import archives, images
 from tf_packnet.system.extras import require_extra
-from tf_packnet.system.images import IMAGES
+from tf_packnet.system.images import IMAGES, RESIZES
 from tf_packnet.system.limits import Bound, SizeError
 
 ARRAYS = (".npy", ".npz")
@@ -29,12 +29,14 @@ class InputSpec(NamedTuple):
         dtype: Dtype of the input.
         scale: Factor for integer examples; None if unknown.
         white: Value of a white pixel in integer examples.
+        resize: How images are brought to the size of the input, one of `RESIZES`.
     """
 
     shape: tuple[int | None, ...]
     dtype: str
     scale: float | None
     white: float
+    resize: str = RESIZES[0]
 
 
 def files_of(inputs: Sequence[str], max_bytes: int | None = None) -> list[Path]:
@@ -188,7 +190,7 @@ def _image(file: Path, spec: InputSpec, max_bytes: int | None) -> np.ndarray:
         raise ArgumentError("input", expected, str(file))
     mode = "L" if shape[2] == 1 else "RGB"
     try:
-        image = images.read_image(file, mode, shape[0], shape[1], Bound.of_file(file, max_bytes))
+        image = images.read_image(file, mode, shape[0], shape[1], Bound.of_file(file, max_bytes), spec.resize)
     except SizeError as error:
         raise ArgumentError("input", f"a smaller image ({error})", str(file)) from error
     except images.UnsupportedImageError as error:

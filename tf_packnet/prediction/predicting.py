@@ -12,6 +12,7 @@ from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.opening import PACKNET, kind_of, open_task, tasks_of_keras_file
 from tf_packnet.prediction import examples, tables
 from tf_packnet.system import files, python_files, quiet
+from tf_packnet.system.images import RESIZES
 
 if TYPE_CHECKING:
     import keras
@@ -56,6 +57,7 @@ class Choice(NamedTuple):
         class_names: Names of its classes; None if the file does not have them.
         scale: Factor for raw examples; None if the file does not have it.
         white: Value of a white pixel in raw examples.
+        resize: How images are brought to the size of the input.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Choice(NamedTuple):
     class_names: tuple[str, ...] | None = None
     scale: float | None = None
     white: float = 255.0
+    resize: str = RESIZES[0]
 
     def network(self, max_bytes: int | None = None) -> "keras.Model":
         """Load the task as a plain Keras model.
@@ -97,7 +100,9 @@ def predict(asked: Asked) -> None:
 
     model = choice.network(asked.max_bytes)
     shape, dtype = _input_of(model, choice)
-    spec = examples.InputSpec(shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white)
+    spec = examples.InputSpec(
+        shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white, choice.resize
+    )
     names: list[str] = []
     outputs = []
     batch_size = footprint.batch_size(model, _BATCH_SIZE)
@@ -139,6 +144,7 @@ def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:
         entry.class_names,
         contents.recorded("scale", entry.name),
         contents.recorded("white", entry.name) or 255.0,
+        contents.recorded("resize", entry.name) or RESIZES[0],
     )
 
 

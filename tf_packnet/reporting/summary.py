@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from tf_packnet.errors import listed
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.shares import UNIFORM
 from tf_packnet.reporting import exports, metrics
@@ -113,7 +114,7 @@ def _table(results: dict[str, Any]) -> Table:
         own_weights = ("", "") if learned_together else (f"{owned:,}", f"{owned / weights['prunable']:.2%}")
         table.add_row(
             str(task["number"]),
-            ", ".join(task["class_names"]),
+            listed(task["class_names"], 10),
             f"{when_learned[task['number']]:.4f}",
             f"{final[index]:.4f}",
             *own_weights,

@@ -1,29 +1,18 @@
 """`Config`: all settings of a run in one frozen dataclass, with their defaults, ranges and help.
 
-Each field is declared once, with `option`, here or in one of the two base classes; flags, help pages,
+Each field is declared once, with `option`, here or in one of the three base classes; flags, help pages,
 `flags/REFERENCE.md` and stage keys are generated from these declarations. Importable without TensorFlow, so that bad
 input is reported before anything slow starts.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.policies import (
-    BIAS_POLICIES,
-    CONSTANT,
-    CRITERIA,
-    FREED_WEIGHTS,
-    HEADS,
-    MAGNITUDE,
-    RETRAIN_RATES,
-)
-from tf_packnet.pruning.ranking import PRUNE_SCOPES
-from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM, check_rounds
 from tf_packnet.runs.data_options import DataOptions
+from tf_packnet.runs.method_options import MethodOptions
 from tf_packnet.runs.network_options import NetworkOptions
 from tf_packnet.runs.options import (
     MAX_HOSTS,
@@ -39,136 +28,29 @@ from tf_packnet.runs.options import (
     optional,
     path,
 )
+from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.datasets import default_classes
 
-APPROACHES = ("packnet", "memory", "multinet")
-BUDGETS = ("steps", "epochs")
 JIT = ("auto", "on", "off")
 ON_CORRUPTION = ("recompute", "fail")
 OPTIMIZERS = ("adam", "adamw", "momentum", "nadam", "rmsprop", "sgd")
-RESIDENCIES = ("auto", "device", "stream")
+RESIDENCIES = ("auto", "device", "stream", "disk")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 
 # Limits that catch typing errors: far above what anyone needs, far below what exhausts a machine.
-MAX_EPOCHS = 1_000_000
 MAX_DEVICES = 64
 # The positive numbers that float32, the type of the weights, can hold.
 _FLOAT32 = (1.2e-38, 3.4e38)
 
 
-def _are_round_epochs(value: str) -> bool:
-    return value in ROUND_EPOCHS or bool(re.fullmatch(r"[1-9]\d{0,6}([,+][1-9]\d{0,6})*", value))
-
-
 @dataclass(frozen=True)
-class Config(NetworkOptions, DataOptions):
+class Config(MethodOptions, NetworkOptions, DataOptions):
     """The settings of one run, and its command-line flags (`flags/REFERENCE.md` has the meaning of each).
 
     Raises:
         ArgumentError: On construction, if a field is out of range or two fields contradict each other.
     """
-
-    approach: str = option(
-        "Method",
-        "packnet",
-        one_of(APPROACHES),
-        StageKey.NETWORK,
-        "packnet learns task by task and freezes weights. The other two are the paper's bounds, which freeze "
-        "nothing: memory trains task i on the data of tasks 1 to i, multinet trains all tasks at once.",
-    )
-    train_epochs: int = option(
-        "Method",
-        30,
-        integer(1, MAX_EPOCHS),
-        StageKey.TRAIN_STAGE,
-        "E, epochs of training per task, on the free weights.",
-    )
-    retrain_epochs: int = option(
-        "Method",
-        30,
-        integer(1, MAX_EPOCHS),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "B, epochs of retraining per task, over all its prune rounds.",
-    )
-    prune_rounds: int = option(
-        "Method",
-        3,
-        integer(1, MAX_EPOCHS),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs.",
-    )
-    round_epochs: str = option(
-        "Method",
-        UNIFORM,
-        Check(_are_round_epochs, "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "How the B retraining epochs are divided between the N rounds: uniform, B/N each; growing, in proportion to "
-        "1, 2, ..., N; shrinking, the reverse; or the epochs after each round, such as 1,2,5 (1+2+5 in a --sweep).",
-        neutral=UNIFORM,
-    )
-    retrain_rate: str = option(
-        "Method",
-        CONSTANT,
-        one_of(RETRAIN_RATES),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "learning rate during retraining. linear and cosine fall over all of it, linear_restarts and cosine_restarts "
-        "over each prune round; adaptive begins each round with a rate that depends on how much it has pruned.",
-        neutral=CONSTANT,
-    )
-    final_prune: float = option(
-        "Method",
-        0.75,
-        Check(lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "p, the fraction of the prunable weights that is still free after all tasks.",
-    )
-    budget: str = option(
-        "Method",
-        "steps",
-        one_of(BUDGETS),
-        StageKey.BASELINES,
-        "what memory and multinet have in common with packnet: the number of gradient steps, or of epochs "
-        "over their larger data.",
-    )
-    freed_weights: str = option(
-        "Method",
-        "zero",
-        one_of(FREED_WEIGHTS),
-        StageKey.LATER_TRAIN_STAGES,
-        "the values with which weights that a task released start the next task: zero, their values when "
-        "pruned, or newly drawn ones.",
-    )
-    head: str = option(
-        "Method",
-        "per_task",
-        one_of(HEADS),
-        StageKey.NETWORK,
-        "one unpruned output layer per task, or one output layer for all tasks that is pruned like the others.",
-    )
-    bias_policy: str = option(
-        "Method",
-        "first_task",
-        one_of(BIAS_POLICIES),
-        StageKey.NETWORK,
-        "biases are trained by task 1 and then frozen, or each task has its own.",
-    )
-    prune_scope: str = option(
-        "Method",
-        "layer",
-        one_of(tuple(PRUNE_SCOPES)),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "weights are ranked per layer, over all layers, or per layer with Erdos-Renyi-Kernel layer densities.",
-    )
-
-    prune_criterion: str = option(
-        "Method",
-        MAGNITUDE,
-        one_of(CRITERIA),
-        StageKey.PRUNE_RETRAIN_STAGE,
-        "weights are ranked by magnitude, by magnitude times the norm of their inputs (Wanda), or by a first-order "
-        "Taylor expansion of the loss; the last two see 512 training examples of the task.",
-        neutral=MAGNITUDE,
-    )
 
     optimizer: str = option(
         "Training",
@@ -256,8 +138,9 @@ class Config(NetworkOptions, DataOptions):
         "auto",
         one_of(RESIDENCIES),
         StageKey.COVERED_BY_EXECUTION,
-        "keep the training examples in device memory and shuffle them there, or stream them through tf.data, "
-        "in the same order. auto keeps up to 1 GiB on the device, but streams to replicas.",
+        "keep the training examples in device memory and shuffle them there, stream them through tf.data, or read "
+        "each image from disk when it is needed, all in the same order. auto keeps up to 1 GiB on the device, but "
+        "streams to replicas; images that take more than a quarter of the free memory stay on disk.",
     )
 
     output_dir: str | None = option(
@@ -298,27 +181,24 @@ class Config(NetworkOptions, DataOptions):
         for name in OPTIONS:
             check_field(name, getattr(self, name))
         object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
+        if self.classes_per_task is None:
+            object.__setattr__(self, "classes_per_task", default_classes(self.dataset))
+        if self.image_size is not None:
+            height, width = self.pixels() or (0, 0)
+            object.__setattr__(self, "image_size", f"{height}" if height == width else f"{height}x{width}")
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.resize != RESIZES[0] and self.image_size is None:
+            raise ArgumentError("resize", f"{RESIZES[0]} without --image_size", self.resize)
         self.check_network(self.head)
         self._check_hosts()
-        self._check_rounds()
+        self.check_rounds()
         if self.logical_devices is not None and self.strategy != "mirrored":
             raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
         if self.logical_devices is not None and self.batch_size < self.logical_devices:
             expected = f"at least one example for each of --logical_devices={self.logical_devices}"
             raise ArgumentError("batch_size", expected, self.batch_size)
-
-    def _check_rounds(self) -> None:
-        try:
-            check_rounds(self.retrain_epochs, self.prune_rounds, self.lengths_of_rounds())
-        except ArgumentError as error:
-            argument = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}[error.argument]
-            expected = error.expected.replace("in round_epochs", "in --round_epochs")
-            expected = expected.replace("of round_epochs", "of --round_epochs")
-            expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
-            raise ArgumentError(argument, expected, error.received) from error
 
     def _check_hosts(self) -> None:
         if self.hosts and self.strategy != "multiworker":
@@ -329,12 +209,6 @@ class Config(NetworkOptions, DataOptions):
         if self.hosts and (self.host_index is None or self.host_index > last):
             expected = f"0 to {last}: which of the {last + 1} --hosts this process is"
             raise ArgumentError("host_index", expected, self.host_index)
-
-    def lengths_of_rounds(self) -> str | tuple[int, ...]:
-        """Return `round_epochs` as `EqualShare` takes it."""
-        if self.round_epochs in ROUND_EPOCHS:
-            return self.round_epochs
-        return tuple(map(int, re.split("[,+]", self.round_epochs)))
 
     def directory(self) -> str:
         """Return the output folder: `output_dir`, by default `out/<dataset>`."""

@@ -9,7 +9,7 @@ from tf_packnet import tasks
 from tf_packnet.errors import ArgumentError
 from tf_packnet.runs.config import Config
 from tf_packnet.tasks import TaskStream
-from tf_packnet.tasks.sources import EMBEDDED, is_folder
+from tf_packnet.tasks.sources import SOURCES, is_folder, names_in
 
 
 def load_stream(config: Config) -> TaskStream:
@@ -23,7 +23,15 @@ def load_stream(config: Config) -> TaskStream:
         config.batch_size,
         config.seed,
         config.max_bytes,
+        image_size=config.pixels(),
+        resize=config.resize,
+        test_fraction=config.test_fraction,
+        on_disk=_ON_DISK[config.data_residency],
     )
+
+
+# Whether images stay on disk; None by their size.
+_ON_DISK = {"auto": None, "device": False, "stream": False, "disk": True}
 
 
 # Cached, since most runs in one process learn the same tasks.
@@ -60,7 +68,7 @@ def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None
 
 
 def _current_fingerprint(config: Config) -> str:
-    if config.dataset != EMBEDDED and not is_folder(config.dataset):
+    if not all(name in SOURCES or is_folder(name) for name in names_in(config.dataset)):
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow(on_cpu=True)

@@ -3,7 +3,22 @@
 from dataclasses import dataclass
 
 from tf_packnet.pruning.ownership import MAX_TASKS
-from tf_packnet.runs.options import Check, StageKey, fraction, integer, is_text, option, optional, path
+from tf_packnet.runs.options import (
+    Check,
+    StageKey,
+    fraction,
+    image_size,
+    integer,
+    is_text,
+    one_of,
+    option,
+    optional,
+    path,
+    task_sizes,
+)
+from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.sources import names_in
+from tf_packnet.tasks.splitting import TaskSizes
 
 
 @dataclass(frozen=True)
@@ -14,13 +29,13 @@ class DataOptions:
         "Data",
         "digits",
         Check(
-            lambda name: bool(name) and is_text(name),
-            "digits, the name of a TFDS image classification set, or a folder",
+            lambda name: is_text(name) and all(names_in(name)),
+            "digits, the name of a TFDS image classification set, or a folder; or several of them, separated by commas",
         ),
         StageKey.COVERED_BY_DATA,
         "digits (embedded, no network needed); a TFDS image classification set such as mnist or cifar10; or a "
-        "folder of your own such as ./data, which contains one folder per task, with one folder of images per "
-        "class.",
+        "folder of your own such as ./data, which contains one folder of images per class, or one folder per task "
+        "with such folders. Several data sets, separated by commas, are learned one after the other.",
     )
     data_dir: str | None = option(
         "Data",
@@ -39,12 +54,13 @@ class DataOptions:
         "size of the image files if that is more.",
         sweepable=False,
     )
-    classes_per_task: int = option(
+    classes_per_task: TaskSizes | None = option(
         "Data",
-        2,
-        integer(2),
+        None,
+        optional(task_sizes()),
         StageKey.COVERED_BY_DATA,
-        "Classes per task, in the data set's order.",
+        "Classes per task, in the data set's order: one number for all tasks, or one for each, such as 10,5,5; all "
+        "makes each data set one task. Folders of tasks keep theirs. Default: 2, or all for several data sets.",
     )
     num_tasks: int | None = option(
         "Data",
@@ -61,3 +77,35 @@ class DataOptions:
         "Fraction of the training examples held out for validation. The test examples are used only to report "
         "accuracy.",
     )
+    test_fraction: float = option(
+        "Data",
+        0.2,
+        Check(lambda share: 0.0 < share < 1.0, "a fraction between 0 and 1, both exclusive"),
+        StageKey.COVERED_BY_DATA,
+        "Fraction of each class held out for testing, by --seed, where a data set has no split named test or "
+        "validation.",
+        neutral=0.2,
+    )
+    image_size: str | None = option(
+        "Data",
+        None,
+        optional(image_size()),
+        StageKey.COVERED_BY_DATA,
+        "Size that all images are resized to, N or HEIGHTxWIDTH, such as 224. Needed if they differ in size.",
+        neutral=None,
+    )
+    resize: str = option(
+        "Data",
+        "stretch",
+        one_of(RESIZES),
+        StageKey.COVERED_BY_DATA,
+        "with --image_size: change the proportions, add black borders, or cut off what is beyond the centre.",
+        neutral="stretch",
+    )
+
+    def pixels(self) -> tuple[int, int] | None:
+        """Return `image_size` as height and width."""
+        if self.image_size is None:
+            return None
+        height, _, width = self.image_size.partition("x")
+        return int(height), int(width or height)

@@ -9,6 +9,8 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from tf_packnet.system.images import MAX_SIDE
+
 # Limit on the length of a path in bytes, as in Linux.
 MAX_PATH = 4095
 # Limit for numbers that only the data set limits, once it is loaded.
@@ -115,6 +117,28 @@ def names(most: int) -> Check:
         ),
         f"different names, separated by commas, up to {most:,} of them",
     )
+
+
+def task_sizes() -> Check:
+    """Accept a number of classes, a number for each of several tasks, or `all`."""
+
+    def holds(value: Any) -> bool:
+        sizes = value if isinstance(value, tuple) else (value,)
+        return value == "all" or bool(sizes and all(integer(2).holds(size) for size in sizes))
+
+    return Check(holds, "at least 2 classes, numbers of classes separated by commas, or all")
+
+
+def image_size() -> Check:
+    """Accept the text `N` or `HEIGHTxWIDTH`."""
+
+    def holds(value: Any) -> bool:
+        sides = value.split("x") if is_text(value) else []
+        return len(sides) in (1, 2) and all(
+            side.isascii() and side.isdigit() and len(side) <= 5 and 1 <= int(side) <= MAX_SIDE for side in sides
+        )
+
+    return Check(holds, f"N or HEIGHTxWIDTH, in pixels from 1 to {MAX_SIDE:,}")
 
 
 def addresses() -> Check:

@@ -100,6 +100,8 @@ def choose_residency(config: Config, stream: TaskStream) -> bool:
     """Whether training examples are kept on each device. `auto`: up to `RESIDENT_BYTES` per task."""
     if config.data_residency != "auto":
         return config.data_residency == "device"
+    if any(task.splits["train"].is_stored for task in stream):
+        return False
     largest = max(task.splits["train"].images.nbytes for task in stream)
     return largest <= RESIDENT_BYTES
 

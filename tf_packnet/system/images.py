@@ -1,7 +1,8 @@
 """Reads images from untrusted sources. What decoding takes is computed from the header and bounded before it begins."""
 
+import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,11 @@ OTHER_IMAGES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".pgm", ".ppm", ".pb
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 2}
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I")
 _16_BITS = ("I;16", "I;16B", "I")
+# Limit on the height and width that images are resized to.
+MAX_SIDE = 10_000
+# Ways to resize an image: change its proportions, add black borders, or cut off what is beyond the centre.
+RESIZES = ("stretch", "pad", "crop")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 # Marks a scan of a JPEG file. A progressive one has about ten, each of which costs a pass over all pixels.
 _SCAN = b"\xff\xda"
 
@@ -28,19 +34,53 @@ class UnsupportedImageError(ValueError):
     """An image that this library does not read. The message says what it is."""
 
 
+class Header(NamedTuple):
+    """What an image file says about itself: whether it is grey, and its upright height and width."""
+
+    is_grey: bool
+    height: int
+    width: int
+
+
+def read_header(source: str | os.PathLike | bytes) -> Header:
+    """Read what an image is, without decoding it.
+
+    Args:
+        source: The file, or its content.
+
+    Raises:
+        Exception: Pillow raises errors of many types for a damaged file.
+    """
+    require_extra("Reading images", "PIL")
+    from PIL import Image
+
+    with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
+        # Where EXIF comes after the pixels, which Pillow would decode to find it, `read_image` finds it.
+        may_turn = image.format != "PNG" or "exif" in image.info
+        turned = may_turn and image.getexif().get(0x0112) in _TURNED
+        width, height = image.size[::-1] if turned else image.size
+        return Header(image.mode in _GREY, height, width)
+
+
 def read_image(
-    path: str | os.PathLike, mode: str | None, height: int | None, width: int | None, bound: Bound
+    source: str | os.PathLike | bytes,
+    mode: str | None,
+    height: int | None,
+    width: int | None,
+    bound: Bound,
+    resize: str = "stretch",
 ) -> np.ndarray:
     """Read an image, upright: as its EXIF orientation says. Transparent pixels are blended with white.
 
     The range of 16-bit images is scaled to that of 8 bits.
 
     Args:
-        path: The file.
+        source: The file, or its content.
         mode: `L` for grey, `RGB` for colours; None for that of the image.
         height: The height to resize to; None for that of the image.
         width: The width to resize to; None for that of the image.
         bound: The memory that reading it may take.
+        resize: One of `RESIZES`.
 
     Returns:
         The pixels, `(height, width)` or `(height, width, 3)`, `uint8`.
@@ -53,22 +93,49 @@ def read_image(
     require_extra("Reading images", "PIL")
     from PIL import Image, ImageOps
 
-    with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+    with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph and its previews
             raise UnsupportedImageError("an animation, or a stack of several images")
         mode = mode or ("L" if image.mode in _GREY else "RGB")
         size = (width or image.width, height or image.height)
         bound.check(_needed(image, mode, size), f"the image of {image.width:,} x {image.height:,} pixels")
         if image.format in ("JPEG", "MPO"):
-            scans = _scans(path)
+            scans = _scans(source)
             # One pass over a pixel takes about as long as half a byte may take memory.
             bound.check(scans * image.width * image.height // 2, f"decoding its {scans:,} scans")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         size = (width or image.width, height or image.height)
-        converted = _to_mode(image, mode)
-        resized = converted if converted.size == size else converted.resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(resized, np.uint8)
+        return np.asarray(_fitted(_to_mode(image, mode), size, resize), np.uint8)
+
+
+def resized(pixels: np.ndarray, height: int, width: int, resize: str = "stretch") -> np.ndarray:
+    """Resize pixels `(height, width)` or `(height, width, 3)`, `uint8`, as `read_image` does."""
+    from PIL import Image
+
+    return np.asarray(_fitted(Image.fromarray(pixels), (width, height), resize), np.uint8)
+
+
+def _fitted(image: "Image.Image", size: tuple[int, int], resize: str) -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    bilinear = Image.Resampling.BILINEAR
+    if image.size == size:
+        return image
+    if resize == "stretch":
+        return image.resize(size, bilinear)
+    if resize == "crop":
+        return ImageOps.fit(image, size, bilinear)
+    factor = min(size[0] / image.width, size[1] / image.height)
+    inner = [max(1, min(most, round(factor * side))) for side, most in zip(image.size, size, strict=True)]
+    padded = Image.new(image.mode, size)
+    corner = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    padded.paste(image.resize((inner[0], inner[1]), bilinear), corner)
+    return padded
+
+
+def _opened(source: str | os.PathLike | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
@@ -98,8 +165,8 @@ def _needed(image: "Image.Image", mode: str, size: tuple[int, int]) -> int:
     return pixels * _PIXEL_BYTES.get(image.mode, 4) + converted + resized + result * target
 
 
-def _scans(path: str | os.PathLike) -> int:
-    with open_regular(path) as file:
+def _scans(source: str | os.PathLike | bytes) -> int:
+    with _opened(source) as file:
         count, before = 0, b""
         while chunk := file.read(2**20):
             count += (before + chunk).count(_SCAN)

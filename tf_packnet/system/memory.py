@@ -70,3 +70,8 @@ def _control_groups(root: Path) -> Iterator[Path]:
             folder = top / group.strip("/")
             # In a container, the path may be that on the host: then the own group is the top one.
             yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(top))
+
+
+def room() -> int:
+    """Return the memory in bytes that this process may still use beside TensorFlow."""
+    return min((max(0, limit - needed) for _, limit, needed in limits()), default=2**63 - 1)

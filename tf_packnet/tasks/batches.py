@@ -6,12 +6,14 @@ gets one infinite data set, and the number of its elements per epoch.
 AutoGraph is off for all functions here, because it writes temporary files, which a killed process leaves behind.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.stored_images import Images, StoredImages
 
 if TYPE_CHECKING:  # tasks are made and checked before TensorFlow starts
     import tensorflow as tf
@@ -20,6 +22,8 @@ if TYPE_CHECKING:  # tasks are made and checked before TensorFlow starts
 _STEPS_PER_CALL = 512
 # The same for streamed examples, which are copied for each call.
 _STREAMED_STEPS_PER_CALL = 32
+# The same for images on disk, in bytes: a few calls wait in memory.
+_STORED_BYTES_PER_CALL = 2**22
 
 
 def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
@@ -63,7 +67,7 @@ class StreamedBatches:
     One call of the compiled step takes many gradient steps, because Keras itself needs 2 ms per call.
 
     Attributes:
-        images: Array `(examples, *shape)` in the dtype of the data.
+        images: Array `(examples, *shape)` in the dtype of the data, or `StoredImages`.
         labels: `int32` array `(examples,)`.
         scale: Factor that scales the images to [0, 1].
         batch_size: Examples per batch.
@@ -77,7 +81,7 @@ class StreamedBatches:
         ArgumentError: If there are not as many labels as images, or a number is out of range.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     scale: float
     batch_size: int
@@ -110,7 +114,10 @@ class StreamedBatches:
     @property
     def steps_in_a_call(self) -> int:
         """Gradient steps in a full call; the same for all tasks with the same `room`."""
-        return min(self.steps_per_call, self.reserved // self.batch_size)
+        steps = min(self.steps_per_call, self.reserved // self.batch_size)
+        if isinstance(self.images, StoredImages):
+            steps = min(steps, max(1, _STORED_BYTES_PER_CALL // (self.batch_size * self.images.image_bytes)))
+        return steps
 
     @property
     def calls(self) -> int:
@@ -125,12 +132,12 @@ class StreamedBatches:
         """
         import tensorflow as tf
 
-        images, labels = tf.constant(self.images), tf.constant(self.labels)
+        images, labels = reader(self.images), tf.constant(self.labels)
 
         @tf.autograph.experimental.do_not_convert
         def gather(call: dict[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
             rows = call.pop("rows")
-            return {**call, "images": tf.gather(images, rows), "labels": tf.gather(labels, rows)}
+            return {**call, "images": images(rows), "labels": tf.gather(labels, rows)}
 
         return untuned(self._calls(first_epoch).map(gather).prefetch(2))
 
@@ -138,7 +145,7 @@ class StreamedBatches:
         """Return the same batches one by one, `(x, y)`, `steps` per epoch, for Keras to divide between replicas."""
         import tensorflow as tf
 
-        images, labels = tf.constant(self.images), tf.constant(self.labels)
+        images, labels = reader(self.images), tf.constant(self.labels)
 
         @tf.autograph.experimental.do_not_convert
         def order(epoch: "tf.Tensor") -> "tf.data.Dataset":
@@ -146,7 +153,7 @@ class StreamedBatches:
 
         @tf.autograph.experimental.do_not_convert
         def batch(rows: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return decode(tf.gather(images, rows), self.scale), tf.gather(labels, rows)
+            return decode(images(rows), self.scale), tf.gather(labels, rows)
 
         return untuned(_epochs(first_epoch).flat_map(order).map(batch).prefetch(2))
 
@@ -194,16 +201,41 @@ def _epochs(first: int) -> "tf.data.Dataset":
     return tf.data.Dataset.range(first, np.iinfo(np.int32).max)
 
 
-def evaluation_batches(images: np.ndarray, labels: np.ndarray, scale: float, batch_size: int) -> "tf.data.Dataset":
+def reader(images: Images) -> Callable[["tf.Tensor"], "tf.Tensor"]:
+    """Return a function that gathers the images at rows, a tensor of any shape, in a data set."""
+    import tensorflow as tf
+
+    if not isinstance(images, StoredImages):
+        array = tf.constant(images)
+        return lambda rows: tf.gather(array, rows)
+
+    def read(rows: "tf.Tensor") -> "tf.Tensor":
+        pixels = tf.numpy_function(images.__getitem__, [rows], tf.as_dtype(images.dtype))
+        return tf.ensure_shape(pixels, rows.shape.concatenate(images.image_shape))
+
+    return read
+
+
+def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_size: int) -> "tf.data.Dataset":
     """Make evaluation batches `(x, y)` in order.
 
     Args:
-        images: Array `(examples, *shape)`.
+        images: Array `(examples, *shape)`, or `StoredImages`.
         labels: `int32` array `(examples,)`.
         scale: Factor that scales the images to [0, 1].
         batch_size: Maximum number of examples per batch.
     """
     import tensorflow as tf
+
+    if isinstance(images, StoredImages):
+        rows = tf.data.Dataset.range(len(labels)).batch(batch_size)
+        read, classes = reader(images), tf.constant(labels)
+
+        @tf.autograph.experimental.do_not_convert
+        def batch(index: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+            return decode(read(index), scale), tf.gather(classes, index)
+
+        return untuned(rows.map(batch).prefetch(1))
 
     # Batched and decoded once, instead of in a `map`: Keras creates a new iterator for every evaluation, which takes
     # 17 ms with a mapped function and less than 1 ms without. Batches are passed on without a copy.

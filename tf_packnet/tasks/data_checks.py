@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks.stored_images import Images, StoredImages
 
 # Number of examples to compare at once.
 _CHUNK = 1024
+# The same if they are read from disk.
+_BATCH = 16
 
 
-def check_finite(argument: str, x: np.ndarray) -> None:
+def check_finite(argument: str, x: Images) -> None:
     """Raise ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message says where."""
-    if x.dtype.kind not in "fc":
+    if x.dtype.kind not in "fc" or isinstance(x, StoredImages):
         return
     with np.errstate(over="ignore", invalid="ignore"):
         total = x.sum(dtype=x.dtype if x.dtype.itemsize > 2 else np.float32)
@@ -47,10 +50,10 @@ def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored
         raise ArgumentError(argument, expected, f"{_first(labels, outside)} in example {np.argwhere(outside)[0][0]}")
 
 
-def check_varies(argument: str, x: np.ndarray, what: str) -> None:
+def check_varies(argument: str, x: Images, what: str) -> None:
     """Raise ArgumentError if all examples in `x`, described by `what`, are the same."""
-    first = x[:1]
-    if len(x) > 1 and all((x[start : start + _CHUNK] == first).all() for start in range(0, len(x), _CHUNK)):
+    first, size = x[:1], _BATCH if isinstance(x, StoredImages) else _CHUNK
+    if len(x) > 1 and all((x[start : start + size] == first).all() for start in range(0, len(x), size)):
         raise ArgumentError(argument, f"examples that differ in {what}", f"{len(x)} equal examples")
 
 

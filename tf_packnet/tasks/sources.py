@@ -3,11 +3,12 @@
 import contextlib
 import difflib
 import io
+import math
 import os
 import socket
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ import numpy as np
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.system.extras import require_extra
 from tf_packnet.tasks.batches import untuned
+from tf_packnet.tasks.labelled import Labelled, Reading
+from tf_packnet.tasks.stored_images import are_too_large
 from tf_packnet.tasks.stream import Split
+from tf_packnet.tasks.tfds_images import has_record_files, stored_split
 
 EMBEDDED = "digits"
+_AS_STORED = Reading()
 _RECORDS_PER_CALL = 500
 
 
@@ -42,19 +47,24 @@ def load_digits() -> tuple[Split, Split, list[str]]:
 SOURCES: dict[str, Callable[[], tuple[Split, Split, list[str]]]] = {EMBEDDED: load_digits}
 
 
-def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, list[str]]:
+def load_tfds(name: str, data_dir: str | None = None, reading: Reading = _AS_STORED) -> Labelled:
     """Load an image classification data set with TFDS, which downloads it if it is not on disk.
+
+    The test examples are those of the split `test`. If there is none, or it has no labels, they are those of
+    `validation`.
 
     Args:
         name: Name in TFDS.
         data_dir: TFDS's data directory; the default is TFDS's own default.
+        reading: How images are read.
 
     Returns:
-        Training examples, test examples, and class names.
+        The data set.
 
     Raises:
-        ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with the splits
-            train and test, or if it is not on disk and cannot be downloaded.
+        ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with a split of
+            training examples, if its images differ in size and `reading` has none, or if it is not on disk and cannot
+            be downloaded.
     """
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -64,13 +74,40 @@ def load_tfds(name: str, data_dir: str | None = None) -> tuple[Split, Split, lis
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # for an unknown version or config TFDS raises various types
         raise ArgumentError("dataset", f"a data set that TFDS can build ({first_line(error)})", name) from error
-    _check_is_image_classification(name, builder.info)
+    _check_is_image_classification(name, builder.info, reading)
     _prepare(name, builder)
-    if not {"train", "test"} <= set(builder.info.splits):
-        splits = ", ".join(builder.info.splits)
-        raise ArgumentError("dataset", f"a data set with the splits train and test (this one has: {splits})", name)
-    train, test = (_read(builder, split) for split in ("train", "test"))
-    return train, test, list(builder.info.features["label"].names)
+    training, candidates = _splits(name, builder)
+    is_stored = reading.image_size is not None or _stays_on_disk(builder, (training, *candidates), reading)
+    file_bytes = 0
+    found: list[Split] = []
+    for split in (training, *candidates):
+        examples, size = stored_split(name, builder, split, reading) if is_stored else (_read(builder, split), 0)
+        if split == training or (examples.labels >= 0).any():
+            found.append(examples)
+            file_bytes += size
+        if len(found) == 2:
+            break
+    class_names = list(builder.info.features["label"].names)
+    return Labelled(name, found[0], found[1] if len(found) > 1 else None, class_names, file_bytes=file_bytes)
+
+
+def _splits(name: str, builder: Any) -> tuple[str, list[str]]:
+    """Return the split of the training examples, and those that may have test examples, the preferred one first."""
+    splits = list(builder.info.splits) or ["train", "test"]  # unknown: there are no files
+    if "train" not in splits and len(splits) > 1:
+        expected = f"a data set with a split of training examples, `train` (this one has: {', '.join(splits)})"
+        raise ArgumentError("dataset", expected, name)
+    training = "train" if "train" in splits else splits[0]
+    return training, [split for split in ("test", "validation") if split in splits and split != training]
+
+
+def _stays_on_disk(builder: Any, splits: Sequence[str], reading: Reading) -> bool:
+    """Whether images that need no resizing stay on disk."""
+    if reading.on_disk is not None:
+        return reading.on_disk
+    feature = builder.info.features["image"]
+    examples = sum(builder.info.splits[split].num_examples for split in splits if split in builder.info.splits)
+    return are_too_large(examples * math.prod(feature.shape) * np.dtype(feature.np_dtype).itemsize)
 
 
 def is_folder(name: str) -> bool:
@@ -78,13 +115,43 @@ def is_folder(name: str) -> bool:
     return name.startswith((".", "/", "~")) or (os.sep in name and os.path.isdir(name))
 
 
+def names_in(dataset: str) -> tuple[str, ...]:
+    """Return the names of data sets in a comma-separated list. The name of an existing folder may contain commas."""
+    parts = dataset.split(",")
+    names: list[str] = []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        joined = (",".join(parts[:end]) for end in ends)
+        folders = (end for end, name in zip(ends, joined, strict=True) if _exists(name))
+        end = next(folders, 1)
+        names.append(",".join(parts[:end]))
+        parts = parts[end:]
+    return tuple(names)
+
+
+def _exists(name: str) -> bool:
+    return is_folder(name) and os.path.isdir(os.path.expanduser(name))
+
+
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Raise ArgumentError unless `name` is in `SOURCES`, a folder, or known to TFDS; does not start TensorFlow."""
+    """Check the name of a data set, or a comma-separated list of names; does not start TensorFlow.
+
+    Raises:
+        ArgumentError: If a data set is not in `SOURCES`, no folder, and not known to TFDS, or is there twice.
+    """
+    names = names_in(name)
+    if len(set(names)) < len(names):
+        raise ArgumentError("dataset", "different data sets", name)
+    for each in names:
+        _check_one_name(each, data_dir)
+
+
+def _check_one_name(name: str, data_dir: str | None) -> None:
     if name in SOURCES:
         return
     if is_folder(name):
         if not os.path.isdir(os.path.expanduser(name)):
-            raise ArgumentError("dataset", "an existing folder, with one folder per task", name)
+            raise ArgumentError("dataset", "an existing folder, with one folder per task or per class", name)
         return
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -99,16 +166,16 @@ def check_name(name: str, data_dir: str | None = None) -> None:
         raise ArgumentError("dataset", expected, name)
 
 
-def _check_is_image_classification(name: str, info: Any) -> None:
+def _check_is_image_classification(name: str, info: Any, reading: Reading) -> None:
     features = info.features
     if not {"image", "label"} <= set(features or {}) or not hasattr(features["label"], "names"):
         raise ArgumentError("dataset", "an image classification data set, with the features image and label", name)
-    if None in features["image"].shape:
-        raise ArgumentError("dataset", f"images of one size (these have the shape {features['image'].shape})", name)
+    if None in features["image"].shape and reading.image_size is None:
+        raise ArgumentError("image_size", f"a size such as 224, as the images of {name} differ in size", None)
 
 
 def _prepare(name: str, builder: Any) -> None:
-    if builder.is_prepared():
+    if _can_be_read(builder):
         return
     if not is_online():  # TFDS would retry for minutes
         raise _unavailable(name, builder, f"{_HOST} cannot be reached")
@@ -122,6 +189,16 @@ def _prepare(name: str, builder: Any) -> None:
             builder.download_and_prepare()
     except Exception as error:  # from TFDS's downloader, file system or checksums
         raise _unavailable(name, builder, first_line(error)) from error
+
+
+def _can_be_read(builder: Any) -> bool:
+    if builder.is_prepared():
+        return True
+    try:
+        builder.as_dataset(split="train")  # such as TFDS's mock data, which have no files
+    except Exception:
+        return False
+    return True
 
 
 # The host of TFDS's prepared data sets, and of the original MNIST.
@@ -163,10 +240,8 @@ def _read_examples(builder: Any, split: str) -> dict[str, np.ndarray]:
 
 
 def _is_one_record_file(builder: Any, split: str) -> bool:
-    """Whether the examples are in one file: TFDS interleaves several in its own order, which we could not reproduce."""
-    import tensorflow_datasets as tfds
-
-    return builder.info.file_format == tfds.core.FileFormat.TFRECORD and len(builder.info.splits[split].filepaths) == 1
+    """Whether the examples are in one file: TFDS interleaves several in its own order."""
+    return has_record_files(builder, split) and len(builder.info.splits[split].filepaths) == 1
 
 
 def _read_records(builder: Any, split: str) -> dict[str, np.ndarray]:

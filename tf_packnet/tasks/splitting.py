@@ -5,33 +5,42 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.data_checks import check_class_numbers
 from tf_packnet.tasks.stream import Split, Task, TaskStream
+
+# One task of all classes.
+ALL = "all"
+# The number of classes of each task: the same for all, one for each, or `ALL`.
+TaskSizes = int | Sequence[int] | str
 
 
 def split_into_tasks(
     name: str,
     train: Split,
-    test: Split,
+    test: Split | None,
     class_names: Sequence[str],
-    classes_per_task: int = 2,
+    classes_per_task: TaskSizes = 2,
     num_tasks: int | None = None,
     validation_fraction: float = 0.1,
     batch_size: int = 128,
     seed: int = 0,
+    test_fraction: float = 0.2,
 ) -> TaskStream:
-    """Split a labelled data set into tasks of `c = classes_per_task` classes: 0 to c-1, c to 2c-1, and so on.
+    """Split a labelled data set into tasks of consecutive classes.
 
     Args:
         name: Name of the data set.
         train: Training examples. A fraction of each class is held out of them for validation.
-        test: Test examples.
+        test: Test examples; None to hold out a fraction of each class of `train`.
         class_names: Name of each label.
-        classes_per_task: Number of classes of each task.
+        classes_per_task: Number of classes of each task; a sequence with the number of each task, in order; or `all`
+            for one task.
         num_tasks: Number of tasks; the default is as many as there are classes for.
         validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
-        seed: Seeds the choice of validation examples and the order of the training batches.
+        seed: Seeds the choice of held-out examples and the order of the training batches.
+        test_fraction: Fraction of each class to hold out for testing if `test` is None, in (0, 1).
 
     Returns:
         The tasks, each with labels from 0.
@@ -40,45 +49,106 @@ def split_into_tasks(
         ArgumentError: If a number is out of range, there are too few classes, a task has fewer training examples than
             one batch, or `check_task` rejects its data.
     """
-    if classes_per_task < 1:
-        raise ArgumentError("classes_per_task", "at least 1", classes_per_task)
+    sizes = task_sizes(name, len(class_names), classes_per_task, num_tasks)
+    return TaskStream(
+        name, cut(name, train, test, class_names, sizes, validation_fraction, batch_size, seed, test_fraction)
+    )
+
+
+def task_sizes(name: str, classes: int, classes_per_task: TaskSizes, num_tasks: int | None = None) -> list[int]:
+    """Return the number of classes of each task of a data set; the arguments are those of `split_into_tasks`."""
     if num_tasks is not None and num_tasks < 1:
         raise ArgumentError("num_tasks", "at least 1", num_tasks)
+    if isinstance(classes_per_task, str):
+        if classes_per_task != ALL:
+            raise ArgumentError("classes_per_task", f"a number, several numbers, or {ALL}", classes_per_task)
+        sizes = [classes]
+    elif isinstance(classes_per_task, int):
+        if classes_per_task < 1:
+            raise ArgumentError("classes_per_task", "at least 1", classes_per_task)
+        sizes = [classes_per_task] * (classes // classes_per_task)
+    else:
+        sizes = list(classes_per_task)
+        if not sizes or min(sizes) < 1:
+            raise ArgumentError("classes_per_task", "at least 1 class in each task", sizes)
+    if sum(sizes) > classes or not sizes:
+        raise ArgumentError("classes_per_task", f"at most the {classes} classes of {name}", classes_per_task)
+    if num_tasks is not None and num_tasks > len(sizes):
+        each = f", {classes_per_task} per task" if isinstance(classes_per_task, int) else ""
+        raise ArgumentError("num_tasks", f"at most {len(sizes)} ({name} has {classes} classes{each})", num_tasks)
+    return sizes[:num_tasks]
+
+
+def cut(
+    name: str,
+    train: Split,
+    test: Split | None,
+    class_names: Sequence[str],
+    sizes: Sequence[int],
+    validation_fraction: float = 0.1,
+    batch_size: int = 128,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+) -> list[Task]:
+    """Cut a labelled data set into tasks of so many consecutive classes; for the rest, see `split_into_tasks`."""
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     if batch_size < 1:
         raise ArgumentError("batch_size", "at least 1", batch_size)
-    max_tasks = len(class_names) // classes_per_task
-    if max_tasks == 0:
-        raise ArgumentError("classes_per_task", f"at most the {len(class_names)} classes of {name}", classes_per_task)
-    num_tasks = max_tasks if num_tasks is None else num_tasks
-    if num_tasks > max_tasks:
-        raise ArgumentError(
-            "num_tasks",
-            f"at most {max_tasks} ({name} has {len(class_names)} classes, {classes_per_task} per task)",
-            num_tasks,
-        )
-    for split, data in (("train", train), ("test", test)):
+    for split, data in (("train", train), *([("test", test)] if test is not None else [])):
         check_class_numbers(split, data.labels, len(class_names))
+    if test is None:
+        rng = np.random.default_rng([seed, 1])  # not the numbers that the validation examples are drawn with
+        train, test = held_out_test(name, train, range(len(class_names)), test_fraction, rng)
     rng = np.random.default_rng(seed)
     tasks = []
-    for number in range(1, num_tasks + 1):
-        labels = range((number - 1) * classes_per_task, number * classes_per_task)
+    for number, (first, size) in enumerate(zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False), start=1):
+        labels = range(first, first + size)
         train_index, validation_index = hold_out(train.labels, labels, validation_fraction, rng)
         splits = {
-            "train": _relabelled(train, train_index, labels[0]),
-            "validation": _relabelled(train, validation_index, labels[0]),
-            "test": _relabelled(test, np.flatnonzero(np.isin(test.labels, labels)), labels[0]),
+            "train": _relabelled(train, train_index, first),
+            "validation": _relabelled(train, validation_index, first),
+            "test": _relabelled(test, np.flatnonzero(np.isin(test.labels, labels)), first),
         }
         names = tuple(class_names[label] for label in labels)
+        task_name = "-".join(names)
+        if len(task_name.encode()) > MAX_BYTES:
+            task_name = name if len(sizes) == 1 else f"{name}_{number}"
         if batch_size > len(splits["train"]):
             raise ArgumentError(
                 "batch_size",
-                f"at most the {len(splits['train'])} training examples of task {number} ({'-'.join(names)})",
+                f"at most the {len(splits['train'])} training examples of task {number} ({task_name})",
                 batch_size,
             )
-        tasks.append(Task(number, "-".join(names), names, splits, batch_size, seed))
-    return TaskStream(name, tasks)
+        tasks.append(Task(number, task_name, names, splits, batch_size, seed))
+    return tasks
+
+
+def held_out_test(
+    name: str, examples: Split, classes: Iterable[int], fraction: float, rng: np.random.Generator
+) -> tuple[Split, Split]:
+    """Hold out test examples of a data set that has none.
+
+    Args:
+        name: Name of the data set.
+        examples: All examples.
+        classes: Labels of the examples to divide.
+        fraction: Fraction of each class's examples to hold out.
+        rng: Draws them.
+
+    Returns:
+        The examples that stay, and the test examples.
+
+    Raises:
+        ArgumentError: If the fraction is out of range, or so small that it holds out nothing.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", fraction)
+    staying, held_out = hold_out(examples.labels, classes, fraction, rng)
+    if not len(held_out):
+        expected = f"a fraction that holds out at least one of the {len(examples)} examples of {name!r} for testing"
+        raise ArgumentError("test_fraction", expected, fraction)
+    return examples.take(staying), examples.take(held_out)
 
 
 def hold_out(

@@ -16,9 +16,11 @@ from tf_packnet.tasks.batches import (
     StreamedBatches,
     decode,
     evaluation_batches,
+    reader,
     untuned,
 )
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_varies
+from tf_packnet.tasks.stored_images import Images, StoredImages, chunks, select
 
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
     import tensorflow as tf
@@ -26,15 +28,15 @@ if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow s
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled examples in RAM.
+    """Labelled examples.
 
     Attributes:
-        images: Array `(examples, *shape)`, in the dtype of the data.
+        images: Array `(examples, *shape)`, in the dtype of the data; or `StoredImages`, which are read from disk.
         labels: Integer array `(examples,)`.
         scale: Factor that scales the images to [0, 1].
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     scale: float = 1.0
 
@@ -44,7 +46,7 @@ class Split:
     @property
     def x(self) -> np.ndarray:
         """Inputs of the network, `(examples, *shape)`, `float32` in [0, 1]."""
-        return self.images.astype(np.float32) * np.float32(self.scale)
+        return np.asarray(self.images).astype(np.float32) * np.float32(self.scale)
 
     @property
     def y(self) -> np.ndarray:
@@ -53,7 +55,16 @@ class Split:
 
     def take(self, index: np.ndarray) -> "Split":
         """Return the examples at the integer array `index`."""
-        return Split(self.images[index], self.labels[index], self.scale)
+        return Split(select(self.images, index), self.labels[index], self.scale)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the images are on disk."""
+        return isinstance(self.images, StoredImages)
+
+    def in_memory(self) -> "Split":
+        """Return the same examples with their images in memory."""
+        return dataclasses.replace(self, images=np.asarray(self.images)) if self.is_stored else self
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class Task:
         seed: Seeds the order of `train`.
         room: Training examples of the largest task of the stream, for which to allocate device memory.
         epoch_steps: Gradient steps per epoch; None for as many full batches as there are.
+        resize: How images were brought to their size (`stretch`, `pad` or `crop`); None if they have it by themselves.
     """
 
     number: int
@@ -79,6 +91,7 @@ class Task:
     seed: int = 0
     room: int = 0
     epoch_steps: int | None = None
+    resize: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -91,13 +104,13 @@ class Task:
         import tensorflow as tf
 
         split = self.splits["train"]
-        images, labels = tf.constant(split.images), tf.constant(split.y)
+        images, labels = reader(split.images), tf.constant(split.y)
         order = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=self.seed)
         batches = order.batch(self.batch_size, drop_remainder=True)
 
         @tf.autograph.experimental.do_not_convert  # see batches.py
         def gather(rows: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return decode(tf.gather(images, rows), split.scale), tf.gather(labels, rows)
+            return decode(images(rows), split.scale), tf.gather(labels, rows)
 
         return untuned(batches.map(gather).prefetch(2))
 
@@ -122,7 +135,7 @@ class Task:
                 networks.
         """
         batches_class = ResidentBatches if resident else StreamedBatches
-        split = self.splits["train"]
+        split = self.splits["train"].in_memory() if resident else self.splits["train"]
         optional = {"steps_per_call": steps_per_call} if steps_per_call else {}
         return batches_class(
             split.images,
@@ -181,6 +194,7 @@ class TaskStream(Sequence[Task]):
         )
         self.input_shape: tuple[int, ...] = self._tasks[0].splits["train"].images.shape[1:]
         self.num_classes = self._tasks[0].num_classes
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -195,13 +209,25 @@ class TaskStream(Sequence[Task]):
         return self._tasks[index]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 checksum, in hex, of the examples of all tasks and their order."""
+        """Return a SHA-256 checksum, in hex, of the examples of all tasks and their order.
+
+        The first call reads every image that is on disk.
+
+        Raises:
+            ArgumentError: If an image cannot be read.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._computed_fingerprint()
+        return self._fingerprint
+
+    def _computed_fingerprint(self) -> str:
         digest = hashlib.sha256()
         for task in self:
             digest.update(repr([task.name, task.class_names, task.batch_size]).encode())
             for name, split in task.splits.items():
                 digest.update(repr([name, split.images.shape, split.images.dtype.str, split.scale]).encode())
-                digest.update(content(split.images))
+                for images in chunks(split.images):
+                    digest.update(content(images))
                 digest.update(content(split.y))
         return digest.hexdigest()
 

@@ -59,7 +59,7 @@ class DeviceExamples:
         images, labels = np.asarray(self.images.value()), np.asarray(self.labels.value())  # no copies on CPU
         if len(labels) < batches.reserved or not np.array_equal(labels[:examples], batches.labels):
             return False
-        given = batches.images.reshape(examples, -1)
+        given = np.asarray(batches.images).reshape(examples, -1)
         chunks = [slice(start, start + _COMPARED_AT_ONCE) for start in range(0, examples, _COMPARED_AT_ONCE)]
         return all(np.array_equal(images[:examples][chunk], given[chunk]) for chunk in chunks)
 
@@ -79,7 +79,7 @@ def _padded(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np
     """Flattened images and labels, padded to the rows of the largest task and to `at_least` rows."""
     rows = max(at_least, batches.reserved)
     padding = rows - len(batches.labels)
-    flat = batches.images.reshape(len(batches.labels), -1)
+    flat = np.asarray(batches.images).reshape(len(batches.labels), -1)
     images = np.pad(flat, [(0, padding), (0, 0)]) if padding else flat
     labels = np.pad(batches.labels, (0, padding)) if padding else batches.labels
     return _for_device(images), _for_device(labels)
