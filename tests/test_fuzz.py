@@ -16,15 +16,15 @@ from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.command_line.run_flags import define_flags
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions
-from tf_packnet.runs import config, network_options, output
+from tf_packnet.runs import config, method_options, network_options, output
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.tasks.sources import check_name
 
 NAMES = [name for names in define_flags()[1].values() for name in names]
 SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun", ""]
 CHOICES = {
-    "model": network_options.MODELS, "fc8192": network_options.FC8192, "approach": config.APPROACHES,
-    "budget": config.BUDGETS, "model_args": ("{}",), "weights": ("none", "w.keras"), "exclude": ("a", "a,b"),
+    "model": network_options.MODELS, "fc8192": network_options.FC8192, "approach": method_options.APPROACHES,
+    "budget": method_options.BUDGETS, "model_args": ("{}",), "weights": ("none", "w.keras"), "exclude": ("a", "a,b"),
     "freed_weights": config.FREED_WEIGHTS, "head": config.HEADS, "bias_policy": config.BIAS_POLICIES,
     "prune_scope": tuple(config.PRUNE_SCOPES), "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
     "precision": config.PRECISIONS, "jit": config.JIT, "data_residency": config.RESIDENCIES,
