@@ -167,7 +167,7 @@ def test_refused_shards_leave_no_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_folder(tmp_path):
+def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_folder(tmp_path, capsys):
     experiment = defined("--seeds=2", f"--output_dir={tmp_path}/out")
     paths = ExperimentPaths(tmp_path / "out")
     with shared_folder.shared(paths.root) as other:
@@ -181,6 +181,10 @@ def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_fol
         assert leftover.exists()
     suite.main(experiment, workers=1, shard=Shard(2, 3))
     assert not leftover.exists()
+    paths.runs.mkdir()
+    paths.run("seed=0").write_text("x")
+    suite.main(experiment, workers=1, shard=Shard(2, 3))
+    assert f"{paths.run('seed=0')} is damaged and will be recomputed" in capsys.readouterr().err
 
 
 class TestSharedFolder:
