@@ -124,7 +124,7 @@ def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, star
             if not lock_file.exists():  # else another shard has just begun
                 raise
     with shared_folder.shared(paths.root) as lock:
-        definitions.check_experiment(experiment, paths, lock.alone)
+        definitions.check_experiment(experiment, paths, lock)
         _prepare(experiment, paths, lock.alone)
         lock.share()
         try:
