@@ -97,7 +97,6 @@ def main(
 
 def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, description: str) -> None:
     """Do all runs and write the report."""
-    definitions.check_experiment(experiment, paths)
     is_new = not paths.root.exists()
     with output.locked(paths.root) as is_locked:
         if not is_locked:
