@@ -301,6 +301,7 @@ class Config(NetworkOptions, DataOptions):
         self._check_together()
 
     def _check_together(self) -> None:
+        self.check_data()
         self.check_network(self.head)
         self._check_hosts()
         self._check_rounds()

@@ -23,6 +23,9 @@ def load_stream(config: Config) -> TaskStream:
         config.batch_size,
         config.seed,
         config.max_bytes,
+        config.scenario,
+        config.class_order,
+        config.task_order,
     )
 
 
