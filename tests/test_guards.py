@@ -320,6 +320,7 @@ REFUSED = {
     "optimizer": ("x", "one of adam"),
     "learning_rate": ("1e-39", "a positive number that float32 can hold"),
     "batch_size": ("0x" + "f" * 5000, "an integer"),
+    "augment": ("flip,flip", "different ones of flip, crop, rotate"),
     "seed": (str(2**31), "0 to 2147483647"),
     "strategy": ("x", "one of auto"),
     "hosts": ("a:1,b", "the HOST:PORT of every worker, separated by commas: 2 to 256 different ones"),

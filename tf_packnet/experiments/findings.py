@@ -13,7 +13,7 @@ from tf_packnet.experiments import claims
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
 from tf_packnet.experiments.worker import FinishedRun
-from tf_packnet.reporting import charts, comparison, comparisons, frames
+from tf_packnet.reporting import charts, comparisons, frames, tensorboard_runs
 from tf_packnet.reporting import report as reports
 from tf_packnet.reporting.comparisons import CONFIDENCE
 from tf_packnet.reporting.summary import tensorboard_command
@@ -67,7 +67,7 @@ def write_report(
     )
     report_files = reports.write(report, paths.root)
     named = {run_name(run.config, axes_of(experiment)): run.results for run in runs if run.results is not None}
-    events = comparison.log_experiment(paths.tensorboard, named)
+    events = tensorboard_runs.log_experiment(paths.tensorboard, named)
     print_table(report.title, next(iter(content.tables.values())), content.findings, paths.root)
     return [paths.csv, *report_files, *events]
 

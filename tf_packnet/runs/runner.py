@@ -19,7 +19,7 @@ from tf_packnet.packfile.info import info_of
 from tf_packnet.packfile.saving import save_pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import TRAIN
-from tf_packnet.reporting import comparison, tensorboard
+from tf_packnet.reporting import tensorboard, tensorboard_runs
 from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.runs import output
 from tf_packnet.runs.config import Config
@@ -136,7 +136,7 @@ def finish(run: Run, paths: RunPaths, keys: Sequence[str]) -> None:
         keys: The keys of its stages.
     """
     results, config = run.results, run.config
-    comparison.log_run(paths.tensorboard, results.to_json(), Config().to_json())
+    tensorboard_runs.log_run(paths.tensorboard, results.to_json(), Config().to_json())
     results.complete = True
     results.write(paths.results)
     sums = checksums(paths.root, paths.rebuildable(), include=paths.is_output)

@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from tests.test_text import is_safe
-from tf_packnet.reporting import comparison, event_files
+from tf_packnet.reporting import event_files, tensorboard_runs
 from tf_packnet.reporting.event_files import PREFIX
 from tf_packnet.runs.config import Config
 
@@ -68,7 +68,7 @@ def session(board):
 def test_an_experiment_declares_only_what_varies(tmp_path, varied, columns):
     names = [f"run={number}" for number in range(len(varied))]
     runs = {name: results(**fields) for name, fields in zip(names, varied, strict=True)}
-    comparison.log_experiment(tmp_path, runs)
+    tensorboard_runs.log_experiment(tmp_path, runs)
     infos, first, metrics = declared(events(tmp_path))
     assert set(infos) == set(first) == set(columns)
     assert [metric.name.tag for metric in metrics][:3] == [
@@ -84,7 +84,7 @@ def test_an_experiment_declares_only_what_varies(tmp_path, varied, columns):
 
 def test_the_curves_of_an_experiment(tmp_path):
     together = results(accuracy=[[0.75, 0.5]], matrix=None, approach="multinet")
-    written = comparison.log_experiment(tmp_path, {"a": results(), "b": together})
+    written = tensorboard_runs.log_experiment(tmp_path, {"a": results(), "b": together})
     assert sorted(path.parent.name for path in written) == sorted([tmp_path.name, "a", "b"])
     one, other = events(tmp_path / "a"), events(tmp_path / "b")
     assert points(one, "accuracy_by_task") == [(1, 1.0), (2, 0.5)]
@@ -99,13 +99,13 @@ def test_the_curves_of_an_experiment(tmp_path):
 
 def test_writing_an_experiment_again_gives_the_same_bytes(tmp_path):
     runs = {"a": results(seed=1), "b": results(seed=2)}
-    before = {path: path.read_bytes() for path in comparison.log_experiment(tmp_path, runs)}
-    assert {path: path.read_bytes() for path in comparison.log_experiment(tmp_path, runs)} == before
+    before = {path: path.read_bytes() for path in tensorboard_runs.log_experiment(tmp_path, runs)}
+    assert {path: path.read_bytes() for path in tensorboard_runs.log_experiment(tmp_path, runs)} == before
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(before)
 
 
 def test_hyperparameters_of_a_run_that_differ_from_the_defaults_come_first(tmp_path):
-    comparison.log_run(tmp_path, results(final_prune=0.5, seed=7), Config().to_json())
+    tensorboard_runs.log_run(tmp_path, results(final_prune=0.5, seed=7), Config().to_json())
     infos, first, _ = declared(events(tmp_path))
     assert first == ["final_prune", "seed"]
     assert not {"output_dir", "data_dir", "hosts", "max_bytes"} & set(infos)

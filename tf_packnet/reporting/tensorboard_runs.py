@@ -12,7 +12,7 @@ from tf_packnet.reporting import event_files, metrics
 from tf_packnet.system import files
 from tf_packnet.text import printable
 
-_FILE = event_files.PREFIX + "0.comparison"
+_FILE = event_files.PREFIX + "0.runs"
 # Config fields that do not matter to the scores.
 _NO_EFFECT = ("data_dir", "max_bytes", "output_dir", "on_corruption", "hosts", "host_index")
 _DESCRIPTIONS = {
