@@ -13,6 +13,7 @@ import pytest
 import tf_packnet as tp
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, DivergedError
+from tf_packnet.layers.augmentation import CHANGES, Augmentation
 from tf_packnet.training import training_state
 
 EPOCHS = 6
@@ -39,10 +40,11 @@ def batches():
     return tp.tasks.load("digits", num_tasks=2, batch_size=32)[0].training_batches(seed=3, resident=True)
 
 
-def packed_model(optimizer="adamw", jit=False):
+def packed_model(optimizer="adamw", jit=False, augment=()):
     keras.utils.set_random_seed(1)
     dense = keras.layers.Dense
-    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), dense(24, activation="relu", name="dense_1")]
+    changes = [Augmentation(augment)] if augment else []
+    layers = [keras.Input((8, 8, 1)), *changes, keras.layers.Flatten(), dense(24, activation="relu", name="dense_1")]
     layers += [keras.layers.Dropout(0.3, seed=4), keras.layers.BatchNormalization(name="norm")]
     packed = tp.pack(keras.Sequential([*layers, dense(16, activation="relu", name="dense_2"), dense(2, name="head")]))
     optimizers = {
@@ -72,7 +74,11 @@ def assert_same_state(one, two):
         np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("how", [("adamw", "auto"), ("momentum", False)], ids=["XLA", "plain"])
+@pytest.mark.parametrize(
+    "how",
+    [("adamw", "auto"), ("momentum", False), ("adamw", False, tuple(CHANGES))],
+    ids=["XLA", "plain", "augmented"],
+)
 def test_a_retraining_that_crashes_twice_ends_with_the_same_bits(batches, how, tmp_path):
     whole = packed_model(*how)
     expected = fit(whole, batches, [])

@@ -277,6 +277,7 @@ FILES = {
     "experiment.json",
     "results.csv",
     "report.html",
+    "tensorboard",
     "runs",
     "stages",
     "summary.json",

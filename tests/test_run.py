@@ -140,13 +140,16 @@ def scalars(accumulator, tag):
 
 
 def test_tensorboard_curves(run):
-    root, _, _ = run
+    root, _, results = run
     for number, name in enumerate(["0-1", "2-3", "4-5"], start=1):
         task = events(root / f"tensorboard/task_{number}_{name}")
         for tag in ("loss/train", "loss/validation", "accuracy/train", "accuracy/validation"):
             assert [step for step, _ in scalars(task, tag)] == list(range(1, 9))  # both stages on one axis
         sparsity = [value for _, value in scalars(task, "sparsity")]
         z = 1 - (1 - 0.5 ** (1 / 3)) ** (1 / 2)
+        tested = scalars(task, "accuracy/test_after_n_tasks")
+        assert [step for step, _ in tested] == list(range(number, 4))
+        np.testing.assert_allclose([score for _, score in tested], results["accuracy"][-1][number - 1], rtol=1e-6)
         expected = [0] * 4 + [z] * 2 + [1 - (1 - z) ** 2] * 2
         np.testing.assert_allclose(sparsity, expected, atol=1e-3)
 
@@ -174,7 +177,8 @@ def test_tensorboard_hyperparameters(run):
     content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     flags = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert flags["final_prune"].number_value == 0.5
-    assert set(flags) == set(results["config"]) - {"data_dir", "output_dir", "on_corruption"}
+    no_effect = {"data_dir", "output_dir", "on_corruption", "max_bytes", "hosts", "host_index"}
+    assert set(flags) == set(results["config"]) - no_effect
     for name in ("average_accuracy", "learning_accuracy", "forgetting", "forward_transfer", "capacity_used"):
         assert scalars(board, f"score/{name}") == [(3, pytest.approx(results[name]))]
 

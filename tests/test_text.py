@@ -25,7 +25,7 @@ from tf_packnet.inspection.opened_pack import open_pack
 from tf_packnet.inspection.tables import tables
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.prediction import tables as prediction_tables
-from tf_packnet.reporting import charts, exports, frames, progress, report, summary, tensorboard
+from tf_packnet.reporting import charts, exports, frames, progress, report, summary, tensorboard, tensorboard_runs
 from tf_packnet.system.console import Console
 from tf_packnet.system.streams import OutputStream
 
@@ -353,13 +353,14 @@ def test_tensorboard_of_a_pack(hostile_pack, tmp_path):
     results["free_fraction"] = {"overall": 0.5, "layers": {"dense_1/kernel": 0.5}}
     tensorboard.log_pack(tmp_path, packed, packed.owner_maps(), results, 1)
     results["config"] = {"dataset": name, "seed": 1}
-    tensorboard.log_hyperparameters(tmp_path, results)
+    tensorboard_runs.log_run(tmp_path, results, {})
+    tensorboard_runs.log_experiment(tmp_path / "experiment", {text.file_name(name): results})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(tmp_path / "pack"))
     board.Reload()
     assert all(is_safe(tag) for tag in board.Tags()["tensors"])
-    assert f"accuracy/1_{text.printable(name)}" in board.Tags()["tensors"]
+    assert (tmp_path / f"task_1_{text.file_name(name)}").is_dir()
 
 
 @every_name

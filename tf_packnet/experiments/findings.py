@@ -14,9 +14,10 @@ from tf_packnet.experiments import claims
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
 from tf_packnet.experiments.worker import FinishedRun
-from tf_packnet.reporting import charts, comparisons, frames
+from tf_packnet.reporting import charts, comparisons, frames, tensorboard_runs
 from tf_packnet.reporting import report as reports
 from tf_packnet.reporting.comparisons import CONFIDENCE
+from tf_packnet.reporting.summary import tensorboard_command
 from tf_packnet.runs.paths import ExperimentPaths
 from tf_packnet.system import files
 from tf_packnet.system.console import Console
@@ -33,7 +34,7 @@ def write_report(
     matches: Sequence[Match],
     remedy: str = "the same command",
 ) -> list[Path]:
-    """Write CSV, figures, summaries and report, and print the main table.
+    """Write CSV, figures, summaries, report and TensorBoard logs, and print the main table.
 
     Args:
         experiment: The experiment.
@@ -70,8 +71,10 @@ def write_report(
         summary={"experiment": experiment.name, "seeds": list(experiment.seeds), **content.summary},
     )
     report_files = reports.write(report, paths.root)
+    named = {run_name(run.config, axes_of(experiment)): run.results for run in runs if run.results is not None}
+    events = tensorboard_runs.log_experiment(paths.tensorboard, named)
     print_table(report.title, next(iter(content.tables.values())), content.findings, paths.root)
-    return [paths.csv, *report_files]
+    return [paths.csv, *report_files, *events]
 
 
 def describe_missing(experiment: Experiment, runs: Sequence[FinishedRun]) -> list[str]:
@@ -273,7 +276,7 @@ def _versions(results: dict) -> dict:
 
 
 def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], folder: Path) -> None:
-    """Print the main table, the findings, and the path of the report."""
+    """Print the main table, the findings, the path of the report, and the command for TensorBoard."""
     printed = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     shown = reports.readable(table)
     for name in shown.columns:
@@ -284,7 +287,8 @@ def print_table(title: str, table: pd.DataFrame, findings: Sequence[str], folder
     console.print(printed)
     for finding in findings:
         console.print(finding, soft_wrap=True)
-    console.print(f"Report  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Report       {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"TensorBoard  {tensorboard_command()} --logdir {folder / 'tensorboard'}", soft_wrap=True)
 
 
 # The paper's average accuracy of PackNet with one prune round, by data set and p.

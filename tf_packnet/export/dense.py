@@ -7,7 +7,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.layers import TWINS, TaskLayer
+from tf_packnet.layers import TWINS, Augmentation, TaskLayer
 from tf_packnet.layers.head import Head, fresh_copy, number_of_outputs, outputs_in, with_outputs
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.task_weight import TaskWeight
@@ -75,6 +75,8 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
 
 def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
     """Return the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
+    if isinstance(source, Augmentation):
+        return keras.layers.Identity(name=source.name, dtype=source.dtype_policy.name)
     if isinstance(source, Head):
         return source.plain_class.from_config(source.config_of(task))
     resized = {path: head for path, head in layers_by_path(source).items() if _is_resized(head, task)}

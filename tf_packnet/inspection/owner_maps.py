@@ -13,6 +13,7 @@ from tf_packnet.text import label
 _MAX_CELLS = 512
 # With more tasks, the legend names only the first and the last one.
 _MAX_LEGEND = 12
+_MAX_TITLE = 40  # characters, at the end of the name
 _OWNERS = 256  # number of values in an owner map
 
 
@@ -27,7 +28,7 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
     grid = owner.reshape(-1, owner.shape[-1])
     cells, block = in_blocks(grid, _MAX_CELLS)
     colours = task_colours(len(task_names))
-    figure = Figure(figsize=(6.2, 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(4.0, 4.8), dpi=160, layout="constrained")  # TensorBoard shows 370 pixels of width
     axes = figure.subplots()
     axes.imshow(
         rgb(colours)[cells],
@@ -35,11 +36,13 @@ def draw_owner_map(owner: np.ndarray, title: str, task_names: list[str]) -> Figu
         interpolation="nearest",
         extent=(0, grid.shape[1], grid.shape[0], 0),
     )
-    axes.set_title(f"Owner map of {label(title)}")
-    cell = "" if block == (1, 1) else f"\neach cell shows the most frequent owner of {block[0]} x {block[1]} weights"
+    axes.set_title(label(title if len(title) <= _MAX_TITLE else f"..{title[-_MAX_TITLE:]}"), fontsize=10)
+    cell = "" if block == (1, 1) else f"\nmost frequent owner of {block[0]} x {block[1]} weights per cell"
     axes.set_xlabel(f"output (filter or unit){cell}")
-    axes.set_ylabel("input" if owner.ndim == 2 else "input (kernel position x channel)")
-    figure.legend(handles=_legend(owner, task_names, colours), loc="outside right upper", frameon=False, fontsize=9)
+    axes.set_ylabel("input" if owner.ndim == 2 else "input (position x channel)")
+    entries = _legend(owner, task_names, colours)
+    columns = 2 if max(len(str(entry.get_label())) for entry in entries) <= _MAX_TITLE // 2 else 1
+    figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=columns, fontsize=9)
     return figure
 
 

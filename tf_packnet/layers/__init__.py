@@ -1,5 +1,6 @@
 """Keras layers whose weights are owned by tasks."""
 
+from tf_packnet.layers.augmentation import Augmentation
 from tf_packnet.layers.base import TWINS, Routed, TaskLayer, twin
 from tf_packnet.layers.head import TaskHead
 from tf_packnet.layers.masked import (
@@ -32,6 +33,7 @@ from tf_packnet.layers.unpruned import (
 
 __all__ = [
     "TWINS",
+    "Augmentation",
     "MaskedConv1D",
     "MaskedConv1DTranspose",
     "MaskedConv2D",

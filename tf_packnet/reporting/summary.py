@@ -71,7 +71,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
         lines.append(f"Pack          {output_dir / 'pack.packnet'}")
     if results["config"]["export"] and results["config"]["approach"] == "packnet":
         lines.append(f"SavedModels   {output_dir / 'export'}/task_1 .. task_{len(results['tasks'])}")
-    lines.append(f"TensorBoard   {_tensorboard()} --logdir {output_dir / 'tensorboard'}")
+    lines.append(f"TensorBoard   {tensorboard_command()} --logdir {output_dir / 'tensorboard'}")
     compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
     return Group(*above, _table(results), *lines, "")
@@ -81,7 +81,7 @@ def _shown(value: float | None, form: str = ".4f") -> str:
     return "unknown" if value is None else format(value, form)
 
 
-def _tensorboard() -> str:
+def tensorboard_command() -> str:
     """Return the command of the TensorBoard that is installed with this Python."""
     ours = Path(sys.executable).parent / "tensorboard"
     on_path = shutil.which("tensorboard")

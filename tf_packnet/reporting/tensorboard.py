@@ -1,4 +1,4 @@
-"""TensorBoard logs of a pack: free weights, owner maps, weights, accuracy, flags. Curves: see `callbacks.EpochLog`."""
+"""TensorBoard logs of a pack: free weights, owner maps, weights, accuracy. Curves: see `callbacks.EpochLog`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tf_packnet import lifecycle
 from tf_packnet.inspection import pixels
@@ -15,10 +16,12 @@ from tf_packnet.inspection.owner_maps import draw_owner_map, to_rgb
 from tf_packnet.inspection.palette import rgb, task_colours
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.ownership import count_by_owner
-from tf_packnet.reporting import metrics
-from tf_packnet.text import label, printable
+from tf_packnet.reporting import event_files, metrics
+from tf_packnet.text import file_name, label, printable
 
 PACK_RUN = "pack"
+TASK_ACCURACY = "accuracy/test_after_n_tasks"
+DESCRIPTIONS = {TASK_ACCURACY: "test accuracy on the task; step: number of tasks learned"}
 FILTERS_WIDTH = 640  # approximate width in pixels
 
 
@@ -49,16 +52,23 @@ def log_pack(
             tf.summary.scalar(f"free_share/{name}", fraction, description="fraction of free weights after n tasks")
         for path, owner in owner_maps.items():
             tf.summary.image(f"owner_map/{path}", to_rgb(draw_owner_map(owner, path, names))[np.newaxis])
-        _log_accuracy(results)
+        _log_accuracy_matrix(results)
         tf.summary.image("ownership", to_rgb(ownership_bars(owner_maps, len(names)))[np.newaxis])
         _log_weights(packed, owner_maps, f"{task}_{names[-1]}", task)
     writer.close()
+    _log_task_accuracy(directory, results, task)
 
 
-def _log_accuracy(results: dict[str, Any]) -> None:
+def _log_task_accuracy(directory: Path, results: dict[str, Any], task: int) -> None:
+    """Log the test accuracy of every task learned so far in the run of that task, so that one chart shows all tasks."""
+    for number, (entry, score) in enumerate(zip(results["tasks"], results["accuracy"][-1], strict=False), start=1):
+        folder = directory / f"task_{number}_{file_name(entry['name'])}"
+        summary = event_files.scalars({TASK_ACCURACY: score}, DESCRIPTIONS)
+        event_files.append(folder / f"{event_files.PREFIX}0.accuracy", [(task, summary)])
+
+
+def _log_accuracy_matrix(results: dict[str, Any]) -> None:
     names = [printable(entry["name"]) for entry in results["tasks"]]
-    for number, (name, score) in enumerate(zip(names, results["accuracy"][-1], strict=False), start=1):
-        tf.summary.scalar(f"accuracy/{number}_{name}", score, description="test accuracy on one task after n tasks")
     matrix = metrics.matrix_in(results)
     if matrix is None:  # the tasks were learned together
         figure = accuracy_matrix(results["accuracy"], names)
@@ -86,41 +96,12 @@ def _log_weights(packed: PackedModel, owner_maps: dict[str, np.ndarray], name: s
         tf.summary.image(f"filters/{path}", sheet.repeat(scale, axis=0).repeat(scale, axis=1)[np.newaxis])
 
 
-def log_hyperparameters(directory: Path, results: dict[str, Any]) -> None:
-    """Log the finished run for the HPARAMS tab: all flags, and the scores."""
-    from tensorboard.plugins.hparams import api as hparams
-
-    no_effect = ("data_dir", "output_dir", "on_corruption")  # on the scores
-    flags = {name: _plain(value) for name, value in results["config"].items() if name not in no_effect}
-    scores = {
-        "score/average_accuracy": results["average_accuracy"],
-        "score/worst_accuracy": min(results["accuracy"][-1]),
-        "score/free_share": results["free_fraction"]["overall"],
-        **{f"score/{name}": value for name, value in _known_measures(results).items()},
-    }
-    writer = tf.summary.create_file_writer(str(directory))
-    with writer.as_default(step=len(results["tasks"])):
-        hparams.hparams_config(
-            hparams=[hparams.HParam(name) for name in flags],
-            metrics=[hparams.Metric(tag, display_name=tag.split("/")[1].replace("_", " ")) for tag in scores],
-        )
-        hparams.hparams(flags, trial_id="run")
-        for tag, value in scores.items():
-            tf.summary.scalar(tag, value)
-    writer.close()
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to a number, boolean or string, as HPARAMS takes them."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "" if value is None else printable(value) if isinstance(value, str) else value
-
-
-# The most kernels that are drawn (the largest), and the most tasks with numbers in the matrix.
-MAX_BARS, MAX_NUMBERS = 24, 12
+# The most kernels that are drawn (the largest), and the most tasks with numbers in the matrix, with three digits.
+MAX_BARS, MAX_NUMBERS, MAX_DIGITS = 24, 12, 6
+# The most characters of names below the matrix.
+_MAX_CHARACTERS = 36
 _SPANS = (1, 2, 5, 10, 20, 50, 100)  # possible ends of the axis, in percent
-_NAME = 40  # characters of a kernel's path that are shown, at its end
+_NAME = 18  # characters of a kernel's path that are shown, at its end
 
 
 def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
@@ -140,7 +121,7 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
         count[0] = max(0, round(count.sum() * span / 100.0) - count[1:].sum())
         bars.append(pixels.strip(count.tolist(), 500))
     names = [label(path if len(path) <= _NAME else f"..{path[-_NAME:]}") for path in shown]
-    figure, axes = _figure(1.0 + 0.34 * len(shown), left=0.3 + 0.085 * max(map(len, names)))
+    figure, axes = _figure(0.8 + 0.3 * len(shown), left=0.2 + 0.085 * max(map(len, names)))
     axes.imshow(
         rgb(task_colours(tasks))[np.concatenate(bars)],
         aspect="auto",
@@ -149,7 +130,7 @@ def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
     )
     axes.hlines(np.arange(len(shown) - 1) + 0.5, 0.0, span, colors="white", linewidth=5)
     axes.set_yticks(range(len(shown)), names)
-    axes.set_xlabel("% of the weights: tasks in order, then free weights (grey)")
+    figure.supxlabel("% of the weights: tasks, then free ones (grey)", y=0.02, fontsize="medium")
     return figure
 
 
@@ -167,25 +148,38 @@ def accuracy_matrix(
     scores = np.full((len(accuracy), columns), np.nan)
     for index, row in enumerate(accuracy):
         scores[index, : len(row)] = row
+    rows = list(after or map(len, accuracy))
     few = columns <= MAX_NUMBERS
-    figure, axes = _figure(1.3 + 0.4 * len(scores) if few else 4.5)
+    figure, axes = _figure(0.9 + 0.3 * len(scores) if few else 3.5)
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     colours = pixels.heat(scores, min(low, high - 0.05), high)
-    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0.5, columns + 0.5, len(scores) + 0.5, 0.5))
+    axes.imshow(
+        colours, aspect="auto", interpolation="nearest", extent=(0.5, columns + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
+    )
     axes.set_xlabel(f"on task (dark {low:.3f}, bright {high:.3f})")
-    axes.set_ylabel("after learning task")
+    axes.set_ylabel("after task")
     if few:
-        axes.set_xticks(range(1, columns + 1), [label(name[:12]) for name in names[:columns]])
-        axes.set_yticks(range(1, len(scores) + 1), [str(task) for task in after or map(len, accuracy)])
+        given = [label(name) for name in names[:columns]]
+        fit = sum(map(len, given)) + columns <= _MAX_CHARACTERS
+        axes.set_xticks(range(1, columns + 1), given if fit else [str(number + 1) for number in range(columns)])
+        axes.set_yticks(rows)
         for row, column in np.argwhere(~np.isnan(scores)):
             ink = "black" if pixels.is_light(colours[row, column]) else "white"
-            axes.text(column + 1, row + 1, f"{scores[row, column]:.3f}", ha="center", va="center", color=ink)
+            score = scores[row, column]
+            text = f"{score:.3f}" if columns <= MAX_DIGITS else f"{100 * score:.0f}"
+            axes.text(column + 1, rows[row], text, ha="center", va="center", color=ink)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def _figure(height: float, left: float = 0.7) -> tuple[Figure, Axes]:
-    """Create a figure with `left` inches for labels. A fixed layout takes half the time of an automatic one."""
-    width, below, above = 6.4, 0.6, 0.15
-    figure = Figure(figsize=(width, height), dpi=100)
-    inside = (left / width, below / height, 1.0 - (left + 0.2) / width, 1.0 - (below + above) / height)
+def _figure(height: float, left: float = 0.6) -> tuple[Figure, Axes]:
+    """Create a figure with `left` inches for labels, whose text can be read at the 370 pixels that TensorBoard shows.
+
+    A fixed layout takes half the time of an automatic one.
+    """
+    width, below, above = 4.0, 0.55, 0.1
+    figure = Figure(figsize=(width, height), dpi=160)
+    inside = (left / width, below / height, 1.0 - (left + 0.15) / width, 1.0 - (below + above) / height)
     return figure, figure.add_axes(inside)

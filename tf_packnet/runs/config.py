@@ -28,7 +28,6 @@ from tf_packnet.runs.options import (
     optional,
     path,
 )
-from tf_packnet.system.images import RESIZES
 from tf_packnet.tasks.datasets import default_classes
 
 JIT = ("auto", "on", "off")
@@ -182,15 +181,14 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
             check_field(name, getattr(self, name))
         object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
         if self.classes_per_task is None:
-            object.__setattr__(self, "classes_per_task", default_classes(self.dataset))
+            object.__setattr__(self, "classes_per_task", default_classes(self.dataset, self.scenario))
         if self.image_size is not None:
             height, width = self.pixels() or (0, 0)
             object.__setattr__(self, "image_size", f"{height}" if height == width else f"{height}x{width}")
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.resize != RESIZES[0] and self.image_size is None:
-            raise ArgumentError("resize", f"{RESIZES[0]} without --image_size", self.resize)
+        self.check_data()
         self.check_network(self.head)
         self._check_hosts()
         self.check_rounds()

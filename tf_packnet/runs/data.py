@@ -27,6 +27,9 @@ def load_stream(config: Config) -> TaskStream:
         resize=config.resize,
         test_fraction=config.test_fraction,
         on_disk=_ON_DISK[config.data_residency],
+        scenario=config.scenario,
+        class_order=config.class_order,
+        task_order=config.task_order,
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.runs.options import (
     Check,
@@ -17,8 +18,15 @@ from tf_packnet.runs.options import (
     task_sizes,
 )
 from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.orders import NATURAL, is_order
+from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes
 from tf_packnet.tasks.sources import names_in
 from tf_packnet.tasks.splitting import TaskSizes
+
+_ORDER = Check(
+    lambda order: is_text(order) and is_order(order),
+    "natural, shuffled, or different names or numbers, separated by commas",
+)
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,44 @@ class DataOptions:
         None,
         optional(task_sizes()),
         StageKey.COVERED_BY_DATA,
-        "Classes per task, in the data set's order: one number for all tasks, or one for each, such as 10,5,5; all "
-        "makes each data set one task. Folders of tasks keep theirs. Default: 2, or all for several data sets.",
+        "Classes per task, in the order of --class_order: one number for all tasks, or one for each, such as 10,5,5; "
+        "all makes each data set one task. Folders of tasks keep theirs. Default: 2, or all for several data sets and "
+        "with --scenario=permuted and rotated.",
     )
     num_tasks: int | None = option(
         "Data",
         None,
         optional(integer(1, MAX_TASKS, f"1 to {MAX_TASKS} tasks (owner maps are uint8)")),
         StageKey.COVERED_BY_DATA,
-        "T, the number of tasks. Default: as many as the data set's classes allow.",
+        "T, the number of tasks. Default: as many as the data set's classes allow; 10 with --scenario=permuted and "
+        "rotated.",
+    )
+    scenario: str = option(
+        "Data",
+        SPLIT,
+        one_of(SCENARIOS),
+        StageKey.COVERED_BY_DATA,
+        "each task has classes of its own, or all tasks have all classes, with the pixels permuted or rotated by an "
+        "angle, in another way in each task after the first. --seed draws permutations and angles.",
+        neutral=SPLIT,
+    )
+    class_order: str = option(
+        "Data",
+        NATURAL,
+        _ORDER,
+        StageKey.COVERED_BY_DATA,
+        "The order in which classes are divided into tasks: natural (that of the data set), shuffled (by --seed), or a "
+        "list of class names or of numbers from 0, such as 3,1,0,2. Classes that are not in the list are left out.",
+        neutral=NATURAL,
+    )
+    task_order: str = option(
+        "Data",
+        NATURAL,
+        _ORDER,
+        StageKey.COVERED_BY_DATA,
+        "The order in which these tasks are learned: natural, shuffled (by --seed), or a list of task names or of "
+        "numbers from 1. --num_tasks takes the first ones.",
+        neutral=NATURAL,
     )
     validation_fraction: float = option(
         "Data",
@@ -109,3 +146,10 @@ class DataOptions:
             return None
         height, _, width = self.image_size.partition("x")
         return int(height), int(width or height)
+
+    def check_data(self) -> None:
+        """Raise ArgumentError if two of these fields contradict each other."""
+        if self.resize != RESIZES[0] and self.image_size is None:
+            raise ArgumentError("resize", f"{RESIZES[0]} without --image_size", self.resize)
+        if self.classes_per_task is not None:
+            check_sizes(self.scenario, self.classes_per_task)

@@ -93,6 +93,9 @@ def _is_weights(value: Any) -> bool:
     return value in (NO_WEIGHTS, IMAGENET) or (is_text(value) and value.endswith(WEIGHTS_FILES))
 
 
+AUGMENTATIONS = ("flip", "crop", "rotate", "zoom", "brightness", "contrast")
+
+
 @dataclass(frozen=True)
 class NetworkOptions:
     """The settings that choose the network of a run."""
@@ -148,6 +151,19 @@ class NetworkOptions:
         names(MAX_NAMES),
         StageKey.NETWORK,
         "Names of the layers that each task has of its own, the heads. Default: those from which the outputs come.",
+        sweepable=False,
+        neutral=[],
+    )
+    augment: tuple[str, ...] = option(
+        "Network",
+        (),
+        Check(
+            lambda changes: set(changes) <= set(AUGMENTATIONS) and len(set(changes)) == len(changes),
+            f"different ones of {', '.join(AUGMENTATIONS)}, separated by commas",
+        ),
+        StageKey.NETWORK,
+        "Changes of training images at random, inside the network, separated by commas: flip (horizontal), crop (a "
+        "shift by up to an eighth), rotate (by up to 15 degrees), zoom, brightness, contrast. Exports leave them out.",
         sweepable=False,
         neutral=[],
     )

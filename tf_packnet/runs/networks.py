@@ -11,6 +11,7 @@ import numpy as np
 from tf_packnet.approaches import conv, mlp
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.runs import applications, network_files, starting_weights
+from tf_packnet.runs.augmentation import augmented
 from tf_packnet.runs.call_arguments import RETURNS, check_arguments
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import MODELS, OwnFunction, application, own_function, parse_arguments
@@ -53,7 +54,8 @@ def build(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
         outputs: Number of logits.
 
     Raises:
-        ArgumentError: If it cannot be built, has other inputs or outputs, or does not fit its weights.
+        ArgumentError: If it cannot be built, has other inputs or outputs, or does not fit its weights; or if examples
+            that are no images should be augmented.
     """
     make = builder(config)
     with fresh_names():  # stored states name the layers, so that names must not depend on what was built before
@@ -62,7 +64,7 @@ def build(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
         with naming(config):
             check(config, model, input_shape, outputs)
     starting_weights.load(config, model)
-    return model
+    return augmented(config, model, input_shape)
 
 
 @contextlib.contextmanager

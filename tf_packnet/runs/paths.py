@@ -109,6 +109,10 @@ class ExperimentPaths:
         return self.root / "results.csv"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def stages(self) -> Path:
         """The store of the stages of all runs, unless the experiment shares another one."""
         return self.root / "stages"

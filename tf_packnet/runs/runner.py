@@ -19,7 +19,7 @@ from tf_packnet.packfile.info import info_of
 from tf_packnet.packfile.saving import save_pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import TRAIN
-from tf_packnet.reporting import tensorboard
+from tf_packnet.reporting import tensorboard, tensorboard_runs
 from tf_packnet.reporting.progress import RunProgress
 from tf_packnet.runs import output
 from tf_packnet.runs.config import Config
@@ -137,7 +137,7 @@ def finish(run: Run, paths: RunPaths, keys: Sequence[str]) -> None:
         keys: The keys of its stages.
     """
     results, config = run.results, run.config
-    tensorboard.log_hyperparameters(paths.tensorboard, results.to_json())
+    tensorboard_runs.log_run(paths.tensorboard, results.to_json(), Config().to_json())
     results.complete = True
     results.write(paths.results)
     sums = checksums(paths.root, paths.rebuildable(), include=paths.is_output)

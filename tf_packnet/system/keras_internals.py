@@ -32,6 +32,7 @@ __all__ = [
     "build_symbolically",
     "clear_losses",
     "compute_output_spec",
+    "continue_graph",
     "creating_call",
     "distribution_strategy",
     "fresh_names",
@@ -207,6 +208,11 @@ def has_mask(tensor: Any) -> bool:
 def run_graph(model: keras.Model, inputs: Any, operation_fn: Any) -> Any:
     """Call a functional model, with `operation_fn(operation)` in place of each operation."""
     return model._run_through_graph(model._standardize_inputs(inputs), operation_fn=operation_fn)
+
+
+def continue_graph(model: keras.Model, tensors: list[Any]) -> Any:
+    """Call the operations of a functional model on other symbolic tensors, one in place of each input."""
+    return model._run_through_graph(tensors, operation_fn=lambda operation: operation)
 
 
 def unpickle_model(file: Any) -> keras.Model:

@@ -4,6 +4,7 @@ from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches
 from tf_packnet.tasks.datasets import load
 from tf_packnet.tasks.folders import from_folder, from_folders
 from tf_packnet.tasks.own_data import from_arrays, from_dataset
+from tf_packnet.tasks.scenarios import vary
 from tf_packnet.tasks.splitting import split_into_tasks
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
@@ -19,4 +20,5 @@ __all__ = [
     "from_folders",
     "load",
     "split_into_tasks",
+    "vary",
 ]

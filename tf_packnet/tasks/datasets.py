@@ -4,20 +4,22 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.folders import has_classes, read_folder, task_folders, task_of
 from tf_packnet.tasks.labelled import Labelled, Reading, as_read, loaded, unified
+from tf_packnet.tasks.orders import NATURAL, SHUFFLED, Order, arrange, choose, entries
+from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes, vary
 from tf_packnet.tasks.sources import SOURCES, check_name, is_folder, load_tfds, names_in
-from tf_packnet.tasks.splitting import ALL, TaskSizes, cut, task_sizes
+from tf_packnet.tasks.splitting import ALL, TaskSizes, cut, describe, grouped, task_names, task_sizes
 from tf_packnet.tasks.stream import Task, TaskStream
 
 
-def default_classes(dataset: str) -> int | str:
-    """Return the default for `classes_per_task`: 2 for one data set; for several, each is one task."""
-    return 2 if len(names_in(dataset)) == 1 else ALL
+def default_classes(dataset: str, scenario: str = SPLIT) -> int | str:
+    """Return the default for `classes_per_task`: 2 to split one data set; several, or permuted ones, are not split."""
+    return 2 if len(names_in(dataset)) == 1 and scenario == SPLIT else ALL
 
 
 def load(
@@ -34,6 +36,9 @@ def load(
     resize: str = "stretch",
     test_fraction: float = 0.2,
     on_disk: bool | None = None,
+    scenario: str = SPLIT,
+    class_order: Order = NATURAL,
+    task_order: Order = NATURAL,
 ) -> TaskStream:
     """Load data sets as a stream of tasks, images scaled to [0, 1].
 
@@ -44,17 +49,23 @@ def load(
         classes_per_task: Number of classes of each task; or a sequence with the number of each task, in order, where
             the next data set begins with the first number that exceeds the classes left; or `all` for one task per
             data set. Default: 2 for one data set, `all` for several. Folders of tasks keep theirs.
-        num_tasks: Number of tasks; the default is as many as there are classes for.
+        num_tasks: Number of tasks; the default is as many as there are classes for, or 10 that are permuted or rotated.
         data_dir: TFDS's data directory; the default is TFDS's own default.
         validation_fraction: Fraction of the training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
-        seed: Seeds the choice of held-out examples and the order of the training batches.
+        seed: Seeds the choice of held-out examples, the order of the training batches, shuffled orders, and
+            permutations and angles.
         max_bytes: Most memory that images of folders, or with `image_size`, may take, see `from_folder`.
         image_size: Height and width to resize all images to, or one number for both; needed if they differ in size.
         resize: How they are resized: `stretch`, `pad` or `crop`, see `from_folder`.
         test_fraction: Fraction of each class to hold out for testing where a data set has no test examples, in (0, 1).
             The split `validation` is used for testing if there is no `test`.
         on_disk: Whether images stay on disk; the default is whether they take too much memory, see `from_folder`.
+        scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of one
+            data set, and images that are permuted or rotated in its own way, see `vary`.
+        class_order: See `split_into_tasks`. Several data sets have the order `natural`, or each its own one with
+            `shuffled`. Folders of tasks keep their order.
+        task_order: See `split_into_tasks`. It holds for the tasks of all data sets together.
 
     Returns:
         The tasks, in order. With several data sets, names of tasks begin with the name of their data set.
@@ -62,21 +73,31 @@ def load(
     Raises:
         ArgumentError: If a data set is unknown or unavailable, or cannot be split into such tasks.
     """
+    if scenario not in SCENARIOS:
+        raise ArgumentError("scenario", f"one of {', '.join(SCENARIOS)}", scenario)
+    sizes = default_classes(name, scenario) if classes_per_task is None else classes_per_task
+    check_sizes(scenario, sizes)
     reading = Reading.of(image_size, resize, max_bytes, on_disk)
     check_name(name, data_dir)
     names = names_in(name)
+    orders = _Orders(class_order, NATURAL if scenario != SPLIT else task_order, seed)
+    settings = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
     try:
         sets = unified([each for one in names for each in _read(one, data_dir, reading)])
-        sizes = default_classes(name) if classes_per_task is None else classes_per_task
-        settings = {
-            "validation_fraction": validation_fraction,
-            "test_fraction": test_fraction,
-            "batch_size": batch_size,
-            "seed": seed,
-        }
-        tasks = _tasks(name, sets, sizes, num_tasks, reading, settings)
+        if scenario != SPLIT and len(sets) > 1:
+            raise ArgumentError("scenario", f"{SPLIT} for the {len(sets)} data sets in {name}", scenario)
+        tasks = _tasks(name, sets, sizes, num_tasks if scenario == SPLIT else None, reading, orders, settings)
+        tasks = loaded(tasks, reading, sum(each.file_bytes for each in sets))
         stream_name = _readable(name) if len(names) == 1 else name
-        stream = TaskStream(stream_name, loaded(tasks, reading, sum(each.file_bytes for each in sets)))
+        if scenario == SPLIT:
+            stream = TaskStream(stream_name, tasks)
+        else:
+            stream = vary(dataclasses.replace(tasks[0], name=stream_name), scenario, num_tasks, seed, task_order)
         if any(split.is_stored for task in stream for split in task.splits.values()):
             stream.fingerprint()  # reads all images once, so that bad ones are found now
         return stream
@@ -105,72 +126,114 @@ def _readable(name: str) -> str:
     return name.split(":")[0].replace("/", "-")
 
 
+class _Orders(NamedTuple):
+    classes: Order
+    tasks: Order
+    seed: int
+
+
 def _tasks(
     dataset: str,
     sets: Sequence[Labelled],
     classes_per_task: TaskSizes,
     num_tasks: int | None,
     reading: Reading,
+    orders: _Orders,
     settings: dict[str, Any],
 ) -> list[Task]:
+    groups = _groups(dataset, sets, classes_per_task, orders)
+    names = _names(dataset, sets, groups)
+    reason = f"all tasks in {dataset}"
     if len(sets) == 1 and not sets[0].is_task:
-        sizes = [task_sizes(sets[0].name, len(sets[0].class_names), classes_per_task, num_tasks)]
-    else:
-        sizes = _sizes_of_several(sets, classes_per_task)
-    tasks: list[Task] = []
-    for each, own in zip(sets, sizes, strict=True):
+        reason = describe(sets[0].name, len(_classes(sets[0], orders)), classes_per_task)
+    chosen = choose(names, orders.tasks, num_tasks, orders.seed, reason)
+    tasks: dict[int, Task] = {}
+    first = 0  # index of the first task of a data set
+    for each, own in zip(sets, groups, strict=True):
+        wanted = [index - first for index in chosen if first <= index < first + len(own)]
         if each.is_task:
-            made = [task_of(each, reading, **settings)]
+            made = {index: task_of(each, reading, **settings) for index in wanted}
         else:
-            made = cut(each.name, each.train, each.test, each.class_names, own, **settings)
-        made = [dataclasses.replace(task, resize=reading.recorded_resize) for task in made]
-        tasks += [_renamed(task, each, len(made)) for task in made] if len(names_in(dataset)) > 1 else made
-    if num_tasks is not None and not 1 <= num_tasks <= len(tasks):
-        raise ArgumentError("num_tasks", f"1 to the {len(tasks)} tasks in {dataset}", num_tasks)
-    return _unique(tasks[:num_tasks])
+            made = cut(each.name, each.train, each.test, each.class_names, own, wanted, **settings)
+        tasks |= {first + index: task for index, task in made.items()}
+        first += len(own)
+    return [dataclasses.replace(tasks[index], name=names[index], resize=reading.recorded_resize) for index in chosen]
 
 
-def _sizes_of_several(sets: Sequence[Labelled], classes_per_task: TaskSizes) -> list[list[int]]:
+def _groups(
+    dataset: str, sets: Sequence[Labelled], classes_per_task: TaskSizes, orders: _Orders
+) -> list[list[list[int]]]:
+    """Return the classes of each task, for each data set."""
+    of_tasks = _folder_of_tasks(sets)
+    if of_tasks is not None and entries(orders.classes) != [NATURAL]:
+        expected = f"{NATURAL}, as the folders in {of_tasks} are the tasks"
+        raise ArgumentError("class_order", expected, orders.classes)
+    if len(sets) > 1 and entries(orders.classes) not in ([NATURAL], [SHUFFLED]):
+        raise ArgumentError("class_order", f"{NATURAL} or {SHUFFLED} for several data sets", orders.classes)
+    classes = [_classes(each, orders) for each in sets]
+    sizes = _sizes(sets, [len(each) for each in classes], classes_per_task)
+    return [grouped(each, own) for each, own in zip(classes, sizes, strict=True)]
+
+
+def _folder_of_tasks(sets: Sequence[Labelled]) -> str | None:
+    return next((each.origin for each in sets if each.is_task), None)
+
+
+def _classes(labelled: Labelled, orders: _Orders) -> list[int]:
+    return arrange("class_order", labelled.class_names, orders.classes, orders.seed, first=0)
+
+
+def _sizes(sets: Sequence[Labelled], counts: Sequence[int], classes_per_task: TaskSizes) -> list[list[int]]:
     """Return the number of classes of each task, for each data set."""
     if isinstance(classes_per_task, (int, str)):
         return [
-            [len(each.class_names)] if each.is_task else task_sizes(each.name, len(each.class_names), classes_per_task)
-            for each in sets
+            [count] if each.is_task else task_sizes(each.name, count, classes_per_task)
+            for each, count in zip(sets, counts, strict=True)
         ]
-    of_tasks = next((each.origin for each in sets if each.is_task), None)
+    of_tasks = _folder_of_tasks(sets)
     if of_tasks is not None:
         expected = f"one number or {ALL}, as the folders in {of_tasks} are the tasks"
         raise ArgumentError("classes_per_task", expected, list(classes_per_task))
+    if len(sets) == 1:
+        return [task_sizes(sets[0].name, counts[0], classes_per_task)]
     waiting, sizes = list(classes_per_task), []
-    for each in sets:
+    for each, count in zip(sets, counts, strict=True):
         own: list[int] = []
-        while waiting and sum(own) + waiting[0] <= len(each.class_names):
+        while waiting and sum(own) + waiting[0] <= count:
             own.append(waiting.pop(0))
         if not own:
-            expected = f"the number of classes of a task of {each.name}, which has {len(each.class_names)} classes"
+            expected = f"the number of classes of a task of {each.name}, which has {count} classes"
             raise ArgumentError("classes_per_task", expected, waiting[0] if waiting else list(classes_per_task))
-        sizes.append(task_sizes(each.name, len(each.class_names), own))
+        sizes.append(task_sizes(each.name, count, own))
     if waiting:
-        expected = f"at most the {len(sets[-1].class_names)} classes of {sets[-1].name}"
+        expected = f"at most the {counts[-1]} classes of {sets[-1].name}"
         raise ArgumentError("classes_per_task", expected, list(classes_per_task))
     return sizes
 
 
-def _renamed(task: Task, labelled: Labelled, count: int) -> Task:
-    """Return a task with the name of its data set, and its own if the data set has several tasks."""
-    if count == 1 and not labelled.is_task:
-        return dataclasses.replace(task, name=labelled.origin)
-    name = f"{labelled.origin}-{task.name}"
-    if len(name.encode()) > MAX_BYTES:
-        name = f"{labelled.origin}_{task.number}"
-    return dataclasses.replace(task, name=name)
+def _names(dataset: str, sets: Sequence[Labelled], groups: Sequence[Sequence[Sequence[int]]]) -> list[str]:
+    """Return the names of all tasks. With several data sets, they begin with the name of their data set."""
+    names: list[str] = []
+    for each, own in zip(sets, groups, strict=True):
+        found = [each.name] if each.is_task else task_names(each.name, each.class_names, own)
+        if len(names_in(dataset)) > 1:
+            is_whole = len(own) == 1 and not each.is_task
+            found = [each.origin] if is_whole else _prefixed(each.origin, found)
+        names += found
+    return _unique(names)
 
 
-def _unique(tasks: Sequence[Task]) -> list[Task]:
-    """Return the tasks with a number after names that were there before, such as those of two folders `birds`."""
-    unique: dict[str, Task] = {}
-    for task in tasks:
-        numbered = itertools.chain([task.name], (f"{task.name}_{number}" for number in itertools.count(2)))
-        name = next(name for name in numbered if name not in unique)
-        unique[name] = dataclasses.replace(task, name=name)
-    return list(unique.values())
+def _prefixed(origin: str, names: Sequence[str]) -> list[str]:
+    long = [f"{origin}-{name}" for name in names]
+    return [
+        name if len(name.encode()) <= MAX_BYTES else f"{origin}_{number}" for number, name in enumerate(long, start=1)
+    ]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Return the names with a number after those that were there before, such as those of two folders `birds`."""
+    unique: list[str] = []
+    for name in names:
+        numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        unique.append(next(each for each in numbered if each not in unique))
+    return unique

@@ -1,12 +1,13 @@
 """Splits a labelled data set into a stream of tasks, and holds out validation examples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.data_checks import check_class_numbers
+from tf_packnet.tasks.orders import NATURAL, Order, arrange, choose
 from tf_packnet.tasks.stream import Split, Task, TaskStream
 
 # One task of all classes.
@@ -26,6 +27,8 @@ def split_into_tasks(
     batch_size: int = 128,
     seed: int = 0,
     test_fraction: float = 0.2,
+    class_order: Order = NATURAL,
+    task_order: Order = NATURAL,
 ) -> TaskStream:
     """Split a labelled data set into tasks of consecutive classes.
 
@@ -39,8 +42,12 @@ def split_into_tasks(
         num_tasks: Number of tasks; the default is as many as there are classes for.
         validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
-        seed: Seeds the choice of held-out examples and the order of the training batches.
+        seed: Seeds the choice of held-out examples, the order of the training batches, and shuffled orders.
         test_fraction: Fraction of each class to hold out for testing if `test` is None, in (0, 1).
+        class_order: The order in which classes are divided into tasks: `natural`, `shuffled`, or a list of names or
+            numbers (from 0), as a sequence or a text with commas. Classes that the list leaves out are in no task.
+        task_order: The order in which these tasks are learned: `natural`, `shuffled`, or a list of names or numbers
+            (from 1). The first `num_tasks` of them are learned.
 
     Returns:
         The tasks, each with labels from 0.
@@ -49,16 +56,16 @@ def split_into_tasks(
         ArgumentError: If a number is out of range, there are too few classes, a task has fewer training examples than
             one batch, or `check_task` rejects its data.
     """
-    sizes = task_sizes(name, len(class_names), classes_per_task, num_tasks)
-    return TaskStream(
-        name, cut(name, train, test, class_names, sizes, validation_fraction, batch_size, seed, test_fraction)
-    )
+    classes = arrange("class_order", class_names, class_order, seed, first=0)
+    groups = grouped(classes, task_sizes(name, len(classes), classes_per_task))
+    names = task_names(name, class_names, groups)
+    chosen = choose(names, task_order, num_tasks, seed, describe(name, len(classes), classes_per_task))
+    tasks = cut(name, train, test, class_names, groups, chosen, validation_fraction, batch_size, seed, test_fraction)
+    return TaskStream(name, [tasks[index] for index in chosen])
 
 
-def task_sizes(name: str, classes: int, classes_per_task: TaskSizes, num_tasks: int | None = None) -> list[int]:
+def task_sizes(name: str, classes: int, classes_per_task: TaskSizes) -> list[int]:
     """Return the number of classes of each task of a data set; the arguments are those of `split_into_tasks`."""
-    if num_tasks is not None and num_tasks < 1:
-        raise ArgumentError("num_tasks", "at least 1", num_tasks)
     if isinstance(classes_per_task, str):
         if classes_per_task != ALL:
             raise ArgumentError("classes_per_task", f"a number, several numbers, or {ALL}", classes_per_task)
@@ -73,10 +80,26 @@ def task_sizes(name: str, classes: int, classes_per_task: TaskSizes, num_tasks: 
             raise ArgumentError("classes_per_task", "at least 1 class in each task", sizes)
     if sum(sizes) > classes or not sizes:
         raise ArgumentError("classes_per_task", f"at most the {classes} classes of {name}", classes_per_task)
-    if num_tasks is not None and num_tasks > len(sizes):
-        each = f", {classes_per_task} per task" if isinstance(classes_per_task, int) else ""
-        raise ArgumentError("num_tasks", f"at most {len(sizes)} ({name} has {classes} classes{each})", num_tasks)
-    return sizes[:num_tasks]
+    return sizes
+
+
+def describe(name: str, classes: int, classes_per_task: TaskSizes) -> str:
+    """Return why a data set has no more tasks, for errors."""
+    each = f", {classes_per_task} per task" if isinstance(classes_per_task, int) else ""
+    return f"{name} has {classes} classes{each}"
+
+
+def grouped(classes: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Return the classes of each task, for tasks of so many consecutive ones of `classes`."""
+    ends = np.cumsum(sizes).tolist()
+    return [list(classes[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+
+
+def task_names(name: str, class_names: Sequence[str], groups: Sequence[Sequence[int]]) -> list[str]:
+    """Return the names of the tasks of a data set, made of the names of their classes unless these are too long."""
+    names = ["-".join(class_names[label] for label in group) for group in groups]
+    short = [name] if len(groups) == 1 else [f"{name}_{number}" for number in range(1, len(groups) + 1)]
+    return [each if len(each.encode()) <= MAX_BYTES else other for each, other in zip(names, short, strict=True)]
 
 
 def cut(
@@ -84,13 +107,30 @@ def cut(
     train: Split,
     test: Split | None,
     class_names: Sequence[str],
-    sizes: Sequence[int],
+    groups: Sequence[Sequence[int]],
+    wanted: Collection[int],
     validation_fraction: float = 0.1,
     batch_size: int = 128,
     seed: int = 0,
     test_fraction: float = 0.2,
-) -> list[Task]:
-    """Cut a labelled data set into tasks of so many consecutive classes; for the rest, see `split_into_tasks`."""
+) -> dict[int, Task]:
+    """Cut tasks out of a labelled data set. Their examples do not depend on which tasks are wanted.
+
+    Args:
+        name: Name of the data set.
+        train: As for `split_into_tasks`.
+        test: As for `split_into_tasks`.
+        class_names: Name of each label.
+        groups: The classes of each task.
+        wanted: Indices of the tasks to make.
+        validation_fraction: As for `split_into_tasks`.
+        batch_size: As for `split_into_tasks`.
+        seed: As for `split_into_tasks`.
+        test_fraction: As for `split_into_tasks`.
+
+    Returns:
+        The tasks by index.
+    """
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     if batch_size < 1:
@@ -101,26 +141,21 @@ def cut(
         rng = np.random.default_rng([seed, 1])  # not the numbers that the validation examples are drawn with
         train, test = held_out_test(name, train, range(len(class_names)), test_fraction, rng)
     rng = np.random.default_rng(seed)
-    tasks = []
-    for number, (first, size) in enumerate(zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False), start=1):
-        labels = range(first, first + size)
+    names, tasks = task_names(name, class_names, groups), {}
+    for index, labels in enumerate(groups[: max(wanted, default=-1) + 1]):
         train_index, validation_index = hold_out(train.labels, labels, validation_fraction, rng)
+        if index not in wanted:
+            continue
+        if batch_size > len(train_index):
+            expected = f"at most the {len(train_index)} training examples of task {index + 1} ({names[index]})"
+            raise ArgumentError("batch_size", expected, batch_size)
         splits = {
-            "train": _relabelled(train, train_index, first),
-            "validation": _relabelled(train, validation_index, first),
-            "test": _relabelled(test, np.flatnonzero(np.isin(test.labels, labels)), first),
+            "train": _relabelled(train, train_index, labels),
+            "validation": _relabelled(train, validation_index, labels),
+            "test": _relabelled(test, np.flatnonzero(np.isin(test.labels, labels)), labels),
         }
-        names = tuple(class_names[label] for label in labels)
-        task_name = "-".join(names)
-        if len(task_name.encode()) > MAX_BYTES:
-            task_name = name if len(sizes) == 1 else f"{name}_{number}"
-        if batch_size > len(splits["train"]):
-            raise ArgumentError(
-                "batch_size",
-                f"at most the {len(splits['train'])} training examples of task {number} ({task_name})",
-                batch_size,
-            )
-        tasks.append(Task(number, task_name, names, splits, batch_size, seed))
+        class_names_here = tuple(class_names[label] for label in labels)
+        tasks[index] = Task(index + 1, names[index], class_names_here, splits, batch_size, seed)
     return tasks
 
 
@@ -174,6 +209,8 @@ def hold_out(
     return np.sort(np.concatenate(staying)), np.sort(np.concatenate(held_out))
 
 
-def _relabelled(split: Split, index: np.ndarray, first_label: int) -> Split:
+def _relabelled(split: Split, index: np.ndarray, labels: Sequence[int]) -> Split:
+    """Return the examples at `index`, with the position of their label in `labels` as their label."""
     part = split.take(index)
-    return Split(part.images, part.labels - first_label, part.scale)
+    order = np.argsort(labels)
+    return Split(part.images, order[np.searchsorted(labels, part.labels, sorter=order)].astype(np.int32), part.scale)

@@ -68,7 +68,7 @@ class StoredImages:
 
         def read(part: range) -> None:
             for row in part:
-                images[row] = self._pixels(flat[row])
+                images[row] = self.pixels(flat[row])
 
         for _ in _pool().map(read, parts):  # raises the first error
             pass
@@ -77,7 +77,8 @@ class StoredImages:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
-    def _pixels(self, position: int) -> np.ndarray:
+    def pixels(self, position: int) -> np.ndarray:
+        """Return the image at a position, `(height, width, channels)`, before grey pixels are repeated."""
         pixels = self.decode(position)
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         if pixels.shape[:2] != self.image_shape[:2]:
@@ -92,6 +93,10 @@ class StoredImages:
     def with_channels(self, channels: int) -> "StoredImages":
         """Return the same images with so many channels: 1 or 3."""
         return replace(self, image_shape=(*self.image_shape[:2], channels))
+
+    def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "StoredImages":
+        """Return the images that `function` makes of single ones, of the same shape, when they are read."""
+        return replace(self, decode=lambda position: function(self.pixels(position)))
 
 
 Images = np.ndarray | StoredImages
@@ -111,7 +116,7 @@ def concatenate(parts: Sequence[Images]) -> Images:
     def decode(position: int) -> np.ndarray:
         number = int(np.searchsorted(ends, position, side="right"))
         part, row = parts[number], position - (int(ends[number - 1]) if number else 0)
-        return part._pixels(int(part.positions[row])) if isinstance(part, StoredImages) else part[row]
+        return part.pixels(int(part.positions[row])) if isinstance(part, StoredImages) else part[row]
 
     return StoredImages(decode, np.arange(ends[-1]), parts[0].shape[1:], parts[0].dtype)
 
