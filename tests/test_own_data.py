@@ -55,7 +55,7 @@ class TestArrays:
             ({"x": np.full((100, 6), np.nan, "float32")}, "`x`: expected finite numbers.*NaN or infinity in example 0"),
             ({"x": np.array(["a"] * 100)}, "`x`: expected an array of numbers"),
             ({"x": np.zeros((0, 6)), "y": np.zeros(0)}, "`x`: expected at least one example"),
-            ({"y": np.zeros(99)}, "`y`: expected one label for each of the 100 examples"),
+            ({"y": np.zeros(99)}, "`y`: expected labels of shape .100,., or values of shape"),
             ({"class_names": ["a"]}, "`class_names`: expected 3, one for each label"),
             ({"test": (np.zeros((5, 7), "float32"), np.zeros(5))}, "`test`: expected float32 examples of shape"),
             (

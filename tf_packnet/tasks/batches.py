@@ -68,7 +68,7 @@ class StreamedBatches:
 
     Attributes:
         images: Array `(examples, *shape)` in the dtype of the data, or `StoredImages`.
-        labels: `int32` array `(examples,)`.
+        labels: `int32` array `(examples,)`; or values, a `float32` array `(examples,)` or `(examples, outputs)`.
         scale: Factor that scales the images to [0, 1].
         batch_size: Examples per batch.
         seed: Seeds the order, 0 to 2^31-1.
@@ -221,7 +221,7 @@ def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_s
 
     Args:
         images: Array `(examples, *shape)`, or `StoredImages`.
-        labels: `int32` array `(examples,)`.
+        labels: `int32` array `(examples,)`; or values, a `float32` array `(examples,)` or `(examples, outputs)`.
         scale: Factor that scales the images to [0, 1].
         batch_size: Maximum number of examples per batch.
     """

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.tasks.data_checks import check_finite
 from tf_packnet.tasks.splitting import held_out_test, hold_out
 from tf_packnet.tasks.stream import Split, Task, check_task
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+CLASSES, VALUES = TARGETS = ("classes", "values")
 
 # Standardized images have values up to about 10.
 _LARGE = 20.0
@@ -30,40 +32,51 @@ def from_arrays(
     batch_size: int = 128,
     seed: int = 0,
     scale: float | None = None,
+    targets: str | None = None,
 ) -> Task:
-    """Make a task from arrays.
+    """Make a task from arrays: a classification, or a regression or multi-label task.
 
     Args:
         name: Name of the task.
         x: Numeric examples, `(examples, *shape)`.
-        y: Labels, `(examples,)`: class numbers, names, or other values that can be sorted.
+        y: Labels, `(examples,)`: class numbers, names, or other values that can be sorted. Or target values,
+            `(examples,)` or `(examples, outputs)`: those of a regression, or 0 and 1 for each label of several.
         test: Test examples and labels; by default a fraction of each class of `x` is held out.
-        class_names: Names of the labels in sorted order; by default the labels themselves.
+        class_names: Names of the labels in sorted order; by default the labels themselves. For values, names of the
+            outputs.
         validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
         test_fraction: Fraction of each class to hold out for testing if `test` is not given, in (0, 1).
         batch_size: Batch size of the task's data sets.
         seed: Seeds the choice of held-out examples and the order of the training batches.
         scale: Factor that the examples are multiplied by for the network; by default 1/255 for `uint8`, else 1.
+        targets: `classes` or `values`, what `y` contains. Default: `values` if it has several columns, or numbers that
+            are not whole.
 
     Returns:
-        The task, with labels from 0 in the order of the sorted labels.
+        The task, with labels from 0 in the order of the sorted labels. If the targets are values, its labels are these,
+        `float32`, in the shape of `y`; `num_classes` is the number of outputs, and examples are held out at random.
 
     Raises:
         ArgumentError: If the arrays do not fit together, contain NaN or infinity, or have too few examples.
     """
     x, y = _checked("x", "y", x, y)
-    y = _as_text(y)
-    labels = _classes_of(y)
-    names = tuple(map(str, labels if class_names is None else _as_text(np.asarray(class_names)).tolist()))
-    if len(names) != len(labels):
-        raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(names))
+    check_choice("targets", targets or CLASSES, TARGETS)
+    if (targets or _kind_of(y)) == VALUES:
+        labels = None
+        y, names = _values("y", y), _output_names(y, class_names)
+    else:
+        y = _as_labels("y", y)
+        labels = _classes_of(y)
+        names = tuple(map(str, labels if class_names is None else _as_text(np.asarray(class_names)).tolist()))
+        if len(names) != len(labels):
+            raise ArgumentError("class_names", f"{len(labels)}, one for each label in y", list(names))
     if len(set(names)) < len(names):
         raise ArgumentError("class_names", "a different name for each class", list(names))
     if scale is None:
         _warn_of_range("x", x)
     scale = (1 / 255 if x.dtype == np.uint8 else 1.0) if scale is None else scale
-    examples = Split(x, np.searchsorted(labels, y).astype(np.int32), scale)
-    test_split = None if test is None else _test_split(test, x, labels, scale)
+    examples = Split(x, y if labels is None else np.searchsorted(labels, y).astype(np.int32), scale)
+    test_split = None if test is None else _test_split(test, examples, labels)
     task = one_task(name, examples, test_split, names, validation_fraction, test_fraction, batch_size, seed)
     check_task(task, "x", "y")
     return task
@@ -84,10 +97,9 @@ def one_task(
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     rng = np.random.default_rng(seed)
-    classes = range(len(class_names))
     if test is None:
-        examples, test = held_out_test(name, examples, classes, test_fraction, rng)
-    train, validation = hold_out(examples.labels, classes, validation_fraction, rng)
+        examples, test = held_out_test(name, examples, range(len(class_names)), test_fraction, rng)
+    train, validation = hold_out(examples.labels, range(len(class_names)), validation_fraction, rng)
     splits = {"train": examples.take(train), "validation": examples.take(validation), "test": test}
     if not 1 <= batch_size <= len(train):
         raise ArgumentError("batch_size", f"1 to the {len(train)} training examples of task {name!r}", batch_size)
@@ -99,8 +111,9 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or x.ndim < 2:
         expected = "an array of numbers, (examples, *shape)"
         raise ArgumentError(x_name, expected, f"{x.dtype} array of shape {x.shape}")
-    if y.shape != x.shape[:1]:
-        raise ArgumentError(y_name, f"one label for each of the {len(x)} examples", f"an array of shape {y.shape}")
+    if y.shape[:1] != x.shape[:1] or y.ndim > 2:
+        expected = f"labels of shape ({len(x)},), or values of shape ({len(x)}, outputs), for the {len(x)} examples"
+        raise ArgumentError(y_name, expected, f"an array of shape {y.shape}")
     if len(x) == 0:
         raise ArgumentError(x_name, "at least one example", f"an array of shape {x.shape}")
     check_finite(x_name, x)
@@ -140,25 +153,63 @@ def _classes_of(y: np.ndarray) -> np.ndarray:
     """Return the distinct labels, sorted."""
     expected = "class numbers or names"
     if y.dtype.kind in "fc" and not (y == np.floor(y.real)).all():
-        raise ArgumentError("y", expected, f"{y.dtype} labels that are not whole numbers")
+        raise ArgumentError("y", f"{expected}, or targets='values'", f"{y.dtype} labels that are not whole numbers")
     try:
         return np.unique(y)
     except TypeError as error:  # such as names and numbers
         raise ArgumentError("y", f"{expected}, of one type", f"labels that cannot be sorted ({error})") from error
 
 
-def _test_split(test: Any, x: np.ndarray, labels: np.ndarray, scale: float) -> Split:
+def _kind_of(y: np.ndarray) -> str:
+    """Return what `y` seems to contain."""
+    if y.ndim == 2 and y.shape[1] != 1:
+        return VALUES
+    return VALUES if y.dtype.kind == "f" and not (y == np.floor(y)).all() else CLASSES
+
+
+def _as_labels(argument: str, y: np.ndarray) -> np.ndarray:
+    """Return labels as an array `(examples,)`; they may be a column."""
+    if y.ndim == 2 and y.shape[1] != 1:
+        raise ArgumentError(argument, "one label for each example", f"an array of shape {y.shape}")
+    return _as_text(y.reshape(len(y)))
+
+
+def _values(argument: str, y: np.ndarray) -> np.ndarray:
+    if y.dtype.kind not in "biuf":
+        raise ArgumentError(argument, "numbers, because the targets are values", f"{y.dtype} array of shape {y.shape}")
+    check_finite(argument, y)
+    return y.astype(np.float32)
+
+
+def _output_names(y: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]:
+    outputs = y.shape[1] if y.ndim == 2 else 1
+    if names is None:
+        return tuple(f"output_{number}" for number in range(1, outputs + 1)) if outputs > 1 else ("output",)
+    if len(names) != outputs:
+        raise ArgumentError("class_names", f"{outputs}, one for each output in y", list(names))
+    return tuple(map(str, _as_text(np.asarray(names)).tolist()))
+
+
+def _test_split(test: Any, train: Split, labels: np.ndarray | None) -> Split:
+    """Return the test examples, with the labels of the training examples, or with values if `labels` is None."""
     if not isinstance(test, (tuple, list)) or len(test) != 2:
         raise ArgumentError("test", "a pair (x, y)", type(test).__name__)
     examples, test_labels = _checked("test", "test", *test)
-    test_labels = _as_text(test_labels)
+    x = train.images
     if examples.shape[1:] != x.shape[1:] or examples.dtype != x.dtype:
         expected = f"{x.dtype} examples of shape {x.shape[1:]}, like the training examples"
         raise ArgumentError("test", expected, f"{examples.dtype} of shape {examples.shape[1:]}")
+    if labels is None:
+        values = _values("test", test_labels)
+        if values.shape[1:] != train.labels.shape[1:]:
+            shape = train.labels.shape[1:]
+            raise ArgumentError("test", f"values of shape {shape} for each example, like y", f"{values.shape[1:]}")
+        return Split(examples, values, train.scale)
+    test_labels = _as_labels("test", test_labels)
     unknown = np.setdiff1d(test_labels, labels)
     if len(unknown):
         raise ArgumentError("test", "only labels also in y", unknown.tolist()[:5])
-    return Split(examples, np.searchsorted(labels, test_labels).astype(np.int32), scale)
+    return Split(examples, np.searchsorted(labels, test_labels).astype(np.int32), train.scale)
 
 
 def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
@@ -184,9 +235,16 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
         raise ArgumentError(argument, "a tf.data.Dataset of pairs (x, y)", spec if spec is not None else dataset)
     if int(dataset.cardinality()) == -1:
         raise ArgumentError(argument, "a finite data set (this one repeats forever)", dataset)
-    batched = spec[1].shape.rank != 0
+    batched = _is_batched(*spec)
     pairs = list((dataset if batched else dataset.batch(1024)).as_numpy_iterator())
     if not pairs:
         raise ArgumentError(argument, "at least one example", "an empty data set")
     x, y = (np.concatenate([pair[part] for pair in pairs]) for part in (0, 1))
     return x, y
+
+
+def _is_batched(x: Any, y: Any) -> bool:
+    """Whether the elements of a data set are batches: examples and labels then have their first axis in common."""
+    if x.shape.rank in (None, 0) or y.shape.rank in (None, 0):
+        return y.shape.rank != 0
+    return None in (x.shape[0], y.shape[0]) or x.shape[0] == y.shape[0]

@@ -192,7 +192,7 @@ def hold_out(
     """Divide the examples of some classes at random.
 
     Args:
-        labels: Integer array `(examples,)`.
+        labels: Integer array `(examples,)`; or values, a float array, whose examples are divided as one class.
         classes: Labels of the examples to divide.
         fraction: Fraction of each class's examples to hold out.
         rng: Draws them.
@@ -200,6 +200,8 @@ def hold_out(
     Returns:
         Indices of the examples that stay and of those held out, both sorted.
     """
+    if labels.dtype.kind == "f":
+        labels, classes = np.zeros(len(labels), int), (0,)
     staying, held_out = [], []
     for label in classes:
         index = rng.permutation(np.flatnonzero(labels == label))

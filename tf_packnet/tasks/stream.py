@@ -32,7 +32,7 @@ class Split:
 
     Attributes:
         images: Array `(examples, *shape)`, in the dtype of the data; or `StoredImages`, which are read from disk.
-        labels: Integer array `(examples,)`.
+        labels: Integer array `(examples,)`; or values, a `float32` array `(examples,)` or `(examples, outputs)`.
         scale: Factor that scales the images to [0, 1].
     """
 
@@ -50,8 +50,13 @@ class Split:
 
     @property
     def y(self) -> np.ndarray:
-        """Labels, `(examples,)`, `int32`."""
-        return self.labels.astype(np.int32)
+        """Labels, `(examples,)`, `int32`; or values, `float32`."""
+        return self.labels.astype(np.float32 if self.has_values else np.int32)
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the labels are values to predict, not classes."""
+        return self.labels.dtype.kind == "f"
 
     def take(self, index: np.ndarray) -> "Split":
         """Return the examples at the integer array `index`."""
@@ -69,7 +74,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One classification problem of a stream.
+    """One problem of a stream: a classification, or one whose targets are values.
 
     Attributes:
         number: Position in the stream (1-based).
@@ -95,7 +100,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; of outputs if the targets are values."""
         return len(self.class_names)
 
     @property
@@ -251,6 +256,9 @@ def check_task(task: Task, x: str = "tasks", y: str = "tasks") -> None:
         if len(split) == 0 and name != "validation":
             raise ArgumentError(x, f"at least one example in {title}", "none")
         _check_split(split, train, title, task.num_classes, x, y)
+    if train.has_values:
+        check_varies(x, train.images, f"train of task {task.name!r}")
+        return
     missing = np.flatnonzero(np.bincount(train.labels.astype(np.int64), minlength=task.num_classes) == 0)
     if len(missing):
         expected = f"at least one training example of each class of task {task.name!r}"
@@ -269,6 +277,9 @@ def _check_split(split: Split, train: Split, title: str, classes: int, x: str, y
     if not (math.isfinite(split.scale) and split.scale != 0):
         raise ArgumentError(x, f"a finite scale other than 0 in {title}", split.scale)
     check_finite(x, split.images)
+    if split.has_values and train.has_values:
+        check_finite(y, split.labels)
+        return
     if split.labels.dtype.kind not in "iu":
         raise ArgumentError(y, f"integer labels in {title}", f"{split.labels.dtype} labels")
     check_class_numbers(y, split.labels, classes)

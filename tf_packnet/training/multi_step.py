@@ -28,7 +28,7 @@ class DeviceExamples:
     Attributes:
         images: Variable `(rows, features)` in the dtype of the data, or int64 for int32. Images are flattened, because
             XLA then gathers rows several times as fast.
-        labels: Variable `(rows,)` in the dtype of the data, or int64 for int32.
+        labels: Variable `(rows,)`, or `(rows, outputs)` for values, in the dtype of the data, or int64 for int32.
         shape: Shape of one example.
         dtypes: Dtypes of the data's images and labels.
     """
@@ -39,11 +39,14 @@ class DeviceExamples:
         images, labels = _padded(batches)
         # The number of rows is left open, as it may change.
         self.images = tf.Variable(images, trainable=False, shape=(None, images.shape[1]))
-        self.labels = tf.Variable(labels, trainable=False, shape=(None,))
+        self.labels = tf.Variable(labels, trainable=False, shape=(None, *labels.shape[1:]))
 
     def fits(self, batches: ResidentBatches) -> bool:
         """Whether `batches` have examples of the same shape and dtypes, so that compiled steps can use them."""
-        return batches.images.shape[1:] == self.shape and (batches.images.dtype, batches.labels.dtype) == self.dtypes
+        shapes = batches.images.shape[1:], batches.labels.shape[1:]
+        return shapes == (self.shape, self.labels.shape[1:]) and (
+            (batches.images.dtype, batches.labels.dtype) == self.dtypes
+        )
 
     def load(self, batches: ResidentBatches) -> None:
         """Replace the examples. Compiled steps stay valid, as long as `fits(batches)`."""
@@ -81,7 +84,8 @@ def _padded(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np
     padding = rows - len(batches.labels)
     flat = np.asarray(batches.images).reshape(len(batches.labels), -1)
     images = np.pad(flat, [(0, padding), (0, 0)]) if padding else flat
-    labels = np.pad(batches.labels, (0, padding)) if padding else batches.labels
+    axes = [(0, padding), *[(0, 0)] * (batches.labels.ndim - 1)]
+    labels = np.pad(batches.labels, axes) if padding else batches.labels
     return _for_device(images), _for_device(labels)
 
 

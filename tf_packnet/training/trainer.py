@@ -383,9 +383,9 @@ class PackedTrainer(Functional):
         count = self.distribute_strategy.num_replicas_in_sync
         if batches.batch_size < count:
             raise ArgumentError("batch_size", f"at least the {count} replicas", batches.batch_size)
-        example = (batches.batch_size, *batches.images.shape[1:])
+        shapes = [(batches.batch_size, *each.shape[1:]) for each in (batches.images, batches.labels)]
         # Builds metrics and optimizer now: variables cannot be created in a compiled loop.
-        x, y = keras.KerasTensor(example), keras.KerasTensor(example[:1], dtype=batches.labels.dtype.name)
+        x, y = keras.KerasTensor(shapes[0]), keras.KerasTensor(shapes[1], dtype=batches.labels.dtype.name)
         with lifecycle.strategy_scope(self):
             if isinstance(batches, ResidentBatches):
                 self._put_on_device(batches)
