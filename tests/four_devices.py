@@ -83,6 +83,7 @@ class Block(layers.Layer):
 # rounding.
 ADDITIVE = {
     "sgd": ("vectors", dense, lambda: optimizers.SGD(0.05, momentum=0.9, nesterov=True)),
+    "nadam": ("vectors", dense, lambda: optimizers.Nadam(1e-2)),
     "adamw": ("vectors", dense, lambda: optimizers.AdamW(1e-2, weight_decay=0.01)),
     "lamb": ("vectors", dense, lambda: optimizers.Lamb(1e-2)),
     "adafactor": ("vectors", dense, lambda: optimizers.Adafactor(1e-2)),

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import socket
 import subprocess
@@ -146,3 +147,15 @@ def test_what_is_wrong_with_a_path(tmp_path):
     assert files.problem(path) == ""
     assert not files.is_occupied(path)
     assert files.is_occupied(tmp_path)
+
+
+def test_every_flipped_bit_of_a_json_file_is_noticed(tmp_path):
+    path, content = tmp_path / "file.json", {"rate": 1e-05, "names": ["a", "\u00e9"], "none": None, "count": 3}
+    files.write_json(path, content)
+    intact = path.read_bytes()
+    for position in range(8 * len(intact)):
+        damaged = bytearray(intact)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(files.DamagedError):
+            assert files.read_json(path) == content  # a space became a tab, or e became E

@@ -144,7 +144,8 @@ def test_three_shards_merged_give_the_report_of_one_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure1", "table1"])
 def test_three_shards_of_other_experiments(name, tmp_path):
-    check_equal_ways([f"--experiment={name}"], tmp_path, [f"{name}.png"])
+    flags = [f"--experiment={name}", "--sweep=final_prune=0.9", "--seeds=1"]
+    check_equal_ways(flags, tmp_path, [f"{name}.png"])
 
 
 def test_refused_shards_leave_no_files(tmp_path):
@@ -167,7 +168,7 @@ def test_refused_shards_leave_no_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_folder(tmp_path):
+def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_folder(tmp_path, capsys):
     experiment = defined("--seeds=2", f"--output_dir={tmp_path}/out")
     paths = ExperimentPaths(tmp_path / "out")
     with shared_folder.shared(paths.root) as other:
@@ -181,6 +182,10 @@ def test_a_shard_goes_on_where_another_was_killed_before_it_had_prepared_the_fol
         assert leftover.exists()
     suite.main(experiment, workers=1, shard=Shard(2, 3))
     assert not leftover.exists()
+    paths.runs.mkdir()
+    paths.run("seed=0").write_text("x")
+    suite.main(experiment, workers=1, shard=Shard(2, 3))
+    assert f"{paths.run('seed=0')} is damaged and will be recomputed" in capsys.readouterr().err
 
 
 class TestSharedFolder:

@@ -256,6 +256,7 @@ class TestMemory:
             (tmp_path / path).write_text(text)
         low = [name for name, limit, needed in memory.limits(tmp_path) if limit < needed]
         assert len(low) == is_low
+        assert (memory.available(tmp_path) < memory.RESIDENT) == is_low
         found = list(memory.limits(tmp_path))
         monkeypatch.setattr(memory, "limits", lambda: found)
         if is_low:

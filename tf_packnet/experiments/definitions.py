@@ -15,6 +15,7 @@ from tf_packnet.runs import corruption, output, stage_folder
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import ExperimentPaths, expand
 from tf_packnet.runs.results import read_experiment, read_results
+from tf_packnet.runs.shared_folder import SharedLock
 
 Axes = dict[str, Sequence[Any]]
 
@@ -159,13 +160,13 @@ def experiment_identity(experiment: Experiment) -> dict[str, Any]:
     return {"experiment": experiment.name, "varies": list(experiment.axes), "config": config}
 
 
-def check_experiment(experiment: Experiment, paths: ExperimentPaths, alone: bool = True) -> None:
+def check_experiment(experiment: Experiment, paths: ExperimentPaths, lock: SharedLock | None = None) -> None:
     """Check the output directory of an experiment without changing it.
 
     Args:
         experiment: The experiment.
         paths: Its output directory.
-        alone: Whether no other command writes there; else damage is not looked for.
+        lock: The lock that this command has, if it has one already. If it shares it, damage is not looked for.
 
     Raises:
         ArgumentError: If the directory cannot be written, or has another experiment or other files in it.
@@ -187,14 +188,19 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths, alone: bool
         expected = f"a new or empty folder, or that of the same --experiment={experiment.name}"
         raise ArgumentError("output_dir", expected, str(paths.root))
     output.check_same(paths.root, "experiment", flags, comparable(earlier))
-    if not alone:
+    if lock is not None and not lock.alone:
         return
     damaged = [*pair.damaged, *_damaged_runs(experiment, paths)]
     if pair.manifest is not None and pair.manifest.files:
         damaged += pair.manifest.damaged_files(paths.root, deletable=paths.stages)
     else:
         damaged += stage_folder.damaged_files(paths.stages)
-    output.report(paths.root, damaged, corruption.handler(experiment.base.on_corruption))
+    on_damaged = corruption.handler(experiment.base.on_corruption)
+    if lock is None:
+        output.report(paths.root, damaged, on_damaged)
+    else:
+        for path in dict.fromkeys(damaged):
+            on_damaged(path)
 
 
 def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,6 @@ def main(
 
 def _do_all(experiment: Experiment, paths: ExperimentPaths, start: Start, description: str) -> None:
     """Do all runs and write the report."""
-    definitions.check_experiment(experiment, paths)
     is_new = not paths.root.exists()
     with output.locked(paths.root) as is_locked:
         if not is_locked:
@@ -124,7 +123,7 @@ def _do_shard(experiment: Experiment, paths: ExperimentPaths, shard: Shard, star
             if not lock_file.exists():  # else another shard has just begun
                 raise
     with shared_folder.shared(paths.root) as lock:
-        definitions.check_experiment(experiment, paths, lock.alone)
+        definitions.check_experiment(experiment, paths, lock)
         _prepare(experiment, paths, lock.alone)
         lock.share()
         try:

@@ -278,9 +278,18 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         checksum = value.pop(CHECKSUM, None)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged") from error
-    if checksum is not None and checksum != _digest(value):
+    if checksum != _digest(value) if checksum is not None else _has_renamed_checksum(value):
         raise DamagedError(f"{path} is damaged: its checksum is wrong")
     return value
+
+
+def _has_renamed_checksum(value: dict[str, Any]) -> bool:
+    """Whether the checksum is there under another name: that of the field is damaged."""
+    texts = {name: text for name, text in value.items() if isinstance(text, str) and len(text) == 64}
+    return any(
+        text == _digest({other: content for other, content in value.items() if other != name})
+        for name, text in texts.items()
+    )
 
 
 def _digest(value: dict[str, Any]) -> str:

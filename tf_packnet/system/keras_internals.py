@@ -276,10 +276,24 @@ def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
             object.__setattr__(each, name, functools.partial(method, each))
             changed.append((each, name))
     try:
-        yield
+        with _own_update_step():
+            yield
     finally:
         for each, name in changed:
             object.__delattr__(each, name)
+
+
+@contextlib.contextmanager
+def _own_update_step() -> Iterator[None]:
+    """Within the block, optimizers update variables one by one, without Keras's method for TensorFlow.
+
+    It is replaced in the class, because optimizers such as Nadam call it from a method of their own.
+    """
+    update_step, TFOptimizer._backend_update_step = TFOptimizer._backend_update_step, BaseOptimizer._backend_update_step
+    try:
+        yield
+    finally:
+        TFOptimizer._backend_update_step = update_step
 
 
 @contextlib.contextmanager
@@ -296,12 +310,10 @@ def stateless_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     }
     for name, method in methods.items():
         object.__setattr__(optimizer, name, method)
-    # In the class, because Nadam's own method calls it.
-    update_step, TFOptimizer._backend_update_step = TFOptimizer._backend_update_step, BaseOptimizer._backend_update_step
     try:
-        yield
+        with _own_update_step():
+            yield
     finally:
-        TFOptimizer._backend_update_step = update_step
         for name in methods:
             object.__delattr__(optimizer, name)
 
@@ -310,7 +322,6 @@ _ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
 # What Keras overrides in its optimizers for TensorFlow.
 _OF_ONE_REPLICA = (
     "_apply_weight_decay",
-    "_backend_update_step",
     "_backend_increment_gradient_accumulators",
     "_overwrite_model_variables_with_average_value",
 )

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def check() -> None:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Return how many bytes of RAM this process and others that it starts may take."""
-    return min((limit for _, limit, _ in _shared_limits(root)), default=0)
+    """Return how many bytes this process and others that it starts may take, as far as the system says it."""
+    return min((limit for _, limit, _ in _shared_limits(root)), default=sys.maxsize)
 
 
 def limits(root: Path = Path("/")) -> Iterator[tuple[str, int, int]]:
