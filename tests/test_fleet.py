@@ -267,6 +267,37 @@ def test_workers_share_a_process_and_its_faults(tmp_path, monkeypatch, code, lin
     assert all("SIGKILL" in line and "alone" not in line for line in logged)
 
 
+FULL_GPU = """
+import json, os, pathlib, sys
+def reply(**values):
+    os.write(1, json.dumps(values).encode() + b"\\n")
+slots = int(sys.argv[1])
+with open(os.environ["FOLDER"] + "/slots", "a") as file:
+    file.write(f"{slots} ")
+reply(ready=1)
+for line in sys.stdin:
+    job = json.loads(line)
+    if slots > 2:
+        reply(job=job["job"], machine="ResourceExhaustedError: OOM when allocating on GPU:0 by allocator GPU_0_bfc")
+    else:
+        reply(job=job["job"], results={"seed": job["config"]["seed"]})
+"""
+
+
+def test_fewer_runs_share_a_gpu_whose_memory_runs_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_worker, "_COMMAND", ("-c", FULL_GPU))
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    logged: list[str] = []
+    with Pool(Layout(1, 1, ("0",), fleet=8), StorePlace(tmp_path / "stages"), log=logged.append) as pool:
+        finished = [each.result(60) for each in [pool.submit(Config(seed=seed)) for seed in range(12)]]
+    assert [each.results for each in finished] == [{"seed": seed} for seed in range(12)]
+    started = list(map(int, (tmp_path / "slots").read_text().split()))
+    assert started[0] == 8
+    assert started[-1] <= 2
+    assert started == sorted(started, reverse=True)
+    assert any("at most 4 of 8 workers go on sharing the memory of this GPU" in line for line in logged)
+
+
 def test_the_number_of_runs_side_by_side(monkeypatch, capsys):
     def size(value, **settings):
         return fleets.size(value, define("sweep", Config(**settings), {"final_prune": (0.5, 0.6)}))

@@ -80,7 +80,8 @@ class FleetWorker:
         return self._process.run(config, on_epochs, log)
 
     def end(self, timeout: float | None = None) -> int | None:
-        """End the process. Without a `timeout`, a process that other workers use goes on."""
+        """End the process. Without a `timeout`, a process that other workers use goes on, and the next is for them."""
+        self._process.slots = max(1, self._process.slots - 1)
         return None if timeout is None and self._process.is_busy else self._process.end(timeout)
 
 
@@ -90,11 +91,15 @@ class FleetProcess(Worker):
     Args:
         layout: The threads of the process, and the number of its workers.
         place: Where stages and results are stored, which all runs share.
+
+    Attributes:
+        slots: Runs at the same time in a process that starts now: its workers, without those that were retired because
+            the memory of a GPU ran out.
     """
 
     def __init__(self, layout: Layout, place: StorePlace):
         super().__init__(layout, place)
-        self._command = (*_COMMAND, str(layout.fleet))
+        self.slots = layout.fleet
         self._number = self._jobs = 0  # of processes and of runs so far
         self._inboxes: dict[int, queue.Queue[dict[str, Any] | WorkerFault]] = {}
         self._changed, self._writing = threading.Condition(), threading.Lock()
@@ -151,6 +156,7 @@ class FleetProcess(Worker):
     def start(self) -> str:
         """Start the process from the thread that reads its replies: the system ends it when that thread ends."""
         self.end()
+        self._command = (*_COMMAND, str(self.slots))
         if self._reader is not None:
             self._reader.join()  # it has noticed the end of the process before
         started: queue.Queue[BaseException | None] = queue.Queue()
