@@ -95,6 +95,80 @@ class TestSeveralDataSets:
         with pytest.raises(tp.ArgumentError, match=f"`classes_per_task`: expected .*{message}"):
             load(f"{root}/birds,digits", classes_per_task=sizes)
 
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ({"task_order": "2,1"}, ["digits", "birds"]),
+            ({"task_order": "digits"}, ["digits"]),
+            ({"task_order": "6,1,2", "classes_per_task": (2, 2, 2, 2, 2, 2)}, ["digits-8-9", "birds", "digits-0-1"]),
+            ({"task_order": "birds,digits", "num_tasks": 1, "class_order": "shuffled"}, ["birds"]),
+        ],
+    )
+    def test_orders(self, root, arguments, expected):
+        stream = load(f"{root}/birds,digits", **arguments)
+        assert [task.name for task in stream] == expected
+        arguments = {key: value for key, value in arguments.items() if key not in ("task_order", "num_tasks")}
+        natural = {task.name: task for task in load(f"{root}/birds,digits", **arguments)}
+        for number, task in enumerate(stream, start=1):
+            assert task.number == number
+            for name, split in task.splits.items():
+                same = natural[task.name].splits[name]
+                np.testing.assert_array_equal(split.x, same.x)
+                np.testing.assert_array_equal(split.y, same.y)
+
+    def test_classes_of_several_are_shuffled_by_the_seed(self, root):
+        orders = {
+            tuple(task.class_names for task in load(f"{root}/birds,digits", class_order="shuffled", seed=seed))
+            for seed in range(6)
+        }
+        assert all(
+            (sorted(birds), sorted(digits)) == (["jay", "owl", "wren"], list("0123456789")) for birds, digits in orders
+        )
+        assert len(orders) > 2
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "message"),
+        [
+            (
+                "birds,digits",
+                {"class_order": "0,1"},
+                "`class_order`: expected natural or shuffled for several data sets",
+            ),
+            (
+                "a,b",
+                {"class_order": "shuffled"},
+                "`class_order`: expected natural, as the folders in a,b are the tasks",
+            ),
+            (
+                "birds,digits",
+                {"task_order": "birds,grey"},
+                "`task_order`: .* different ones of birds, digits or .* 1 to 2",
+            ),
+            ("birds,digits", {"num_tasks": 3}, r"`num_tasks`: expected at most 2 \(all tasks in "),
+            (
+                "birds,digits",
+                {"task_order": "2", "num_tasks": 2},
+                "`num_tasks`: expected at most the 1 tasks of task_order",
+            ),
+            ("birds,digits", {"scenario": "rotated"}, "`scenario`: expected split for the 2 data sets in"),
+            (
+                "birds",
+                {"scenario": "rotated", "classes_per_task": 3},
+                "`classes_per_task`: expected all with scenario=",
+            ),
+            ("birds", {"classes_per_task": (1, 1), "class_order": "owl"}, "`classes_per_task`: expected at most the 1"),
+        ],
+    )
+    def test_refused_orders(self, root, name, arguments, message):
+        with pytest.raises(tp.ArgumentError, match=message):
+            load(f"{root}/{name}", **arguments)
+
+    def test_lists_of_sizes_and_of_classes(self, root):
+        stream = load("digits", classes_per_task=(1, 3), class_order="9,7,5,3,1", task_order="2,1")
+        assert [task.class_names for task in stream] == [("7", "5", "3"), ("9",)]
+        birds = load(f"{root}/birds", classes_per_task="all", class_order="wren,jay", on_disk=True)
+        assert [task.class_names for task in birds] == [("wren", "jay")]
+
     def test_sizes_in_one_data_set(self):
         stream = tp.tasks.load("digits", classes_per_task=(5, 3, 2))
         assert [task.class_names for task in stream] == [tuple("01234"), tuple("567"), tuple("89")]
@@ -247,6 +321,20 @@ class TestOnDisk:
         for one, other in zip(memory, disk, strict=True):
             for split in one.splits:
                 np.testing.assert_array_equal(one.splits[split].x, other.splits[split].x)
+
+    @pytest.mark.parametrize("scenario", ["permuted", "rotated"])
+    @pytest.mark.parametrize("name", ["birds", "grey"])
+    def test_the_same_scenarios(self, root, name, scenario):
+        arguments = {"scenario": scenario, "num_tasks": 3, "class_order": "shuffled", "seed": 2}
+        memory, disk = (load(f"{root}/{name}", on_disk=on_disk, **arguments) for on_disk in (False, True))
+        assert [task.splits["train"].is_stored for task in (*memory, *disk)] == [False] * 3 + [True] * 3
+        assert memory.fingerprint() == disk.fingerprint()
+        assert len({task.splits["test"].x.tobytes() for task in disk}) == 3
+        for one, other in zip(memory, disk, strict=True):
+            for ours, theirs in zip(
+                *(task.training_batches(3).single_batches().take(9) for task in (one, other)), strict=True
+            ):
+                keras.tree.map_structure(np.testing.assert_array_equal, ours, theirs)
 
     def test_the_same_batches(self, root):
         memory, disk = (load(f"{root}/birds,{root}/a,b", on_disk=on_disk) for on_disk in (False, True))

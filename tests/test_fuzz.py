@@ -18,6 +18,8 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import definitions
 from tf_packnet.runs import config, method_options, network_options, output
 from tf_packnet.runs.paths import ExperimentPaths
+from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.scenarios import SCENARIOS
 from tf_packnet.tasks.sources import check_name
 
 NAMES = [name for names in define_flags()[1].values() for name in names]
@@ -25,11 +27,13 @@ SPECIAL = ["flagfile", "undefok", "noexport", "nodry_run", "help_", "final_prun"
 CHOICES = {
     "model": network_options.MODELS, "fc8192": network_options.FC8192, "approach": method_options.APPROACHES,
     "budget": method_options.BUDGETS, "model_args": ("{}",), "weights": ("none", "w.keras"), "exclude": ("a", "a,b"),
-    "freed_weights": config.FREED_WEIGHTS, "head": config.HEADS, "bias_policy": config.BIAS_POLICIES,
-    "prune_scope": tuple(config.PRUNE_SCOPES), "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
+    "freed_weights": method_options.FREED_WEIGHTS, "head": method_options.HEADS,
+    "bias_policy": method_options.BIAS_POLICIES, "scenario": SCENARIOS, "class_order": ("shuffled", "3,1", "natural,1"),
+    "task_order": ("shuffled", "2", "0-1,2-3"), "classes_per_task": ("all", "5", "3,2"), "resize": RESIZES,
+    "prune_scope": tuple(method_options.PRUNE_SCOPES), "optimizer": config.OPTIMIZERS, "strategy": config.STRATEGIES,
     "precision": config.PRECISIONS, "jit": config.JIT, "data_residency": config.RESIDENCIES,
     "experiment": tuple(definitions.EXPERIMENTS), "export": ("true", "false"), "dry_run": ("true", "false"),
-    "dataset": ("digits", "mnist", "."), "hidden_units": ("8", "8,8", "16,4,2"), "seeds": ("2", "3,4", "5,"),
+    "dataset": ("digits", "mnist", ".", "a,b"), "hidden_units": ("8", "8,8", "16,4,2"), "seeds": ("2", "3,4", "5,"),
     "final_prune": ("0.5", "0.75", "1e-9", "0.999999"), "learning_rate": ("1e-3", "1e30", "1"),
     "validation_fraction": ("0", "0.5"), "dropout": ("0", "0.9"), "output_dir": ("out", "a/b"),
     "stages_dir": ("stages",), "data_dir": ("data",), "logical_devices": ("2", "4"),

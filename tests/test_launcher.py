@@ -157,7 +157,7 @@ def test_every_subcommand_has_help_and_takes_no_unknown_flag(subcommand, monkeyp
         (["plan", "--flagfile=smoke"], 2, "", "--seeds: not a flag of tf-packnet plan"),
         (["plan", "--stages_dir=x"], 2, "", "--stages_dir: not a flag of tf-packnet plan"),
         (["experiment", "--flagfile=digits"], 2, "", "--experiment: expected an experiment, a --sweep or --seeds"),
-        (["run", "--flagfile=digit"], 2, "", "or a preset: cifar10, digits, mnist, permuted_mnist, smoke, split"),
+        (["run", "--flagfile=digit"], 2, "", "or a preset: cifar10, digits, fine_grained, mnist, permuted_mnist"),
     ],
 )
 def test_the_command(arguments, code, out, err, monkeypatch, capsys):
