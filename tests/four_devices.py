@@ -133,7 +133,7 @@ OTHERS = {
     "recurrent_dropout": ("ids", lambda: text(layers.GRU(6, recurrent_dropout=0.2)), lambda: optimizers.Adam(1e-2)),
 }
 KINDS = ADDITIVE | OTHERS
-FAST = ("adamw", "synchronized", "conv", "pooled", "conv_batch_norm")
+FAST = ("adamw", "synchronized", "conv_batch_norm")
 
 
 def mirrored(count):

@@ -241,7 +241,16 @@ def learn(packed, name, seed, jit=False):
     packed.fit(*examples(packed, seed), epochs=2, verbose=0, callbacks=rounds)
 
 
-@pytest.mark.parametrize(("name", "policy"), [*((name, "per_task") for name in OWN), ("state", "first_task")])
+SLOW = ("ConvLSTM2D", "ReversibleEmbedding", "config, layers inside", "containers", "two inputs")
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        *(pytest.param(name, "per_task", marks=[pytest.mark.slow] * (name in SLOW)) for name in OWN),
+        ("state", "first_task"),
+    ],
+)
 def test_two_tasks_stay_exact_with_a_reload_between_them(name, policy, tmp_path):
     keras.utils.set_random_seed(1)
     model = OWN[name]()

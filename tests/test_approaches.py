@@ -204,7 +204,13 @@ def test_the_budget_in_epochs():
 
 
 @pytest.mark.parametrize(
-    ("kind", "freed"), [(PackNet, "zero"), (PackNet, "keep"), (Memory, "zero"), (Multinet, "keep")]
+    ("kind", "freed"),
+    [
+        (PackNet, "zero"),
+        pytest.param(PackNet, "keep", marks=pytest.mark.slow),
+        (Memory, "zero"),
+        (Multinet, "keep"),
+    ],
 )
 def test_a_restored_approach_continues_with_the_same_bits(kind, freed):
     stream = make_stream()

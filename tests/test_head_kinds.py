@@ -177,7 +177,7 @@ def learn(packed, x, name, outputs):
     return packed.predict(x, verbose=0)
 
 
-FAST = {"Conv2D", "layers inside"}
+FAST = {"Conv2D"}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in FAST)) for kind in KINDS])

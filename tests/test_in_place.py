@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.framework import config
 
 import tf_packnet as tp
 from tests.conftest import blobs, make_convnet, make_mlp
@@ -24,6 +25,13 @@ OPTIMIZERS = {
     "momentum, accumulating": lambda: keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2),
     "lion": lambda: keras.optimizers.Lion(0.001),
 }
+
+
+@pytest.fixture(autouse=True)
+def models_are_large_enough_to_compile(monkeypatch):
+    monkeypatch.setattr(acceleration, "WORTH_COMPILING", 0)
+    if config.is_op_determinism_enabled():  # by a test before: Keras would not compile the models
+        config.disable_op_determinism()
 
 
 def convnet(**kwargs):

@@ -42,6 +42,7 @@ def learn_tasks(tasks: int, samples: tuple[int, ...], folder) -> dict[int, dict[
     return held
 
 
+@pytest.mark.slow
 def test_threads_and_files_do_not_grow(tmp_path):
     held = learn_tasks(20, (8, 20), tmp_path)
     for what in ("threads", "python threads", "files"):

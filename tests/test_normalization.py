@@ -77,7 +77,7 @@ def test_masked_batches_are_normalised_as_by_keras():
     [
         *((kind, "per_task", "float32") for kind in ("batch", "layer", "rms")),
         ("batch", "first_task", "float32"),
-        ("batch", "per_task", "mixed_bfloat16"),
+        pytest.param("batch", "per_task", "mixed_bfloat16", marks=pytest.mark.slow),
         pytest.param("group", "per_task", "float32", marks=pytest.mark.slow),
         pytest.param("layer", "first_task", "float32", marks=pytest.mark.slow),
         pytest.param("batch", "first_task", "mixed_bfloat16", marks=pytest.mark.slow),

@@ -22,7 +22,7 @@ from tf_packnet.command_line.parsing import UsageError
 from tf_packnet.command_line.run_command import parse_command
 from tf_packnet.errors import ArgumentError, StoppedError
 from tf_packnet.experiments import definitions, suite
-from tf_packnet.experiments.worker import _settings
+from tf_packnet.experiments.worker import settings_of
 from tf_packnet.packfile.saving import save_pack
 from tf_packnet.reporting import summary
 from tf_packnet.runs import applications, learning, network_files, networks, setup, single_run
@@ -319,7 +319,7 @@ class TestArguments:
         flags = ["--sweep=model=mlp,nets.py:small,keras.applications:VGG16", "--sweep=weights=none,w.keras"]
         configs = parse_command(["main.py", *flags]).experiment.configs
         assert len({(config.model, config.weights) for config in configs}) == 6
-        assert len({_settings(config) for config in configs}) == 3
+        assert len({settings_of(config) for config in configs}) == 3
         assert definitions.run_name(configs[2], ("model",)) == "model=nets.py:small,seed=0"
 
     def test_the_names_of_layers_do_not_depend_on_earlier_networks(self):

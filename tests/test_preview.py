@@ -166,7 +166,7 @@ def test_unseen_tasks_of_different_sizes():
     tasks, expected = [], []
     for number, size in enumerate((2, 3, 2, 3), start=2):
         x, y = blobs(number, classes=size)
-        splits = {"test": SimpleNamespace(x=x, y=y)}
+        splits = {"test": tp.tasks.Split(x, y)}
         tasks.append(SimpleNamespace(number=number, num_classes=size, splits=splits))
         with preview_task(packed, size):
             expected.append(np.mean(np.argmax(packed(x, training=False), axis=-1) == y))
