@@ -38,7 +38,7 @@ def assert_whole(loaded, packed):
 
 
 class TestAccepted:
-    @pytest.mark.parametrize("selected", ["a", "b"])
+    @pytest.mark.parametrize("selected", ["a", pytest.param("b", marks=pytest.mark.slow)])
     def test_keras_files(self, packed, tmp_path, selected):
         packed.select_task(selected)
         packed.save(tmp_path / "pack.keras")

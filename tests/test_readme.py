@@ -27,7 +27,15 @@ def test_the_library_in_30_lines(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"export", "masks", "pack.keras"}
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+SLOW = ("keras-hub.md",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES],
+    ids=[page.name for page in PAGES],
+)
 def test_code_in_the_docs_runs(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
