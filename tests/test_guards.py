@@ -57,7 +57,8 @@ class TestTasks:
                 {"train": split(labels=np.zeros(20, int))},
                 "each class of task 'a-b'. Received: tasks=\"none of class 'b'",
             ),
-            ({"train": split(labels=np.ones(20))}, "integer labels in train.*float64 labels"),
+            ({"train": split(labels=np.ones(20))}, "float64 values of shape .* in validation.*int64 of shape"),
+            ({"test": split(6, labels=np.ones(6))}, "integer labels in test of task 'a-b'.*float64 labels"),
             ({"train": split(images=np.ones((20, 4)))}, "float64 examples of shape .* in validation of task 'a-b'"),
             ({"test": split(6, images=np.ones((6, 5), np.uint8))}, r"in test of task 'a-b'.*shape \(5,\)"),
             ({"test": split(0)}, "at least one example in test"),
@@ -90,8 +91,7 @@ class TestTasks:
     @pytest.mark.parametrize(
         ("y", "message"),
         [
-            (np.linspace(0, 1, 20), "class numbers or names.*not whole numbers"),
-            (np.full(20, np.nan), "class numbers or names"),
+            (np.full(20, np.nan), "finite numbers"),
             (np.array(["a", 1] * 10, object), "of one type"),
             (np.array(["rare", *["often"] * 19]), "at least one training example of each class.*none of class 'rare'"),
         ],

@@ -277,7 +277,10 @@ def _check_split(split: Split, train: Split, title: str, classes: int, x: str, y
     if not (math.isfinite(split.scale) and split.scale != 0):
         raise ArgumentError(x, f"a finite scale other than 0 in {title}", split.scale)
     check_finite(x, split.images)
-    if split.has_values and train.has_values:
+    if train.has_values:
+        if split.labels.dtype != train.labels.dtype or split.labels.shape[1:] != train.labels.shape[1:]:
+            expected = f"{train.labels.dtype} values of shape {train.labels.shape[1:]} in {title}, like those in train"
+            raise ArgumentError(y, expected, f"{split.labels.dtype} of shape {split.labels.shape[1:]}")
         check_finite(y, split.labels)
         return
     if split.labels.dtype.kind not in "iu":
