@@ -471,3 +471,22 @@ def test_a_train_step_of_the_user_runs_as_in_keras():
         packed.fit(tp.tasks.ResidentBatches(x, y % 2, 1.0, batch_size=16), verbose=0)
     assert packed.evaluate(x, y % 2, verbose=0) > 0
     replicas.check_equal(packed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["activation", "taylor"])
+def test_rates_and_rankings_of_retraining_are_those_of_one_device(criterion):
+    x, y = examples("vectors", 32, 0)
+    found = []
+    for strategy in (None, mirrored(2)):
+        packed = build("sgd", strategy)
+        packed.begin_task()
+        scheduler = tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2), criterion=criterion, data=(x, y))
+        retraining = [scheduler, tp.GradientMask(), tp.RetrainingRate("adaptive", 5)]
+        logs = packed.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=retraining).history
+        found.append((logs["learning_rate"], packed.owner_maps()))
+    (rates, maps), (rates_of_two, maps_of_two) = found
+    assert rates_of_two == pytest.approx(rates, rel=1e-4)
+    assert len(set(rates)) == 4
+    for owners, owners_of_two in zip(maps.values(), maps_of_two.values(), strict=True):
+        np.testing.assert_array_equal(owners, owners_of_two)

@@ -128,8 +128,16 @@ def test_a_subclass_refines_a_score_that_sees_data():
 def test_what_cannot_be_scored_is_refused():
     with pytest.raises(tp.ArgumentError, match="`criterion`: expected one of magnitude, activation, taylor"):
         tp.PruneRoundScheduler(tp.EqualShare(0.5, 1), criterion="movement")
-    with pytest.raises(tp.ArgumentError, match="`data`: expected examples"):
-        tp.PruneRoundScheduler(tp.EqualShare(0.5, 1), criterion="taylor")
+    x, y = blobs(1)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    for bad in (None, x, (x,), (x, y[1:]), (x[:0], y[:0]), dataset.repeat(), dataset.take(0)):
+        with pytest.raises(tp.ArgumentError, match="`data`: expected examples"):
+            tp.PruneRoundScheduler(tp.EqualShare(0.5, 1), criterion="taylor", data=bad)
+    packed = compile_model(tp.pack(make_mlp()))
+    packed.begin_task()
+    for bad in ((x[:, :3], y), (x, y + 9), (x * np.nan, y), dataset.map(lambda x, y: (x[:, :3], y))):
+        with pytest.raises(tp.ArgumentError, match="`data`: expected"):
+            packed.fit(x, y, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.5, 1), criterion="taylor", data=bad)])
     with pytest.raises(tp.ArgumentError, match="`data`: expected no data with the criterion magnitude"):
         tp.PruneRoundScheduler(tp.EqualShare(0.5, 1), data=blobs(1))
     packed = packed_with(L.LSTM(3, return_sequences=True), SERIES)

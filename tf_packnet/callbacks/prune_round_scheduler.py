@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
@@ -20,7 +21,7 @@ from tf_packnet.pruning.selection import Key
 from tf_packnet.pruning.tfmot import PruningSchedule
 from tf_packnet.system.keras_internals import resume_at, resumed_epoch
 from tf_packnet.training import importance, optimizers
-from tf_packnet.training.fit_checks import FitRequest
+from tf_packnet.training.fit_checks import FitRequest, check_examples
 
 # Keys in `params`, a dict that all callbacks of one `fit` share, under which the callbacks find each other.
 SCHEDULER, SNAPSHOT, RATE = "tf_packnet/scheduler", "tf_packnet/snapshot", "tf_packnet/rate"
@@ -72,9 +73,10 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             raise ArgumentError("schedule", "tp.EqualShare or another TF-MOT PruningSchedule", schedule)
         check_choice("scope", scope, PRUNE_SCOPES)
         check_choice("criterion", criterion, CRITERIA)
-        if (data is None) != (criterion == MAGNITUDE):
-            expected = "no data with the criterion magnitude" if data is not None else "examples (x, y) or a data set"
-            raise ArgumentError("data", f"{expected}, as criterion={criterion!r}", type(data).__name__)
+        if criterion == MAGNITUDE and data is not None:
+            raise ArgumentError("data", "no data with the criterion magnitude", type(data).__name__)
+        if criterion != MAGNITUDE:
+            data = _checked(data, criterion)
         self.schedule = schedule
         self.scope = scope
         self.criterion = criterion
@@ -99,6 +101,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         """Raise ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
         if self.criterion != MAGNITUDE:
             importance.check_defined(model, self.criterion)
+            check_examples(model, "data", self.data)
         last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
@@ -254,11 +257,27 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return np.abs(values) if self.criterion == MAGNITUDE else self._importance[path]
 
 
-def _batches(data: Any) -> Iterable[tuple[Any, Any]]:
-    if not isinstance(data, (tuple, list)):
+def _checked(data: Any, criterion: str) -> Any:
+    """Return the examples for a criterion: arrays, or a finite data set."""
+    expected = f"examples (x, y) or a finite tf.data.Dataset of batches, because of criterion={criterion!r}"
+    if isinstance(data, tf.data.Dataset):
+        size = int(data.cardinality())
+        if size in (tf.data.INFINITE_CARDINALITY, 0):
+            raise ArgumentError("data", expected, "a data set that repeats forever" if size else "an empty data set")
         return data
-    x, y = data
-    return ((x[i : i + _BATCH], y[i : i + _BATCH]) for i in range(0, len(x), _BATCH))
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ArgumentError("data", expected, type(data).__name__)
+    x, y = (each if isinstance(each, np.ndarray) else np.asarray(each) for each in data)
+    if not x.ndim or not y.ndim or len(x) != len(y) or len(x) == 0:
+        raise ArgumentError("data", expected, f"arrays of shape {x.shape} and {y.shape}")
+    return x, y
+
+
+def _batches(data: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(data, tuple):
+        x, y = data
+        return ((x[i : i + _BATCH], y[i : i + _BATCH]) for i in range(0, len(x), _BATCH))
+    return (keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data)
 
 
 def missing_rounds(model: keras.Model) -> str:

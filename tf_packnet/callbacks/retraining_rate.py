@@ -7,6 +7,7 @@ import numpy as np
 
 from tf_packnet.callbacks.prune_round_scheduler import RATE, SCHEDULER, PruneRoundScheduler
 from tf_packnet.errors import ArgumentError, check_choice
+from tf_packnet.layers.weights import view
 from tf_packnet.pruning.policies import ADAPTIVE, CONSTANT, RESTARTING, RETRAIN_RATES
 from tf_packnet.system.keras_internals import learning_rate_of
 from tf_packnet.training import optimizers
@@ -65,14 +66,14 @@ class RetrainingRate(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.params[RATE] = self
         self._rate = learning_rate_of(optimizers.holder_of_rate(self.model.optimizer))
-        self._own_rate = float(self._rate)
+        self._own_rate = float(view(self._rate))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._rate.assign(np.float32(self._own_rate * self._factor(epoch)))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
-            logs["learning_rate"] = float(self._rate)
+            logs["learning_rate"] = float(view(self._rate))
 
     def on_train_end(self, logs: dict | None = None) -> None:
         self._rate.assign(np.float32(self._own_rate))

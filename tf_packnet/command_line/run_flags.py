@@ -147,7 +147,7 @@ def _define_output_flags(values: flags.FlagValues) -> list[str]:
         "them between runs, experiments and hosts. Default: stages/ in --output_dir."
     )
     _define("stages_dir", None, stages_dir, _PARSERS[str], values)
-    flags.register_validator("stages_dir", _check_stages_dir, flag_values=values)
+    flags.register_validator("stages_dir", _checked(_check_stages_dir), flag_values=values)
     return ["dry_run", "stages_dir"]
 
 
@@ -189,7 +189,7 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
         f"as suit the network, at most {fleets.MOST}."
     )
     _define("fleet", fleets.AUTO, fleet, _PARSERS[str], values)
-    flags.register_validator("fleet", _check_fleet, flag_values=values)
+    flags.register_validator("fleet", _checked(fleets.check), flag_values=values)
     cluster = (
         "Where the runs are done: local, ray, or ray://HOST:PORT. local: in processes of this machine. ray: on the "
         "nodes of the Ray cluster of RAY_ADDRESS, else of the one that `ray start` has started on this machine, else "
@@ -247,22 +247,10 @@ def _check_count(value: int | None) -> bool:
     return True
 
 
-def _check_stages_dir(value: str | None) -> bool:
-    _validator("output_dir")(value)
+def _check_stages_dir(value: str | None) -> None:
+    config.check_field("output_dir", value)
     if value is not None and objects.is_url(value):
-        try:
-            objects.open_url("stages_dir", value)
-        except ArgumentError as error:
-            raise flags.ValidationError(f"expected {error.expected}") from error
-    return True
-
-
-def _check_fleet(value: str) -> bool:
-    try:
-        fleets.check(value)
-    except ArgumentError as error:
-        raise flags.ValidationError(f"expected {error.expected}") from error
-    return True
+        objects.open_url("stages_dir", value)
 
 
 def _validator(name: str) -> Callable[[Any], bool]:

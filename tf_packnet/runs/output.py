@@ -203,7 +203,7 @@ def check_stages_dir(stages_dir: str | None, default: Path) -> StorePlace:
         default: The folder in the output directory.
 
     Raises:
-        ArgumentError: If the folder cannot be written, or the URL is none of a store.
+        ArgumentError: If the folder cannot be written, or the URL cannot be that of a store.
         MissingExtraError: If the library for the URL is not installed.
     """
     if stages_dir is None:

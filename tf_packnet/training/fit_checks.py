@@ -163,11 +163,15 @@ def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
         _check_spec(model, "x", x.element_spec)
     else:
         _check_arrays(model, "x", "y", x, arguments.get("y"))
-    validation: Any = arguments.get("validation_data")
-    if isinstance(validation, (tuple, list)) and len(validation) in (2, 3):
-        _check_arrays(model, "validation_data", "validation_data", *validation[:2])
-    elif hasattr(validation, "element_spec"):
-        _check_spec(model, "validation_data", validation.element_spec)
+    check_examples(model, "validation_data", arguments.get("validation_data"))
+
+
+def check_examples(model: keras.Model, argument: str, data: Any) -> None:
+    """Check examples `(x, y)`, or a data set of them, as the data of a `fit`; `argument` is for the errors."""
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        _check_arrays(model, argument, argument, *data[:2])
+    elif hasattr(data, "element_spec"):
+        _check_spec(model, argument, data.element_spec)
 
 
 def _check_arrays(model: keras.Model, x_name: str, y_name: str, x: Any, y: Any) -> None:
