@@ -223,7 +223,8 @@ def test_with_and_without_xla(name, jit_compile):
     learn(name, mirrored(2), "arrays", 10, jit_compile=jit_compile)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(precision):
     learn("adamw", mirrored(2), "resident", 16, precision=precision)
 

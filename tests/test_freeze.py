@@ -230,7 +230,11 @@ def make_text_network():
 
 @pytest.mark.parametrize(
     ("make", "jit"),
-    [(make_convolutions_of_all_kinds, "auto"), (make_convolutions_of_all_kinds, False), (make_text_network, "auto")],
+    [
+        (make_convolutions_of_all_kinds, "auto"),
+        pytest.param(make_convolutions_of_all_kinds, False, marks=pytest.mark.slow),
+        (make_text_network, "auto"),
+    ],
 )
 def test_every_kind_of_layer_freezes_reloads_and_exports(make, jit, tmp_path):
     optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)

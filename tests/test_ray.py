@@ -236,14 +236,21 @@ def whole(tmp_path_factory):
 
 @contextlib.contextmanager
 def started(cluster, root):
-    """Start the experiment on the cluster; yields the process when both nodes have done some epochs."""
+    """Start the experiment on the cluster; yields the process when epochs of two stages have ended."""
     began = time.time()
+    seen = set()
+
+    def is_under_way():
+        seen.update(keys_in_progress(root, began))
+        return len(seen) >= 2 or process.poll() is not None
+
     command = [sys.executable, ROOT / "launch/main.py", *LONG, "--cluster=ray", f"--output_dir={root}"]
     process = subprocess.Popen(
         command, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        wait_for(lambda: len(keys_in_progress(root, began)) == 2 or process.poll() is not None)
+        wait_for(is_under_way)
+        assert process.poll() is None, process.communicate()
         yield process
     finally:
         process.kill()

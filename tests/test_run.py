@@ -221,7 +221,9 @@ def assert_same_pack(*paths):
 
 
 # The killed run below covers XLA.
-@pytest.mark.parametrize("flags", [("--jit=off",), CONVOLUTIONS], ids=["no jit", "convolutions"])
+@pytest.mark.parametrize(
+    "flags", [("--jit=off",), pytest.param(CONVOLUTIONS, marks=pytest.mark.slow)], ids=["no jit", "convolutions"]
+)
 def test_same_seed_same_bits(flags, tmp_path):
     for name in ("one", "two"):
         done = launch(*FLAGS, "--num_tasks=2", "--noexport", *flags, f"--output_dir={tmp_path / name}")
