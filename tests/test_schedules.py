@@ -83,6 +83,7 @@ def test_a_schedule_without_a_number_of_epochs_says_so():
         ({"rounds": 2, "round_epochs": (1, 2, 5)}, "`rounds`: expected 3, as many as in round_epochs"),
         ({"epochs": 9, "round_epochs": (1, 2, 5)}, "`epochs`: expected 8, the sum of round_epochs"),
         ({"round_epochs": (1, 0)}, "`round_epochs`: expected uniform, growing, shrinking, or the epochs after each"),
+        ({"round_epochs": (-1, 1)}, "the last at least 1"),
         ({"round_epochs": ()}, "`round_epochs`: expected uniform"),
         ({"round_epochs": (1.5,)}, "`round_epochs`: expected uniform"),
         ({"round_epochs": 3}, "Received: round_epochs=3"),
@@ -126,9 +127,15 @@ def test_rounds_of_any_length_by_hand():
         assert [epoch for epoch in range(9) if schedule.round_at(epoch)] == first_epochs
         assert [bool(schedule(epoch)[0]) for epoch in range(9)] == [epoch in first_epochs for epoch in range(9)]
         assert EqualShare.from_config(schedule.get_config()).get_config() == schedule.get_config()
-        assert dict(RoundSchedule.of(schedule, 3, 9).kept) == {
-            3 + epoch: schedule.kept_fraction(number) for number, epoch in enumerate(first_epochs, start=1)
-        }
+        plan = RoundSchedule.of(schedule, 3, 9)
+        assert plan.first_epochs == tuple(3 + epoch for epoch in first_epochs)
+        assert plan.kept == tuple(schedule.kept_fraction(number) for number in range(1, len(first_epochs) + 1))
+    merged = EqualShare(0.25, 2, round_epochs=[0, 2, 0, 0, 1])  # rounds without an epoch between them
+    assert [merged.round_at(epoch) for epoch in range(4)] == [2, None, 5, None]
+    assert [float(merged(epoch)[1]) for epoch in (0, 2)] == [1 - merged.kept_fraction(n) for n in (2, 5)]
+    plan = RoundSchedule.of(merged, 1, 4)
+    assert plan.first_epochs == (1, 1, 3, 3, 3)
+    assert plan.kept == tuple(merged.kept_fraction(number) for number in range(1, 6))
     listed = EqualShare(0.25, 2, round_epochs=[1, 2, 5])
     assert (listed.rounds, listed.epochs) == (3, 8)
     assert GrowingShare(0.25, 2, task=2, round_epochs=[1, 2, 5]).round_at(3) == 3

@@ -26,6 +26,7 @@ _HOME = {
     "EqualShare": "pruning.schedules",
     "GradientMask": "callbacks",
     "RetrainingRate": "callbacks",
+    "TimeBudget": "callbacks",
     "TaskMaskSnapshot": "callbacks",
     "EpochBackup": "callbacks",
     "StopWhenDiverged": "callbacks",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.callbacks import RetrainingRate as RetrainingRate
     from tf_packnet.callbacks import StopWhenDiverged as StopWhenDiverged
     from tf_packnet.callbacks import TaskMaskSnapshot as TaskMaskSnapshot
+    from tf_packnet.callbacks import TimeBudget as TimeBudget
     from tf_packnet.callbacks import load_owner_maps as load_owner_maps
     from tf_packnet.errors import ArgumentError as ArgumentError
     from tf_packnet.errors import DivergedError as DivergedError

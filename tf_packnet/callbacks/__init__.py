@@ -13,6 +13,7 @@ from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
 from tf_packnet.callbacks.retraining_rate import RetrainingRate
 from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged, StopWhenInterrupted
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
+from tf_packnet.callbacks.time_budget import TimeBudget
 from tf_packnet.pruning import schedules
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "StopWhenDiverged",
     "StopWhenInterrupted",
     "TaskMaskSnapshot",
+    "TimeBudget",
     "load_owner_maps",
     "save_owner_maps",
 ]

@@ -1,5 +1,6 @@
 """Runs prune rounds on a schedule."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
+from tf_packnet.callbacks.time_budget import TIME, TimeBudget
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
-from tf_packnet.pruning import ownership
+from tf_packnet.pruning import ownership, timing
 from tf_packnet.pruning.policies import CRITERIA, MAGNITUDE
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
@@ -44,7 +46,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     If not every round of the schedule can run, the `fit` is refused before its first step. Epochs of the schedule count
     from the `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore`
-    continues with the next round.
+    continues with the next round. With a `TimeBudget`, the time that is left decides when the rounds run.
 
     Args:
         schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts the epochs of this `fit`, from 0.
@@ -94,24 +96,35 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     @property
     def round_epochs(self) -> list[int]:
-        """The epochs that begin with a round, in order. Known from the first epoch of the `fit` on."""
-        return [] if self._plan is None else list(self._plan.kept)
+        """The epochs that begin with a round, in order. Known from the first epoch of the `fit` on.
+
+        With a `TimeBudget`, only those of the rounds that have run.
+        """
+        if self._plan is None or not self._plan.first_epochs:
+            return [each["epoch"] for each in self.rounds]
+        return list(self._plan.first_epochs)
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raise ArgumentError if not every round can run in a `fit`, or another callback would undo rounds."""
         if self.criterion != MAGNITUDE:
             importance.check_defined(model, self.criterion)
             check_examples(model, "data", self.data)
-        last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
+        budget = next((each for each in request.callbacks if isinstance(each, TimeBudget)), None)
+        if budget is not None and request.callbacks.index(budget) > request.callbacks.index(self):
+            raise ArgumentError("callbacks", "TimeBudget before PruneRoundScheduler", "TimeBudget after it")
+        plan = self._plan_for(model, request.initial_epoch, request.epochs, budget is not None)
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
                 raise _one_scheduler(other)
             if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
                 continue
-            if max(other.start_from_epoch, request.initial_epoch) < last_round:
+            if budget is not None:
+                expected = "EarlyStopping without restore_best_weights, because of TimeBudget"
+                raise ArgumentError("callbacks", f"{expected}: weights from before a round are not pruned", "with it")
+            if max(other.start_from_epoch, request.initial_epoch) < plan.last_epoch:
                 raise ArgumentError(
                     "start_from_epoch",
-                    f"at least {last_round}, the epoch of the last prune round, in "
+                    f"at least {plan.last_epoch}, the epoch of the last prune round, in "
                     "EarlyStopping(restore_best_weights=True): weights from before are not pruned",
                     other.start_from_epoch,
                 )
@@ -136,9 +149,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         plan = self._begin(epoch) if self._plan is None else self._plan
         records = lifecycle.records(self.model)
-        number = plan.rounds_by(epoch)
-        if number > records.rounds_planned - records.rounds_due:
-            self._prune(plan, epoch, number)
+        while records.rounds_due and self._is_due(plan, epoch, records.rounds_planned - records.rounds_due):
+            with self._budget.timed_round() if self._budget else contextlib.nullcontext():
+                self._prune(plan, epoch, records.rounds_planned - records.rounds_due + 1)
             records.round_was_run()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -168,6 +181,19 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 del self.rounds[-1]  # undone, for instance by EarlyStopping, which has loaded earlier weights
                 lifecycle.records(self.model).round_was_undone()
 
+    @property
+    def _budget(self) -> TimeBudget | None:
+        return self.params.get(TIME)
+
+    def _is_due(self, plan: RoundSchedule, epoch: int, done: int) -> bool:
+        """Return whether the round after the first `done` ones runs before `epoch`."""
+        if self._budget is None:
+            return done < plan.rounds_by(epoch)
+        assert isinstance(self.schedule, EqualShare)
+        assert isinstance(self.schedule.round_epochs, str)
+        weights = timing.weights_of(self.schedule.round_epochs, self.schedule.rounds)
+        return not done or self._budget.is_round_due(weights[done - 1 :], self.params["epochs"] - epoch)
+
     def _resumes(self) -> bool:
         """Whether this `fit` resumes: BackupAndRestore and EpochBackup set the model's `_initial_epoch`."""
         return resumed_epoch(self.model) is not None
@@ -178,7 +204,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         resumes = self._resumes()
         first_epoch = records.rounds_from if resumes else epoch
         try:
-            plan = self._plan_for(self.model, first_epoch, self.params["epochs"])
+            plan = self._plan_for(self.model, first_epoch, self.params["epochs"], self._budget is not None)
         except ArgumentError:
             self._undo_reset()
             raise
@@ -192,12 +218,12 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self._sparsity = _pruned_share([_count_candidates(owner) for owner in owners], owners)
         return plan
 
-    def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundSchedule:
+    def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int, timed: bool) -> RoundSchedule:
         committed = lifecycle.committed_tasks(model)
         if isinstance(self.schedule, EqualShare) and committed >= self.schedule.num_tasks:
             expected = f"more than the {committed} tasks that are already committed"
             raise ArgumentError("num_tasks", expected, self.schedule.num_tasks)
-        return RoundSchedule.of(self.schedule, first_epoch, epochs)
+        return RoundSchedule.of(self.schedule, first_epoch, epochs, timed)
 
     def _reset_optimizer(self) -> None:
         used = optimizers.all_of(self.model)

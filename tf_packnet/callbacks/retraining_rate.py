@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tf_packnet.callbacks.prune_round_scheduler import RATE, SCHEDULER, PruneRoundScheduler
+from tf_packnet.callbacks.time_budget import TimeBudget
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning.policies import ADAPTIVE, CONSTANT, RESTARTING, RETRAIN_RATES
@@ -59,6 +60,9 @@ class RetrainingRate(keras.callbacks.Callback):
             received = [type(other).__name__ for other in request.callbacks]
             raise ArgumentError("callbacks", "a PruneRoundScheduler before RetrainingRate", received)
         for other in request.callbacks:
+            if isinstance(other, TimeBudget) and self.schedule != CONSTANT:
+                expected = "constant with TimeBudget: the other rates depend on the number of epochs"
+                raise ArgumentError("schedule", expected, self.schedule)
             if isinstance(other, keras.callbacks.BackupAndRestore):
                 expected = "tp.EpochBackup with RetrainingRate, to resume with the same learning rates"
                 raise ArgumentError("callbacks", expected, type(other).__name__)

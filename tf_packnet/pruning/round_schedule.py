@@ -5,7 +5,7 @@ checks before a `fit`, at every epoch, and when a `fit` resumes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +15,8 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.schedules import EqualShare
 
 Schedule = Callable[[Any], tuple[Any, Any]]
+# The step of a round, and the fraction of the candidates that remains after it.
+_Round = tuple[int, float]
 
 # TF-MOT computes sparsities in float32: smaller differences are rounding errors.
 _ROUNDING = 1e-6
@@ -30,21 +32,23 @@ class RoundSchedule:
 
     Attributes:
         schedule: The pruning schedule, with the number of epochs of the `fit`.
-        kept: Fraction of the task's candidates that each round keeps, by the epoch that begins with the round, in
-            order.
+        kept: Fraction of the task's candidates that each round keeps, in order.
+        first_epochs: The epoch that begins with each round. Empty if a `TimeBudget` decides when they run.
     """
 
     schedule: Schedule
-    kept: Mapping[int, float]
+    kept: tuple[float, ...]
+    first_epochs: tuple[int, ...]
 
     @classmethod
-    def of(cls, schedule: Schedule, first_epoch: int, epochs: int) -> "RoundSchedule":
+    def of(cls, schedule: Schedule, first_epoch: int, epochs: int, timed: bool = False) -> "RoundSchedule":
         """Compute the rounds of `schedule` in a `fit(epochs=epochs, initial_epoch=first_epoch)`.
 
         Args:
             schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts epochs from `first_epoch`.
             first_epoch: First epoch of the `fit`.
             epochs: The epoch before which the `fit` ends.
+            timed: Whether a `TimeBudget` decides when the rounds run.
 
         Raises:
             ArgumentError: If a round of the schedule lies outside the `fit`, or a sparsity is invalid.
@@ -55,26 +59,28 @@ class RoundSchedule:
         if budget < 1:
             expected = f"less than the {epochs} epochs of the fit, because prune rounds take place in epochs"
             raise ArgumentError("initial_epoch", expected, first_epoch)
+        if timed:
+            return cls(schedule, _kept_by_timed_rounds(schedule), ())
         if isinstance(schedule, EqualShare):
             schedule = _with_budget(schedule, budget)
-            kept = _kept_by_equal_share(schedule, budget)
+            rounds = _rounds_of_equal_share(schedule, budget)
         else:
-            kept = _kept_by_tfmot(schedule, budget)
-        _check_order(schedule, kept)
-        return cls(schedule, {first_epoch + step: fraction for step, fraction in kept.items()})
+            rounds = _rounds_of_tfmot(schedule, budget)
+        _check_order(schedule, rounds)
+        return cls(schedule, tuple(kept for _, kept in rounds), tuple(first_epoch + step for step, _ in rounds))
 
     @property
     def last_epoch(self) -> int:
         """Epoch that begins with the last round."""
-        return max(self.kept)
+        return max(self.first_epochs)
 
     def rounds_by(self, epoch: int) -> int:
         """Return how many rounds must be done when training of `epoch` begins."""
-        return sum(round_epoch <= epoch for round_epoch in self.kept)
+        return sum(first <= epoch for first in self.first_epochs)
 
     def kept_after(self, prune_round: int) -> float:
         """Return the fraction of the task's candidates that remains after a round (1-based)."""
-        return list(self.kept.values())[prune_round - 1]
+        return self.kept[prune_round - 1]
 
     def check_resumed(self, epoch: int, planned: int, done: int) -> None:
         """Check that a backup belongs to this `fit`, so that training can resume at `epoch`.
@@ -88,7 +94,7 @@ class RoundSchedule:
             ArgumentError: If the interrupted `fit` had other prune rounds.
         """
         # More rounds than expected are possible: Keras's BackupAndRestore can save in the middle of an epoch.
-        if planned == len(self.kept) and done >= self.rounds_by(epoch - 1):
+        if planned == len(self.kept) and done >= self.rounds_by(epoch - 1):  # 0 of timed rounds
             return
         expected = (
             f"a backup of this fit, which has {len(self.kept)} prune rounds, {self.rounds_by(epoch - 1)} of them "
@@ -106,17 +112,24 @@ def _with_budget(schedule: EqualShare, budget: int) -> EqualShare:
     return schedule
 
 
-def _kept_by_equal_share(schedule: EqualShare, budget: int) -> dict[int, float]:
-    rounds = {step: schedule.round_at(step) for step in range(budget)}
-    # Not computed from the sparsity: in floating point, 1 - (1 - x) is not always x.
-    kept = {step: schedule.kept_fraction(number) for step, number in rounds.items() if number is not None}
-    if len(kept) != schedule.rounds:
+def _kept_by_timed_rounds(schedule: Schedule) -> tuple[float, ...]:
+    if not isinstance(schedule, EqualShare) or schedule.epochs is not None:
+        raise ArgumentError("schedule", "tp.EqualShare without `epochs`, because of TimeBudget", _shown(schedule))
+    return tuple(schedule.kept_fraction(number) for number in range(1, schedule.rounds + 1))
+
+
+def _rounds_of_equal_share(schedule: EqualShare, budget: int) -> list[_Round]:
+    steps: list[int] = []
+    for step in range(budget):
+        steps += [step] * ((schedule.round_at(step) or 0) - len(steps))  # several, if no epoch is between them
+    if len(steps) != schedule.rounds:
         expected = f"a schedule with all its {schedule.rounds} prune rounds within the {budget} epochs of the fit"
-        raise ArgumentError("schedule", expected, f"{len(kept)} rounds in {_shown(schedule)}")
-    return kept
+        raise ArgumentError("schedule", expected, f"{len(steps)} rounds in {_shown(schedule)}")
+    # Not computed from the sparsity: in floating point, 1 - (1 - x) is not always x.
+    return [(step, schedule.kept_fraction(number)) for number, step in enumerate(steps, start=1)]
 
 
-def _kept_by_tfmot(schedule: Schedule, budget: int) -> dict[int, float]:
+def _rounds_of_tfmot(schedule: Schedule, budget: int) -> list[_Round]:
     by_step = {step: _sparsity_at(schedule, step) for step in range(budget)}
     sparsities = {step: sparsity for step, sparsity in by_step.items() if sparsity is not None}
     note = "a step of the schedule is an epoch, counted from 0 at the first epoch of the fit"
@@ -131,7 +144,7 @@ def _kept_by_tfmot(schedule: Schedule, budget: int) -> dict[int, float]:
                 f"{step}, reaches a sparsity of {last:.3g}, but step {later} would reach {sparsity:.3g} ({note})"
             )
             raise ArgumentError("schedule", expected, _shown(schedule))
-    return {step: 1.0 - sparsity for step, sparsity in sparsities.items()}
+    return [(step, 1.0 - sparsity) for step, sparsity in sparsities.items()]
 
 
 def _sparsity_at(schedule: Schedule, step: int) -> float | None:
@@ -170,18 +183,18 @@ def _later_steps(schedule: Schedule, budget: int) -> range:
     return steps[rounds_in_fit:][-_ROUNDS_AHEAD:]
 
 
-def _check_order(schedule: Schedule, kept: Mapping[int, float]) -> None:
+def _check_order(schedule: Schedule, rounds: Iterable[_Round]) -> None:
     """Raise ArgumentError if a round has a sparsity outside [0, 1], or a smaller one than the previous round."""
-    previous = None
-    for step, fraction in kept.items():
+    previous: _Round | None = None
+    for step, fraction in rounds:
         if not 0.0 <= fraction <= 1.0:
             received = f"{1.0 - fraction:.3g} at step {step} of {_shown(schedule)}"
             raise ArgumentError("schedule", "a sparsity between 0 and 1", received)
-        if previous is not None and fraction > kept[previous] + _ROUNDING:
-            received = f"{1.0 - fraction:.3g} at step {step} after {1.0 - kept[previous]:.3g} at step {previous}"
+        if previous is not None and fraction > previous[1] + _ROUNDING:
+            received = f"{1.0 - fraction:.3g} at step {step} after {1.0 - previous[1]:.3g} at step {previous[0]}"
             expected = "a sparsity that does not decrease: a round cannot bring back pruned weights"
             raise ArgumentError("schedule", expected, f"{received} of {_shown(schedule)}")
-        previous = step
+        previous = step, fraction
 
 
 def _shown(schedule: Schedule) -> str:

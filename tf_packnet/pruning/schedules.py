@@ -1,5 +1,6 @@
 """Algorithm 2 of the paper as a TF-MOT pruning schedule, so that TF-MOT's own schedules can be used instead."""
 
+import bisect
 import functools
 import itertools
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class EqualShare(PruningSchedule):
             `round_epochs`. A `fit` with a different number of epochs raises ArgumentError.
         round_epochs: How the epochs are divided between the rounds: `uniform`, if `rounds` divides `epochs`; `growing`,
             in proportion to 1, 2, ..., N; `shrinking`, the reverse; or the epochs after each round, such as
-            `(1, 2, 5)`.
+            `(1, 2, 5)`. After a round with 0 epochs, the next one runs at once.
 
     Raises:
         ArgumentError: If an argument is out of range, `rounds` does not divide `epochs`, or they do not match
@@ -108,21 +109,21 @@ class EqualShare(PruningSchedule):
             (`float64` scalar).
         """
         step = int(step)
-        done = sum(first <= step for first in self._rounds)
+        done = bisect.bisect_right(self._first_epochs, step)
         return tf.constant(self.round_at(step) is not None), tf.constant(1.0 - self.kept_fraction(done), tf.float64)
 
     def round_at(self, epoch: int) -> int | None:
-        """Return the number of the round (1-based) at the start of `epoch` (0-based), or None."""
-        return self._rounds.get(epoch)
+        """Return the number of the last round (1-based) at the start of `epoch` (0-based); None without a round."""
+        number = bisect.bisect_right(self._first_epochs, epoch)
+        return number if number and self._first_epochs[number - 1] == epoch else None
 
     @functools.cached_property
-    def _rounds(self) -> dict[int, int]:
-        """The rounds (1-based) by the epoch that begins with them."""
+    def _first_epochs(self) -> tuple[int, ...]:
+        """The epochs that begin with a round, in order."""
         if self.epochs is None:
             raise ValueError("EqualShare has no number of epochs: pass `epochs`, or use it in PruneRoundScheduler")
         lengths = round_lengths(self.epochs, self.rounds, self.round_epochs)
-        first_epochs = itertools.accumulate(lengths[:-1], initial=0)
-        return {epoch: number for number, epoch in enumerate(first_epochs, start=1)}
+        return tuple(itertools.accumulate(lengths[:-1], initial=0))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -72,14 +72,14 @@ def as_lengths(round_epochs: Iterable[int]) -> tuple[int, ...]:
     """Return the epochs after each round as a tuple of integers.
 
     Raises:
-        ArgumentError: If they are not positive integers, or there are none.
+        ArgumentError: If they are not integers of at least 0, with a positive one last.
     """
     try:
         lengths = tuple(map(operator.index, round_epochs))
     except TypeError:
         lengths = ()
-    if not lengths or min(lengths) < 1:
-        expected = f"{', '.join(ROUND_EPOCHS)}, or the epochs after each round, such as (1, 2, 5)"
+    if not lengths or min(lengths) < 0 or lengths[-1] < 1:
+        expected = f"{', '.join(ROUND_EPOCHS)}, or the epochs after each round, such as (1, 2, 5); the last at least 1"
         raise ArgumentError("round_epochs", expected, round_epochs)
     return lengths
 

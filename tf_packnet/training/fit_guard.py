@@ -60,7 +60,7 @@ class FitGuard(keras.callbacks.Callback):
         self._last_check = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self.epoch = epoch
+        self.epoch, self._began = epoch, time.monotonic()
         if not self._copies:
             variables = [*self.model.trainable_variables, *assigned_in_forward_pass(self.model)]
             self._copies = [(variable, np.empty_like(view(variable))) for variable in variables]
@@ -78,6 +78,7 @@ class FitGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._check_steps()
+        self.model.step_record.epoch = (self.params.get("steps"), time.monotonic() - self._began)
         loss = float((logs or {}).get("loss", 0.0))
         if math.isfinite(loss) and self._all_finite():
             return

@@ -1,0 +1,96 @@
+"""Budgets in time: how they are written, and how the epochs that fit are divided between the prune rounds."""
+
+import datetime
+import re
+from collections.abc import Sequence
+
+from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.shares import GROWING, SHRINKING
+
+DURATION = "a time such as 90s, 15m, 8h or 1h30m"
+DEADLINE = "a time of day such as 07:00, or a date and a time such as 2030-01-31T07:00"
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,6}})?){unit})?" for unit in _UNITS))
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9]")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.+Z-]+")
+# A limit that catches typing errors.
+_MOST_SECONDS = 10 * 366 * 86400
+
+
+def seconds_of(duration: str) -> float | None:
+    """Return the seconds of a text such as `1h30m`; None if it is not a positive time of at most ten years."""
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        return None
+    numbers = zip(match.groups(default="0"), _UNITS.values(), strict=True)
+    seconds = sum(float(number) * unit for number, unit in numbers)
+    return seconds if 0 < seconds <= _MOST_SECONDS else None
+
+
+def shown(seconds: float) -> str:
+    """Return a time as text, such as `1h30m` or `2.5s`."""
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    rest, text = round(seconds), ""
+    for unit, size in _UNITS.items():
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    return text
+
+
+def is_deadline(text: str) -> bool:
+    """Whether `text` is a time of day or an ISO date with a time."""
+    return _TIME_OF_DAY.fullmatch(text) is not None or _moment(text) is not None
+
+
+def moment_of(deadline: str, now: datetime.datetime) -> datetime.datetime:
+    """Return the moment that a deadline means: that of its date, or the next time that it is this time of day.
+
+    Args:
+        deadline: A text for which `is_deadline` holds.
+        now: The present, with a time zone; a text without one is in this zone.
+
+    Raises:
+        ArgumentError: If it is in the past.
+    """
+    moment = _moment(deadline)
+    if moment is not None:
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+        if moment <= now:
+            raise ArgumentError("deadline", f"a time after now, {now:%Y-%m-%dT%H:%M:%S}", deadline)
+        return moment
+    hour, minute = map(int, deadline.split(":"))
+    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return today if today > now else today + datetime.timedelta(days=1)
+
+
+def _moment(text: str) -> datetime.datetime | None:
+    if _DATE.fullmatch(text) is None:
+        return None
+    try:
+        # Python 3.10 does not know Z.
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment
+
+
+def weights_of(round_epochs: str, rounds: int) -> tuple[int, ...]:
+    """Return in which proportion the rounds get epochs: `uniform`, `growing` or `shrinking`, see `round_lengths`."""
+    growing = tuple(range(1, rounds + 1))
+    return {GROWING: growing, SHRINKING: growing[::-1]}.get(round_epochs, (1,) * rounds)
+
+
+def length_of_first(epochs: int, weights: Sequence[int]) -> int:
+    """Return how many of `epochs` epochs follow the first of several rounds.
+
+    If there are as many epochs as rounds, at least one follows each round. If there are fewer, none follow the first.
+
+    Args:
+        epochs: Epochs of these rounds together.
+        weights: In which proportion the rounds get them.
+    """
+    rounds = len(weights)
+    length = round(epochs * weights[0] / sum(weights))
+    return max(min(1, epochs // rounds), min(length, epochs - rounds + 1))
