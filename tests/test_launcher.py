@@ -33,6 +33,16 @@ BAD_FLAGS = [
     ("--prune_rounds=7", "--prune_rounds=7: expected a divisor of --retrain_epochs=30 (1, 2, 3, 5, 6, 10, 15, 30)"),
     ("--round_epochs=1,2", "--prune_rounds=3: expected 2, as many as in --round_epochs"),
     ("--round_epochs=1,2,5", "--retrain_epochs=30: expected 8, the sum of --round_epochs"),
+    ("--round_epochs=0,1,2/1,1", "--retrain_epochs=30: expected 3, the largest sum of --round_epochs"),
+    ("--retrain_time=8h --retrain_epochs=72", "--retrain_epochs=72: expected no value with --retrain_time"),
+    ("--retrain_time=8h --retrain_epochs=30", "--retrain_epochs=30: expected no value with --retrain_time"),
+    ("--deadline=07:00 --retrain_epochs=1", "--retrain_epochs=1: expected no value with --deadline"),
+    ("--retrain_time=8h --round_epochs=1,2,5", "--round_epochs=1,2,5: expected uniform, growing, shrinking with --ret"),
+    ("--retrain_time=2h/task --retrain_rate=cosine", "--retrain_rate=cosine: expected constant with --retrain_time"),
+    ("--retrain_time=2h/tasks", "--retrain_time=2h/tasks: expected a time such as 90s"),
+    ("--retrain_time=8h --sweep=prune_rounds=1,2", "--retrain_time=8h: expected no value for an experiment"),
+    ("--deadline=07:00 --experiment=figure2", "--deadline=07:00: expected no value for an experiment, whose runs"),
+    ("--sweep=retrain_time=1h,2h", "--sweep=retrain_time: expected NAME=VALUE,VALUE with a NAME among"),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
     ("--prune_rounds=two", "--prune_rounds=two: expected an integer"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),
@@ -89,7 +99,7 @@ def refusal(*arguments) -> str:
 
 @pytest.mark.parametrize(("flag", "message"), [bad for bad in BAD_FLAGS if not bad[0].startswith("--dataset=mnits")])
 def test_bad_flags_are_named_with_what_was_expected(flag, message):
-    line = refusal(flag)
+    line = refusal(*flag.split(" "))
     assert message in line
     assert "\n" not in line
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks import EpochBackup, RetrainingRate, StopWhenDiverged, TaskMaskSnapshot
+from tf_packnet.callbacks import EpochBackup, RetrainingRate, StopWhenDiverged, TaskMaskSnapshot, TimeBudget
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning.policies import CONSTANT, MAGNITUDE, PRUNE_RETRAIN, STAGES, TRAIN
 from tf_packnet.pruning.schedules import EqualShare
@@ -106,13 +106,22 @@ class Approach(abc.ABC):
         for stage in STAGES:
             self.run_stage(task, stage)
 
-    def run_stage(self, task: Task, stage: str, backup: EpochBackup | None = None) -> dict[str, list[float]]:
+    def run_stage(
+        self,
+        task: Task,
+        stage: str,
+        backup: EpochBackup | None = None,
+        round_epochs: str | Sequence[int] | None = None,
+        budget: TimeBudget | None = None,
+    ) -> dict[str, list[float]]:
         """Run one stage of a training task, or the rest of it.
 
         Args:
             task: The training task.
             stage: `train` or `prune+retrain`.
             backup: Saves the state after every epoch. If it has a backup of this stage, the stage resumes from it.
+            round_epochs: The epochs after each prune round, as for `EqualShare`, if they are not those of `schedule`.
+            budget: The time to prune and retrain, in place of a number of epochs.
 
         Returns:
             The logs of all epochs of the stage, by name.
@@ -123,10 +132,16 @@ class Approach(abc.ABC):
         if stage == TRAIN:
             self.begin(task)
             return self._fit(task, TRAIN, self.train_epochs, [], backup)
+        epochs = self.retrain_epochs
+        if round_epochs is not None:
+            self.schedule = EqualShare(**{**self.schedule.get_config(), "epochs": None, "round_epochs": round_epochs})
+            epochs = self.schedule.epochs or epochs
         callbacks = self.pruning_callbacks(task)
+        if budget is not None:
+            callbacks, epochs = [budget, *callbacks], _NO_LIMIT
         if self.retrain_rate != CONSTANT:
             callbacks.append(RetrainingRate(self.retrain_rate, self.train_epochs))
-        return self._fit(task, PRUNE_RETRAIN, self.retrain_epochs, callbacks, backup)
+        return self._fit(task, PRUNE_RETRAIN, epochs, callbacks, backup)
 
     def accuracy(self, task: Task, split: str = "test") -> float:
         """Fraction of the examples of a split whose largest logit is that of their label."""
@@ -209,6 +224,8 @@ _PREDICTION_BYTES = 2**25
 # Training examples by which weights are ranked, if they are ranked by data.
 _RANKING_EXAMPLES = 512
 _SLOW_STEPS_PER_CALL = 16
+# Epochs of a `fit` that a time limits.
+_NO_LIMIT = 1_000_000
 _TASKS = "tasks"  # a name in the saved state: do not change it
 
 

@@ -106,7 +106,7 @@ class TimeBudget(keras.callbacks.Callback):
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raise ArgumentError if the deadline has passed, or another callback could not resume with the time left."""
-        self._seconds_to_deadline()
+        self.seconds_to_deadline()
         for other in request.callbacks:
             if isinstance(other, TimeBudget) and other is not self:
                 raise ArgumentError("callbacks", "one TimeBudget per fit", "several")
@@ -118,7 +118,7 @@ class TimeBudget(keras.callbacks.Callback):
         self.params[TIME] = self
         now = self._clock()
         self._reset(now)
-        self._end = now + self._seconds_to_deadline()
+        self._end = now + self.seconds_to_deadline()
         self._before = self.seconds_before()
 
     def seconds_before(self) -> float:
@@ -199,7 +199,7 @@ class TimeBudget(keras.callbacks.Callback):
         now = self._clock()
         return min(self._limit - self.seconds - (now - self._mark), self._end - now)
 
-    def _seconds_to_deadline(self) -> float:
+    def seconds_to_deadline(self) -> float:
         """Return the seconds from now to the deadline; infinity without one.
 
         Raises:
@@ -208,9 +208,7 @@ class TimeBudget(keras.callbacks.Callback):
         if self.deadline is None:
             return math.inf
         now = datetime.datetime.now().astimezone()
-        if isinstance(self.deadline, str):
-            return (timing.moment_of(self.deadline, now) - now).total_seconds()
-        moment = self.deadline if self.deadline.tzinfo else self.deadline.astimezone()
-        if moment <= now:
-            raise ArgumentError("deadline", f"a time after now, {now:%Y-%m-%dT%H:%M:%S}", self.deadline)
+        moment = self.deadline
+        moment = timing.moment_of(moment, now) if isinstance(moment, str) else moment.astimezone()
+        timing.check_is_ahead(moment, now)
         return (moment - now).total_seconds()

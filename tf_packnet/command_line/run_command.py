@@ -12,7 +12,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import fleets
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.experiments.shards import Shard
-from tf_packnet.runs.config import Config, check_axis, check_field
+from tf_packnet.runs.config import Config, check_axis, check_field, default
 
 
 class Command(NamedTuple):
@@ -76,7 +76,13 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
     for name in EXECUTION_FLAGS:
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
-    config = Config(**_fields(values))
+    fields = _fields(values)
+    timed = [name for name in ("retrain_time", "deadline") if fields[name] is not None]
+    if timed:  # in place of the epochs of a preset
+        if any(word.lstrip("-").startswith("retrain_epochs") for word in argv):
+            raise ArgumentError("retrain_epochs", f"no value with --{timed[0]}", fields["retrain_epochs"])
+        fields["retrain_epochs"] = default("retrain_epochs")
+    config = Config(**fields)
     return Command(config, stages_dir=values["stages_dir"].value, dry_run=values["dry_run"].value)
 
 
@@ -88,6 +94,10 @@ def _experiment_command(values: flags.FlagValues) -> Command:
     config = Config(**_fields(values) | _placeholders(name, axes))
     if config.strategy == "multiworker":
         raise ArgumentError("strategy", "auto, none or mirrored for an experiment", config.strategy)
+    for flag in ("retrain_time", "deadline"):
+        if values[flag].value is not None:
+            expected = "no value for an experiment, whose runs share the machine"
+            raise ArgumentError(flag, expected, values[flag].value)
     if values["dry_run"].value:
         raise UsageError("--dry_run: expected no --experiment, --sweep or --seeds with it")
     seeds = values["seeds"].value

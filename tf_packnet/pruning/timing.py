@@ -14,8 +14,8 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,6}})?){unit})?" for unit in _UNITS))
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):[0-5][0-9]")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.+Z-]+")
-# A limit that catches typing errors.
-_MOST_SECONDS = 10 * 366 * 86400
+# Ten years: a limit that catches typing errors.
+MOST_SECONDS = 10 * 366 * 86400
 
 
 def seconds_of(duration: str) -> float | None:
@@ -25,18 +25,18 @@ def seconds_of(duration: str) -> float | None:
         return None
     numbers = zip(match.groups(default="0"), _UNITS.values(), strict=True)
     seconds = sum(float(number) * unit for number, unit in numbers)
-    return seconds if 0 < seconds <= _MOST_SECONDS else None
+    return seconds if 0 < seconds <= MOST_SECONDS else None
 
 
 def shown(seconds: float) -> str:
-    """Return a time as text, such as `1h30m` or `2.5s`."""
-    if seconds < 60:
-        return f"{seconds:.3g}s"
-    rest, text = round(seconds), ""
-    for unit, size in _UNITS.items():
-        count, rest = divmod(rest, size)
+    """Return a time as text that `seconds_of` reads, such as `1h30m` or `2.5s`."""
+    minutes, rest = divmod(round(seconds, 6), 60)
+    text, left = "", int(minutes)
+    for unit, size in (("d", 1440), ("h", 60), ("m", 1)):
+        count, left = divmod(left, size)
         text += f"{count}{unit}" if count else ""
-    return text
+    rest = round(rest, 6)
+    return f"{text}{rest:.9g}s" if rest or not text else text
 
 
 def is_deadline(text: str) -> bool:
@@ -49,20 +49,20 @@ def moment_of(deadline: str, now: datetime.datetime) -> datetime.datetime:
 
     Args:
         deadline: A text for which `is_deadline` holds.
-        now: The present, with a time zone; a text without one is in this zone.
-
-    Raises:
-        ArgumentError: If it is in the past.
+        now: The present, with a time zone; a text without one is in that of this machine.
     """
     moment = _moment(deadline)
     if moment is not None:
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
-        if moment <= now:
-            raise ArgumentError("deadline", f"a time after now, {now:%Y-%m-%dT%H:%M:%S}", deadline)
-        return moment
+        return moment if moment.tzinfo else moment.astimezone()
     hour, minute = map(int, deadline.split(":"))
     today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
     return today if today > now else today + datetime.timedelta(days=1)
+
+
+def check_is_ahead(moment: datetime.datetime, now: datetime.datetime) -> None:
+    """Raise ArgumentError if a deadline is in the past."""
+    if moment <= now:
+        raise ArgumentError("deadline", f"a time after now, {now:%Y-%m-%dT%H:%M:%S}", f"{moment:%Y-%m-%dT%H:%M:%S}")
 
 
 def _moment(text: str) -> datetime.datetime | None:
@@ -70,10 +70,9 @@ def _moment(text: str) -> datetime.datetime | None:
         return None
     try:
         # Python 3.10 does not know Z.
-        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         return None
-    return moment
 
 
 def weights_of(round_epochs: str, rounds: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tf_packnet.callbacks.time_budget import TIME
 from tf_packnet.system.console import Console
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.text import printable
@@ -66,7 +67,10 @@ class _StageProgress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
-        self._row = self._display._progress.add_task(self._title, total=self.params["epochs"], scores="")
+        self._row = self._display._progress.add_task(self._title, total=self._total(), scores="")
+
+    def _total(self) -> int | None:
+        return None if TIME in self.params else self.params["epochs"]
 
     def resumed(self, history: dict[str, list[float]]) -> None:
         done = len(history["loss"])
@@ -83,7 +87,9 @@ class _StageProgress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._display._progress.remove_task(self._row)
         seconds = time.perf_counter() - self._began
-        self._display.finished(self._title, self._scores, seconds)
+        budget = self.params.get(TIME)
+        rounds = f"  rounds of {'+'.join(map(str, budget.round_epochs))} epochs" if budget else ""
+        self._display.finished(self._title, self._scores + rounds, seconds)
 
 
 def _scores(logs: dict[str, float], keys: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tf_packnet.errors import listed
-from tf_packnet.pruning import ownership
+from tf_packnet.pruning import ownership, timing
 from tf_packnet.pruning.shares import UNIFORM
 from tf_packnet.reporting import exports, metrics
 from tf_packnet.system.console import Console
@@ -65,6 +65,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     lines = [
         f"Forgetting    {_shown(measures['forgetting'])}  (backward transfer {backward}  forward transfer {forward})",
         f"Free weights  {free['overall']:.2%}  ({layers})",
+        *_retraining(results.get("retraining", [])),
         f"Results       {output_dir / 'results.json'}",
     ]
     if results["config"]["approach"] == "packnet":
@@ -75,6 +76,22 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     compacted = exports.read_rows(output_dir / "export/report.json")
     above = [exports.render(compacted)] if compacted else []
     return Group(*above, _table(results), *lines, "")
+
+
+def _retraining(parts: list[dict[str, Any]]) -> list[str]:
+    """Return lines about retraining that a time limited, and the flags of a run with the same epochs."""
+    lines = []
+    for part in parts:
+        used, share = (timing.shown(round(part[name], 1)) for name in ("seconds", "budget"))
+        epochs = "+".join(map(str, part["round_epochs"]))
+        seconds = "+".join(timing.shown(round(each, 1)) for each in part["round_seconds"])
+        lines.append(f"Retraining    task {part['task']}: {used} of {share}, rounds of {epochs} epochs in {seconds}")
+    if parts:
+        lists = [",".join(map(str, part["round_epochs"])) for part in parts]
+        most = max(sum(part["round_epochs"]) for part in parts)
+        same = lists[0] if len(set(lists)) == 1 else "/".join(lists)
+        lines.append(f"Same epochs   --retrain_epochs={most} --round_epochs={same}")
+    return lines
 
 
 def _shown(value: float | None, form: str = ".4f") -> str:

@@ -180,6 +180,7 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         for name in OPTIONS:
             check_field(name, getattr(self, name))
         object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
+        object.__setattr__(self, "retrain_time", self.canonical_time())
         if self.classes_per_task is None:
             object.__setattr__(self, "classes_per_task", default_classes(self.dataset, self.scenario))
         if self.image_size is not None:
@@ -224,7 +225,7 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields in which two runs must agree to be the same run."""
-        free = ("output_dir", "data_dir", "max_bytes", "on_corruption", "hosts", "host_index")
+        free = ("output_dir", "data_dir", "max_bytes", "on_corruption", "hosts", "host_index", "deadline")
         return {k: v for k, v in self.to_json().items() if k not in free}
 
 

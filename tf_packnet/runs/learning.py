@@ -24,8 +24,9 @@ from tf_packnet.runs.data import load_stream
 from tf_packnet.runs.paths import StorePlace
 from tf_packnet.runs.results import Results, environment
 from tf_packnet.runs.shared_store import open_results, open_store
-from tf_packnet.runs.stages import Stage, chain, results_key
-from tf_packnet.runs.store import StageStore, StoredStages
+from tf_packnet.runs.stages import Plans, Stage, chain, results_key
+from tf_packnet.runs.store import StageStore, StoredPlans, StoredStages
+from tf_packnet.runs.time_shares import StageBudget, TimeShares
 from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import Task, TaskStream
 from tf_packnet.training import acceleration, fleet, freeze_guard, replicas
@@ -83,7 +84,7 @@ class Run:
         keras.utils.set_random_seed(config.seed)  # loading may have drawn random numbers
         with strategy.scope():
             network = setup.build_model(config, stream)
-        setup.check_capacity(config, stream, network)
+        setup.check_tasks(config, stream, network)
         xla = setup.choose_xla(config, network)
         setup.make_deterministic(xla)
         execution = {
@@ -103,11 +104,11 @@ class Run:
         results.computed_on = {"host": platforms.host(), **platform}
         return cls(config, stream, strategy, network, execution, results, platform, workers)
 
-    def stages(self, approach: Approach) -> list[Stage]:
+    def stages(self, approach: Approach, plans: Plans = lambda request: None) -> list[Stage]:
         """List the stages of the run, in order; see `chain`."""
         task_numbers = approach.training_task_numbers(len(self.stream))
         data, network = self.results.data_fingerprint, self.results.network
-        return chain(self.config, task_numbers, data, self.execution, network, self.platform)
+        return chain(self.config, task_numbers, data, self.execution, network, self.platform, plans)
 
     def build_approach(self, masks_dir: Path | None, observers: Observers) -> Approach:
         """Compile the network and give it to the approach of the config, ready for the first task."""
@@ -200,33 +201,51 @@ class RunStages:
         on_reused: Callable[[dict[str, Any]], None],
     ):
         self.task_numbers = approach.training_task_numbers(len(run.stream))
-        stages = run.stages(approach)
+        plans = StoredPlans(store, run.workers)
+        chain = functools.partial(run.stages, approach, plans)
+        stages = chain()
         data = {"examples": run.results.data_fingerprint, "network files": run.results.network}
         run.workers.check_equal("the settings", {**run.execution, **data})
         run.workers.check_equal("the stages", {stage.key: stage.task for stage in stages})
-        self._run, self._approach, self._on_reused = run, approach, on_reused
-        self._stages = {(stage.name, stage.task): stage for stage in stages}
+        self._run, self._approach, self._on_reused, self._plans = run, approach, on_reused, plans
+        self._shares = TimeShares(run.config, len(self.task_numbers), run.workers)
         timed = functools.partial(run.results.timed, "store")
-        self._stored = StoredStages(store, stages, approach, with_state, timed, run.workers)
+        self._stored = StoredStages(store, stages, approach, with_state, timed, run.workers, chain, plans)
         self._committed: dict[str, str] = {}
         # One task serves both of its stages, and is not built if the store has both: the baselines join data for it.
         self._training_task = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
 
     def finish(self, name: str, task: int) -> None:
         """Finish the next stage: `train` or `prune+retrain` of a task."""
-        stage = self._stages[name, task]
-        finished = self._stored.finish(stage, lambda backup: self._compute(stage, backup))
+        stage = self._stored.next_stage
+        assert (stage.name, stage.task) == (name, task)
+        if name == TRAIN:
+            self._shares.task_begins()
+        finished = self._stored.finish(stage, lambda backup: self._compute(self._stored.next_stage, backup))
         self._committed = finished.record.get("committed", {})  # earlier versions did not record it
         if finished.reused:
             self._on_reused(finished.record)
-        self._run.results.add_stage(finished.record, finished.reused)
+        timing = self._plans.record(stage.request)
+        self._shares.stage_ends(finished.record, timing)
+        self._run.results.add_stage(finished.record, finished.reused, timing)
 
     def _compute(self, stage: Stage, backup: EpochBackup) -> dict[str, Any]:
-        return compute_stage(self._run, self._approach, stage, self._training_task(stage.task), self._committed, backup)
+        budget = self._shares.next_budget() if stage.is_open else None
+        task = self._training_task(stage.task)
+        record = compute_stage(self._run, self._approach, stage, task, self._committed, backup, budget)
+        if budget is not None:
+            self._plans.records[stage.request] = budget.report(stage.task)
+        return record
 
 
 def compute_stage(
-    run: Run, approach: Approach, stage: Stage, task: Task, committed: dict[str, str], backup: EpochBackup
+    run: Run,
+    approach: Approach,
+    stage: Stage,
+    task: Task,
+    committed: dict[str, str],
+    backup: EpochBackup,
+    budget: StageBudget | None = None,
 ) -> dict[str, Any]:
     """Train one stage, or the rest of it after a backup, and evaluate the network after `prune+retrain`.
 
@@ -237,6 +256,7 @@ def compute_stage(
         task: The examples to train with, those of several tasks where these are learned together.
         committed: Checksum of what each committed task had after the stage before.
         backup: Backs up every epoch.
+        budget: The time of the stage, if a time limits it.
 
     Returns:
         The record of the stage: JSON values.
@@ -251,14 +271,14 @@ def compute_stage(
         with run.results.timed("evaluate"):
             untrained = approach.unseen_accuracy(run.stream)
     began = time.perf_counter()
-    history = approach.run_stage(task, stage.name, backup)
+    history = approach.run_stage(task, stage.name, backup, stage.round_epochs, budget)
     now_committed = freeze_guard.by_task(approach.packed)
     freeze_guard.check(committed, now_committed)
     replicas.check_equal(approach.packed)
     record = {
         "task": stage.task,
         "stage": stage.name,
-        "epochs": stage.epochs,
+        "epochs": stage.epochs if budget is None else sum(budget.round_epochs),
         "seconds": round(time.perf_counter() - began, 3),
         "history": history,
         "committed": now_committed,

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning import shares
+from tf_packnet.pruning import shares, timing
 from tf_packnet.pruning.policies import (
     BIAS_POLICIES,
     CONSTANT,
@@ -16,17 +16,25 @@ from tf_packnet.pruning.policies import (
 )
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
 from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM
-from tf_packnet.runs.options import Check, StageKey, integer, one_of, option
+from tf_packnet.runs.options import Check, StageKey, integer, one_of, option, optional
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
+_PER_TASK = "/task"
 
 # A limit that catches typing errors.
 MAX_EPOCHS = 1_000_000
 
 
+_LENGTHS = r"((0|[1-9][0-9]{0,6})[,+])*[1-9][0-9]{0,6}"
+
+
 def _are_round_epochs(value: str) -> bool:
-    return value in ROUND_EPOCHS or bool(re.fullmatch(r"[1-9]\d{0,6}([,+][1-9]\d{0,6})*", value))
+    return value in ROUND_EPOCHS or bool(re.fullmatch(f"{_LENGTHS}(/{_LENGTHS})*", value))
+
+
+def _is_retrain_time(value: str) -> bool:
+    return timing.seconds_of(value.removesuffix(_PER_TASK)) is not None
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,36 @@ class MethodOptions:
     round_epochs: str = option(
         "Method",
         UNIFORM,
-        Check(_are_round_epochs, "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
+        Check(
+            _are_round_epochs,
+            "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5 (the last at least 1), or such "
+            "a list for each task, as in 1,2,5/1,1,3",
+        ),
         StageKey.PRUNE_RETRAIN_STAGE,
         "How the B retraining epochs are divided between the N rounds: uniform, B/N each; growing, in proportion to "
-        "1, 2, ..., N; shrinking, the reverse; or the epochs after each round, such as 1,2,5 (1+2+5 in a --sweep).",
+        "1, 2, ..., N; shrinking, the reverse; or the epochs after each round, such as 1,2,5 (1+2+5 in a --sweep), or "
+        "for each task, such as 1,2,5/1,1,3; B is then the largest sum.",
         neutral=UNIFORM,
+    )
+    retrain_time: str | None = option(
+        "Method",
+        None,
+        optional(Check(_is_retrain_time, f"{timing.DURATION}, or such a time per task, such as 2h/task")),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "Time for the retraining of all tasks together, such as 8h, 90s or 1h30m, or of each task, such as 2h/task: in "
+        "place of --retrain_epochs. All prune rounds run, and the time is divided between them.",
+        sweepable=False,
+        neutral=None,
+    )
+    deadline: str | None = option(
+        "Method",
+        None,
+        optional(Check(timing.is_deadline, timing.DEADLINE)),
+        StageKey.NO_EFFECT,
+        "When the run must end: the next time that it is 07:00, or 2030-01-31T07:00. Training takes its --train_epochs; "
+        "the rest of the time is for retraining, in place of --retrain_epochs, also with --retrain_time.",
+        sweepable=False,
+        neutral=None,
     )
     retrain_rate: str = option(
         "Method",
@@ -135,10 +168,52 @@ class MethodOptions:
         neutral=MAGNITUDE,
     )
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a time, not a number of epochs, limits the retraining."""
+        return self.retrain_time is not None or self.deadline is not None
+
+    def time_of_retraining(self) -> tuple[float | None, bool]:
+        """Return the seconds of `retrain_time`, None without it, and whether they are for each task."""
+        time = self.retrain_time or ""
+        return timing.seconds_of(time.removesuffix(_PER_TASK)), time.endswith(_PER_TASK)
+
+    def canonical_time(self) -> str | None:
+        """Return `retrain_time` as text that is equal for equal times."""
+        seconds, is_per_task = self.time_of_retraining()
+        return None if seconds is None else timing.shown(seconds) + _PER_TASK * is_per_task
+
     def check_rounds(self) -> None:
         """Raise ArgumentError unless the retraining epochs can be divided between the prune rounds."""
+        if self.is_timed:
+            self._check_timed()
+            return
+        lengths = self.lengths_by_task()
+        if len(lengths) == 1:
+            self._check_rounds(self.retrain_epochs, lengths[0])
+            return
+        sums = [sum(map(int, each)) for each in lengths]
+        if max(sums) != self.retrain_epochs:
+            raise ArgumentError(
+                "retrain_epochs", f"{max(sums)}, the largest sum of --round_epochs", self.retrain_epochs
+            )
+        for epochs, each in zip(sums, lengths, strict=True):
+            self._check_rounds(epochs, each)
+
+    def _check_timed(self) -> None:
+        flag = "--deadline" if self.retrain_time is None else "--retrain_time"
+        epochs = MethodOptions.__dataclass_fields__["retrain_epochs"].default
+        if self.retrain_epochs != epochs:
+            raise ArgumentError("retrain_epochs", f"no value with {flag}", self.retrain_epochs)
+        if self.round_epochs not in ROUND_EPOCHS:
+            raise ArgumentError("round_epochs", f"{', '.join(ROUND_EPOCHS)} with {flag}", self.round_epochs)
+        if self.retrain_rate != CONSTANT:
+            expected = f"{CONSTANT} with {flag}: the other rates depend on the number of epochs"
+            raise ArgumentError("retrain_rate", expected, self.retrain_rate)
+
+    def _check_rounds(self, epochs: int, lengths: str | tuple[int, ...]) -> None:
         try:
-            shares.check_rounds(self.retrain_epochs, self.prune_rounds, self.lengths_of_rounds())
+            shares.check_rounds(epochs, self.prune_rounds, lengths)
         except ArgumentError as error:
             argument = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}[error.argument]
             expected = error.expected.replace("in round_epochs", "in --round_epochs")
@@ -146,8 +221,8 @@ class MethodOptions:
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
             raise ArgumentError(argument, expected, error.received) from error
 
-    def lengths_of_rounds(self) -> str | tuple[int, ...]:
-        """Return `round_epochs` as `EqualShare` takes it."""
+    def lengths_by_task(self) -> list[str | tuple[int, ...]]:
+        """Return `round_epochs` as `EqualShare` takes it: once, or for each retraining of the run."""
         if self.round_epochs in ROUND_EPOCHS:
-            return self.round_epochs
-        return tuple(map(int, re.split("[,+]", self.round_epochs)))
+            return [self.round_epochs]
+        return [tuple(map(int, re.split("[,+]", lengths))) for lengths in self.round_epochs.split("/")]

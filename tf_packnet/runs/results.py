@@ -42,6 +42,8 @@ class Results:
         other_seconds: Wall time outside the stages, summed over the run: load, evaluate, store, save.
         environment: Versions, git commit, and execution settings.
         computed_on: The host and its platform, see `platforms.platform`: the results may be those of another host.
+        retraining: If a time limits the retraining: for each one, `task`, `budget` and `seconds`, and for each prune
+            round, the number of epochs after it (`round_epochs`) and the seconds of both (`round_seconds`).
         complete: Whether all tasks were learned and all files were written.
         data_fingerprint: `TaskStream.fingerprint()` of the examples: a later command detects changed data by it.
         network: `network_files.fingerprint`: a later command detects changed files of the network by it.
@@ -59,6 +61,7 @@ class Results:
     other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     computed_on: dict[str, Any] = field(default_factory=dict)
+    retraining: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
     data_fingerprint: str = ""
     network: dict[str, str] = field(default_factory=dict)
@@ -68,8 +71,9 @@ class Results:
         """Mean test accuracy over all tasks learned so far, after the last of them."""
         return float(np.mean(self.accuracy[-1])) if self.accuracy else None
 
-    def add_stage(self, record: dict[str, Any], reused: bool) -> None:
-        """Add the record of a stage, see `learning.compute_stage`."""
+    def add_stage(self, record: dict[str, Any], reused: bool, timing: dict[str, Any] | None = None) -> None:
+        """Add the record of a stage, see `learning.compute_stage`, and of its plan, see `StageBudget.report`."""
+        self.retraining += [timing] if timing else []
         stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
         self.seconds.append({**stage, "reused": reused})
         # Earlier versions recorded no accuracy on unseen tasks.
@@ -102,6 +106,7 @@ class Results:
             "free_fraction_by_task": self.free_fraction,
             "weights": self.weights,
             "seconds": self.seconds,
+            **({"retraining": self.retraining} if self.config.is_timed else {}),
             "other_seconds": {name: round(seconds, 3) for name, seconds in self.other_seconds.items()},
             "environment": self.environment,
             "computed_on": self.computed_on,

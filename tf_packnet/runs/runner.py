@@ -28,7 +28,9 @@ from tf_packnet.runs.learning import Run, learn
 from tf_packnet.runs.paths import RunPaths, StorePlace, expand
 from tf_packnet.runs.results import Results
 from tf_packnet.runs.shared_store import open_store
-from tf_packnet.runs.store import StageStore
+from tf_packnet.runs.stage_folder import StageFolder
+from tf_packnet.runs.stages import Plans
+from tf_packnet.runs.store import StageStore, lengths_in
 from tf_packnet.runs.workers import Workers
 from tf_packnet.system import files
 from tf_packnet.tasks import Task
@@ -58,7 +60,7 @@ def run_config(config: Config, place: StorePlace | None = None, workers: Workers
         if not run.workers.first:
             return follow(run, place, display)
         approach = run.build_approach(paths.masks, observers(config, paths, display))
-        keys = [stage.key for stage in run.stages(approach)]
+        keys = stage_keys(run, approach, lambda request: lengths_in(StageFolder(place.folder / request).entry()))
         with output.prepared(config, place.folder, keys, display.log) as on_damaged:
             run.results.write(paths.results)
             show_execution(run, display)
@@ -67,8 +69,13 @@ def run_config(config: Config, place: StorePlace | None = None, workers: Workers
             for number in learn(run, approach, store, with_state=True, on_reused=on_reused):
                 save(run, paths, approach, run.stream[number - 1])
             export_summary(run, paths)
-            finish(run, paths, keys)
+            finish(run, paths, stage_keys(run, approach, store.lengths))
     return run.results
+
+
+def stage_keys(run: Run, approach: Approach, plans: Plans) -> list[str]:
+    """Return the keys of what the run has in the store: its stages, and the plans of those that a time limits."""
+    return [key for stage in run.stages(approach, plans) for key in (stage.request, stage.key) if key]
 
 
 def follow(run: Run, place: StorePlace, display: RunProgress) -> Results:

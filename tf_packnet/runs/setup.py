@@ -158,8 +158,13 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
     return packed
 
 
-def check_capacity(config: Config, stream: TaskStream, network: PackedModel) -> None:
-    """Raise ArgumentError if PackNet would have no free weights left for some task of `stream`."""
+def check_tasks(config: Config, stream: TaskStream, network: PackedModel) -> None:
+    """Raise ArgumentError if PackNet would have no weights left for some task, or there is no plan for each task."""
+    lists = len(config.lengths_by_task())
+    retrainings = len(APPROACHES[config.approach].training_task_numbers(len(stream)))
+    if lists not in (1, retrainings):
+        expected = f"one list of epochs, or {retrainings}: one for each retraining"
+        raise ArgumentError("round_epochs", expected, config.round_epochs)
     if config.approach == "packnet":
         plan(network, len(stream), config.final_prune, config.prune_rounds, config.prune_scope)
 
@@ -211,7 +216,7 @@ def build_approach(
     }
     return APPROACHES[config.approach](
         network,
-        EqualShare(config.final_prune, len(stream), config.prune_rounds, round_epochs=config.lengths_of_rounds()),
+        EqualShare(config.final_prune, len(stream), config.prune_rounds, round_epochs=config.lengths_by_task()[0]),
         train_epochs=config.train_epochs,
         retrain_epochs=config.retrain_epochs,
         prune_scope=config.prune_scope,

@@ -1,9 +1,12 @@
 """Runs one config from the command line: checks the input, then starts TensorFlow, learns, and prints the results."""
 
+import dataclasses
+import datetime
 import sys
 
 from absl import logging
 
+from tf_packnet.pruning import timing
 from tf_packnet.runs import data, network_files, output
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import RunPaths, expand
@@ -23,11 +26,12 @@ def main(config: Config, stages_dir: str | None = None) -> None:
         ArgumentError: Before any training, if data, machine or output directory do not allow the run, or the data has
             changed since the run was completed.
     """
+    now = datetime.datetime.now().astimezone()
     with joined(config) as workers:
-        _main(config, stages_dir, workers)
+        _main(config, stages_dir, workers, now)
 
 
-def _main(config: Config, stages_dir: str | None, workers: Workers) -> None:
+def _main(config: Config, stages_dir: str | None, workers: Workers, now: datetime.datetime) -> None:
     check_inputs(config)
     workers.check_equal("the flags", config.identity())
     root = expand(config.directory())
@@ -36,6 +40,10 @@ def _main(config: Config, stages_dir: str | None, workers: Workers) -> None:
     results = workers.tell(lambda: output.check(config, shared_folder))
     if workers.first and results is None:
         output.check_shared(place)
+    if results is None and config.deadline is not None:
+        moment = timing.moment_of(config.deadline, now)  # as a time of day, it would be another one tomorrow
+        timing.check_is_ahead(moment, now)
+        config = dataclasses.replace(config, deadline=moment.isoformat(timespec="seconds"))
     if results is None:
         from tf_packnet.system.quiet import start_tensorflow
 

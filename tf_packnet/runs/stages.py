@@ -4,15 +4,18 @@ Two runs that agree on everything up to a stage have the same key there and shar
 of `N` and `p` of one seed share the first task's training.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from tf_packnet.pruning.policies import PRUNE_RETRAIN, TRAIN
+from tf_packnet.pruning.shares import UNIFORM
 from tf_packnet.runs.config import OPTIONS, Config, fields_in
+from tf_packnet.runs.method_options import MAX_EPOCHS
 from tf_packnet.runs.options import StageKey
 
 # Increase it when a change of the code changes what a stage computes.
@@ -40,6 +43,10 @@ class Stage:
         task: Number (1-based) of the task that is learned; of tasks learned together, the last one.
         epochs: Epochs of the `fit`.
         shared: Whether runs with another `p` or `N` start with this stage too.
+        round_epochs: For `prune+retrain`: the epochs after each prune round, as `EqualShare` takes them.
+        request: For a retraining that a time limits: hash of everything that it depends on besides the time it took.
+            The store has its plan under this key: the epochs after each round, with which it ended. `key` is then that
+            of a retraining with these epochs.
     """
 
     key: str
@@ -47,6 +54,17 @@ class Stage:
     task: int
     epochs: int
     shared: bool
+    round_epochs: str | tuple[int, ...] = UNIFORM
+    request: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its plan is not known yet. Its key, and those of the stages after it, are then provisional."""
+        return self.key == self.request
+
+
+# Returns the plan under the key of a request; None if there is none yet.
+Plans = Callable[[str], Sequence[int] | None]
 
 
 def chain(
@@ -56,6 +74,7 @@ def chain(
     execution: dict[str, Any],
     network: Mapping[str, str] = MappingProxyType({}),
     platform: Mapping[str, Any] = MappingProxyType({}),
+    plans: Plans = lambda request: None,
 ) -> list[Stage]:
     """List the stages of a run, in order.
 
@@ -66,6 +85,7 @@ def chain(
         execution: Execution settings, such as how much XLA compiles.
         network: `network_files.fingerprint` of the config: in place of the paths of files, or besides them.
         platform: What else of the machine changes numbers, see `platforms.platform`.
+        plans: The plans of the retrainings that a time limits.
     """
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
@@ -73,13 +93,33 @@ def chain(
     parent = _digest({"schema": SCHEMA, "data": data, **machine, **_values(config, fields), **network})
     stages: list[Stage] = []
     for position, task in enumerate(task_numbers):
-        for name, epochs, fields in (
-            (TRAIN, config.train_epochs, [*TRAIN_STAGE, *(LATER_TRAIN_STAGES if position else [])]),
-            (PRUNE_RETRAIN, config.retrain_epochs, PRUNE_RETRAIN_STAGE),
-        ):
-            parent = _digest({"parent": parent, "stage": name, "lesson": task, **_values(config, fields)})
-            stages.append(Stage(parent, name, task, epochs, shared=not stages))
+        fields = [*TRAIN_STAGE, *(LATER_TRAIN_STAGES if position else [])]
+        parent = _digest({"parent": parent, "stage": TRAIN, "lesson": task, **_values(config, fields)})
+        stages.append(Stage(parent, TRAIN, task, config.train_epochs, shared=not stages))
+
+        inputs = {"parent": parent, "stage": PRUNE_RETRAIN, "lesson": task}
+        settings, request = config, ""
+        listed = config.lengths_by_task()
+        if len(listed) > 1:
+            settings = planned(config, [int(length) for length in listed[position]])
+        if config.is_timed:
+            until = {"deadline": True} if config.deadline else {}  # not when: a run may continue with a later one
+            request = _digest({**inputs, **until, **_values(config, PRUNE_RETRAIN_STAGE)})
+            plan = plans(request)
+            settings = config if plan is None else planned(config, plan)
+        parent = request if settings.is_timed else _digest({**inputs, **_values(settings, PRUNE_RETRAIN_STAGE)})
+        lengths = settings.lengths_by_task()[0]
+        epochs = MAX_EPOCHS if settings.is_timed else settings.retrain_epochs
+        stages.append(Stage(parent, PRUNE_RETRAIN, task, epochs, False, lengths, request))
     return stages
+
+
+def planned(config: Config, lengths: Sequence[int]) -> Config:
+    """Return the same settings with a number of epochs after each prune round, in place of a time."""
+    listed = ",".join(map(str, lengths))
+    return dataclasses.replace(
+        config, retrain_time=None, deadline=None, retrain_epochs=sum(lengths), round_epochs=listed
+    )
 
 
 def results_key(config: Config, data: str, network: Mapping[str, str]) -> str:

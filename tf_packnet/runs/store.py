@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_packnet.callbacks import EpochBackup
 from tf_packnet.errors import StoppedError
+from tf_packnet.pruning.policies import PRUNE_RETRAIN
 from tf_packnet.runs import corruption, stage_folder
 from tf_packnet.runs.stage_folder import PROGRESS, StageFolder
 from tf_packnet.runs.stages import Stage
@@ -47,8 +48,20 @@ class StageStore:
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
         """Return the record of `stage`, or None if it is missing or damaged."""
-        entry = self._entry(stage)
+        entry = None if stage.is_open else self._entry(stage)
         return None if entry is None else entry["record"]
+
+    def plan(self, request: str) -> dict[str, Any] | None:
+        """Return the record of the plan of a retraining that a time limits, by the key of its request."""
+        return self.record(_plan(request))
+
+    def lengths(self, request: str) -> list[int] | None:
+        """Return the epochs after each prune round of a plan. Arguments as for `plan`."""
+        return lengths_in(self._entry(_plan(request)))
+
+    def put_plan(self, request: str, record: dict[str, Any], own: Path | None = None) -> None:
+        """Write the record of a plan. Arguments as for `plan` and `put`."""
+        self.put(_plan(request), record, {}, own)
 
     def has_state(self, stage: Stage) -> bool:
         """Whether the state after `stage` is stored. A damaged copy is repaired; if both are, they are deleted."""
@@ -115,14 +128,14 @@ class StageStore:
         Returns:
             Its index in `stages`; `len(stages)` if there is nothing to compute.
         """
-        first = next((index for index, stage in enumerate(stages) if self._entry(stage) is None), len(stages))
+        first = next((index for index, stage in enumerate(stages) if self.record(stage) is None), len(stages))
         missing = first
         if first == len(stages) and with_state and not self.has_state(stages[-1]):
             first -= 1
         # The state it starts from was deleted: compute the stage before again too, which gives the same result.
         while 0 < first < len(stages) and not self.has_state(stages[first - 1]):
             first -= 1
-        if first < missing < len(stages) and self._entry(stages[missing]) is not None:
+        if first < missing < len(stages) and self.record(stages[missing]) is not None:
             return self.first_to_compute(stages, with_state)  # another process has stored it, and deleted that state
         return first
 
@@ -140,6 +153,45 @@ class StageStore:
         for path in damaged:
             self.on_damaged(path)
         folder.repair(damaged)
+
+
+def lengths_in(entry: dict[str, Any] | None) -> list[int] | None:
+    """Return the epochs after each prune round of a stored plan; None without it."""
+    return None if entry is None else entry["record"]["round_epochs"]
+
+
+def _plan(request: str) -> Stage:
+    """Return where a plan is stored: as a stage without a state."""
+    return Stage(request, PRUNE_RETRAIN, 0, 0, shared=True)
+
+
+class StoredPlans:
+    """The plans of the retrainings of a run that a time limits, by the keys of their requests.
+
+    Args:
+        store: The store, which the first worker reads.
+        workers: The workers of the run.
+
+    Attributes:
+        records: Those that are known.
+    """
+
+    def __init__(self, store: StageStore, workers: Workers | None = None):
+        self._store, self._workers = store, workers or Workers()
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, request: str) -> list[int] | None:
+        """Return the number of epochs after each prune round; None without a plan."""
+        record = self.record(request)
+        return None if record is None else record["round_epochs"]
+
+    def record(self, request: str) -> dict[str, Any] | None:
+        """Return the record of a plan: also the time that each round took. None without a plan."""
+        if request and request not in self.records:
+            record = self._workers.tell(lambda: self._store.plan(request))
+            if record is not None:
+                self.records[request] = record
+        return self.records.get(request)
 
 
 class SharedBackup(EpochBackup):
@@ -199,6 +251,8 @@ class StoredStages:
             the last stage; or the records suffice.
         timed: Gives a context manager around writing to the store.
         workers: The workers that do it together; the first one has the store.
+        chain: Lists the stages anew, with the plans that are known by then.
+        plans: The plans of the retrainings that a time limits.
     """
 
     def __init__(
@@ -209,12 +263,20 @@ class StoredStages:
         with_state: bool,
         timed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         workers: Workers | None = None,
+        chain: Callable[[], Sequence[Stage]] | None = None,
+        plans: StoredPlans | None = None,
     ):
         self._store, self._stages, self._approach = store, stages, approach
+        self._chain, self._plans = chain or (lambda: stages), plans or StoredPlans(store, workers)
         self._with_state, self._timed = with_state, timed
         self._workers = workers or Workers()
         self._done = self._first_to_compute = 0
         self._advance()
+
+    @property
+    def next_stage(self) -> Stage:
+        """The next stage of the run."""
+        return self._stages[self._done]
 
     def finish(self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]]) -> FinishedStage:
         """Take the next stage from the store, or compute and store it.
@@ -263,6 +325,10 @@ class StoredStages:
         self, stage: Stage, compute: Callable[[EpochBackup], dict[str, Any]], own: Path | None
     ) -> FinishedStage:
         # Another process may have stored it, and later ones, while this one waited for the lock.
+        locked = stage
+        if stage.is_open:
+            self._stages = self._chain()
+            stage = self.next_stage
         if self._is_stored(stage) and self._advance():
             return self._reused(stage)
         if self._workers.first:
@@ -275,15 +341,26 @@ class StoredStages:
             digests = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in state.items()}
             self._workers.check_equal(f"the results of task {stage.task}, {stage.name},", {**outcome, **digests})
 
+        self._stages = self._chain()  # its key, if it was open, is that of its plan now
+        planned = self.next_stage
+
         def put() -> bool:
-            with self._timed():
-                is_stored = self._store.put(stage, record, state, own)
+            with self._timed(), self._own_folder(planned.key == locked.key, own) as folder:
+                is_stored = self._store.put(planned, record, state, folder)
+                if stage.is_open:  # after the result, which it names
+                    self._store.put_plan(stage.request, self._plans.records[stage.request], own)
                 backup.remove()
             return is_stored
 
         if not self._workers.tell(put) and self._advance():
-            return self._reused(stage)
+            return self._reused(planned)
         return FinishedStage(record, reused=False)
+
+    def _own_folder(self, is_locked: bool, own: Path | None) -> AbstractContextManager[Path | None]:
+        """Return the folder for unfinished files of a result: `own`, or a new one if its stage is not locked."""
+        if is_locked or own is not None:
+            return contextlib.nullcontext(own)
+        return stage_folder.own_folder(self._store.root)
 
     def _is_stored(self, stage: Stage) -> bool:
         return self._workers.tell(lambda: self._store.record(stage) is not None)
