@@ -99,8 +99,9 @@ class MethodOptions:
         None,
         optional(Check(timing.is_deadline, timing.DEADLINE)),
         StageKey.NO_EFFECT,
-        "When the run must end: the next time that it is 07:00, or 2030-01-31T07:00. Training takes its --train_epochs; "
-        "the rest of the time is for retraining, in place of --retrain_epochs, also with --retrain_time.",
+        "When the run must end: the next time that it is 07:00, or 2030-01-31T07:00. Training takes its "
+        "--train_epochs; the rest of the time is for retraining, in place of --retrain_epochs, or at most "
+        "--retrain_time.",
         sweepable=False,
         neutral=None,
     )
