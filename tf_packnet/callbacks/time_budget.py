@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import itertools
 import math
+import statistics
 import time as clocks
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +17,7 @@ from tf_packnet.training.fit_checks import FitRequest
 
 # Key of the `TimeBudget` in `params`, a dict that all callbacks of one `fit` share.
 TIME = "tf_packnet/time"
-# The next epoch is expected to take as long as the slowest of so many.
+# The last epochs by which the time of the next ones is estimated.
 _RECENT = 3
 
 
@@ -32,9 +33,9 @@ class TimeBudget(keras.callbacks.Callback):
         tp.TimeBudget("8h"), tp.PruneRoundScheduler(tp.EqualShare(0.95, num_tasks=5, rounds=8)), ...])
     ```
 
-    An epoch is expected to take as long as the slowest of the last three, with validation and callbacks such as
-    `EpochBackup`; of the first one, in which TensorFlow compiles, as long as its other batches and the last epoch of
-    the `fit` before tell. Prune rounds are timed too.
+    Epochs are expected to take as long as the last three, and the next one as long as the slowest of these, with
+    validation and callbacks such as `EpochBackup`. TensorFlow compiles in the first epoch: until there is another one,
+    its other batches and the `fit` before tell how long it takes. Prune rounds are timed too.
 
     Every prune round runs, and at least one epoch follows the last one. If fewer epochs than rounds fit, no epoch is
     between some of the rounds. The `fit` ends at most one epoch late, unless an epoch takes more than twice as long as
@@ -170,30 +171,32 @@ class TimeBudget(keras.callbacks.Callback):
             epochs_left: How many epochs may follow at most, this one included.
         """
         done = len(self.epoch_seconds) - self.round_starts[-1]
-        pruning = (len(weights) - 1) * max(self.round_seconds)
-        left = self._left() - pruning
-        seconds, is_known = self._next_epoch()
-        # Until it is known, wait for another epoch if the last rounds could still run after it.
-        is_open = left > 0 and (not seconds or (not is_known and left >= seconds))
-        fitting = math.inf if is_open else left / seconds if seconds else 0.0
+        left = self._left() - (len(weights) - 1) * statistics.fmean(self.round_seconds)
+        recent, is_known = self._recent()
+        slowest, mean = max(recent), statistics.fmean(recent)
+        fitting = left / mean if mean else math.inf
+        if left <= 0 or (is_known and left < 2 * slowest):
+            fitting = left / slowest if slowest else 0.0
+        elif not is_known and left >= slowest:
+            fitting = math.inf  # wait for another epoch: the last rounds can run after it
         return done >= timing.length_of_first(done + max(1, int(min(fitting, epochs_left))), weights)
 
     def _another_epoch_fits(self) -> bool:
         left = self._left() - self._tail
-        seconds, is_known = self._next_epoch()
-        return left >= seconds if is_known else left > 0
+        recent, is_known = self._recent()
+        return left >= max(recent) if is_known else left > 0
 
-    def _next_epoch(self) -> tuple[float, bool]:
-        """Return the expected seconds of the next epoch, and whether they are without the time for compilation."""
+    def _recent(self) -> tuple[list[float], bool]:
+        """Return the seconds of the last epochs, and whether they are without the time for compilation."""
         recent = [seconds for epoch, seconds in enumerate(self.epoch_seconds) if epoch != self._first][-_RECENT:]
         if recent:
-            return max(recent), True
+            return recent, True
         if not self.epoch_seconds:
-            return self._before, False
+            return [self._before], False
         seconds, ends = self.epoch_seconds[-1], self._batch_ends
         if len(ends) > 2:  # the first batch took longer than the others because of the compilation
             seconds -= max(0.0, ends[1] - ends[0] - (ends[-1] - ends[1]) / (len(ends) - 2))
-        return min(seconds, self._before or seconds), len(ends) > 2 or self._before > 0
+        return [min(seconds, self._before or seconds)], len(ends) > 2 or self._before > 0
 
     def _left(self) -> float:
         now = self._clock()

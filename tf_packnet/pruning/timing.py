@@ -49,14 +49,15 @@ def moment_of(deadline: str, now: datetime.datetime) -> datetime.datetime:
 
     Args:
         deadline: A text for which `is_deadline` holds.
-        now: The present, with a time zone; a text without one is in that of this machine.
+        now: The present, in the time zone of this machine; a text without one is in the same.
     """
     moment = _moment(deadline)
     if moment is not None:
         return moment if moment.tzinfo else moment.astimezone()
     hour, minute = map(int, deadline.split(":"))
-    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    return today if today > now else today + datetime.timedelta(days=1)
+    # Without a time zone until the end: a clock change may come before it.
+    today = now.replace(hour=hour, minute=minute, second=0, microsecond=0, tzinfo=None)
+    return today.astimezone() if today.astimezone() > now else (today + datetime.timedelta(days=1)).astimezone()
 
 
 def check_is_ahead(moment: datetime.datetime, now: datetime.datetime) -> None:
