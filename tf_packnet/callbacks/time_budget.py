@@ -86,7 +86,7 @@ class TimeBudget(keras.callbacks.Callback):
         self.round_starts: list[int] = []
         self._end = math.inf  # the deadline, on the clock
         self._mark = now  # when `seconds` was set
-        self._before = 0.0  # seconds of an epoch of the `fit` before; 0 if there was none
+        self._before = 0.0, False  # the last epoch of the `fit` before, as `before` returns it
         self._first: int | None = None  # the first epoch of this process, in which TensorFlow compiles
         self._batch_ends: list[float] = []  # in that epoch, from the beginning of its first batch
         self._tail = 0.0  # what later callbacks took at the end of the last epoch
@@ -120,13 +120,16 @@ class TimeBudget(keras.callbacks.Callback):
         now = self._clock()
         self._reset(now)
         self._end = now + self.seconds_to_deadline()
-        self._before = self.seconds_before()
+        self._before = self.before()
 
-    def seconds_before(self) -> float:
-        """Return the seconds of an epoch of the last `fit`; 0 if there was none with as many steps."""
+    def before(self) -> tuple[float, bool]:
+        """Return the seconds of the last epoch of the last `fit`, and whether they are without compilation.
+
+        The seconds are 0 if there was none with as many steps.
+        """
         record = getattr(self.model, "step_record", None)
-        steps, seconds = record.epoch if record else (None, 0.0)
-        return seconds if steps is not None and steps == self.params.get("steps") else 0.0
+        steps, seconds, is_known = record.epoch if record else (None, 0.0, False)
+        return (seconds, is_known) if steps is not None and steps == self.params.get("steps") else (0.0, False)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._began, self._pruned = self._clock(), 0.0
@@ -187,16 +190,17 @@ class TimeBudget(keras.callbacks.Callback):
         return left >= max(recent) if is_known else left > 0
 
     def _recent(self) -> tuple[list[float], bool]:
-        """Return the seconds of the last epochs, and whether they are without the time for compilation."""
+        """Return the seconds of the last epochs, and whether they are without compilation."""
         recent = [seconds for epoch, seconds in enumerate(self.epoch_seconds) if epoch != self._first][-_RECENT:]
         if recent:
             return recent, True
+        before, is_known = self._before
         if not self.epoch_seconds:
-            return [self._before], False
+            return [before], is_known
         seconds, ends = self.epoch_seconds[-1], self._batch_ends
         if len(ends) > 2:  # the first batch took longer than the others because of the compilation
             seconds -= max(0.0, ends[1] - ends[0] - (ends[-1] - ends[1]) / (len(ends) - 2))
-        return [min(seconds, self._before or seconds)], len(ends) > 2 or self._before > 0
+        return [min(seconds, before or seconds)], len(ends) > 2 or is_known
 
     def _left(self) -> float:
         now = self._clock()

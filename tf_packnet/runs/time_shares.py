@@ -32,8 +32,9 @@ class StageBudget(TimeBudget):
     def seconds_to_deadline(self) -> float:
         return self._from_now
 
-    def seconds_before(self) -> float:
-        return self._workers.tell(super().seconds_before)
+    def before(self) -> tuple[float, bool]:
+        seconds, is_known = self._workers.tell(super().before)
+        return seconds, is_known
 
     @property
     def ended(self) -> float:

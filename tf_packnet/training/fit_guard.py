@@ -57,6 +57,7 @@ class FitGuard(keras.callbacks.Callback):
         self.model.step_record.problem.assign(0)
         self.model.step_record.guarded = True
         self._copies = []
+        self._epochs = 0
         self._last_check = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -78,7 +79,9 @@ class FitGuard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._check_steps()
-        self.model.step_record.epoch = (self.params.get("steps"), time.monotonic() - self._began)
+        seconds = time.monotonic() - self._began
+        self.model.step_record.epoch = (self.params.get("steps"), seconds, self._epochs > 0)
+        self._epochs += 1
         loss = float((logs or {}).get("loss", 0.0))
         if math.isfinite(loss) and self._all_finite():
             return

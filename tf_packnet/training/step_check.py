@@ -40,14 +40,14 @@ class StepRecord:
         problem: The first `Problem` of this `fit`, a scalar `int64` variable.
         taken: Steps that the last call of `take_steps` took before that problem, a scalar `int64` variable.
         guarded: Whether a `FitGuard` checks them in the current `fit`.
-        epoch: Steps and seconds of the last epoch.
+        epoch: Steps and seconds of the last epoch, and whether it was not the first of its `fit`, which compiles.
     """
 
     def __init__(self) -> None:
         # int64, because TensorFlow keeps int32 variables in host memory, where XLA cannot read them for a GPU.
         self.problem = tf.Variable(0, dtype=tf.int64, trainable=False, name="step_problem")
         self.guarded = False
-        self.epoch: tuple[int | None, float] = (None, 0.0)
+        self.epoch: tuple[int | None, float, bool] = (None, 0.0, False)
         self.taken = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps_taken")
 
     def add(self, problem: tf.Tensor) -> tf.Tensor:
