@@ -14,10 +14,12 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.runs import learning, setup, single_run, time_shares
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import StorePlace
+from tf_packnet.runs.shared_store import SharedStore
 from tf_packnet.runs.stages import chain
 from tf_packnet.runs.store import StageStore, StoredPlans, StoredStages
 from tf_packnet.runs.time_shares import TimeShares
 from tf_packnet.runs.workers import Workers
+from tf_packnet.system import objects
 
 TIMED = Config(retrain_time="1h", prune_rounds=3)
 FIXED = Config(prune_rounds=3, retrain_epochs=8, round_epochs="1,2,5/0,1,1")
@@ -86,6 +88,14 @@ class TestStore:
     @pytest.fixture
     def store(self, tmp_path):
         return StageStore(tmp_path)
+
+    def test_hosts_share_plans(self, tmp_path):
+        shared = objects.Folder(tmp_path / "shared")
+        run = self.run(SharedStore(tmp_path / "one", shared))
+        for lengths in ([], [1, 2, 5], [], [0, 1, 1]):
+            finish(*run, lengths)
+        other = self.run(SharedStore(tmp_path / "other", shared))
+        assert [finish(*other, [9, 9, 9]) for _ in range(4)] == [True] * 4
 
     @staticmethod
     def run(store):
@@ -225,6 +235,10 @@ class Killed(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def _killed(*_):
+    raise KeyboardInterrupt
+
+
 def learn(folder, callback=None, **fields):
     def observers(task, stage):
         return [callback] if callback and stage == "prune+retrain" else []
@@ -246,6 +260,10 @@ def test_the_plan_of_a_resumed_run_gives_the_same_keys_and_bits(approach, tmp_pa
     timed, fixed = tmp_path / "timed", tmp_path / "fixed"
     with pytest.raises(KeyboardInterrupt):
         learn(timed, Killed(), approach=approach, retrain_time="100s/task")
+    with monkeypatch.context() as patch:
+        patch.setattr(StageStore, "put", _killed)  # after the last epoch of the stage
+        with pytest.raises(KeyboardInterrupt):
+            learn(timed, approach=approach, retrain_time="100s/task")
     for _ in range(10_000):
         next(ticks)  # while the process is dead
     results = learn(timed, approach=approach, retrain_time="100s/task")
