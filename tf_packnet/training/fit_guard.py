@@ -80,7 +80,8 @@ class FitGuard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._check_steps()
         seconds = time.monotonic() - self._began
-        self.model.step_record.epoch = (self.params.get("steps"), seconds, self._epochs > 0)
+        steps = (self.params or {}).get("steps")  # unknown with the user's `CallbackList`
+        self.model.step_record.epoch = (steps, seconds, self._epochs > 0)
         self._epochs += 1
         loss = float((logs or {}).get("loss", 0.0))
         if math.isfinite(loss) and self._all_finite():
