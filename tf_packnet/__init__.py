@@ -40,6 +40,7 @@ _HOME = {
     "load_pack": "packfile.loading",
     "load_task": "packfile.loading",
     "read_contents": "packfile",
+    "export_model": "export",
     "export_pack": "export",
     "export_for_serving": "export",
     "begin_task": "lifecycle",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.export import compact_model as compact_model
     from tf_packnet.export import dense_model as dense_model
     from tf_packnet.export import export_for_serving as export_for_serving
+    from tf_packnet.export import export_model as export_model
     from tf_packnet.export import export_pack as export_pack
     from tf_packnet.export import export_task as export_task
     from tf_packnet.export import strip_pruning as strip_pruning

@@ -19,6 +19,7 @@ from tf_packnet.structure.graphs import copy_graph, copy_state
 from tf_packnet.structure.layer_paths import is_graph, layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
+from tf_packnet.system.keras_internals import mark_called
 
 State: TypeAlias = dict[int, np.ndarray]
 ValueOf: TypeAlias = Callable[[MaskedWeight | TaskWeight], np.ndarray]
@@ -92,7 +93,7 @@ def _plain_model(packed: PackedModel, number: int, value_of: ValueOf) -> keras.M
             _copy_task_layer(source, target, state, value_of)
         else:
             _copy_other_layer(source, target, state)
-    return model
+    return mark_called(model)
 
 
 def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
