@@ -73,9 +73,10 @@ class Endpoint:
         return [tf.TensorSpec((self.batch_size, *shape), dtype, name=name) for name, shape, dtype in types]
 
     def raw_model(self) -> keras.Model:
-        """Return a Keras model that includes the preprocessing."""
+        """Return a Keras model that includes the preprocessing, without an optimizer."""
         if not self.scales:
-            return self.model
+            compiled = getattr(self.model, "compiled", False)
+            return keras.Model(*graph_ends(self.model), name=self.model.name) if compiled else self.model
         inputs = [keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name) for spec in self.specs]
         inputs = self._structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
