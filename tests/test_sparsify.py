@@ -14,6 +14,7 @@ from tf_packnet import lifecycle
 from tf_packnet.layers.input_axes import input_axes
 from tf_packnet.pruning.patterns import parse_pattern
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks, keep_pattern_masks
+from tf_packnet.training.fit_checks import FitRequest
 
 L = keras.layers
 
@@ -373,6 +374,30 @@ def test_models_that_are_refused():
         tp.sparsify(L.Dense(3))
     with pytest.raises(tp.ArgumentError, match=r"tp\.sparsify"):
         tp.strip_pruning(make_mlp())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop", "message"),
+    [
+        (Until({1: 0.2, 9: 0.5}), {}, "start_from_epoch.*at least 2"),  # 4 steps an epoch: step 9 is in epoch 2
+        (Until({1: 0.2, 9: 0.5}), {"start_from_epoch": 1}, "start_from_epoch.*at least 2"),
+        (Until({1: 0.2, 9: 0.5}), {"start_from_epoch": 2}, None),
+        (Until({1: 0.2, 4: 0.5}), {}, None),
+        (At({1: 0.2}), {}, "restore_best_weights"),
+    ],
+)
+def test_early_stopping_must_not_restore_weights_that_are_not_pruned(schedule, stop, message):
+    sparse = sparse_mlp()
+    stopping = keras.callbacks.EarlyStopping("loss", restore_best_weights=True, **stop)
+    scheduler = tp.PruneStepScheduler(schedule)
+    scheduler.check_fit(sparse, FitRequest([stopping, scheduler], 0, 3))
+    scheduler.set_model(sparse)
+    scheduler.set_params({"steps": 4, "epochs": 3})
+    if message is None:
+        scheduler.on_train_begin()
+    else:
+        with pytest.raises(tp.ArgumentError, match=message):
+            scheduler.on_train_begin()
 
 
 def test_one_callback_prunes():

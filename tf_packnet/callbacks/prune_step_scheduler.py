@@ -71,12 +71,14 @@ class PruneStepScheduler(keras.callbacks.Callback):
         self.schedule = schedule
         self.pattern = pattern
         self.scope = scope
+        self._request: FitRequest | None = None
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
         """Raise ArgumentError if schedule or pattern do not fit the model, or another callback prunes too."""
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler | PruneStepScheduler) and other is not self:
                 raise ArgumentError("callbacks", "one callback that prunes", f"also {type(other).__name__}")
+        self._request = request
         self._check(model)
 
     def _check(self, model: keras.Model) -> None:
@@ -103,7 +105,27 @@ class PruneStepScheduler(keras.callbacks.Callback):
         ]
         self._patterns = patterns_of(self.model, self.pattern)
         self._seen = self._steps_done()
+        self._check_early_stopping()
         self._is_first = self.schedule is None
+
+    def _check_early_stopping(self) -> None:
+        """Raise ArgumentError if EarlyStopping could restore weights from before the last round."""
+        if self._request is None:
+            return
+        steps, lasts = (self.params or {}).get("steps"), [_last_step(schedule) for schedule, _ in self._groups]
+        last_epoch: int | None = None
+        if all(last is not None for last in lasts) and (steps or not lasts):
+            epochs = [(last - self._seen - 1) // steps for last in lasts if last is not None]
+            last_epoch = self._request.initial_epoch + max([0, *epochs])
+        for other in self._request.callbacks:
+            if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
+                continue
+            if last_epoch is None or max(other.start_from_epoch, self._request.initial_epoch) < last_epoch:
+                expected = "False, because the epoch of the last prune round is not known"
+                if last_epoch is None:
+                    raise ArgumentError("restore_best_weights", expected, True)
+                expected = f"at least {last_epoch}, the epoch of the last prune round, with restore_best_weights=True"
+                raise ArgumentError("start_from_epoch", expected, other.start_from_epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._prune_until(self._steps_done() + 1)
