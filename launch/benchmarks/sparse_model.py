@@ -81,9 +81,8 @@ def compile_and_fit(model: Any, train: Any, epochs: int, batch_size: int, **argu
 
 def pruned(model: Any, train: Any) -> Any:
     """Return a sparsified model, pruned for two epochs."""
-    from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
-
     import tf_packnet as tp
+    from tf_packnet.pruning.tfmot import PolynomialDecay
 
     end = -(-len(train) // 128) * 2
     schedule = PolynomialDecay(0.5, SPARSITY.value, begin_step=0, end_step=end, frequency=end // 8)

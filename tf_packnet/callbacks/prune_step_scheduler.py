@@ -120,10 +120,10 @@ class PruneStepScheduler(keras.callbacks.Callback):
         for other in self._request.callbacks:
             if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
                 continue
-            if last_epoch is None or max(other.start_from_epoch, self._request.initial_epoch) < last_epoch:
+            if last_epoch is None:
                 expected = "False, because the epoch of the last prune round is not known"
-                if last_epoch is None:
-                    raise ArgumentError("restore_best_weights", expected, True)
+                raise ArgumentError("restore_best_weights", expected, True)
+            if max(other.start_from_epoch, self._request.initial_epoch) < last_epoch:
                 expected = f"at least {last_epoch}, the epoch of the last prune round, with restore_best_weights=True"
                 raise ArgumentError("start_from_epoch", expected, other.start_from_epoch)
 
