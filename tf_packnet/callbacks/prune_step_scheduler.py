@@ -112,10 +112,12 @@ class PruneStepScheduler(keras.callbacks.Callback):
         """Raise ArgumentError if EarlyStopping could restore weights from before the last round."""
         if self._request is None:
             return
-        steps, lasts = (self.params or {}).get("steps"), [_last_step(schedule) for schedule, _ in self._groups]
+        steps = int((self.params or {}).get("steps") or 0)
+        lasts = [_last_step(schedule) for schedule, _ in self._groups]
+        known = [last for last in lasts if last is not None]
         last_epoch: int | None = None
-        if all(last is not None for last in lasts) and (steps or not lasts):
-            epochs = [(last - self._seen - 1) // steps for last in lasts if last is not None]
+        if len(known) == len(lasts) and (steps or not known):
+            epochs = [(last - self._seen - 1) // steps for last in known]
             last_epoch = self._request.initial_epoch + max([0, *epochs])
         for other in self._request.callbacks:
             if not isinstance(other, keras.callbacks.EarlyStopping) or not other.restore_best_weights:
