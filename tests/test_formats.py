@@ -516,21 +516,6 @@ def test_networks_unsupported_by_lite_are_refused_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a.tflite", "a.keras", "a.b"])
-def test_the_suffix_of_the_path_says_the_format(name, tmp_path):
-    packed = pack_of(make_mlp())
-    x, path = np.ones((3, 6), "float32"), tmp_path / name
-    expected = tp.dense_model(packed, 1)(x)
-    tp.export_task(packed, 1, path)
-    if name == "a.b":
-        loaded = tf.saved_model.load(path)
-        found = loaded.serve(x)
-    else:
-        assert path.is_file()
-        found = keras.models.load_model(path)(x) if name == "a.keras" else lite(path, x=x)["head"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 RECURRENT = {
     "lstm": lambda: [L.LSTM(8, return_sequences=True), L.LSTM(6)],
     "gru": lambda: [L.Bidirectional(L.GRU(6))],
@@ -540,9 +525,8 @@ RECURRENT = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "lstm")) for kind in RECURRENT]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_layers_in_lite_files_of_a_fixed_number_of_examples(kind, tmp_path):
     packed = pack_of(keras.Sequential([keras.Input((4, 5), name="x"), *RECURRENT[kind](), L.Dense(2, name="y")]))
     path, x = tmp_path / "task.tflite", np.random.default_rng(0).normal(size=(3, 4, 5)).astype("float32")
@@ -623,7 +607,7 @@ def test_without_its_extra_no_onnx_file_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("compact", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_plain_models_can_be_quantized_by_keras(mode, compact, tmp_path):
     model = tp.dense_model(pack_of(make_mlp()), 1)
     model = tp.compact_model(model) if compact else model
@@ -636,7 +620,9 @@ def test_plain_models_can_be_quantized_by_keras(mode, compact, tmp_path):
     assert 0 < np.abs(quantized - expected).max() < {"int8": 0.05, "int4": 0.5}[mode] * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["a", "a.keras", "a.tflite"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("a", "a.keras")), "a.tflite"]
+)
 def test_plain_and_sparsified_models_are_exported_too(name, tmp_path):
     model = make_mlp()
     sparse = tp.sparsify(model)
@@ -646,6 +632,7 @@ def test_plain_and_sparsified_models_are_exported_too(name, tmp_path):
     for each, compact in ((model, False), (sparse, True)):
         tp.export_model(each, tmp_path / name, compact=compact)
         path = tmp_path / name
+        assert path.is_file() == ("." in name)
         if name == "a.tflite":
             found = lite(path, x=x)["head"]
         else:

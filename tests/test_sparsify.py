@@ -44,6 +44,15 @@ def step(model, scheduler, steps=1):
         model.optimizer.iterations.assign_add(1)
 
 
+def prune_rounds(model, scheduler, epochs):
+    """Call a `PruneRoundScheduler` as Keras does in a `fit`, without training."""
+    scheduler.set_params({"epochs": epochs})
+    scheduler.set_model(model)
+    scheduler.on_train_begin()
+    for epoch in range(epochs):
+        scheduler.on_epoch_begin(epoch)
+
+
 def begun(model, *arguments, **keywords):
     scheduler = tp.PruneStepScheduler(*arguments, **keywords)
     scheduler.set_model(model)
@@ -209,21 +218,27 @@ class TestWhatIsPruned:
             assert set(np.flatnonzero(masks_of(sparse)[0][:4, unit])) == set(np.argsort(values[0][:4, unit])[2:])
 
     def test_epochs_instead_of_steps(self):
-        x, y = blobs(0)
         sparse = sparse_mlp()
         rounds = tp.PruneRoundScheduler(tp.EqualShare(0.75, num_tasks=1, rounds=2), pattern={"dense_2": "4x1"})
+        prune_rounds(sparse, rounds, 2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sparse.fit(x, y, epochs=2, verbose=0, callbacks=[rounds])
+            rounds.on_train_end()
         assert kept(sparse) == [18, round(30 * 0.25) * 4, 5]
 
+    def test_a_schedule_of_a_pack_that_ends_before_the_pattern_is_refused(self):
+        rounds = tp.PruneRoundScheduler(tp.EqualShare(0.16, num_tasks=2), pattern="2:4")
+        with pytest.raises(tp.ArgumentError, match=r"schedule.*at least 0\.5, .*dense_1/kernel.*='0\.4'"):
+            rounds.check_fit(tp.pack(make_mlp()), FitRequest([rounds], 0, 1))
+
     def test_the_pattern_of_a_pack_holds_for_the_weights_of_each_task(self):
-        x, y = blobs(0)
         packed = compile_model(tp.pack(make_mlp()))
         for name in ("one", "two"):
             packed.begin_task(name)
             rounds = tp.PruneRoundScheduler(tp.EqualShare(0.25, num_tasks=2), pattern="2:4")
-            packed.fit(x, y, verbose=0, callbacks=[rounds, tp.TaskMaskSnapshot()])
+            rounds.check_fit(packed, FitRequest([rounds], 0, 1))
+            prune_rounds(packed, rounds, 1)
+            packed.commit_task()
         for owner in packed.owner_maps().values():
             assert np.count_nonzero(owner == 1) == owner.size // 2
             assert np.count_nonzero(owner == 2) == round((owner.size - owner.size // 2) / 2)
