@@ -27,6 +27,7 @@ PYPI = {
     "gcsfs": "gcsfs",
     "s3fs": "s3fs",
     "jinja2": "Jinja2",
+    "onnx": "onnx",
     "pandas": "pandas",
     "grpc": "grpcio",
     "ray": "ray",
@@ -38,6 +39,7 @@ PYPI = {
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
     "tensorflow_model_optimization": "tensorflow-model-optimization",
+    "tf2onnx": "tf2onnx",
     "tf_keras": "tf-keras",
 }
 

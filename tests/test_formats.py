@@ -21,6 +21,7 @@ from tf_packnet.export import dense_model, task
 from tf_packnet.export.paths import SUFFIXES
 from tf_packnet.export.shared_kernel import SharedKernel, digits_per_number, numbers_from_digits
 from tf_packnet.pruning import ownership
+from tf_packnet.system import extras
 
 L = keras.layers
 
@@ -404,10 +405,12 @@ def test_new_versions_of_a_served_model_keep_earlier_ones(tmp_path):
 
 REFUSED = {
     "format": (
-        {"format": "onnx"},
-        "one of saved_model, keras, tflite, tflite_float16, tflite_int8. Received: format='onnx'",
+        {"format": "pmml"},
+        "one of saved_model, keras, tflite, tflite_float16, tflite_int8, onnx. Received: format='pmml'",
     ),
     "suffix": ({"format": "keras"}, r"a name that ends with .keras \(format='keras'\)"),
+    "batch": ({"format": "tflite", "batch_size": 0}, "`batch_size`: expected a whole number, at least 1, or None"),
+    "any batch": ({"batch_size": 2}, "`batch_size`: expected None, because this format takes any number of examples"),
     "names": ({"class_names": ["a", "b", "c"]}, "`class_names`: expected 2 names, one per unit of 'head'"),
     "no names": ({"class_names": []}, "`class_names`: expected 2 names, one per unit of 'head'"),
     "string": ({"class_names": "ab"}, "`class_names`: expected a list of strings"),
@@ -511,6 +514,137 @@ def test_networks_unsupported_by_lite_are_refused_in_one_line(tmp_path):
     with pytest.raises(tp.ArgumentError, match=message):
         tp.export_task(packed, 1, tmp_path / "task.tflite", format="tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+RECURRENT = {
+    "lstm": lambda: [L.LSTM(8, return_sequences=True), L.LSTM(6)],
+    "gru": lambda: [L.Bidirectional(L.GRU(6))],
+    "rnn": lambda: [L.SimpleRNN(6, go_backwards=True)],
+    "cells": lambda: [L.RNN([L.GRUCell(6), L.LSTMCell(5)])],
+    "convolution": lambda: [L.Reshape((4, 5, 1)), L.ConvLSTM1D(3, 2), L.Flatten()],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_in_lite_files_of_a_fixed_number_of_examples(kind, tmp_path):
+    packed = pack_of(keras.Sequential([keras.Input((4, 5), name="x"), *RECURRENT[kind](), L.Dense(2, name="y")]))
+    path, x = tmp_path / "task.tflite", np.random.default_rng(0).normal(size=(3, 4, 5)).astype("float32")
+    with pytest.raises(tp.ArgumentError, match=r"^Invalid `format`: [^\n]*, such as batch_size=1\. Received[^\n]*$"):
+        tp.export_task(packed, 1, path)
+    for compact in (False, True):
+        tp.export_task(packed, 1, path, batch_size=3, compact=compact)
+        np.testing.assert_allclose(lite(path, x=x)["y"], tp.dense_model(packed, 1)(x), rtol=1e-5, atol=1e-5)
+
+
+def onnx_outputs(path, **inputs):
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def transformer():
+    words = keras.Input((6,), dtype="int32", name="words")
+    x = L.Embedding(9, 8)(words)
+    x = L.LayerNormalization()(L.Add()([x, L.MultiHeadAttention(2, 4)(x, x)]))
+    x = L.Dense(8, activation="gelu")(x)
+    return keras.Model(words, L.Dense(2, name="y")(L.GlobalAveragePooling1D()(x)))
+
+
+class TestOnnx:
+    @pytest.fixture(autouse=True)
+    def _converter(self):
+        pytest.importorskip("tf2onnx", reason="ONNX files need the extra onnx")
+
+    def test_files_take_raw_bytes_and_any_number_of_examples(self, tmp_path):
+        packed = pack_of(make_convnet())
+        raw = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype("uint8")
+        for compact in (False, True):
+            names = ["cat", "dog"]
+            tp.export_task(packed, 1, tmp_path / "a.onnx", preprocessing="uint8", class_names=names, compact=compact)
+            for count in (1, 3):
+                found = onnx_outputs(tmp_path / "a.onnx", image=raw[:count])["head"]
+                expected = tp.dense_model(packed, 1)(raw[:count] / np.float32(255))
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        import onnx
+
+        (names,) = onnx.load(tmp_path / "a.onnx").metadata_props
+        assert (names.key, names.value) == ("class_names", "cat\ndog")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["transformer", "lstm", "gru"])
+    def test_other_networks(self, kind, tmp_path):
+        rng = np.random.default_rng(0)
+        if kind == "transformer":
+            model, inputs = transformer(), {"words": rng.integers(0, 9, (3, 6)).astype("int32")}
+        else:
+            model = keras.Sequential([keras.Input((4, 5), name="x"), *RECURRENT[kind](), L.Dense(2, name="y")])
+            inputs = {"x": rng.normal(size=(3, 4, 5)).astype("float32")}
+        packed = pack_of(model)
+        tp.export_task(packed, 1, tmp_path / "a.onnx")
+        expected = tp.dense_model(packed, 1)(*inputs.values())
+        np.testing.assert_allclose(onnx_outputs(tmp_path / "a.onnx", **inputs)["y"], expected, rtol=1e-5, atol=1e-5)
+
+    def test_unknown_operations_are_refused_in_one_line(self, tmp_path):
+        packed = pack_of(several_ends(), classes=(None, None))
+        with pytest.raises(tp.ArgumentError, match=r"^Invalid `format`: [^\n]*; ONNX cannot: [^\n]*$"):
+            tp.export_task(packed, 1, tmp_path / "a.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_keras_exports_the_plain_models(self, tmp_path):
+        packed = pack_of(make_mlp())
+        x = np.ones((3, 6), "float32")
+        for model in (tp.dense_model(packed, 1), tp.compact_model(tp.dense_model(packed, 1))):
+            model.export(tmp_path / "a.onnx", format="onnx", verbose=False)
+            (found,) = onnx_outputs(tmp_path / "a.onnx", x=x).values()
+            np.testing.assert_allclose(found, tp.dense_model(packed, 1)(x), rtol=1e-5, atol=1e-5)
+
+
+def test_without_its_extra_no_onnx_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(extras.MissingExtraError, match=r"pip install 'tf_packnet\[onnx\]'"):
+        tp.export_task(pack_of(make_mlp()), 1, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("mode", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compact", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_plain_models_can_be_quantized_by_keras(mode, compact, tmp_path):
+    model = tp.dense_model(pack_of(make_mlp()), 1)
+    model = tp.compact_model(model) if compact else model
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    expected = model(x)
+    model.quantize(mode)
+    quantized = model(x)
+    model.save(tmp_path / "a.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "a.keras")(x), quantized)
+    assert 0 < np.abs(quantized - expected).max() < {"int8": 0.05, "int4": 0.5}[mode] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("a", "a.keras")), "a.tflite"]
+)
+def test_plain_and_sparsified_models_are_exported_too(name, tmp_path):
+    model = make_mlp()
+    sparse = tp.sparsify(model)
+    for weight in lifecycle.masked_weights(sparse).values():
+        weight.prune(np.abs(weight.values()) > np.median(np.abs(weight.values())))
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    for each, compact in ((model, False), (sparse, True)):
+        tp.export_model(each, tmp_path / name, compact=compact)
+        path = tmp_path / name
+        assert path.is_file() == ("." in name)
+        if name == "a.tflite":
+            found = lite(path, x=x)["head"]
+        else:
+            loaded = keras.models.load_model(path) if name == "a.keras" else tf.saved_model.load(path)
+            found = loaded(x) if name == "a.keras" else loaded.serve(x)
+        np.testing.assert_allclose(found, each(x), rtol=1e-5, atol=1e-5)
+
+
+def test_models_that_cannot_be_exported(tmp_path):
+    for model in (keras.Sequential([L.Dense(2)]), L.Dense(2), None):
+        with pytest.raises(tp.ArgumentError, match="`model`: expected a built Sequential or functional model"):
+            tp.export_model(model, tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["task", "all"])

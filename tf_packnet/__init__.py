@@ -21,8 +21,11 @@ from tf_packnet.version import __version__
 _HOME = {
     "pack": "packing",
     "plan": "planning",
+    "sparsify": "sparsifying",
+    "strip_pruning": "export",
     "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
+    "PruneStepScheduler": "callbacks",
     "EqualShare": "pruning.schedules",
     "GradientMask": "callbacks",
     "RetrainingRate": "callbacks",
@@ -38,6 +41,7 @@ _HOME = {
     "load_pack": "packfile.loading",
     "load_task": "packfile.loading",
     "read_contents": "packfile",
+    "export_model": "export",
     "export_pack": "export",
     "export_for_serving": "export",
     "begin_task": "lifecycle",
@@ -68,6 +72,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.callbacks import EpochBackup as EpochBackup
     from tf_packnet.callbacks import GradientMask as GradientMask
     from tf_packnet.callbacks import PruneRoundScheduler as PruneRoundScheduler
+    from tf_packnet.callbacks import PruneStepScheduler as PruneStepScheduler
     from tf_packnet.callbacks import RetrainingRate as RetrainingRate
     from tf_packnet.callbacks import StopWhenDiverged as StopWhenDiverged
     from tf_packnet.callbacks import TaskMaskSnapshot as TaskMaskSnapshot
@@ -81,8 +86,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.export import compact_model as compact_model
     from tf_packnet.export import dense_model as dense_model
     from tf_packnet.export import export_for_serving as export_for_serving
+    from tf_packnet.export import export_model as export_model
     from tf_packnet.export import export_pack as export_pack
     from tf_packnet.export import export_task as export_task
+    from tf_packnet.export import strip_pruning as strip_pruning
     from tf_packnet.lifecycle import begin_task as begin_task
     from tf_packnet.lifecycle import commit_task as commit_task
     from tf_packnet.lifecycle import free_fraction as free_fraction
@@ -96,6 +103,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.packing import pack as pack
     from tf_packnet.planning import plan as plan
     from tf_packnet.pruning.schedules import EqualShare as EqualShare
+    from tf_packnet.sparsifying import sparsify as sparsify
 
 else:
 

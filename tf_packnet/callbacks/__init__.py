@@ -10,6 +10,7 @@ from tf_packnet.callbacks.epoch_backup import EpochBackup
 from tf_packnet.callbacks.epoch_log import EpochLog
 from tf_packnet.callbacks.gradient_mask import GradientMask
 from tf_packnet.callbacks.prune_round_scheduler import PruneRoundScheduler
+from tf_packnet.callbacks.prune_step_scheduler import PruneStepScheduler
 from tf_packnet.callbacks.retraining_rate import RetrainingRate
 from tf_packnet.callbacks.stop_when_diverged import StopWhenDiverged, StopWhenInterrupted
 from tf_packnet.callbacks.task_mask_snapshot import TaskMaskSnapshot, load_owner_maps, save_owner_maps
@@ -21,6 +22,7 @@ __all__ = [
     "EpochLog",
     "GradientMask",
     "PruneRoundScheduler",
+    "PruneStepScheduler",
     "RetrainingRate",
     "StopWhenDiverged",
     "StopWhenInterrupted",

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_packnet import lifecycle
 from tf_packnet.callbacks.time_budget import TIME, TimeBudget
+from tf_packnet.callbacks.layer_choice import check_completed, keep_with_patterns, patterns_of
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
@@ -55,6 +56,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         criterion: What a round ranks the weights by: `magnitude`; `activation`, magnitude times the norm of the inputs
             (Sun et al. 2023, Wanda); or `taylor`, the squared product of weight and gradient (Molchanov et al. 2019).
         data: For the last two: a few hundred training examples, as arrays `(x, y)` or a `tf.data.Dataset` of batches.
+        pattern: None; `N:M`, such as `2:4`; or blocks `HxW` or `HxW:max`, such as `4x4`; see `PruneStepScheduler`. The
+            pattern holds for the weights that the task owns, not for those of earlier tasks.
 
     Attributes:
         rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
@@ -69,6 +72,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         reset_optimizer: bool = True,
         criterion: str = MAGNITUDE,
         data: Any = None,
+        pattern: Any = None,
     ):
         super().__init__()
         if not callable(schedule):
@@ -83,6 +87,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.scope = scope
         self.criterion = criterion
         self.data = data
+        self.pattern = pattern
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
         self._plan: RoundSchedule | None = None
@@ -113,6 +118,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         if budget is not None and request.callbacks.index(budget) > request.callbacks.index(self):
             raise ArgumentError("callbacks", "TimeBudget before PruneRoundScheduler", "TimeBudget after it")
         plan = self._plan_for(model, request.initial_epoch, request.epochs, budget is not None)
+        check_completed(patterns_of(model, self.pattern), plan.kept_after(len(plan.kept)))
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
                 raise _one_scheduler(other)
@@ -249,16 +255,22 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
-        keep = keep_masks(
-            scores=scores,
-            key=key,
-            eligible=[ownership.candidates(owner) for owner in owners],
-            # While a task is open, all free weights were its candidates when it began.
-            num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
-            kept_fraction=plan.kept_after(number),
-            scope=self.scope,
-            erk_cap=_erk_cap(plan.schedule, lifecycle.committed_tasks(self.model)),
-        )
+        erk_cap = _erk_cap(plan.schedule, lifecycle.committed_tasks(self.model))
+        if self.pattern is not None:
+            patterns = patterns_of(self.model, self.pattern)
+            scored = dict(zip(weights, map(key, scores), strict=True))
+            keep = keep_with_patterns(self.model, patterns, scored, plan.kept_after(number), self.scope, erk_cap)
+        else:
+            keep = keep_masks(
+                scores=scores,
+                key=key,
+                eligible=[ownership.candidates(owner) for owner in owners],
+                # While a task is open, all free weights were its candidates when it began.
+                num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
+                kept_fraction=plan.kept_after(number),
+                scope=self.scope,
+                erk_cap=erk_cap,
+            )
         removed = {"removed": _removed(weights.values(), keep)} if RATE in self.params else {}
         with lifecycle.strategy_scope(self.model):
             for weight, mask in zip(weights.values(), keep, strict=True):

@@ -1,6 +1,7 @@
 """One task of a pack as a plain Keras model with dense kernels, which are 0 where the task uses no weight."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -18,6 +19,10 @@ from tf_packnet.structure.graphs import copy_graph, copy_state
 from tf_packnet.structure.layer_paths import is_graph, layers_by_path
 from tf_packnet.structure.roles import convert
 from tf_packnet.structure.state import Variable, own_state, tensor_variables, unowned_variables
+from tf_packnet.system.keras_internals import mark_called
+
+State: TypeAlias = dict[int, np.ndarray]
+ValueOf: TypeAlias = Callable[[MaskedWeight | TaskWeight], np.ndarray]
 
 
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
@@ -41,6 +46,36 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     if not 1 <= number <= packed.committed_tasks:
         raise ArgumentError("task", f"the number of a committed task, 1 to {packed.committed_tasks}", task)
     lifecycle.check_committed_finite(packed)
+    return _plain_model(packed, number, lambda weight: _value_of_task(weight, number))
+
+
+def strip_pruning(model: keras.Model) -> keras.Model:
+    """Return the plain Keras model of a sparsified model, with zeros for the pruned weights.
+
+    The sparsified model is only read, and can be trained further. Its optimizer is not part of the result.
+
+    Args:
+        model: A model from `tp.sparsify`, during or after training; of a pack with several tasks, the selected task.
+
+    Returns:
+        A Keras model without any class of this library.
+
+    Raises:
+        ArgumentError: If `model` is not such a model.
+    """
+    if not isinstance(model, PackedModel):
+        raise ArgumentError("model", "a model from tp.sparsify", type(model).__name__)
+    return _plain_model(model, model.selected_task, lambda weight: np.asarray(weight.own_value()))
+
+
+def _plain_model(packed: PackedModel, number: int, value_of: ValueOf) -> keras.Model:
+    """Return the plain model of a task.
+
+    Args:
+        packed: The pack.
+        number: Number of the task.
+        value_of: Returns the values that the task computes with.
+    """
     sources = layers_by_path(packed)
     # Keras builds nested layers from their class, so a copy has masked or plain ones: `convert` makes all plain.
     model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
@@ -51,14 +86,14 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
         if not isinstance(source, keras.Layer):  # an operation
             continue
         if isinstance(source, Head):
-            _copy_head(source, target, number, state)
+            _copy_head(source, target, number, state, value_of)
         elif isinstance(source, GeneratedTwin):
-            _copy_generated(source, target, number, state)
+            _copy_generated(source, target, state, value_of)
         elif isinstance(source, TaskLayer):
-            _copy_task_layer(source, target, number, state)
+            _copy_task_layer(source, target, state, value_of)
         else:
             _copy_other_layer(source, target, state)
-    return model
+    return mark_called(model)
 
 
 def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
@@ -125,7 +160,7 @@ def _resized(layer: keras.Layer, heads: Mapping[str, Head], task: int) -> keras.
         return None
 
 
-def _recorded_state(packed: PackedModel, task: int) -> dict[int, np.ndarray]:
+def _recorded_state(packed: PackedModel, task: int) -> State:
     """Return the values that `task` has recorded for variables which belong to no weight, by `id` of the variable."""
     records = lifecycle.records(packed)
     values = {**records.loaded, **records.state.get(task, {})}
@@ -133,42 +168,41 @@ def _recorded_state(packed: PackedModel, task: int) -> dict[int, np.ndarray]:
     return {id(variable): values[name] for name, variable in variables.items() if name in values}
 
 
-def _copy_task_layer(source: TaskLayer, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
+def _copy_task_layer(source: TaskLayer, target: keras.Layer, state: State, value_of: ValueOf) -> None:
     variables = {variable.name: variable for variable in target.weights}
-    for weight in source.masked_weights:
-        variables[weight.name].assign(kernel_of_task(weight, task))
-    for own in source.task_weights:
-        variables[own.name].assign(_value_of_task(own, task))
+    for weight in source.routed_weights:
+        variables[weight.name].assign(value_of(weight))
     _copy_state(source, target, state)
 
 
-def _copy_head(source: Head, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
+def _copy_head(source: Head, target: keras.Layer, task: int, state: State, value_of: ValueOf) -> None:
     variables = named_weights(target)
     for own in source.weights_of(task):
-        variables[own.name].assign(_value_of_task(own, task))
+        variables[own.name].assign(value_of(own))
     _copy_state(source, target, state)
 
 
-def _copy_state(source: TaskLayer, target: keras.Layer, state: dict[int, np.ndarray]) -> None:
+def _copy_state(source: TaskLayer, target: keras.Layer, state: State) -> None:
     targets = dict(own_state(target))
     for name, variable in own_state(source):
         if name in targets:
             targets[name].assign(state.get(id(variable), variable))
 
 
-def _copy_generated(source: GeneratedTwin, target: keras.Layer, task: int, state: dict[int, np.ndarray]) -> None:
-    values = {id(weight.variable): kernel_of_task(weight, task) for weight in source.masked_weights}
-    values |= {id(weight.variable): _value_of_task(weight, task) for weight in source.task_weights}
+def _copy_generated(source: GeneratedTwin, target: keras.Layer, state: State, value_of: ValueOf) -> None:
+    values = {id(weight.variable): value_of(weight) for weight in source.routed_weights}
     for variable, copy in _pairs(source, target):
         copy.assign(values.get(id(variable), state.get(id(variable), variable)))
 
 
-def _value_of_task(weight: TaskWeight, task: int) -> np.ndarray:
+def _value_of_task(weight: MaskedWeight | TaskWeight, task: int) -> np.ndarray:
+    if isinstance(weight, MaskedWeight):
+        return kernel_of_task(weight, task)
     recorded = weight.kept.get(1 if weight.policy == "first_task" else task)
     return view(weight.frozen) if recorded is None else recorded
 
 
-def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: dict[int, np.ndarray]) -> None:
+def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: State) -> None:
     copy_state(source, target)
     recorded = [(copy, state[id(variable)]) for variable, copy in _pairs(source, target) if id(variable) in state]
     for variable, value in recorded:

@@ -25,6 +25,7 @@ class Endpoint:
         preprocessing: None if the inputs are what the model takes; `uint8` if they are raw bytes, to be multiplied by
             1/255; or a number to multiply raw bytes by. A mapping by input name for several inputs.
         class_names: None, or one name per unit of the output. A mapping by output name for several outputs.
+        batch_size: Number of examples in a call; None for any number.
 
     Attributes:
         model: The model.
@@ -32,13 +33,21 @@ class Endpoint:
         output_names: Names of its outputs: the keys if the outputs are a dict, otherwise the names of their layers.
         scales: The factor for raw bytes, by name of each input that takes them.
         class_names: Class names by output name.
+        batch_size: The argument.
 
     Raises:
         ArgumentError: If an input or output does not exist, or there is not one name per unit.
     """
 
-    def __init__(self, model: keras.Model, preprocessing: Preprocessing = None, class_names: ClassNames = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        preprocessing: Preprocessing = None,
+        class_names: ClassNames = None,
+        batch_size: int | None = None,
+    ):
         self.model = model
+        self.batch_size = batch_size
         self._graph = as_function(model)
         self._inputs = keras.tree.flatten(graph_ends(self._graph)[0])
         self.input_names = _unique(tensor.name for tensor in self._inputs)
@@ -50,20 +59,24 @@ class Endpoint:
 
     def with_model(self, model: keras.Model) -> "Endpoint":
         """Return an endpoint of another model with the same inputs and outputs."""
-        return Endpoint(model, self.scales, self.class_names)
+        return Endpoint(model, self.scales, self.class_names, self.batch_size)
+
+    def without_preprocessing(self) -> "Endpoint":
+        """Return an endpoint that takes what the model takes."""
+        return Endpoint(self.model, batch_size=self.batch_size)
 
     @property
     def specs(self) -> list[tf.TensorSpec]:
-        """Shape and dtype of each input, with a batch of any size."""
-        return [
-            tf.TensorSpec((None, *tensor.shape[1:]), "uint8" if name in self.scales else tensor.dtype, name=name)
-            for name, tensor in zip(self.input_names, self._inputs, strict=True)
-        ]
+        """Shape and dtype of each input."""
+        inputs = zip(self.input_names, self._inputs, strict=True)
+        types = [(name, each.shape[1:], "uint8" if name in self.scales else each.dtype) for name, each in inputs]
+        return [tf.TensorSpec((self.batch_size, *shape), dtype, name=name) for name, shape, dtype in types]
 
     def raw_model(self) -> keras.Model:
-        """Return a Keras model that includes the preprocessing."""
+        """Return a Keras model that includes the preprocessing, without an optimizer."""
         if not self.scales:
-            return self.model
+            compiled = getattr(self.model, "compiled", False)
+            return keras.Model(*graph_ends(self.model), name=self.model.name) if compiled else self.model
         inputs = [keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name) for spec in self.specs]
         inputs = self._structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, check_choice
 
 # File name suffix of each format. A SavedModel is a folder, without a suffix.
 SUFFIXES = {
@@ -11,7 +11,21 @@ SUFFIXES = {
     "tflite": ".tflite",
     "tflite_float16": ".tflite",
     "tflite_int8": ".tflite",
+    "onnx": ".onnx",
 }
+_BY_SUFFIX = {".keras": "keras", ".tflite": "tflite", ".onnx": "onnx"}
+
+
+def chosen_format(path: Path, format: str | None) -> str:
+    """Return the format of an export: `format`, or if that is None, the one for the suffix of `path`.
+
+    Raises:
+        ArgumentError: If there is no such format.
+    """
+    if format is None:
+        return _BY_SUFFIX.get(path.suffix, "saved_model")
+    check_choice("format", format, tuple(SUFFIXES))
+    return format
 
 
 def check_path(path: Path, format: str) -> None:

@@ -57,7 +57,8 @@ def export_for_serving(
     if task is None:
         export_pack(packed, path, preprocessing=preprocessing, class_names=names)
     else:
-        export_task(packed, task, path, compact=compact, preprocessing=preprocessing, class_names=names)
+        options = {"preprocessing": preprocessing, "class_names": names}
+        export_task(packed, task, path, format="saved_model", compact=compact, **options)
     return path
 
 

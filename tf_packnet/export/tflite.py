@@ -35,7 +35,7 @@ def write(
     raw_input = calibration is not None and bool(endpoint.scales)
     with tempfile.TemporaryDirectory() as folder:
         # Raw bytes already are the quantized input (see `_with_extremes`), so the file needs no preprocessing.
-        saved_model.write(Endpoint(endpoint.model) if raw_input else endpoint, Path(folder))
+        saved_model.write(endpoint.without_preprocessing() if raw_input else endpoint, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
         if format != "tflite":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -46,16 +46,18 @@ def write(
             converter.representative_dataset = lambda: _batches(endpoint, calibration)
         if raw_input:
             converter.inference_input_type = tf.uint8
-        content = _converted(converter, format)
+        content = _converted(converter, format, endpoint)
     path.write_bytes(lite_sparsity.without_zeros(content) if sparse else content)
 
 
-def _converted(converter: Any, format: str) -> bytes:
+def _converted(converter: Any, format: str, endpoint: Endpoint) -> bytes:
     try:
         return converter.convert()
     except Exception as error:  # the converter raises various types, with messages of many lines
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = re.sub(r"^.*\berror: (loc\(.*\): )?", "", reason)  # drop the location in the graph
+        if "TensorList" in reason and endpoint.batch_size is None:
+            reason += "; recurrent layers need a fixed number of examples, such as batch_size=1"
         expected = f"a format that can represent this network; LiteRT cannot: {reason}"
         raise ArgumentError("format", expected, format) from error
 
@@ -106,6 +108,7 @@ def _with_extremes(raw: np.ndarray) -> np.ndarray:
 
 def _batches(endpoint: Endpoint, examples: Examples) -> Iterator[dict[str, np.ndarray]]:
     count = min(map(len, examples.values()))
-    for start in range(0, count, _CALIBRATION_BATCH):
-        end = min(start + _CALIBRATION_BATCH, count)
+    size = endpoint.batch_size or min(_CALIBRATION_BATCH, count)
+    for start in range(0, count - size + 1, size) if endpoint.batch_size else range(0, count, size):
+        end = min(start + size, count)
         yield {name: examples[name][start:end] for name in endpoint.input_names}

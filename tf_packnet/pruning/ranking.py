@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tf_packnet.errors import DivergedError, check_choice
+from tf_packnet.pruning.patterns import Pattern
 from tf_packnet.pruning.selection import Key, above_threshold, any_nan, nth_largest
 from tf_packnet.pruning.shares import remaining
 
@@ -43,16 +44,20 @@ def keep_largest_of(
     available = sum(int(np.count_nonzero(mask)) for mask in eligible)
     if not 0 <= count <= available:
         raise ValueError(f"`count` must be between 0 and the {available} eligible scores. Received: count={count}")
-    if any_nan(scores, eligible):
-        raise DivergedError(
-            "cannot rank the weights, because some are NaN: training has diverged. Try a smaller learning rate"
-        )
+    _check_numbers(scores, eligible)
     if count == 0:
         return [np.zeros(mask.shape, bool) for mask in eligible]
     if count == available:
         return [np.array(mask, bool) for mask in eligible]
     threshold, above = nth_largest(scores, eligible, count, key)
     return above_threshold(scores, eligible, threshold, count - above, key)
+
+
+def _check_numbers(scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray]) -> None:
+    if any_nan(scores, eligible):
+        raise DivergedError(
+            "cannot rank the weights, because some are NaN: training has diverged. Try a smaller learning rate"
+        )
 
 
 def equal_densities(
@@ -139,6 +144,7 @@ def keep_masks(
     scope: str = "layer",
     erk_cap: float = 1.0,
     key: Key = np.asarray,
+    preferred: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Select the weights that one prune round keeps in each layer.
 
@@ -151,6 +157,7 @@ def keep_masks(
         scope: `layer`, `global` or `erk`.
         erk_cap: `cap` of `erk_densities`.
         key: Function applied to the scores, see `keep_largest`.
+        preferred: Boolean arrays of the same shapes: weights that are pruned after all others. Default: all.
 
     Returns:
         One boolean array per layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`
@@ -162,10 +169,67 @@ def keep_masks(
     check_choice("prune_scope", scope, PRUNE_SCOPES)
     left = [int(np.count_nonzero(mask)) for mask in eligible]
     densities_of = PRUNE_SCOPES[scope]
+    preferred = eligible if preferred is None else preferred
     if densities_of is None:
         count = min(sum(left), remaining(sum(num_candidates), kept_fraction))
-        return keep_largest_of(list(scores), eligible, count, key)
+        return _keep_preferred_of(list(scores), eligible, preferred, count, key)
     counts = counts_to_keep(
         [mask.shape for mask in eligible], left, num_candidates, kept_fraction, densities_of, erk_cap
     )
-    return [keep_largest(s, e, n, key) for s, e, n in zip(scores, eligible, counts, strict=True)]
+    layers = zip(scores, eligible, preferred, counts, strict=True)
+    return [_keep_preferred_of([s], [e], [p], n, key)[0] for s, e, p, n in layers]
+
+
+def keep_pattern_masks(
+    patterns: Sequence[Pattern],
+    input_axes: Sequence[Sequence[int]],
+    scores: Iterable[np.ndarray],
+    eligible: Sequence[np.ndarray],
+    uncommitted: Sequence[np.ndarray],
+    kept_fraction: float,
+    scope: str = "layer",
+    erk_cap: float = 1.0,
+) -> list[np.ndarray]:
+    """Like `keep_masks`, with a pattern for each layer; it counts the units of the pattern: weights or blocks.
+
+    Args:
+        patterns: The pattern of each layer.
+        input_axes: The axes of each layer's kernel whose weights are summed into one output.
+        scores: One array per layer, without negative numbers.
+        eligible: Boolean arrays of the same shapes: the remaining candidates.
+        uncommitted: Boolean arrays of the same shapes: the candidates when the task began.
+        kept_fraction: As for `keep_masks`.
+        scope: As for `keep_masks`.
+        erk_cap: As for `keep_masks`.
+    """
+    scores = list(scores)
+    _check_numbers(scores, eligible)
+    layers = list(zip(patterns, scores, eligible, strict=True))
+    units = keep_masks(
+        scores=[pattern.scores(score, mask) for pattern, score, mask in layers],
+        eligible=[pattern.units(mask) for pattern, _, mask in layers],
+        num_candidates=[int(np.count_nonzero(p.units(mask))) for p, mask in zip(patterns, uncommitted, strict=True)],
+        kept_fraction=kept_fraction,
+        scope=scope,
+        erk_cap=min([erk_cap, *(pattern.densest for pattern in patterns)]),
+        preferred=[p.preferred(s, m, axes) for (p, s, m), axes in zip(layers, input_axes, strict=True)],
+    )
+    return [pattern.weights(kept, mask.shape) & mask for (pattern, _, mask), kept in zip(layers, units, strict=True)]
+
+
+def _keep_preferred_of(
+    scores: Sequence[np.ndarray],
+    eligible: Sequence[np.ndarray],
+    preferred: Sequence[np.ndarray],
+    count: int,
+    key: Key,
+) -> list[np.ndarray]:
+    """Like `keep_largest_of`; other scores than `preferred` ones are kept only if all of these are."""
+    if all(mask_first is mask for mask_first, mask in zip(preferred, eligible, strict=True)):
+        return keep_largest_of(scores, eligible, count, key)
+    first = sum(int(np.count_nonzero(mask)) for mask in preferred)
+    if count <= first:
+        return keep_largest_of(scores, preferred, count, key)
+    others = [mask & ~mask_first for mask, mask_first in zip(eligible, preferred, strict=True)]
+    more = keep_largest_of(scores, others, count - first, key)
+    return [one | other for one, other in zip(preferred, more, strict=True)]

@@ -183,6 +183,19 @@ def output_names(graph: keras.Model) -> list[str]:
     return list(graph.output_names)
 
 
+def mark_called(model: keras.Model) -> keras.Model:
+    """Return a built model after marking it as called, without which Keras does not export it to ONNX."""
+    model._called = True
+    return model
+
+
+def adapt_tf2onnx() -> None:
+    """Make `tf2onnx` work with NumPy 2, as Keras's own export does."""
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    patch_tf2onnx()
+
+
 def nodes(function: keras.Function) -> list[Any]:
     """Return the calls of operations in a graph, those closest to the inputs first."""
     by_depth = function._nodes_by_depth

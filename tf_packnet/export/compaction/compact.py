@@ -14,7 +14,7 @@ from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.export.compaction.sparse import make_plain, make_sparse
 from tf_packnet.structure.graphs import Copies, checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
-from tf_packnet.system.keras_internals import all_layers
+from tf_packnet.system.keras_internals import all_layers, mark_called
 
 # The rule of each layer class; other layers are barriers.
 _RULES: dict[type, type[Rule]] = {
@@ -84,7 +84,7 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     compact = keras.Model(inputs_of(copy), outputs, name=model.name)
     if sparse:
         make_sparse(compact)
-    return compact
+    return mark_called(compact)
 
 
 def _copy_states(model: keras.Model, copies: Copies) -> None:
