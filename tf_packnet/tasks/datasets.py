@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.folders import has_classes, read_folder, task_folders, task_of
 from tf_packnet.tasks.labelled import Labelled, Reading, as_read, loaded, unified
@@ -15,6 +16,9 @@ from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes, vary
 from tf_packnet.tasks.sources import SOURCES, check_name, is_folder, load_tfds, names_in
 from tf_packnet.tasks.splitting import ALL, TaskSizes, cut, describe, grouped, task_names, task_sizes
 from tf_packnet.tasks.stream import Task, TaskStream
+from tf_packnet.tasks.tables import Columns, is_table, read_tables
+
+_COLUMNS = Columns()
 
 
 def default_classes(dataset: str, scenario: str = SPLIT) -> int | str:
@@ -39,13 +43,14 @@ def load(
     scenario: str = SPLIT,
     class_order: Order = NATURAL,
     task_order: Order = NATURAL,
+    columns: Columns = _COLUMNS,
 ) -> TaskStream:
     """Load data sets as a stream of tasks, images scaled to [0, 1].
 
     Args:
         name: A data set, or several, separated by commas: `digits` (included in scikit-learn, needs no network), the
             name of a TFDS image classification data set such as `mnist`, or the path of a folder: with one folder of
-            images per class, or with one such folder per task.
+            images per class, or with one such folder per task; or of a table, or of a folder of tables.
         classes_per_task: Number of classes of each task; or a sequence with the number of each task, in order, where
             the next data set begins with the first number that exceeds the classes left; or `all` for one task per
             data set. Default: 2 for one data set, `all` for several. Folders of tasks keep theirs.
@@ -66,6 +71,7 @@ def load(
         class_order: See `split_into_tasks`. Several data sets have the order `natural`, or each its own one with
             `shuffled`. Folders of tasks keep their order.
         task_order: See `split_into_tasks`. It holds for the tasks of all data sets together.
+        columns: Which columns of tables are read, and how. Tables are encoded by the training examples of all of them.
 
     Returns:
         The tasks, in order. With several data sets, names of tasks begin with the name of their data set.
@@ -88,7 +94,11 @@ def load(
         "seed": seed,
     }
     try:
-        sets = unified([each for one in names for each in _read(one, data_dir, reading)])
+        if any(is_folder(one) and is_table(one) for one in names):
+            _check_all_tables(names, reading)
+            sets = read_tables(names, columns, test_fraction, seed, max_bytes)
+        else:
+            sets = unified([each for one in names for each in _read(one, data_dir, reading)])
         if scenario != SPLIT and len(sets) > 1:
             raise ArgumentError("scenario", f"{SPLIT} for the {len(sets)} data sets in {name}", scenario)
         tasks = _tasks(name, sets, sizes, num_tasks if scenario == SPLIT else None, reading, orders, settings)
@@ -107,6 +117,14 @@ def load(
         raise ArgumentError("dataset", f"{error.expected}. Received there: {error.received}", name) from error
 
 
+def _check_all_tables(names: Sequence[str], reading: Reading) -> None:
+    other = next((each for each in names if not (is_folder(each) and is_table(each))), None)
+    if other is not None:
+        raise ArgumentError("path", "tables only, or images only", other)
+    if reading.image_size is not None:
+        raise ArgumentError("image_size", "no value for tables", reading.image_size)
+
+
 def _read(name: str, data_dir: str | None, reading: Reading) -> list[Labelled]:
     """Find the examples of a data set; those of a folder of tasks as one set per task."""
     if is_folder(name):
@@ -122,7 +140,9 @@ def _read(name: str, data_dir: str | None, reading: Reading) -> list[Labelled]:
 def _readable(name: str) -> str:
     """Return the name of a data set without the path of a folder or the version of TFDS."""
     if is_folder(name):
-        return os.path.basename(os.path.abspath(os.path.expanduser(name)))
+        base = os.path.basename(os.path.abspath(os.path.expanduser(name)))
+        stem, suffix = os.path.splitext(base)
+        return stem if suffix.lower() in TABLES else base
     return name.split(":")[0].replace("/", "-")
 
 
@@ -155,7 +175,8 @@ def _tasks(
             made = {index: task_of(each, reading, **settings) for index in wanted}
         else:
             made = cut(each.name, each.train, each.test, each.class_names, own, wanted, **settings)
-        tasks |= {first + index: task for index, task in made.items()}
+        encoded = {index: dataclasses.replace(task, encoding=each.encoding) for index, task in made.items()}
+        tasks |= {first + index: task for index, task in encoded.items()}
         first += len(own)
     return [dataclasses.replace(tasks[index], name=names[index], resize=reading.recorded_resize) for index in chosen]
 

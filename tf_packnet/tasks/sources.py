@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.system.extras import require_extra
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.labelled import Labelled, Reading
 from tf_packnet.tasks.stored_images import are_too_large
@@ -111,8 +112,9 @@ def _stays_on_disk(builder: Any, splits: Sequence[str], reading: Reading) -> boo
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is the path of a folder: it starts with `.`, `/` or `~`, or contains a slash and exists."""
-    return name.startswith((".", "/", "~")) or (os.sep in name and os.path.isdir(name))
+    """Whether `name` is the path of a folder or table: it starts with `.`, `/` or `~`, or has a slash and exists."""
+    is_table = name.lower().endswith(TABLES) and os.path.isfile(name)
+    return name.startswith((".", "/", "~")) or is_table or (os.sep in name and os.path.isdir(name))
 
 
 def names_in(dataset: str) -> tuple[str, ...]:
@@ -130,7 +132,8 @@ def names_in(dataset: str) -> tuple[str, ...]:
 
 
 def _exists(name: str) -> bool:
-    return is_folder(name) and os.path.isdir(os.path.expanduser(name))
+    path = os.path.expanduser(name)
+    return is_folder(name) and (os.path.isdir(path) or os.path.isfile(path))
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
@@ -150,8 +153,11 @@ def _check_one_name(name: str, data_dir: str | None) -> None:
     if name in SOURCES:
         return
     if is_folder(name):
-        if not os.path.isdir(os.path.expanduser(name)):
-            raise ArgumentError("dataset", "an existing folder, with one folder per task or per class", name)
+        path = os.path.expanduser(name)
+        if os.path.isfile(path) and not name.lower().endswith(TABLES):
+            raise ArgumentError("dataset", f"a folder, or a table ({', '.join(TABLES)})", name)
+        if not os.path.exists(path):
+            raise ArgumentError("dataset", "an existing folder, with one folder per task or per class, or table", name)
         return
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
