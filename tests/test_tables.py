@@ -1,6 +1,7 @@
 """Tasks from CSV and Parquet files: what is read, how it is encoded, and what is refused."""
 
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -264,6 +265,11 @@ def test_predict_reads_tables_as_training_did(tmp_path, capsys):
     write(tmp_path / "new.csv", "id,review\n1,GOOD fine!\n2,unseen words\n")
     predict(Asked(str(tmp_path / "p.packnet"), (str(tmp_path / "new.csv"),), format="json"))
     found = json.loads(capsys.readouterr().out)["predictions"]
+    for name, inside in (("model", "assets.extra"), ("model.keras", "")):
+        form = "saved_model" if inside else "keras"
+        tp.export_task(packed, 1, tmp_path / name, format=form, encoding=task.encoding)
+        file = tmp_path / name / inside if inside else zipfile.Path(tmp_path / name)
+        assert from_json(json.loads((file / "table.json").read_text(encoding="utf-8"))) == task.encoding
     ids = np.array([[task.encoding.vocabulary.index(word) + 2 for word in ("good", "fine")] + [0, 0], [1, 1, 0, 0]])
     logits = packed.predict(ids, verbose=0)
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -283,3 +289,44 @@ def test_predict_reads_tables_as_training_did(tmp_path, capsys):
     tp.save_pack(packed, tmp_path / "p.packnet")
     with pytest.raises(tp.ArgumentError, match="images or arrays, because the pack does not record"):
         predict(Asked(str(tmp_path / "p.packnet"), (str(tmp_path / "new.csv"),)))
+
+
+def words_network(dtype):
+    inputs = keras.Input((6,), dtype=dtype, name="ids")
+    hidden = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(300, 4, mask_zero=True)(inputs))
+    return tp.pack(keras.Model(inputs, keras.layers.Dense(2)(hidden)), seed=0)
+
+
+def test_ids_are_not_scaled(tmp_path, capsys):
+    ids = np.random.default_rng(0).integers(1, 300, (64, 6))
+    task = tp.tasks.from_arrays("words", ids, ids[:, 0] % 2, batch_size=8)
+    learned = []
+    for dtype, resident in (("int32", True), ("int32", False), ("float32", True)):
+        keras.utils.set_random_seed(0)
+        packed = words_network(dtype)
+        packed.begin_task("words", num_classes=2)
+        compile_model(packed).fit(task.training_batches(0, resident=resident), epochs=1, verbose=0)
+        learned.append([variable.numpy() for variable in packed.trainable_variables])
+    for others in zip(*learned, strict=True):
+        for other in others[1:]:
+            np.testing.assert_array_equal(other, others[0])
+    packed.commit_task()
+    tp.save_pack(packed, tmp_path / "p.packnet", info=info_of([task]))
+    np.save(tmp_path / "x.npy", ids[:3])
+    predict(Asked(str(tmp_path / "p.packnet"), (str(tmp_path / "x.npy"),), format="json"))
+    shares = [each["classes"][0]["probability"] for each in json.loads(capsys.readouterr().out)["predictions"]]
+    logits = packed.predict(ids[:3], verbose=0)
+    np.testing.assert_allclose(shares, 1 / (1 + np.exp(-abs(logits[:, 1] - logits[:, 0]))), rtol=1e-5)
+
+
+def test_scaled_ids_are_refused():
+    ids = np.random.default_rng(0).integers(1, 200, (64, 6)).astype(np.uint8)
+    task = tp.tasks.from_arrays("words", ids, ids[:, 0] % 2, batch_size=8)  # as for images of bytes
+    for dtype, error, message in (
+        ("int32", tp.ArgumentError, "`scale`: expected 1 in the task, because the input 'ids' takes int32"),
+        ("float32", tp.DivergedError, "ids outside the vocabulary of an embedding layer"),
+    ):
+        packed = words_network(dtype)
+        packed.begin_task("words", num_classes=2)
+        with pytest.raises(error, match=message):
+            compile_model(packed).fit(task.training_batches(0), epochs=1, verbose=0)

@@ -1,5 +1,6 @@
 """Exports one task to a file or folder."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from tf_packnet.export.paths import SUFFIXES, check_path
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.graphs import checked_copy
 from tf_packnet.system import files
+from tf_packnet.tasks.encodings import Encoding
+
+_TABLE = "table.json"
 
 
 def export_task(
@@ -27,6 +31,7 @@ def export_task(
     preprocessing: Preprocessing = None,
     class_names: ClassNames = None,
     calibration: Any = None,
+    encoding: Encoding | None = None,
 ) -> None:
     """Write one committed task to a file or folder that is used without this library.
 
@@ -50,6 +55,8 @@ def export_task(
             network has several outputs.
         calibration: A few hundred examples for `tflite_int8`, from which the value ranges are measured: an array
             `(examples, *shape)` as the exported file takes them, or a mapping by input name.
+        encoding: How tables become inputs, `task.encoding` of a `tp.tasks.Task`, stored as JSON for the caller of the
+            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of the other files.
 
     Raises:
         ArgumentError: If the task or format does not exist, the path is unsuitable, or an option does not fit the task.
@@ -73,12 +80,22 @@ def export_task(
     with files.replacing(path) as temporary:
         if format == "saved_model":
             saved_model.write(endpoint, temporary)
+            if encoding is not None:
+                (temporary / "assets.extra").mkdir()
+                (temporary / "assets.extra" / _TABLE).write_text(_as_text(encoding), encoding="utf-8")
             return
         if format == "keras":
             endpoint.raw_model().save(temporary)
         else:
             tflite.write(endpoint, temporary, format, calibration, sparse=compact)
         _add_class_names(endpoint, temporary)
+        if encoding is not None:
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(zipfile.ZipInfo(_TABLE), _as_text(encoding))
+
+
+def _as_text(encoding: Encoding) -> str:
+    return json.dumps(encoding.to_json(), ensure_ascii=False) + "\n"
 
 
 def _add_class_names(endpoint: Endpoint, path: Path) -> None:
