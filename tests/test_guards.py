@@ -300,7 +300,7 @@ REFUSED = {
     "feature_columns": ("a,a", "different names, separated by commas"),
     "text_columns": ("a,,b", "different names, separated by commas"),
     "text_length": ("0", "at least 1 and at most 100,000"),
-    "vocabulary_size": ("2", "at least 3 and at most 10,000,000"),
+    "vocabulary_size": ("2", "at least 3 and at most 1,000,000"),
     "max_bytes": ("0", "at least 1"),
     "scenario": ("new_classes", "one of split, permuted, rotated"),
     "class_order": ("1,2,1", "natural, shuffled, or different names or numbers"),

@@ -198,6 +198,8 @@ class TestStreams:
             ({}, "`feature_columns`: expected other columns than 'note' .* whose 300 different texts"),
             ({"features": ["weight"]}, "`feature_columns`: expected columns other than the labels, of 'id', 'size'"),
             ({"text": ["note"], "features": ["note", "size"]}, "`text_columns`: expected all columns of the examples"),
+            ({"features": ["id", "id"]}, "`feature_columns`: expected different names"),
+            ({"text": "notes"}, "`text_columns`: expected columns other than the labels.*'notes'"),
             ({"length": 0}, "`text_length`: expected 1 to 100,000"),
             ({"label": "size", "features": ["id"]}, "`label_column`: expected class numbers or names in column 'size'"),
         ],
@@ -249,6 +251,8 @@ class TestStreams:
             tp.tasks.load(f"digits,{tmp_path / 'a.csv'}")
         with pytest.raises(tp.ArgumentError, match="`image_size`: expected no value for tables"):
             tp.tasks.load(str(tmp_path / "a.csv"), image_size=8)
+        with pytest.raises(tp.ArgumentError, match="`text_columns`: expected no value for images"):
+            tp.tasks.load("digits", columns=Columns(text=["a"]))
 
 
 def test_predict_reads_tables_as_training_did(tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError, first_line, listed
 from tf_packnet.system.extras import require_extra
 from tf_packnet.system.limits import Bound, SizeError, open_regular
+from tf_packnet.system.memory import room
 
 TABLES = (".csv", ".tsv", ".parquet")
 # Suffixes of other files with tables, which are not read.
@@ -22,7 +23,6 @@ OTHER_TABLES = (".xls", ".xlsx", ".ods", ".json", ".jsonl", ".feather", ".arrow"
 _DELIMITERS = (",", ";", "\t", "|")
 # What an empty cell may contain.
 _MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
-_MAX_HEADER = 2**20
 # Memory for a cell, besides its text.
 _CELL_BYTES = 8
 # Ratio of memory to file size that a compressed file may have.
@@ -181,6 +181,12 @@ def read_table(path: Path, max_bytes: int | None = None) -> Table:
     return Table(path, dict(zip(names, columns, strict=True)), rows)
 
 
+def _check_memory(needed: int, path: Path, bound: Bound) -> None:
+    bound.check(needed, str(path))
+    if not bound.is_explicit and needed > room():
+        raise SizeError(f"{path} would take {needed:,} bytes of memory, more than the {room():,} that are free")
+
+
 def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -189,7 +195,7 @@ def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
     if not size:
         raise TableError(f"a header and rows in {path}", "an empty file")
     delimiter, names = _header(path)
-    bound.check(size + _CELL_BYTES * size // 2, str(path))  # a cell and its delimiter have two bytes or more
+    _check_memory(size + _CELL_BYTES * size // 2, path, bound)  # a cell and its delimiter have two bytes or more
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -201,8 +207,8 @@ def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
     try:
         table = arrow.read_csv(
             path,
-            # One thread: with several, errors do not know the number of a row.
-            arrow.ReadOptions(use_threads=False, column_names=numbered),
+            # One thread: with several, errors do not know the number of a row. A row must fit into a block.
+            arrow.ReadOptions(use_threads=False, column_names=numbered, block_size=min(max(size, 2**20), 2**28)),
             arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
             arrow.ConvertOptions(
                 column_types=dict.fromkeys(numbered, pa.string()),
@@ -228,7 +234,6 @@ def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
 
 def _header(path: Path) -> tuple[str, list[str]]:
     """Return the delimiter and the names of the columns."""
-    csv.field_size_limit(_MAX_HEADER)
     found: dict[str, list[str]] = {}
     for delimiter in ("\t",) if path.suffix.lower() == ".tsv" else _DELIMITERS:
         try:
@@ -238,7 +243,7 @@ def _header(path: Path) -> tuple[str, list[str]]:
             _check_utf8(path)
             raise TableError(f"text in UTF-8 in {path}", "other bytes") from None
         except csv.Error as error:
-            raise TableError(f"a header of at most {_MAX_HEADER:,} bytes in {path}", first_line(error)) from error
+            raise TableError(f"a header with the names of the columns in {path}", first_line(error)) from error
     delimiter = max(found, key=lambda each: len(found[each]))
     names = [name.strip() for name in found[delimiter]]
     if not names:
@@ -272,7 +277,7 @@ def _parquet(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]
         facts = file.metadata
         cells = facts.num_rows * facts.num_columns
         stored = sum(facts.row_group(number).total_byte_size for number in range(facts.num_row_groups))
-        bound.check(max(stored, size) + _CELL_BYTES * cells, str(path))
+        _check_memory(max(stored, size) + _CELL_BYTES * cells, path, bound)
         table = file.read(use_threads=False)
     return table.column_names, [_plain(column.combine_chunks()) for column in table.columns]
 

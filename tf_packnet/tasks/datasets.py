@@ -16,7 +16,7 @@ from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes, vary
 from tf_packnet.tasks.sources import SOURCES, check_name, is_folder, load_tfds, names_in
 from tf_packnet.tasks.splitting import ALL, TaskSizes, cut, describe, grouped, task_names, task_sizes
 from tf_packnet.tasks.stream import Task, TaskStream
-from tf_packnet.tasks.tables import Columns, is_table, read_tables
+from tf_packnet.tasks.tables import Columns, is_table, read_tables, refuse
 
 _COLUMNS = Columns()
 
@@ -98,6 +98,7 @@ def load(
             _check_all_tables(names, reading)
             sets = read_tables(names, columns, test_fraction, seed, max_bytes)
         else:
+            refuse(columns)
             sets = unified([each for one in names for each in _read(one, data_dir, reading)])
         if scenario != SPLIT and len(sets) > 1:
             raise ArgumentError("scenario", f"{SPLIT} for the {len(sets)} data sets in {name}", scenario)

@@ -19,7 +19,7 @@ _SPECIAL = 2
 # More categories in a column are rather text, or the names of examples.
 MAX_CATEGORIES = 255
 MAX_LENGTH = 100_000
-MAX_VOCABULARY = 10_000_000
+MAX_VOCABULARY = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tf_packnet.tasks.labelled import Labelled, Reading, loaded, unified
 from tf_packnet.tasks.own_data import one_task
 from tf_packnet.tasks.stored_images import StoredImages
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
-from tf_packnet.tasks.tables import Columns, is_table, read_tables
+from tf_packnet.tasks.tables import Columns, is_table, read_tables, refuse
 
 # Where the training examples are, and where test examples may be, the preferred one first.
 _TRAIN, _TESTS = "train", ("test", "validation", "valid", "val")
@@ -64,6 +64,7 @@ def from_folder(
         task = task_of(sets[0], reading, **kwargs)
         check_task(task, "path", "path")
         return task
+    refuse(columns)
     labelled = read_folder(path, reading)
     (task,) = loaded([task_of(labelled, reading, **kwargs)], reading, labelled.file_bytes)
     check_task(task, "x", "y")
@@ -98,6 +99,7 @@ def from_folders(
     if is_table(path):
         tables = _tables(path, reading, columns, kwargs)
         return TaskStream(_name_of(path), [task_of(each, reading, **kwargs) for each in tables])
+    refuse(columns)
     sets = unified([read_folder(folder, reading) for folder in task_folders(path)])
     tasks = [task_of(each, reading, **kwargs) for each in sets]
     return TaskStream(_name_of(path), loaded(tasks, reading, sum(each.file_bytes for each in sets)))

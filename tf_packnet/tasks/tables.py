@@ -97,7 +97,7 @@ def read_tables(
     Raises:
         ArgumentError: If files cannot be read, or do not fit together.
     """
-    _check(columns)
+    columns = _checked(columns)
     sets = [files for path in paths for files in _layout(Path(os.path.expanduser(path)))]
     with naming("path"):
         tables = {file: read_table(file, max_bytes) for files in sets for file in (*files.train, *files.test)}
@@ -122,7 +122,20 @@ def read_tables(
         ]
 
 
-def _check(columns: Columns) -> None:
+def refuse(columns: Columns) -> None:
+    """Raise ArgumentError if there are settings for tables, which would have no effect."""
+    for name, value in (
+        ("label_column", columns.label),
+        ("feature_columns", columns.features),
+        ("text_columns", columns.text),
+    ):
+        if value:
+            raise ArgumentError(name, "no value for images", value if isinstance(value, str) else ",".join(value))
+
+
+def _checked(columns: Columns) -> Columns:
+    if not isinstance(columns, Columns):
+        raise ArgumentError("columns", "a tp.tasks.Columns", columns)
     for name, value, most in (
         ("text_length", columns.length, MAX_LENGTH),
         ("vocabulary_size", columns.vocabulary, MAX_VOCABULARY),
@@ -130,6 +143,11 @@ def _check(columns: Columns) -> None:
         least = 3 if name == "vocabulary_size" else 1
         if type(value) is not int or not least <= value <= most:
             raise ArgumentError(name, f"{least} to {most:,}", value)
+    features, text = ([value] if isinstance(value, str) else list(value) for value in (columns.features, columns.text))
+    for name, chosen in (("feature_columns", features), ("text_columns", text)):
+        if len(set(chosen)) < len(chosen):
+            raise ArgumentError(name, "different names", ",".join(chosen))
+    return columns._replace(features=features, text=text)
 
 
 def _is_visible(path: Path) -> bool:
