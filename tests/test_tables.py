@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 import tf_packnet as tp
-from tests.conftest import compile_model
+from tests.conftest import compile_model, launch
 from tf_packnet.packfile.info import info_of
 from tf_packnet.prediction import Asked, predict
 from tf_packnet.system.table_files import Table, TableError, read_table
@@ -334,3 +334,53 @@ def test_scaled_ids_are_refused():
         packed.begin_task("words", num_classes=2)
         with pytest.raises(error, match=message):
             compile_model(packed).fit(task.training_batches(0), epochs=1, verbose=0)
+
+
+OWN = """
+import keras
+
+def recurrent(input_shape, outputs):
+    inputs = keras.Input(input_shape, dtype="int32")
+    words = keras.layers.Embedding(40, 8, mask_zero=True)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(outputs)(keras.layers.GRU(8)(words)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "text", "recurrent"])
+def test_run_and_predict(tmp_path, model):
+    write(tmp_path / "own.py", OWN)
+    rng = np.random.default_rng(0)
+    for name in ("north", "south"):
+        words = {"no": ["bad", "sad", "poor"], "yes": ["good", "fine", "great"]}
+        rows = [(label, " ".join(rng.choice([*words[label], "tea"], 5))) for label in ("no", "yes") * 60]
+        numbers = [3 * (label == "yes") + rng.normal() for label, _ in rows]
+        lines = [f"{text},{number:.3f},{label}" for (label, text), number in zip(rows, numbers, strict=True)]
+        write(tmp_path / "shops" / f"{name}.csv", "\n".join(["review,size,label", *lines]))
+    chosen = "--feature_columns=size" if model == "mlp" else "--text_columns=review"
+    command = [
+        f"--dataset={tmp_path / 'shops'}",
+        chosen,
+        f"--model={tmp_path / 'own.py'}:recurrent" if model == "recurrent" else f"--model={model}",
+        "--text_length=8",
+        "--vocabulary_size=40",
+        "--batch_size=8",
+        "--learning_rate=1e-2",
+        "--train_epochs=6",
+        "--retrain_epochs=6",
+        "--final_prune=0.5",
+        f"--output_dir={tmp_path / 'out'}",
+    ]
+    done = launch(*command)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert min(results["accuracy"][-1]) > 0.8
+    exported = (tmp_path / "out/export/task_2/assets.extra/table.json").read_text(encoding="utf-8")
+    assert from_json(json.loads(exported)).names() == [chosen.partition("=")[2]]
+    again = launch(*command)
+    assert again.returncode == 0, again.stderr
+    write(tmp_path / "new.csv", "size,review\n3.2,good fine good\n-0.4,bad poor sad\n")
+    packed = str(tmp_path / "out/pack.packnet")
+    predict(Asked(packed, (str(tmp_path / "new.csv"),), "south", "json", str(tmp_path / "p.json")))
+    found = json.loads((tmp_path / "p.json").read_text())["predictions"]
+    assert [each["classes"][0]["class"] for each in found] == ["yes", "no"]

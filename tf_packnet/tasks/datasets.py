@@ -66,7 +66,7 @@ def load(
         test_fraction: Fraction of each class to hold out for testing where a data set has no test examples, in (0, 1).
             The split `validation` is used for testing if there is no `test`.
         on_disk: Whether images stay on disk; the default is whether they take too much memory, see `from_folder`.
-        scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of one
+        scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of a
             data set, and images that are permuted or rotated in its own way, see `vary`.
         class_order: See `split_into_tasks`. Several data sets have the order `natural`, or each its own one with
             `shuffled`. Folders of tasks keep their order.
@@ -100,15 +100,15 @@ def load(
         else:
             refuse(columns)
             sets = unified([each for one in names for each in _read(one, data_dir, reading)])
-        if scenario != SPLIT and len(sets) > 1:
-            raise ArgumentError("scenario", f"{SPLIT} for the {len(sets)} data sets in {name}", scenario)
         tasks = _tasks(name, sets, sizes, num_tasks if scenario == SPLIT else None, reading, orders, settings)
         tasks = loaded(tasks, reading, sum(each.file_bytes for each in sets))
         stream_name = _readable(name) if len(names) == 1 else name
         if scenario == SPLIT:
             stream = TaskStream(stream_name, tasks)
         else:
-            stream = vary(dataclasses.replace(tasks[0], name=stream_name), scenario, num_tasks, seed, task_order)
+            originals = tasks if len(tasks) > 1 else [dataclasses.replace(tasks[0], name=stream_name)]
+            stream = vary(originals, scenario, num_tasks, seed, task_order)
+            stream.name = stream_name
         if any(split.is_stored for task in stream for split in task.splits.values()):
             stream.fingerprint()  # reads all images once, so that bad ones are found now
         return stream
