@@ -69,8 +69,8 @@ class TestFiles:
             ("", "a header and rows in .*an empty file"),
             ("a,b\n", "at least one row in .*, not none"),
             ("\n1,2\n", "a header with the names of the columns"),
-            ("a,b\n1,2\n3\n", "2 cells in row 2 of .*, like its header, not 1: '3'"),
-            ("a,b\n1,2,3\n", "2 cells in row 1 of .*, not 3: '1,2,3'"),
+            ("a,b\n1,2\n3\n", r"2 cell\(s\) in row 2 of .*, like its header, not 1: '3'"),
+            ("a,b\n1,2,3\n", r"2 cell\(s\) in row 1 of .*, not 3: '1,2,3'"),
             ("a,a\n1,2\n", "columns with different names in .*, not 'a' twice"),
             (b"a,b\n1,\xe4\n", "text in UTF-8 in line 2 of .*, not the byte b'.xe4'"),
             ("a,b\n1,2\n".encode("utf-16"), "text in UTF-8 in line 1"),
@@ -231,6 +231,11 @@ class TestStreams:
         with pytest.raises(tp.ArgumentError, match=message) as error:
             tp.tasks.load(str(tmp_path / "tables"))
         assert error.value.argument == "dataset"
+
+    def test_a_number_that_is_none(self, tmp_path):
+        text = "a,b,label\n" + "".join(f"{i},x,{i % 2}\n" for i in range(300)) + "?,x,0\n"
+        with pytest.raises(tp.ArgumentError, match=r"a finite number in row 301, column 'a' of .*'\?'"):
+            tp.tasks.from_folder(write(tmp_path / "a.csv", text))
 
     def test_test_files_have_nothing_new(self, tmp_path):
         write(tmp_path / "train.csv", rows())

@@ -126,6 +126,15 @@ def test_mock_data(classes, examples):
     assert stream.input_shape == (8, 8, 3)
 
 
+def test_mock_data_of_their_own_size():
+    """TFDS does not know how many examples there are."""
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=700):
+        stream = tp.tasks.load("emnist/mnist", validation_fraction=0.0, batch_size=8)
+    assert sum(len(task.splits["train"]) for task in stream) == 700
+
+
 # The weights are random, as those of ImageNet have to be downloaded.
 FINE_GRAINED_RUN = """
 import sys

@@ -106,18 +106,28 @@ class Table(NamedTuple):
             TableError: If a cell is empty, or no finite number.
         """
         column = self.column(name)
-        expected = f"a finite number {{}}, as in other cells of {name!r}"
         if not _is_number(column) and not _is_text(column):
             raise TableError(f"numbers or text in column {name!r} of {self.path}", f"values of type {column.type}")
         numbers = column if _is_number(column) else _as_numbers(column)
         if numbers is None:
             row = next(row for row, cell in enumerate(column) if _as_numbers(cell) is None)
-            raise TableError(expected.format(self.place(row, name)), f"{column[row].as_py()!r}")
+            self._refuse_number(row, name, column[row].as_py())
         values = np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)
         broken = np.flatnonzero(~np.isfinite(values))
         if len(broken):
-            raise TableError(expected.format(self.place(int(broken[0]), name)), f"{values[broken[0]]}")
+            self._refuse_number(int(broken[0]), name, float(values[broken[0]]))
         return values
+
+    def refuse_odd_texts(self, name: str) -> None:
+        """Raise TableError at the first cell that is no number, if most cells are numbers."""
+        if _is_text(self.columns[name]):
+            odd = [row for row, cell in enumerate(self.columns[name]) if _as_numbers(cell) is None]
+            if odd and 2 * len(odd) < self.rows:
+                self._refuse_number(odd[0], name, self.columns[name][odd[0]].as_py())
+
+    def _refuse_number(self, row: int, name: str, cell: Any) -> None:
+        expected = f"a finite number {self.place(row, name)}, as in other cells of {name!r}"
+        raise TableError(expected, repr(cell))
 
     def texts(self, name: str) -> Any:
         """Return a column as an array of text; whole numbers without a decimal point.
@@ -221,7 +231,7 @@ def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
         if ragged:
             row = ragged[0]
             place = f"row {row.number - 1}" if row.number else "each row"
-            expected = f"{row.expected_columns} cells in {place} of {path}, like its header"
+            expected = f"{row.expected_columns} cell(s) in {place} of {path}, like its header"
             raise TableError(expected, f"{row.actual_columns}: {row.text[:60]!r}") from error
         _check_utf8(path)
         raise

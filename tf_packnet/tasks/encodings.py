@@ -196,7 +196,8 @@ class Tokens:
         wrong = np.flatnonzero((ids < 0) | (ids >= self.size))
         if len(wrong):
             place = table.place(int(rows[wrong[0]]), self.column)
-            raise TableError(f"ids from 0 to {self.size - 1:,} {place}", f"{ids[wrong[0]]}")
+            found = int(ids[wrong[0]])
+            raise TableError(f"ids from 0 to {self.size - 1:,} {place}", str(found) if found != -1 else "-1, or none")
         return _padded(ids, rows, table.rows, self.length)
 
     def to_json(self) -> dict[str, Any]:

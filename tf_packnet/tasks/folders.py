@@ -12,6 +12,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.system.extras import require_extra
 from tf_packnet.system.images import IMAGES, OTHER_IMAGES, Header, UnsupportedImageError, read_header, read_image
 from tf_packnet.system.limits import IMAGE_RATIO, Bound, SizeError
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.tasks.labelled import Labelled, Reading, loaded, unified
 from tf_packnet.tasks.own_data import one_task
 from tf_packnet.tasks.stored_images import StoredImages
@@ -169,7 +170,7 @@ def _name_of(path: str | os.PathLike) -> str:
 def _existing(path: str | os.PathLike) -> Path:
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise ArgumentError("path", "a folder", os.fspath(folder))
+        raise ArgumentError("path", f"a folder, or a table ({', '.join(TABLES)})", os.fspath(folder))
     return folder
 
 

@@ -157,7 +157,9 @@ def _check_one_name(name: str, data_dir: str | None) -> None:
         if os.path.isfile(path) and not name.lower().endswith(TABLES):
             raise ArgumentError("dataset", f"a folder, or a table ({', '.join(TABLES)})", name)
         if not os.path.exists(path):
-            raise ArgumentError("dataset", "an existing folder, with one folder per task or per class, or table", name)
+            raise ArgumentError(
+                "dataset", "an existing folder, with one folder per task or per class, or a table", name
+            )
         return
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -240,9 +242,11 @@ def _read(builder: Any, split: str) -> Split:
 
 
 def _read_examples(builder: Any, split: str) -> dict[str, np.ndarray]:
-    import tensorflow_datasets as tfds
-
-    return tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+    # TFDS's own batch of all examples ends the process if their number is unknown, as that of mock data.
+    batches = list(builder.as_dataset(split=split, shuffle_files=False).batch(_RECORDS_PER_CALL).as_numpy_iterator())
+    if not batches:
+        raise ArgumentError("dataset", f"at least one example in the split {split}", builder.name)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")}
 
 
 def _is_one_record_file(builder: Any, split: str) -> bool:

@@ -359,6 +359,8 @@ def _feature(name: str, training: Sequence[tuple[Table, np.ndarray]]) -> Number 
     # Those of held-out examples too: which categories there are is not a statistic of the examples.
     categories = sorted({text for table, _ in training for text in table.texts(name).unique().to_pylist()})
     if len(categories) > MAX_CATEGORIES:
+        for table, _ in training:
+            table.refuse_odd_texts(name)
         expected = f"other columns than {name!r} of {training[0][0].path}, whose {len(categories):,} different texts "
         expected += f"are too many for categories (at most {MAX_CATEGORIES}); --text_columns reads text"
         raise ArgumentError("feature_columns", expected, None)
