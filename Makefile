@@ -87,7 +87,7 @@ mutants: $(READY)
 
 lock: $(READY)
 	$(RUN) -m pip install --quiet uv
-	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra experiments --extra hub --extra ray --extra test --extra docs --upgrade \
+	$(RUN) -m uv pip compile --universal --python-version 3.10 --extra experiments --extra hub --extra ray --extra tables --extra test --extra docs --upgrade \
 	  --no-header pyproject.toml -o requirements.txt
 
 clean:

@@ -22,6 +22,7 @@ PYPI = {
     "numpy": "numpy",
     "PIL": "pillow",
     "psutil": "psutil",
+    "pyarrow": "pyarrow",
     "pytest": "pytest",
     "fsspec": "fsspec",
     "gcsfs": "gcsfs",

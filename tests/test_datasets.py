@@ -150,7 +150,6 @@ class TestSeveralDataSets:
                 {"task_order": "2", "num_tasks": 2},
                 "`num_tasks`: expected at most the 1 tasks of task_order",
             ),
-            ("birds,digits", {"scenario": "rotated"}, "`scenario`: expected split for the 2 data sets in"),
             (
                 "birds",
                 {"scenario": "rotated", "classes_per_task": 3},

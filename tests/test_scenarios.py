@@ -258,13 +258,19 @@ class TestLoad:
         assert [task.name for task in load(task_order="2,1", num_tasks=1)] == ["b"]
         for arguments, message in (
             ({"class_order": "shuffled"}, "`class_order`: expected natural, as the folders in"),
-            ({"scenario": PERMUTED}, "`scenario`: expected split for the 2 data sets in"),
             ({"scenario": "new"}, "`scenario`: expected one of split, permuted, rotated"),
             ({"task_order": "b,c"}, "`task_order`: expected natural, shuffled, or different ones of a, b"),
             ({"task_order": "b", "num_tasks": 2}, "`num_tasks`: expected at most the 1 tasks of task_order"),
         ):
             with pytest.raises(ArgumentError, match=message):
                 load(**arguments)
+        stream = load(scenario=PERMUTED, num_tasks=3, seed=1)
+        assert [task.name for task in stream] == ["a-permuted-1", "b-permuted-1", "a-permuted-2"]
+        alone = vary(load(seed=1)[0], PERMUTED, 2, seed=1)
+        for task, expected in ((stream[0], alone[0]), (stream[2], alone[1])):
+            np.testing.assert_array_equal(task.splits["train"].images, expected.splits["train"].images)
+        assert len(load(scenario=PERMUTED)) == 20
+        assert [task.name for task in load(scenario=PERMUTED, task_order="b-permuted-3")] == ["b-permuted-3"]
         (tmp_path / "a").rename(tmp_path.parent / "a")
         assert [task.name for task in load(scenario=PERMUTED, num_tasks=2)] == ["permuted-1", "permuted-2"]
 

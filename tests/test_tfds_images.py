@@ -1,9 +1,16 @@
 """Images of TFDS data sets that are resized, or stay in their files."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import tf_packnet as tp
+from tests.conftest import ROOT
+from tf_packnet.prediction import Asked, predict
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.data import load_stream
 
@@ -117,3 +124,45 @@ def test_mock_data(classes, examples):
         stream = tp.tasks.load(name, image_size=8, validation_fraction=0.0, batch_size=8)
     assert {task.name: task.num_classes for task in stream} == classes
     assert stream.input_shape == (8, 8, 3)
+
+
+def test_mock_data_of_their_own_size():
+    """TFDS does not know how many examples there are."""
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=700):
+        stream = tp.tasks.load("emnist/mnist", validation_fraction=0.0, batch_size=8)
+    assert sum(len(task.splits["train"]) for task in stream) == 700
+
+
+# The weights are random, as those of ImageNet have to be downloaded.
+FINE_GRAINED_RUN = """
+import sys
+import keras
+import tensorflow_datasets as tfds
+from tf_packnet.command_line.program import run_program
+
+folder = sys.argv[1]
+shape = (32, 32, 3)
+keras.applications.ResNet50(weights=None, include_top=False, input_shape=shape, pooling="avg").save(f"{folder}/w.keras")
+flags = ["--image_size=32", f"--weights={folder}/w.keras", "--train_epochs=1", "--retrain_epochs=1"]
+with tfds.testing.mock_data(num_examples=1500):
+    sys.exit(run_program("run", ["run", "--flagfile=fine_grained", *flags, f"--output_dir={folder}/out"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_preset_fine_grained(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FINE_GRAINED_RUN, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=3600
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [task["name"] for task in results["tasks"]] == list(FINE_GRAINED)
+    assert all((tmp_path / f"out/export/task_{number}/saved_model.pb").exists() for number in (1, 2, 3))
+    for number in (1, 2):  # what a task can do when it is learned, it can do for ever
+        assert {row[number - 1] for row in results["accuracy"][number - 1 :]} == {results["accuracy"][-1][number - 1]}
+    Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(tmp_path / "bird.png")
+    output = tmp_path / "predicted.json"
+    predict(Asked(str(tmp_path / "out/pack.packnet"), (str(tmp_path / "bird.png"),), "3", "json", str(output)))
+    assert json.loads(output.read_text())["task"] == "caltech_birds2011"

@@ -1,4 +1,4 @@
-"""The two networks of the paper (Table 2), as plain Keras models to be packed."""
+"""The two networks of the paper (Table 2), and one for text, as plain Keras models to be packed."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,29 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[i
     for number, units in enumerate(hidden_units, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense_{number}")(x)
     return keras.Model(inputs, _logits(x, num_classes), name="mlp")
+
+
+# Features of a word in the network for text.
+_WORD_FEATURES = 64
+
+
+def text(
+    input_shape: tuple[int, ...], num_classes: int, vocabulary_size: int, hidden_units: Sequence[int] = (256, 256)
+) -> keras.Model:
+    """Make a network for text: the mean of the embeddings of its words, ReLU layers, logits.
+
+    Args:
+        input_shape: `(length,)`, the number of ids in an example.
+        num_classes: Number of outputs of the head.
+        vocabulary_size: Number of different ids.
+        hidden_units: Units of each hidden layer.
+    """
+    inputs = keras.Input(input_shape, dtype="int32", name="tokens")
+    x = layers.Embedding(vocabulary_size, _WORD_FEATURES, name="embedding")(inputs)
+    x = layers.GlobalAveragePooling1D(name="mean")(x)
+    for number, units in enumerate(hidden_units, start=1):
+        x = layers.Dense(units, activation="relu", name=f"dense_{number}")(x)
+    return keras.Model(inputs, _logits(x, num_classes), name="text")
 
 
 def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten", dropout: float = 0.1) -> keras.Model:

@@ -17,7 +17,8 @@ usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 
   --pack=out/digits/pack.packnet --task=2-3 --input=photos    every image in a folder
   --pack=out/digits/pack.packnet --task=2 a.png b.png         two images
-  --pack=out/digits/pack.packnet --task=2 --input=x.npz       array x (or the only one) of a file"""
+  --pack=out/digits/pack.packnet --task=2 --input=x.npz       array x (or the only one) of a file
+  --pack=out/iris/pack.packnet --task=2 --input=new.csv       every row of a table"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +56,8 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     flags.DEFINE_multi_string(
         "input",
         [],
-        "An image (png, jpg, bmp, gif, webp, tif), a folder of images, or a .npz or .npy array of examples. Images are "
+        "An image (png, jpg, bmp, gif, webp, tif), a folder of images, a table (csv, tsv, parquet) "
+        "with the columns of training, or a .npz or .npy array of examples. Images are "
         "converted to the network's size and colours. Images and integers are multiplied by --scale; other numbers are "
         "used unchanged. May be given several times; arguments without -- are inputs too.",
         flag_values=values,

@@ -1,5 +1,6 @@
 """Exports one task, or a plain Keras model, to a file or folder."""
 
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -18,6 +19,9 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.structure.graphs import checked_copy
 from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system import files
+from tf_packnet.tasks.encodings import Encoding
+
+_TABLE = "table.json"
 
 
 def export_task(
@@ -31,6 +35,7 @@ def export_task(
     class_names: ClassNames = None,
     calibration: Any = None,
     batch_size: int | None = None,
+    encoding: Encoding | None = None,
 ) -> None:
     """Write one committed task to a file or folder that is used without this library.
 
@@ -57,6 +62,9 @@ def export_task(
             `(examples, *shape)` as the exported file takes them, or a mapping by input name.
         batch_size: For LiteRT and ONNX: the only number of examples that the file takes. LiteRT needs it for recurrent
             layers.
+        encoding: How tables become inputs, `task.encoding` of a `tp.tasks.Task`, stored as JSON for the caller of the
+            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file. ONNX files
+            have no place for it.
 
     Raises:
         ArgumentError: If the task or format does not exist, the path is unsuitable, or an option does not fit the task.
@@ -68,7 +76,8 @@ def export_task(
     model = dense_model(packed, task)
     if format == "keras" and any("/" in path for path in lifecycle.heads(packed)):
         checked_copy(model)
-    options = {"preprocessing": preprocessing, "class_names": class_names, "calibration": calibration}
+    options: dict[str, Any] = {"preprocessing": preprocessing, "class_names": class_names, "calibration": calibration}
+    options["encoding"] = encoding
     export_model(model, path, format=format, compact=compact, batch_size=batch_size, **options)
 
 
@@ -82,6 +91,7 @@ def export_model(
     class_names: ClassNames = None,
     calibration: Any = None,
     batch_size: int | None = None,
+    encoding: Encoding | None = None,
 ) -> None:
     """Write a Keras model, plain or from `tp.sparsify`, to a file or folder that is used without this library.
 
@@ -95,6 +105,7 @@ def export_model(
         class_names: Names of the outputs.
         calibration: Examples for `tflite_int8`.
         batch_size: The only number of examples that the file takes.
+        encoding: How tables become inputs.
 
     Raises:
         ArgumentError: If an option is invalid. Nothing is written in this case.
@@ -114,15 +125,18 @@ def export_model(
         endpoint = endpoint.with_model(compact_model(endpoint.model, sparse=format in ("saved_model", "keras")))
     with files.replacing(path) as temporary:
         if format == "saved_model":
+            if encoding is not None:  # first: the manifest of the folder contains its checksum
+                (temporary / "assets.extra").mkdir(parents=True)
+                (temporary / "assets.extra" / _TABLE).write_text(_as_text(encoding), encoding="utf-8")
             saved_model.write(endpoint, temporary)
         elif format == "onnx":
             onnx_file.write(endpoint, temporary)
         elif format == "keras":
             endpoint.raw_model().save(temporary)
-            _add_class_names(endpoint, temporary)
+            _add_metadata(endpoint, encoding, temporary)
         else:
             tflite.write(endpoint, temporary, format, calibration, sparse=compact)
-            _add_class_names(endpoint, temporary)
+            _add_metadata(endpoint, encoding, temporary)
 
 
 def _checked_format(path: Path, format: str | None, calibration: Any, batch_size: int | None) -> str:
@@ -143,15 +157,23 @@ def _checked_format(path: Path, format: str | None, calibration: Any, batch_size
     return format
 
 
-def _add_class_names(endpoint: Endpoint, path: Path) -> None:
-    """Append `class_names.txt` in a ZIP archive, as TFLite metadata does; readers of the model ignore it."""
-    if not endpoint.class_names:
-        return
+def _as_text(encoding: Encoding) -> str:
+    return json.dumps(encoding.to_json(), ensure_ascii=False) + "\n"
+
+
+def _add_metadata(endpoint: Endpoint, encoding: Encoding | None, path: Path) -> None:
+    """Append text files in a ZIP archive, as TFLite metadata does; readers of the model ignore it."""
     several = len(endpoint.output_names) > 1
-    with zipfile.ZipFile(path, "a") as archive:
-        for name, names in endpoint.class_names.items():
-            member = f"class_names_{name}.txt" if several else "class_names.txt"
-            archive.writestr(zipfile.ZipInfo(member), "".join(f"{class_name}\n" for class_name in names))
+    texts = {
+        f"class_names_{name}.txt" if several else "class_names.txt": "".join(f"{each}\n" for each in names)
+        for name, names in endpoint.class_names.items()
+    }
+    if encoding is not None:
+        texts[_TABLE] = _as_text(encoding)
+    if texts:
+        with zipfile.ZipFile(path, "a") as archive:
+            for member, text in texts.items():
+                archive.writestr(zipfile.ZipInfo(member), text)
 
 
 def _shape(calibration: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.images import RESIZES
 from tf_packnet.tasks import Task
+from tf_packnet.tasks.encodings import from_json
 
 
 def info_of(
@@ -25,8 +26,13 @@ def info_of(
         accuracy: Test accuracy by task name.
         extra: Any JSON value.
     """
+    encodings = [None if task.encoding is None else task.encoding.to_json() for task in tasks]
+    shared = encodings[0] if all(each == encodings[0] for each in encodings) else None
     info: dict[str, Any] = {"tasks": {task.name: _facts(task, accuracy or {}) for task in tasks}}
-    optional = {"dataset": dataset, "extra": extra}
+    if shared is None:
+        for task, encoding in zip(tasks, encodings, strict=True):
+            info["tasks"][task.name] |= {} if encoding is None else {"table": encoding}
+    optional = {"dataset": dataset, "extra": extra, "table": shared}
     return {**info, **{key: value for key, value in optional.items() if value is not None}}
 
 
@@ -57,7 +63,8 @@ def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None
     """
     if not isinstance(info, Mapping):
         raise ArgumentError("info", "a mapping", info)
-    checks = {"dataset": _text, "scale": _positive, "white": _positive, "resize": _resize, "tasks": None, "extra": None}
+    checks: dict[str, Any] = {"dataset": _text, "scale": _positive, "white": _positive, "resize": _resize}
+    checks |= {"table": _table, "tasks": None, "extra": None}
     _check_keys("info", info, checks)
     tasks = info.get("tasks", {})
     if not isinstance(tasks, Mapping) or not set(tasks) <= set(heads):
@@ -73,6 +80,7 @@ def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None
             "scale": _positive,
             "white": _positive,
             "resize": _resize,
+            "table": _table,
             "extra": None,
         }
         _check_keys(name, facts, checks)
@@ -110,6 +118,14 @@ def _fraction(value: Any) -> str | None:
 
 def _resize(value: Any) -> str | None:
     return None if value in RESIZES else f"one of {', '.join(RESIZES)}"
+
+
+def _table(value: Any) -> str | None:
+    try:
+        from_json(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _text(value: Any) -> str | None:

@@ -41,9 +41,9 @@ def save_pack(
     Args:
         packed: The pack, without an open task.
         path: The file to write. An existing file is replaced.
-        info: Facts to record: `{"dataset": str, "scale": float, "white": float, "resize": str, "tasks": {name:
-            {"class_names": [str], "accuracy": float, "scale": float, "white": float, "resize": str, "extra": ...}},
-            "extra": ...}`. All keys are optional;
+        info: Facts to record: `{"dataset": str, "scale": float, "white": float, "resize": str, "table": ...,
+            "tasks": {name: {"class_names": [str], "accuracy": float, "scale": float, "white": float, "resize": str,
+            "table": ..., "extra": ...}}, "extra": ...}`. All keys are optional;
             see `docs/pack-format.md`.
         free_values: Whether to write the values of free weights too. They are needed to continue with
             `freed_weights="keep"` or with pruned pretrained weights; without them `begin_task` raises an error.

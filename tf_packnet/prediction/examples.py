@@ -1,4 +1,4 @@
-"""Reads examples for prediction from images, folders of images and NumPy files."""
+"""Reads examples for prediction from images, folders of images, NumPy files and tables."""
 
 import math
 import os
@@ -13,6 +13,8 @@ from tf_packnet.system import archives, images
 from tf_packnet.system.extras import require_extra
 from tf_packnet.system.images import IMAGES, RESIZES
 from tf_packnet.system.limits import Bound, SizeError
+from tf_packnet.system.table_files import TABLES, naming, read_table
+from tf_packnet.tasks.encodings import Encoding
 
 ARRAYS = (".npy", ".npz")
 # Memory for the name and the prediction of an example, and the row that shows it.
@@ -30,6 +32,7 @@ class InputSpec(NamedTuple):
         scale: Factor for integer examples; None if unknown.
         white: Value of a white pixel in integer examples.
         resize: How images are brought to the size of the input, one of `RESIZES`.
+        encoding: How tables become examples; None if unknown.
     """
 
     shape: tuple[int | None, ...]
@@ -37,6 +40,7 @@ class InputSpec(NamedTuple):
     scale: float | None
     white: float
     resize: str = RESIZES[0]
+    encoding: Encoding | None = None
 
 
 def files_of(inputs: Sequence[str], max_bytes: int | None = None) -> list[Path]:
@@ -59,8 +63,9 @@ def files_of(inputs: Sequence[str], max_bytes: int | None = None) -> list[Path]:
             files += images
         elif not path.is_file():
             raise ArgumentError("input", "an existing file or folder", name)
-        elif path.suffix.lower() not in (*IMAGES, *ARRAYS):
-            raise ArgumentError("input", f"images ({', '.join(IMAGES)}), a folder of them, .npz or .npy", name)
+        elif path.suffix.lower() not in (*IMAGES, *ARRAYS, *TABLES):
+            expected = f"images ({', '.join(IMAGES)}), a folder of them, {', '.join((*TABLES, *ARRAYS))}"
+            raise ArgumentError("input", expected, name)
         else:
             files.append(path)
     if not files:
@@ -97,7 +102,7 @@ def read(
         max_bytes: Most memory that one file may take; None for the default, see `tf_packnet.system.limits`.
 
     Yields:
-        The name of each example (its file, or its index in the only file), and the examples `(n, *shape)`.
+        The name of each example (its file, or its index or row in the only file), and the examples `(n, *shape)`.
 
     Raises:
         ArgumentError: If a file cannot be read, or its examples do not fit the network. The message names the file.
@@ -107,14 +112,25 @@ def read(
         if file.suffix.lower() in IMAGES:
             yield [str(file)], _image(file, spec, max_bytes)
             continue
-        x = _checked(file, _array(file, max_bytes), spec)
+        is_table = file.suffix.lower() in TABLES
+        x = _checked(file, _encoded(file, spec, max_bytes) if is_table else _array(file, max_bytes), spec)
         count += len(x)
         _check_count(file, count, max_bytes)
         rows = max(1, _CHUNK_VALUES // max(1, math.prod(x.shape[1:])))
         for start in range(0, len(x), rows):
-            part = _to_input(file, x[start : start + rows], spec)
-            numbers = range(start, start + len(part))
+            part = x[start : start + rows]
+            part = part.astype(spec.dtype) if is_table else _to_input(file, part, spec)
+            numbers = range(start + is_table, start + is_table + len(part))  # rows are counted from 1
             yield [str(i) if len(files) == 1 else f"{file}[{i}]" for i in numbers], part
+
+
+def _encoded(file: Path, spec: InputSpec, max_bytes: int | None) -> np.ndarray:
+    if spec.encoding is None:
+        expected = "images or arrays, because the pack does not record how tables become examples"
+        raise ArgumentError("input", expected, str(file))
+    with naming("input"):
+        table = read_table(file, max_bytes)
+        return spec.encoding.encode(table)
 
 
 def _array(file: Path, max_bytes: int | None) -> np.ndarray:

@@ -13,6 +13,7 @@ from tf_packnet.packfile.opening import PACKNET, kind_of, open_task, tasks_of_ke
 from tf_packnet.prediction import examples, tables
 from tf_packnet.system import files, python_files, quiet
 from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.encodings import Encoding, from_json
 
 if TYPE_CHECKING:
     import keras
@@ -58,6 +59,7 @@ class Choice(NamedTuple):
         scale: Factor for raw examples; None if the file does not have it.
         white: Value of a white pixel in raw examples.
         resize: How images are brought to the size of the input.
+        encoding: How tables become examples; None if the file does not have it.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Choice(NamedTuple):
     scale: float | None = None
     white: float = 255.0
     resize: str = RESIZES[0]
+    encoding: Encoding | None = None
 
     def network(self, max_bytes: int | None = None) -> "keras.Model":
         """Load the task as a plain Keras model.
@@ -100,9 +103,8 @@ def predict(asked: Asked) -> None:
 
     model = choice.network(asked.max_bytes)
     shape, dtype = _input_of(model, choice)
-    spec = examples.InputSpec(
-        shape, dtype, choice.scale if asked.scale is None else asked.scale, choice.white, choice.resize
-    )
+    scale = choice.scale if asked.scale is None else asked.scale
+    spec = examples.InputSpec(shape, dtype, scale, choice.white, choice.resize, choice.encoding)
     names: list[str] = []
     outputs = []
     batch_size = footprint.batch_size(model, _BATCH_SIZE)
@@ -137,6 +139,7 @@ def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:
         return Choice(Path(path), names[number - 1], number)
     contents = read_contents(path, max_bytes=max_bytes)
     entry = contents.tasks[_number(contents.task_names, task) - 1]
+    table = contents.recorded("table", entry.name)
     return Choice(
         Path(path),
         entry.name,
@@ -145,6 +148,7 @@ def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:
         contents.recorded("scale", entry.name),
         contents.recorded("white", entry.name) or 255.0,
         contents.recorded("resize", entry.name) or RESIZES[0],
+        None if table is None else from_json(table),
     )
 
 

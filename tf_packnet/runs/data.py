@@ -30,6 +30,7 @@ def load_stream(config: Config) -> TaskStream:
         scenario=config.scenario,
         class_order=config.class_order,
         task_order=config.task_order,
+        columns=config.columns(),
     )
 
 

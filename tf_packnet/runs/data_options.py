@@ -11,6 +11,7 @@ from tf_packnet.runs.options import (
     image_size,
     integer,
     is_text,
+    names,
     one_of,
     option,
     optional,
@@ -18,10 +19,14 @@ from tf_packnet.runs.options import (
     task_sizes,
 )
 from tf_packnet.system.images import RESIZES
+from tf_packnet.tasks.encodings import MAX_LENGTH, MAX_VOCABULARY
 from tf_packnet.tasks.orders import NATURAL, is_order
 from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes
 from tf_packnet.tasks.sources import names_in
 from tf_packnet.tasks.splitting import TaskSizes
+from tf_packnet.tasks.tables import Columns
+
+MAX_COLUMNS = 10_000
 
 _ORDER = Check(
     lambda order: is_text(order) and is_order(order),
@@ -43,7 +48,8 @@ class DataOptions:
         StageKey.COVERED_BY_DATA,
         "digits (embedded, no network needed); a TFDS image classification set such as mnist or cifar10; or a "
         "folder of your own such as ./data, which contains one folder of images per class, or one folder per task "
-        "with such folders. Several data sets, separated by commas, are learned one after the other.",
+        "with such folders; or a table such as ./data.csv, or a folder with one table per task. Several data sets, "
+        "separated by commas, are learned one after the other.",
     )
     data_dir: str | None = option(
         "Data",
@@ -139,6 +145,56 @@ class DataOptions:
         "with --image_size: change the proportions, add black borders, or cut off what is beyond the centre.",
         neutral="stretch",
     )
+
+    label_column: str | None = option(
+        "Data",
+        None,
+        optional(Check(lambda name: is_text(name) and bool(name), "the name of a column")),
+        StageKey.COVERED_BY_DATA,
+        "The column of the labels in tables. Default: label, class, target or y.",
+        neutral=None,
+    )
+    feature_columns: tuple[str, ...] = option(
+        "Data",
+        (),
+        names(MAX_COLUMNS),
+        StageKey.COVERED_BY_DATA,
+        "The columns of tables to learn from, separated by commas. Default: --text_columns, or all but the labels.",
+        sweepable=False,
+        neutral=[],
+    )
+    text_columns: tuple[str, ...] = option(
+        "Data",
+        (),
+        names(MAX_COLUMNS),
+        StageKey.COVERED_BY_DATA,
+        "Columns of tables that contain text, which are joined and become ids of words. Default: the column besides "
+        "the labels, if there is only one, with text.",
+        sweepable=False,
+        neutral=[],
+    )
+    text_length: int = option(
+        "Data",
+        128,
+        integer(1, MAX_LENGTH),
+        StageKey.COVERED_BY_DATA,
+        "Ids in each example of text, or of a column of lists of ids. Longer ones are cut off, shorter ones padded.",
+        neutral=128,
+    )
+    vocabulary_size: int = option(
+        "Data",
+        20_000,
+        integer(3, MAX_VOCABULARY),
+        StageKey.NETWORK,
+        "Number of different ids: the most frequent words, and those for padding (0) and unknown words (1).",
+        neutral=20_000,
+    )
+
+    def columns(self) -> Columns:
+        """Return which columns of tables are read, and how."""
+        return Columns(
+            self.label_column, self.feature_columns, self.text_columns, self.text_length, self.vocabulary_size
+        )
 
     def pixels(self) -> tuple[int, int] | None:
         """Return `image_size` as height and width."""

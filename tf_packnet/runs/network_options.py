@@ -18,8 +18,9 @@ from tf_packnet.runs.options import (
 )
 
 FC8192 = ("flatten", "dense")
-# The paper's networks.
-MODELS = ("mlp", "conv")
+# The paper's networks, and one for text.
+TEXT = "text"
+MODELS = ("mlp", "conv", TEXT)
 NO_WEIGHTS, IMAGENET = "none", "imagenet"
 WEIGHTS_FILES = (".keras", ".weights.h5")
 NO_ARGUMENTS = "{}"
@@ -103,9 +104,10 @@ class NetworkOptions:
     model: str = option(
         "Network",
         "mlp",
-        Check(_is_model, "one of mlp, conv, keras.applications:NAME and FILE.py:FUNCTION"),
+        Check(_is_model, "one of mlp, conv, text, keras.applications:NAME and FILE.py:FUNCTION"),
         StageKey.NETWORK,
-        "mlp or conv: the paper's fully connected or convolutional network; keras.applications:NAME, such as "
+        "mlp or conv: the paper's fully connected or convolutional network; text: the mean of the embeddings of words, "
+        "then dense layers as in mlp; keras.applications:NAME, such as "
         "keras.applications:MobileNetV2; or FILE.py:FUNCTION, a function of your own that gets the shape of an example "
         "and the number of classes, and returns a Keras model with that many logits.",
     )
@@ -172,7 +174,7 @@ class NetworkOptions:
         (256, 256),
         integers(1, MAX_UNITS, MAX_LAYERS),
         StageKey.NETWORK,
-        "Sizes of the hidden layers of --model=mlp.",
+        "Sizes of the hidden layers of --model=mlp and --model=text.",
         sweepable=False,
     )
     fc8192: str = option(
@@ -204,7 +206,7 @@ class NetworkOptions:
             head: The value of `--head`.
         """
         if self.model in MODELS and self.model_args != NO_ARGUMENTS:
-            flags = "--hidden_units" if self.model == "mlp" else "--fc8192 and --dropout"
+            flags = "--fc8192 and --dropout" if self.model == "conv" else "--hidden_units"
             expected = f"no value with --model={self.model}, whose arguments are {flags}"
             raise ArgumentError("model_args", expected, self.model_args)
         if self.weights == IMAGENET and application(self.model) is None:

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet.approaches import conv, mlp
+from tf_packnet.approaches import conv, mlp, text
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.runs import applications, network_files, starting_weights
 from tf_packnet.runs.augmentation import augmented
 from tf_packnet.runs.call_arguments import RETURNS, check_arguments
 from tf_packnet.runs.config import Config
-from tf_packnet.runs.network_options import MODELS, OwnFunction, application, own_function, parse_arguments
+from tf_packnet.runs.network_options import MODELS, TEXT, OwnFunction, application, own_function, parse_arguments
 from tf_packnet.runs.paths import expand
 from tf_packnet.structure.graphs import as_graph
 from tf_packnet.system import python_files
@@ -45,24 +45,28 @@ def builder(config: Config) -> Builder:
     return lambda shape, outputs: _of_the_paper(config, shape, outputs)
 
 
-def build(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
+def build(config: Config, input_shape: Shape, outputs: int, of_tokens: bool = False) -> keras.Model:
     """Build the plain network of a config, with its weights before the first task.
 
     Args:
         config: The run.
         input_shape: Shape of an example.
         outputs: Number of logits.
+        of_tokens: Whether the examples are ids of words, which the network takes as integers.
 
     Raises:
         ArgumentError: If it cannot be built, has other inputs or outputs, or does not fit its weights; or if examples
             that are no images should be augmented.
     """
+    if config.model in MODELS and of_tokens != (config.model == TEXT):
+        expected = "text, or a network of your own, for ids of words" if of_tokens else "another network than text"
+        raise ArgumentError("model", f"{expected} (the examples have the shape {input_shape})", config.model)
     make = builder(config)
     with fresh_names():  # stored states name the layers, so that names must not depend on what was built before
         model = make(input_shape, outputs)
     if config.model not in MODELS:
         with naming(config):
-            check(config, model, input_shape, outputs)
+            check(config, model, input_shape, outputs, of_tokens)
     starting_weights.load(config, model)
     return augmented(config, model, input_shape)
 
@@ -81,7 +85,7 @@ def naming(config: Config) -> Iterator[None]:
         raise ArgumentError(argument, error.expected, received) from error
 
 
-def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int) -> None:
+def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int, of_tokens: bool = False) -> None:
     """Raise ArgumentError unless `model` maps one input of this shape to one output of logits."""
     graph = as_graph(model)
     inputs, results = graph_ends(graph)
@@ -92,7 +96,7 @@ def check(config: Config, model: keras.Model, input_shape: Shape, outputs: int) 
         raise _refused(config, f"{expected}, not {len(keras.tree.flatten(graph.inputs))} inputs")
     if not _accepts(inputs.shape, (None, *input_shape)):
         raise _refused(config, f"{expected}, not {_shown(inputs.shape)}")
-    if not keras.backend.is_float_dtype(inputs.dtype):
+    if not keras.backend.is_float_dtype(inputs.dtype) and not (of_tokens and "int" in inputs.dtype):
         raise _refused(config, f"{expected} and a float type, not {inputs.dtype}")
     if not isinstance(results, keras.KerasTensor):
         results = results[0] if isinstance(results, (list, tuple)) and len(results) == 1 else None
@@ -118,6 +122,8 @@ def _refused(config: Config, expected: str) -> ArgumentError:
 def _of_the_paper(config: Config, input_shape: Shape, outputs: int) -> keras.Model:
     if config.model == "mlp":
         return mlp(input_shape, outputs, config.hidden_units)
+    if config.model == TEXT:
+        return text(input_shape, outputs, config.vocabulary_size, config.hidden_units)
     return conv(input_shape, outputs, config.fc8192, config.dropout)
 
 

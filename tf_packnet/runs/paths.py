@@ -80,11 +80,11 @@ class RunPaths:
 
 _OUTPUTS = re.compile(
     r"masks/task_\d+\.npz|pack\.keras|pack\.packnet|export/report\.json"
-    r"|export/task_\d+/(saved_model\.pb|fingerprint\.pb|variables/variables\.[^/]+)"
+    r"|export/task_\d+/(saved_model\.pb|fingerprint\.pb|variables/variables\.[^/]+|assets\.extra/table\.json)"
     r"|tensorboard/([^/]+/)?events\.out\.tfevents\.[^/]+"
 )
 _OUTPUT_FOLDERS = re.compile(
-    r"masks|export|export/task_\d+(/variables|/assets)?|tensorboard|tensorboard/(pack|task_\d+_[^/]+)"
+    r"masks|export|export/task_\d+(/variables|/assets|/assets\.extra)?|tensorboard|tensorboard/(pack|task_\d+_[^/]+)"
 )
 
 

@@ -23,6 +23,7 @@ from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import own_function
 from tf_packnet.runs.workers import Workers
 from tf_packnet.tasks import TaskStream
+from tf_packnet.tasks.encodings import Text, Tokens
 from tf_packnet.training import acceleration
 
 # With --data_residency=auto, the training examples of a task are kept on the device up to this size.
@@ -136,7 +137,8 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
     outputs = stream.num_classes * (len(stream) if has_heads_side_by_side(config) else 1)
     if config.model == "mlp" or (config.model == "conv" and len(stream.input_shape) == 3):  # `conv` refuses others
         check_memory(config, stream.input_shape, outputs)
-    model = networks.build(config, stream.input_shape, outputs)
+    of_tokens = isinstance(stream[0].encoding, (Text, Tokens))
+    model = networks.build(config, stream.input_shape, outputs, of_tokens)
     check_weights(config, model.count_params())
     with networks.naming(config):
         packed = pack(

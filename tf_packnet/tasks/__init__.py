@@ -7,8 +7,10 @@ from tf_packnet.tasks.own_data import from_arrays, from_dataset
 from tf_packnet.tasks.scenarios import vary
 from tf_packnet.tasks.splitting import split_into_tasks
 from tf_packnet.tasks.stream import Split, Task, TaskStream
+from tf_packnet.tasks.tables import Columns
 
 __all__ = [
+    "Columns",
     "ResidentBatches",
     "Split",
     "StreamedBatches",

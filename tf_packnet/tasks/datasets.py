@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.folders import has_classes, read_folder, task_folders, task_of
 from tf_packnet.tasks.labelled import Labelled, Reading, as_read, loaded, unified
@@ -15,6 +16,9 @@ from tf_packnet.tasks.scenarios import SCENARIOS, SPLIT, check_sizes, vary
 from tf_packnet.tasks.sources import SOURCES, check_name, is_folder, load_tfds, names_in
 from tf_packnet.tasks.splitting import ALL, TaskSizes, cut, describe, grouped, task_names, task_sizes
 from tf_packnet.tasks.stream import Task, TaskStream
+from tf_packnet.tasks.tables import Columns, is_table, read_tables, refuse
+
+_COLUMNS = Columns()
 
 
 def default_classes(dataset: str, scenario: str = SPLIT) -> int | str:
@@ -39,13 +43,14 @@ def load(
     scenario: str = SPLIT,
     class_order: Order = NATURAL,
     task_order: Order = NATURAL,
+    columns: Columns = _COLUMNS,
 ) -> TaskStream:
     """Load data sets as a stream of tasks, images scaled to [0, 1].
 
     Args:
         name: A data set, or several, separated by commas: `digits` (included in scikit-learn, needs no network), the
             name of a TFDS image classification data set such as `mnist`, or the path of a folder: with one folder of
-            images per class, or with one such folder per task.
+            images per class, or with one such folder per task; or of a table, or of a folder of tables.
         classes_per_task: Number of classes of each task; or a sequence with the number of each task, in order, where
             the next data set begins with the first number that exceeds the classes left; or `all` for one task per
             data set. Default: 2 for one data set, `all` for several. Folders of tasks keep theirs.
@@ -61,11 +66,12 @@ def load(
         test_fraction: Fraction of each class to hold out for testing where a data set has no test examples, in (0, 1).
             The split `validation` is used for testing if there is no `test`.
         on_disk: Whether images stay on disk; the default is whether they take too much memory, see `from_folder`.
-        scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of one
+        scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of a
             data set, and images that are permuted or rotated in its own way, see `vary`.
         class_order: See `split_into_tasks`. Several data sets have the order `natural`, or each its own one with
             `shuffled`. Folders of tasks keep their order.
         task_order: See `split_into_tasks`. It holds for the tasks of all data sets together.
+        columns: Which columns of tables are read, and how. Tables are encoded by the training examples of all of them.
 
     Returns:
         The tasks, in order. With several data sets, names of tasks begin with the name of their data set.
@@ -88,16 +94,21 @@ def load(
         "seed": seed,
     }
     try:
-        sets = unified([each for one in names for each in _read(one, data_dir, reading)])
-        if scenario != SPLIT and len(sets) > 1:
-            raise ArgumentError("scenario", f"{SPLIT} for the {len(sets)} data sets in {name}", scenario)
+        if any(is_folder(one) and is_table(one) for one in names):
+            _check_all_tables(names, reading)
+            sets = read_tables(names, columns, test_fraction, seed, max_bytes)
+        else:
+            refuse(columns)
+            sets = unified([each for one in names for each in _read(one, data_dir, reading)])
         tasks = _tasks(name, sets, sizes, num_tasks if scenario == SPLIT else None, reading, orders, settings)
         tasks = loaded(tasks, reading, sum(each.file_bytes for each in sets))
         stream_name = _readable(name) if len(names) == 1 else name
         if scenario == SPLIT:
             stream = TaskStream(stream_name, tasks)
         else:
-            stream = vary(dataclasses.replace(tasks[0], name=stream_name), scenario, num_tasks, seed, task_order)
+            originals = tasks if len(tasks) > 1 else [dataclasses.replace(tasks[0], name=stream_name)]
+            stream = vary(originals, scenario, num_tasks, seed, task_order)
+            stream.name = stream_name
         if any(split.is_stored for task in stream for split in task.splits.values()):
             stream.fingerprint()  # reads all images once, so that bad ones are found now
         return stream
@@ -105,6 +116,14 @@ def load(
         if error.argument not in ("path", "tasks", "train", "test", "x", "y"):
             raise
         raise ArgumentError("dataset", f"{error.expected}. Received there: {error.received}", name) from error
+
+
+def _check_all_tables(names: Sequence[str], reading: Reading) -> None:
+    other = next((each for each in names if not (is_folder(each) and is_table(each))), None)
+    if other is not None:
+        raise ArgumentError("path", "tables only, or images only", other)
+    if reading.image_size is not None:
+        raise ArgumentError("image_size", "no value for tables", reading.image_size)
 
 
 def _read(name: str, data_dir: str | None, reading: Reading) -> list[Labelled]:
@@ -122,7 +141,9 @@ def _read(name: str, data_dir: str | None, reading: Reading) -> list[Labelled]:
 def _readable(name: str) -> str:
     """Return the name of a data set without the path of a folder or the version of TFDS."""
     if is_folder(name):
-        return os.path.basename(os.path.abspath(os.path.expanduser(name)))
+        base = os.path.basename(os.path.abspath(os.path.expanduser(name)))
+        stem, suffix = os.path.splitext(base)
+        return stem if suffix.lower() in TABLES else base
     return name.split(":")[0].replace("/", "-")
 
 
@@ -155,7 +176,8 @@ def _tasks(
             made = {index: task_of(each, reading, **settings) for index in wanted}
         else:
             made = cut(each.name, each.train, each.test, each.class_names, own, wanted, **settings)
-        tasks |= {first + index: task for index, task in made.items()}
+        encoded = {index: dataclasses.replace(task, encoding=each.encoding) for index, task in made.items()}
+        tasks |= {first + index: task for index, task in encoded.items()}
         first += len(own)
     return [dataclasses.replace(tasks[index], name=names[index], resize=reading.recorded_resize) for index in chosen]
 

@@ -1,8 +1,8 @@
-"""Makes tasks from folders of images."""
+"""Makes tasks from folders of images, and from tables."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.system.extras import require_extra
 from tf_packnet.system.images import IMAGES, OTHER_IMAGES, Header, UnsupportedImageError, read_header, read_image
 from tf_packnet.system.limits import IMAGE_RATIO, Bound, SizeError
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.tasks.labelled import Labelled, Reading, loaded, unified
 from tf_packnet.tasks.own_data import one_task
 from tf_packnet.tasks.stored_images import StoredImages
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
+from tf_packnet.tasks.tables import Columns, is_table, read_tables, refuse
 
 # Where the training examples are, and where test examples may be, the preferred one first.
 _TRAIN, _TESTS = "train", ("test", "validation", "valid", "val")
+_COLUMNS = Columns()
 
 
 def from_folder(
@@ -28,15 +31,18 @@ def from_folder(
     resize: str = "stretch",
     max_bytes: int | None = None,
     on_disk: bool | None = None,
+    columns: Columns = _COLUMNS,
     **kwargs: Any,
 ) -> Task:
-    """Make a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`.
+    """Make a task from a folder with one folder of images per class, such as `cats_dogs/cat/1.jpg`, or from a table.
 
     If the folder contains `train/`, the folders of the classes are there, and in `test/` or `validation/` if one of
     these exists. Otherwise, a fraction of each class is held out for testing.
 
+    A table is a CSV or Parquet file, or a folder with such files named `train` and, if it exists, `test`.
+
     Args:
-        path: The folder. Its name becomes the name of the task.
+        path: The folder, or the file. Its name becomes the name of the task.
         image_size: Height and width to resize all images to, or one number for both; by default they must all have the
             same size.
         resize: `stretch` changes the proportions, `pad` adds black borders, `crop` cuts off what is beyond the centre.
@@ -44,13 +50,22 @@ def from_folder(
             or 64 times the size of their files if that is more, and a quarter of the free memory.
         on_disk: Whether the images stay on disk, to be read for each batch. Training has the same results. Default:
             whether they take too much memory.
+        columns: Which columns of tables are read, and how.
         **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: If there is no such folder, a class has no images, an image cannot be read, images differ in
-            size and `image_size` is not given, or they take too much memory.
+        ArgumentError: If there is no such folder, a class has no images, an image or a table cannot be read, images
+            differ in size and `image_size` is not given, or they take too much memory.
     """
     reading = Reading.of(image_size, resize, max_bytes, on_disk)
+    if is_table(path):
+        sets = _tables(path, reading, columns, kwargs)
+        if len(sets) > 1:
+            raise ArgumentError("path", "one table, or a folder with a table named train", os.fspath(path))
+        task = task_of(sets[0], reading, **kwargs)
+        check_task(task, "path", "path")
+        return task
+    refuse(columns)
     labelled = read_folder(path, reading)
     (task,) = loaded([task_of(labelled, reading, **kwargs)], reading, labelled.file_bytes)
     check_task(task, "x", "y")
@@ -64,9 +79,10 @@ def from_folders(
     resize: str = "stretch",
     max_bytes: int | None = None,
     on_disk: bool | None = None,
+    columns: Columns = _COLUMNS,
     **kwargs: Any,
 ) -> TaskStream:
-    """Make a stream from a folder with one folder per task, in the order of their names.
+    """Make a stream from a folder with one folder or table per task, in the order of their names.
 
     Args:
         path: The folder. Its name becomes the name of the stream.
@@ -74,15 +90,25 @@ def from_folders(
         resize: As for `from_folder`.
         max_bytes: As for `from_folder`.
         on_disk: As for `from_folder`.
+        columns: As for `from_folder`. Tables are encoded by the training examples of all tasks.
         **kwargs: As for `from_arrays`.
 
     Raises:
         ArgumentError: As for `from_folder`, or if the folder contains no folders.
     """
     reading = Reading.of(image_size, resize, max_bytes, on_disk)
+    if is_table(path):
+        tables = _tables(path, reading, columns, kwargs)
+        return TaskStream(_name_of(path), [task_of(each, reading, **kwargs) for each in tables])
+    refuse(columns)
     sets = unified([read_folder(folder, reading) for folder in task_folders(path)])
     tasks = [task_of(each, reading, **kwargs) for each in sets]
     return TaskStream(_name_of(path), loaded(tasks, reading, sum(each.file_bytes for each in sets)))
+
+
+def _tables(path: str | os.PathLike, reading: Reading, columns: Columns, kwargs: Mapping[str, Any]) -> list[Labelled]:
+    chosen = {name: kwargs[name] for name in ("test_fraction", "seed") if name in kwargs}
+    return read_tables([path], columns, max_bytes=reading.max_bytes, **chosen)
 
 
 def task_folders(path: str | os.PathLike) -> list[Path]:
@@ -103,7 +129,8 @@ def task_of(labelled: Labelled, reading: Reading, **kwargs: Any) -> Task:
     if scale is not None:
         labelled = labelled.with_splits([dataclasses.replace(split, scale=scale) for split in labelled.splits()])
     names = labelled.class_names
-    return one_task(labelled.name, labelled.train, labelled.test, names, resize=reading.recorded_resize, **kwargs)
+    task = one_task(labelled.name, labelled.train, labelled.test, names, resize=reading.recorded_resize, **kwargs)
+    return dataclasses.replace(task, encoding=labelled.encoding)
 
 
 def read_folder(path: str | os.PathLike, reading: Reading) -> Labelled:
@@ -143,7 +170,7 @@ def _name_of(path: str | os.PathLike) -> str:
 def _existing(path: str | os.PathLike) -> Path:
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise ArgumentError("path", "a folder", os.fspath(folder))
+        raise ArgumentError("path", f"a folder, or a table ({', '.join(TABLES)})", os.fspath(folder))
     return folder
 
 

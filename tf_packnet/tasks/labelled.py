@@ -9,6 +9,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.images import MAX_SIDE, RESIZES, resized
 from tf_packnet.system.limits import IMAGE_RATIO, Bound, SizeError
+from tf_packnet.tasks.encodings import Encoding
 from tf_packnet.tasks.stored_images import StoredImages, are_too_large
 from tf_packnet.tasks.stream import Split, Task
 
@@ -27,6 +28,7 @@ class Labelled(NamedTuple):
         is_task: Whether it is one task, however many classes other tasks have.
         file_bytes: Size of its files.
         origin: Name to distinguish its tasks from those of other data sets.
+        encoding: How tables became examples; None if they were none.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Labelled(NamedTuple):
     is_task: bool = False
     file_bytes: int = 0
     origin: str = ""
+    encoding: Encoding | None = None
 
     def splits(self) -> list[Split]:
         """Return the splits that there are."""

@@ -9,6 +9,7 @@ number of the task only.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,21 +90,26 @@ def check_sizes(scenario: str, classes_per_task: TaskSizes) -> None:
 
 
 def vary(
-    task: Task, scenario: str, num_tasks: int | None = None, seed: int = 0, task_order: Order = NATURAL
+    task: Task | Sequence[Task],
+    scenario: str,
+    num_tasks: int | None = None,
+    seed: int = 0,
+    task_order: Order = NATURAL,
 ) -> TaskStream:
     """Make a stream of tasks from one task, with its images permuted or rotated in another way in each.
 
     Args:
-        task: The task. It is the first of the stream, as it is.
+        task: The task. It is the first of the stream, as it is. Of several tasks, the stream has all as they are, then
+            all with the second permutation or angle, and so on.
         scenario: `permuted`: each task puts the pixels in an order of its own, with all channels of a pixel together.
             `rotated`: each task rotates the images counterclockwise by an angle of its own, in whole degrees. Images
             keep their size: a pixel takes the value of the nearest one, or 0 (black) where there is none.
-        num_tasks: Number of tasks. Default: those that `task_order` lists, or 10.
+        num_tasks: Number of tasks. Default: those that `task_order` lists, or 10 for each task.
         seed: Seeds permutations, angles and a shuffled `task_order`.
         task_order: `natural`, `shuffled`, or a list of names or numbers (from 1).
 
     Returns:
-        The tasks, each named after the scenario and its number or angle.
+        The tasks, each named after the scenario and its number or angle; of several tasks, after its task, too.
 
     Raises:
         ArgumentError: If the scenario is unknown or does not suit the shape of the examples, or `num_tasks` or
@@ -111,21 +117,33 @@ def vary(
     """
     if scenario not in (PERMUTED, ROTATED):
         raise ArgumentError("scenario", f"{PERMUTED} or {ROTATED}", scenario)
-    shape = task.splits["train"].images.shape[1:]
+    originals = [task] if isinstance(task, Task) else list(task)
+    if not originals:
+        raise ArgumentError("task", "at least one task", originals)
+    shape = originals[0].splits["train"].images.shape[1:]
+    most = _MAX_TASKS * len(originals)
     if scenario == ROTATED and len(shape) < 2:
         raise ArgumentError("scenario", f"{SPLIT} or {PERMUTED} for examples of shape {shape}: no images", scenario)
-    if num_tasks is not None and not 1 <= num_tasks <= _MAX_TASKS:
-        raise ArgumentError("num_tasks", f"1 to {_MAX_TASKS}", num_tasks)
-    available = (num_tasks or _DEFAULT_TASKS) if entries(task_order) in ([NATURAL], [SHUFFLED]) else _MAX_TASKS
+    if num_tasks is not None and not 1 <= num_tasks <= most:
+        raise ArgumentError("num_tasks", f"1 to {most}", num_tasks)
+    is_listed = entries(task_order) not in ([NATURAL], [SHUFFLED])
+    available = most if is_listed else num_tasks or _DEFAULT_TASKS * len(originals)
     angles = [0, *(1 + generator(seed, ROTATED).permutation(_MAX_TASKS - 1))]
-    names = [f"{scenario}-{angles[i] if scenario == ROTATED else i + 1}" for i in range(available)]
+    places = [divmod(index, len(originals)) for index in range(available)]
+    names = [f"{scenario}-{angles[version] if scenario == ROTATED else version + 1}" for version, _ in places]
+    if len(originals) > 1:
+        names = [f"{originals[each].name}-{name}" for name, (_, each) in zip(names, places, strict=True)]
     tasks = []
     for index in choose(names, task_order, num_tasks, seed):
-        source = _rotation(shape, angles[index]) if scenario == ROTATED else _permutation(shape, seed, index)
-        moved: dict[str, Split] = {name: _move_split(split, source) for name, split in task.splits.items()}
-        splits = moved if index else task.splits
-        tasks.append(dataclasses.replace(task, name=names[index], splits=splits))
-    return TaskStream(task.name, tasks)
+        version, each = places[index]
+        original = dataclasses.replace(originals[each], name=names[index])
+        if version == 0:
+            tasks.append(original)
+            continue
+        source = _rotation(shape, angles[version]) if scenario == ROTATED else _permutation(shape, seed, version)
+        splits: dict[str, Split] = {name: _move_split(split, source) for name, split in original.splits.items()}
+        tasks.append(dataclasses.replace(original, splits=splits, encoding=None))  # tables are not encoded like this
+    return TaskStream(",".join(each.name for each in originals), tasks)
 
 
 def _permutation(shape: tuple[int, ...], seed: int, index: int) -> np.ndarray:

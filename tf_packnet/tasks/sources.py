@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.system.extras import require_extra
+from tf_packnet.system.table_files import TABLES
 from tf_packnet.tasks.batches import untuned
 from tf_packnet.tasks.labelled import Labelled, Reading
 from tf_packnet.tasks.stored_images import are_too_large
@@ -111,8 +112,9 @@ def _stays_on_disk(builder: Any, splits: Sequence[str], reading: Reading) -> boo
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` is the path of a folder: it starts with `.`, `/` or `~`, or contains a slash and exists."""
-    return name.startswith((".", "/", "~")) or (os.sep in name and os.path.isdir(name))
+    """Whether `name` is the path of a folder or table: it starts with `.`, `/` or `~`, or has a slash and exists."""
+    is_table = name.lower().endswith(TABLES) and os.path.isfile(name)
+    return name.startswith((".", "/", "~")) or is_table or (os.sep in name and os.path.isdir(name))
 
 
 def names_in(dataset: str) -> tuple[str, ...]:
@@ -130,7 +132,8 @@ def names_in(dataset: str) -> tuple[str, ...]:
 
 
 def _exists(name: str) -> bool:
-    return is_folder(name) and os.path.isdir(os.path.expanduser(name))
+    path = os.path.expanduser(name)
+    return is_folder(name) and (os.path.isdir(path) or os.path.isfile(path))
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
@@ -150,8 +153,13 @@ def _check_one_name(name: str, data_dir: str | None) -> None:
     if name in SOURCES:
         return
     if is_folder(name):
-        if not os.path.isdir(os.path.expanduser(name)):
-            raise ArgumentError("dataset", "an existing folder, with one folder per task or per class", name)
+        path = os.path.expanduser(name)
+        if os.path.isfile(path) and not name.lower().endswith(TABLES):
+            raise ArgumentError("dataset", f"a folder, or a table ({', '.join(TABLES)})", name)
+        if not os.path.exists(path):
+            raise ArgumentError(
+                "dataset", "an existing folder, with one folder per task or per class, or a table", name
+            )
         return
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -234,9 +242,11 @@ def _read(builder: Any, split: str) -> Split:
 
 
 def _read_examples(builder: Any, split: str) -> dict[str, np.ndarray]:
-    import tensorflow_datasets as tfds
-
-    return tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+    # TFDS's own batch of all examples ends the process if their number is unknown, as that of mock data.
+    batches = list(builder.as_dataset(split=split, shuffle_files=False).batch(_RECORDS_PER_CALL).as_numpy_iterator())
+    if not batches:
+        raise ArgumentError("dataset", f"at least one example in the split {split}", builder.name)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")}
 
 
 def _is_one_record_file(builder: Any, split: str) -> bool:

@@ -162,28 +162,36 @@ def cut(
 def held_out_test(
     name: str, examples: Split, classes: Iterable[int], fraction: float, rng: np.random.Generator
 ) -> tuple[Split, Split]:
-    """Hold out test examples of a data set that has none.
+    """Hold out test examples of a data set that has none; returns the others first, see `held_out_rows`."""
+    staying, held_out = held_out_rows(name, examples.labels, classes, fraction, rng)
+    return examples.take(staying), examples.take(held_out)
+
+
+def held_out_rows(
+    name: str, labels: np.ndarray, classes: Iterable[int], fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the test examples of a data set that has none.
 
     Args:
         name: Name of the data set.
-        examples: All examples.
+        labels: Labels of all examples, as for `hold_out`.
         classes: Labels of the examples to divide.
         fraction: Fraction of each class's examples to hold out.
         rng: Draws them.
 
     Returns:
-        The examples that stay, and the test examples.
+        Indices of the examples that stay, and of the test examples.
 
     Raises:
         ArgumentError: If the fraction is out of range, or so small that it holds out nothing.
     """
     if not 0.0 < fraction < 1.0:
         raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", fraction)
-    staying, held_out = hold_out(examples.labels, classes, fraction, rng)
+    staying, held_out = hold_out(labels, classes, fraction, rng)
     if not len(held_out):
-        expected = f"a fraction that holds out at least one of the {len(examples)} examples of {name!r} for testing"
+        expected = f"a fraction that holds out at least one of the {len(labels)} examples of {name!r} for testing"
         raise ArgumentError("test_fraction", expected, fraction)
-    return examples.take(staying), examples.take(held_out)
+    return staying, held_out
 
 
 def hold_out(

@@ -20,6 +20,7 @@ from tf_packnet.tasks.batches import (
     untuned,
 )
 from tf_packnet.tasks.data_checks import check_class_numbers, check_finite, check_varies
+from tf_packnet.tasks.encodings import Encoding
 from tf_packnet.tasks.stored_images import Images, StoredImages, chunks, select
 
 if TYPE_CHECKING:  # tasks can be cut, and bad ones refused, before TensorFlow starts
@@ -86,6 +87,7 @@ class Task:
         room: Training examples of the largest task of the stream, for which to allocate device memory.
         epoch_steps: Gradient steps per epoch; None for as many full batches as there are.
         resize: How images were brought to their size (`stretch`, `pad` or `crop`); None if they have it by themselves.
+        encoding: How tables became examples; None if they were none.
     """
 
     number: int
@@ -97,6 +99,7 @@ class Task:
     room: int = 0
     epoch_steps: int | None = None
     resize: str | None = None
+    encoding: Encoding | None = None
 
     @property
     def num_classes(self) -> int:

@@ -135,8 +135,12 @@ def check_batches(model: keras.Model, batches: StreamedBatches, arguments: Mappi
     """Check the arguments of a `fit` whose `x` is `batches`. Warn if model and batches both scale the examples.
 
     Raises:
-        ArgumentError: If an argument would be ignored, because the batches already determine it.
+        ArgumentError: If an argument would be ignored, because the batches already determine it, or the batches are
+            scaled and the model takes integers.
     """
+    if len(model.inputs) == 1 and "int" in model.inputs[0].dtype and batches.scale != 1:
+        expected = f"1 in the task, because the input {model.inputs[0].name!r} takes {model.inputs[0].dtype}"
+        raise ArgumentError("scale", expected, batches.scale)
     _warn_of_second_scaling(model, batches)
     for name in ("y", "batch_size", "sample_weight", "class_weight", "validation_split", "steps_per_epoch"):
         value = arguments.get(name)

@@ -131,6 +131,8 @@ class StepCheck:
             if kwargs.get("reverse") or (args and args[0] is True):  # ReversibleEmbedding: from vectors to logits
                 return call(inputs, *args, **kwargs)
             valid = (ids >= 0) & (ids < tf.cast(layer.input_dim, ids.dtype))
+            if ids.dtype.is_floating:
+                valid &= ids == tf.floor(ids)
             rows = call(tf.where(valid, ids, tf.zeros((), ids.dtype)), *args, **kwargs)
             if graph is None or graph is tf.compat.v1.get_default_graph():
                 self._require(Problem.IDS, tf.reduce_all(valid))
