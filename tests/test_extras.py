@@ -20,7 +20,7 @@ def _distributions(key: str) -> set[str]:
 
 DEPENDENCIES = _distributions("dependencies")
 EXPERIMENTS = _distributions("experiments")
-OPTIONAL = EXPERIMENTS.union(*map(_distributions, ("s3", "gcs", "ray")))
+OPTIONAL = EXPERIMENTS.union(*map(_distributions, ("s3", "gcs", "ray", "serve")))
 # Packages that call `require_extra` when they are imported, and what is only used with them.
 WITH_EXTRA = {"command_line", "experiments", "inspection", "reporting", "runs"}
 
