@@ -4,9 +4,17 @@ import asyncio
 import base64
 import gzip
 import io
+import itertools
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +25,16 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 import tf_packnet as tp
-from tests.conftest import make_convnet
+from tests.conftest import ROOT, make_convnet
 from tests.test_packfile import commit
 from tests.test_predict import INFO
+from tf_packnet.command_line.parsing import UsageError
+from tf_packnet.command_line.serve import parse_command
+from tf_packnet.export import manifest
 from tf_packnet.prediction import Asked, predict
 from tf_packnet.serving import Settings
 from tf_packnet.serving.app import Api
+from tf_packnet.serving.batching import Batcher
 from tf_packnet.serving.versions import Versions
 
 ZOO = "/v1/models/zoo"
@@ -256,3 +268,279 @@ def test_bad_requests_get_one_line_and_no_traceback(zoo, capsys):
     assert first == last
     assert first[0] == 200
     assert "internal error" not in capsys.readouterr().out
+
+
+class Doubling:
+    """A task that doubles what it gets, and fails for -1."""
+
+    def __init__(self):
+        self.sizes = []
+        self.go = threading.Event()
+
+    def __call__(self, inputs):
+        self.go.wait()
+        self.sizes.append(len(inputs["x"]))
+        if (inputs["x"] == -1).any():
+            raise ValueError("no -1\nsecond line")
+        return {"y": 2 * inputs["x"]}
+
+
+def test_waiting_requests_are_computed_together():
+    task, other = Doubling(), Doubling()
+    batches = [np.full((size, 2), size, np.float32) for size in (1, 3, 2, 9, 4, 1)]
+    bad, wide = np.array([[-1, 0]], np.float32), np.ones((1, 3), np.float32)
+    infinite = np.full((1, 2), np.inf, np.float32)
+
+    async def work():
+        batcher = Batcher(max_batch=4)
+        inputs = [(task, x) for x in (*batches, bad, wide, infinite)] + [(other, batches[0])]
+        runs = [asyncio.ensure_future(batcher.run(to, {"x": x})) for to, x in inputs]
+        await asyncio.sleep(0.01)
+        task.go.set(), other.go.set()
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        batcher.close()
+        return results
+
+    results = asyncio.run(work())
+    for x, result in zip([*batches, wide, batches[0]], results[:6] + [results[7], results[9]], strict=True):
+        np.testing.assert_array_equal(result["y"], 2 * x)
+    assert str(results[6]) == "input: expected examples that the network can compute with (no -1)"
+    assert "finite outputs" in str(results[8])
+    # The first call is alone, then 3 + 1 (of 9) of those that wait, then 2 + 1 and the bad one, then each of these alone.
+    assert task.sizes[:6] == [1, 4, 4, 2, 1, 1]
+    assert max(task.sizes) == 4
+    assert other.sizes == [1]
+
+
+def test_requests_over_the_bound_get_503(zoo):
+    requests = [post("predict", task="pets", instances=ROWS) for _ in range(12)]
+    answers = ask(zoo, *requests, max_requests=3)
+    statuses = [status for status, _ in answers]
+    assert sorted(set(statuses)) == [200, 503]
+    assert statuses.count(200) >= 3
+    assert {answer["error"] for status, answer in answers if status == 503} == {"the server is busy; try again later"}
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+def damaged(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_good_version_serves(zoo, tmp_path, lines):
+    models, good = tmp_path / "zoo", zoo.folder / "zoo/1"
+    shutil.copytree(good, models / "1")
+    (models / "1.tmp").mkdir()
+    (models / "notes").mkdir()
+    versions = Versions(zoo.settings._replace(pack=models), lines.append)
+    first = versions.current
+
+    def poll(is_new=True):
+        """Poll twice: a new version must not have changed since the poll before."""
+        lines.clear()
+        versions.poll()
+        assert lines == [] or not is_new
+        versions.poll()
+        return versions.current.source.version, lines
+
+    assert poll() == (1, [])
+    (models / "2").mkdir()
+    assert poll() == (1, [f"version 2 is refused: {models}/2: saved_model.pb is missing"])
+    for name in ("saved_model.pb", "variables/variables.index"):
+        (models / "2" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(good / name, models / "2" / name)
+    version, refusal = poll()
+    assert (version, len(refusal)) == (1, 1)
+    assert poll() == (1, [])  # refused once
+    shutil.copytree(good, models / "2", dirs_exist_ok=True)
+    assert poll() == (2, ["version 2 serves 2 tasks, version 1 no more requests"])
+    assert versions.current is not first
+    shutil.copytree(good, models / "10")
+    damaged(models / "10/variables/variables.data-00000-of-00001")
+    assert poll() == (2, [f"version 10 is refused: {models}/10: variables/variables.data-00000-of-00001 is damaged"])
+    shutil.rmtree(models / "2")
+    assert poll(is_new=False) == (1, ["version 1 serves 2 tasks, version 2 no more requests"])
+    shutil.rmtree(models)
+    assert poll() == (1, [])
+    (models / "11").mkdir(parents=True)
+    shutil.copy(zoo.folder / "zoo.packnet", models / "11")
+    assert poll() == (11, ["version 11 serves 2 tasks, version 1 no more requests"])
+
+
+@pytest.mark.parametrize("pack", ["zoo.packnet", "zoo/1"])
+def test_a_pack_without_versions_is_served_again_when_it_is_replaced(zoo, tmp_path, lines, pack):
+    path = tmp_path / "pack"
+    copy = shutil.copytree if (zoo.folder / pack).is_dir() else shutil.copy
+    copy(zoo.folder / pack, path)
+    versions = Versions(zoo.settings._replace(pack=path), lines.append)
+    versions.poll()
+    copy(zoo.folder / pack, tmp_path / "next")
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(tmp_path / "next", path)
+    for _ in range(3):
+        versions.poll()
+    assert lines == ["version 1 serves 2 tasks", "version 2 serves 2 tasks, version 1 no more requests"]
+
+
+def test_damage_of_every_file_is_found(zoo, tmp_path):
+    shutil.copytree(zoo.folder / "zoo/1", tmp_path / "1")
+    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert list(manifest.read(tmp_path / "1")) == ["pets", "wild"]
+    for path in files:
+        before = path.read_bytes()
+        damaged(path)
+        with pytest.raises(tp.PackFileError, match="is damaged"):
+            manifest.read(tmp_path / "1")
+        path.unlink()
+        if path.name != "tf_packnet.json":
+            with pytest.raises(tp.PackFileError, match="cannot be read"):
+                manifest.read(tmp_path / "1")
+        path.write_bytes(before)
+
+
+def module_of(function, path):
+    module = tf.Module()
+    module.function = tf.function(function, input_signature=[tf.TensorSpec((None, 1), tf.float32, name="x")])
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.function})
+
+
+def test_savedmodels_of_other_programs_are_served_if_they_are_safe(zoo, tmp_path, lines):
+    def sigmoid(x):
+        return {"y": tf.sigmoid(x)}
+
+    def reads(x):
+        return {"y": x + tf.cast(tf.strings.length(tf.io.read_file("/etc/passwd")), tf.float32)}
+
+    module_of(sigmoid, tmp_path / "1")
+    module_of(reads, tmp_path / "2")
+    versions = Versions(zoo.settings._replace(pack=tmp_path), lines.append)
+    assert lines[0].endswith("saved_model.pb has the operation ReadFile, which is not served")
+    answers = ask(
+        zoo,
+        post("predict", instances=[[0.0], [0]]),
+        post("predict", instances=[{"x": [1e39]}]),
+        post("predict", instances=[[float("nan")]]),
+        post("predict", instances=[b64(png())]),
+        versions=versions,
+    )
+    assert answers[0] == (200, {"predictions": [[0.5], [0.5]]})
+    assert [status for status, _ in answers[1:]] == [400, 400, 400]
+    assert "finite numbers in the range of float32" in answers[1][1]["error"]
+    assert "which are not images" in answers[3][1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--pack: expected a pack file or a folder"),
+        (["--pack=x", "--port=70000"], "--port=70000: expected 0 to 65535"),
+        (["--pack=x", "--name=a/b"], "--name=a/b: expected a name without / and :"),
+        (["--pack=x", "--resize=fill"], "--resize=fill: expected one of stretch, pad, crop"),
+        (["--pack=x", "--max_batch=0"], "--max_batch=0: expected at least 1"),
+        (["--pack=x", "y"], "'y' is not a flag"),
+    ],
+)
+def test_bad_flags_are_refused(arguments, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_command(["serve", *arguments])
+    assert parse_command(["serve", "--pack=out/digits/pack.packnet", "--scale=1/4"])[:2][1] == "pack"
+
+
+class Process:
+    """`launch/serve.py` as a process."""
+
+    def __init__(self, *arguments):
+        command = [sys.executable, str(ROOT / "launch/serve.py"), "--port=0", "--poll_seconds=0.1", *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "listening" in line:
+                self.address = line.split()[-1]
+                break
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self.reader.start()
+
+    def predict(self, body):
+        request = urllib.request.Request(f"{self.address}:predict", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.headers["Model-Version"], json.load(response)["predictions"]
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        self.reader.join()
+        return code, "".join(self.lines)
+
+
+@pytest.mark.slow
+def test_no_request_fails_while_versions_change_and_the_server_ends(zoo, tmp_path):
+    models = tmp_path / "zoo"
+    shutil.copytree(zoo.folder / "zoo/1", models / "1")
+    server = Process(f"--pack={models}")
+    should = server.predict({"task": 2, "instances": ROWS})[1]
+    answers, failures, stopped = [], [], threading.Event()
+
+    def load():
+        while not stopped.is_set():
+            try:
+                answers.append((*server.predict({"task": 2, "instances": ROWS}), time.monotonic()))
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def until(version):
+        deadline = time.monotonic() + 120
+        while answers[-1][0] != version and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    time.sleep(1)
+    tp.export_for_serving(zoo.packed, tmp_path, name="zoo", preprocessing="uint8", class_names=NAMES)
+    until("2")
+    shutil.copytree(zoo.folder / "zoo/1", models / "3")
+    damaged(models / "3/saved_model.pb")
+    shutil.copytree(zoo.folder / "zoo/1", models / "4", copy_function=lambda *a: (time.sleep(0.3), shutil.copy2(*a)))
+    until("4")
+    time.sleep(1)
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    # To the last bits: examples that arrive together are computed together.
+    for _, predictions, _ in answers:
+        np.testing.assert_allclose(predictions, should, rtol=1e-6)
+    order = [version for version, _ in itertools.groupby(version for version, _, _ in answers)]
+    assert {"1", "2", "4"} == set(order)
+    code, log = server.end()
+    assert code == 0, log
+    assert "version 3 is refused" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_the_process_refuses_and_ends_in_one_line(zoo, tmp_path):
+    server = Process(f"--pack={zoo.folder / 'zoo.packnet'}")
+    port = server.address.split(":")[2].split("/")[0]
+    (tmp_path / "1").mkdir()
+    for pack, more, message in [
+        (zoo.folder / "zoo.packnet", [f"--port={port}"], f"--port=127.0.0.1:{port}: expected a free port"),
+        (tmp_path, [], f"--pack={tmp_path}: expected a version that can be loaded"),
+        (tmp_path / "none", [], "expected a pack file (No such file or directory)"),
+        (tmp_path / "1", [], "expected a pack file, a SavedModel folder, or a folder of versions"),
+    ]:
+        command = [sys.executable, str(ROOT / "launch/serve.py"), f"--pack={pack}", *more]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert server.end(signal.SIGINT)[0] == 0
