@@ -306,7 +306,7 @@ def test_waiting_requests_are_computed_together():
         np.testing.assert_array_equal(result["y"], 2 * x)
     assert str(results[6]) == "input: expected examples that the network can compute with (no -1)"
     assert "finite outputs" in str(results[8])
-    # The first call is alone, then 3 + 1 (of 9) of those that wait, then 2 + 1 and the bad one, then each of these alone.
+    # The first call is alone; then 3 + 1 (of 9) of those that wait; then 2 + 1 + the bad one, and each of them alone.
     assert task.sizes[:6] == [1, 4, 4, 2, 1, 1]
     assert max(task.sizes) == 4
     assert other.sizes == [1]

@@ -32,6 +32,8 @@ def find(pack: Path) -> list[Source]:
         pack: A pack file, a SavedModel folder, or a folder of versions: folders named by numbers, each a SavedModel or
             with one pack file in it.
     """
+    if not pack.exists():
+        return []
     if not pack.is_dir() or (pack / SAVED_MODEL).exists():
         return [Source(1, pack, _stamp(pack))]
     numbers = {int(child.name): child for child in _children(pack) if child.name.isascii() and child.name.isdecimal()}
