@@ -363,6 +363,8 @@ def test_the_newest_good_version_serves(zoo, tmp_path, lines):
     shutil.copytree(good, models / "10")
     damaged(models / "10/variables/variables.data-00000-of-00001")
     assert poll() == (2, [f"version 10 is refused: {models}/10: variables/variables.data-00000-of-00001 is damaged"])
+    damaged(models / "2/saved_model.pb")
+    assert poll() == (2, [f"version 2 is refused: {models}/2: saved_model.pb is damaged"])
     shutil.rmtree(models / "2")
     assert poll(is_new=False) == (1, ["version 1 serves 2 tasks, version 2 no more requests"])
     shutil.rmtree(models)

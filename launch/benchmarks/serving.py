@@ -1,7 +1,7 @@
 """Measures a served pack beside one plain Keras model: `python -m launch.benchmarks.serving`.
 
-Both are served by `tf-packnet serve`: a pack of five tasks, exported by `tp.export_for_serving`, and a model of the same
-network, exported by Keras. The clients run in this process, on the same cores. Rounds alternate between the servers.
+Both are served by `tf-packnet serve`: a pack of five tasks, exported by `tp.export_for_serving`, and a model of the
+same network, exported by Keras. The clients run in this process, on the same cores. Rounds alternate between servers.
 """
 
 import asyncio
@@ -14,9 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -39,8 +41,8 @@ def main(argv: list[str]) -> None:
 
     start_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
-        print("| network, request | clients | server | p50 | p99 | requests/s | relative to the plain model |")
-        print("|---|---|---|---|---|---|---|")
+        print("| network, request | clients | server | p50 | p99 | requests/s | CPU per request |")
+        print("|---|---|---|---|---|---|---|", flush=True)
         for name in ("dense", "conv"):
             _compare(name, Path(folder, name), *_export(name, Path(folder, name)))
 
@@ -79,20 +81,22 @@ def _compare(name: str, folder: Path, verb: str, bodies: list[bytes]) -> None:
         for clients in map(int, CLIENTS.value):
             found: dict[str, list[np.ndarray]] = {key: [] for key in servers}
             for key, server in list(servers.items()) * (ROUNDS.value + 1):
-                found[key].append(asyncio.run(_load(server.address, bodies if "pack" in key else bodies[:1], clients)))
+                found[key].append(_round(server, bodies if "pack" in key else bodies[:1], clients, SECONDS.value))
             medians = {key: np.median(rounds[1:], axis=0) for key, rounds in found.items()}  # the first is a warm-up
-            for key, (p50, p99, rate) in medians.items():
-                ratios = medians[key] / medians["plain"]
-                print(
-                    f"| {what} | {clients} | {key} | {p50:.1f} ms | {p99:.1f} ms | {rate:.0f} | "
-                    f"p50 {ratios[0]:.2f}, p99 {ratios[1]:.2f}, throughput {ratios[2]:.2f} |",
-                    flush=True,
-                )
-        switching = _switching(servers["pack"], folder / "pack", bodies, clients)
-        print(f"| {what} | {clients} | pack, three new versions | {switching}", flush=True)
+            for key, figures in medians.items():
+                _print_row(what, clients, key, figures, figures / medians["plain"])
+        figures = _switching(servers["pack"], folder / "pack", bodies, clients)
+        _print_row(what, clients, "pack, three new versions", figures, figures / medians["plain"])
     finally:
         for server in servers.values():
             server.end()
+
+
+def _print_row(*cells: Any) -> None:
+    what, clients, server, figures, ratios = cells
+    units = (" ms", " ms", "", " ms")
+    shown = [f"{figure:.2f}{unit} ({ratio:.2f})" for figure, unit, ratio in zip(figures, units, ratios, strict=True)]
+    print(f"| {what} | {clients} | {server} | {' | '.join(shown)} |", flush=True)
 
 
 class Served:
@@ -105,18 +109,40 @@ class Served:
         line = next(line for line in self._process.stderr if "listening" in line)
         self.address = f"{line.split()[-1]}:{verb}"
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the process has taken."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def version(self) -> str:
+        """Return the version that serves."""
+        with urlopen(self.address.rpartition(":")[0]) as response:
+            return json.load(response)["model_version_status"][0]["version"]
+
     def end(self) -> None:
         """End the process."""
         self._process.terminate()
         self._process.communicate()
 
 
-async def _load(address: str, bodies: list[bytes], clients: int, seconds: float | None = None) -> np.ndarray:
-    """Send requests for some seconds; returns p50 and p99 in milliseconds, and requests per second."""
+def _round(server: Served, bodies: list[bytes], clients: int, seconds: float) -> np.ndarray:
+    """Send requests for some seconds.
+
+    Returns:
+        p50 and p99 in milliseconds, requests per second, and CPU milliseconds of the server per request.
+    """
+    began, cpu = time.perf_counter(), server.cpu_seconds()
+    latencies = asyncio.run(_latencies(server.address, bodies, clients, seconds))
+    rate = len(latencies) / (time.perf_counter() - began)
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return np.array([1e3 * p50, 1e3 * p99, rate, 1e3 * (server.cpu_seconds() - cpu) / len(latencies)])
+
+
+async def _latencies(address: str, bodies: list[bytes], clients: int, seconds: float) -> list[float]:
     import aiohttp
 
-    began, latencies = time.perf_counter(), []
-    end = began + (seconds or SECONDS.value)
+    latencies: list[float] = []
+    end = time.perf_counter() + seconds
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
         for body in itertools.islice(itertools.cycle(bodies), number, None):
@@ -131,23 +157,25 @@ async def _load(address: str, bodies: list[bytes], clients: int, seconds: float 
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(client(session, number) for number in range(clients)))
-    p50, p99 = 1000 * np.percentile(latencies, [50, 99])
-    return np.array([p50, p99, len(latencies) / (time.perf_counter() - began)])
+    return latencies
 
 
-def _switching(server: Served, folder: Path, bodies: list[bytes], clients: int) -> str:
+def _switching(server: Served, folder: Path, bodies: list[bytes], clients: int) -> np.ndarray:
     """Measure while new versions appear, one every three seconds; every request must succeed."""
 
-    async def work() -> np.ndarray:
-        load = asyncio.ensure_future(_load(server.address, bodies, clients, 12))
-        for version in range(2, 5):
-            await asyncio.sleep(3)
-            await asyncio.to_thread(shutil.copytree, folder / "1", folder / f"{version}.part")
-            (folder / f"{version}.part").rename(folder / str(version))
-        return await load
+    def add_versions() -> None:
+        for version in "234":
+            time.sleep(3)
+            shutil.copytree(folder / "1", folder / f"{version}.part")
+            (folder / f"{version}.part").rename(folder / version)
 
-    p50, p99, rate = asyncio.run(work())
-    return f"{p50:.1f} ms | {p99:.1f} ms | {rate:.0f} | no request failed |"
+    adding = threading.Thread(target=add_versions)
+    adding.start()
+    figures = _round(server, bodies, clients, 20)
+    adding.join()
+    if server.version() != "4":
+        raise RuntimeError(f"version {server.version()} serves, not 4")
+    return figures
 
 
 if __name__ == "__main__":

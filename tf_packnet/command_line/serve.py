@@ -58,7 +58,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     flags.register_validator(
         "resize", lambda way: way is None or way in RESIZES, f"expected one of {', '.join(RESIZES)}", values
     )
-    define_number("max_batch", 1, "Most examples to compute in one call; 1 computes each request alone.")
+    define_number("max_batch", 1, "Most examples to compute in one call; 1 computes each example alone.")
     define_number("max_requests", 1, "Most requests at one time; others get status 503.")
     define_number("max_request_bytes", 1, "Largest body of a request, in bytes.")
     define_number("max_image_bytes", 1, "Most memory that decoding one image may take, in bytes.")

@@ -105,7 +105,7 @@ class Servable:
         """
         names = [task.name for task in self.tasks]
         expected = f"one of {', '.join(map(repr, names))}, or its number"
-        if asked is None:
+        if asked is None or asked == SIGNATURE and asked not in names:  # clients of TensorFlow send its default
             if len(names) > 1 and SIGNATURE not in names:
                 raise invalid("task", expected)
             return self.tasks[names.index(SIGNATURE) if SIGNATURE in names else 0]

@@ -15,7 +15,7 @@ class Settings(NamedTuple):
         host: The address to listen on.
         port: The port to listen on; 0 for any free one.
         poll_seconds: How often to look for a new version.
-        max_batch: Most examples to compute in one call; 1 computes each request alone.
+        max_batch: Most examples to compute in one call; 1 computes each example alone.
         max_requests: Most requests at one time; the others are refused with status 503.
         max_request_bytes: Largest body of a request.
         max_image_bytes: Most memory that decoding one image may take.

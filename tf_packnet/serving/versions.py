@@ -42,20 +42,18 @@ class Versions:
 
     def poll(self) -> None:
         """Load the newest version if it is another than the current one and has not changed since the last poll."""
-        found = [self._numbered(source) for source in sources.find(self._settings.pack)]
-        settled = [source for source in found if source in self._seen]
+        found, before = [self._numbered(source) for source in sources.find(self._settings.pack)], self._seen
         self._seen = found
-        for source in settled:
-            if source == self.current.source:
-                return
-            if self._refused.get(source.version) == source:
-                continue
-            servable = self._loaded(source)
+        for source in found:
+            current = self.current.source
+            is_settled = source in before and source not in (current, self._refused.get(source.version))
+            servable = self._loaded(source) if is_settled else None
             if servable is not None:
-                before, self.current = self.current.source.version, servable
-                self._log(f"version {source.version} serves {_tasks(servable)}, version {before} no more requests")
-                del servable
+                self.current = servable
+                self._log(f"{_serving(servable)}, version {current.version} no more requests")
                 gc.collect()
+                return
+            if source.version == current.version:  # even if its files are damaged now
                 return
 
     def _first(self) -> Servable:
@@ -68,7 +66,7 @@ class Versions:
         for source in self._seen:
             servable = self._loaded(source)
             if servable is not None:
-                self._log(f"version {source.version} serves {_tasks(servable)}")
+                self._log(_serving(servable))
                 return servable
         raise ArgumentError(
             "pack", "a version that can be loaded (the lines above say why not)", str(self._settings.pack)
@@ -92,9 +90,9 @@ class Versions:
         return source._replace(version=current.version + changed)
 
 
-def _tasks(servable: Servable) -> str:
+def _serving(servable: Servable) -> str:
     count = len(servable.tasks)
-    return f"{count} task{'s' * (count > 1)}"
+    return f"version {servable.source.version} serves {count} task{'s' * (count > 1)}"
 
 
 async def cancelled(task: asyncio.Task) -> None:
