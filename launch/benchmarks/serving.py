@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -64,7 +65,9 @@ def _export(name: str, folder: Path) -> tuple[str, list[bytes]]:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(file, "PNG")
         example = {"b64": base64.b64encode(file.getvalue()).decode()}
     model.export(str(folder / "plain/1"), verbose=False)
-    tp.export_for_serving(fill(tp.pack(model), final_prune=0.5, num_tasks=TASKS), folder, name="pack")
+    packed = fill(tp.pack(model), final_prune=0.5, num_tasks=TASKS)
+    tp.export_for_serving(packed, folder, name="pack")
+    tp.export_for_serving(packed, folder, name="pack_fast", per_task_kernels=True)
     return verb, [json.dumps({"task": task, "instances": [example]}).encode() for task in range(1, TASKS + 1)]
 
 
@@ -73,19 +76,21 @@ def _compare(name: str, folder: Path, verb: str, bodies: list[bytes]) -> None:
     variants = {
         "plain": ("plain", []),
         "pack": ("pack", []),
+        "pack, `per_task_kernels=True`": ("pack_fast", []),
         "plain, `--max_batch=1`": ("plain", ["--max_batch=1"]),
-        "pack, `--max_batch=1`": ("pack", ["--max_batch=1"]),
     }
     servers = {key: Served(folder / model, verb, *more) for key, (model, more) in variants.items()}
     try:
         for clients in map(int, CLIENTS.value):
             found: dict[str, list[np.ndarray]] = {key: [] for key in servers}
             for key, server in list(servers.items()) * (ROUNDS.value + 1):
-                found[key].append(_round(server, bodies if "pack" in key else bodies[:1], clients, SECONDS.value))
+                found[key].append(
+                    _round(server, bodies if "pack" in key else bodies[:1], clients, _after(SECONDS.value))
+                )
             medians = {key: np.median(rounds[1:], axis=0) for key, rounds in found.items()}  # the first is a warm-up
             for key, figures in medians.items():
                 _print_row(what, clients, key, figures, figures / medians["plain"])
-        figures = _switching(servers["pack"], folder / "pack", bodies, clients)
+        figures = _switching(servers["pack"], folder / "pack", bodies, clients)  # raises an error if a request fails
         _print_row(what, clients, "pack, three new versions", figures, figures / medians["plain"])
     finally:
         for server in servers.values():
@@ -125,30 +130,35 @@ class Served:
         self._process.communicate()
 
 
-def _round(server: Served, bodies: list[bytes], clients: int, seconds: float) -> np.ndarray:
-    """Send requests for some seconds.
+def _after(seconds: float) -> Callable[[], bool]:
+    """Return a function that returns True once so many seconds have passed."""
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() > end
+
+
+def _round(server: Served, bodies: list[bytes], clients: int, is_over: Callable[[], bool]) -> np.ndarray:
+    """Send requests until the round is over.
 
     Returns:
         p50 and p99 in milliseconds, requests per second, and CPU milliseconds of the server per request.
     """
     began, cpu = time.perf_counter(), server.cpu_seconds()
-    latencies = asyncio.run(_latencies(server.address, bodies, clients, seconds))
+    latencies = asyncio.run(_latencies(server.address, bodies, clients, is_over))
     rate = len(latencies) / (time.perf_counter() - began)
     p50, p99 = np.percentile(latencies, [50, 99])
     return np.array([1e3 * p50, 1e3 * p99, rate, 1e3 * (server.cpu_seconds() - cpu) / len(latencies)])
 
 
-async def _latencies(address: str, bodies: list[bytes], clients: int, seconds: float) -> list[float]:
+async def _latencies(address: str, bodies: list[bytes], clients: int, is_over: Callable[[], bool]) -> list[float]:
     import aiohttp
 
     latencies: list[float] = []
-    end = time.perf_counter() + seconds
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
         for body in itertools.islice(itertools.cycle(bodies), number, None):
-            start = time.perf_counter()
-            if start > end:
+            if is_over():
                 return
+            start = time.perf_counter()
             async with session.post(address, data=body, headers={"Content-Type": "application/json"}) as response:
                 text = await response.text()
                 if response.status != 200:
@@ -161,20 +171,20 @@ async def _latencies(address: str, bodies: list[bytes], clients: int, seconds: f
 
 
 def _switching(server: Served, folder: Path, bodies: list[bytes], clients: int) -> np.ndarray:
-    """Measure while new versions appear, one every three seconds; every request must succeed."""
+    """Measure while three new versions appear, until the last one serves; every request must succeed."""
 
     def add_versions() -> None:
         for version in "234":
             time.sleep(3)
             shutil.copytree(folder / "1", folder / f"{version}.part")
             (folder / f"{version}.part").rename(folder / version)
+            while server.version() != version:
+                time.sleep(0.1)
 
     adding = threading.Thread(target=add_versions)
     adding.start()
-    figures = _round(server, bodies, clients, 20)
-    adding.join()
-    if server.version() != "4":
-        raise RuntimeError(f"version {server.version()} serves, not 4")
+    figures = _round(server, bodies, clients, lambda: not adding.is_alive())
+    assert server.version() == "4"
     return figures
 
 

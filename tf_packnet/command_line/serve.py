@@ -48,6 +48,13 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         "..., each a SavedModel or with one pack file. A new version is loaded while the present one serves.",
     )
     define("name", "The name of the model in requests. Default: the name of the file or folder.")
+    flags.DEFINE_boolean(
+        "per_task_kernels",
+        _DEFAULTS["per_task_kernels"],
+        "Keep dense kernels of each task of a pack file in memory: faster, but as large as the models of all tasks. For "
+        "a SavedModel, the option of tp.export_pack decides.",
+        flag_values=values,
+    )
     define("layers", LAYERS_HELP)
     define_number("max_bytes", 1, MAX_BYTES_HELP)
     define("host", "The address to listen on; 0.0.0.0 for all.")
@@ -63,7 +70,7 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     define_number("max_request_bytes", 1, "Largest body of a request, in bytes.")
     define_number("max_image_bytes", 1, "Most memory that decoding one image may take, in bytes.")
     return values, {
-        "Pack": ["pack", "name", "layers", "max_bytes"],
+        "Pack": ["pack", "name", "per_task_kernels", "layers", "max_bytes"],
         "Server": ["host", "port", "poll_seconds", "max_batch"],
         "Images": ["scale", "resize"],
         "Bounds": ["max_requests", "max_request_bytes", "max_image_bytes"],

@@ -145,7 +145,7 @@ def _load_pack_file(source: Source, settings: Settings) -> Servable:
         facts = {name: {key: contents.recorded(key, name) for key in keys} for name in contents.task_names}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "pack")
-        export_pack(packed, path)
+        export_pack(packed, path, per_task_kernels=settings.per_task_kernels)
         return _load_saved_model(source, path, facts, settings)
 
 

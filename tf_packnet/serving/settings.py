@@ -22,6 +22,7 @@ class Settings(NamedTuple):
         scale: Factor for the pixels of images; None for the recorded one.
         resize: How images are brought to the size of the network; None for the recorded way.
         max_bytes: Most memory that opening a pack file may take; None for the default.
+        per_task_kernels: Whether a pack file is kept in memory with dense kernels for each task, see `tp.export_pack`.
         layers: A Python file that defines layers of the pack; None for none.
     """
 
@@ -37,4 +38,5 @@ class Settings(NamedTuple):
     scale: float | None = None
     resize: str | None = None
     max_bytes: int | None = None
+    per_task_kernels: bool = False
     layers: str | None = None
