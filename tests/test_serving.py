@@ -95,8 +95,9 @@ def expected(zoo, capsys, task, name="a.png"):
 
 @pytest.mark.parametrize("pack", ["zoo", "zoo.packnet"])
 def test_images_are_classified_as_predict_does(zoo, capsys, pack):
+    pack_file = zoo.settings._replace(pack=zoo.folder / pack, per_task_kernels=True)
     should = {task: expected(zoo, capsys, task) for task in NAMES}
-    versions = zoo.versions if pack == "zoo" else Versions(zoo.settings._replace(pack=zoo.folder / pack), print)
+    versions = zoo.versions if pack == "zoo" else Versions(pack_file, print)
 
     def form(*parts):
         data = FormData()

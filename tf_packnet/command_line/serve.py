@@ -51,8 +51,8 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
     flags.DEFINE_boolean(
         "per_task_kernels",
         _DEFAULTS["per_task_kernels"],
-        "Keep dense kernels of each task of a pack file in memory: faster, but as large as the models of all tasks. For "
-        "a SavedModel, the option of tp.export_pack decides.",
+        "Keep dense kernels of each task of a pack file in memory: faster, but as large as the models of all tasks. "
+        "For a SavedModel, the option of tp.export_pack decides.",
         flag_values=values,
     )
     define("layers", LAYERS_HELP)
