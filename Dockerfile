@@ -4,7 +4,7 @@
 FROM python:3.12-slim
 COPY . /src
 RUN pip install --no-cache-dir "/src[serve]"
-USER nobody
+USER 65534
 ENV HOME=/tmp
 EXPOSE 8501
 STOPSIGNAL SIGTERM

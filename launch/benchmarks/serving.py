@@ -31,6 +31,7 @@ from launch.benchmarks.processes import ROOT
 SECONDS = flags.DEFINE_float("seconds", 5, "Length of a round.", 0.1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of each server; the median is printed.", 1)
 CLIENTS = flags.DEFINE_list("clients", "1,16", "Numbers of clients that send requests one after another.")
+NETWORKS = flags.DEFINE_list("networks", "dense,conv", "Networks to measure.")
 TASKS = 5
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         print("| network, request | clients | server | p50 | p99 | requests/s | CPU per request |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for name in ("dense", "conv"):
+        for name in NETWORKS.value:
             _compare(name, Path(folder, name), *_export(name, Path(folder, name)))
 
 

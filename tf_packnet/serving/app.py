@@ -28,13 +28,12 @@ VERSION_HEADER = "Model-Version"
 _BODY_SECONDS = 60
 # Bodies of requests may take this multiple of the largest one together.
 _BODIES = 8
-_DTYPES = {
-    "bool": "DT_BOOL",
-    "object": "DT_STRING",
-    "float32": "DT_FLOAT",
-    "float64": "DT_DOUBLE",
-    "float16": "DT_HALF",
-}
+# Answers with more numbers are formatted in a thread.
+_FEW_NUMBERS = 10_000
+# Types that clients send JSON under: TensorFlow Serving reads none, and `curl --data` sends that of forms.
+_JSON = ("application/json", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain")
+# TensorFlow's names of dtypes that differ from NumPy's.
+_DTYPES = {"object": "DT_STRING", "float32": "DT_FLOAT", "float64": "DT_DOUBLE", "float16": "DT_HALF"}
 
 
 class Api:
@@ -134,14 +133,16 @@ class Api:
                 raise invalid("task", f"a task with one output; call :{PREDICT}", task.name)
             inputs = await self._off_loop(asked.is_quick, parsing.tensors, asked, task, self._settings.max_image_bytes)
             outputs = await self._batcher.run(task, inputs)
-            answer = _classes(task, outputs, asked.top) if verb == CLASSIFY else _predictions(outputs, asked.field)
-            if verb == CLASSIFY:
-                answer |= {"task": task.name, "version": str(servable.source.version)}
-            return web.Response(
-                text=json.dumps(answer),
-                content_type="application/json",
-                headers={VERSION_HEADER: str(servable.source.version)},
-            )
+            version = str(servable.source.version)
+
+            def answer() -> str:
+                if verb == PREDICT:
+                    return json.dumps(_predictions(outputs, asked.field))
+                return json.dumps({"result": _classes(task, outputs, asked.top), "task": task.name, "version": version})
+
+            is_quick = sum(value.size for value in outputs.values()) <= _FEW_NUMBERS
+            text = await self._off_loop(is_quick, answer)
+            return web.Response(text=text, content_type="application/json", headers={VERSION_HEADER: version})
 
     def _servable(self, request: web.Request) -> Servable:
         """Return the version for a request."""
@@ -183,14 +184,11 @@ class Api:
             return _of_images([await request.read()], request.query.get("task"), request.query.get("top"))
         if kind == "multipart/form-data":
             return await self._of_form(request)
-        if kind in ("application/json", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"):
-            body = (
-                await request.read()
-            )  # curl --data sends JSON under the third of these types, as to TensorFlow Serving
+        if kind in _JSON:
+            body = await request.read()
             return await self._off_loop(len(body) <= parsing.SMALL, parsing.parse_json, body, verb)
-        raise RequestError(
-            415, f"Content-Type: expected application/json, image/* or multipart/form-data; received {kind!r}"
-        )
+        expected = "expected application/json, image/* or multipart/form-data"
+        raise RequestError(415, f"Content-Type: {expected}; received {kind!r}")
 
     async def _of_form(self, request: web.Request) -> Asked:
         try:
@@ -230,8 +228,8 @@ def _predictions(outputs: dict[str, np.ndarray], field: str) -> dict[str, Any]:
     return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
 
 
-def _classes(task: ServedTask, outputs: dict[str, np.ndarray], top: int | None) -> dict[str, Any]:
-    """Format outputs as `[name, probability]` of the most probable classes of each example."""
+def _classes(task: ServedTask, outputs: dict[str, np.ndarray], top: int | None) -> list[list[list[Any]]]:
+    """Return `[name, probability]` of the most probable classes of each example."""
     (output,) = outputs.values()
     axis = task.class_axis % output.ndim
     if output.ndim < 2 or not np.issubdtype(output.dtype, np.floating):
@@ -242,7 +240,7 @@ def _classes(task: ServedTask, outputs: dict[str, np.ndarray], top: int | None) 
     names = task.class_names if len(task.class_names) == shares.shape[1] else tuple(map(str, range(shares.shape[1])))
     order = np.argsort(-shares, axis=1, kind="stable")[:, :top]
     rows = zip(order.tolist(), np.take_along_axis(shares, order, axis=1).tolist(), strict=True)
-    return {"result": [[[names[index], share] for index, share in zip(*row, strict=True)] for row in rows]}
+    return [[[names[index], share] for index, share in zip(*row, strict=True)] for row in rows]
 
 
 def _json_values(value: np.ndarray) -> Any:

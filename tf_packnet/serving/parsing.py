@@ -20,7 +20,7 @@ BYTES = "b64"
 PREDICT, CLASSIFY = "predict", "classify"
 # The fields with examples, by verb: one value per example, or (`inputs`) one per input.
 _EXAMPLES = {PREDICT: ("instances", "inputs"), CLASSIFY: ("examples", "instances")}
-_OPTIONS = {PREDICT: ("task", "signature_name"), CLASSIFY: ("task", "signature_name", "top", "context")}
+_OPTIONS = {PREDICT: ("task", "signature_name"), CLASSIFY: ("task", "signature_name", "top")}
 INPUTS = "inputs"
 # Longer texts are parsed in a thread.
 SMALL = 2**15
