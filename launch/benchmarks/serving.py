@@ -39,8 +39,10 @@ def main(argv: list[str]) -> None:
     """Export the networks, serve them, and print the table."""
     del argv
     logging.set_verbosity(logging.WARNING)
+    from tf_packnet.system.extras import require_extra
     from tf_packnet.system.quiet import start_tensorflow
 
+    require_extra("Serving", "aiohttp", extra="serve")
     start_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
         print("| network, request | clients | server | p50 | p99 | requests/s | CPU per request |")

@@ -16,8 +16,8 @@ Serves all tasks of a pack over HTTP, with the REST interface of TensorFlow Serv
 
 usage: tf-packnet serve --pack=FILE_OR_FOLDER [--port=8501] [--name=value ...]
 
-  --pack=out/digits/pack.packnet     a pack file; served again when it is replaced
-  --pack=models/digits               a folder of versions, from tp.export_for_serving: the newest is served
+  --pack=out/digits/pack.packnet     a pack file; loaded again when it is replaced
+  --pack=models/digits               versions from tp.export_for_serving: the newest is served
 
   curl -F task=2-3 -F image=@a.png localhost:8501/v1/models/digits:classify"""
 
