@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import gzip
 import io
 import itertools
@@ -461,7 +462,9 @@ class Process:
 
     def __init__(self, *arguments):
         command = [sys.executable, str(ROOT / "launch/serve.py"), "--port=0", "--poll_seconds=0.1", *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # Processes in the background of a shell ignore SIGINT.
+        default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default)
         self.lines = []
         for line in self.process.stderr:
             self.lines.append(line)
@@ -483,11 +486,25 @@ class Process:
         return code, "".join(self.lines)
 
 
+@pytest.fixture
+def start():
+    """Start servers that are killed when the test ends."""
+    started = []
+
+    def start(*arguments):
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.kill()
+
+
 @pytest.mark.slow
-def test_no_request_fails_while_versions_change_and_the_server_ends(zoo, tmp_path):
+def test_no_request_fails_while_versions_change_and_the_server_ends(zoo, tmp_path, start):
     models = tmp_path / "zoo"
     shutil.copytree(zoo.folder / "zoo/1", models / "1")
-    server = Process(f"--pack={models}")
+    server = start(f"--pack={models}")
     should = server.predict({"task": 2, "instances": ROWS})[1]
     answers, failures, stopped = [], [], threading.Event()
 
@@ -531,8 +548,8 @@ def test_no_request_fails_while_versions_change_and_the_server_ends(zoo, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_process_refuses_and_ends_in_one_line(zoo, tmp_path):
-    server = Process(f"--pack={zoo.folder / 'zoo.packnet'}")
+def test_the_process_refuses_and_ends_in_one_line(zoo, tmp_path, start):
+    server = start(f"--pack={zoo.folder / 'zoo.packnet'}")
     port = server.address.split(":")[2].split("/")[0]
     (tmp_path / "1").mkdir()
     for pack, more, message in [
