@@ -13,6 +13,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 # Distributions on PyPI, by the name that is imported.
 PYPI = {
     "absl": "absl-py",
+    "aiohttp": "aiohttp",
     "cosmic_ray": "cosmic-ray",
     "h5py": "h5py",
     "hypothesis": "hypothesis",

@@ -23,6 +23,7 @@ LAYERS = [
     ["tf_packnet.runs"],
     ["tf_packnet.reporting"],
     ["tf_packnet.inspection"],
+    ["tf_packnet.serving"],
     ["tf_packnet.prediction"],
     ["tf_packnet.packfile"],
     ["tf_packnet.export"],

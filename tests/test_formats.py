@@ -495,6 +495,7 @@ def test_invalid_options_for_all_tasks(tmp_path):
         ({"version": 0}, "`version`: expected an integer of at least 1"),
         ({"version": True}, "`version`"),
         ({"compact": True}, "`compact`: expected False without a task"),
+        ({"task": 1, "per_task_kernels": True}, "`per_task_kernels`: expected False with a task"),
     ):
         with pytest.raises(tp.ArgumentError, match=message):
             tp.export_for_serving(packed, tmp_path, **options)

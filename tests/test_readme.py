@@ -28,7 +28,7 @@ def test_the_library_in_30_lines(tmp_path):
 
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-SLOW = ("keras-hub.md", "prune-a-keras-model.md")
+SLOW = ("keras-hub.md", "prune-a-keras-model.md", "serving.md")
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,19 @@ def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
 
     The shares are those of Algorithm 2.
     """
-    import numpy as np
-
     import tf_packnet as tp
-    from tf_packnet import lifecycle
     from tf_packnet.approaches.networks import conv
 
+    return fill(tp.pack(conv((32, 32, 3), 2)), final_prune, num_tasks)
+
+
+def fill(packed: Any, final_prune: float, num_tasks: int) -> Any:
+    """Commit tasks that keep a random share of the free weights each, those of Algorithm 2; returns `packed`."""
+    import numpy as np
+
+    from tf_packnet import lifecycle
+
     rng = np.random.default_rng(0)
-    packed = tp.pack(conv((32, 32, 3), 2))
     for _ in range(num_tasks):
         lifecycle.begin_task(packed, freed_weights="reinit")
         for weight in lifecycle.masked_weights(packed).values():

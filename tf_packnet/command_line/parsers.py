@@ -93,3 +93,20 @@ class NameListParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "comma-separated names"
+
+
+class ScaleParser(flags.ArgumentParser):
+    """A number above 0, or a fraction such as 1/255."""
+
+    def parse(self, argument: Any) -> float:
+        try:
+            upper, _, lower = str(argument).partition("/")
+            value = float(upper) / float(lower or 1)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError("expected a number, or a fraction such as 1/255") from error
+        if not 0 < value < float("inf"):
+            raise ValueError("expected a finite number above 0")
+        return value
+
+    def flag_type(self) -> str:
+        return "a number or a fraction"

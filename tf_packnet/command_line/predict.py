@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from tf_packnet.command_line.parsers import LAYERS_HELP, MAX_BYTES_HELP, IntegerParser
+from tf_packnet.command_line.parsers import LAYERS_HELP, MAX_BYTES_HELP, IntegerParser, ScaleParser
 from tf_packnet.command_line.parsing import UsageError, parse_flags
 from tf_packnet.prediction import Asked, predict
 from tf_packnet.prediction.tables import FORMATS
@@ -24,23 +24,6 @@ usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 def main(argv: Sequence[str]) -> None:
     """Run `tf-packnet predict` with a command line (`argv[0]` is the program's name)."""
     predict(parse_command(argv))
-
-
-class ScaleParser(flags.ArgumentParser):
-    """A number above 0, or a fraction such as 1/255."""
-
-    def parse(self, argument: Any) -> float:
-        try:
-            upper, _, lower = str(argument).partition("/")
-            value = float(upper) / float(lower or 1)
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError("expected a number, or a fraction such as 1/255") from error
-        if not 0 < value < float("inf"):
-            raise ValueError("expected a finite number above 0")
-        return value
-
-    def flag_type(self) -> str:
-        return "a number or a fraction"
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:

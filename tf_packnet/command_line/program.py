@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "plan": "print how many weights each task of a run would get; train nothing",
     "inspect": "show the contents of a pack: tasks, owners, free capacity",
     "predict": "predict the classes of new examples with one task of a pack",
+    "serve": "serve all tasks of a pack over HTTP",
 }
 # The module of each program in this package. `launch` is launch/main.py: run, experiment or plan, depending on flags.
 _MODULES = {**{name: name for name in SUBCOMMANDS}, "inspect": "inspect_pack", "launch": "launcher"}

@@ -11,7 +11,7 @@ from keras import ops
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.export import saved_model
+from tf_packnet.export import manifest, saved_model
 from tf_packnet.export.dense import dense_model
 from tf_packnet.export.endpoint import ClassNames, Endpoint, Function, Preprocessing
 from tf_packnet.export.paths import check_path
@@ -65,6 +65,7 @@ def export_pack(
     module, signatures = _servable(packed, endpoints, per_task_kernels)
     with files.replacing(path) as temporary:
         saved_model.save(module, temporary, signatures, [endpoint.model for endpoint in endpoints.values()])
+        manifest.write(temporary, endpoints)
 
 
 def _servable(

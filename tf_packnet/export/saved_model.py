@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tf_packnet.export import manifest
 from tf_packnet.export.compaction.sparse import sparse_arrays
 from tf_packnet.export.endpoint import SIGNATURE, Endpoint, Function
 from tf_packnet.export.loaded_tensor import SparseWeights
@@ -69,6 +70,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
         module.class_names = constants(endpoint.class_names)
         signatures["class_names"] = module.class_names
     save(module, path, signatures, [endpoint.model])
+    manifest.write(path, {SIGNATURE: endpoint})
 
 
 def constants(names: Mapping[str, Sequence[str]]) -> Function:

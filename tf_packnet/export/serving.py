@@ -20,6 +20,7 @@ def export_for_serving(
     name: str | None = None,
     version: int | None = None,
     compact: bool = False,
+    per_task_kernels: bool = False,
     preprocessing: Preprocessing = None,
     class_names: ClassNames | Mapping[str, ClassNames] = None,
 ) -> Path:
@@ -35,6 +36,7 @@ def export_for_serving(
         name: The model name that clients request; default is the name of the task, or of the pack.
         version: A version number that does not exist yet; default is the newest plus 1.
         compact: As for `export_task`; needs a `task`.
+        per_task_kernels: As for `export_pack`; only without a `task`.
         preprocessing: As for `export_task`.
         class_names: As for `export_task`, or as for `export_pack` without a `task`.
 
@@ -47,6 +49,8 @@ def export_for_serving(
     """
     if compact and task is None:
         raise ArgumentError("compact", "False without a task, because all tasks in one file share weights", compact)
+    if per_task_kernels and task is not None:
+        raise ArgumentError("per_task_kernels", "False with a task, whose file has no other kernels", per_task_kernels)
     if name is None:
         name = packed.name if task is None else packed.task_names[packed.task_number(task) - 1]
     if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
@@ -55,7 +59,8 @@ def export_for_serving(
     path = folder / str(_version(folder, version))
     names: Any = class_names  # each of the two functions checks its own form
     if task is None:
-        export_pack(packed, path, preprocessing=preprocessing, class_names=names)
+        options: Any = {"preprocessing": preprocessing, "class_names": names}
+        export_pack(packed, path, per_task_kernels=per_task_kernels, **options)
     else:
         options = {"preprocessing": preprocessing, "class_names": names}
         export_task(packed, task, path, format="saved_model", compact=compact, **options)

@@ -110,7 +110,7 @@ def read(
     count = 0
     for file in files:
         if file.suffix.lower() in IMAGES:
-            yield [str(file)], _image(file, spec, max_bytes)
+            yield [str(file)], read_image(file, str(file), spec, Bound.of_file(file, max_bytes))
             continue
         is_table = file.suffix.lower() in TABLES
         x = _checked(file, _encoded(file, spec, max_bytes) if is_table else _array(file, max_bytes), spec)
@@ -190,7 +190,7 @@ def _shown(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ("," * (len(shape) == 1)) + ")"
 
 
-def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
+def _scaled(file: Path | str, x: np.ndarray, scale: float | None) -> np.ndarray:
     """Scale integers as `tf_packnet.tasks.Split.x` does."""
     if scale is None:
         expected = f"a factor for the integers in {file}, such as 1/255, because the pack does not record one"
@@ -198,21 +198,32 @@ def _scaled(file: Path, x: np.ndarray, scale: float | None) -> np.ndarray:
     return x.astype(np.float32) * np.float32(scale)
 
 
-def _image(file: Path, spec: InputSpec, max_bytes: int | None) -> np.ndarray:
+def read_image(source: Path | bytes, name: str, spec: InputSpec, bound: Bound) -> np.ndarray:
+    """Read an image as a batch of one example.
+
+    Args:
+        source: The file, or its content.
+        name: What messages call it.
+        spec: The input of the network.
+        bound: The memory that reading it may take.
+
+    Raises:
+        ArgumentError: If it cannot be read, or the network does not take images.
+    """
     require_extra("Reading images", "PIL")
     shape = spec.shape if len(spec.shape) == 3 else (*spec.shape, 1)
     if len(shape) != 3 or shape[2] not in (1, 3, None):
         expected = f"arrays: the network takes examples of shape {_shown(spec.shape)}, which are not images"
-        raise ArgumentError("input", expected, str(file))
+        raise ArgumentError("input", expected, name)
     mode = "L" if shape[2] == 1 else "RGB"
     try:
-        image = images.read_image(file, mode, shape[0], shape[1], Bound.of_file(file, max_bytes), spec.resize)
+        image = images.read_image(source, mode, shape[0], shape[1], bound, spec.resize)
     except SizeError as error:
-        raise ArgumentError("input", f"a smaller image ({error})", str(file)) from error
+        raise ArgumentError("input", f"a smaller image ({error})", name) from error
     except images.UnsupportedImageError as error:
-        raise ArgumentError("input", f"a single image of 8 or 16 bits ({error})", str(file)) from error
+        raise ArgumentError("input", f"a single image of 8 or 16 bits ({error})", name) from error
     except Exception as error:  # Pillow raises errors of many types
-        raise ArgumentError("input", "an image that can be read", str(file)) from error
+        raise ArgumentError("input", "an image that can be read", name) from error
     x = image.reshape(1, *image.shape[:2], *((-1,) if len(spec.shape) == 3 else ()))
     scale = spec.scale if spec.scale is None or spec.white == 255 else spec.scale * spec.white / 255
-    return _scaled(file, x, scale)
+    return _scaled(name, x, scale)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -170,6 +170,8 @@ def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, .
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.outputs[0].shape) < 2:
         expected = "a pack with one input and one output of shape (batch, classes) or (batch, positions, classes)"
         raise ArgumentError("pack", expected, str(choice.path))
+    from tf_packnet.structure.output_values import class_axis_of
+
     if model.output_shape[class_axis_of(model)] == 1 and len(choice.class_names or ()) != 2:
         expected = "a classification task; this one has a single output and does not record two class names"
         raise ArgumentError("task", expected, choice.task)
@@ -216,57 +218,36 @@ def _outputs(model: "keras.Model", x: np.ndarray, batch_size: int) -> np.ndarray
 
 
 def probabilities(model: "keras.Model", outputs: np.ndarray) -> np.ndarray:
-    """Convert the outputs of a network, logits or probabilities, to class probabilities.
+    """Convert the outputs of a network with one output, logits or probabilities, to class probabilities.
+
+    Returns:
+        See `to_probabilities`.
+    """
+    from tf_packnet.structure.output_values import class_axis_of, returns_probabilities
+
+    return to_probabilities(outputs, class_axis_of(model), returns_probabilities(model))
+
+
+def to_probabilities(outputs: np.ndarray, class_axis: int, are_probabilities: bool | None) -> np.ndarray:
+    """Convert logits or probabilities to class probabilities.
 
     Args:
-        model: A network with one output.
-        outputs: Its outputs `(examples, units)`, or with positions between these axes or, by the head, after them.
+        outputs: Outputs of a network `(examples, units)`, or with positions between these axes or, by the head, after
+            them.
+        class_axis: The axis of the units.
+        are_probabilities: Whether they are probabilities; None decides by the values.
 
     Returns:
         Probabilities `(examples, units)`, `float32`: the means over all positions. A single unit is the probability of
         the second class.
     """
-    outputs = np.moveaxis(outputs, class_axis_of(model), -1)
-    if not is_probability(model, outputs):
+    outputs = np.moveaxis(outputs, class_axis, -1)
+    if are_probabilities is None:
+        in_range = (outputs >= 0).all() and (outputs <= 1).all()
+        are_probabilities = bool(in_range and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
+    if not are_probabilities:
         outputs = expit(outputs) if outputs.shape[-1] == 1 else softmax(outputs, axis=-1)
     return outputs.mean(axis=tuple(range(1, outputs.ndim - 1))) if outputs.ndim > 2 else outputs
-
-
-def class_axis_of(model: "keras.Model") -> int:
-    """Return the axis of the classes in the output of a network with one output; the last one if it is unknown."""
-    from tf_packnet.structure.output_heads import output_heads
-
-    head = output_heads(model, trace=False)[0]
-    return len(model.outputs[0].shape) - 1 if head.layer is None else head.axis
-
-
-def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
-    """Return whether the outputs, with the classes in the last axis, are probabilities rather than logits.
-
-    The last activation decides if it is known, otherwise the values of the outputs.
-    """
-    import keras
-
-    from tf_packnet.layers.head import number_of_outputs
-
-    last = _last_operation(model.outputs[0])
-    if isinstance(last, keras.layers.Softmax):
-        return True
-    activation = getattr(last, "activation", None)
-    is_head = isinstance(last, keras.layers.Activation) or number_of_outputs(last) is not None
-    if is_head and activation is not None:
-        return activation in (keras.activations.softmax, keras.activations.sigmoid)
-    return bool((outputs >= 0).all() and (outputs <= 1).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
-
-
-def _last_operation(tensor: Any) -> Any:
-    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
-    from tf_packnet.structure.output_heads import changes_values
-    from tf_packnet.system.keras_internals import creating_call
-
-    operation, node = creating_call(tensor)
-    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
-    return _last_operation(node.input_tensors[0]) if is_skipped else operation
 
 
 def ranked(probabilities: np.ndarray, choice: Choice, top: int) -> tables.Rows:

@@ -1,0 +1,42 @@
+"""What a server serves, and its bounds."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tf_packnet.system.limits import DEFAULT
+
+
+class Settings(NamedTuple):
+    """The settings of a server.
+
+    Attributes:
+        pack: A pack file, a SavedModel folder, or a folder of versions.
+        name: The name of the model in requests.
+        host: The address to listen on.
+        port: The port to listen on; 0 for any free one.
+        poll_seconds: How often to look for a new version.
+        max_batch: Most examples to compute in one call; 1 computes each example alone.
+        max_requests: Most requests at one time; the others are refused with status 503.
+        max_request_bytes: Largest body of a request.
+        max_image_bytes: Most memory that decoding one image may take.
+        scale: Factor for the pixels of images; None for the recorded one.
+        resize: How images are brought to the size of the network; None for the recorded way.
+        max_bytes: Most memory that opening a pack file may take; None for the default.
+        per_task_kernels: Whether a pack file is kept in memory with dense kernels for each task, see `tp.export_pack`.
+        layers: A Python file that defines layers of the pack; None for none.
+    """
+
+    pack: Path
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8501
+    poll_seconds: float = 1.0
+    max_batch: int = 64
+    max_requests: int = 256
+    max_request_bytes: int = 16_000_000
+    max_image_bytes: int = DEFAULT
+    scale: float | None = None
+    resize: str | None = None
+    max_bytes: int | None = None
+    per_task_kernels: bool = False
+    layers: str | None = None

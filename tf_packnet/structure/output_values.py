@@ -1,0 +1,34 @@
+"""Says what the numbers of a network's output are: along which axis the classes are, and whether they are logits."""
+
+from typing import Any
+
+import keras
+
+from tf_packnet.layers.head import number_of_outputs
+from tf_packnet.structure.output_heads import changes_values, output_heads
+from tf_packnet.system.keras_internals import creating_call
+
+
+def class_axis_of(model: keras.Model) -> int:
+    """Return the axis of the classes in the output of a network with one output; the last one if it is unknown."""
+    head = output_heads(model, trace=False)[0]
+    return len(model.outputs[0].shape) - 1 if head.layer is None else head.axis
+
+
+def returns_probabilities(model: keras.Model) -> bool | None:
+    """Return whether the last activation of a network with one output makes probabilities; None if it is unknown."""
+    last = _last_operation(model.outputs[0])
+    if isinstance(last, keras.layers.Softmax):
+        return True
+    activation = getattr(last, "activation", None)
+    is_head = isinstance(last, keras.layers.Activation) or number_of_outputs(last) is not None
+    if is_head and activation is not None:
+        return activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return None
+
+
+def _last_operation(tensor: Any) -> Any:
+    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
+    operation, node = creating_call(tensor)
+    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
+    return _last_operation(node.input_tensors[0]) if is_skipped else operation
