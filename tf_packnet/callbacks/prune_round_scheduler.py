@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_packnet import lifecycle
-from tf_packnet.callbacks.time_budget import TIME, TimeBudget
 from tf_packnet.callbacks.layer_choice import check_completed, keep_with_patterns, patterns_of
+from tf_packnet.callbacks.time_budget import TIME, TimeBudget
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view

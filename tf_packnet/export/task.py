@@ -63,8 +63,8 @@ def export_task(
         batch_size: For LiteRT and ONNX: the only number of examples that the file takes. LiteRT needs it for recurrent
             layers.
         encoding: How tables become inputs, `task.encoding` of a `tp.tasks.Task`, stored as JSON for the caller of the
-            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file. ONNX files
-            have no place for it.
+            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file, nowhere in
+            an ONNX file.
 
     Raises:
         ArgumentError: If the task or format does not exist, the path is unsuitable, or an option does not fit the task.

@@ -125,8 +125,8 @@ def export_saved_model(run: Run, paths: RunPaths, task: Task) -> None:
     path, compact = paths.export(task.number), run.config.compact
     if path.is_dir() and files.kind(path / "saved_model.pb") != files.FILE:
         shutil.rmtree(path)  # a damaged export; `output.prepared` has checked that the run wrote all that is in it
-    options = {"compact": compact, "class_names": task.class_names, "encoding": task.encoding}
-    export_task(run.network, task.name, path, format="saved_model", **options)
+    options: dict[str, Any] = {"class_names": task.class_names, "encoding": task.encoding}
+    export_task(run.network, task.name, path, format="saved_model", compact=compact, **options)
 
 
 def export_summary(run: Run, paths: RunPaths) -> None:
