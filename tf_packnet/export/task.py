@@ -63,7 +63,7 @@ def export_task(
         batch_size: For LiteRT and ONNX: the only number of examples that the file takes. LiteRT needs it for recurrent
             layers.
         encoding: How tables become inputs, `task.encoding` of a `tp.tasks.Task`, stored as JSON for the caller of the
-            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file, nowhere in
+            model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file, not in
             an ONNX file.
 
     Raises:
