@@ -315,7 +315,7 @@ REFUSED = {
     "prune_criterion": ("movement", "one of magnitude, activation, taylor"),
     "retrain_rate": ("exponential", "one of constant, linear, cosine, linear_restarts, cosine_restarts, adaptive"),
     "round_epochs": ("1,0,2", "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
-    "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000"),
+    "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000, or auto"),
     "final_prune": ("1", "both exclusive"),
     "budget": ("x", "one of steps, epochs"),
     "freed_weights": ("x", "one of zero"),

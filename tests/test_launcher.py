@@ -34,7 +34,7 @@ BAD_FLAGS = [
     ("--round_epochs=1,2", "--prune_rounds=3: expected 2, as many as in --round_epochs"),
     ("--round_epochs=1,2,5", "--retrain_epochs=30: expected 8, the sum of --round_epochs"),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
-    ("--prune_rounds=two", "--prune_rounds=two: expected an integer"),
+    ("--prune_rounds=two", "--prune_rounds=two: expected an integer, or auto"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),
     ("--retrain_epochs=-3", "--retrain_epochs=-3: expected at least 1"),
     (

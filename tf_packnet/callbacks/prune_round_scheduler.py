@@ -12,7 +12,7 @@ from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
-from tf_packnet.pruning import ownership
+from tf_packnet.pruning import auto_rounds, ownership
 from tf_packnet.pruning.policies import CRITERIA, MAGNITUDE
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
@@ -29,6 +29,8 @@ SCHEDULER, SNAPSHOT, RATE = "tf_packnet/scheduler", "tf_packnet/snapshot", "tf_p
 # Batch size of the examples for a criterion that sees data.
 _BATCH = 64
 
+_VALIDATION = "examples whose loss decides, with rounds='auto', when to prune and how much"
+
 
 class PruneRoundScheduler(keras.callbacks.Callback):
     """Prunes the open task's candidates at the start of the epochs given by `schedule` (the `N` rounds of Algorithm 1).
@@ -41,6 +43,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     After round `n` of a task that began with `c` candidates in a layer, exactly `round(c * (1-z)^n)` of them remain:
     those with the largest magnitude. Of equal magnitudes, the one with the lower index is kept. The logs of each epoch
     get `sparsity`, the pruned fraction of the task's candidates.
+
+    With `EqualShare(rounds="auto")` the validation loss decides in which epochs to prune and how much. The `fit` then
+    needs `validation_data`.
 
     If not every round of the schedule can run, the `fit` is refused before its first step. Epochs of the schedule count
     from the `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore`
@@ -57,7 +62,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     Attributes:
         rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
             weight path), `sparsity`. With a `RetrainingRate` also `removed`: the norm of the pruned weights, divided by
-            the norm of the candidates and by the square root of the pruned fraction.
+            the norm of the candidates and by the square root of the pruned fraction. With `auto` rounds also `steps`:
+            how many of the `EqualShare.rounds` steps are done.
+        validation_losses: With `auto` rounds: the validation loss after each epoch of the `fit`.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.data = data
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
+        self.validation_losses: list[float] = []
         self._plan: RoundSchedule | None = None
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
         self._importance: dict[str, np.ndarray] = {}
@@ -103,6 +111,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             importance.check_defined(model, self.criterion)
             check_examples(model, "data", self.data)
         last_round = self._plan_for(model, request.initial_epoch, request.epochs).last_epoch
+        if self.auto is not None:
+            _check_validation(request)
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
                 raise _one_scheduler(other)
@@ -128,7 +138,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             raise ArgumentError("callbacks", "CallbackList(..., epochs=...) with the epochs of the fit", "none")
         if self.params.setdefault(SCHEDULER, self) is not self:
             raise _one_scheduler(self)
-        self.rounds = []
+        self.rounds, self.validation_losses = [], []
         self._plan = None
         if self.reset_optimizer and not self._resumes():
             self._reset_optimizer()
@@ -137,11 +147,31 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         plan = self._begin(epoch) if self._plan is None else self._plan
         records = lifecycle.records(self.model)
         number = plan.rounds_by(epoch)
-        if number > records.rounds_planned - records.rounds_due:
-            self._prune(plan, epoch, number)
+        if number <= records.rounds_planned - records.rounds_due:
+            return
+        if self.auto is not None:
+            self._decide(self.auto, epoch)
+        else:
+            self._prune(epoch, plan.kept_after(number), {"round": number})
+            records.round_was_run()
+
+    def _decide(self, schedule: EqualShare, epoch: int) -> None:
+        """Prune as much as the validation loss decides, which may be nothing."""
+        records = lifecycle.records(self.model)
+        done = self.rounds[-1]["steps"] if self.rounds else 0
+        first_epoch, last_epoch = records.rounds_from, self.params["epochs"]
+        steps = auto_rounds.steps_at(epoch - first_epoch, last_epoch - first_epoch, done, self.validation_losses)
+        if steps > done:
+            self._prune(epoch, schedule.kept_fraction(steps), {"round": len(self.rounds) + 1, "steps": steps})
+        for _ in range(records.rounds_due if steps == schedule.rounds else 1):
             records.round_was_run()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self.auto is not None:
+            loss = (logs or {}).get("val_loss")
+            if loss is None:
+                raise ArgumentError("validation_data", _VALIDATION, "logs without val_loss")
+            self.validation_losses.append(float(loss))
         if logs is not None:
             logs["sparsity"] = self.rounds[-1]["sparsity"] if self.rounds else self._sparsity
 
@@ -167,6 +197,11 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             while self.rounds and any(candidates[path] > kept for path, kept in self.rounds[-1]["kept"].items()):
                 del self.rounds[-1]  # undone, for instance by EarlyStopping, which has loaded earlier weights
                 lifecycle.records(self.model).round_was_undone()
+
+    @property
+    def auto(self) -> EqualShare | None:
+        """The schedule, if the validation loss decides when to prune and how much."""
+        return self.schedule if isinstance(self.schedule, EqualShare) and self.schedule.auto else None
 
     def _resumes(self) -> bool:
         """Whether this `fit` resumes: BackupAndRestore and EpochBackup set the model's `_initial_epoch`."""
@@ -212,7 +247,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 variable.assign(value)
         self._optimizer_before_reset = []
 
-    def _prune(self, plan: RoundSchedule, epoch: int, number: int) -> None:
+    def _prune(self, epoch: int, kept_fraction: float, numbers: dict[str, int]) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
         sees_data = self.criterion != MAGNITUDE
@@ -229,9 +264,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             eligible=[ownership.candidates(owner) for owner in owners],
             # While a task is open, all free weights were its candidates when it began.
             num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
-            kept_fraction=plan.kept_after(number),
+            kept_fraction=kept_fraction,
             scope=self.scope,
-            erk_cap=_erk_cap(plan.schedule, lifecycle.committed_tasks(self.model)),
+            erk_cap=_erk_cap(self.schedule, lifecycle.committed_tasks(self.model)),
         )
         removed = {"removed": _removed(weights.values(), keep)} if RATE in self.params else {}
         with lifecycle.strategy_scope(self.model):
@@ -240,7 +275,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         kept = {path: int(np.count_nonzero(mask)) for path, mask in zip(weights, keep, strict=True)}
         sparsity = _pruned_share(list(kept.values()), owners)
         self._importance = {}
-        self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
+        self.rounds.append({**numbers, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
         """Score the weights of a kernel by the criterion; override to rank them differently.
@@ -255,6 +290,18 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             Scores, shaped like `values`.
         """
         return np.abs(values) if self.criterion == MAGNITUDE else self._importance[path]
+
+
+def _check_validation(request: FitRequest) -> None:
+    """Raise ArgumentError if a `fit` does not give rounds that depend on the validation loss what they need."""
+    if request.validation_freq is None:
+        raise ArgumentError("validation_data", _VALIDATION, None)
+    if request.validation_freq != 1:
+        raise ArgumentError("validation_freq", "1 with rounds='auto', which needs each epoch", request.validation_freq)
+    for other in request.callbacks:
+        if isinstance(other, keras.callbacks.BackupAndRestore):
+            expected = "tp.EpochBackup with rounds='auto', to resume with the same validation losses"
+            raise ArgumentError("callbacks", expected, type(other).__name__)
 
 
 def _checked(data: Any, criterion: str) -> Any:

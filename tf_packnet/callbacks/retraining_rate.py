@@ -59,6 +59,9 @@ class RetrainingRate(keras.callbacks.Callback):
             received = [type(other).__name__ for other in request.callbacks]
             raise ArgumentError("callbacks", "a PruneRoundScheduler before RetrainingRate", received)
         for other in request.callbacks:
+            if isinstance(other, PruneRoundScheduler) and other.auto is not None and self.schedule in RESTARTING:
+                expected = "constant, linear or cosine with rounds='auto', whose rounds are not known in advance"
+                raise ArgumentError("schedule", expected, self.schedule)
             if isinstance(other, keras.callbacks.BackupAndRestore):
                 expected = "tp.EpochBackup with RetrainingRate, to resume with the same learning rates"
                 raise ArgumentError("callbacks", expected, type(other).__name__)

@@ -31,7 +31,7 @@ class RoundSchedule:
     Attributes:
         schedule: The pruning schedule, with the number of epochs of the `fit`.
         kept: Fraction of the task's candidates that each round keeps, by the epoch that begins with the round, in
-            order.
+            order. With `EqualShare(rounds="auto")`: an even pace, which the rounds may exceed.
     """
 
     schedule: Schedule
@@ -110,7 +110,7 @@ def _kept_by_equal_share(schedule: EqualShare, budget: int) -> dict[int, float]:
     rounds = {step: schedule.round_at(step) for step in range(budget)}
     # Not computed from the sparsity: in floating point, 1 - (1 - x) is not always x.
     kept = {step: schedule.kept_fraction(number) for step, number in rounds.items() if number is not None}
-    if len(kept) != schedule.rounds:
+    if len(kept) != schedule.rounds and not schedule.auto:
         expected = f"a schedule with all its {schedule.rounds} prune rounds within the {budget} epochs of the fit"
         raise ArgumentError("schedule", expected, f"{len(kept)} rounds in {_shown(schedule)}")
     return kept

@@ -12,10 +12,11 @@ from tf_packnet.pruning.policies import (
     FREED_WEIGHTS,
     HEADS,
     MAGNITUDE,
+    RESTARTING,
     RETRAIN_RATES,
 )
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
-from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM
+from tf_packnet.pruning.shares import AUTO, ROUND_EPOCHS, UNIFORM, PruneRounds
 from tf_packnet.runs.options import Check, StageKey, integer, one_of, option
 
 APPROACHES = ("packnet", "memory", "multinet")
@@ -55,12 +56,13 @@ class MethodOptions:
         StageKey.PRUNE_RETRAIN_STAGE,
         "B, epochs of retraining per task, over all its prune rounds.",
     )
-    prune_rounds: int = option(
+    prune_rounds: PruneRounds = option(
         "Method",
         3,
-        integer(1, MAX_EPOCHS),
+        integer(1, MAX_EPOCHS, also=AUTO),
         StageKey.PRUNE_RETRAIN_STAGE,
-        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs.",
+        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs. With auto, "
+        "the loss on the validation split decides in which of the B epochs to prune, and how much.",
     )
     round_epochs: str = option(
         "Method",
@@ -137,10 +139,14 @@ class MethodOptions:
 
     def check_rounds(self) -> None:
         """Raise ArgumentError unless the retraining epochs can be divided between the prune rounds."""
+        if self.prune_rounds == AUTO and self.retrain_rate in RESTARTING:
+            expected = f"constant, linear or cosine with --prune_rounds={AUTO}, whose rounds are not known in advance"
+            raise ArgumentError("retrain_rate", expected, self.retrain_rate)
         try:
             shares.check_rounds(self.retrain_epochs, self.prune_rounds, self.lengths_of_rounds())
         except ArgumentError as error:
-            argument = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}[error.argument]
+            names = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}
+            argument = names.get(error.argument, error.argument)
             expected = error.expected.replace("in round_epochs", "in --round_epochs")
             expected = expected.replace("of round_epochs", "of --round_epochs")
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
