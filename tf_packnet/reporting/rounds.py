@@ -1,9 +1,9 @@
 """When prune rounds took place and how much they pruned: of interest where the validation loss has decided it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from tf_packnet.pruning.shares import AUTO
@@ -25,9 +25,10 @@ def rounds_in(history: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 def lines(results: Mapping[str, Any]) -> list[str]:
     """Describe the rounds of each task of a run; no lines if their number was given."""
+    epochs = results["config"]["retrain_epochs"]
     return [
-        f"Prune rounds  task {row['task']}: {row['rounds']}, half of the weights by epoch {row['half pruned']}, "
-        f"the last in epoch {row['last round']} of {results['config']['retrain_epochs']}"
+        f"Prune rounds  task {row['task']}: {row['rounds']}, halfway down by epoch {row['halfway']}, "
+        f"the last in epoch {row['last round']} of {epochs}"
         for row in _rows(results)
     ]
 
@@ -40,8 +41,8 @@ def table(runs: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> pd.DataFram
         axes: The config fields in which settings differ.
 
     Returns:
-        Columns: the axes, `task`, `rounds`, and the epochs (1-based) of the round after which half of the candidates
-        are pruned, and of the last round.
+        Columns: the axes, `task`, `rounds`, and the epochs (1-based) of the round that goes halfway down to the final
+        number of weights, on a logarithmic scale, and of the last round.
     """
     rows = [{**{name: run["config"][name] for name in axes}, **row} for run in runs for row in _rows(run)]
     keys = [*axes, "task"]
@@ -53,8 +54,10 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     rows = []
     for number, rounds in enumerate(results.get("prune_rounds", ()), start=1):
-        half = next((each["epoch"] for each in rounds if each["sparsity"] >= 0.5), np.nan)
-        rows.append(
-            {"task": number, "rounds": len(rounds), "half pruned": half + 1, "last round": rounds[-1]["epoch"] + 1}
-        )
+        if not rounds:  # so few weights that none was released
+            continue
+        halfway = math.sqrt(1.0 - rounds[-1]["sparsity"])
+        epoch = next(each["epoch"] for each in rounds if 1.0 - each["sparsity"] <= halfway)
+        last = rounds[-1]["epoch"]
+        rows.append({"task": number, "rounds": len(rounds), "halfway": epoch + 1, "last round": last + 1})
     return rows
