@@ -13,6 +13,7 @@ import tf_packnet as tp
 from tests.conftest import blobs, compile_model, launch, make_mlp
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
+from tf_packnet.experiments.definitions import define
 from tf_packnet.layers import MaskedDense
 from tf_packnet.pruning.auto_rounds import STEPS, is_tolerated, pruning_epochs, steps_at
 from tf_packnet.reporting.rounds import lines
@@ -192,6 +193,10 @@ def with_rate(schedule):
             lambda: fit(begun(), [tp.PruneRoundScheduler(auto()), keras.callbacks.BackupAndRestore("b")]),
             "tp.EpochBackup with rounds='auto'",
         ),
+        (
+            lambda: define("figure2", Config(), {"prune_rounds": [1, "auto"]}),
+            "`prune_rounds`: expected numbers of prune rounds in this figure",
+        ),
         (lambda: Config(prune_rounds="all"), "`prune_rounds`: expected at least 1 and at most 1,000,000, or auto"),
         (lambda: Config(prune_rounds="auto", validation_fraction=0.0), "`validation_fraction`: expected more than 0"),
         (lambda: Config(prune_rounds="auto", retrain_rate="cosine_restarts"), "`retrain_rate`: expected constant"),
@@ -233,7 +238,7 @@ def test_runs_record_when_they_pruned(residency, tmp_path):
     half = 1 + next(epoch for epoch in changes if 1 - sparsity[epoch] <= (1 - sparsity[-1]) ** 0.5)
     (line,) = lines(results)
     assert line == (
-        f"Prune rounds  task 1: {len(rounds)}, halfway down by epoch {half}, the last in epoch {changes[-1] + 1} of 6"
+        f"Prune rounds  task 1: {len(rounds)}, halfway by epoch {half}, last in epoch {changes[-1] + 1} of 6"
     )
     done, expected = 0, []
     for epoch in range(6):

@@ -143,7 +143,7 @@ def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamag
 
 def _config(named: NamedExperiment, base: Config, setting: dict[str, Any]) -> Config:
     if "prune_rounds" in named.varies and setting["prune_rounds"] == AUTO:
-        expected = "numbers of prune rounds in this figure; compare them with auto with --experiment=sweep"
+        expected = "numbers of prune rounds in this figure; --experiment=sweep compares them with auto"
         raise ArgumentError("prune_rounds", expected, AUTO)
     if named.budget_per_round:
         setting["retrain_epochs"] = base.retrain_epochs * setting["prune_rounds"]

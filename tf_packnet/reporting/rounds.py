@@ -27,8 +27,8 @@ def lines(results: Mapping[str, Any]) -> list[str]:
     """Describe the rounds of each task of a run; no lines if their number was given."""
     epochs = results["config"]["retrain_epochs"]
     return [
-        f"Prune rounds  task {row['task']}: {row['rounds']}, halfway down by epoch {row['halfway']}, "
-        f"the last in epoch {row['last round']} of {epochs}"
+        f"Prune rounds  task {row['task']}: {row['rounds']}, halfway by epoch {row['halfway']}, "
+        f"last in epoch {row['last round']} of {epochs}"
         for row in _rows(results)
     ]
 

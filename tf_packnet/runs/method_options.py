@@ -150,7 +150,8 @@ class MethodOptions:
             expected = error.expected.replace("in round_epochs", "in --round_epochs")
             expected = expected.replace("of round_epochs", "of --round_epochs")
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
-            raise ArgumentError(argument, expected, error.received) from error
+            received = self.round_epochs if argument == "round_epochs" else error.received
+            raise ArgumentError(argument, expected, received) from error
 
     def lengths_of_rounds(self) -> str | tuple[int, ...]:
         """Return `round_epochs` as `EqualShare` takes it."""
