@@ -70,7 +70,7 @@ results: $(READY)
 	$(MNIST) --experiment=figure3 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-figure3
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
-	$(MNIST) --experiment=sweep --seeds=5,6,7,8,9 --sweep=prune_rounds=72,auto --final_prune=0.995 \
+	$(MNIST) --experiment=sweep --seeds=5,6,7,8 --sweep=prune_rounds=72,auto --final_prune=0.995 \
 	  --output_dir=out/results/mnist-prune_rounds_auto
 	$(VENV)/bin/tf-packnet experiment --flagfile=digits --experiment=sweep --seeds=5,6,7,8,9 \
 	  --sweep=prune_rounds=30,1,auto --final_prune=0.95 --output_dir=out/results/digits-prune_rounds_auto
