@@ -322,7 +322,7 @@ REFUSED = {
     "round_epochs": ("1,2,0", "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
     "retrain_time": ("8", "a time such as 90s, 15m, 8h or 1h30m, or such a time per task, such as 2h/task"),
     "deadline": ("25:00", "a time of day such as 07:00, or a date and a time such as 2030-01-31T07:00"),
-    "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000"),
+    "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000, or auto"),
     "final_prune": ("1", "both exclusive"),
     "budget": ("x", "one of steps, epochs"),
     "freed_weights": ("x", "one of zero"),

@@ -44,7 +44,7 @@ BAD_FLAGS = [
     ("--deadline=07:00 --experiment=figure2", "--deadline=07:00: expected no value for an experiment, whose runs"),
     ("--sweep=retrain_time=1h,2h", "--sweep=retrain_time: expected NAME=VALUE,VALUE with a NAME among"),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
-    ("--prune_rounds=two", "--prune_rounds=two: expected an integer"),
+    ("--prune_rounds=two", "--prune_rounds=two: expected an integer, or auto"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),
     ("--retrain_epochs=-3", "--retrain_epochs=-3: expected at least 1"),
     (

@@ -16,6 +16,7 @@ from tf_packnet.packing import pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, counts_to_keep, remaining
 from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.pruning.shares import AUTO, PruneRounds
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
 
@@ -51,7 +52,7 @@ class CapacityPlan:
         first_task: Number (1-based) of the first planned task.
         tasks: Number of planned tasks.
         final_prune: `p`.
-        prune_rounds: `N`, prune rounds per task.
+        prune_rounds: `N`, prune rounds per task, or `auto`.
         scope: Prune scope: `layer`, `global` or `erk`.
         layers: One plan per kernel.
         kept: Weights that each planned task will own.
@@ -65,7 +66,7 @@ class CapacityPlan:
     first_task: int
     tasks: int
     final_prune: float
-    prune_rounds: int
+    prune_rounds: PruneRounds
     scope: str
     layers: tuple[LayerPlan, ...]
     kept: tuple[int, ...]
@@ -96,7 +97,7 @@ def plan(
     model: keras.Model,
     num_tasks: int,
     final_prune: float,
-    prune_rounds: int = 1,
+    prune_rounds: PruneRounds = 1,
     scope: str = "layer",
     **pack_arguments: Any,
 ) -> CapacityPlan:
@@ -106,7 +107,7 @@ def plan(
         model: A Keras model; or a pack, whose committed tasks are included in `num_tasks`.
         num_tasks: `T`, number of tasks of the network.
         final_prune: `p`, fraction of the weights that is free after all tasks, in (0, 1).
-        prune_rounds: `N`, prune rounds per task.
+        prune_rounds: `N`, prune rounds per task, or `auto`: the counts do not depend on when weights are pruned.
         scope: Prune scope: `layer`, `global` or `erk`.
         **pack_arguments: Arguments of `pack`, if `model` is not packed yet.
 
@@ -117,7 +118,8 @@ def plan(
         ArgumentError: If an argument is out of range, or if a task would get no weights; the message contains the
             largest possible number of tasks.
     """
-    schedule = EqualShare(final_prune, num_tasks, prune_rounds)
+    rounds = 1 if prune_rounds == AUTO else prune_rounds
+    schedule = EqualShare(final_prune, num_tasks, rounds)
     check_choice("scope", scope, PRUNE_SCOPES)
     packed = model if isinstance(model, PackedModel) else pack(model, **pack_arguments)
     committed = packed.committed_tasks
@@ -128,7 +130,7 @@ def plan(
     free = [ownership.count_uncommitted(weight.owner_map()) for weight in weights.values()]
     kept = _kept_by_tasks(shapes, free, schedule, scope, committed)
     if not all(map(sum, kept)):
-        fewer = (EqualShare(final_prune, tasks, prune_rounds) for tasks in range(num_tasks - 1, committed, -1))
+        fewer = (EqualShare(final_prune, tasks, rounds) for tasks in range(num_tasks - 1, committed, -1))
         possible = (s.num_tasks for s in fewer if all(map(sum, _kept_by_tasks(shapes, free, s, scope, committed))))
         most = next(possible, committed)
         expected = f"at most {most} with final_prune={final_prune:g}: with more tasks, some would get no weight"

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tf_packnet import lifecycle
 from tf_packnet.callbacks.layer_choice import check_completed, keep_with_patterns, patterns_of
@@ -15,7 +14,7 @@ from tf_packnet.callbacks.time_budget import TIME, TimeBudget
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.weights import view
-from tf_packnet.pruning import ownership, timing
+from tf_packnet.pruning import auto_rounds, ownership, timing
 from tf_packnet.pruning.policies import CRITERIA, MAGNITUDE
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, keep_masks
 from tf_packnet.pruning.round_schedule import RoundSchedule, Schedule
@@ -29,8 +28,7 @@ from tf_packnet.training.fit_checks import FitRequest, check_examples
 # Keys in `params`, a dict that all callbacks of one `fit` share, under which the callbacks find each other.
 SCHEDULER, SNAPSHOT, RATE = "tf_packnet/scheduler", "tf_packnet/snapshot", "tf_packnet/rate"
 
-# Batch size of the examples for a criterion that sees data.
-_BATCH = 64
+_VALIDATION = "examples whose loss decides, with rounds='auto', when to prune and how much"
 
 
 class PruneRoundScheduler(keras.callbacks.Callback):
@@ -44,6 +42,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     After round `n` of a task that began with `c` candidates in a layer, exactly `round(c * (1-z)^n)` of them remain:
     those with the largest magnitude. Of equal magnitudes, the one with the lower index is kept. The logs of each epoch
     get `sparsity`, the pruned fraction of the task's candidates.
+
+    With `EqualShare(rounds="auto")` the validation loss decides in which epochs to prune and how much. The `fit` then
+    needs `validation_data`.
 
     If not every round of the schedule can run, the `fit` is refused before its first step. Epochs of the schedule count
     from the `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore`
@@ -62,7 +63,9 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     Attributes:
         rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
             weight path), `sparsity`. With a `RetrainingRate` also `removed`: the norm of the pruned weights, divided by
-            the norm of the candidates and by the square root of the pruned fraction.
+            the norm of the candidates and by the square root of the pruned fraction. With `auto` rounds also `steps`:
+            how many of the `EqualShare.rounds` steps are done.
+        validation_losses: With `auto` rounds: the validation loss after each epoch of the `fit`.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         if criterion == MAGNITUDE and data is not None:
             raise ArgumentError("data", "no data with the criterion magnitude", type(data).__name__)
         if criterion != MAGNITUDE:
-            data = _checked(data, criterion)
+            data = importance.checked_data(data, criterion)
         self.schedule = schedule
         self.scope = scope
         self.criterion = criterion
@@ -90,6 +93,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         self.pattern = pattern
         self.reset_optimizer = reset_optimizer
         self.rounds: list[dict[str, Any]] = []
+        self.validation_losses: list[float] = []
         self._plan: RoundSchedule | None = None
         self._optimizer_before_reset: list[tuple[keras.Variable, np.ndarray]] = []
         self._importance: dict[str, np.ndarray] = {}
@@ -119,6 +123,8 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             raise ArgumentError("callbacks", "TimeBudget before PruneRoundScheduler", "TimeBudget after it")
         plan = self._plan_for(model, request.initial_epoch, request.epochs, budget is not None)
         check_completed(patterns_of(model, self.pattern), plan.kept_after(len(plan.kept)))
+        if self.auto is not None:
+            _check_validation(request)
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler) and other is not self:
                 raise _one_scheduler(other)
@@ -147,7 +153,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             raise ArgumentError("callbacks", "CallbackList(..., epochs=...) with the epochs of the fit", "none")
         if self.params.setdefault(SCHEDULER, self) is not self:
             raise _one_scheduler(self)
-        self.rounds = []
+        self.rounds, self.validation_losses = [], []
         self._plan = None
         if self.reset_optimizer and not self._resumes():
             self._reset_optimizer()
@@ -155,12 +161,33 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         plan = self._begin(epoch) if self._plan is None else self._plan
         records = lifecycle.records(self.model)
+        if self.auto is not None:
+            if plan.rounds_by(epoch) > records.rounds_planned - records.rounds_due:
+                self._decide(self.auto, epoch)
+            return
         while records.rounds_due and self._is_due(plan, epoch, records.rounds_planned - records.rounds_due):
+            number = records.rounds_planned - records.rounds_due + 1
             with self._budget.timed_round() if self._budget else contextlib.nullcontext():
-                self._prune(plan, epoch, records.rounds_planned - records.rounds_due + 1)
+                self._prune(epoch, plan.kept_after(number), {"round": number})
+            records.round_was_run()
+
+    def _decide(self, schedule: EqualShare, epoch: int) -> None:
+        """Prune as much as the validation loss decides, which may be nothing."""
+        records = lifecycle.records(self.model)
+        done = self.rounds[-1]["steps"] if self.rounds else 0
+        first_epoch, last_epoch = records.rounds_from, self.params["epochs"]
+        steps = auto_rounds.steps_at(epoch - first_epoch, last_epoch - first_epoch, done, self.validation_losses)
+        if steps > done:
+            self._prune(epoch, schedule.kept_fraction(steps), {"round": len(self.rounds) + 1, "steps": steps})
+        for _ in range(records.rounds_due if steps == schedule.rounds else 1):
             records.round_was_run()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self.auto is not None:
+            loss = (logs or {}).get("val_loss")
+            if loss is None:
+                raise ArgumentError("validation_data", _VALIDATION, "logs without val_loss")
+            self.validation_losses.append(float(loss))
         if logs is not None:
             logs["sparsity"] = self.rounds[-1]["sparsity"] if self.rounds else self._sparsity
 
@@ -186,6 +213,11 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             while self.rounds and any(candidates[path] > kept for path, kept in self.rounds[-1]["kept"].items()):
                 del self.rounds[-1]  # undone, for instance by EarlyStopping, which has loaded earlier weights
                 lifecycle.records(self.model).round_was_undone()
+
+    @property
+    def auto(self) -> EqualShare | None:
+        """The schedule, if the validation loss decides when to prune and how much."""
+        return self.schedule if isinstance(self.schedule, EqualShare) and self.schedule.auto else None
 
     @property
     def _budget(self) -> TimeBudget | None:
@@ -244,22 +276,24 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 variable.assign(value)
         self._optimizer_before_reset = []
 
-    def _prune(self, plan: RoundSchedule, epoch: int, number: int) -> None:
+    def _prune(self, epoch: int, kept_fraction: float, numbers: dict[str, int]) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
         sees_data = self.criterion != MAGNITUDE
-        self._importance = importance.scores(self.model, self.criterion, _batches(self.data)) if sees_data else {}
+        self._importance = (
+            importance.scores(self.model, self.criterion, importance.batches_of(self.data)) if sees_data else {}
+        )
         key: Key
         if not sees_data and type(self).score is PruneRoundScheduler.score:
             # Magnitudes are computed in chunks: those of the largest kernel would be most of the RAM of a round.
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
-        erk_cap = _erk_cap(plan.schedule, lifecycle.committed_tasks(self.model))
+        erk_cap = _erk_cap(self.schedule, lifecycle.committed_tasks(self.model))
         if self.pattern is not None:
             patterns = patterns_of(self.model, self.pattern)
             scored = dict(zip(weights, map(key, scores), strict=True))
-            keep = keep_with_patterns(self.model, patterns, scored, plan.kept_after(number), self.scope, erk_cap)
+            keep = keep_with_patterns(self.model, patterns, scored, kept_fraction, self.scope, erk_cap)
         else:
             keep = keep_masks(
                 scores=scores,
@@ -267,7 +301,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 eligible=[ownership.candidates(owner) for owner in owners],
                 # While a task is open, all free weights were its candidates when it began.
                 num_candidates=[ownership.count_uncommitted(owner) for owner in owners],
-                kept_fraction=plan.kept_after(number),
+                kept_fraction=kept_fraction,
                 scope=self.scope,
                 erk_cap=erk_cap,
             )
@@ -278,7 +312,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         kept = {path: int(np.count_nonzero(mask)) for path, mask in zip(weights, keep, strict=True)}
         sparsity = _pruned_share(list(kept.values()), owners)
         self._importance = {}
-        self.rounds.append({"round": number, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
+        self.rounds.append({**numbers, "epoch": epoch, "kept": kept, "sparsity": sparsity, **removed})
 
     def score(self, path: str, values: np.ndarray) -> np.ndarray:
         """Score the weights of a kernel by the criterion; override to rank them differently.
@@ -295,27 +329,16 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return np.abs(values) if self.criterion == MAGNITUDE else self._importance[path]
 
 
-def _checked(data: Any, criterion: str) -> Any:
-    """Return the examples for a criterion: arrays, or a finite data set."""
-    expected = f"examples (x, y) or a finite tf.data.Dataset of batches, because of criterion={criterion!r}"
-    if isinstance(data, tf.data.Dataset):
-        size = int(data.cardinality())
-        if size in (tf.data.INFINITE_CARDINALITY, 0):
-            raise ArgumentError("data", expected, "a data set that repeats forever" if size else "an empty data set")
-        return data
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ArgumentError("data", expected, type(data).__name__)
-    x, y = (each if isinstance(each, np.ndarray) else np.asarray(each) for each in data)
-    if not x.ndim or not y.ndim or len(x) != len(y) or len(x) == 0:
-        raise ArgumentError("data", expected, f"arrays of shape {x.shape} and {y.shape}")
-    return x, y
-
-
-def _batches(data: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(data, tuple):
-        x, y = data
-        return ((x[i : i + _BATCH], y[i : i + _BATCH]) for i in range(0, len(x), _BATCH))
-    return (keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data)
+def _check_validation(request: FitRequest) -> None:
+    """Raise ArgumentError if a `fit` does not give rounds that depend on the validation loss what they need."""
+    if request.validation_freq is None:
+        raise ArgumentError("validation_data", _VALIDATION, None)
+    if request.validation_freq != 1:
+        raise ArgumentError("validation_freq", "1 with rounds='auto', which needs each epoch", request.validation_freq)
+    for other in request.callbacks:
+        if isinstance(other, keras.callbacks.BackupAndRestore):
+            expected = "tp.EpochBackup with rounds='auto', to resume with the same validation losses"
+            raise ArgumentError("callbacks", expected, type(other).__name__)
 
 
 def missing_rounds(model: keras.Model) -> str:

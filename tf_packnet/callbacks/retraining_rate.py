@@ -63,6 +63,9 @@ class RetrainingRate(keras.callbacks.Callback):
             if isinstance(other, TimeBudget) and self.schedule != CONSTANT:
                 expected = "constant with TimeBudget: the other rates depend on the number of epochs"
                 raise ArgumentError("schedule", expected, self.schedule)
+            if isinstance(other, PruneRoundScheduler) and other.auto is not None and self.schedule in RESTARTING:
+                expected = "constant, linear or cosine with rounds='auto', whose rounds are not known in advance"
+                raise ArgumentError("schedule", expected, self.schedule)
             if isinstance(other, keras.callbacks.BackupAndRestore):
                 expected = "tp.EpochBackup with RetrainingRate, to resume with the same learning rates"
                 raise ArgumentError("callbacks", expected, type(other).__name__)

@@ -4,6 +4,8 @@ from typing import Any
 
 from absl import flags
 
+from tf_packnet.pruning.shares import AUTO
+
 MAX_BYTES_HELP = (
     "Most memory in bytes that opening a file may take. Default: 320 MB, or, if that is more, 4 times the size of a "
     "file of examples and 32 times that of a pack."
@@ -30,6 +32,21 @@ class IntegerParser(flags.IntegerParser):
             return super().convert(check_length(argument))
         except (TypeError, ValueError) as error:
             raise ValueError("expected an integer") from error
+
+
+class RoundsParser(IntegerParser):
+    """An integer or `auto`."""
+
+    def parse(self, argument: Any) -> int | str:
+        if argument == AUTO:
+            return AUTO
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"expected an integer, or {AUTO}") from error
+
+    def flag_type(self) -> str:
+        return f"a number, or {AUTO}"
 
 
 class FloatParser(flags.FloatParser):

@@ -11,6 +11,7 @@ from tf_packnet.command_line.parsers import (
     IntegerListParser,
     IntegerParser,
     NameListParser,
+    RoundsParser,
     TaskSizesParser,
     check_length,
 )
@@ -18,6 +19,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import fleets, gpus, ray_cluster
 from tf_packnet.experiments.definitions import EXPERIMENTS, MAX_RUNS
 from tf_packnet.experiments.shards import Shard
+from tf_packnet.pruning.shares import PruneRounds
 from tf_packnet.runs import config
 from tf_packnet.runs.options import enumeration
 from tf_packnet.system import objects
@@ -118,6 +120,7 @@ _PARSERS: dict[Any, flags.ArgumentParser] = {
     tuple[int, ...]: IntegerListParser(),
     tuple[str, ...]: NameListParser(),
     TaskSizes: TaskSizesParser(),
+    PruneRounds: RoundsParser(),
 }
 
 

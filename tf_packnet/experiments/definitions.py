@@ -11,6 +11,7 @@ from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments.named import EXPERIMENTS, NamedExperiment
+from tf_packnet.pruning.shares import AUTO
 from tf_packnet.runs import corruption, output, stage_folder
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import ExperimentPaths, expand
@@ -141,6 +142,9 @@ def completed_results(path: Path, config: Config, on_damaged: corruption.OnDamag
 
 
 def _config(named: NamedExperiment, base: Config, setting: dict[str, Any]) -> Config:
+    if "prune_rounds" in named.varies and setting["prune_rounds"] == AUTO:
+        expected = "numbers of prune rounds in this figure; --experiment=sweep compares them with auto"
+        raise ArgumentError("prune_rounds", expected, AUTO)
     if named.budget_per_round:
         setting["retrain_epochs"] = base.retrain_epochs * setting["prune_rounds"]
     return dataclasses.replace(base, **setting)

@@ -14,7 +14,7 @@ from tf_packnet.experiments import claims
 from tf_packnet.experiments.definitions import Experiment, axes_of, run_name
 from tf_packnet.experiments.matching import REACHED, Match
 from tf_packnet.experiments.worker import FinishedRun
-from tf_packnet.reporting import charts, comparisons, frames, tensorboard_runs
+from tf_packnet.reporting import charts, comparisons, frames, rounds, tensorboard_runs
 from tf_packnet.reporting import report as reports
 from tf_packnet.reporting.comparisons import CONFIDENCE
 from tf_packnet.reporting.summary import tensorboard_command
@@ -25,6 +25,8 @@ from tf_packnet.text import csv_cell
 
 # Caption of the table of `reporting.metrics`.
 MEASURES = "Measures of continual learning, mean over seeds"
+# Caption of the table of `reporting.rounds`.
+AUTO_ROUNDS = "Prune rounds per task that the validation loss has decided, and their epochs, mean over seeds"
 
 
 def write_report(
@@ -57,6 +59,8 @@ def write_report(
         content = _report_matches(experiment, frame, matches)
     else:
         content = _compare_settings(experiment, frame, axes)
+    if len(rounds_of_auto := rounds.table(complete, axes)):
+        content.tables[AUTO_ROUNDS] = rounds_of_auto
     missing = describe_missing(experiment, runs)
     content.findings.extend(f"{sentence}. They are missing here; {remedy} does them." for sentence in missing)
     report = reports.Report(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning import auto_rounds
 from tf_packnet.pruning.schedules import EqualShare
 
 Schedule = Callable[[Any], tuple[Any, Any]]
@@ -32,7 +33,8 @@ class RoundSchedule:
 
     Attributes:
         schedule: The pruning schedule, with the number of epochs of the `fit`.
-        kept: Fraction of the task's candidates that each round keeps, in order.
+        kept: Fraction of the task's candidates that each round keeps, in order. With `EqualShare(rounds="auto")`: an
+            even pace, which the rounds may exceed.
         first_epochs: The epoch that begins with each round. Empty if a `TimeBudget` decides when they run.
     """
 
@@ -113,12 +115,15 @@ def _with_budget(schedule: EqualShare, budget: int) -> EqualShare:
 
 
 def _kept_by_timed_rounds(schedule: Schedule) -> tuple[float, ...]:
-    if not isinstance(schedule, EqualShare) or schedule.epochs is not None:
-        raise ArgumentError("schedule", "tp.EqualShare without `epochs`, because of TimeBudget", _shown(schedule))
+    if not isinstance(schedule, EqualShare) or schedule.epochs is not None or schedule.auto:
+        expected = "tp.EqualShare with a number of rounds and without `epochs`, because of TimeBudget"
+        raise ArgumentError("schedule", expected, _shown(schedule))
     return tuple(schedule.kept_fraction(number) for number in range(1, schedule.rounds + 1))
 
 
 def _rounds_of_equal_share(schedule: EqualShare, budget: int) -> list[_Round]:
+    if schedule.auto:
+        return [(step, schedule.kept_fraction(done)) for step, done in enumerate(auto_rounds.even_pace(budget))]
     steps: list[int] = []
     for step in range(budget):
         steps += [step] * ((schedule.round_at(step) or 0) - len(steps))  # several, if no epoch is between them

@@ -9,8 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning import auto_rounds
 from tf_packnet.pruning.shares import (
+    AUTO,
     UNIFORM,
+    PruneRounds,
     as_lengths,
     check_rounds,
     pruned_per_round,
@@ -32,7 +35,9 @@ class EqualShare(PruningSchedule):
     Args:
         final_prune: `p`, the fraction of the prunable weights that is free after all tasks, in (0, 1).
         num_tasks: `T`, the number of tasks that share the network.
-        rounds: `N`, prune rounds per task. Default: 1, or as many as in `round_epochs`.
+        rounds: `N`, prune rounds per task. Default: 1, or as many as in `round_epochs`. With `auto`, the validation
+            loss decides when to prune and how much, see `tf_packnet.pruning.auto_rounds`: the `fit` needs
+            `validation_data`, and ends with the same number of weights as with any `N`.
         epochs: `B`, retraining epochs per task. Default: the number of epochs of the `fit`, or the sum of
             `round_epochs`. A `fit` with a different number of epochs raises ArgumentError.
         round_epochs: How the epochs are divided between the rounds: `uniform`, if `rounds` divides `epochs`; `growing`,
@@ -42,13 +47,17 @@ class EqualShare(PruningSchedule):
     Raises:
         ArgumentError: If an argument is out of range, `rounds` does not divide `epochs`, or they do not match
             `round_epochs`.
+
+    Attributes:
+        auto: Whether the validation loss decides. `rounds` is then the number of steps into which the path of
+            Algorithm 2 is divided; a prune round takes one or more of them.
     """
 
     def __init__(
         self,
         final_prune: float,
         num_tasks: int,
-        rounds: int | None = None,
+        rounds: PruneRounds | None = None,
         epochs: int | None = None,
         round_epochs: str | Sequence[int] = UNIFORM,
     ):
@@ -59,14 +68,15 @@ class EqualShare(PruningSchedule):
         lengths = round_epochs if isinstance(round_epochs, str) else as_lengths(round_epochs)
         if rounds is None:
             rounds = 1 if isinstance(lengths, str) else len(lengths)
-        if rounds < 1:
-            raise ArgumentError("rounds", "at least 1", rounds)
+        if isinstance(rounds, str) and rounds != AUTO or not isinstance(rounds, str) and rounds < 1:
+            raise ArgumentError("rounds", f"at least 1, or {AUTO}", rounds)
         if epochs is not None and epochs < 1:
             raise ArgumentError("epochs", "at least 1", epochs)
         check_rounds(epochs, rounds, lengths)
         self.final_prune = final_prune
         self.num_tasks = num_tasks
-        self.rounds = rounds
+        self.auto = rounds == AUTO
+        self.rounds = auto_rounds.STEPS if isinstance(rounds, str) else rounds
         self.epochs = epochs if isinstance(lengths, str) else sum(lengths)
         self.round_epochs = lengths
 
@@ -122,6 +132,9 @@ class EqualShare(PruningSchedule):
         """The epochs that begin with a round, in order."""
         if self.epochs is None:
             raise ValueError("EqualShare has no number of epochs: pass `epochs`, or use it in PruneRoundScheduler")
+        if self.auto:  # the latest epochs at which the steps can be done
+            pace = enumerate(itertools.pairwise([0, *auto_rounds.even_pace(self.epochs)]))
+            return tuple(epoch for epoch, (before, done) in pace for _ in range(done - before))
         lengths = round_lengths(self.epochs, self.rounds, self.round_epochs)
         return tuple(itertools.accumulate(lengths[:-1], initial=0))
 
@@ -129,7 +142,7 @@ class EqualShare(PruningSchedule):
         return {
             "final_prune": self.final_prune,
             "num_tasks": self.num_tasks,
-            "rounds": self.rounds,
+            "rounds": AUTO if self.auto else self.rounds,
             "epochs": self.epochs,
             **({} if self.round_epochs == UNIFORM else {"round_epochs": self.round_epochs}),
         }
@@ -153,7 +166,7 @@ class GrowingShare(EqualShare):
         self,
         final_prune: float,
         num_tasks: int,
-        rounds: int | None = None,
+        rounds: PruneRounds | None = None,
         epochs: int | None = None,
         task: int = 1,
         round_epochs: str | Sequence[int] = UNIFORM,

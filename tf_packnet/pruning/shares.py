@@ -11,12 +11,17 @@ In the paper, each round is followed by `B/N` of the `B` retraining epochs. `rou
 import itertools
 import operator
 from collections.abc import Iterable
+from typing import Literal
 
 from tf_packnet.errors import ArgumentError, check_choice
 
 # How the retraining epochs are divided between the rounds, besides a number of epochs for each.
 UNIFORM, GROWING, SHRINKING = "uniform", "growing", "shrinking"
 ROUND_EPOCHS = (UNIFORM, GROWING, SHRINKING)
+
+# In place of a number of prune rounds: the validation loss decides when to prune and how much, see `auto_rounds`.
+AUTO = "auto"
+PruneRounds = int | Literal["auto"]
 
 
 def released_fraction(final_prune: float, num_tasks: int) -> float:
@@ -84,14 +89,19 @@ def as_lengths(round_epochs: Iterable[int]) -> tuple[int, ...]:
     return lengths
 
 
-def check_rounds(epochs: int | None, rounds: int, round_epochs: str | tuple[int, ...]) -> None:
+def check_rounds(epochs: int | None, rounds: PruneRounds, round_epochs: str | tuple[int, ...]) -> None:
     """Raise ArgumentError unless the retraining epochs can be divided between the prune rounds.
 
     Args:
         epochs: `B`; None if it is not known yet.
-        rounds: `N`.
+        rounds: `N`, or `auto`.
         round_epochs: As for `round_lengths`.
     """
+    if isinstance(rounds, str):
+        if round_epochs != UNIFORM:
+            expected = f"{UNIFORM} with {AUTO} rounds, whose lengths the validation loss decides"
+            raise ArgumentError("round_epochs", expected, round_epochs)
+        return
     if not isinstance(round_epochs, str):
         if rounds != len(round_epochs):
             raise ArgumentError("rounds", f"{len(round_epochs)}, as many as in round_epochs", rounds)

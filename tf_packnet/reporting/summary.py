@@ -12,7 +12,7 @@ from rich.table import Table
 from tf_packnet.errors import listed
 from tf_packnet.pruning import ownership, timing
 from tf_packnet.pruning.shares import UNIFORM
-from tf_packnet.reporting import exports, metrics
+from tf_packnet.reporting import exports, metrics, rounds
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
 
@@ -64,6 +64,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
     backward, forward = _shown(measures["backward_transfer"], "+.4f"), _shown(measures["forward_transfer"], "+.4f")
     lines = [
         f"Forgetting    {_shown(measures['forgetting'])}  (backward transfer {backward}  forward transfer {forward})",
+        *rounds.lines(results),
         f"Free weights  {free['overall']:.2%}  ({layers})",
         *_retraining(results.get("retraining", [])),
         f"Results       {output_dir / 'results.json'}",
@@ -112,9 +113,9 @@ def _table(results: dict[str, Any]) -> Table:
     model = config.get("model", "mlp")
     network = f", {printable(model)}" if ":" in model else ""  # not one of the paper's
     lengths = config.get("round_epochs", UNIFORM)
-    rounds = f"N = {config['prune_rounds']}" + (f" ({lengths})" if lengths != UNIFORM else "")
+    number = f"N = {config['prune_rounds']}" + (f" ({lengths})" if lengths != UNIFORM else "")
     table = Table(
-        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, {rounds}",
+        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, {number}",
         caption=f"seed {config['seed']}, test accuracy",
     )
     for heading in ("task", "classes"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.pruning.shares import AUTO
 from tf_packnet.runs.data_options import DataOptions
 from tf_packnet.runs.method_options import MethodOptions
 from tf_packnet.runs.network_options import NetworkOptions
@@ -193,6 +194,9 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         self.check_network(self.head)
         self._check_hosts()
         self.check_rounds()
+        if self.prune_rounds == AUTO and self.validation_fraction == 0.0:
+            expected = f"more than 0 with --prune_rounds={AUTO}, which decides by the validation split"
+            raise ArgumentError("validation_fraction", expected, self.validation_fraction)
         if self.logical_devices is not None and self.strategy != "mirrored":
             raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
         if self.logical_devices is not None and self.batch_size < self.logical_devices:

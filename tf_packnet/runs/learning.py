@@ -84,6 +84,7 @@ class Run:
         keras.utils.set_random_seed(config.seed)  # loading may have drawn random numbers
         with strategy.scope():
             network = setup.build_model(config, stream)
+        setup.check_validation(config, stream)
         setup.check_tasks(config, stream, network)
         xla = setup.choose_xla(config, network)
         setup.make_deterministic(xla)

@@ -12,10 +12,11 @@ from tf_packnet.pruning.policies import (
     FREED_WEIGHTS,
     HEADS,
     MAGNITUDE,
+    RESTARTING,
     RETRAIN_RATES,
 )
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
-from tf_packnet.pruning.shares import ROUND_EPOCHS, UNIFORM
+from tf_packnet.pruning.shares import AUTO, ROUND_EPOCHS, UNIFORM, PruneRounds
 from tf_packnet.runs.options import Check, StageKey, integer, one_of, option, optional
 
 APPROACHES = ("packnet", "memory", "multinet")
@@ -63,12 +64,13 @@ class MethodOptions:
         StageKey.PRUNE_RETRAIN_STAGE,
         "B, epochs of retraining per task, over all its prune rounds.",
     )
-    prune_rounds: int = option(
+    prune_rounds: PruneRounds = option(
         "Method",
         3,
-        integer(1, MAX_EPOCHS),
+        integer(1, MAX_EPOCHS, also=AUTO),
         StageKey.PRUNE_RETRAIN_STAGE,
-        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs.",
+        "N, prune rounds per task. B/N epochs follow each round, so N must divide B; see --round_epochs. With auto, "
+        "the loss on the validation split decides in which of the B epochs to prune, and how much.",
     )
     round_epochs: str = option(
         "Method",
@@ -186,6 +188,9 @@ class MethodOptions:
 
     def check_rounds(self) -> None:
         """Raise ArgumentError unless the retraining epochs can be divided between the prune rounds."""
+        if self.prune_rounds == AUTO and self.retrain_rate in RESTARTING:
+            expected = f"constant, linear or cosine with --prune_rounds={AUTO}, whose rounds are not known in advance"
+            raise ArgumentError("retrain_rate", expected, self.retrain_rate)
         if self.is_timed:
             self._check_timed()
             return
@@ -206,6 +211,8 @@ class MethodOptions:
         epochs = MethodOptions.__dataclass_fields__["retrain_epochs"].default
         if self.retrain_epochs != epochs:
             raise ArgumentError("retrain_epochs", f"no value with {flag}", self.retrain_epochs)
+        if self.prune_rounds == AUTO:
+            raise ArgumentError("prune_rounds", f"a number of rounds with {flag}", self.prune_rounds)
         if self.round_epochs not in ROUND_EPOCHS:
             raise ArgumentError("round_epochs", f"{', '.join(ROUND_EPOCHS)} with {flag}", self.round_epochs)
         if self.retrain_rate != CONSTANT:
@@ -216,11 +223,13 @@ class MethodOptions:
         try:
             shares.check_rounds(epochs, self.prune_rounds, lengths)
         except ArgumentError as error:
-            argument = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}[error.argument]
+            names = {"rounds": "prune_rounds", "epochs": "retrain_epochs"}
+            argument = names.get(error.argument, error.argument)
             expected = error.expected.replace("in round_epochs", "in --round_epochs")
             expected = expected.replace("of round_epochs", "of --round_epochs")
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
-            raise ArgumentError(argument, expected, error.received) from error
+            received = self.round_epochs if argument == "round_epochs" else error.received
+            raise ArgumentError(argument, expected, received) from error
 
     def lengths_by_task(self) -> list[str | tuple[int, ...]]:
         """Return `round_epochs` as `EqualShare` takes it: once, or for each retraining of the run."""

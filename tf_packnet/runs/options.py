@@ -93,10 +93,15 @@ def one_of(choices: tuple[str, ...]) -> Check:
     return Check(lambda value: value in choices, "one of " + ", ".join(choices), choices)
 
 
-def integer(low: int, high: int = _NO_LIMIT, expected: str = "") -> Check:
-    """Accept an integer from `low` to `high`, both included."""
+def integer(low: int, high: int = _NO_LIMIT, expected: str = "", also: str = "") -> Check:
+    """Accept an integer from `low` to `high`, both included, and the word `also`."""
     at_most = f" and at most {high:,}" if high < _NO_LIMIT else ""
-    return Check(lambda value: type(value) is int and low <= value <= high, expected or f"at least {low}{at_most}")
+    expected = (expected or f"at least {low}{at_most}") + (f", or {also}" if also else "")
+
+    def holds(value: Any) -> bool:
+        return type(value) is int and low <= value <= high or bool(also) and value == also
+
+    return Check(holds, expected)
 
 
 def integers(low: int, high: int, longest: int) -> Check:

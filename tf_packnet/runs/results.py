@@ -14,6 +14,7 @@ import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.reporting import metrics
+from tf_packnet.reporting.rounds import rounds_in
 from tf_packnet.runs import corruption
 from tf_packnet.runs.config import Config
 from tf_packnet.system import files
@@ -38,6 +39,7 @@ class Results:
             hyperparameters.
         free_fraction: Share of the prunable weights that are free after each row: overall, and per layer.
         weights: Number of prunable weights, and of those that each task owns.
+        prune_rounds: For each task, the epoch (0-based) of each prune round and the sparsity after it.
         seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
         other_seconds: Wall time outside the stages, summed over the run: load, evaluate, store, save.
         environment: Versions, git commit, and execution settings.
@@ -57,6 +59,7 @@ class Results:
     validation_accuracy: list[list[float]] = field(default_factory=list)
     free_fraction: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
+    prune_rounds: list[list[dict[str, Any]]] = field(default_factory=list)
     seconds: list[dict[str, Any]] = field(default_factory=list)
     other_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +89,7 @@ class Results:
                 self.validation_accuracy.append(learned["validation_accuracy"])
             self.free_fraction.append(learned["free_fraction"])
             self.weights = learned["weights"]
+            self.prune_rounds.append(rounds_in(record["history"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
@@ -105,6 +109,7 @@ class Results:
             "free_fraction": free,
             "free_fraction_by_task": self.free_fraction,
             "weights": self.weights,
+            "prune_rounds": self.prune_rounds,
             "seconds": self.seconds,
             **({"retraining": self.retraining} if self.config.is_timed else {}),
             "other_seconds": {name: round(seconds, 3) for name, seconds in self.other_seconds.items()},

@@ -18,6 +18,7 @@ from tf_packnet.packfile import model_config
 from tf_packnet.packing import pack
 from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, plan
 from tf_packnet.pruning.schedules import EqualShare
+from tf_packnet.pruning.shares import AUTO
 from tf_packnet.runs import networks
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import own_function
@@ -169,6 +170,14 @@ def check_tasks(config: Config, stream: TaskStream, network: PackedModel) -> Non
         raise ArgumentError("round_epochs", expected, config.round_epochs)
     if config.approach == "packnet":
         plan(network, len(stream), config.final_prune, config.prune_rounds, config.prune_scope)
+
+
+def check_validation(config: Config, stream: TaskStream) -> None:
+    """Raise ArgumentError if prune rounds depend on the validation split, and a task has no examples in it."""
+    empty = [task.name for task in stream if not len(task.splits["validation"])]
+    if config.prune_rounds == AUTO and empty:
+        expected = f"enough for a validation example of task {empty[0]!r}, because of --prune_rounds={AUTO}"
+        raise ArgumentError("validation_fraction", expected, config.validation_fraction)
 
 
 def build_optimizer(config: Config) -> keras.optimizers.Optimizer:

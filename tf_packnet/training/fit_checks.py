@@ -29,11 +29,13 @@ class FitRequest:
         callbacks: All callbacks, in order.
         initial_epoch: The first epoch (0-based) as the user gave it. A `fit` that resumes from a backup begins later.
         epochs: The epoch (0-based) before which the `fit` ends.
+        validation_freq: The number of epochs, or the epochs, after which the `fit` validates; None if it never does.
     """
 
     callbacks: Sequence[keras.callbacks.Callback]
     initial_epoch: int
     epochs: int
+    validation_freq: Any = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "FitRequest":
@@ -49,7 +51,9 @@ class FitRequest:
             list_epochs = (callbacks.params or {}).get("epochs")
             if list_epochs != epochs:
                 raise ArgumentError("epochs", f"{epochs} in CallbackList(...), the epochs of the fit", list_epochs)
-        return cls(_flat(callbacks), arguments.get("initial_epoch", 0), epochs)
+        validates = arguments.get("validation_data") is not None or bool(arguments.get("validation_split"))
+        frequency = arguments.get("validation_freq", 1) if validates else None
+        return cls(_flat(callbacks), arguments.get("initial_epoch", 0), epochs, frequency)
 
 
 def fit_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,37 @@ _LINEAR = (
     *(masked.MaskedDepthwiseConv1D, masked.MaskedDepthwiseConv2D),
 )
 
+# Batch size of examples that are arrays.
+_BATCH = 64
+
+
+def checked_data(data: Any, criterion: str) -> Any:
+    """Return the examples for a criterion: arrays, or a finite data set.
+
+    Raises:
+        ArgumentError: If they are neither, or there are none.
+    """
+    expected = f"examples (x, y) or a finite tf.data.Dataset of batches, because of criterion={criterion!r}"
+    if isinstance(data, tf.data.Dataset):
+        size = int(data.cardinality())
+        if size in (tf.data.INFINITE_CARDINALITY, 0):
+            raise ArgumentError("data", expected, "a data set that repeats forever" if size else "an empty data set")
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ArgumentError("data", expected, type(data).__name__)
+    x, y = (each if isinstance(each, np.ndarray) else np.asarray(each) for each in data)
+    if not x.ndim or not y.ndim or len(x) != len(y) or len(x) == 0:
+        raise ArgumentError("data", expected, f"arrays of shape {x.shape} and {y.shape}")
+    return x, y
+
+
+def batches_of(data: Any) -> Iterable[tuple[Any, Any]]:
+    """Divide the examples for a criterion into batches `(x, y)`."""
+    if isinstance(data, tuple):
+        x, y = data
+        return ((x[i : i + _BATCH], y[i : i + _BATCH]) for i in range(0, len(x), _BATCH))
+    return (keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in data)
+
 
 def scores(model: keras.Model, criterion: str, batches: Iterable[tuple[Any, Any]]) -> dict[str, np.ndarray]:
     """Score the weights of the selected task by data; changes nothing in the model.
