@@ -60,6 +60,9 @@ class CapacityPlan:
         training_bytes: Memory of weights, owner maps and Adam's moments.
         pack_bytes: Disk space of a saved pack, without the state of the optimizer.
         export_bytes: Disk space of the weights of one task's dense SavedModel.
+        last_task: Name of the last committed task, the only one whose weights become free if it is forgotten; None
+            without one.
+        frees: Number of weights that forgetting it would free.
     """
 
     first_task: int
@@ -74,6 +77,8 @@ class CapacityPlan:
     training_bytes: int
     pack_bytes: int
     export_bytes: int
+    last_task: str | None = None
+    frees: int = 0
 
     def too_few(self) -> list[tuple[str, int, int, int]]:
         """Return `(path, task, weights, outputs)` where a task gets fewer weights than the layer has outputs."""
@@ -155,6 +160,8 @@ def plan(
         kept=tuple(map(sum, kept)),
         free=sum(free),
         weights=sum(math.prod(shape) for shape in shapes),
+        last_task=packed.task_names[committed - 1] if committed else None,
+        frees=sum(task.frees for task in packed.tasks),
         **_bytes(packed, num_tasks),
     )
 

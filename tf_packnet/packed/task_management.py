@@ -30,8 +30,8 @@ class TaskSummary:
         share: The same as a fraction of all prunable weights.
         is_open: Whether it is open.
         used_by: Names of the tasks that see its weights: all later ones.
-        frees: Number of prunable weights that forgetting it would free: all that it owns if it is the last task, 0
-            otherwise.
+        frees: Number of prunable weights that forgetting (or abandoning) it would free: all that it owns if it is the
+            last task, 0 otherwise. The only task cannot be forgotten.
     """
 
     number: int
@@ -118,7 +118,7 @@ class TaskManagement(_Base):
                     share=weights / total,
                     is_open=number > committed,
                     used_by=tuple(names[number:]),
-                    frees=weights if number == len(names) else 0,
+                    frees=weights if number == len(names) > 1 else 0,
                 )
             )
         return tuple(tasks)
@@ -185,12 +185,15 @@ class TaskManagement(_Base):
 
     def _renew_optimizers(self) -> None:
         """Reset the optimizers. A file has the variables of the last task, so a built one is built for its head."""
-        selected, optimizer = self.selected_task, getattr(self, "optimizer", None)
-        lifecycle.select_task(self, max(1, self.committed_tasks))
+        selected, committed = self.selected_task, self.committed_tasks
+        built = getattr(getattr(self, "optimizer", None), "built", False)
+        if committed:
+            lifecycle.select_task(self, committed)
         self._reset_optimizers()
-        if optimizer is not None and optimizer.built:
+        if built:
             self._build_optimizer()
-        lifecycle.select_task(self, selected)
+        if committed:
+            lifecycle.select_task(self, selected)
 
     def _check_no_fit(self, method: str) -> None:
         if self.step_record.guarded:
