@@ -24,6 +24,7 @@ _HOME = {
     "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
     "EqualShare": "pruning.schedules",
+    "Shares": "pruning.unequal_shares",
     "GradientMask": "callbacks",
     "RetrainingRate": "callbacks",
     "TaskMaskSnapshot": "callbacks",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.packing import pack as pack
     from tf_packnet.planning import plan as plan
     from tf_packnet.pruning.schedules import EqualShare as EqualShare
+    from tf_packnet.pruning.unequal_shares import Shares as Shares
 
 else:
 

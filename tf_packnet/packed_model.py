@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.packed import model_class, safe_loading
+from tf_packnet.packed import model_class, safe_loading, task_inference
 from tf_packnet.packed.attributes import network_config
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
@@ -249,10 +249,19 @@ class PackedModel(TaskManagement, PackedTrainer):
         """
         return task_number(self.task_names, task, last=self.committed_tasks + lifecycle.has_open_task(self))
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict like `keras.Model.predict`, as the selected task."""
+    def predict(self, *args: Any, task: int | str | None = None, **kwargs: Any) -> Any:
+        """Predict like `keras.Model.predict`.
+
+        Args:
+            *args: As for Keras.
+            task: Name or number (1-based) of a task, which is selected for this call only; or `auto`, which infers the
+                task of each example and returns an `AutoPrediction`, see `infer_task`. Default: the selected task.
+            **kwargs: As for Keras.
+        """
         safe_loading.check_complete(self)
-        return super().predict(*args, **kwargs)
+        if task is None:
+            return super().predict(*args, **kwargs)
+        return task_inference.predict_as(self, task, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`, as the selected task."""

@@ -193,11 +193,12 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return plan
 
     def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int) -> RoundSchedule:
-        committed = lifecycle.committed_tasks(model)
-        if isinstance(self.schedule, EqualShare) and committed >= self.schedule.num_tasks:
-            expected = f"more than the {committed} tasks that are already committed"
-            raise ArgumentError("num_tasks", expected, self.schedule.num_tasks)
-        return RoundSchedule.of(self.schedule, first_epoch, epochs)
+        schedule = self.schedule
+        if isinstance(schedule, EqualShare):
+            number, records = lifecycle.committed_tasks(model) + 1, lifecycle.records(model)
+            names = [records.name_of(task) for task in range(1, number + 1)]
+            schedule = schedule.for_task(number, names, lifecycle.free_fraction(model)["overall"])
+        return RoundSchedule.of(schedule, first_epoch, epochs)
 
     def _reset_optimizer(self) -> None:
         used = optimizers.all_of(self.model)

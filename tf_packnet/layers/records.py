@@ -74,6 +74,8 @@ class TaskRecords:
         open_state: The same for the open task while another task is selected; otherwise empty.
         volatile: Names of state that inference changes, such as a counter of calls.
         witnesses: Witness of each committed task.
+        calibration: Mean and standard deviation of a task's scores on its validation data, by committed task (1-based)
+            and method, see `tf_packnet.packed.task_inference`.
         before: What the pack was before the open task began; None if no task was begun, or if it is not known.
         variables: The variables whose values are in `state`, by name, after `lifecycle.bind_state`.
         loaded: Loaded values of variables that Keras does not save, until `lifecycle.bind_state` assigns them.
@@ -86,6 +88,7 @@ class TaskRecords:
         self.open_state: Values = {}
         self.volatile: set[str] = set()
         self.witnesses: dict[int, Witness] = {}
+        self.calibration: dict[int, dict[str, list[float]]] = {}
         self.before: Before | None = None
         self.variables: dict[str, Any] = {}
         self.loaded: Values = {}
@@ -152,6 +155,7 @@ class TaskRecords:
                 if not isinstance(variable, keras.Variable)
             },
             "volatile": sorted(self.volatile),
+            **({"calibration": self.calibration} if self.calibration else {}),
             "witnesses": {
                 task: {**witness.facts(), "outputs": [put(output) for output in witness.outputs]}
                 for task, witness in self.witnesses.items()
@@ -189,6 +193,7 @@ class TaskRecords:
         self.state = {int(task): values(numbers) for task, numbers in facts.get("state", {}).items()}
         self.open_state, self.loaded = values(facts.get("open_state", {})), values(facts.get("shown", {}))
         self.volatile = set(facts.get("volatile", ()))
+        self.calibration = {int(task): scores for task, scores in facts.get("calibration", {}).items()}
         self.witnesses = {
             int(task): Witness(
                 outputs=[get(number) for number in saved["outputs"]],

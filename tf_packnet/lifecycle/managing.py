@@ -141,6 +141,7 @@ def _remove(model: keras.Model, task: int) -> None:
     task_records.names = [name for number, name in enumerate(task_records.names, start=1) if number != task]
     task_records.state = without_task(task_records.state, task)
     task_records.witnesses = without_task(task_records.witnesses, task)
+    task_records.calibration = without_task(task_records.calibration, task)
     select_task(model, committed_tasks(model) if selected == task else selected - (selected > task))
     for head in heads(model).values():
         head.drop_slots()

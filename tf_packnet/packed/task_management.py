@@ -1,13 +1,14 @@
-"""Lists, renames, abandons and forgets the tasks of a pack."""
+"""Lists, renames, abandons, forgets and infers the tasks of a pack."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
+from tf_packnet.packed import task_inference
 from tf_packnet.pruning import ownership
 from tf_packnet.task_names import check_task_name, default_task_name, task_number
 
@@ -182,6 +183,28 @@ class TaskManagement(_Base):
         lifecycle.forget_task(self, number)
         self._renew_optimizers()
         return Forgotten(owned.name, owned.frees, owned.weights - owned.frees, next(iter(owned.used_by), None))
+
+    def infer_task(self, x: Any, method: str | None = None, per: str = "example", **kwargs: Any) -> Any:
+        """Infer to which task examples belong: the one whose head is surest. See the guide for how often it is right.
+
+        Each example is predicted as every task, which takes as long as predicting it that many times. If all tasks were
+        committed with `TaskMaskSnapshot(calibration=...)`, their scores are standardized.
+
+        Args:
+            x: Examples, as for `predict`.
+            method: What says how sure a head is: `entropy` of its probabilities, `energy` or largest `logit`. Default:
+                `logit` if all tasks are calibrated and have logits, otherwise `entropy`.
+            per: `example`, or `batch` if all examples belong to one task.
+            **kwargs: `tasks`, the names or numbers of the tasks to choose from, and arguments of `predict`.
+
+        Returns:
+            A list with the name of the task of each example; one name with `per="batch"`.
+
+        Raises:
+            ArgumentError: If an argument is invalid, or the tasks cannot be compared because their outputs are no class
+                scores.
+        """
+        return task_inference.infer_task(self, x, method, per, **kwargs)
 
     def _renew_optimizers(self) -> None:
         """Reset the optimizers. A file has the variables of the last task, so a built one is built for its head."""

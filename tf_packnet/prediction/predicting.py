@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -244,8 +244,9 @@ def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
     import keras
 
     from tf_packnet.layers.head import number_of_outputs
+    from tf_packnet.structure.output_heads import last_operation
 
-    last = _last_operation(model.outputs[0])
+    last = last_operation(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
@@ -253,16 +254,6 @@ def is_probability(model: "keras.Model", outputs: np.ndarray) -> bool:
     if is_head and activation is not None:
         return activation in (keras.activations.softmax, keras.activations.sigmoid)
     return bool((outputs >= 0).all() and (outputs <= 1).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
-
-
-def _last_operation(tensor: Any) -> Any:
-    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
-    from tf_packnet.structure.output_heads import changes_values
-    from tf_packnet.system.keras_internals import creating_call
-
-    operation, node = creating_call(tensor)
-    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
-    return _last_operation(node.input_tensors[0]) if is_skipped else operation
 
 
 def ranked(probabilities: np.ndarray, choice: Choice, top: int) -> tables.Rows:
