@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -10,9 +10,6 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.packed.task_scores import ENTROPY, LOGIT, METHODS, PROBABILITIES, class_axis, output_kind, scores
-
-if TYPE_CHECKING:
-    from tf_packnet.packed_model import PackedModel
 
 AUTO = "auto"
 EXAMPLE, BATCH = PER = ("example", "batch")
@@ -42,7 +39,7 @@ def calibrate(packed: Any, x: Any, **predict: Any) -> None:
 
 
 def task_scores(
-    packed: "PackedModel",
+    packed: Any,
     x: Any,
     method: str | None = None,
     tasks: Sequence[int | str] | None = None,
@@ -94,7 +91,7 @@ def calibrations(packed: Any, numbers: Iterable[int], method: str) -> list[list[
 
 
 def infer_task(
-    packed: "PackedModel",
+    packed: Any,
     x: Any,
     method: str | None = None,
     per: str = EXAMPLE,
@@ -109,7 +106,7 @@ def infer_task(
     return [names[index] for index in found.argmax(axis=1)]
 
 
-def predict_auto(packed: "PackedModel", x: Any, method: str | None = None, **predict: Any) -> AutoPrediction:
+def predict_auto(packed: Any, x: Any, method: str | None = None, **predict: Any) -> AutoPrediction:
     """Predict each example as its most likely task."""
     names, found, outputs = task_scores(packed, x, method, **predict)
     best = found.argmax(axis=1)
@@ -118,7 +115,7 @@ def predict_auto(packed: "PackedModel", x: Any, method: str | None = None, **pre
     return AutoPrediction([names[index] for index in best], np.stack(chosen) if same else chosen)
 
 
-def predict_as(packed: "PackedModel", task: int | str, *args: Any, **kwargs: Any) -> Any:
+def predict_as(packed: Any, task: int | str, *args: Any, **kwargs: Any) -> Any:
     """Predict as `task`, or as the inferred task of each example; the selected task stays selected."""
     if task == AUTO and AUTO not in packed.task_names:
         return predict_auto(packed, *args, **kwargs)
@@ -127,7 +124,7 @@ def predict_as(packed: "PackedModel", task: int | str, *args: Any, **kwargs: Any
         return packed.predict(*args, **kwargs)
 
 
-def _numbers(packed: "PackedModel", tasks: Sequence[int | str] | None) -> list[int]:
+def _numbers(packed: Any, tasks: Sequence[int | str] | None) -> list[int]:
     committed = packed.committed_tasks
     if not committed:
         raise ArgumentError("packed", "a pack with at least one committed task", packed.name)
