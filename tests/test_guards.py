@@ -317,6 +317,7 @@ REFUSED = {
     "round_epochs": ("1,0,2", "uniform, growing, shrinking, or the epochs after each round, such as 1,2,5"),
     "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000"),
     "final_prune": ("1", "both exclusive"),
+    "shares": ("0.5,0.6", "equal, or the share of each task, such as 0.5,0.2,0.1, with a sum of at most 1"),
     "budget": ("x", "one of steps, epochs"),
     "freed_weights": ("x", "one of zero"),
     "head": ("x", "one of per_task"),

@@ -33,6 +33,10 @@ BAD_FLAGS = [
     ("--prune_rounds=7", "--prune_rounds=7: expected a divisor of --retrain_epochs=30 (1, 2, 3, 5, 6, 10, 15, 30)"),
     ("--round_epochs=1,2", "--prune_rounds=3: expected 2, as many as in --round_epochs"),
     ("--round_epochs=1,2,5", "--retrain_epochs=30: expected 8, the sum of --round_epochs"),
+    *(
+        (f"--shares={shares}", f"--shares={shares}: expected equal, or the share")
+        for shares in ("1.2.3", "", "0", "nan")
+    ),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
     ("--prune_rounds=two", "--prune_rounds=two: expected an integer"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),

@@ -179,7 +179,8 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         object.__setattr__(self, "model_args", self.canonical_arguments())
         for name in OPTIONS:
             check_field(name, getattr(self, name))
-        object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
+        for name in ("round_epochs", "shares"):
+            object.__setattr__(self, name, getattr(self, name).replace("+", ","))
         if self.classes_per_task is None:
             object.__setattr__(self, "classes_per_task", default_classes(self.dataset, self.scenario))
         if self.image_size is not None:
@@ -192,6 +193,7 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         self.check_network(self.head)
         self._check_hosts()
         self.check_rounds()
+        self.check_shares()
         if self.logical_devices is not None and self.strategy != "mirrored":
             raise ArgumentError("logical_devices", "no value without --strategy=mirrored", self.logical_devices)
         if self.logical_devices is not None and self.batch_size < self.logical_devices:

@@ -1,5 +1,6 @@
 """The fields of `Config` about the method: the approach, its budget, and how it prunes and retrains."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,12 +22,24 @@ from tf_packnet.runs.options import Check, StageKey, integer, one_of, option
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
 
+EQUAL = "equal"  # shares: all tasks release the same fraction
+
 # A limit that catches typing errors.
 MAX_EPOCHS = 1_000_000
 
 
 def _are_round_epochs(value: str) -> bool:
     return value in ROUND_EPOCHS or bool(re.fullmatch(r"[1-9]\d{0,6}([,+][1-9]\d{0,6})*", value))
+
+
+def _are_shares(value: str) -> bool:
+    if value == EQUAL:
+        return True
+    try:
+        numbers = [float(part) for part in re.split("[,+]", value)]
+    except ValueError:
+        return False
+    return all(0 < number <= 1 for number in numbers) and math.fsum(numbers) <= 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,15 @@ class MethodOptions:
         StageKey.PRUNE_RETRAIN_STAGE,
         "p, the fraction of the prunable weights that is still free after all tasks.",
     )
+    shares: str = option(
+        "Method",
+        EQUAL,
+        Check(_are_shares, "equal, or the share of each task, such as 0.5,0.2,0.1, with a sum of at most 1"),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "fraction of the prunable weights that each task keeps, in the order of the tasks, instead of --final_prune: "
+        "0.5,0.2,0.1 (0.5+0.2+0.1 in a --sweep); equal: all tasks release the same fraction of the free weights.",
+        neutral=EQUAL,
+    )
     budget: str = option(
         "Method",
         "steps",
@@ -145,6 +167,15 @@ class MethodOptions:
             expected = expected.replace("of round_epochs", "of --round_epochs")
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
             raise ArgumentError(argument, expected, error.received) from error
+
+    def check_shares(self) -> None:
+        """Raise ArgumentError if there are shares for an approach that freezes nothing."""
+        if self.shares != EQUAL and self.approach != "packnet":
+            raise ArgumentError("shares", f"{EQUAL} with --approach={self.approach}", self.shares)
+
+    def share_of_each_task(self) -> list[float] | None:
+        """Return `shares` as numbers; None if they are equal."""
+        return None if self.shares == EQUAL else [float(part) for part in self.shares.split(",")]
 
     def lengths_of_rounds(self) -> str | tuple[int, ...]:
         """Return `round_epochs` as `EqualShare` takes it."""
