@@ -278,6 +278,22 @@ def test_callbacks_cannot_manage_tasks():
     packed.rename_task("a", "c")
 
 
+def test_a_backup_does_not_bring_back_a_forgotten_task(tmp_path):
+    x, y = blobs(0)
+    packed = compile_model(tp.pack(make_mlp()))
+    for seed, name in enumerate("ab"):
+        learn(packed, name, seed)
+    packed.begin_task("c")
+    backup = tp.EpochBackup(tmp_path / "fit", delete_at_end=False)
+    packed.fit(x, y, epochs=1, verbose=0, callbacks=[backup])
+    packed.abandon_task()
+    packed.forget_task("a")
+    learn(packed, "d", 2)
+    packed.begin_task("c")
+    with pytest.raises(tp.ArgumentError, match=r"the tasks \['b', 'd', 'c'\]"):
+        packed.fit(x, y, epochs=1, verbose=0, callbacks=[backup])
+
+
 class Life(RuleBasedStateMachine):
     """Begins, trains, commits, abandons, renames, forgets, saves and loads in any order."""
 
