@@ -243,7 +243,7 @@ def test_all_tasks_in_one_file_compute_as_their_dense_models(make, density, per_
     x = tf.constant(np.random.default_rng(1).normal(size=(9, *packed.input_shape[1:])).astype("float32"))
     tp.export_pack(packed, tmp_path / "all", per_task_kernels=per_task_kernels)
     loaded = tf.saved_model.load(str(tmp_path / "all"))
-    assert list(loaded.signatures) == packed.task_names
+    assert list(loaded.signatures) == [*packed.task_names, "which_task"]
     for number, (name, units) in enumerate(zip(packed.task_names, classes, strict=True), start=1):
         expected = as_function(dense_model(packed, number))(x)
         assert expected.shape == (9, units)
@@ -284,7 +284,7 @@ def test_an_open_task_is_left_out(tmp_path):
     packed = pack_of(make_mlp())
     packed.begin_task("open")
     tp.export_pack(packed, tmp_path / "all")
-    assert list(tf.saved_model.load(str(tmp_path / "all")).signatures) == ["task_1", "task_2"]
+    assert list(tf.saved_model.load(str(tmp_path / "all")).signatures) == ["task_1", "task_2", "which_task"]
     assert packed.selected_task == 3
 
 

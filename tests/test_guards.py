@@ -324,6 +324,7 @@ REFUSED = {
     "deadline": ("25:00", "a time of day such as 07:00, or a date and a time such as 2030-01-31T07:00"),
     "prune_rounds": (str(10**12), "at least 1 and at most 1,000,000, or auto"),
     "final_prune": ("1", "both exclusive"),
+    "shares": ("0.5,0.6", "equal, or the share of each task, such as 0.5,0.2,0.1, with a sum of at most 1"),
     "budget": ("x", "one of steps, epochs"),
     "freed_weights": ("x", "one of zero"),
     "head": ("x", "one of per_task"),

@@ -43,6 +43,10 @@ BAD_FLAGS = [
     ("--retrain_time=8h --sweep=prune_rounds=1,2", "--retrain_time=8h: expected no value for an experiment"),
     ("--deadline=07:00 --experiment=figure2", "--deadline=07:00: expected no value for an experiment, whose runs"),
     ("--sweep=retrain_time=1h,2h", "--sweep=retrain_time: expected NAME=VALUE,VALUE with a NAME among"),
+    *(
+        (f"--shares={shares}", f"--shares={shares}: expected equal, or the share")
+        for shares in ("1.2.3", "", "0", "nan")
+    ),
     ("--prune_rounds=0", "--prune_rounds=0: expected at least 1"),
     ("--prune_rounds=two", "--prune_rounds=two: expected an integer, or auto"),
     ("--train_epochs=0", "--train_epochs=0: expected at least 1"),

@@ -74,6 +74,25 @@ def test_predicts_as_the_pack_does(here, capsys, file, task):
     assert names == ([str(here[0] / f"photos/{i}.png") for i in range(7)] if file == "photos" else list("0123456"))
 
 
+@pytest.mark.parametrize("pack", ["pack.packnet", "pack.keras"])
+def test_the_task_can_be_inferred(here, capsys, pack):
+    _, packed, images = here
+    found = json.loads(run(here, capsys, "x.npz", pack=pack, task="auto", top=3, scale=1 / 255))
+    x = images.astype(np.float32) * np.float32(1 / 255)
+    assert found["task"] == "auto"
+    assert [row["task"] for row in found["predictions"]] == packed.infer_task(x)
+    for example, row in enumerate(found["predictions"]):
+        shares = expected(packed, row["task"], images)[example]
+        assert len(row["classes"]) == len(shares)
+        probabilities = [each["probability"] for each in row["classes"]]
+        np.testing.assert_allclose(probabilities, np.sort(shares)[::-1], rtol=1e-4)
+    if pack == "pack.packnet":
+        names = set(INFO["tasks"]["pets"]["class_names"] + INFO["tasks"]["wild"]["class_names"])
+        assert {each["class"] for row in found["predictions"] for each in row["classes"]} <= names
+        rows = list(csv.DictReader(io.StringIO(run(here, capsys, "x.npz", task="auto", format="csv"))))
+        assert [row["task"] for row in rows] == packed.infer_task(x)
+
+
 def test_a_keras_file_gives_the_same_predictions(here, capsys):
     ours = json.loads(run(here, capsys, "x.npz"))
     theirs = json.loads(run(here, capsys, "x.npz", pack="pack.keras", scale=1 / 255))

@@ -161,6 +161,25 @@ def test_a_run_builds_its_network_once(monkeypatch, tmp_path):
     assert len(networks) == 1
 
 
+def test_shares_of_a_run():
+    fields = {"dataset": "digits", "num_tasks": 2, "hidden_units": (8,), "train_epochs": 1, "retrain_epochs": 2}
+    config = Config(shares="0.5+0.2", prune_rounds=2, **fields)
+    assert config.identity() == Config(shares="0.5,0.2", prune_rounds=2, **fields).identity()
+    run = learning.Run.prepare(config)
+    approach = run.build_approach(None, lambda task, stage: ())
+    planned = setup.plan_of(config, run.stream, approach.packed)
+    for number in (1, 2):
+        task = approach.training_task(run.stream, number)
+        for stage in ("train", "prune+retrain"):
+            approach.run_stage(task, stage)
+    assert tuple(task.weights for task in approach.packed.tasks) == planned.kept
+    assert planned.kept == (256, 102)
+    with pytest.raises(ArgumentError, match="Invalid `shares`: expected 2 shares, one for each task"):
+        setup.schedule_of(Config(shares="0.5", **{**fields, "prune_rounds": 2}), 2)
+    with pytest.raises(ArgumentError, match="Invalid `shares`: expected equal with --approach=memory"):
+        Config(shares="0.5,0.2", approach="memory", **{**fields, "prune_rounds": 2})
+
+
 @pytest.mark.parametrize("approach", ["packnet", "memory", "multinet"])
 def test_rounds_of_any_length(approach):
     fields = {"num_tasks": 1, "hidden_units": (4,), "train_epochs": 1, "retrain_epochs": 4, "prune_rounds": 2}

@@ -27,6 +27,7 @@ _HOME = {
     "PruneRoundScheduler": "callbacks",
     "PruneStepScheduler": "callbacks",
     "EqualShare": "pruning.schedules",
+    "Shares": "pruning.unequal_shares",
     "GradientMask": "callbacks",
     "RetrainingRate": "callbacks",
     "TimeBudget": "callbacks",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.packing import pack as pack
     from tf_packnet.planning import plan as plan
     from tf_packnet.pruning.schedules import EqualShare as EqualShare
+    from tf_packnet.pruning.unequal_shares import Shares as Shares
     from tf_packnet.sparsifying import sparsify as sparsify
 
 else:

@@ -10,11 +10,12 @@ import numpy as np
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError
-from tf_packnet.packed import model_class, safe_loading
+from tf_packnet.packed import model_class, safe_loading, task_inference
 from tf_packnet.packed.attributes import network_config
 from tf_packnet.packed.heads import heads_of_task
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.packed.safe_loading import FORMAT, INSTEAD, checked_format
+from tf_packnet.packed.task_management import TaskManagement
 from tf_packnet.structure.roles import Roles, convert
 from tf_packnet.system.keras_internals import graph_ends
 from tf_packnet.task_names import check_task_name, default_task_name, task_number
@@ -41,7 +42,7 @@ class PackSettings:
 
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
-class PackedModel(PackedTrainer):
+class PackedModel(TaskManagement, PackedTrainer):
     """A functional Keras model with task-aware layers, which learns one task after another without forgetting.
 
     Created by `pack`. It adds the following methods to those of Keras models:
@@ -96,25 +97,6 @@ class PackedModel(PackedTrainer):
         else:
             super().__setattr__(name, value)
 
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, in the order in which they were begun; the last may still be open."""
-        # Task 1 can be trained and committed without `begin_task`. It then gets the default name.
-        names = list(lifecycle.records(self).names)
-        for number in range(len(names) + 1, self.committed_tasks + 1):
-            names.append(default_task_name(number, names))
-        return names
-
-    @property
-    def committed_tasks(self) -> int:
-        """Number of committed tasks."""
-        return lifecycle.committed_tasks(self)
-
-    @property
-    def selected_task(self) -> int:
-        """Number (1-based) of the task that the model computes as."""
-        return lifecycle.selected_task(self)
-
     def begin_task(
         self,
         name: str | None = None,
@@ -149,6 +131,7 @@ class PackedModel(PackedTrainer):
             )
         heads = heads_of_task(self, number, num_classes, activation)
         lifecycle.check_can_begin(self, self.pack_settings.freed_weights)
+        lifecycle.remember(self)
         with lifecycle.strategy_scope(self):
             heads_changed = [head.use(units, head_activation) for head, units, head_activation in heads]
         if any(heads_changed):
@@ -266,10 +249,19 @@ class PackedModel(PackedTrainer):
         """
         return task_number(self.task_names, task, last=self.committed_tasks + lifecycle.has_open_task(self))
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Predict like `keras.Model.predict`, as the selected task."""
+    def predict(self, *args: Any, task: int | str | None = None, **kwargs: Any) -> Any:
+        """Predict like `keras.Model.predict`.
+
+        Args:
+            *args: As for Keras.
+            task: Name or number (1-based) of a task, which is selected for this call only; or `auto`, which infers the
+                task of each example and returns an `AutoPrediction`, see `infer_task`. Default: the selected task.
+            **kwargs: As for Keras.
+        """
         safe_loading.check_complete(self)
-        return super().predict(*args, **kwargs)
+        if task is None:
+            return super().predict(*args, **kwargs)
+        return task_inference.predict_as(self, task, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`, as the selected task."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from tf_packnet.pruning import ownership
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, counts_to_keep, remaining
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.shares import AUTO, PruneRounds
+from tf_packnet.pruning.unequal_shares import Shares
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
 
@@ -61,6 +63,9 @@ class CapacityPlan:
         training_bytes: Memory of weights, owner maps and Adam's moments.
         pack_bytes: Disk space of a saved pack, without the state of the optimizer.
         export_bytes: Disk space of the weights of one task's dense SavedModel.
+        last_task: Name of the last committed task, the only one whose weights become free if it is forgotten; None
+            without one.
+        frees: Number of weights that forgetting it would free.
     """
 
     first_task: int
@@ -75,6 +80,8 @@ class CapacityPlan:
     training_bytes: int
     pack_bytes: int
     export_bytes: int
+    last_task: str | None = None
+    frees: int = 0
 
     def too_few(self) -> list[tuple[str, int, int, int]]:
         """Return `(path, task, weights, outputs)` where a task gets fewer weights than the layer has outputs."""
@@ -95,20 +102,23 @@ class CapacityPlan:
 
 def plan(
     model: keras.Model,
-    num_tasks: int,
-    final_prune: float,
+    num_tasks: int | None = None,
+    final_prune: float | None = None,
     prune_rounds: PruneRounds = 1,
     scope: str = "layer",
+    *,
+    shares: Shares | Sequence[float] | Mapping[str, float] | None = None,
     **pack_arguments: Any,
 ) -> CapacityPlan:
     """Compute how many weights each of `num_tasks` tasks will get; the counts are exactly those of the prune rounds.
 
     Args:
         model: A Keras model; or a pack, whose committed tasks are included in `num_tasks`.
-        num_tasks: `T`, number of tasks of the network.
-        final_prune: `p`, fraction of the weights that is free after all tasks, in (0, 1).
+        num_tasks: `T`, number of tasks of the network. With `shares`, as many as these are for.
+        final_prune: `p`, fraction of the weights that is free after all tasks, in (0, 1); not with `shares`.
         prune_rounds: `N`, prune rounds per task, or `auto`: the counts do not depend on when weights are pruned.
         scope: Prune scope: `layer`, `global` or `erk`.
+        shares: `tp.Shares`, or its argument: the share of each task, by number or by name.
         **pack_arguments: Arguments of `pack`, if `model` is not packed yet.
 
     Returns:
@@ -118,22 +128,28 @@ def plan(
         ArgumentError: If an argument is out of range, or if a task would get no weights; the message contains the
             largest possible number of tasks.
     """
-    rounds = 1 if prune_rounds == AUTO else prune_rounds
-    schedule = EqualShare(final_prune, num_tasks, rounds)
+    rounds = 1 if isinstance(prune_rounds, str) else prune_rounds
+    schedule = _schedule(num_tasks, final_prune, rounds, shares)
     check_choice("scope", scope, PRUNE_SCOPES)
     packed = model if isinstance(model, PackedModel) else pack(model, **pack_arguments)
     committed = packed.committed_tasks
+    names = _names(packed.task_names[:committed], schedule)
+    num_tasks = schedule.num_tasks if schedule.names() is None else len(names)
     if committed >= num_tasks:
         raise ArgumentError("num_tasks", f"more than the {committed} committed tasks of the pack", num_tasks)
     weights = lifecycle.masked_weights(packed)
     shapes = [tuple(weight.variable.shape) for weight in weights.values()]
     free = [ownership.count_uncommitted(weight.owner_map()) for weight in weights.values()]
-    kept = _kept_by_tasks(shapes, free, schedule, scope, committed)
+    kept = _kept_by_tasks(shapes, free, schedule, scope, committed, names)
+    if not all(map(sum, kept)) and isinstance(schedule, Shares):
+        task = names[committed + [sum(counts) > 0 for counts in kept].index(False)]
+        raise ArgumentError("shares", f"a larger share for task {task!r}, which would get no weight", schedule.shares)
     if not all(map(sum, kept)):
-        fewer = (EqualShare(final_prune, tasks, rounds) for tasks in range(num_tasks - 1, committed, -1))
-        possible = (s.num_tasks for s in fewer if all(map(sum, _kept_by_tasks(shapes, free, s, scope, committed))))
-        most = next(possible, committed)
-        expected = f"at most {most} with final_prune={final_prune:g}: with more tasks, some would get no weight"
+        p = schedule.final_prune
+        fewer = (EqualShare(p, tasks, rounds) for tasks in range(num_tasks - 1, committed, -1))
+        fits = (s.num_tasks for s in fewer if all(map(sum, _kept_by_tasks(shapes, free, s, scope, committed, names))))
+        most = next(fits, committed)
+        expected = f"at most {most} with final_prune={p:g}: with more tasks, some would get no weight"
         raise ArgumentError("num_tasks", expected, num_tasks)
     free = [f - sum(counts) for f, counts in zip(free, zip(*kept, strict=True), strict=True)]
     counts_are_known = PRUNE_SCOPES[scope] is not None
@@ -150,27 +166,55 @@ def plan(
     return CapacityPlan(
         first_task=committed + 1,
         tasks=num_tasks - committed,
-        final_prune=final_prune,
-        prune_rounds=prune_rounds,
+        final_prune=schedule.final_prune if shares is None else sum(free) / sum(map(math.prod, shapes)),
+        prune_rounds=prune_rounds if shares is None else AUTO if schedule.auto else schedule.rounds,
         scope=scope,
         layers=layers,
         kept=tuple(map(sum, kept)),
         free=sum(free),
         weights=sum(math.prod(shape) for shape in shapes),
+        last_task=packed.task_names[committed - 1] if committed else None,
+        frees=sum(task.frees for task in packed.tasks),
         **_bytes(packed, num_tasks),
     )
+
+
+def _schedule(num_tasks: int | None, final_prune: float | None, prune_rounds: int, shares: Any) -> EqualShare:
+    if shares is None:
+        for name, value in {"num_tasks": num_tasks, "final_prune": final_prune}.items():
+            if value is None:
+                raise ArgumentError(name, "a number, or shares=...", value)
+        assert num_tasks is not None
+        assert final_prune is not None
+        return EqualShare(final_prune, num_tasks, prune_rounds)
+    if final_prune is not None:
+        raise ArgumentError("final_prune", "None, because the shares say how much stays free", final_prune)
+    schedule = shares if isinstance(shares, Shares) else Shares(shares, prune_rounds)
+    if num_tasks not in (None, schedule.num_tasks):
+        raise ArgumentError("num_tasks", f"{schedule.num_tasks}, as many as there are shares", num_tasks)
+    return schedule
+
+
+def _names(committed: list[str], schedule: EqualShare) -> list[str]:
+    """Return the names of the committed and the planned tasks."""
+    planned = schedule.names(committed)
+    if planned is None:
+        planned = [f"task_{number}" for number in range(len(committed) + 1, schedule.num_tasks + 1)]
+    return [*committed, *planned]
 
 
 Shapes = list[tuple[int, ...]]
 
 
 def _kept_by_tasks(
-    shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int
+    shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int, names: Sequence[str]
 ) -> list[list[int]]:
     """Return how many weights of each layer each of the tasks after the `committed` ones keeps."""
     kept, free = [], list(free)
-    for task in range(committed, schedule.num_tasks):
-        kept.append(kept_by_task(shapes, free, schedule, scope, task))
+    weights = sum(map(math.prod, shapes))
+    for task in range(committed, min(schedule.num_tasks, len(names)) if schedule.names() is None else len(names)):
+        of_task = schedule.for_task(task + 1, names[: task + 1], sum(free) / weights)
+        kept.append(kept_by_task(shapes, free, of_task, scope, task))
         free = [f - k for f, k in zip(free, kept[-1], strict=True)]
     return kept
 

@@ -118,6 +118,10 @@ class EpochBackup(keras.callbacks.Callback):
         if meta["fit"] != identity:
             expected = f"a path for this fit only ({identity}); the backup there is from another fit ({meta['fit']})"
             raise ArgumentError("path", expected, str(self.path))
+        tasks = list(lifecycle.records(model).names)
+        if meta.get("tasks", tasks) != tasks:  # renamed or forgotten since; resuming would undo that
+            expected = f"a path for a pack with the tasks {tasks}; the backup there is from one with {meta['tasks']}"
+            raise ArgumentError("path", expected, str(self.path))
         missing = [name for name in meta["callbacks"] if name not in _by_name(self._callbacks_before)]
         if missing:
             expected = f"a path for this fit only; the backup there is from a fit with the callback {missing[0]}"
@@ -157,6 +161,7 @@ class EpochBackup(keras.callbacks.Callback):
         meta = {
             **changed,
             "fit": self._identity(self.model),
+            "tasks": lifecycle.records(self.model).names,
             "epoch": epoch,
             "stopped": bool(self.model.stop_training),
             "history": self.history,

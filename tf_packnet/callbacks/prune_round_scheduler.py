@@ -163,22 +163,24 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         records = lifecycle.records(self.model)
         if self.auto is not None:
             if plan.rounds_by(epoch) > records.rounds_planned - records.rounds_due:
-                self._decide(self.auto, epoch)
+                self._decide(plan, epoch)
             return
         while records.rounds_due and self._is_due(plan, epoch, records.rounds_planned - records.rounds_due):
             number = records.rounds_planned - records.rounds_due + 1
             with self._budget.timed_round() if self._budget else contextlib.nullcontext():
-                self._prune(epoch, plan.kept_after(number), {"round": number})
+                self._prune(plan, epoch, plan.kept_after(number), {"round": number})
             records.round_was_run()
 
-    def _decide(self, schedule: EqualShare, epoch: int) -> None:
+    def _decide(self, plan: RoundSchedule, epoch: int) -> None:
         """Prune as much as the validation loss decides, which may be nothing."""
+        schedule = plan.schedule
+        assert isinstance(schedule, EqualShare)
         records = lifecycle.records(self.model)
         done = self.rounds[-1]["steps"] if self.rounds else 0
         first_epoch, last_epoch = records.rounds_from, self.params["epochs"]
         steps = auto_rounds.steps_at(epoch - first_epoch, last_epoch - first_epoch, done, self.validation_losses)
         if steps > done:
-            self._prune(epoch, schedule.kept_fraction(steps), {"round": len(self.rounds) + 1, "steps": steps})
+            self._prune(plan, epoch, schedule.kept_fraction(steps), {"round": len(self.rounds) + 1, "steps": steps})
         for _ in range(records.rounds_due if steps == schedule.rounds else 1):
             records.round_was_run()
 
@@ -257,11 +259,12 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         return plan
 
     def _plan_for(self, model: keras.Model, first_epoch: int, epochs: int, timed: bool) -> RoundSchedule:
-        committed = lifecycle.committed_tasks(model)
-        if isinstance(self.schedule, EqualShare) and committed >= self.schedule.num_tasks:
-            expected = f"more than the {committed} tasks that are already committed"
-            raise ArgumentError("num_tasks", expected, self.schedule.num_tasks)
-        return RoundSchedule.of(self.schedule, first_epoch, epochs, timed)
+        schedule = self.schedule
+        if isinstance(schedule, EqualShare):
+            number, records = lifecycle.committed_tasks(model) + 1, lifecycle.records(model)
+            names = [records.name_of(task) for task in range(1, number + 1)]
+            schedule = schedule.for_task(number, names, lifecycle.free_fraction(model)["overall"])
+        return RoundSchedule.of(schedule, first_epoch, epochs, timed)
 
     def _reset_optimizer(self) -> None:
         used = optimizers.all_of(self.model)
@@ -276,7 +279,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
                 variable.assign(value)
         self._optimizer_before_reset = []
 
-    def _prune(self, epoch: int, kept_fraction: float, numbers: dict[str, int]) -> None:
+    def _prune(self, plan: RoundSchedule, epoch: int, kept_fraction: float, numbers: dict[str, int]) -> None:
         weights = lifecycle.masked_weights(self.model)
         owners = [w.owner_map() for w in weights.values()]
         sees_data = self.criterion != MAGNITUDE
@@ -289,7 +292,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
-        erk_cap = _erk_cap(self.schedule, lifecycle.committed_tasks(self.model))
+        erk_cap = _erk_cap(plan.schedule, lifecycle.committed_tasks(self.model))
         if self.pattern is not None:
             patterns = patterns_of(self.model, self.pattern)
             scored = dict(zip(weights, map(key, scores), strict=True))

@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.callbacks.prune_round_scheduler import SCHEDULER, SNAPSHOT, missing_rounds
 from tf_packnet.errors import ArgumentError
+from tf_packnet.packed import task_inference
 from tf_packnet.system import files
 from tf_packnet.system.archives import read_arrays
 from tf_packnet.training.fit_checks import FitRequest
@@ -28,10 +30,15 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
     Args:
         directory: Directory for the files; None writes nothing.
         commit_incomplete: Whether to commit a task whose prune rounds did not all run.
+        calibration: Validation inputs of the task, from which a few numbers are recorded that help `infer_task`; None
+            records nothing.
     """
 
-    def __init__(self, directory: str | os.PathLike | None = None, commit_incomplete: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike | None = None, commit_incomplete: bool = False, calibration: Any = None
+    ):
         super().__init__()
+        self.calibration = calibration
         self.directory = None if directory is None else Path(directory)
         self.commit_incomplete = commit_incomplete
 
@@ -47,6 +54,8 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         if not lifecycle.has_open_task(self.model):
             raise RuntimeError("no task is open, so there is nothing to commit: call begin_task before this fit")
+        if self.calibration is not None:
+            task_inference.output_kind(self.model)  # raises now, not after the training
         self.params[SNAPSHOT] = self
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -60,6 +69,8 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
             warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)
             return
         task = lifecycle.commit_task(self.model)
+        if self.calibration is not None:
+            task_inference.calibrate(self.model, self.calibration)
         if self.directory is not None:
             save_owner_maps(self.directory / f"task_{task}.npz", lifecycle.owner_maps(self.model))
 

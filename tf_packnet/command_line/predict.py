@@ -17,6 +17,7 @@ usage: tf-packnet predict --pack=FILE [--task=NAME] [--name=value ...] FILE ...
 
   --pack=out/digits/pack.packnet --task=2-3 --input=photos    every image in a folder
   --pack=out/digits/pack.packnet --task=2 a.png b.png         two images
+  --pack=out/digits/pack.packnet --task=auto --input=photos   images of any task of the pack
   --pack=out/digits/pack.packnet --task=2 --input=x.npz       array x (or the only one) of a file
   --pack=out/iris/pack.packnet --task=2 --input=new.csv       every row of a table"""
 
@@ -34,7 +35,12 @@ def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
         flags.DEFINE(parser or flags.ArgumentParser(), name, default, text, values, flags.ArgumentSerializer())
 
     define("pack", None, "The pack: a .packnet file (tp.save_pack), or a .keras file such as the pack.keras of a run.")
-    define("task", None, "Name of the task, or its number (from 1). Not needed if the pack has only one task.")
+    define(
+        "task",
+        None,
+        "Name of the task, or its number (from 1). auto infers the task of each example, which is not always right. "
+        "Not needed if the pack has only one task.",
+    )
     define("layers", None, LAYERS_HELP)
     flags.DEFINE_multi_string(
         "input",

@@ -78,7 +78,7 @@ class Endpoint:
             compiled = getattr(self.model, "compiled", False)
             return keras.Model(*graph_ends(self.model), name=self.model.name) if compiled else self.model
         inputs = [keras.Input(spec.shape[1:], dtype=spec.dtype.name, name=spec.name) for spec in self.specs]
-        inputs = self._structured(inputs)
+        inputs = self.structured(inputs)
         return keras.Model(inputs, self.model(self._preprocessed(inputs)), name=self.model.name)
 
     def function(self, values: Mapping[int, Callable[[], Any]] = MappingProxyType({})) -> Function:
@@ -89,7 +89,7 @@ class Endpoint:
                 called while tracing. Variables without an entry are read as usual.
         """
 
-        @tf.function(input_signature=[self._structured(self.specs)], autograph=False)
+        @tf.function(input_signature=[self.structured(self.specs)], autograph=False)
         def serve(inputs: Any) -> Any:
             substituted = [
                 (variable, values[id(variable)]()) for variable in self.model.variables if id(variable) in values
@@ -111,7 +111,7 @@ class Endpoint:
 
         @tf.function(input_signature=self.specs, autograph=False)
         def serve_by_name(*inputs: Any) -> dict[str, Any]:
-            outputs = keras.tree.flatten(serve(self._structured(inputs)))
+            outputs = keras.tree.flatten(serve(self.structured(inputs)))
             return dict(zip(self.output_names, outputs, strict=True))
 
         return serve_by_name
@@ -123,9 +123,10 @@ class Endpoint:
             else tensor
             for name, tensor in zip(self.input_names, keras.tree.flatten(inputs), strict=True)
         ]
-        return self._structured(flat)
+        return self.structured(flat)
 
-    def _structured(self, flat: Sequence[Any]) -> Any:
+    def structured(self, flat: Sequence[Any]) -> Any:
+        """Return a list of inputs in the structure that the model takes."""
         structure = graph_ends(self._graph)[0]
         if isinstance(structure, (list, tuple)) and len(flat) == 1:
             return flat[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -18,12 +19,14 @@ from tf_packnet.export.paths import check_path
 from tf_packnet.export.shared_kernel import SharedKernel
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.masked_weight import MaskedWeight
+from tf_packnet.packed import task_inference
+from tf_packnet.packed.task_scores import class_axis, output_kind, scores
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.pruning import ownership
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
 
-CLASS_NAMES = "class_names"
+CLASS_NAMES, WHICH_TASK = "class_names", "which_task"
 
 
 def export_pack(
@@ -37,8 +40,10 @@ def export_pack(
     """Write all committed tasks into one SavedModel folder, which is hardly larger than that of one task.
 
     After `loaded = tf.saved_model.load(path)`, `loaded.serve["cats"](x)` returns the logits of the task `cats`,
-    bit-identical to those of its `dense_model`. Servers find them under the signature `cats`. The folder is written
-    atomically.
+    bit-identical to those of its `dense_model`. Servers find them under the signature `cats`. The signature
+    `which_task` infers the `task` of each example, as `packed.infer_task(x)` does, and returns its `scores` with each
+    task in their order; it is left out if the tasks have no class scores to compare, or if one has its name. The folder
+    is written atomically.
 
     Args:
         packed: The pack.
@@ -84,9 +89,35 @@ def _servable(
         for task, endpoint in endpoints.items()
         for output, names in endpoint.class_names.items()
     }
+    which_task = _which_task(packed, endpoints, module)
+    if which_task is not None:
+        module.which_task = signatures[WHICH_TASK] = which_task
     if class_names:
         module.class_names = signatures[CLASS_NAMES] = saved_model.constants(class_names)
     return module, signatures
+
+
+def _which_task(packed: PackedModel, endpoints: dict[str, Endpoint], module: saved_model.Servable) -> Function | None:
+    """Return the signature that infers the task of each example; None if the tasks cannot be compared."""
+    names, first = list(endpoints), next(iter(endpoints.values()))
+    try:
+        kinds = [(output_kind(each.model), class_axis(each.model)) for each in endpoints.values()]
+    except ArgumentError:
+        return None
+    if WHICH_TASK in names:
+        return None
+    numbers = range(1, len(names) + 1)
+    method = task_inference.default_method(packed, numbers)
+    mean, spread = np.transpose(task_inference.calibrations(packed, numbers, method))
+
+    @tf.function(input_signature=first.specs, autograph=False)
+    def which_task(*inputs: Any) -> dict[str, Any]:
+        outputs = [keras.tree.flatten(module.serve[name](first.structured(inputs)))[0] for name in names]
+        found = [scores(each, *kind, method) for each, kind in zip(outputs, kinds, strict=True)]
+        table = (tf.stack(found, axis=1) - tf.constant(mean, tf.float32)) / tf.constant(spread, tf.float32)
+        return {"task": tf.gather(tf.constant(names), tf.argmax(table, axis=1)), "scores": table}
+
+    return which_task
 
 
 def _checked_tasks(packed: PackedModel, class_names: Mapping[str, ClassNames]) -> list[str]:

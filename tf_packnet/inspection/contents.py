@@ -29,6 +29,7 @@ class TaskFacts:
         when_learned: Recorded test accuracy right after it was learned; None if not recorded.
         accuracy: Recorded test accuracy at the end of the run; None if not recorded.
         bytes: Size of its part of a `.packnet` file; None for other files.
+        frees: Number of prunable weights that `packed.forget_task` would free.
     """
 
     number: int
@@ -40,6 +41,7 @@ class TaskFacts:
     when_learned: float | None
     accuracy: float | None
     bytes: int | None
+    frees: int = 0
 
     def classes(self) -> str:
         """Names of its classes, or the number of its outputs."""
@@ -133,6 +135,8 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
     record, note = _matching_record(names[:committed], layers, file)
     notes = [note] if note else []
     open_task = names[committed] if len(names) > committed else None  # the open task of a fresh pack has no name
+    if committed > 1 and open_task is None:
+        notes.append(f"forgetting task {names[-1]!r} would free its weights; later tasks use those of all others")
     if open_task is not None:
         notes.append(f"task {open_task!r} is open: its weights are counted as free")
     return Inspection(
@@ -191,6 +195,7 @@ def _tasks(
                 when_learned=scores[index][index] if in_record else None,
                 accuracy=scores[-1][index] if in_record else of_file.get("accuracy"),
                 bytes=of_file.get("bytes"),
+                frees=owned if index + 1 == len(packed.task_names) > 1 else 0,
             )
         )
     return tuple(tasks)
@@ -221,7 +226,7 @@ def _matching_record(
         return {}, "results.json in the same folder is not that of a run"
     if not (same and triangular and learned <= len(names) and classes is not None):
         return {}, (
-            "results.json in the same folder is not used: it belongs to another pack, or to an approach that does not "
-            "learn task by task"
+            "results.json in the same folder is not used: it belongs to another pack, to an approach that does not "
+            "learn task by task, or to this pack before a task was renamed or forgotten"
         )
     return {"accuracy": scores, "tasks": results["tasks"], "environment": environment}, ""

@@ -239,6 +239,15 @@ class TaskLayer(KerasLayer):
         self.open = False
         self.selected_task = task
 
+    def forget_task(self, task: int) -> None:
+        """Remove the committed `task` (1-based); later tasks then have one number less. Select a task afterwards."""
+        for weight in self.masked_weights:
+            weight.forget(task, self.committed_tasks)
+        for own in self.all_task_weights:
+            own.forget(task)
+        self.committed_tasks -= 1
+        self.selected_task = min(self.selected_task, self.committed_tasks)
+
     def select_task(self, task: int) -> None:
         """Make the layer compute as `task` (1-based); the open task is `committed_tasks + 1`."""
         for weight in self._routes.values():
@@ -280,6 +289,7 @@ class TaskLayer(KerasLayer):
             object.__setattr__(self, "records", self.records or TaskRecords())
         if self.records is not None:
             self.records.load(store)
+            self.records.forget_before(unless=committed + 1 if self.open else None)
 
     def save_own_variables(self, store: dict) -> None:
         """Save the layer with its owner maps and the values of every task (Keras's hook)."""

@@ -6,7 +6,7 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from keras import ops
 from tf_packnet.layers.base import Routed, TaskLayer
 from tf_packnet.layers.products import NARROW, narrow_product
 from tf_packnet.layers.task_weight import TaskWeight
-from tf_packnet.layers.weights import Store, replaced
+from tf_packnet.layers.weights import Prefixed, replaced, without_task
 from tf_packnet.pruning.policies import HEAD
 from tf_packnet.system.keras_internals import (
     initializer_of,
@@ -286,13 +286,26 @@ class Head(TaskLayer):
         def restore() -> None:
             self._use_outputs(outputs)
             vars(self).update({name: copy for name, copy in copies.items() if name in vars(self)})
-            for number in self._slots.keys() - slots:
-                for weight in self._slots.pop(number).routes.values():
-                    for variable in (weight.variable, *weight.bookkeeping):
-                        self.forget_weight(variable)
+            self.drop_slots(slots)
             restore_values()
 
         return restore
+
+    def drop_slots(self, keep: Collection[int] = ()) -> None:
+        """Remove the variables for numbers of outputs that no task has, except for those in `keep`."""
+        used = {next(iter(self._slots)), self.num_outputs, *self._outputs_of.values(), *keep}
+        for number in self._slots.keys() - used:
+            for weight in self._slots.pop(number).routes.values():
+                for variable in (weight.variable, *weight.bookkeeping):
+                    self.forget_weight(variable)
+
+    def forget_task(self, task: int) -> None:
+        super().forget_task(task)
+        remaining = {
+            "_outputs_of": without_task(self._outputs_of, task),
+            "_activation_of": without_task(self._activation_of, task),
+        }
+        vars(self).update(remaining)  # bypasses Keras's tracking
 
     def commit_task(self) -> None:
         self._outputs_of.setdefault(self.committed_tasks + 1, self.num_outputs)  # task 1 needs no `begin_task`
@@ -321,11 +334,13 @@ class Head(TaskLayer):
         store["activation_of"] = np.frombuffer(json.dumps(self._activation_of).encode(), np.uint8)
         for outputs, slot in self._slots.items():
             for weight in slot.routes.values():
-                weight.save(_Prefixed(store, f"units_{outputs}."))
+                weight.save(Prefixed(store, f"units_{outputs}."))
         self.save_state(store)
 
     def restore_own_variables(self, store: dict) -> None:
         self.load_progress(store)
+        self._outputs_of.clear()
+        self._activation_of.clear()
         self._outputs_of.update((int(task), int(outputs)) for task, outputs in store["units_of"][()])
         if "activation_of" in store:  # files of earlier versions do not have it
             activations = Bound().parsed(np.asarray(store["activation_of"][()], np.uint8).tobytes(), "activation_of")
@@ -336,7 +351,7 @@ class Head(TaskLayer):
                     raise ValueError(f"{name} of a head with {outputs} outputs has another size")
             self._use_outputs(outputs)
             for weight in self._routes.values():
-                weight.load(_Prefixed(store, f"units_{outputs}."), self._tasks_of(outputs))
+                weight.load(Prefixed(store, f"units_{outputs}."), self._tasks_of(outputs))
         self.load_state(store)
         self.use_task(self.selected_task)
 
@@ -377,19 +392,6 @@ class TaskHead(Head, keras.layers.Dense):
 
     def get_config(self) -> dict[str, Any]:
         return self.last_config()
-
-
-class _Prefixed:
-    """View of a weights store that adds a prefix to all keys."""
-
-    def __init__(self, store: Store, prefix: str):
-        self._store, self._prefix = store, prefix
-
-    def __getitem__(self, key: str) -> Any:
-        return self._store[self._prefix + key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._store[self._prefix + key] = value
 
 
 def _is_data(value: Any) -> bool:

@@ -158,6 +158,16 @@ class MaskedWeight:
         self.owner.assign(ownership.commit(owner, task))
         self.select(task, learning=False)
 
+    def forget(self, task: int, last: int) -> None:
+        """Remove the committed `task`, of `last` tasks, see `ownership.forget`; freed entries keep their values."""
+        self.owner.assign(ownership.forget(self.owner_map(), task, last))
+        self.variable.assign(self.trained_values(last - 1))
+
+    def trained_values(self, task: int) -> np.ndarray:
+        """Return the trainable variable as `GradientMask` and the commit of `task`, the last one, leave it."""
+        owner, frozen = self.owner_map(), view(self.frozen)
+        return np.where(owner == task, frozen, np.zeros((), frozen.dtype))
+
     def select(self, task: int, learning: bool) -> None:
         """Make the weights of `task` visible.
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 from tf_packnet.system.arrays import content
 from tf_packnet.system.limits import Bound
 
-RECORDS = "records"
+RECORDS, BEFORE = "records", "before"
 COUNTS = ("rounds_done", "rounds_due", "rounds_planned", "rounds_from")
 
 Values = dict[str, np.ndarray]
@@ -44,6 +45,21 @@ class Witness:
         return {"inputs": self.inputs, "checksums": self.checksums, "environment": self.environment}
 
 
+@dataclass
+class Before:
+    """What a pack was before the open task began, as far as it changes while the task is open.
+
+    Attributes:
+        task: Number (1-based) of the open task.
+        facts: JSON values, see `tf_packnet.lifecycle.managing`.
+        values: Values of the state, by name.
+    """
+
+    task: int
+    facts: dict[str, Any]
+    values: Values
+
+
 class TaskRecords:
     """Data about the tasks of one model that belongs to no single layer.
 
@@ -58,6 +74,9 @@ class TaskRecords:
         open_state: The same for the open task while another task is selected; otherwise empty.
         volatile: Names of state that inference changes, such as a counter of calls.
         witnesses: Witness of each committed task.
+        calibration: Mean and standard deviation of a task's scores on its validation data, by committed task (1-based)
+            and method, see `tf_packnet.packed.task_inference`.
+        before: What the pack was before the open task began; None if no task was begun, or if it is not known.
         variables: The variables whose values are in `state`, by name, after `lifecycle.bind_state`.
         loaded: Loaded values of variables that Keras does not save, until `lifecycle.bind_state` assigns them.
         functions: Traced functions that compute the outputs of witnesses; not saved.
@@ -69,6 +88,8 @@ class TaskRecords:
         self.open_state: Values = {}
         self.volatile: set[str] = set()
         self.witnesses: dict[int, Witness] = {}
+        self.calibration: dict[int, dict[str, list[float]]] = {}
+        self.before: Before | None = None
         self.variables: dict[str, Any] = {}
         self.loaded: Values = {}
         self.functions: dict[Any, Any] = {}
@@ -105,6 +126,11 @@ class TaskRecords:
             for name, value in values.items()
         }
 
+    def forget_before(self, unless: int | None) -> None:
+        """Delete `before`, unless it is that of the task with this number."""
+        if self.before is not None and self.before.task != unless:
+            self.before = None
+
     def save(self, store: dict) -> None:
         """Write the records into a Keras weights store: a JSON text, and each array once."""
         arrays: list[np.ndarray] = []
@@ -129,6 +155,7 @@ class TaskRecords:
                 if not isinstance(variable, keras.Variable)
             },
             "volatile": sorted(self.volatile),
+            **({"calibration": self.calibration} if self.calibration else {}),
             "witnesses": {
                 task: {**witness.facts(), "outputs": [put(output) for output in witness.outputs]}
                 for task, witness in self.witnesses.items()
@@ -137,6 +164,12 @@ class TaskRecords:
         store[RECORDS] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         for number, array in enumerate(arrays):
             store[f"{RECORDS}.{number}"] = array
+        if self.before is not None:
+            names = list(self.before.values)
+            saved = {"task": self.before.task, "facts": self.before.facts, "names": names}
+            store[BEFORE] = np.frombuffer(json.dumps(saved).encode(), np.uint8)
+            for number, name in enumerate(names):
+                store[f"{BEFORE}.{number}"] = self.before.values[name]
 
     def load(self, store: dict) -> None:
         """Load what `save` has written. Files of earlier versions have no records: the counts are then 0."""
@@ -160,6 +193,7 @@ class TaskRecords:
         self.state = {int(task): values(numbers) for task, numbers in facts.get("state", {}).items()}
         self.open_state, self.loaded = values(facts.get("open_state", {})), values(facts.get("shown", {}))
         self.volatile = set(facts.get("volatile", ()))
+        self.calibration = {int(task): scores for task, scores in facts.get("calibration", {}).items()}
         self.witnesses = {
             int(task): Witness(
                 outputs=[get(number) for number in saved["outputs"]],
@@ -169,6 +203,10 @@ class TaskRecords:
             )
             for task, saved in facts.get("witnesses", {}).items()
         }
+        if BEFORE in store:
+            before = Bound().parsed(np.asarray(store[BEFORE], np.uint8).tobytes(), BEFORE)
+            kept = {str(name): np.array(store[f"{BEFORE}.{number}"]) for number, name in enumerate(before["names"])}
+            self.before = Before(int(before["task"]), dict(before["facts"]), kept)
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

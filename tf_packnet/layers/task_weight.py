@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from tf_packnet.layers.records import same_bits
-from tf_packnet.layers.weights import Store, fresh_values, non_trainable, view
+from tf_packnet.layers.weights import Store, fresh_values, non_trainable, view, without_task
 
 
 class TaskWeight:
@@ -68,6 +68,11 @@ class TaskWeight:
         if task == 1 or self.policy == "per_task":
             self.kept[task] = np.array(ops.convert_to_numpy(self.variable))
         self.select(task, learning=False)
+
+    def forget(self, task: int) -> None:
+        """Remove the committed value of `task`; the value that all tasks share with task 1 stays."""
+        if self.policy == "per_task":
+            self.kept = without_task(self.kept, task)
 
     def select(self, task: int, learning: bool) -> None:
         """Make the layer read the value of `task`.

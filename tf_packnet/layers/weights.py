@@ -1,7 +1,7 @@
 """Functions that `MaskedWeight` and `TaskWeight` share."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import keras
 import numpy as np
@@ -11,6 +11,8 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.policies import FREED_WEIGHTS
 from tf_packnet.system.keras_internals import autocasts
+
+Value = TypeVar("Value")
 
 
 class Store(Protocol):
@@ -53,6 +55,24 @@ def check_task_number(task: int) -> None:
     """Raise ArgumentError unless `task` is a number that an owner map can hold."""
     if not 1 <= task <= ownership.MAX_TASKS:
         raise ArgumentError("task", f"a number from 1 to {ownership.MAX_TASKS} (owner maps are uint8)", task)
+
+
+def without_task(by_task: Mapping[int, Value], task: int) -> dict[int, Value]:
+    """Return values by task number without those of `task`; later tasks have one number less."""
+    return {number - (number > task): value for number, value in by_task.items() if number != task}
+
+
+class Prefixed:
+    """View of a weights store that adds a prefix to all keys."""
+
+    def __init__(self, store: Store, prefix: str):
+        self._store, self._prefix = store, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        return self._store[self._prefix + key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._store[self._prefix + key] = value
 
 
 def replaced(held: Any, value_of: Callable[[keras.Variable], Any]) -> Any:

@@ -5,6 +5,7 @@ Every function takes any Keras model with task-aware layers: a pack, or a model 
 """
 
 from tf_packnet.lifecycle.begin_commit import begin_task, check_can_begin, commit_task, reopen_task
+from tf_packnet.lifecycle.managing import abandon_task, forget_task, remember
 from tf_packnet.lifecycle.model_state import (
     STATE,
     bind_state,
@@ -47,6 +48,7 @@ from tf_packnet.lifecycle.task_checks import (
 
 __all__ = [
     "STATE",
+    "abandon_task",
     "begin_task",
     "bind_state",
     "check_committed_finite",
@@ -61,6 +63,7 @@ __all__ = [
     "drop_compiled_functions",
     "forget_free_values",
     "forget_later_tasks",
+    "forget_task",
     "free_fraction",
     "has_open_task",
     "head_outputs",
@@ -73,6 +76,7 @@ __all__ = [
     "owner_maps",
     "record_witness",
     "records",
+    "remember",
     "reopen_task",
     "select_task",
     "selected_task",

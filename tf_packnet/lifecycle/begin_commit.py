@@ -121,4 +121,5 @@ def commit_task(model: keras.Model) -> int:
         state = {name: view_of(variable) for name, variable in bind_state(model).items()}
         records(model).keep_state(task, state)
     record_witness(model, task)
+    records(model).before = None
     return task

@@ -14,7 +14,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import Head
 from tf_packnet.layers.masked_weight import MaskedWeight
-from tf_packnet.layers.records import TaskRecords, same_bits
+from tf_packnet.layers.records import BEFORE, TaskRecords, same_bits
 from tf_packnet.layers.weights import view
 from tf_packnet.pruning import ownership
 from tf_packnet.structure.layer_paths import layers_by_path, stable_names
@@ -201,12 +201,15 @@ def state(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
-    """Return the part of `state` that belongs to `layers`, which are given with their paths."""
+    """Return the part of `state` that belongs to `layers`, which are given with their paths.
+
+    It does not contain what the pack was before the open task began, so that the files of a run stay small.
+    """
     values: dict[str, np.ndarray] = {}
     for path, layer in layers:
         layer_values: dict[str, np.ndarray] = {}
         layer.save_own_variables(layer_values)
-        values.update({f"{path}/{name}": value for name, value in layer_values.items()})
+        values.update({f"{path}/{n}": value for n, value in layer_values.items() if n.partition(".")[0] != BEFORE})
     return values
 
 

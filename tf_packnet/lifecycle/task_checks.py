@@ -205,6 +205,15 @@ def complete_records(model: keras.Model) -> None:
         select_task(model, selected)
 
 
+def renew_checksums(model: keras.Model) -> None:
+    """Record the checksums of all witnesses again, after a change that is known to keep their outputs."""
+    own, shared = committed_checksums(model), shared_checksums(model)
+    for task, recorded in records(model).witnesses.items():
+        checksums = {name: value for name, value in recorded.checksums.items() if name.startswith(CAPTURED)}
+        now = _checksums_of_task(own[task], shared).items()
+        recorded.checksums = {**checksums, **{name: value for name, (_, value) in now}}
+
+
 def forget_later_tasks(model: keras.Model, last: int) -> None:
     """Delete the states and witnesses of tasks after `last` (1-based)."""
     task_records = records(model)

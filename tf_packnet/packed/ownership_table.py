@@ -90,6 +90,8 @@ def plan_table(plan: Any) -> str:
             f"Few      ! {len(few)} times a task gets fewer weights than the layer has outputs; worst case: in {path}, "
             f"task {task} gets {count:,} weights for {outputs:,} outputs"
         )
+    if plan.frees:
+        lines.append(f"Forget   forgetting the last task, {plan.last_task!r}, would free {plan.frees:,} weights")
     if not all(layer.kept for layer in plan.layers):
         lines.append("?        depends on the values of the weights, because all layers are ranked together")
     width = max(100, 13 * len(headings) + max(len(printable(layer.path)) for layer in plan.layers) + 6)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
     storable = all(output.dtype.name in ITEM_BYTES for output in witness.outputs)
     outputs = witness.outputs if storable else []
     facts = {**witness.facts(), "outputs": len(outputs), "volatile": sorted(records.volatile)}
+    if task in records.calibration:
+        facts["calibration"] = records.calibration[task]
     before = records.witnesses.get(task - 1)
     if before is not None:  # only facts that differ from those of the task before are stored
         earlier = {**before.facts(), "volatile": facts["volatile"]}
@@ -64,3 +67,9 @@ def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> Non
         checksums = {str(name): str(value) for name, value in facts["checksums"].items()}
         records.witnesses[task] = Witness(outputs, facts["inputs"], checksums, dict(facts["environment"]))
         records.volatile |= set(map(str, facts["volatile"]))
+        if "calibration" in facts:
+            records.calibration[task] = _calibration(facts["calibration"])
+
+
+def _calibration(saved: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {str(method): [float(mean), float(deviation)] for method, (mean, deviation) in saved.items()}

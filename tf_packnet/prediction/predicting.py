@@ -9,7 +9,7 @@ from scipy.special import expit, softmax
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packfile import read_contents
-from tf_packnet.packfile.opening import PACKNET, kind_of, open_task, tasks_of_keras_file
+from tf_packnet.packfile.opening import PACKNET, kind_of, open_pack, open_task, tasks_of_keras_file
 from tf_packnet.prediction import examples, tables
 from tf_packnet.system import files, python_files, quiet
 from tf_packnet.system.images import RESIZES
@@ -18,7 +18,10 @@ from tf_packnet.tasks.encodings import Encoding, from_json
 if TYPE_CHECKING:
     import keras
 
+    from tf_packnet.packed_model import PackedModel
+
 _BATCH_SIZE = 256
+AUTO = "auto"  # the task that stands for inferring it
 
 
 class Asked(NamedTuple):
@@ -27,7 +30,7 @@ class Asked(NamedTuple):
     Attributes:
         pack: A file written by `save_pack`, or a `.keras` file of a pack.
         inputs: Files of examples, or folders of images.
-        task: Name or number (1-based) of the task; None for the only one.
+        task: Name or number (1-based) of the task; `auto` to infer that of each example; None for the only one.
         format: `table`, `csv` or `json`.
         output: The file to write; None for standard output.
         top: Number of classes to list per example.
@@ -93,7 +96,8 @@ def predict(asked: Asked) -> None:
         PackFileError: If the pack file is damaged.
         OSError: If the output cannot be written.
     """
-    choice = choose(asked.pack, asked.task, asked.max_bytes)
+    choices = choose_all(asked.pack, asked.task, asked.max_bytes)
+    choice = choices[0]
     paths = examples.files_of(asked.inputs, asked.max_bytes)
     tables.check_output(asked.output)
     python_files.check("layers", asked.layers)
@@ -101,23 +105,66 @@ def predict(asked: Asked) -> None:
     python_files.load_for("layers", asked.layers)
     from tf_packnet.packfile import footprint
 
-    model = choice.network(asked.max_bytes)
+    is_auto = asked.task == AUTO and choice.task != AUTO
+    model = open_pack(asked.pack, asked.max_bytes) if is_auto else choice.network(asked.max_bytes)
     shape, dtype = _input_of(model, choice)
     scale = choice.scale if asked.scale is None else asked.scale
     spec = examples.InputSpec(shape, dtype, scale, choice.white, choice.resize, choice.encoding)
     names: list[str] = []
-    outputs = []
+    rows: list[tables.Row] = []
+    tasks: list[str] = []
     batch_size = footprint.batch_size(model, _BATCH_SIZE)
     for batch_names, x in _in_batches(examples.read(paths, spec, asked.max_bytes), batch_size, paths):
         names += batch_names
-        outputs.append(probabilities(model, _outputs(model, x, batch_size)))
-    rows = ranked(np.concatenate(outputs), choice, asked.top)
-    text = tables.render(asked.format, choice.task, names, rows)
+        if is_auto:
+            for task, row in _inferred(model, x, choices, batch_size, asked.top):
+                tasks.append(task)
+                rows.append(row)
+        else:
+            rows += ranked(probabilities(model, _outputs(model, x, batch_size)), choice, asked.top)
+    text = tables.render(asked.format, AUTO if is_auto else choice.task, names, rows, tasks)
     if asked.output is None:
         print(text, end="")
         return
     with files.replacing(asked.output) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def choose_all(path: str, task: str | None, max_bytes: int | None = None) -> list[Choice]:
+    """Find a task as `choose` does; or all tasks if `task` is `auto` and no task has this name.
+
+    Raises:
+        ArgumentError: As for `choose`; or if raw examples mean another thing in each task.
+    """
+    contents = read_contents(path, max_bytes=max_bytes) if kind_of(path) == PACKNET else None
+    names = tasks_of_keras_file(path, max_bytes) if contents is None else contents.task_names
+    if task != AUTO or AUTO in names:
+        return [choose(path, task, max_bytes)]
+    choices = [choose(path, name, max_bytes) for name in names]
+    settings = [(each.scale, each.white, each.resize, each.encoding) for each in choices]
+    if any(each != settings[0] for each in settings):
+        expected = "a task: auto needs tasks with the same recorded scale, white, resize and table"
+        raise ArgumentError("task", expected, task)
+    return choices
+
+
+def _inferred(
+    packed: "PackedModel", x: np.ndarray, choices: list[Choice], batch_size: int, top: int
+) -> Iterator[tuple[str, tables.Row]]:
+    """Yield the inferred task of each example, and the most likely classes of this task."""
+    from tf_packnet.packed.task_inference import task_scores
+
+    by_name = {choice.task: choice for choice in choices}
+    numbers = [choice.number for choice in choices if choice.number <= packed.committed_tasks]
+    names, scores, outputs = task_scores(packed, x, tasks=numbers, batch_size=batch_size)
+    if not all(np.isfinite(each).all() for each in outputs):
+        raise ArgumentError("input", "examples for which the network has finite outputs", "NaN or infinity")
+    rows = []
+    for name, each in zip(names, outputs, strict=True):
+        packed.select_task(name)
+        rows.append(ranked(probabilities(packed, np.asarray(each, np.float32)), by_name[name], top))
+    for example, index in enumerate(scores.argmax(axis=1)):
+        yield names[index], rows[index][example]
 
 
 def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:

@@ -3,18 +3,21 @@
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.text import csv_cell, to_json
 
 FORMATS = ("table", "csv", "json")
 
-# For each example, its most likely classes with their probabilities.
-Rows = list[list[tuple[str, float]]]
+# The most likely classes of an example with their probabilities; and those of each example.
+Row = list[tuple[str, float]]
+Rows = list[Row]
 
 
-def render(format: str, task: str, names: list[str], rows: Rows) -> str:
+def render(format: str, task: str, names: list[str], rows: Rows, tasks: Sequence[str] = ()) -> str:
     """Format predictions as text.
 
     Args:
@@ -22,8 +25,9 @@ def render(format: str, task: str, names: list[str], rows: Rows) -> str:
         task: Name of the task.
         names: Name of each example.
         rows: Its most likely classes with their probabilities, the most likely first.
+        tasks: Name of the inferred task of each example; empty if the task was known.
     """
-    return {"table": _table, "csv": _csv, "json": _json}[format](task, names, rows)
+    return {"table": _table, "csv": _csv, "json": _json}[format](task, names, rows, tasks)
 
 
 def check_output(path: str | None) -> None:
@@ -40,7 +44,7 @@ def check_output(path: str | None) -> None:
         raise ArgumentError("output", f"a file in a folder that can be written to ({parent} cannot)", path)
 
 
-def _table(task: str, names: list[str], rows: Rows) -> str:
+def _table(task: str, names: list[str], rows: Rows, tasks: Sequence[str]) -> str:
     from rich import box
     from rich.table import Table
 
@@ -48,33 +52,38 @@ def _table(task: str, names: list[str], rows: Rows) -> str:
 
     table = Table(title=f"task {task}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("example", overflow="fold")
-    for rank in range(len(rows[0])):
+    if tasks:
+        table.add_column("task", overflow="fold")
+    for rank in range(max(map(len, rows))):
         table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
         table.add_column("probability" if rank == 0 else "", justify="right")
-    for name, row in zip(names, rows, strict=True):
+    for index, (name, row) in enumerate(zip(names, rows, strict=True)):
         cells = [cell for label, share in row for cell in (label, f"{share:.4f}")]
-        table.add_row(name, *cells)
+        table.add_row(name, *tasks[index : index + 1], *cells)
     text = io.StringIO()
     Console(file=text).print(table)
     return text.getvalue()
 
 
-def _csv(task: str, names: list[str], rows: Rows) -> str:
+def _csv(task: str, names: list[str], rows: Rows, tasks: Sequence[str]) -> str:
     """One row per example and class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["example", "rank", "class", "probability"])
-    for name, row in zip(names, rows, strict=True):
+    writer.writerow(["example", *(["task"] if tasks else []), "rank", "class", "probability"])
+    for index, (name, row) in enumerate(zip(names, rows, strict=True)):
+        own_task = [csv_cell(each) for each in tasks[index : index + 1]]
         for rank, (label, share) in enumerate(row, start=1):
-            writer.writerow([csv_cell(name), rank, csv_cell(label), _digits(share)])
+            writer.writerow([csv_cell(name), *own_task, rank, csv_cell(label), _digits(share)])
     return text.getvalue()
 
 
-def _json(task: str, names: list[str], rows: Rows) -> str:
-    predictions = [
+def _json(task: str, names: list[str], rows: Rows, tasks: Sequence[str]) -> str:
+    predictions: list[dict[str, Any]] = [
         {"example": name, "classes": [{"class": label, "probability": _digits(share)} for label, share in row]}
         for name, row in zip(names, rows, strict=True)
     ]
+    for prediction, own_task in zip(predictions, tasks, strict=False):
+        prediction["task"] = own_task
     return to_json({"task": task, "predictions": predictions}) + "\n"
 
 

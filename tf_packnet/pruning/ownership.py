@@ -63,6 +63,22 @@ def commit(owner: np.ndarray, task: int) -> np.ndarray:
     return np.where(owner == CANDIDATE, np.uint8(task), owner)
 
 
+def forget(owner: np.ndarray, task: int, last: int) -> np.ndarray:
+    """Remove a committed task from a map without candidates; later tasks then have one number less.
+
+    The weights of the last task become free. Those of an earlier task are visible to all later ones: the next task
+    takes them over, so that every remaining task sees the same weights as before.
+
+    Args:
+        owner: Owner map.
+        task: Number (1-based) of the task.
+        last: Number of the last committed task.
+    """
+    if task == last:
+        return np.where(owner == task, np.uint8(FREE), owner)
+    return owner - (owner > task).astype(np.uint8)
+
+
 def visible(owner: Any, task: Any) -> Any:
     """Return a boolean mask of the weights that committed `task` computes with: owner in 1..task.
 

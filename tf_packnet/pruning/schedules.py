@@ -104,6 +104,26 @@ class EqualShare(PruningSchedule):
         """
         return 1.0 / max(1, self.num_tasks - committed_tasks)
 
+    def for_task(self, number: int, names: Sequence[str], free: float) -> "EqualShare":
+        """Return the schedule of one task.
+
+        Args:
+            number: Number of the task (1-based).
+            names: Names of the tasks so far, this one included.
+            free: Fraction of the prunable weights that no committed task owns.
+
+        Raises:
+            ArgumentError: If the schedule has no such task.
+        """
+        if number > self.num_tasks:
+            expected = f"more than the {number - 1} tasks that are already committed"
+            raise ArgumentError("num_tasks", expected, self.num_tasks)
+        return self
+
+    def names(self, done: Sequence[str] = ()) -> list[str] | None:
+        """Return the names of the tasks that are not in `done`; None, because this schedule knows no names."""
+        return None
+
     def for_epochs(self, epochs: int) -> "EqualShare":
         """Return a copy of this schedule with a budget of `epochs`."""
         return type(self)(**{**self.get_config(), "epochs": epochs})

@@ -180,7 +180,8 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         object.__setattr__(self, "model_args", self.canonical_arguments())
         for name in OPTIONS:
             check_field(name, getattr(self, name))
-        object.__setattr__(self, "round_epochs", self.round_epochs.replace("+", ","))
+        for name in ("round_epochs", "shares"):
+            object.__setattr__(self, name, getattr(self, name).replace("+", ","))
         object.__setattr__(self, "retrain_time", self.canonical_time())
         if self.classes_per_task is None:
             object.__setattr__(self, "classes_per_task", default_classes(self.dataset, self.scenario))
@@ -194,6 +195,7 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
         self.check_network(self.head)
         self._check_hosts()
         self.check_rounds()
+        self.check_shares()
         if self.prune_rounds == AUTO and self.validation_fraction == 0.0:
             expected = f"more than 0 with --prune_rounds={AUTO}, which decides by the validation split"
             raise ArgumentError("validation_fraction", expected, self.validation_fraction)

@@ -1,5 +1,6 @@
 """The fields of `Config` about the method: the approach, its budget, and how it prunes and retrains."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
 _PER_TASK = "/task"
 
+EQUAL = "equal"  # shares: all tasks release the same fraction
+
 # A limit that catches typing errors.
 MAX_EPOCHS = 1_000_000
 
@@ -36,6 +39,16 @@ def _are_round_epochs(value: str) -> bool:
 
 def _is_retrain_time(value: str) -> bool:
     return timing.seconds_of(value.removesuffix(_PER_TASK)) is not None
+
+
+def _are_shares(value: str) -> bool:
+    if value == EQUAL:
+        return True
+    try:
+        numbers = [float(part) for part in re.split("[,+]", value)]
+    except ValueError:
+        return False
+    return all(0 < number <= 1 for number in numbers) and math.fsum(numbers) <= 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,15 @@ class MethodOptions:
         Check(lambda p: 0.0 < p < 1.0, "a fraction between 0 and 1, both exclusive"),
         StageKey.PRUNE_RETRAIN_STAGE,
         "p, the fraction of the prunable weights that is still free after all tasks.",
+    )
+    shares: str = option(
+        "Method",
+        EQUAL,
+        Check(_are_shares, "equal, or the share of each task, such as 0.5,0.2,0.1, with a sum of at most 1"),
+        StageKey.PRUNE_RETRAIN_STAGE,
+        "fraction of the prunable weights that each task keeps, in the order of the tasks, instead of --final_prune: "
+        "0.5,0.2,0.1 (0.5+0.2+0.1 in a --sweep); equal: all tasks release the same fraction of the free weights.",
+        neutral=EQUAL,
     )
     budget: str = option(
         "Method",
@@ -230,6 +252,15 @@ class MethodOptions:
             expected = expected.replace(f"the {self.retrain_epochs} epochs", f"--retrain_epochs={self.retrain_epochs}")
             received = self.round_epochs if argument == "round_epochs" else error.received
             raise ArgumentError(argument, expected, received) from error
+
+    def check_shares(self) -> None:
+        """Raise ArgumentError if there are shares for an approach that freezes nothing."""
+        if self.shares != EQUAL and self.approach != "packnet":
+            raise ArgumentError("shares", f"{EQUAL} with --approach={self.approach}", self.shares)
+
+    def share_of_each_task(self) -> list[float] | None:
+        """Return `shares` as numbers; None if they are equal."""
+        return None if self.shares == EQUAL else [float(part) for part in self.shares.split(",")]
 
     def lengths_by_task(self) -> list[str | tuple[int, ...]]:
         """Return `round_epochs` as `EqualShare` takes it: once, or for each retraining of the run."""

@@ -16,9 +16,10 @@ from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import model_config
 from tf_packnet.packing import pack
-from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, plan
+from tf_packnet.planning import ADAM_BYTES, FLOAT_BYTES, CapacityPlan, plan
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.shares import AUTO
+from tf_packnet.pruning.unequal_shares import Shares
 from tf_packnet.runs import networks
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import own_function
@@ -169,7 +170,33 @@ def check_tasks(config: Config, stream: TaskStream, network: PackedModel) -> Non
         expected = f"one list of epochs, or {retrainings}: one for each retraining"
         raise ArgumentError("round_epochs", expected, config.round_epochs)
     if config.approach == "packnet":
-        plan(network, len(stream), config.final_prune, config.prune_rounds, config.prune_scope)
+        plan_of(config, stream, network)
+
+
+def plan_of(config: Config, stream: TaskStream, network: PackedModel) -> CapacityPlan:
+    """Return how many weights each task of a run would get.
+
+    Raises:
+        ArgumentError: If some task would get no weights, or there is not one share per task.
+    """
+    schedule, tasks = schedule_of(config, len(stream)), len(stream)
+    if isinstance(schedule, Shares):
+        return plan(network, tasks, scope=config.prune_scope, shares=schedule)
+    return plan(network, tasks, config.final_prune, config.prune_rounds, config.prune_scope)
+
+
+def schedule_of(config: Config, tasks: int) -> EqualShare:
+    """Return the pruning schedule of a run with so many tasks.
+
+    Raises:
+        ArgumentError: If there is not one share per task.
+    """
+    shares, lengths = config.share_of_each_task(), config.lengths_by_task()[0]
+    if shares is None:
+        return EqualShare(config.final_prune, tasks, config.prune_rounds, round_epochs=lengths)
+    if len(shares) != tasks:
+        raise ArgumentError("shares", f"{tasks} shares, one for each task", config.shares)
+    return Shares(shares, config.prune_rounds, round_epochs=lengths)
 
 
 def check_validation(config: Config, stream: TaskStream) -> None:
@@ -227,7 +254,7 @@ def build_approach(
     }
     return APPROACHES[config.approach](
         network,
-        EqualShare(config.final_prune, len(stream), config.prune_rounds, round_epochs=config.lengths_by_task()[0]),
+        schedule_of(config, len(stream)),
         train_epochs=config.train_epochs,
         retrain_epochs=config.retrain_epochs,
         prune_scope=config.prune_scope,

@@ -71,15 +71,14 @@ def show_plan(config: Config) -> None:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow(on_cpu=True)
-    from tf_packnet.planning import plan
     from tf_packnet.runs import networks
     from tf_packnet.runs.data import load_stream
-    from tf_packnet.runs.setup import build_model
+    from tf_packnet.runs.setup import build_model, plan_of
 
     networks.builder(config)  # raises errors before the data is loaded
     stream = load_stream(config)
     model = build_model(config, stream)
-    print(plan(model, len(stream), config.final_prune, config.prune_rounds, config.prune_scope))
+    print(plan_of(config, stream, model))
 
 
 def check_inputs(config: Config) -> None:

@@ -376,3 +376,10 @@ def _activation_name(activation: Any) -> str | None:
     name = keras.activations.serialize(activation)
     is_keras_activation = isinstance(name, str) and keras.activations.get(name) is activation
     return name if is_keras_activation and name != "linear" else None
+
+
+def last_operation(tensor: Any) -> Any:
+    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
+    operation, node = creating_call(tensor)
+    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
+    return last_operation(node.input_tensors[0]) if is_skipped else operation

@@ -1,12 +1,9 @@
 """Says what the numbers of a network's output are: along which axis the classes are, and whether they are logits."""
 
-from typing import Any
-
 import keras
 
 from tf_packnet.layers.head import number_of_outputs
-from tf_packnet.structure.output_heads import changes_values, output_heads
-from tf_packnet.system.keras_internals import creating_call
+from tf_packnet.structure.output_heads import last_operation, output_heads
 
 
 def class_axis_of(model: keras.Model) -> int:
@@ -17,7 +14,7 @@ def class_axis_of(model: keras.Model) -> int:
 
 def returns_probabilities(model: keras.Model) -> bool | None:
     """Return whether the last activation of a network with one output makes probabilities; None if it is unknown."""
-    last = _last_operation(model.outputs[0])
+    last = last_operation(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
@@ -25,10 +22,3 @@ def returns_probabilities(model: keras.Model) -> bool | None:
     if is_head and activation is not None:
         return activation in (keras.activations.softmax, keras.activations.sigmoid)
     return None
-
-
-def _last_operation(tensor: Any) -> Any:
-    """Return the last layer before `tensor`, skipping linear activations and layers that only move values."""
-    operation, node = creating_call(tensor)
-    is_skipped = operation is not None and len(node.input_tensors) == 1 and not changes_values(operation)
-    return _last_operation(node.input_tensors[0]) if is_skipped else operation
