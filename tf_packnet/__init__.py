@@ -21,6 +21,7 @@ from tf_packnet.version import __version__
 _HOME = {
     "pack": "packing",
     "plan": "planning",
+    "grow": "growth",
     "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
     "EqualShare": "pruning.schedules",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.export import export_for_serving as export_for_serving
     from tf_packnet.export import export_pack as export_pack
     from tf_packnet.export import export_task as export_task
+    from tf_packnet.growth import grow as grow
     from tf_packnet.lifecycle import begin_task as begin_task
     from tf_packnet.lifecycle import commit_task as commit_task
     from tf_packnet.lifecycle import free_fraction as free_fraction

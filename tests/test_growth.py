@@ -1,0 +1,215 @@
+"""A wider pack computes the same for its tasks, and the next task uses the new weights."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import tf_packnet as tp
+from tests.test_compaction_property import networks
+from tf_packnet import lifecycle
+from tf_packnet.growth.widths import Widths
+
+L = keras.layers
+
+
+def learn(packed, number, **begin):
+    """Commit a task without training: random values, half of the free weights kept."""
+    rng = np.random.default_rng(number)
+    packed.begin_task(f"task {number}", **begin)
+    for layer in lifecycle.task_layers(packed):
+        for weight in [*layer.task_weights, *layer.masked_weights]:
+            values = rng.normal(size=weight.variable.shape, scale=0.5)
+            weight.variable.assign(np.abs(values) + 0.5 if weight.name == "moving_variance" else values)
+    for weight in lifecycle.masked_weights(packed).values():
+        owner = weight.owner_map()
+        weight.prune((owner == 255) & (rng.random(owner.shape) < 0.5))
+    packed.commit_task()
+
+
+def examples(packed):
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(4, *(size or 5 for size in each.shape[1:]))).astype("float32") for each in packed.inputs]
+    x = [rng.integers(0, 9, each.shape) if "int" in i.dtype else each for each, i in zip(x, packed.inputs, strict=True)]
+    return x[0] if len(x) == 1 else x
+
+
+def outputs(packed):
+    """The outputs of each task."""
+    x, selected, results = examples(packed), packed.selected_task, []
+    for task in range(1, packed.committed_tasks + 1):
+        packed.select_task(task)
+        results.append([np.asarray(each) for each in keras.tree.flatten(packed(x, training=False))])
+    packed.select_task(selected)
+    return results
+
+
+def assert_same(ours, theirs, rtol=1e-5):
+    for one, other in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * np.abs(other).max(initial=1e-30))
+
+
+def grown(packed, factor=None, **units):
+    """Grow a pack, check its tasks, and that nothing happened to the pack before."""
+    state, before = lifecycle.state(packed), outputs(packed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new = tp.grow(packed, factor, **units)
+    assert_same(outputs(new), before)
+    lifecycle.check_tasks(new)
+    now = lifecycle.state(packed)
+    assert all(np.array_equal(now[name], value, equal_nan=True) for name, value in state.items())
+    assert new.task_names == packed.task_names
+    assert type(new) is type(packed)
+    for path, owner in new.owner_maps().items():
+        for task in range(1, packed.committed_tasks + 1):
+            assert (owner == task).sum() == (packed.owner_maps()[path] == task).sum()
+    return new
+
+
+def shapes(packed):
+    return {path: owner.shape for path, owner in packed.owner_maps().items()}
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(networks(), st.sampled_from([1.3, 1.5, 2]), st.sampled_from(["first_task", "per_task"]))
+def test_random_architectures(model, factor, bias_policy):
+    try:
+        packed = tp.pack(model, bias_policy=bias_policy)
+    except tp.ArgumentError:
+        assume(False)
+    learn(packed, 1)
+    learn(packed, 2)
+    first = outputs(packed)
+    try:
+        new = grown(packed, factor)
+        new = grown(new, factor)
+    except tp.ArgumentError:  # nothing grows
+        assume(False)
+    assert lifecycle.state(new).keys() >= lifecycle.state(packed).keys()
+    learn(new, 3)
+    assert_same(outputs(new)[:2], first)
+
+
+def images(*layers):
+    """A classifier of images with `layers` between two convolutions."""
+    x = inputs = keras.Input((6, 6, 2))
+    x = L.Conv2D(4, 3, padding="same", activation="relu", name="first")(x)
+    for layer in layers:
+        x = layer(x)
+    x = L.Conv2D(3, 1, activation="tanh", name="last")(x)
+    return keras.Model(inputs, L.Dense(2, name="head")(L.GlobalAveragePooling2D()(x)))
+
+
+def sequences(*layers):
+    x = inputs = keras.Input((5, 3))
+    x = L.Dense(4, activation="relu", name="first")(x)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, L.Dense(2, name="head")(L.GlobalAveragePooling1D()(x)))
+
+
+def vectors(*layers):
+    x = inputs = keras.Input((5,))
+    for layer in [L.Dense(4, activation="relu", name="first"), *layers, L.Dense(2, name="head")]:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def words():
+    inputs = keras.Input((5,), dtype="int32")
+    x = L.Embedding(9, 4, mask_zero=True, name="table")(inputs)
+    x = L.GRU(3, return_sequences=True, name="gru")(x)
+    x = L.LSTM(2, return_sequences=True, name="lstm")(x)
+    return keras.Model(inputs, L.Dense(2, name="head")(L.SimpleRNN(2, name="rnn")(x)))
+
+
+def branches():
+    """Branches of different widths, joined; one of them is used twice."""
+    inputs = keras.Input((5,))
+    one, shared = L.Dense(4, activation="relu", name="one")(inputs), L.Dense(2, name="shared")
+    x = L.Concatenate()([one, shared(one), L.Dense(3, name="two")(inputs)])
+    x = L.Concatenate()([L.Dense(3, name="three")(x), shared(L.Dense(4, activation="relu", name="four")(x))])
+    return keras.Model(inputs, L.Dense(2, name="head")(x))
+
+
+def residual():
+    """A residual stream that starts from the inputs, and one that does not."""
+    inputs = keras.Input((4,))
+    x = inputs + L.Dense(4, name="tied")(L.Dense(4, activation="relu", name="inner")(inputs))
+    x = stream = L.Dense(6, name="project")(x)
+    x = stream + L.Dense(6, name="more")(L.Dense(2, activation="relu", name="hidden")(x))
+    return keras.Model(inputs, L.Dense(2, name="head")(x))
+
+
+def nested():
+    inner_inputs = keras.Input((4,))
+    inner = keras.Model(inner_inputs, L.Dense(3, name="inside")(L.ReLU()(inner_inputs)), name="inner")
+    middle = keras.Sequential([keras.Input((3,)), L.BatchNormalization(), L.Dense(5, name="deep")], name="middle")
+    return vectors(inner, middle)
+
+
+def transformer():
+    """A block with a residual stream."""
+    inputs = x = keras.Input((5, 4))
+    y = L.LayerNormalization()(x)
+    x = x + L.MultiHeadAttention(2, 3, name="attention")(y, y)
+    y = L.GroupQueryAttention(3, 4, 2, name="grouped")(x, x, use_causal_mask=True)
+    y = L.Dense(6, activation="gelu", name="expand")(L.LayerNormalization()(x + y))
+    x = x + L.Dense(4, name="contract")(y)
+    return keras.Model(inputs, L.Dense(2, name="head")(x[:, 0]))
+
+
+# The network, and the width of each layer that becomes 1.5 times as wide.
+GROWING = {
+    "convolutions": (
+        lambda: images(
+            L.BatchNormalization(),
+            L.PReLU(shared_axes=[1, 2]),
+            L.DepthwiseConv2D(2, depth_multiplier=2, name="depthwise"),
+            L.SeparableConv2D(2, 2, depth_multiplier=2, name="separable"),
+            L.Conv2DTranspose(2, 2, strides=2, name="transposed"),
+            L.MaxPooling2D(2),
+        ),
+        {"first": 6, "separable": 3, "transposed": 3, "last": 4},
+    ),
+    "flattened": (
+        lambda: images(
+            L.Reshape((3, 12, 4)), L.Flatten(), L.Reshape((144,)), L.Dense(6, name="flat"), L.Reshape((1, 1, 6))
+        ),
+        {"first": 6, "flat": 9, "last": 4},
+    ),
+    "in one dimension": (
+        lambda: sequences(
+            L.Conv1D(2, 2, name="conv"),
+            L.Conv1DTranspose(2, 2, name="transposed"),
+            L.DepthwiseConv1D(2, name="depthwise"),
+            L.SeparableConv1D(2, 2, name="separable"),
+            L.EinsumDense("...x,xy->...y", 4, bias_axes="y", activation="relu", name="einsum"),
+            L.TimeDistributed(L.Dense(2), name="each"),
+            L.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de", name="split"),
+            L.Reshape((3, 8)),
+        ),
+        {"first": 6, "conv": 3, "transposed": 3, "separable": 3, "einsum": 6, "each": 3},
+    ),
+    "words": (words, {"table": 6, "gru": 4, "lstm": 3, "rnn": 3}),
+    "branches": (branches, {"one": 6, "shared": 3, "two": 4, "three": 4, "four": 6}),
+    "residual": (residual, {"inner": 6, "project": 9, "more": 9, "hidden": 3}),
+    "nested": (nested, {"first": 6, "inner/inside": 4, "middle/deep": 7}),
+    "transformer": (transformer, {"attention": 3, "grouped": 3, "expand": 9}),
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_layers_that_grow(kind):
+    network, expected = GROWING[kind]
+    packed = tp.pack(network(), bias_policy="per_task")
+    learn(packed, 1)
+    learn(packed, 2, num_classes=3)
+    new = grown(packed, 1.5)
+    before, after = Widths(packed.network()).now, Widths(new.network()).now
+    assert {path: after[path] for path in after if after[path] != before[path]} == expected
