@@ -213,3 +213,88 @@ def test_layers_that_grow(kind):
     new = grown(packed, 1.5)
     before, after = Widths(packed.network()).now, Widths(new.network()).now
     assert {path: after[path] for path in after if after[path] != before[path]} == expected
+
+
+def two_tasks(model=None, **arguments):
+    """A pack with two committed tasks, of which the second has more classes."""
+    packed = tp.pack(model or vectors(L.Dense(6, activation="relu", name="second")), **arguments)
+    learn(packed, 1)
+    learn(packed, 2, num_classes=3)
+    return packed
+
+
+@pytest.mark.parametrize("freed_weights", ["zero", "keep", "reinit"])
+def test_the_next_task_trains_the_new_weights(freed_weights):
+    packed = two_tasks(freed_weights=freed_weights)
+    new = grown(grown(packed, 1.5), 1.5)
+    assert shapes(new) == {"first/kernel": (5, 9), "second/kernel": (9, 13)}
+    weight = lifecycle.masked_weights(new)["second/kernel"]
+    is_new = np.ones((9, 13), bool)
+    is_new[:4, :6] = False
+    np.testing.assert_array_equal(weight.fresh, is_new)
+    before, frozen = outputs(new), np.array(weight.frozen)
+    new.begin_task("next", num_classes=2)
+    assert weight.fresh is None
+    values, free = weight.values(), weight.owner_map() == 255
+    assert free[is_new].all()
+    assert (values[is_new] != 0).all(), "a unit whose inputs and outputs are 0 gets no gradient"
+    if freed_weights != "reinit":
+        np.testing.assert_array_equal(values[free & ~is_new], (frozen * (freed_weights == "keep"))[free & ~is_new])
+    start = np.array(values)
+    new.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = np.random.default_rng(0).normal(size=(32, 5)).astype("float32"), np.arange(32) % 2
+    new.fit(x, y, verbose=0)
+    changed = (weight.values() != start)[is_new]
+    assert changed.mean() > 0.5
+    new.fit(x, y, verbose=0, callbacks=[tp.PruneRoundScheduler(tp.EqualShare(0.2, 3, 1)), tp.TaskMaskSnapshot()])
+    assert (weight.owner_map()[is_new] == 3).any()
+    assert_same(outputs(new)[:2], before, rtol=0)
+
+
+def test_a_grown_pack_is_an_ordinary_pack(tmp_path):
+    new = grown(two_tasks(bias_policy="per_task"), units={"first": 7})
+    assert shapes(new) == {"first/kernel": (5, 7), "second/kernel": (7, 6)}
+    new.save(tmp_path / "pack.keras")
+    tp.save_pack(new, tmp_path / "pack.packnet")
+    before = outputs(new)
+    new.begin_task("next")
+    for loaded in (keras.models.load_model(tmp_path / "pack.keras"), tp.load_pack(tmp_path / "pack.packnet")):
+        assert_same(outputs(loaded), before, rtol=0)
+        loaded.begin_task("next")
+        for ours, theirs in zip(*(lifecycle.masked_weights(each).values() for each in (loaded, new)), strict=True):
+            np.testing.assert_array_equal(ours.values(), theirs.values())
+    exported = tp.dense_model(loaded, 2)
+    assert_same(exported(examples(new)), before[1])
+    small = tp.compact_model(tp.dense_model(two_tasks(bias_policy="per_task"), 2))
+    assert tp.compact_model(exported).count_params() == small.count_params()
+
+
+REFUSED = {
+    "factor": [{}, {"factor": 1}, {"factor": 0.5}, {"factor": float("nan")}, {"factor": "2"}, {"factor": True}]
+    + [{"factor": 1.1}, {"factor": 2, "units": {"first": 9}}],
+    "units": [{"units": units} for units in ({}, ["first"], {"lost": 9}, {"first": 4}, {"first": 5.0}, {"head": 9})]
+    + [{"units": {"second": 9}}, {"units": {"mixed": 9}}],
+}
+
+
+def test_what_is_refused():
+    packed = two_tasks(
+        vectors(L.Dense(6, name="second"), L.LayerNormalization(name="norm"), L.Dense(5, "softmax", name="mixed"))
+    )
+    for argument, calls in REFUSED.items():
+        for arguments in calls:
+            with pytest.raises(tp.ArgumentError) as caught:
+                tp.grow(packed, **arguments)
+            assert caught.value.argument == argument, arguments
+    with pytest.raises(tp.ArgumentError, match="'second': 'norm' .class LayerNormalization. reads their units"):
+        tp.grow(packed, units={"second": 9})
+    with pytest.raises(tp.ArgumentError, match="at least 1 [+] 1/6"):
+        tp.grow(packed, 1.1)
+    with pytest.warns(UserWarning, match="'second': 'norm' .*, 'mixed': class Dense, as it is set"):
+        assert shapes(tp.grow(packed, 1.5))["first/kernel"] == (5, 6)
+    packed.begin_task("open")
+    with pytest.raises(tp.ArgumentError, match="task 'open' is open"):
+        tp.grow(packed, 2)
+    for wrong in (tp.pack(vectors()), vectors(), None):
+        with pytest.raises(tp.ArgumentError, match="Invalid `packed`"):
+            tp.grow(wrong, 2)

@@ -1,6 +1,7 @@
 """`grow(packed)` returns a wider pack with the same tasks, in which the next task finds new free weights."""
 
 import math
+import numbers
 import warnings
 from collections.abc import Mapping
 
@@ -49,7 +50,7 @@ def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, i
     """
     _check_pack(packed)
     widths = Widths(packed.network())
-    plan = _of_factor(widths, factor) if units is None else _of_units(widths, packed, factor, units)
+    plan = _of_factor(widths, packed.name, factor) if units is None else _of_units(widths, packed, factor, units)
     lifecycle.check_tasks(packed)
     with lifecycle.strategy_scope(packed):
         new = _rebuilt(packed, plan)
@@ -58,8 +59,7 @@ def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, i
     lifecycle.records(new).witnesses = {}
     lifecycle.complete_records(new)
     if units is None and plan.stays:
-        reasons = listed((f"{path!r} ({reason})" for path, reason in plan.stays.items()), 20)
-        warnings.warn(f"these layers of {packed.name!r} keep their width: {reasons}", stacklevel=2)
+        warnings.warn(f"some layers of {packed.name!r} keep their width: {_listed(plan.stays)}", stacklevel=2)
     return new
 
 
@@ -77,21 +77,19 @@ def _check_pack(packed: PackedModel) -> None:
         raise ArgumentError("packed", expected, packed.name)
 
 
-def _of_factor(widths: Widths, factor: float | None) -> Plan:
-    """Return the plan for all layers that can grow."""
-    if not isinstance(factor, (int, float)) or not 1 < factor < math.inf:
+def _of_factor(widths: Widths, name: str, factor: float | None) -> Plan:
+    """Return the plan for all layers that can grow in the pack with this name."""
+    if not isinstance(factor, numbers.Real) or not 1 < factor < math.inf:
         raise ArgumentError("factor", "a number above 1, or the new widths as `units`", factor)
-    if not widths.now:
-        raise ArgumentError("packed", "a pack with a layer that can grow, see tp.grow", None)
-    units = {path: math.floor(width * factor + 1e-9) for path, width in widths.now.items()}
+    units = {path: math.floor(width * float(factor) + 1e-9) for path, width in widths.now.items()}
     units = {path: width for path, width in units.items() if width > widths.now[path]}
-    if not units:
+    if not units and widths.now:
         expected = f"at least 1 + 1/{max(widths.now.values())}, with which the widest layer gets one more unit"
         raise ArgumentError("factor", expected, factor)
     plan = widths.plan(units)
+    plan.stays |= widths.fixed
     if not plan.units:
-        reasons = listed((f"{path!r} stays: {reason}" for path, reason in plan.stays.items()), 20)
-        raise ArgumentError("packed", f"a pack with a layer that can grow ({reasons})", None)
+        raise ArgumentError("packed", f"a pack with a layer that can grow ({_listed(plan.stays)})", name)
     return plan
 
 
@@ -104,17 +102,21 @@ def _of_units(widths: Widths, packed: PackedModel, factor: float | None, units: 
     paths = resolved_paths("units", units, packed)
     for path, width in zip(paths, units.values(), strict=True):
         if path not in widths.now:
-            expected = (
-                f"layers that can grow ({listed(map(repr, widths.now), 20) or 'none in this pack'}); not {path!r}"
-            )
-            raise ArgumentError("units", expected, units)
-        if isinstance(width, bool) or not isinstance(width, int) or width <= widths.now[path]:
+            growing = listed(map(repr, widths.now), 20) or "none in this pack"
+            reason = widths.fixed.get(path, "tasks own no weights of it")
+            raise ArgumentError("units", f"layers that can grow ({growing}); {path!r} cannot: {reason}", units)
+        if not isinstance(width, numbers.Integral) or width <= widths.now[path]:
             raise ArgumentError("units", f"more than the present {widths.now[path]} of layer {path!r}", width)
-    plan = widths.plan(dict(zip(paths, units.values(), strict=True)))
+    plan = widths.plan({path: int(width) for path, width in zip(paths, units.values(), strict=True)})
     if plan.stays:
-        reasons = listed((f"{path!r}: {reason}" for path, reason in plan.stays.items()), 20)
-        raise ArgumentError("units", f"layers whose units no other layer needs as they are ({reasons})", units)
+        expected = f"layers whose units no other layer needs as they are ({_listed(plan.stays)})"
+        raise ArgumentError("units", expected, units)
     return plan
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    """Return layers with the reasons why they keep their width, for a message."""
+    return listed((f"{path!r}: {reason}" for path, reason in reasons.items()), 20) or "it has no layer with units"
 
 
 def _rebuilt(packed: PackedModel, plan: Plan) -> PackedModel:

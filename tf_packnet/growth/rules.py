@@ -58,6 +58,7 @@ class Rule:
         layer: The layer; inside TimeDistributed, the inner one.
         key: Key of the width in the layer's config.
         width: Number of units before, if the layer can have more; otherwise None.
+        is_pruned: Whether tasks own weights of the layer.
     """
 
     options: tuple[str, ...] = ()
@@ -69,7 +70,8 @@ class Rule:
         self.output_shapes = [graph.shape(number) for number in step.outputs]
         if type(self.layer) is layers.TimeDistributed:
             self.layer = self.layer.layer
-        self.width = self._width() if self.key and self._is_pruned() else None
+        self.is_pruned = self._is_pruned()
+        self.width = self._width() if self.key and self.is_pruned else None
 
     def _width(self) -> int | None:
         return int(getattr(self.layer, self.key))
@@ -93,7 +95,12 @@ class Rule:
         return Wider(units)
 
     def _name(self) -> str:
-        return f"{self.path!r} (class {_plain_class(self.step.layer).__name__})"
+        return f"{self.path!r} (class {self.class_name})"
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class of Keras or of the user."""
+        return _plain_class(self.step.layer).__name__
 
     def _weights(self, **weights: Axes) -> dict[int, dict[str, Axes]]:
         return {id(self.layer): weights}

@@ -42,14 +42,20 @@ class Widths:
 
     Attributes:
         now: Width of each layer that may become wider, by path.
+        fixed: Other layers with weights that tasks own, by path, with the reason.
     """
 
     def __init__(self, network: keras.Model):
         self._graph: Graph = trace(network)
         path_of = paths_by_id(network)
         self._rules = [rule_of(self._graph, step, path_of.get(id(step.layer), step.name)) for step in self._graph.steps]
-        fixed = {rule.path for rule in self._rules if rule.width is None}
-        self.now = {rule.path: rule.width for rule in self._rules if rule.width is not None and rule.path not in fixed}
+        self.fixed = {
+            rule.path: f"class {rule.class_name}, as it is set and called, has no width that can change"
+            for rule in self._rules
+            if rule.width is None and rule.is_pruned
+        }
+        wide = [(rule.path, rule.width) for rule in self._rules if rule.path not in self.fixed]
+        self.now = {path: width for path, width in wide if width is not None}
 
     def plan(self, units: Mapping[str, int]) -> Plan:
         """Return how the network becomes wider if these layers get this number of units, where that is possible."""
