@@ -164,6 +164,15 @@ def transformer():
     return keras.Model(inputs, L.Dense(2, name="head")(x[:, 0]))
 
 
+def einsums():
+    """Two axes of units, of which the last one grows, flattened for the head."""
+    inputs = keras.Input((5, 3))
+    x = L.EinsumDense("abc,cde->abde", (5, 2, 4), bias_axes="de", activation="relu", name="split")(inputs)
+    x = L.EinsumDense("abde,ef->abdf", (5, 2, 2), bias_axes="b", name="mix")(x)
+    x = L.Dropout(0.5)(L.EinsumDense("abdf,dg->abfg", (5, 2, 3), name="turn")(x))
+    return keras.Model(inputs, L.Dense(2, name="head")(L.Flatten()(x)))
+
+
 # The network, and the width of each layer that becomes 1.5 times as wide.
 GROWING = {
     "convolutions": (
@@ -196,6 +205,7 @@ GROWING = {
         ),
         {"first": 6, "conv": 3, "transposed": 3, "separable": 3, "einsum": 6, "each": 3},
     ),
+    "einsums": (einsums, {"split": 6}),
     "words": (words, {"table": 6, "gru": 4, "lstm": 3, "rnn": 3}),
     "branches": (branches, {"one": 6, "shared": 3, "two": 4, "three": 4, "four": 6}),
     "residual": (residual, {"inner": 6, "project": 9, "more": 9, "hidden": 3}),
@@ -204,7 +214,11 @@ GROWING = {
 }
 
 
-@pytest.mark.parametrize("kind", GROWING)
+FAST = ("branches", "residual")
+KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in GROWING]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_layers_that_grow(kind):
     network, expected = GROWING[kind]
     packed = tp.pack(network(), bias_policy="per_task")
@@ -223,24 +237,22 @@ def two_tasks(model=None, **arguments):
     return packed
 
 
-@pytest.mark.parametrize("freed_weights", ["zero", "keep", "reinit"])
-def test_the_next_task_trains_the_new_weights(freed_weights):
-    packed = two_tasks(freed_weights=freed_weights)
-    new = grown(grown(packed, 1.5), 1.5)
+def test_the_next_task_trains_the_new_weights():
+    new = grown(grown(two_tasks(), 1.5), 1.5)
     assert shapes(new) == {"first/kernel": (5, 9), "second/kernel": (9, 13)}
     weight = lifecycle.masked_weights(new)["second/kernel"]
     is_new = np.ones((9, 13), bool)
     is_new[:4, :6] = False
     np.testing.assert_array_equal(weight.fresh, is_new)
     before, frozen = outputs(new), np.array(weight.frozen)
+    drawn, kept, zeros = (weight._start_values(policy, 7) for policy in ("reinit", "keep", "zero"))
+    assert (drawn[is_new] != 0).all(), "a unit whose inputs and outputs are 0 gets no gradient"
+    for values, others in ((kept, frozen), (zeros, np.zeros_like(frozen))):
+        np.testing.assert_array_equal(values, np.where(is_new, drawn, others))
     new.begin_task("next", num_classes=2)
     assert weight.fresh is None
-    values, free = weight.values(), weight.owner_map() == 255
-    assert free[is_new].all()
-    assert (values[is_new] != 0).all(), "a unit whose inputs and outputs are 0 gets no gradient"
-    if freed_weights != "reinit":
-        np.testing.assert_array_equal(values[free & ~is_new], (frozen * (freed_weights == "keep"))[free & ~is_new])
-    start = np.array(values)
+    assert (weight.owner_map() == 255)[is_new].all()
+    start = np.array(weight.values())
     new.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x, y = np.random.default_rng(0).normal(size=(32, 5)).astype("float32"), np.arange(32) % 2
     new.fit(x, y, verbose=0)
@@ -298,3 +310,130 @@ def test_what_is_refused():
     for wrong in (tp.pack(vectors()), vectors(), None):
         with pytest.raises(tp.ArgumentError, match="Invalid `packed`"):
             tp.grow(wrong, 2)
+
+
+def trained_differently():
+    """A model class with its own `train_step`, and a layer outside the graph."""
+
+    @keras.saving.register_keras_serializable("growth")
+    class Taught(keras.Model):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.teacher = L.Dense(2, trainable=False, name="teacher")
+            self.teacher.build((None, 5))
+
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = vectors()
+    return Taught(model.inputs, model.outputs)
+
+
+def with_own_layers():
+    """Layers of a user, a frozen layer, and a Lambda: none of them can read wider inputs."""
+
+    @keras.saving.register_keras_serializable("growth")
+    class Gain(L.Layer):
+        def build(self, shape):
+            self.gain = self.add_weight(shape=(shape[-1], shape[-1]), name="gain")
+
+        def call(self, x):
+            return x @ self.gain
+
+    return vectors(
+        Gain(name="own"),
+        L.Dense(3, activation="relu", name="free"),
+        L.Dense(4, name="read_by_frozen"),
+        L.Dense(4, trainable=False, name="frozen"),
+        L.Lambda(lambda x: x * 2),
+        L.Dense(4, name="last"),
+    )
+
+
+def several_heads():
+    inputs = {name: keras.Input((size,), name=name) for name, size in {"one": 3, "two": 4}.items()}
+    x = L.Concatenate()([L.Dense(4, name=f"read_{name}")(each) for name, each in inputs.items()])
+    outputs = {"class": L.Dense(3, name="class")(x), "value": L.EinsumDense("ab,bc->ac", 1, name="value")(x)}
+    return keras.Model(inputs, outputs)
+
+
+PLACES = {
+    "own model class": (trained_differently, {}, {"first": 6}),
+    "own layers": (with_own_layers, {}, {"free": 4, "last": 6}),
+    "no layers to grow": (lambda: vectors(L.LayerNormalization()), {}, None),
+    "subclassed": (None, {}, None),
+    "shared head": (lambda: vectors(L.Dense(3, name="inner")), {"head": "shared"}, {"first": 6, "inner": 4}),
+    "pretrained": (vectors, {"pretrained": "task 0"}, {"first": 6}),
+    "pretrained visible": (vectors, {"pretrained": "task 0", "prune_pretrained": False}, {"first": 6}),
+    "pruned biases": (vectors, {"prune": {"first/bias": True}}, {"first": 6}),
+    "unpruned kernel": (
+        lambda: vectors(L.Dense(3, name="inner")),
+        {"prune": {"inner/kernel": False}, "bias_policy": "per_task"},
+        {"first": 6},
+    ),
+    "excluded": (lambda: vectors(L.Dense(3, name="inner")), {"exclude": ["first"]}, {"inner": 4}),
+    "convolutional head": (
+        lambda: keras.Sequential([keras.Input((4, 4, 1)), L.Conv2D(4, 3, name="first"), L.Conv2D(2, 1, name="head")]),
+        {},
+        {"first": 6},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_roles_and_classes(place, tmp_path):
+    network, arguments, expected = PLACES[place]
+    if network is None:
+
+        class Net(keras.Model):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.body, self.answer = L.Dense(4), L.Dense(2)
+
+            def call(self, x):
+                return self.answer(self.body(x))
+
+        packed = tp.pack(Net(), inputs=keras.Input((5,)), **arguments)
+    else:
+        packed = tp.pack(network(), **arguments)
+    learn(packed, 1)
+    learn(packed, 2, **({} if arguments.get("head") == "shared" else {"num_classes": 3}))
+    if expected is None:
+        with pytest.raises(tp.ArgumentError, match="Invalid `packed`"):
+            tp.grow(packed, 1.5)
+        return
+    new = grown(packed, 1.5)
+    before, after = Widths(packed.network()).now, Widths(new.network()).now
+    assert {path: after[path] for path in after if after[path] != before[path]} == expected
+    learn(new, 3)
+    assert_same(outputs(new)[:2], outputs(packed))
+    if place != "own layers":  # files do not load a Lambda
+        new.save(tmp_path / "pack.keras")
+        assert_same(outputs(keras.models.load_model(tmp_path / "pack.keras")), outputs(new), rtol=0)
+
+
+@pytest.mark.slow
+def test_mixed_precision():
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        packed = two_tasks(images(L.BatchNormalization(), L.Flatten(), L.Dense(8), L.Reshape((1, 1, 8))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            new = tp.grow(packed, 1.5)
+        assert_same(outputs(new), outputs(packed), rtol=0.1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.slow
+def test_an_application_of_keras():
+    base = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, include_top=False, pooling="avg")
+    packed = two_tasks(keras.Model(base.input, L.Dense(2)(base.output)), bias_policy="per_task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no layer keeps its width
+        new = tp.grow(packed, 1.5)
+    assert_same(outputs(new), outputs(packed))
+    assert all(
+        after[-2] > before[-2] for before, after in zip(shapes(packed).values(), shapes(new).values(), strict=True)
+    )

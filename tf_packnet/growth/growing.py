@@ -53,7 +53,10 @@ def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, i
     plan = _of_factor(widths, packed.name, factor) if units is None else _of_units(widths, packed, factor, units)
     lifecycle.check_tasks(packed)
     with lifecycle.strategy_scope(packed):
-        new = _rebuilt(packed, plan)
+        try:
+            new = _rebuilt(packed, plan)
+        except ArgumentError as error:
+            raise ArgumentError("packed", error.expected, packed.name) from error
         _copy_values(packed, new, plan)
     _check_outputs(packed, new)
     lifecycle.records(new).witnesses = {}
@@ -103,7 +106,7 @@ def _of_units(widths: Widths, packed: PackedModel, factor: float | None, units: 
     for path, width in zip(paths, units.values(), strict=True):
         if path not in widths.now:
             growing = listed(map(repr, widths.now), 20) or "none in this pack"
-            reason = widths.fixed.get(path, "tasks own no weights of it")
+            reason = widths.fixed.get(path, "it follows other layers, or is a head")
             raise ArgumentError("units", f"layers that can grow ({growing}); {path!r} cannot: {reason}", units)
         if not isinstance(width, numbers.Integral) or width <= widths.now[path]:
             raise ArgumentError("units", f"more than the present {widths.now[path]} of layer {path!r}", width)

@@ -77,7 +77,7 @@ class Rule:
         return int(getattr(self.layer, self.key))
 
     def _is_pruned(self) -> bool:
-        inner = [each for each in all_layers(self.layer) if isinstance(each, TaskLayer)]
+        inner = [each for each in _layers_in(self.layer) if isinstance(each, TaskLayer)]
         return any(each.masked_weights for each in inner) and not isinstance(self.layer, Head)
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
@@ -358,8 +358,10 @@ def _for_settings(rule: type[Rule], layer: Any, inputs: list[tuple], output: tup
     elif rule is Vectors:
         axis = len(output) - 1
         fits = getattr(layer, "axis", -1) in (-1, axis) and axis not in (getattr(layer, "shared_axes", None) or ())
-    elif rule is Channelwise and isinstance(layer, layers.Activation) or rule is Depthwise:
+    elif rule is Depthwise or isinstance(layer, layers.Activation):
         fits = is_pointwise(layer.activation)
+    elif isinstance(layer, layers.Dropout):
+        fits = (layer.noise_shape or (1,))[-1] in (1, None)
     elif issubclass(rule, Convolution):
         fits = getattr(layer, "groups", 1) == 1
     elif rule is Einsum:
@@ -387,8 +389,12 @@ def _letters(layer: keras.layers.EinsumDense) -> tuple[str, str, str]:
 
 def _is_frozen(layer: Any) -> bool:
     """Return whether the layer, or one inside it, has weights that belong to no task."""
-    every = all_layers(layer) if isinstance(layer, keras.Layer) else []
-    return any(own_variables(each) and not isinstance(each, TaskLayer) for each in every)
+    return any(own_variables(each) and not isinstance(each, TaskLayer) for each in _layers_in(layer))
+
+
+def _layers_in(step: Any) -> list[keras.Layer]:
+    """Return a layer and all layers inside it; of an operation none."""
+    return all_layers(step) if isinstance(step, keras.Layer) else []
 
 
 def _reshaped(layer: Any, output: Channels) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Widths:
         self.fixed = {
             rule.path: f"class {rule.class_name}, as it is set and called, has no width that can change"
             for rule in self._rules
-            if rule.width is None and rule.is_pruned
+            if rule.width is None and rule.is_pruned and (rule.key or type(rule) is Rule)
         }
         wide = [(rule.path, rule.width) for rule in self._rules if rule.path not in self.fixed]
         self.now = {path: width for path, width in wide if width is not None}
