@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.test_compaction_property import networks
 from tf_packnet import lifecycle
+from tf_packnet.growth import growing
 from tf_packnet.growth.widths import Widths
 
 L = keras.layers
@@ -68,6 +69,12 @@ def grown(packed, factor=None, **units):
         for task in range(1, packed.committed_tasks + 1):
             assert (owner == task).sum() == (packed.owner_maps()[path] == task).sum()
     return new
+
+
+def new_widths(packed, new):
+    """The widths of the layers that have grown."""
+    before, after = (Widths(each.network()).now for each in (packed, new))
+    return {path: width for path, width in after.items() if width != before[path]}
 
 
 def shapes(packed):
@@ -146,6 +153,25 @@ def residual():
     return keras.Model(inputs, L.Dense(2, name="head")(x))
 
 
+def siamese():
+    """A nested model that reads the units of two layers, and a head inside TimeDistributed."""
+    inner_inputs = keras.Input((None, 4))
+    inner = keras.Model(inner_inputs, L.Dense(3, activation="relu", name="inside")(inner_inputs), name="inner")
+    inputs = keras.Input((5, 3))
+    x = inner(L.Dense(4, name="one")(inputs)) - inner(L.Dense(4, name="two")(inputs))
+    return keras.Model(inputs, L.TimeDistributed(L.Dense(2), name="head")(L.Dropout(0.1)(x)))
+
+
+def gated():
+    """Channels that are multiplied by gates of their own and by a common one, as in squeeze and excitation."""
+    inputs = keras.Input((6, 6, 2))
+    x = L.Conv2D(4, 3, name="first")(inputs)
+    gate = L.Conv2D(2, 1, activation="relu", name="squeeze")(L.GlobalAveragePooling2D(keepdims=True)(x))
+    x = L.Multiply()([x, L.Conv2D(4, 1, activation="sigmoid", name="gate")(gate)])
+    x = x * L.Conv2D(1, 1, activation="sigmoid", name="one")(x)
+    return keras.Model(inputs, L.Dense(2, name="head")(L.Flatten()(x)))
+
+
 def nested():
     inner_inputs = keras.Input((4,))
     inner = keras.Model(inner_inputs, L.Dense(3, name="inside")(L.ReLU()(inner_inputs)), name="inner")
@@ -209,6 +235,8 @@ GROWING = {
     "words": (words, {"table": 6, "gru": 4, "lstm": 3, "rnn": 3}),
     "branches": (branches, {"one": 6, "shared": 3, "two": 4, "three": 4, "four": 6}),
     "residual": (residual, {"inner": 6, "project": 9, "more": 9, "hidden": 3}),
+    "siamese": (siamese, {"one": 6, "two": 6, "inner/inside": 4}),
+    "gated": (gated, {"first": 6, "squeeze": 3, "gate": 6}),
     "nested": (nested, {"first": 6, "inner/inside": 4, "middle/deep": 7}),
     "transformer": (transformer, {"attention": 3, "grouped": 3, "expand": 9}),
 }
@@ -219,14 +247,15 @@ KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) fo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_grow(kind):
+def test_layers_that_grow(kind, tmp_path):
     network, expected = GROWING[kind]
     packed = tp.pack(network(), bias_policy="per_task")
     learn(packed, 1)
     learn(packed, 2, num_classes=3)
     new = grown(packed, 1.5)
-    before, after = Widths(packed.network()).now, Widths(new.network()).now
-    assert {path: after[path] for path in after if after[path] != before[path]} == expected
+    assert new_widths(packed, new) == expected
+    new.save(tmp_path / "pack.keras")
+    assert_same(outputs(keras.models.load_model(tmp_path / "pack.keras")), outputs(new), rtol=0)
 
 
 def two_tasks(model=None, **arguments):
@@ -350,13 +379,6 @@ def with_own_layers():
     )
 
 
-def several_heads():
-    inputs = {name: keras.Input((size,), name=name) for name, size in {"one": 3, "two": 4}.items()}
-    x = L.Concatenate()([L.Dense(4, name=f"read_{name}")(each) for name, each in inputs.items()])
-    outputs = {"class": L.Dense(3, name="class")(x), "value": L.EinsumDense("ab,bc->ac", 1, name="value")(x)}
-    return keras.Model(inputs, outputs)
-
-
 PLACES = {
     "own model class": (trained_differently, {}, {"first": 6}),
     "own layers": (with_own_layers, {}, {"free": 4, "last": 6}),
@@ -404,8 +426,7 @@ def test_roles_and_classes(place, tmp_path):
             tp.grow(packed, 1.5)
         return
     new = grown(packed, 1.5)
-    before, after = Widths(packed.network()).now, Widths(new.network()).now
-    assert {path: after[path] for path in after if after[path] != before[path]} == expected
+    assert new_widths(packed, new) == expected
     learn(new, 3)
     assert_same(outputs(new)[:2], outputs(packed))
     if place != "own layers":  # files do not load a Lambda
@@ -437,3 +458,16 @@ def test_an_application_of_keras():
     assert all(
         after[-2] > before[-2] for before, after in zip(shapes(packed).values(), shapes(new).values(), strict=True)
     )
+
+
+def test_changed_outputs_are_noticed(monkeypatch):
+    packed = two_tasks()
+    before, state = outputs(packed), growing.wider_state
+
+    def wrong(*arguments):
+        return {name: value + 1 if name == "first/bias.task_1" else value for name, value in state(*arguments).items()}
+
+    monkeypatch.setattr(growing, "wider_state", wrong)
+    with pytest.raises(tp.FreezeError, match="the outputs of task 'task 1' would change by .* The pack is unchanged"):
+        tp.grow(packed, 2)
+    assert_same(outputs(packed), before, rtol=0)

@@ -106,13 +106,8 @@ class Rule:
         return {id(self.layer): weights}
 
     def _sized(self, units: Channels) -> dict[str, Any]:
-        """Return the part of the config with the width; that of TimeDistributed has the config of the inner layer."""
-        change = {self.key: len(units.old)}
-        if self.layer is self.step.layer:
-            return change
-        inner = self.step.layer.get_config()["layer"]
-        inner = {key: value for key, value in inner.items() if key != "build_config"}
-        return {"layer": {**inner, "config": {**inner["config"], **change}}}
+        """Return the part of the config that has the width, if there are new units."""
+        return {self.key: len(units.old)} if units.grew else {}
 
 
 class Mixer(Rule):
@@ -124,7 +119,11 @@ class Mixer(Rule):
         return super()._width() if is_pointwise(self.layer.activation) else None
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
-        config = self._sized(units) if units.grew else {}
+        config = self._sized(units)
+        if self.layer is not self.step.layer:  # the config of TimeDistributed has that of the inner layer
+            inner = self.step.layer.get_config()["layer"]
+            inner.pop("build_config", None)  # with the shape of the inputs before
+            config = {"layer": {**inner, "config": {**inner["config"], **config}}}
         return Wider(units, self._weights(**self._axes(inputs[0], units)), config)
 
     def _axes(self, x: Channels, units: Channels) -> dict[str, Axes]:
@@ -175,8 +174,9 @@ class Einsum(Mixer):
         return {"kernel": axes, "bias": {-1: Axis(units.old)} if has_bias else {}}
 
     def _sized(self, units: Channels) -> dict[str, Any]:
-        shape = self.layer.get_config()["output_shape"]
-        width = len(units.old)
+        shape, width = self.layer.get_config()["output_shape"], len(units.old)
+        if not units.grew:
+            return {}
         return {"output_shape": width if isinstance(shape, int) else [*shape[:-1], width]}
 
 
@@ -186,8 +186,7 @@ class Table(Rule):
     key = "output_dim"
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
-        config = self._sized(units) if units.grew else {}
-        return Wider(units, self._weights(embeddings={-1: Axis(units.old)}), config)
+        return Wider(units, self._weights(embeddings={-1: Axis(units.old)}), self._sized(units))
 
 
 class Recurrent(Rule):
@@ -204,7 +203,7 @@ class Recurrent(Rule):
             "recurrent_kernel": {-2: Axis(units.old, reads=True), -1: gates},
             "bias": {-1: gates},
         }
-        return Wider(units, {id(cell): weights}, self._sized(units) if units.grew else {})
+        return Wider(units, {id(cell): weights}, self._sized(units))
 
 
 class Heads(Rule):
