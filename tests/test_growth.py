@@ -155,7 +155,7 @@ def residual():
 
 def siamese():
     """A nested model that reads the units of two layers, and a head inside TimeDistributed."""
-    inner_inputs = keras.Input((None, 4))
+    inner_inputs = keras.Input((5, 4))
     inner = keras.Model(inner_inputs, L.Dense(3, activation="relu", name="inside")(inner_inputs), name="inner")
     inputs = keras.Input((5, 3))
     x = inner(L.Dense(4, name="one")(inputs)) - inner(L.Dense(4, name="two")(inputs))
