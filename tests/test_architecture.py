@@ -30,6 +30,7 @@ LAYERS = [
     ["tf_packnet.approaches"],
     ["tf_packnet.planning"],
     ["tf_packnet.sparsifying"],
+    ["tf_packnet.growth"],
     ["tf_packnet.callbacks"],
     ["tf_packnet.packing"],
     ["tf_packnet.packed_model"],

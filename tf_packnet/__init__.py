@@ -23,6 +23,7 @@ _HOME = {
     "plan": "planning",
     "sparsify": "sparsifying",
     "strip_pruning": "export",
+    "grow": "growth",
     "PackedModel": "packed_model",
     "PruneRoundScheduler": "callbacks",
     "PruneStepScheduler": "callbacks",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from tf_packnet.export import export_pack as export_pack
     from tf_packnet.export import export_task as export_task
     from tf_packnet.export import strip_pruning as strip_pruning
+    from tf_packnet.growth import grow as grow
     from tf_packnet.lifecycle import begin_task as begin_task
     from tf_packnet.lifecycle import commit_task as commit_task
     from tf_packnet.lifecycle import free_fraction as free_fraction

@@ -1,7 +1,6 @@
 """`pack(model)` converts a Keras model to a `PackedModel`, which can learn several tasks."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
-from tf_packnet.errors import ArgumentError, check_choice, listed
+from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
 from tf_packnet.packed import model_class
@@ -19,6 +18,7 @@ from tf_packnet.pruning.policies import BIAS_POLICIES, HEADS
 from tf_packnet.structure import layer_paths, overrides, refusals
 from tf_packnet.structure.flattening import Flattened
 from tf_packnet.structure.graphs import Copies, as_graph, build_uncalled, copy_state
+from tf_packnet.structure.layer_paths import resolved_paths
 from tf_packnet.structure.output_heads import activations_after_heads, find_heads, fold_activations, output_heads
 from tf_packnet.structure.roles import Roles
 from tf_packnet.structure.tracing import layers_with_unmasked_reads, layers_with_untracked_variables, unused_layers
@@ -84,7 +84,7 @@ def pack(
     if model_variables:
         expected = f"a model without weights outside its layers; it has {', '.join(model_variables)}"
         raise ArgumentError("model", expected, model.name)
-    excluded = _resolved("exclude", exclude, graph)
+    excluded = resolved_paths("exclude", exclude, graph)
     if graph is not model:
         excluded += _unused(model, graph, excluded)
     roles = Roles((), tuple(excluded), bias_policy, pretrained_policy, _resolved_weights(prune, graph))
@@ -156,28 +156,9 @@ def _heads(
     return list(dict.fromkeys([*heads, *inside])), fixed
 
 
-def _resolved(argument: str, names: Sequence[str], graph: keras.Model) -> list[str]:
-    """Return the paths of the layers with these `names`: whole paths, their last parts, or the layers' Keras names."""
-    if isinstance(names, str):
-        raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
-    keras_names = {path: layer.name for path, layer in layer_paths.layers_by_path(graph).items()}
-    resolved: list[str] = []
-    for name in names:
-        if name in keras_names:
-            matches = [name]
-        else:
-            matches = [p for p, keras_name in keras_names.items() if name in (p.rpartition("/")[2], keras_name)]
-        if len(matches) != 1:
-            near = matches or difflib.get_close_matches(str(name), keras_names, n=len(keras_names), cutoff=0)
-            expected = "names of layers of the model, among " + listed(map(repr, near), 20)
-            raise ArgumentError(argument, expected, name)
-        resolved += matches
-    return resolved
-
-
 def _resolved_heads(names: Sequence[str], graph: keras.Model) -> list[str]:
     """Return the paths of the layers with these `names`, which must have weights."""
-    paths = _resolved("head_layers", names, graph)
+    paths = resolved_paths("head_layers", names, graph)
     layers = layer_paths.layers_by_path(graph)
     for path in paths:
         if not getattr(layers[path], "trainable_weights", None):
@@ -195,7 +176,7 @@ def _resolved_weights(prune: Mapping[str, bool], graph: keras.Model) -> tuple[tu
         layer, separator, weight = str(name).rpartition("/")
         if not separator:
             raise ArgumentError("prune", "names of weights with their layer, such as 'positions/table'", name)
-        items.append((f"{_resolved('prune', [layer], graph)[0]}/{weight}", is_pruned))
+        items.append((f"{resolved_paths('prune', [layer], graph)[0]}/{weight}", is_pruned))
     return tuple(items)
 
 

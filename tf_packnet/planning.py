@@ -17,7 +17,7 @@ from tf_packnet.packing import pack
 from tf_packnet.pruning import ownership
 from tf_packnet.pruning.ranking import PRUNE_SCOPES, counts_to_keep, remaining
 from tf_packnet.pruning.schedules import EqualShare
-from tf_packnet.pruning.shares import AUTO, PruneRounds
+from tf_packnet.pruning.shares import PruneRounds
 from tf_packnet.pruning.unequal_shares import Shares
 from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.keras_internals import all_layers, own_variables
@@ -167,7 +167,7 @@ def plan(
         first_task=committed + 1,
         tasks=num_tasks - committed,
         final_prune=schedule.final_prune if shares is None else sum(free) / sum(map(math.prod, shapes)),
-        prune_rounds=prune_rounds if shares is None else AUTO if schedule.auto else schedule.rounds,
+        prune_rounds=prune_rounds if shares is None else schedule.get_config()["rounds"],
         scope=scope,
         layers=layers,
         kept=tuple(map(sum, kept)),

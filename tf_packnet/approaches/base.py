@@ -134,9 +134,8 @@ class Approach(abc.ABC):
             return self._fit(task, TRAIN, self.train_epochs, [], backup)
         epochs = self.retrain_epochs
         if round_epochs is not None:
-            self.schedule = type(self.schedule)(
-                **{**self.schedule.get_config(), "epochs": None, "round_epochs": round_epochs}
-            )
+            settings = {**self.schedule.get_config(), "epochs": None, "round_epochs": round_epochs}
+            self.schedule = type(self.schedule)(**settings)
             epochs = self.schedule.epochs or epochs
         callbacks = self.pruning_callbacks(task)
         if budget is not None:

@@ -15,11 +15,11 @@ import tensorflow as tf
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export.compaction import compact_model
-from tf_packnet.export.compaction.graph import Graph, inputs_of, trace
 from tf_packnet.export.compaction.sparse import sparse_arrays
 from tf_packnet.export.dense import dense_model
 from tf_packnet.export.saved_model import write_saved_model
 from tf_packnet.packed_model import PackedModel
+from tf_packnet.structure.steps import Graph, inputs_of, trace
 from tf_packnet.system import files
 
 _BATCH_SIZES = (1, 256)

@@ -258,14 +258,14 @@ class TaskLayer(KerasLayer):
         """Return a function that undoes `begin_task`: it restores all values, and the open and the selected task."""
         tasks = self.open, self.selected_task
         values = [(variable, variable.value.value()) for variable in (*self.trained_variables, *self.bookkeeping)]
-        has_free_values = [weight.has_free_values for weight in self.masked_weights]
+        kept = [(weight, weight.has_free_values, weight.fresh) for weight in self.masked_weights]
 
         def restore() -> None:
             self.open, self.selected_task = tasks
             for variable, value in values:
                 variable.assign(value)
-            for weight, known in zip(self.masked_weights, has_free_values, strict=True):
-                weight.has_free_values = known
+            for weight, has_free_values, fresh in kept:
+                weight.has_free_values, weight.fresh = has_free_values, fresh
 
         return restore
 

@@ -35,6 +35,9 @@ class MaskedWeight:
         in_place: Whether the trainable variable holds the whole kernel at present, see `tf_packnet.training.kernels`.
         has_free_values: Whether the free entries of `frozen` and `base` are valid. False after loading a file without
             them, until the next task begins.
+        fresh: Boolean mask of the entries that no task could use so far, because the layer was made wider; None if
+            there are none. When the next task begins, they start from the initializer, regardless of the policy:
+            with `zero`, a unit whose inputs and outputs are 0 would get no gradient.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class MaskedWeight:
         self.pretrained = pretrained
         self.base = None if pretrained is None else add(f"{name}_base", shape, variable.dtype, "zeros")
         self.has_free_values = True
+        self.fresh: np.ndarray | None = None
         self.in_place = False
         self._substitute: Any = None
 
@@ -126,6 +130,7 @@ class MaskedWeight:
             self.variable.assign(np.where(ownership.candidates(owner), self._start_values(freed_weights, seed), 0))
             self.owner.assign(owner)
             self.has_free_values = True  # all free entries are candidates now; pruning stores their values
+            self.fresh = None
         self.select(task, learning=True)
 
     def reopen(self, freed_weights: str, seed: int) -> None:
@@ -136,14 +141,14 @@ class MaskedWeight:
 
     def _start_values(self, freed_weights: str, seed: int) -> np.ndarray:
         """Return the start values of free entries: the pretrained values, or by the policy `freed_weights`."""
-        if self.base is not None:
-            return view(self.base)
         shape, dtype = tuple(self.variable.shape), self.variable.dtype
-        return {
+        policies = {
             "zero": lambda: np.zeros(shape, dtype),
             "keep": lambda: view(self.frozen),
             "reinit": lambda: fresh_values(self.initializer, shape, dtype, seed),
-        }[freed_weights]()
+        }
+        values = view(self.base) if self.base is not None else policies[freed_weights]()
+        return values if self.fresh is None else np.where(self.fresh, policies["reinit"](), values)
 
     def prune(self, keep: np.ndarray) -> None:
         """Free the candidates outside the boolean mask `keep`; their present values are stored in `frozen`."""
@@ -188,12 +193,16 @@ class MaskedWeight:
             store[f"{self.name}.{part}"] = view(getattr(self, part))
         if not self.has_free_values:
             store[f"{self.name}.lost"] = np.array(True)
+        if self.fresh is not None:
+            store[f"{self.name}.fresh"] = self.fresh
 
     def load(self, store: dict) -> None:
         """Load what `save` has written."""
         for part in self._parts():
             getattr(self, part).assign(np.asarray(store[f"{self.name}.{part}"]))
         self.has_free_values = f"{self.name}.lost" not in store
+        fresh = f"{self.name}.fresh"
+        self.fresh = np.array(store[fresh], bool) if fresh in store else None
 
     def _parts(self) -> tuple[str, ...]:
         parts = ("variable", "frozen", "owner", "shown", "learning")

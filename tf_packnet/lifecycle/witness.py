@@ -81,6 +81,15 @@ def is_rounding(model: keras.Model, difference: float) -> bool:
     return difference <= min(_ROUNDING.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
 
 
+def rounding(model: keras.Model) -> float:
+    """Return the largest relative difference that the order of sums may cause: a tolerance for equal computations.
+
+    It is one of `TOLERANCES` on GPUs, which compute float32 with fewer bits, and for half precision.
+    """
+    known = {} if environment()["device"] == "GPU" else _ROUNDING
+    return max(known.get(each.compute_dtype, TOLERANCES.get(each.compute_dtype, 0.0)) for each in all_layers(model))
+
+
 def outputs(
     model: keras.Model, records: TaskRecords, inputs: dict[str, Any] | None = None
 ) -> tuple[list[np.ndarray], dict[str, Any] | None]:

@@ -9,7 +9,7 @@ from tf_packnet.packfile.info import check_info
 from tf_packnet.pruning.ownership import MAX_TASKS
 
 # The kinds of arrays, see docs/pack-format.md.
-KINDS = ("config", "gaps", "values", "own", "state", "witness", "base", "free", "variable", "asset")
+KINDS = ("config", "gaps", "values", "own", "state", "witness", "base", "fresh", "free", "variable", "asset")
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 

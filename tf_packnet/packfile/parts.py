@@ -106,8 +106,11 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 
 
 def _shared(packed: PackedModel) -> Arrays:
-    """Return arrays that all tasks share: layers that belong to no task, and visible pretrained values."""
+    """Return arrays that belong to no task: those of other layers, visible pretrained values, which weights are new."""
     yield from _base(packed, "visible")
+    for path, weight in lifecycle.masked_weights(packed).items():
+        if weight.fresh is not None:
+            yield "fresh", path, weight.fresh.astype(np.uint8)
     for place, layer in (layers_by_path(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, TaskLayer):
             continue

@@ -76,6 +76,8 @@ def _of_masked(path: str, weight: MaskedWeight, parts: Parts, last: int) -> dict
     if weight.pretrained is not None:
         part = parts["shared"] if weight.pretrained == "visible" else parts.get("free", {})
         store["base"] = part["base", path] if part else np.zeros(shape, dtype)
+    if ("fresh", path) in parts["shared"]:
+        store["fresh"] = parts["shared"]["fresh", path]
     store = {name: array.reshape(shape) for name, array in store.items()}
     return {**store, "shown": np.array(last, np.uint8), "learning": np.array(False)}
 

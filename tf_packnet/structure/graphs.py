@@ -1,6 +1,7 @@
 """Converts any Keras model to a graph of layers, and copies layers, graphs and their weights."""
 
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system.keras_internals import (
     Functional,
     all_layers,
+    as_function,
     build_shapes,
     graph_ends,
     own_variables,
@@ -89,6 +91,7 @@ class Copies:
     def __init__(self, graph: keras.Model):
         self.refusals: list[Refusal] = []
         self._copies: dict[int, Any] = {}
+        self._input_channels: dict[int, int] = {}
         self._copy_layers(graph, "", layer_paths.paths_by_id(graph))
 
     def _copy_layers(self, graph: keras.Model, prefix: str, path_of: dict[int, str]) -> None:
@@ -141,9 +144,33 @@ class Copies:
                 raise refused([Refusal(operation.name, operation, reason)], operation.name) from error
         self.of(operation).name = name
 
+    def change(self, layer: Any, changes: Mapping[str, Any]) -> None:
+        """Create the copy of a layer from its config with changes.
+
+        Raises:
+            ArgumentError: If the layer cannot be created from that config.
+        """
+        config = creatable(type(layer), layer.get_config())
+        try:
+            self._copies[id(layer)] = type(layer).from_config({**config, **changes})
+        except Exception as error:  # raised by the layer's own code
+            settings = ", ".join(f"{name}={value}" for name, value in changes.items())
+            reason = f"that cannot be created with {settings} ({quoted(error)})"
+            raise refused([Refusal(layer.name, layer, reason)], layer.name) from error
+
+    def change_input(self, graph: keras.Model, channels: int) -> None:
+        """Let the copy of a nested graph with one input take another number of channels."""
+        self._input_channels[id(graph)] = channels
+
     def _copy_of(self, layer: Any) -> Any:
         if layer_paths.is_graph(layer) and self._copies[id(layer)] is layer:
-            self._copies[id(layer)] = keras.models.clone_model(layer, clone_function=self._copy_of)
+            inputs = None
+            if id(layer) in self._input_channels:
+                (old,) = as_function(layer).inputs
+                shape = (*old.shape[:-1], self._input_channels[id(layer)])
+                new = keras.Input(batch_shape=shape, dtype=old.dtype, name=old.name)
+                inputs = keras.tree.map_structure(lambda _: new, layer.input)
+            self._copies[id(layer)] = keras.models.clone_model(layer, inputs, clone_function=self._copy_of)
         return self._copies[id(layer)]
 
 

@@ -6,6 +6,7 @@ Keras is not used: Keras numbers layers without a name in the order of creation,
 """
 
 import collections
+import difflib
 import functools
 import itertools
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import keras
 
+from tf_packnet.errors import ArgumentError, listed
 from tf_packnet.system.keras_internals import all_layers, has_graph, keras_lists, sublayers, unlocked, untrack
 
 # Attributes in which Keras keeps references to layers that other attributes hold.
@@ -55,6 +57,34 @@ def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
 def paths_by_id(model: keras.Model) -> dict[int, str]:
     """Return the path of every layer inside `model`, by the layer's `id`."""
     return {id(layer): path for path, layer in layers_by_path(model).items()}
+
+
+def resolved_paths(argument: str, names: Iterable[str], model: keras.Model) -> list[str]:
+    """Return the paths of the layers with these `names`: whole paths, their last parts, or the layers' Keras names.
+
+    Args:
+        argument: Name of the caller's argument, for error messages.
+        names: The names.
+        model: The model with these layers.
+
+    Raises:
+        ArgumentError: If `names` is no list, or a name belongs to no layer or to several.
+    """
+    if isinstance(names, str):
+        raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
+    keras_names = {path: layer.name for path, layer in layers_by_path(model).items()}
+    resolved: list[str] = []
+    for name in names:
+        if name in keras_names:
+            matches = [name]
+        else:
+            matches = [p for p, keras_name in keras_names.items() if name in (p.rpartition("/")[2], keras_name)]
+        if len(matches) != 1:
+            near = matches or difflib.get_close_matches(str(name), keras_names, n=len(keras_names), cutoff=0)
+            expected = "names of layers of the model, among " + listed(map(repr, near), 20)
+            raise ArgumentError(argument, expected, name)
+        resolved += matches
+    return resolved
 
 
 def stable_names(paths: Iterable[str]) -> list[str]:

@@ -1,13 +1,10 @@
 """Compaction rules for layers with inner layers or cells: attention loses heads, recurrent layers lose units."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
-from tf_packnet.export.compaction.graph import Graph, Step
-from tf_packnet.export.compaction.mixers import is_pointwise
 from tf_packnet.export.compaction.rules import Arrays, Rule, Value, array
+from tf_packnet.structure.steps import Graph, Step
 from tf_packnet.system.keras_internals import all_layers
 
 # Inner layers of attention with as many heads as the queries, and as the keys and values.
@@ -107,12 +104,6 @@ class Recurrent(Rule):
                 value = value[kept]
             new.assign(value)
         return [Value(result.tensor, kept)]
-
-
-def is_recurrent_of_units(layer: Any) -> bool:
-    """Return whether the units of a recurrent layer depend on each other only through its kernels."""
-    activations = (layer.activation, getattr(layer, "recurrent_activation", layer.activation))
-    return not layer.stateful and not layer.return_state and all(map(is_pointwise, activations))
 
 
 class Table(Rule):

@@ -9,11 +9,13 @@ import numpy as np
 from keras import layers
 
 from tf_packnet.export.compaction import blocks, mixers, rules
-from tf_packnet.export.compaction.graph import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.export.compaction.sparse import make_plain, make_sparse
+from tf_packnet.structure import channelwise
+from tf_packnet.structure.channelwise import is_channels_last, is_operator, is_pointwise, keeps_units_apart
 from tf_packnet.structure.graphs import Copies, checked_copy, copy_state
 from tf_packnet.structure.layer_paths import is_graph
+from tf_packnet.structure.steps import Graph, Step, functional, inputs_of, is_plain, trace
 from tf_packnet.system.keras_internals import all_layers, mark_called
 
 # The rule of each layer class; other layers are barriers.
@@ -27,26 +29,15 @@ _RULES: dict[type, type[Rule]] = {
     layers.Embedding: blocks.Table,
     **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), mixers.Depthwise),
     layers.BatchNormalization: rules.Normalization,
-    **dict.fromkeys((layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU), rules.Pointwise),
-    **dict.fromkeys((layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D), rules.Skip),
-    **dict.fromkeys((layers.SpatialDropout3D, layers.GaussianDropout, layers.GaussianNoise), rules.Skip),
-    **dict.fromkeys((layers.AlphaDropout, layers.ActivityRegularization, layers.Identity), rules.Skip),
-    **dict.fromkeys((layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D), rules.Channelwise),
-    **dict.fromkeys((layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D), rules.Channelwise),
-    **dict.fromkeys((layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D), rules.Channelwise),
-    **dict.fromkeys((layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D), rules.Channelwise),
-    **dict.fromkeys((layers.GlobalMaxPooling3D, layers.GlobalAveragePooling3D), rules.Channelwise),
-    **dict.fromkeys((layers.Cropping1D, layers.Cropping2D, layers.Cropping3D), rules.Channelwise),
-    **dict.fromkeys((layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D), rules.Channelwise),
-    **dict.fromkeys((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), rules.Padding),
-    layers.RepeatVector: rules.Channelwise,
+    **dict.fromkeys(channelwise.FUNCTIONS, rules.Pointwise),
+    **dict.fromkeys(channelwise.IDLE, rules.Skip),
+    **dict.fromkeys(channelwise.POSITIONS, rules.Channelwise),
+    **dict.fromkeys(channelwise.PADDING, rules.Padding),
     layers.Flatten: rules.Flatten,
     layers.Reshape: rules.Reshape,
-    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average), rules.Merge),
-    **dict.fromkeys((layers.Maximum, layers.Minimum), rules.Merge),
+    **dict.fromkeys(channelwise.MERGES, rules.Merge),
     layers.Concatenate: rules.ConcatenateChannels,
 }
-_OPERATIONS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
@@ -142,9 +133,9 @@ def _rule(graph: Graph, step: Step) -> Rule:
     if type(step.layer) is layers.TimeDistributed and type(step.layer.layer) is layers.Dense and len(step.inputs) == 1:
         step = replace(step, layer=step.layer.layer)  # Dense computes the same
     rule_class = _RULES.get(type(step.layer), Rule)
-    if type(step.layer).__module__ == "keras.src.ops.numpy" and type(step.layer).__name__ in _OPERATIONS:
+    if is_operator(step.layer):
         rule_class = rules.Operation
-    if not is_plain(step.node, rule_class.options) or not _is_channels_last(step.layer):
+    if not is_plain(step.node, rule_class.options) or not is_channels_last(step.layer):
         return Rule(graph, step)
     if rule_class is blocks.Recurrent and len(step.inputs) > 1 + ("mask" in step.node.arguments.kwargs):
         return Rule(graph, step)  # an initial state
@@ -171,23 +162,19 @@ def _for_settings(rule_class: type[Rule], layer: Any, inputs: list[tuple], outpu
     elif rule_class is rules.Normalization:
         fits = layer.axis in (-1, len(output) - 1)
     elif rule_class is rules.Pointwise and isinstance(layer, layers.Activation):
-        fits = mixers.is_pointwise(layer.activation)
+        fits = is_pointwise(layer.activation)
     elif rule_class is mixers.Depthwise:
-        fits = layer.depth_multiplier == 1 and mixers.is_pointwise(layer.activation)
+        fits = layer.depth_multiplier == 1 and is_pointwise(layer.activation)
     elif rule_class is mixers.LastAxis:
         fits = _is_dense(layer.equation, layer.kernel.shape) and not _is_altered(layer)
     elif issubclass(rule_class, mixers.Mixer):
         fits = getattr(layer, "groups", 1) == 1 and not _is_altered(layer)
     elif rule_class is blocks.Recurrent:
-        fits = blocks.is_recurrent_of_units(layer)
+        fits = keeps_units_apart(layer)
     elif rule_class in (blocks.Heads, blocks.Table):
         # A mask with more axes has a part for each head.
         fits = all(len(shape) <= len(output) for shape in inputs) and not any(map(_is_altered, all_layers(layer)))
     return rule_class if fits else Rule
-
-
-def _is_channels_last(layer: Any) -> bool:
-    return getattr(layer, "data_format", None) in (None, "channels_last")
 
 
 def _is_dense(equation: str, kernel: tuple[int, ...]) -> bool:

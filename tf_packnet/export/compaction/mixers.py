@@ -5,22 +5,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet.export.compaction.graph import Graph, Step
 from tf_packnet.export.compaction.rules import Channelwise, Rule, Value, apply_channelwise, array
+from tf_packnet.structure.channelwise import is_pointwise
+from tf_packnet.structure.steps import Graph, Step
 
-# Activations that work on each value separately.
-POINTWISE = {
-    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "tanh", "sigmoid", "softplus"),
-    *("softsign", "exponential", "hard_sigmoid", "hard_silu", "hard_tanh", "mish", "log_sigmoid", "squareplus"),
-}
 # Selecting one feature costs as much as this many multiplications on CPU, see docs/compaction.md.
 _SELECTION_COST = 200
-
-
-def is_pointwise(activation: Any) -> bool:
-    """Return whether an activation is known to work on each value separately."""
-    name = getattr(activation, "__name__", "")
-    return name in POINTWISE and keras.activations.get(name) is activation
 
 
 class Mixer(Rule):

@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_packnet.export.compaction.graph import Graph, Step
 from tf_packnet.export.compaction.selection import Select
+from tf_packnet.structure.steps import Graph, Step
 
 Arrays = list[np.ndarray]
 

@@ -39,12 +39,14 @@ class Graph:
         steps: The calls.
         inputs: Numbers of the model's inputs, flattened.
         outputs: Numbers of the model's outputs, flattened.
+        nested: The inlined models, each with the number of the tensor that it is called with.
     """
 
     tensors: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    nested: list[tuple[keras.Model, int]] = field(default_factory=list)
 
     def shape(self, number: int) -> tuple[int | None, ...]:
         """Shape of a tensor, including the batch axis."""
@@ -100,6 +102,7 @@ def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
             inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
             if _can_be_inlined(node):
                 inner = functional(node.operation)
+                graph.nested.append((node.operation, inputs[0]))
                 inner_numbers = {id(inner.inputs[0]): inputs[0]}
                 _visit(inner, inner_numbers, graph)
                 for tensor, result in zip(node.outputs, inner.outputs, strict=True):
