@@ -136,7 +136,7 @@ class TestFolders:
         )
 
     def test_missing_or_empty_folders(self, tmp_path):
-        with pytest.raises(tp.ArgumentError, match="`path`: expected a folder. Received"):
+        with pytest.raises(tp.ArgumentError, match="`path`: expected a folder, or a table .*Received"):
             tp.tasks.from_folder(tmp_path / "none")
         with pytest.raises(tp.ArgumentError, match="a folder with one folder per class"):
             tp.tasks.from_folder(tmp_path)
