@@ -135,8 +135,6 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
     record, note = _matching_record(names[:committed], layers, file)
     notes = [note] if note else []
     open_task = names[committed] if len(names) > committed else None  # the open task of a fresh pack has no name
-    if committed > 1 and open_task is None:
-        notes.append(f"forgetting task {names[-1]!r} would free its weights; later tasks use those of all others")
     if open_task is not None:
         notes.append(f"task {open_task!r} is open: its weights are counted as free")
     return Inspection(

@@ -86,6 +86,9 @@ def _notes(inspection: Inspection) -> Table:
     if inspection.bytes is not None:
         lines.add_row("File", f"{inspection.file}, {size(inspection.bytes)}")
     lines.add_row("Free capacity", str(inspection.room or NO_RATE))
+    if inspection.tasks and inspection.tasks[-1].frees:
+        frees = f"the last task would free {inspection.tasks[-1].frees:,} weights; later tasks use those of the others"
+        lines.add_row("Forgetting", frees)
     for note in inspection.notes:
         lines.add_row("Note", note)
     return lines
