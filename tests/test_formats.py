@@ -438,6 +438,10 @@ REFUSED = {
         {"format": "tflite_int8", "calibration": np.zeros((9, 5))},
         r"an array \(examples, 6\) of at least two",
     ),
+    "few": (
+        {"format": "tflite_int8", "calibration": np.zeros((3, 6)), "batch_size": 4},
+        "`calibration`: expected at least 4 examples, the batch size. Received: calibration='3'",
+    ),
     "one": (
         {"format": "tflite_int8", "calibration": np.zeros((1, 6))},
         r"an array \(examples, 6\) of at least two",
@@ -535,7 +539,12 @@ def test_recurrent_layers_in_lite_files_of_a_fixed_number_of_examples(kind, tmp_
         tp.export_task(packed, 1, path)
     for compact in (False, True):
         tp.export_task(packed, 1, path, batch_size=3, compact=compact)
-        np.testing.assert_allclose(lite(path, x=x)["y"], tp.dense_model(packed, 1)(x), rtol=1e-5, atol=1e-5)
+        expected = tp.dense_model(packed, 1)(x)
+        np.testing.assert_allclose(lite(path, x=x)["y"], expected, rtol=1e-5, atol=1e-5)
+    tp.export_task(packed, 1, path, format="tflite_float16", batch_size=3)
+    np.testing.assert_allclose(lite(path, x=x)["y"], expected, atol=1e-2)
+    with pytest.raises(tp.ArgumentError, match="`format`: expected tflite or tflite_float16 for networks with loops"):
+        tp.export_task(packed, 1, path, format="tflite_int8", batch_size=3, calibration=x)
 
 
 def onnx_outputs(path, **inputs):

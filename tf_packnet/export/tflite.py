@@ -32,6 +32,9 @@ def write(
     Raises:
         ArgumentError: If LiteRT cannot represent the network.
     """
+    if calibration is not None and _has_loop(endpoint):  # the converter would end the process
+        expected = "tflite or tflite_float16 for networks with loops, such as recurrent layers"
+        raise ArgumentError("format", expected, format)
     raw_input = calibration is not None and bool(endpoint.scales)
     with tempfile.TemporaryDirectory() as folder:
         # Raw bytes already are the quantized input (see `_with_extremes`), so the file needs no preprocessing.
@@ -48,6 +51,12 @@ def write(
             converter.inference_input_type = tf.uint8
         content = _converted(converter, format, endpoint)
     path.write_bytes(lite_sparsity.without_zeros(content) if sparse else content)
+
+
+def _has_loop(endpoint: Endpoint) -> bool:
+    graph = endpoint.signature(endpoint.function()).get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return any(node.op in ("While", "StatelessWhile") for node in nodes)
 
 
 def _converted(converter: Any, format: str, endpoint: Endpoint) -> bytes:
@@ -83,7 +92,11 @@ def check_calibration(endpoint: Endpoint, calibration: Any) -> Examples:
     if set(calibration) != set(endpoint.input_names):
         expected = f"examples for each input: {', '.join(endpoint.input_names)}"
         raise ArgumentError("calibration", expected, list(calibration))
-    return {spec.name: _examples(spec, calibration[spec.name], endpoint.scales) for spec in endpoint.specs}
+    examples = {spec.name: _examples(spec, calibration[spec.name], endpoint.scales) for spec in endpoint.specs}
+    count = min(map(len, examples.values()))
+    if endpoint.batch_size is not None and count < endpoint.batch_size:
+        raise ArgumentError("calibration", f"at least {endpoint.batch_size} examples, the batch size", f"{count}")
+    return examples
 
 
 def _examples(spec: tf.TensorSpec, examples: Any, scales: dict[str, float]) -> np.ndarray:
