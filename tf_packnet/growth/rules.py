@@ -10,7 +10,7 @@ from keras import layers
 
 from tf_packnet.growth.channels import Axes, Axis, Channels, joined, same
 from tf_packnet.layers import TWINS, TaskLayer
-from tf_packnet.layers.head import Head
+from tf_packnet.layers.head import Head, with_outputs
 from tf_packnet.structure import channelwise
 from tf_packnet.structure.channelwise import is_channels_last, is_operator, is_pointwise, keeps_units_apart
 from tf_packnet.structure.generated import plain_class
@@ -174,10 +174,7 @@ class Einsum(Mixer):
         return {"kernel": axes, "bias": {-1: Axis(units.old)} if has_bias else {}}
 
     def _sized(self, units: Channels) -> dict[str, Any]:
-        shape, width = self.layer.get_config()["output_shape"], len(units.old)
-        if not units.grew:
-            return {}
-        return {"output_shape": width if isinstance(shape, int) else [*shape[:-1], width]}
+        return with_outputs(self.layer.get_config(), len(units.old)) if units.grew else {}
 
 
 class Table(Rule):
@@ -336,10 +333,9 @@ def _rule_class(graph: Graph, step: Step) -> type[Rule]:
         return Rule
     inputs, outputs = ([graph.shape(n) for n in numbers] for numbers in (step.inputs, step.outputs))
     shapes = outputs if rule in (Table, Recurrent, Heads) else inputs + outputs  # masks have no channels
-    if len(outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):
+    has_state = rule is Recurrent and len(inputs) > 1 + ("mask" in step.node.arguments.kwargs)
+    if has_state or len(outputs) != 1 or any(len(shape) < 2 or shape[-1] is None for shape in shapes):
         return Rule
-    if rule is Recurrent and len(inputs) > 1 + ("mask" in step.node.arguments.kwargs):
-        return Rule  # an initial state
     return _for_settings(rule, layer, inputs, outputs[0])
 
 
