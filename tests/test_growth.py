@@ -17,8 +17,8 @@ from tf_packnet.growth.widths import Widths
 L = keras.layers
 
 
-def learn(packed, number, **begin):
-    """Commit a task without training: random values, half of the free weights kept."""
+def learn(packed, number, kept=0.5, **begin):
+    """Commit a task without training: random values, a fraction of the free weights kept."""
     rng = np.random.default_rng(number)
     packed.begin_task(f"task {number}", **begin)
     for layer in lifecycle.task_layers(packed):
@@ -27,7 +27,7 @@ def learn(packed, number, **begin):
             weight.variable.assign(np.abs(values) + 0.5 if weight.name == "moving_variance" else values)
     for weight in lifecycle.masked_weights(packed).values():
         owner = weight.owner_map()
-        weight.prune((owner == 255) & (rng.random(owner.shape) < 0.5))
+        weight.prune((owner == 255) & (rng.random(owner.shape) < kept))
     packed.commit_task()
 
 
@@ -470,3 +470,59 @@ def test_changed_outputs_are_noticed(monkeypatch):
     with pytest.raises(tp.FreezeError, match="the outputs of task 'task 1' would change by .* The pack is unchanged"):
         tp.grow(packed, 2)
     assert_same(outputs(packed), before, rtol=0)
+
+
+def saved_and_loaded(packed, folder):
+    packed.save(folder / "pack.keras")
+    return keras.models.load_model(folder / "pack.keras")
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_an_abandoned_task_leaves_new_weights_new(reload, tmp_path):
+    packed = grown(two_tasks(), 1.5)
+    before = lifecycle.state(packed)
+    assert any(name.endswith(".fresh") for name in before)
+    packed.begin_task("a bad idea")
+    packed = saved_and_loaded(packed, tmp_path) if reload else packed
+    packed.abandon_task()
+    after = lifecycle.state(packed)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_pack_that_lives(tmp_path):
+    """30 tasks learned, 5 forgotten, 2 renamed, grown twice, saved in between: the others keep their predictions."""
+    packed = tp.pack(vectors(L.Dense(24, "relu"), L.Dense(16, "relu")), bias_policy="per_task")
+    seen = {}
+
+    def check(rtol=0.0):
+        for name, first in seen.items():
+            packed.select_task(name)
+            assert_same(packed(examples(packed), training=False), first, rtol)
+
+    for number in range(1, 31):
+        learn(packed, number, kept=0.1)
+        packed.select_task(f"task {number}")
+        seen[f"task {number}"] = packed(examples(packed), training=False)
+        check()
+        if number in (10, 20):
+            packed = grown(packed, 1.5)
+            check(1e-5)
+            seen = {name: outputs(packed)[packed.task_names.index(name)] for name in seen}
+        if number in (4, 9, 14, 19, 24):
+            forgotten = f"task {number if number == 24 else number - 2}"
+            packed.forget_task(forgotten)
+            del seen[forgotten]
+            check()
+        if number in (8, 16):
+            packed.rename_task(f"task {number}", f"renamed {number}")
+            seen[f"renamed {number}"] = seen.pop(f"task {number}")
+        if number % 5 == 0:
+            packed = saved_and_loaded(packed, tmp_path)
+            tp.save_pack(packed, tmp_path / "pack.packnet")
+            packed = tp.load_pack(tmp_path / "pack.packnet")
+            check()
+    assert len(seen) == packed.committed_tasks == 25
+    assert set(packed.task_names) == set(seen)

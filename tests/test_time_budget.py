@@ -348,8 +348,11 @@ def test_the_plan_it_ended_with_gives_the_same_bits_and_resumes(tmp_path):
         (lambda c: [tp.TimeBudget()], "`time`: expected a time such as 90s, 15m, 8h or 1h30m, or a deadline"),
         (lambda c: callbacks(c)[1::-1], "`callbacks`: expected TimeBudget before PruneRoundScheduler"),
         (lambda c: [tp.TimeBudget(1), tp.TimeBudget(2)], "one TimeBudget per fit"),
-        (lambda c: callbacks(c, schedule=tp.EqualShare(0.5, 2, 3, 6)), "EqualShare without `epochs`, because of TimeB"),
-        (lambda c: callbacks(c, schedule=lambda step: (step == 0, 0.5)), "EqualShare without `epochs`"),
+        (
+            lambda c: callbacks(c, schedule=tp.EqualShare(0.5, 2, 3, 6)),
+            "EqualShare with a number of rounds and",
+        ),
+        (lambda c: callbacks(c, schedule=lambda step: (step == 0, 0.5)), "EqualShare with a number of rounds and"),
         (
             lambda c: callbacks(c, keras.callbacks.EarlyStopping(restore_best_weights=True, start_from_epoch=99)),
             "EarlyStopping without restore_best_weights, because of TimeBudget",
