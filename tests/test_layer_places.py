@@ -125,6 +125,15 @@ def test_layers_are_found_wherever_they_are_held(tmp_path):
 
 
 @pytest.mark.skipif(not layer_paths._SAVES_NESTED, reason="this version of Keras does not save lists of lists")
+@pytest.mark.parametrize("name", ["a b", "ä", "a:b", "*"])
+def test_layers_keep_any_name_that_keras_accepts(name):
+    """In graphs TensorFlow refuses these names, with and without a pack."""
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3, name=name), L.Dense(2, name="head")])
+    packed = tp.pack(model)
+    assert list(packed.owner_maps()) == [f"{name}/kernel"]
+    np.testing.assert_array_equal(packed(np.ones((2, 4))), model(np.ones((2, 4))))
+
+
 def test_containers_in_containers(tmp_path):
     make = held("Nested", lambda: [{"a": (hidden(), [hidden()])}], lambda x: [x[0]["a"][0], x[0]["a"][1][0]])
     packed = assert_packs(around(make(name="block")), tmp_path)

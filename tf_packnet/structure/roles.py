@@ -123,7 +123,7 @@ class Roles:
         is_head = self._is_head(layer, path)
         if type(layer) is not keras.layers.Dense and (is_head or type(layer) not in TWINS):
             return None
-        config = {**layer.get_config(), "name": _layer_name(path)}
+        config = {**layer.get_config(), "name": _layer_name(layer, path)}
         if is_head:
             return TaskHead.from_config(config)
         return TWINS[type(layer)].from_config({**config, **self._task_settings(path)})
@@ -165,10 +165,12 @@ class Roles:
         return {weight: each for layer, weight, each in self._prune_parts() if layer == path}
 
 
-def _layer_name(path: str) -> str:
+def _layer_name(layer: keras.Layer, path: str) -> str:
     """Return the last part of a path as a valid layer name; names of attributes and dict keys may be invalid."""
     name = path.rpartition("/")[2]
-    return name if re.fullmatch(r"[\w.>-]*", name, re.ASCII) else "x_" + re.sub(r"[^\w.>-]", "_", name, flags=re.ASCII)
+    if name == layer.name or re.fullmatch(r"[\w.>-]*", name, re.ASCII):
+        return name
+    return "x_" + re.sub(r"[^\w.>-]", "_", name, flags=re.ASCII)
 
 
 def _exclude_advice(path: str) -> str:
