@@ -133,7 +133,7 @@ OTHERS = {
     "recurrent_dropout": ("ids", lambda: text(layers.GRU(6, recurrent_dropout=0.2)), lambda: optimizers.Adam(1e-2)),
 }
 KINDS = ADDITIVE | OTHERS
-FAST = ("adamw", "synchronized", "conv_batch_norm")
+FAST = ("adamw", "conv_batch_norm")
 
 
 def mirrored(count):
@@ -450,6 +450,7 @@ def test_more_replicas_than_examples_in_a_batch_are_refused():
         packed.fit(tp.tasks.StreamedBatches(x, y, 1.0, batch_size=3), verbose=0)
 
 
+@pytest.mark.slow
 def test_a_train_step_of_the_user_runs_as_in_keras():
     """In each replica, with gradients that the optimizer sums."""
 

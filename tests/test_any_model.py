@@ -157,7 +157,7 @@ def assert_keeps_two_tasks_exactly(packed, folder, rtol=1e-5, jit=False):
     assert set(map(int, np.unique(np.concatenate([m.ravel() for m in maps.values()])))) == {0, 1, 2}
 
 
-SLOW = ("cells", "vision transformer", "wrapped")
+SLOW = ("cells", "recurrent", "vision transformer", "wrapped")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])

@@ -355,6 +355,7 @@ def test_a_killed_experiment_resumes_and_gives_the_same_results(tmp_path):
     assert "0 runs done: 0 epochs computed, 0 reused; 3 runs were complete before" in again.stdout
 
 
+@pytest.mark.slow
 def test_seeds_can_be_added_later(tmp_path):
     flags = [f"--flagfile={PRESETS}/smoke.flags", "--sweep=final_prune=0.9", f"--output_dir={tmp_path}/out"]
     assert launch(*flags, "--seeds=1").returncode == 0

@@ -133,7 +133,7 @@ def test_selecting_an_old_task_while_a_new_one_is_open_changes_neither():
     np.testing.assert_array_equal(logits(packed, 2, x), open_task)
 
 
-@pytest.mark.parametrize("recompile", [True, False])
+@pytest.mark.parametrize("recompile", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tasks_with_different_numbers_of_classes(tmp_path, recompile):
     packed = compile_model(tp.pack(make_mlp()), OPTIMIZERS["adamw"]())
     probe = blobs(9)[0]

@@ -122,7 +122,7 @@ def two_tasks(model, head, file):
 @pytest.mark.parametrize(
     ("make", "head"),
     [
-        (bert, "per_task"),
+        pytest.param(bert, "per_task", marks=pytest.mark.slow),
         pytest.param(gpt2, "shared", marks=pytest.mark.slow),
         pytest.param(gemma, "shared", marks=pytest.mark.slow),
         pytest.param(vit, "per_task", marks=pytest.mark.slow),

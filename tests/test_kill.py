@@ -79,6 +79,7 @@ def show(counts, capsys):
         print(f"\n{counts.total()} kills:", ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path):
     kill_and_compare(MLP, 2, tmp_path, longest=2.0)
 

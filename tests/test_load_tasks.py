@@ -230,7 +230,9 @@ class TestBackups:
         return packed
 
     @pytest.mark.parametrize("kind", [keras.callbacks.BackupAndRestore, tp.EpochBackup])
-    @pytest.mark.parametrize("dies_at", [1, 3, 5])
+    @pytest.mark.parametrize(
+        "dies_at", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+    )
     def test_the_first_fit_after_compile_resumes(self, tmp_path, kind, dies_at):
         path = tmp_path / "backup"
         assert self.fit(tmp_path, [kind(path)], dies_at) is None

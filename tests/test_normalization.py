@@ -75,7 +75,9 @@ def test_masked_batches_are_normalised_as_by_keras():
 @pytest.mark.parametrize(
     ("kind", "policy", "dtype"),
     [
-        *((kind, "per_task", "float32") for kind in ("batch", "layer", "rms")),
+        ("batch", "per_task", "float32"),
+        pytest.param("layer", "per_task", "float32", marks=pytest.mark.slow),
+        pytest.param("rms", "per_task", "float32", marks=pytest.mark.slow),
         ("batch", "first_task", "float32"),
         pytest.param("batch", "per_task", "mixed_bfloat16", marks=pytest.mark.slow),
         pytest.param("group", "per_task", "float32", marks=pytest.mark.slow),

@@ -259,7 +259,7 @@ def test_layers_that_are_refused(fields, message):
     [
         (
             ["--model=nets.py"],
-            "--model=nets.py: expected one of mlp, conv, keras.applications:NAME and FILE.py:FUNCTION",
+            "--model=nets.py: expected one of mlp, conv, text, keras.applications:NAME and FILE.py:FUNCTION",
         ),
         (["--model=nets.py:a b"], "expected one of mlp, conv"),
         (["--model=keras.applications:"], "expected one of mlp, conv"),

@@ -120,7 +120,10 @@ WITH_FREE_VALUES = ["convolutions", "pruned pretrained", "visible pretrained"]
 @pytest.mark.parametrize(
     ("kind", "free_values"),
     [
-        *(pytest.param(k, False, marks=[pytest.mark.slow] * (k in ("cells", "wrapped"))) for k in PACKS),
+        *(
+            pytest.param(k, False, marks=[pytest.mark.slow] * (k in ("cells", "vision transformer", "wrapped")))
+            for k in PACKS
+        ),
         *((k, True) for k in WITH_FREE_VALUES),
     ],
 )

@@ -388,6 +388,7 @@ def test_a_train_step_of_the_user(jit):
     assert all(np.isfinite(values).all() for _, values in lifecycle.trained_values(packed))
 
 
+@pytest.mark.slow
 def test_labels_of_two_kinds_and_an_ignored_class():
     packed = stateful_model(False)
     packed.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))

@@ -401,6 +401,7 @@ def in_workers(tmp_path, monkeypatch):
     return at_start
 
 
+@pytest.mark.slow
 def test_an_experiment_without_a_worker_that_works_stops_and_resumes_later(in_workers, tmp_path):
     command = (*FLAGS, "--sweep=learning_rate=0.1,0.2", f"--output_dir={tmp_path}/out", "--workers=2")
     in_workers('sys.modules["keras"] = None')

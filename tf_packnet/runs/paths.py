@@ -80,7 +80,7 @@ class RunPaths:
 
 _OUTPUTS = re.compile(
     r"masks/task_\d+\.npz|pack\.keras|pack\.packnet|export/report\.json"
-    r"|export/task_\d+/(saved_model\.pb|fingerprint\.pb|variables/variables\.[^/]+|assets\.extra/table\.json)"
+    r"|export/task_\d+/(saved_model\.pb|fingerprint\.pb|variables/variables\.[^/]+|assets\.extra/(table|tf_packnet)\.json)"
     r"|tensorboard/([^/]+/)?events\.out\.tfevents\.[^/]+"
 )
 _OUTPUT_FOLDERS = re.compile(
