@@ -131,6 +131,7 @@ class Approach(abc.ABC):
         """
         if stage == TRAIN:
             self.begin(task)
+            lifecycle.records(self.packed).before = None  # no task is abandoned here, and stored states do not have it
             return self._fit(task, TRAIN, self.train_epochs, [], backup)
         epochs = self.retrain_epochs
         if round_epochs is not None:
