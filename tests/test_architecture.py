@@ -132,8 +132,8 @@ model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="r
 packed = tp.pack(model)
 packed.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 packed.begin_task("first")
-night = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot("masks")]
-packed.fit(np.random.rand(32, 4), np.arange(32) % 2, epochs=2, verbose=0, callbacks=night)
+retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(), tp.TaskMaskSnapshot("masks")]
+packed.fit(np.random.rand(32, 4), np.arange(32) % 2, epochs=2, verbose=0, callbacks=retraining)
 tp.export_task(packed, "first", "export")
 print(packed.free_fraction()["overall"])
 """
