@@ -253,7 +253,7 @@ def test_a_deadline_after_a_clock_change(monkeypatch):
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
     time.tzset()
     try:
-        evening = datetime.datetime(2030, 3, 30, 22).astimezone()  # summer time begins in the night
+        evening = datetime.datetime(2030, 3, 30, 22).astimezone()  # clocks go forward that night
         moment = timing.moment_of("07:00", evening)
         assert moment - evening == datetime.timedelta(hours=8)
         assert (moment.hour, moment.day) == (7, 31)

@@ -23,6 +23,9 @@ ROUND_EPOCHS = (UNIFORM, GROWING, SHRINKING)
 AUTO = "auto"
 PruneRounds = int | Literal["auto"]
 
+# In place of a share for each task: all tasks release the same fraction.
+EQUAL = "equal"
+
 
 def released_fraction(final_prune: float, num_tasks: int) -> float:
     """Return `r`, the fraction of its candidates that each task releases.

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tf_packnet.errors import listed
 from tf_packnet.pruning import ownership, timing
-from tf_packnet.pruning.shares import UNIFORM
+from tf_packnet.pruning.shares import EQUAL, UNIFORM
 from tf_packnet.reporting import exports, metrics, rounds
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
@@ -114,8 +114,10 @@ def _table(results: dict[str, Any]) -> Table:
     network = f", {printable(model)}" if ":" in model else ""  # not one of the paper's
     lengths = config.get("round_epochs", UNIFORM)
     number = f"N = {config['prune_rounds']}" + (f" ({lengths})" if lengths != UNIFORM else "")
+    shares = config.get("shares", EQUAL)
+    size = f"p = {config['final_prune']:g}" if shares == EQUAL else f"shares {shares}"
     table = Table(
-        title=f"{config['dataset']}{network}: {config['approach']}, p = {config['final_prune']:g}, {number}",
+        title=f"{config['dataset']}{network}: {config['approach']}, {size}, {number}",
         caption=f"seed {config['seed']}, test accuracy",
     )
     for heading in ("task", "classes"):

@@ -17,14 +17,12 @@ from tf_packnet.pruning.policies import (
     RETRAIN_RATES,
 )
 from tf_packnet.pruning.ranking import PRUNE_SCOPES
-from tf_packnet.pruning.shares import AUTO, ROUND_EPOCHS, UNIFORM, PruneRounds
+from tf_packnet.pruning.shares import AUTO, EQUAL, ROUND_EPOCHS, UNIFORM, PruneRounds
 from tf_packnet.runs.options import Check, StageKey, integer, one_of, option, optional
 
 APPROACHES = ("packnet", "memory", "multinet")
 BUDGETS = ("steps", "epochs")
 _PER_TASK = "/task"
-
-EQUAL = "equal"  # shares: all tasks release the same fraction
 
 # A limit that catches typing errors.
 MAX_EPOCHS = 1_000_000

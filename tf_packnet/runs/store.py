@@ -251,7 +251,7 @@ class StoredStages:
             the last stage; or the records suffice.
         timed: Gives a context manager around writing to the store.
         workers: The workers that do it together; the first one has the store.
-        chain: Lists the stages anew, with the plans that are known by then.
+        chain: Lists the stages of the run again, with the plans that are stored by then.
         plans: The plans of the retrainings that a time limits.
     """
 
