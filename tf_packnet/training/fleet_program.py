@@ -10,6 +10,8 @@ steps of one model after the other, with the function that a single model has. I
 """
 
 import json
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,26 +105,33 @@ class StackedProgram:
     def __init__(self, model: keras.Model, slots: int):
         self._model, self._slots = model, slots
         self._variables = _Variables(model)
+        self._copies: weakref.WeakKeyDictionary[keras.Model, _Copies] = weakref.WeakKeyDictionary()
         self._compiled = kernels.compiled(self._steps)
 
     def take(self, calls: Sequence[Call]) -> None:
         """Take the steps of the calls of up to `slots` models, and give each its logs."""
-        variables = [_Variables(call.model) for call in calls]
-        inputs = [_inputs(call, own) for call, own in zip(calls, variables, strict=True)]
+        copies = [self._copies_of(call.model) for call in calls]
+        inputs = [_inputs(call, own) for call, own in zip(calls, copies, strict=True)]
         idle = {**inputs[0], "steps": tf.zeros_like(inputs[0]["steps"])}  # computes, and changes nothing
         outputs = self._compiled([*inputs, *[idle] * (self._slots - len(inputs))])
         problems = outputs["problems"].numpy()
         logs = {name: values.numpy() for name, values in outputs["logs"].items()}
-        for slot, (call, own) in enumerate(zip(calls, variables, strict=True)):
-            for variable, values in zip(own.changing, outputs["changing"], strict=True):
-                variable.assign(values[slot])
+        for slot, (call, own) in enumerate(zip(calls, copies, strict=True)):
+            own.write(outputs["changing"][slot])
             if problems[slot]:
                 call.model.step_record.problem.assign(problems[slot])
             call.logs = {name: values[slot] for name, values in logs.items()}
 
+    def _copies_of(self, model: keras.Model) -> "_Copies":
+        variables, copies = _Variables(model), self._copies.get(model)
+        if copies is None or not copies.are_of(variables):  # a new task may have variables of its own
+            copies = self._copies[model] = _Copies(variables)
+        return copies
+
     def _steps(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Take the steps of all slots; `inputs` has what `_inputs` returns of each."""
-        stacked = [tf.stack(values) for values in zip(*(each["variables"] for each in inputs), strict=True)]
+        flat = [tf.stack(vectors) for vectors in zip(*(each["variables"] for each in inputs), strict=True)]
+        stacked = _unpacked(flat, self._variables.all)
         scale, steps = (tf.stack([each[name] for each in inputs]) for name in ("scale", "steps"))
         # Gathered before the loop: one operation for each model in a call, not in a step.
         images, labels = (
@@ -145,7 +154,8 @@ class StackedProgram:
         loop = tf.while_loop(lambda number, *_: number < last, body, first, parallel_iterations=1)
         _, problems, changing = loop
         logs = vectorized_map(self._logs, changing)
-        return {"changing": [tf.unstack(values) for values in changing], "problems": problems, "logs": logs}
+        vectors = [tf.unstack(values) for values in _packed(changing, axes=1)]
+        return {"changing": list(zip(*vectors, strict=True)), "problems": problems, "logs": logs}
 
     def _step(self, inputs: tuple[Any, ...]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Take a step of one model; returns its changing variables, and the problem of the step."""
@@ -195,9 +205,56 @@ def _unique(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     return list({id(variable): variable for variable in variables}.values())
 
 
-def _inputs(call: Call, variables: _Variables) -> dict[str, Any]:
+class _Copies:
+    """Reads and writes all variables of a model, in one call each: one call per variable takes three times as long.
+
+    Args:
+        variables: The variables of the model.
+    """
+
+    def __init__(self, variables: _Variables):
+        self._all = [variable.value for variable in variables.all]
+        changing = [variable.value for variable in variables.changing]
+
+        def read() -> list[tf.Tensor]:
+            return _packed(_values(self._all))
+
+        def write(packed: list[tf.Tensor]) -> None:
+            _assign(changing, _unpacked(packed, changing))
+
+        self.read, self.write = (tf.function(each, autograph=False) for each in (read, write))
+
+    def are_of(self, variables: _Variables) -> bool:
+        """Whether they are copies of these variables."""
+        return [id(each) for each in self._all] == [id(variable.value) for variable in variables.all]
+
+
+def _inputs(call: Call, copies: _Copies) -> dict[str, Any]:
     images, labels = _values([call.model.device_examples.images, call.model.device_examples.labels])
-    return {"variables": _values(variables.all), "images": images, "labels": labels, **call.data}
+    return {"variables": copies.read(), "images": images, "labels": labels, **call.data}
+
+
+def _by_dtype(tensors: Sequence[Any]) -> list[list[int]]:
+    """Return the places of the tensors of each dtype."""
+    dtypes = [tf.as_dtype(tensor.dtype) for tensor in tensors]
+    return [[place for place, dtype in enumerate(dtypes) if dtype == each] for each in dict.fromkeys(dtypes)]
+
+
+def _packed(tensors: Sequence[tf.Tensor], axes: int = 0) -> list[tf.Tensor]:
+    """Return a tensor for each dtype, with its tensors concatenated after the first `axes` axes."""
+    rows = [tf.reshape(tensor, [*tensor.shape[:axes], -1]) for tensor in tensors]
+    return [tf.concat([rows[place] for place in places], axis=axes) for places in _by_dtype(tensors)]
+
+
+def _unpacked(packed: Sequence[tf.Tensor], like: Sequence[Any]) -> list[tf.Tensor]:
+    """Undo `_packed`; the tensors have the shapes and dtypes of `like`, after the leading axes of `packed`."""
+    tensors: dict[int, tf.Tensor] = {}
+    for values, places in zip(packed, _by_dtype(like), strict=True):
+        shapes = [like[place].shape for place in places]
+        parts = tf.split(values, [math.prod(shape) for shape in shapes], axis=-1)
+        for place, part, shape in zip(places, parts, shapes, strict=True):
+            tensors[place] = tf.reshape(part, [*values.shape[:-1], *shape])
+    return [tensors[place] for place in range(len(like))]
 
 
 def _state(model: keras.Model) -> list[Any]:
