@@ -165,17 +165,18 @@ def infer_task(
     return [names[index] for index in found.argmax(axis=1)]
 
 
-def predict_auto(packed: Any, x: Any, method: str | None = None, **predict: Any) -> AutoPrediction:
-    """Predict each example as its most likely task."""
+def predict_auto(
+    packed: Any, x: Any, method: str | None = None, tasks: Sequence[int | str] | None = None, **predict: Any
+) -> AutoPrediction:
+    """Predict each example as its most likely task; the arguments are those of `task_scores`."""
     chosen: list[np.ndarray] = []
 
     def choose(found: np.ndarray, outputs: list[np.ndarray]) -> None:
         chosen.extend(outputs[index][example] for example, index in enumerate(found.argmax(axis=1)))
 
-    names, found = _scored(packed, x, method, None, choose, predict)
+    names, found = _scored(packed, x, method, tasks, choose, predict)
     same = len({each.shape for each in chosen}) == 1
-    tasks = [names[index] for index in found.argmax(axis=1)]
-    return AutoPrediction(tasks, np.stack(chosen) if same else chosen)
+    return AutoPrediction([names[index] for index in found.argmax(axis=1)], np.stack(chosen) if same else chosen)
 
 
 def predict_as(packed: Any, task: int | str, *args: Any, **kwargs: Any) -> Any:
