@@ -133,6 +133,92 @@ def test_images_are_classified_as_predict_does(zoo, capsys, pack):
     assert [len(classes) for classes in answer["result"]] == [1, 1]
 
 
+@pytest.mark.parametrize("pack", ["zoo", "zoo.packnet"])
+def test_the_tasks_of_a_mixed_stream_are_inferred(zoo, pack):
+    versions = zoo.versions if pack == "zoo" else Versions(zoo.settings._replace(pack=zoo.folder / pack), print)
+    x = np.random.default_rng(2).integers(0, 256, (12, 8, 8, 1)).astype("uint8")
+    x[::3] //= 64  # dark images of another task
+    sent = x if pack == "zoo" else x.astype("float32") / np.float32(255)
+    loaded = tf.saved_model.load(str(zoo.folder / "zoo/1"))
+    inferred = loaded.signatures["which_task"](image=x)
+    tasks = [name.decode() for name in inferred["task"].numpy()]
+    assert set(tasks) == set(NAMES)
+    all_of_them = list(NAMES)[int(inferred["scores"].numpy().mean(axis=0).argmax())]
+    rows = {task: [row for row, name in enumerate(tasks) if name == task] for task in NAMES}
+    computed = {task: iter(outputs_of(loaded, task, x[rows[task]])) for task in NAMES}
+    should = [next(computed[task]) for task in tasks]
+    of_one = outputs_of(loaded, all_of_them, x)
+
+    def images(query, *numbers):
+        form = FormData()
+        for number in numbers:
+            file = io.BytesIO()
+            Image.fromarray(x[number, ..., 0]).save(file, "PNG")
+            form.add_field("image", file.getvalue(), filename="a.png")
+        return "POST", f"{ZOO}:classify?{query}", {"data": form}
+
+    answers = ask(
+        zoo,
+        post("predict", task="auto", instances=sent.tolist()),
+        post("predict", signature_name="auto", inputs=sent.tolist()),
+        post("predict", task="auto", per="batch", instances=sent.tolist()),
+        post("predict", task="which_task", instances=sent.tolist()),
+        images("task=auto&top=1", 0, 1, 2),
+        images("task=auto&top=1&per=batch", 0, 1, 2),
+        versions=versions,
+        max_batch=12,
+    )
+    assert [status for status, _ in answers] == [200] * 6, answers
+    in_rows, in_columns, as_batch, which, images_alone, images_together = (answer for _, answer in answers)
+    compare = (
+        np.testing.assert_array_equal if pack == "zoo" else functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    )
+    for answer, field in ((in_rows, "predictions"), (in_columns, "outputs")):
+        assert answer.keys() == {field, "tasks"}
+        assert answer["tasks"] == tasks
+        for found, expected_row in zip(answer[field], should, strict=True):
+            compare(found, expected_row)
+    assert as_batch["task"] == all_of_them
+    compare(as_batch["predictions"], of_one)
+    assert [row["task"] for row in which["predictions"]] == tasks
+    best = [NAMES[task][int(np.argmax(row))] for task, row in zip(tasks, should, strict=True)]
+    assert images_alone["tasks"] == tasks[:3]
+    assert [classes[0][0] for classes in images_alone["result"]] == best[:3]
+    of_three = list(NAMES)[int(inferred["scores"].numpy()[:3].mean(axis=0).argmax())]
+    assert images_together["task"] == of_three
+    assert [len(classes) for classes in images_together["result"]] == [1, 1, 1]
+
+
+def outputs_of(loaded, task, x):
+    return loaded.signatures[task](image=x)["head"].numpy().tolist()
+
+
+def test_no_task_is_inferred_where_it_cannot_be(zoo, tmp_path):
+    """A single task, a pack whose tasks prepare images differently, and a task with the name."""
+    packed = zoo.packed
+    tp.export_for_serving(packed, tmp_path, name="one", task="pets")
+    facts = {"pets": {"scale": 1 / 255}, "wild": {"scale": 1.0}}
+    tp.save_pack(packed, tmp_path / "scales.packnet", info={"tasks": facts})
+    x = np.zeros((1, 8, 8, 1)).tolist()
+    for pack in ("one", "scales.packnet"):
+        versions = Versions(zoo.settings._replace(pack=tmp_path / pack), print)
+        auto, metadata = ask(
+            zoo, post("predict", task="auto", instances=x), ("GET", f"{ZOO}/metadata", {}), versions=versions
+        )
+        assert auto[0] == 400
+        assert auto[1]["error"].startswith("task: expected one of "), auto
+        assert (
+            "no signature 'which_task', or prepares the images of its tasks differently; received 'auto'"
+            in auto[1]["error"]
+        )
+        assert metadata[1]["infers_task"] is False
+    other = commit(tp.pack(make_convnet()), "auto", 1)
+    tp.export_for_serving(other, tmp_path, name="named")
+    versions = Versions(zoo.settings._replace(pack=tmp_path / "named"), print)
+    ((status, answer),) = ask(zoo, post("predict", task="auto", instances=x), versions=versions)
+    assert (status, answer.keys()) == (200, {"predictions"})
+
+
 def test_arrays_are_predicted_as_the_file_does(zoo):
     x = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1)).astype("uint8")
     loaded = tf.saved_model.load(str(zoo.folder / "zoo/1"))
@@ -169,6 +255,7 @@ def test_status_metadata_and_health(zoo):
     assert list(signatures) == ["pets", "wild"]
     assert signatures["wild"]["inputs"]["image"]["dtype"] == "DT_UINT8"
     assert [each["size"] for each in signatures["wild"]["outputs"]["head"]["tensor_shape"]["dim"]] == ["-1", "3"]
+    assert metadata["infers_task"] is True
     assert metadata["tasks"] == [
         {"number": n, "name": k, "class_names": v} for n, (k, v) in enumerate(NAMES.items(), 1)
     ]
@@ -220,7 +307,9 @@ BAD = [
     (task(instances=ROWS, signature_name="wild"), 400, "either task or signature_name"),
     (post("predict", instances=ROWS), 400, "task: expected one of 'pets', 'wild', or its number"),
     *((task(instances=ROWS, task=bad), 400, "task: expected one of") for bad in (3, "0", True, "cats", [1], {}, 1.0)),
-    (task(instances=ROWS, task="auto"), 400, "no signature 'which_task'"),
+    (task(instances=ROWS, task="auto", per="day"), 400, "per: expected example or batch; received 'day'"),
+    (raw(png(), "classify?task=auto&per=1", Content_Type="image/png"), 400, "per: expected example or batch"),
+    (post("classify", task="which_task", examples=ROWS), 400, "task: expected a task with one output; call :predict"),
     *((task(instances=bad), 400, "instances: expected a list") for bad in ([], {}, 1, None, "x")),
     *(
         (task(instances=bad), 400, r"image: expected (examples|arrays of uint8) of shape \(8, 8, 1\)")

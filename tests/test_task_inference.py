@@ -60,6 +60,8 @@ def test_the_surest_head_wins(calibrated, tmp_path):
     assert names == [packed.task_names[index] for index in best]
     assert packed.infer_task(X, per="batch") == packed.task_names[int(np.mean(found, axis=1).argmax())]
     assert set(packed.infer_task(X, tasks=["a", 3])) <= {"a", "c"}
+    two = packed.predict(X, task="auto", tasks=["a", 3], method="energy", verbose=0)
+    assert two.tasks == packed.infer_task(X, "energy", tasks=["a", 3])
     predicted = packed.predict(X, task="auto", verbose=0)
     assert predicted.tasks == names
     for example, name in enumerate(names):

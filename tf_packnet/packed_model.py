@@ -256,7 +256,7 @@ class PackedModel(TaskManagement, PackedTrainer):
             *args: As for Keras.
             task: Name or number (1-based) of a task, which is selected for this call only; or `auto`, which infers the
                 task of each example and returns an `AutoPrediction`, see `infer_task`. Default: the selected task.
-            **kwargs: As for Keras.
+            **kwargs: As for Keras; with `auto` also `method` and `tasks`, as for `infer_task`.
         """
         safe_loading.check_complete(self)
         if task is None:

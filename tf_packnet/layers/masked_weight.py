@@ -73,9 +73,13 @@ class MaskedWeight:
         trained = self.trained()
         if self.in_place:  # only stops gradients; XLA removes the selection from the forward pass
             return ops.where(trained, self.variable, ops.stop_gradient(self.variable))
-        committed = ownership.visible(ops.convert_to_tensor(self.owner), ops.convert_to_tensor(self.shown))
+        return ops.where(trained, self.variable, self.value_of(ops.convert_to_tensor(self.shown)))
+
+    def value_of(self, task: Any) -> Any:
+        """Compute the kernel of the committed `task` (1-based number, a `uint8` tensor), whichever is selected."""
+        committed = ownership.visible(ops.convert_to_tensor(self.owner), task)
         invisible_value = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
-        return ops.where(trained, self.variable, ops.where(committed, self.frozen, invisible_value))
+        return ops.where(committed, self.frozen, invisible_value)
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
@@ -92,11 +96,16 @@ class MaskedWeight:
     @contextlib.contextmanager
     def substitute(self, kernel: Any) -> Iterator[None]:
         """Make the layer compute with `kernel`, a tensor with the content of `own_value()`, inside the block."""
-        self._substitute = kernel
+        before, self._substitute = self._substitute, kernel
         try:
             yield
         finally:
-            self._substitute = None
+            self._substitute = before
+
+    @property
+    def is_substituted(self) -> bool:
+        """Whether the layer computes with a substituted kernel."""
+        return self._substitute is not None
 
     def owner_map(self) -> np.ndarray:
         """Return the owner map, including candidates (255), as a read-only array."""

@@ -3,7 +3,8 @@
 Committed values are stored outside the trainable variable, so that no optimizer changes them.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -39,10 +40,27 @@ class TaskWeight:
         add = non_trainable(layer, variable)
         self.frozen = add(f"{name}_frozen", tuple(variable.shape), variable.dtype, "zeros")
         self.learning = add(f"{name}_learning", (), "bool", "ones")
+        self._substitute: Any = None
 
     def value(self) -> Any:
-        """Return the value that the selected task computes with."""
+        """Return the value that the selected task computes with, or the substituted value if there is one."""
+        if self._substitute is not None:
+            return self._substitute
         return ops.where(self.learning, self.variable, self.frozen)
+
+    def value_of(self, task: int) -> np.ndarray:
+        """Return the value of the committed `task` (1-based), whichever is selected."""
+        kept = self.kept.get(1 if self.policy == "first_task" else task)
+        return view(self.frozen) if kept is None else kept
+
+    @contextlib.contextmanager
+    def substitute(self, value: Any) -> Iterator[None]:
+        """Make the layer compute with `value`, a tensor with the content of `value()`, inside the block."""
+        before, self._substitute = self._substitute, value
+        try:
+            yield
+        finally:
+            self._substitute = before
 
     def own_value(self) -> Any:
         """Return `value()`: the interface of `MaskedWeight`, whose kernel can be substituted."""

@@ -1,15 +1,27 @@
 """Infers to which task of a pack examples belong: the task whose head is surest of its answer."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_packnet import lifecycle
 from tf_packnet.errors import ArgumentError, check_choice
-from tf_packnet.packed.task_scores import ENTROPY, LOGIT, METHODS, PROBABILITIES, class_axis, output_kind, scores
+from tf_packnet.packed import all_tasks
+from tf_packnet.packed.all_tasks import selection_restored
+from tf_packnet.packed.task_scores import (
+    ENTROPY,
+    LOGIT,
+    METHODS,
+    PROBABILITIES,
+    check_method,
+    class_axis,
+    output_kind,
+    scores,
+)
 
 AUTO = "auto"
 EXAMPLE, BATCH = PER = ("example", "batch")
@@ -45,11 +57,11 @@ def task_scores(
     tasks: Sequence[int | str] | None = None,
     **predict: Any,
 ) -> tuple[list[str], np.ndarray, list[np.ndarray]]:
-    """Predict `x` as each of several tasks, and score the outputs.
+    """Predict `x` as each of several tasks, and score the outputs. The data are read once.
 
     Args:
         packed: A pack with committed tasks.
-        x: As for `predict`, but an array or a structure of arrays.
+        x: As for `predict`.
         method: `entropy`, `energy` or `logit`. Default: see `default_method`.
         tasks: Names or numbers of the tasks. Default: all committed ones.
         **predict: Further arguments of `predict`.
@@ -62,19 +74,66 @@ def task_scores(
         ArgumentError: If `method` is unknown or does not fit the outputs, there is no such committed task, or a task
             has no class scores.
     """
+    parts: list[list[np.ndarray]] = []
+    names, found = _scored(packed, x, method, tasks, lambda _, outputs: parts.append(outputs), predict)
+    return names, found, [np.concatenate(of_task) for of_task in zip(*parts, strict=True)]
+
+
+def _scored(
+    packed: Any,
+    x: Any,
+    method: str | None,
+    tasks: Sequence[int | str] | None,
+    consume: Callable[[np.ndarray, list[np.ndarray]], None] | None,
+    predict: dict[str, Any],
+) -> tuple[list[str], np.ndarray]:
+    """Return names and scores as `task_scores`, and pass scores and outputs of each batch to `consume`."""
     numbers = _numbers(packed, tasks)
     method = default_method(packed, numbers) if method is None else method
-    check_choice("method", method, METHODS)
-    found, outputs = [], []
-    with _selection_restored(packed):
-        for number in numbers:
-            packed.select_task(number)
-            kind, axis = output_kind(packed), class_axis(packed)
-            outputs.append(packed.predict(x, **{"verbose": 0, **predict}))
-            found.append(np.asarray(scores(outputs[-1], kind, axis, method), np.float64))
+    _check_outputs(packed, numbers, method)
     mean, spread = np.transpose(calibrations(packed, numbers, method))
+
+    def standardized(found: np.ndarray) -> np.ndarray:
+        return (found.astype(np.float64) - mean) / spread
+
+    def consume_batch(found: np.ndarray, outputs: list[np.ndarray]) -> None:
+        if consume is not None:
+            consume(standardized(found), outputs)
+
+    with all_tasks.state_restored(packed):
+        if all_tasks.can_compute(packed, numbers):
+            together = all_tasks.AllTasks(packed, numbers, method, consume is not None)
+            found = together.run(x, consume_batch, **predict)
+        else:
+            found, outputs = _one_after_the_other(packed, x, numbers, method, predict)
+            consume_batch(found, outputs)
     names = packed.task_names
-    return [names[number - 1] for number in numbers], (np.stack(found, axis=1) - mean) / spread, outputs
+    return [names[number - 1] for number in numbers], standardized(found)
+
+
+def _one_after_the_other(
+    packed: Any, x: Any, numbers: Sequence[int], method: str, predict: dict[str, Any]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return scores and outputs from one `predict` for each task; streamed data are kept in memory."""
+    steps = predict.get("steps")
+    batches = list(itertools.islice(x, steps)) if inspect.isgenerator(x) else None
+    if isinstance(x, tf.data.Dataset):
+        x = (x if steps is None else x.take(steps)).cache()
+    found, outputs = [], []
+    for number in numbers:
+        packed.select_task(number)
+        outputs.append(
+            packed.predict(x if batches is None else (each for each in batches), **{"verbose": 0, **predict})
+        )
+        found.append(np.asarray(scores(outputs[-1], output_kind(packed), class_axis(packed), method), np.float32))
+    return np.stack(found, axis=1), outputs
+
+
+def _check_outputs(packed: Any, numbers: Sequence[int], method: str) -> None:
+    check_choice("method", method, METHODS)
+    for number in all_tasks.distinct(packed, numbers):
+        with all_tasks.heads_of(packed, number):
+            check_method(method, output_kind(packed))
 
 
 def default_method(packed: Any, numbers: Iterable[int]) -> str:
@@ -100,26 +159,31 @@ def infer_task(
 ) -> str | list[str]:
     """Return the most likely task of each example, or of all of them together; see `PackedModel.infer_task`."""
     check_choice("per", per, PER)
-    names, found, _ = task_scores(packed, x, method, tasks, **predict)
+    names, found = _scored(packed, x, method, tasks, None, predict)
     if per == BATCH:
         return names[int(found.mean(axis=0).argmax())]
     return [names[index] for index in found.argmax(axis=1)]
 
 
-def predict_auto(packed: Any, x: Any, method: str | None = None, **predict: Any) -> AutoPrediction:
-    """Predict each example as its most likely task."""
-    names, found, outputs = task_scores(packed, x, method, **predict)
-    best = found.argmax(axis=1)
-    chosen = [outputs[index][example] for example, index in enumerate(best)]
+def predict_auto(
+    packed: Any, x: Any, method: str | None = None, tasks: Sequence[int | str] | None = None, **predict: Any
+) -> AutoPrediction:
+    """Predict each example as its most likely task; the arguments are those of `task_scores`."""
+    chosen: list[np.ndarray] = []
+
+    def choose(found: np.ndarray, outputs: list[np.ndarray]) -> None:
+        chosen.extend(outputs[index][example] for example, index in enumerate(found.argmax(axis=1)))
+
+    names, found = _scored(packed, x, method, tasks, choose, predict)
     same = len({each.shape for each in chosen}) == 1
-    return AutoPrediction([names[index] for index in best], np.stack(chosen) if same else chosen)
+    return AutoPrediction([names[index] for index in found.argmax(axis=1)], np.stack(chosen) if same else chosen)
 
 
 def predict_as(packed: Any, task: int | str, *args: Any, **kwargs: Any) -> Any:
     """Predict as `task`, or as the inferred task of each example; the selected task stays selected."""
     if task == AUTO and AUTO not in packed.task_names:
         return predict_auto(packed, *args, **kwargs)
-    with _selection_restored(packed):
+    with selection_restored(packed):
         packed.select_task(task)
         return packed.predict(*args, **kwargs)
 
@@ -134,13 +198,3 @@ def _numbers(packed: Any, tasks: Sequence[int | str] | None) -> list[int]:
     if not numbers or max(numbers) > committed:
         raise ArgumentError("tasks", "names or numbers of committed tasks", tasks)
     return numbers
-
-
-@contextlib.contextmanager
-def _selection_restored(packed: keras.Model) -> Iterator[None]:
-    selected = packed.selected_task
-    try:
-        yield
-    finally:
-        if packed.selected_task != selected:
-            packed.select_task(selected)

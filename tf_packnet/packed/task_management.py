@@ -187,8 +187,8 @@ class TaskManagement(_Base):
     def infer_task(self, x: Any, method: str | None = None, per: str = "example", **kwargs: Any) -> Any:
         """Infer to which task examples belong: the one whose head is surest. See the guide for how often it is right.
 
-        Each example is predicted as every task, which takes as long as predicting it that many times. If all tasks were
-        committed with `TaskMaskSnapshot(calibration=...)`, their scores are standardized.
+        The data are read once, and each batch is computed as every task in one compiled call. Nothing else of the pack
+        changes. If all tasks were committed with `TaskMaskSnapshot(calibration=...)`, their scores are standardized.
 
         Args:
             x: Examples, as for `predict`.

@@ -47,6 +47,13 @@ def class_axis(model: keras.Model) -> int:
     return len(model.outputs[0].shape) - 1 if head.layer is None else head.axis
 
 
+def check_method(method: str, kind: str) -> None:
+    """Raise ArgumentError if there is no such method, or if it needs logits and the outputs are probabilities."""
+    check_choice("method", method, METHODS)
+    if kind == PROBABILITIES and method != ENTROPY:
+        raise ArgumentError("method", "entropy, because the outputs of some task are probabilities, not logits", method)
+
+
 def _outputs(last: Any, model: keras.Model) -> int | None:
     outputs = getattr(last, "num_outputs", None)  # of a head, as the selected task
     outputs = number_of_outputs(last) if outputs is None else outputs
@@ -68,9 +75,7 @@ def scores(outputs: Any, kind: str, axis: int, method: str) -> Any:
     Raises:
         ArgumentError: If `method` is unknown, or needs logits and there are only probabilities.
     """
-    check_choice("method", method, METHODS)
-    if kind == PROBABILITIES and method != ENTROPY:
-        raise ArgumentError("method", "entropy, because the outputs of some task are probabilities, not logits", method)
+    check_method(method, kind)
     logits = ops.moveaxis(ops.cast(outputs, "float32"), axis, -1)
     if kind != LOGITS:
         probabilities = ops.clip(logits, _SMALLEST, 1.0)

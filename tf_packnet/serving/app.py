@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from tf_packnet.serving import parsing
 from tf_packnet.serving.batching import Batcher
 from tf_packnet.serving.errors import RequestError, invalid
 from tf_packnet.serving.parsing import CLASSIFY, INPUTS, PREDICT, Asked
-from tf_packnet.serving.servable import Servable, ServedTask, Tensor
+from tf_packnet.serving.servable import BATCH, Servable, ServedTask, Tensor
 from tf_packnet.serving.settings import Settings
 from tf_packnet.serving.versions import Versions, cancelled
 from tf_packnet.system.extras import require_extra
@@ -122,12 +122,15 @@ class Api:
         ]
         spec = {"name": self._settings.name, "signature_name": "", "version": str(servable.source.version)}
         metadata = {"signature_def": {"signature_def": signatures}}
-        return web.json_response({"model_spec": spec, "metadata": metadata, "tasks": tasks})
+        infers_task = servable.which_task is not None
+        return web.json_response({"model_spec": spec, "metadata": metadata, "tasks": tasks, "infers_task": infers_task})
 
     async def _compute(self, request: web.Request) -> web.Response:
         servable, verb = self._servable(request), request.match_info["verb"]
         with self._admitted(request):
             asked = await self._asked(request, verb)
+            if servable.is_auto(asked.task):
+                return await self._compute_inferred(servable, verb, asked)
             task = servable.task(asked.task)
             if verb == CLASSIFY and len(task.outputs) > 1:
                 raise invalid("task", f"a task with one output; call :{PREDICT}", task.name)
@@ -143,6 +146,37 @@ class Api:
             is_quick = sum(value.size for value in outputs.values()) <= _FEW_NUMBERS
             text = await self._off_loop(is_quick, answer)
             return web.Response(text=text, content_type="application/json", headers={VERSION_HEADER: version})
+
+    async def _compute_inferred(self, servable: Servable, verb: str, asked: Asked) -> web.Response:
+        """Infer the task of each example, or of all, and compute each example as its task."""
+        which_task, version = servable.which_task, str(servable.source.version)
+        assert which_task is not None
+        inputs = await self._off_loop(
+            asked.is_quick, parsing.tensors, asked, which_task, self._settings.max_image_bytes
+        )
+        scores = (await self._batcher.run(which_task, inputs))["scores"]
+        chosen = np.array(servable.inferred(scores, asked.per))
+        groups = [(servable.tasks[index], np.flatnonzero(chosen == index)) for index in np.unique(chosen)]
+        computed = await asyncio.gather(
+            *(self._batcher.run(task, {key: each[rows] for key, each in inputs.items()}) for task, rows in groups)
+        )
+
+        def answer() -> str:
+            results: list[Any] = [None] * len(chosen)
+            for (task, rows), outputs in zip(groups, computed, strict=True):
+                (output,) = outputs.values()
+                found = _json_values(output) if verb == PREDICT else _classes(task, outputs, asked.top)
+                for row, result in zip(rows, found, strict=True):
+                    results[row] = result
+            names = [servable.tasks[index].name for index in chosen]
+            of_task = {"task": names[0]} if asked.per == BATCH else {"tasks": names}
+            if verb == PREDICT:
+                return json.dumps({"outputs" if asked.field == INPUTS else "predictions": results, **of_task})
+            return json.dumps({"result": results, **of_task, "version": version})
+
+        is_quick = sum(value.size for outputs in computed for value in outputs.values()) <= _FEW_NUMBERS
+        text = await self._off_loop(is_quick, answer)
+        return web.Response(text=text, content_type="application/json", headers={VERSION_HEADER: version})
 
     def _servable(self, request: web.Request) -> Servable:
         """Return the version for a request."""
@@ -181,7 +215,7 @@ class Api:
     async def _parsed(self, request: web.Request, verb: str) -> Asked:
         kind = request.content_type
         if kind.startswith("image/"):
-            return _of_images([await request.read()], request.query.get("task"), request.query.get("top"))
+            return _of_images([await request.read()], request.query)
         if kind == "multipart/form-data":
             return await self._of_form(request)
         if kind in _JSON:
@@ -200,11 +234,11 @@ class Api:
         for key, value in form.items():
             if isinstance(value, web.FileField):
                 images.append(value.file.read())
-            elif isinstance(value, str) and key in ("task", "top"):
+            elif isinstance(value, str) and key in ("task", "top", "per"):
                 fields[key] = value
             else:
-                raise invalid("form", "files, and the fields task and top", key)
-        return _of_images(images, fields.get("task"), fields.get("top"))
+                raise invalid("form", "files, and the fields task, top and per", key)
+        return _of_images(images, fields)
 
     async def _off_loop(self, is_quick: bool, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function, in a thread unless it is quick."""
@@ -213,8 +247,9 @@ class Api:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
 
-def _of_images(images: list[bytes], task: str | None, top: str | None) -> Asked:
-    return Asked(task, "instances", images, parsing.top_of(top))
+def _of_images(images: list[bytes], fields: Mapping[str, str]) -> Asked:
+    top, per = parsing.top_of(fields.get("top")), parsing.per_of(fields.get("per"))
+    return Asked(fields.get("task"), "instances", images, top, per=per)
 
 
 def _predictions(outputs: dict[str, np.ndarray], field: str) -> dict[str, Any]:

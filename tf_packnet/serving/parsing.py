@@ -12,7 +12,7 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.prediction.examples import InputSpec, read_image
 from tf_packnet.serving.errors import RequestError, invalid, of_argument
-from tf_packnet.serving.servable import ServedTask, Tensor
+from tf_packnet.serving.servable import EXAMPLE, PER, ServedTask, Tensor
 from tf_packnet.system.limits import Bound, SizeError
 
 # The key of bytes in base64, as in TensorFlow Serving.
@@ -20,7 +20,7 @@ BYTES = "b64"
 PREDICT, CLASSIFY = "predict", "classify"
 # The fields with examples, by verb: one value per example, or (`inputs`) one per input.
 _EXAMPLES = {PREDICT: ("instances", "inputs"), CLASSIFY: ("examples", "instances")}
-_OPTIONS = {PREDICT: ("task", "signature_name"), CLASSIFY: ("task", "signature_name", "top")}
+_OPTIONS = {PREDICT: ("task", "signature_name", "per"), CLASSIFY: ("task", "signature_name", "per", "top")}
 INPUTS = "inputs"
 # Longer texts are parsed in a thread.
 SMALL = 2**15
@@ -37,6 +37,7 @@ class Asked(NamedTuple):
         examples: The examples as JSON values, or the contents of image files.
         top: How many classes to return; None for all.
         is_quick: Whether it is a short text without images, which takes no time to convert.
+        per: Whether each `example` has a task of its own, or all of the `batch` have one, if it is inferred.
     """
 
     task: Any
@@ -44,6 +45,7 @@ class Asked(NamedTuple):
     examples: Any
     top: int | None = None
     is_quick: bool = False
+    per: str = EXAMPLE
 
 
 def parse_json(body: bytes, verb: str) -> Asked:
@@ -70,7 +72,17 @@ def parse_json(body: bytes, verb: str) -> Asked:
     if len(tasks) > 1:
         raise invalid("body", "either task or signature_name", tasks)
     is_quick = len(body) <= SMALL and BYTES.encode() not in body and b"\\" not in body
-    return Asked(tasks[0] if tasks else None, fields[0], values[fields[0]], top_of(values.get("top")), is_quick)
+    task, top, per = tasks[0] if tasks else None, top_of(values.get("top")), per_of(values.get("per"))
+    return Asked(task, fields[0], values[fields[0]], top, is_quick, per)
+
+
+def per_of(value: Any) -> str:
+    """Check for what one task is inferred: JSON, or text from an address or a form; None for each example."""
+    if value is None:
+        return EXAMPLE
+    if value not in PER:
+        raise invalid("per", " or ".join(PER), value)
+    return value
 
 
 def top_of(value: Any) -> int | None:

@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_packnet.errors import ArgumentError, PackFileError
 from tf_packnet.export import manifest
 from tf_packnet.export.endpoint import SIGNATURE
-from tf_packnet.export.pack import CLASS_NAMES, export_pack
+from tf_packnet.export.pack import CLASS_NAMES, WHICH_TASK, export_pack
 from tf_packnet.packfile import read_contents
 from tf_packnet.packfile.opening import PACKNET, kind_of, open_pack
 from tf_packnet.prediction.examples import InputSpec
@@ -21,8 +21,9 @@ from tf_packnet.serving.settings import Settings
 from tf_packnet.serving.sources import SAVED_MODEL, Source
 from tf_packnet.system.images import RESIZES
 
-# The task of a request whose task the pack is to infer, and the signature that does this.
-AUTO, WHICH_TASK = "auto", "which_task"
+# The task of a request whose task the pack is to infer, and for what one task is inferred.
+AUTO = "auto"
+EXAMPLE, BATCH = PER = ("example", "batch")
 # Signatures that are no tasks. The last one is TensorFlow's own, in models of Keras 2.
 _OTHER_SIGNATURES = (CLASS_NAMES, WHICH_TASK, "__saved_model_init_op")
 # Operations that run Python code or read and write files, beyond the weights.
@@ -90,12 +91,39 @@ class Servable:
     Attributes:
         source: Where it was loaded from.
         tasks: Its tasks, in the order of the pack.
+        which_task: The signature that infers the task of examples, whose `scores` are in this order; None without one.
     """
 
-    def __init__(self, source: Source, tasks: list[ServedTask], loaded: Any):
+    def __init__(self, source: Source, tasks: list[ServedTask], loaded: Any, which_task: ServedTask | None = None):
         self.source = source
         self.tasks = tasks
+        self.which_task = which_task
         self._loaded = loaded  # owns the variables
+
+    def is_auto(self, asked: Any) -> bool:
+        """Return whether the task of each example is to be inferred: for `auto`, unless it is the name of a task.
+
+        Raises:
+            RequestError: If it is, and the version cannot infer tasks.
+        """
+        if asked != AUTO or any(task.name == AUTO for task in self.tasks):
+            return False
+        if self.which_task is None:
+            names = ", ".join(repr(task.name) for task in self.tasks)
+            reason = f"the version has no signature {WHICH_TASK!r}, or prepares the images of its tasks differently"
+            raise invalid("task", f"one of {names}, or its number; {reason}", asked)
+        return True
+
+    def inferred(self, scores: np.ndarray, per: str) -> list[int]:
+        """Return the positions of the most likely tasks, of each example (`per` is `example`) or of all (`batch`).
+
+        Args:
+            scores: Output of `which_task`, `(examples, tasks)`.
+            per: `example`, or `batch` if all examples belong to one task.
+        """
+        if per == BATCH:
+            return [int(scores.mean(axis=0, dtype=np.float64).argmax())] * len(scores)
+        return [int(index) for index in scores.argmax(axis=1)]
 
     def task(self, asked: Any) -> ServedTask:
         """Find a task by its name or number (1-based); None for the only one.
@@ -111,8 +139,8 @@ class Servable:
             return self.tasks[names.index(SIGNATURE) if SIGNATURE in names else 0]
         if asked in names:
             return self.tasks[names.index(asked)]
-        if asked == AUTO:
-            raise invalid("task", f"{expected}; the version has no signature {WHICH_TASK!r}", asked)
+        if asked == WHICH_TASK and self.which_task is not None:  # as a client of TensorFlow Serving asks for it
+            return self.which_task
         number = int(asked) if isinstance(asked, str) and asked.isascii() and asked.isdecimal() else asked
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(names):
             return self.tasks[number - 1]
@@ -133,6 +161,8 @@ def load(source: Source, settings: Settings) -> Servable:
         servable = _load_pack_file(source, settings)
     for task in servable.tasks:
         task.warm_up()
+    if servable.which_task is not None:
+        servable.which_task.warm_up()
     return servable
 
 
@@ -160,7 +190,7 @@ def _load_saved_model(
     order = [name for name in facts if name in signatures] or list(signatures)
     tasks = []
     for task in order:
-        if task in _OTHER_SIGNATURES:
+        if task in _OTHER_SIGNATURES and task not in facts:
             continue
         known = recorded.get(task, {})
         function = signatures[task]
@@ -171,7 +201,13 @@ def _load_saved_model(
         )
     if not tasks:
         raise ArgumentError("pack", "a SavedModel with a signature", str(source.path))
-    return Servable(source, tasks, loaded)
+    which_task = None
+    image_facts = [[recorded.get(task.name, {}).get(key) for key in ("scale", "white", "resize")] for task in tasks]
+    if WHICH_TASK in signatures and facts and WHICH_TASK not in facts and all(e == image_facts[0] for e in image_facts):
+        first = tasks[0].name
+        specs = _image_specs(recorded.get(first, {}), settings)
+        which_task = ServedTask(WHICH_TASK, signatures[WHICH_TASK], (), facts.get(first, {}), specs)
+    return Servable(source, tasks, loaded, which_task)
 
 
 def _image_specs(known: Mapping[str, Any], settings: Settings) -> Callable[[float | None, Tensor], InputSpec]:

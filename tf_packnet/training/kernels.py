@@ -37,8 +37,8 @@ def trained_weights(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
 
 
 def worth_selecting_first(model: keras.Model) -> list[tuple[TaskLayer, MaskedWeight]]:
-    """Return the masked kernels to pass to `selected` in evaluation; none of small models."""
-    weights = _masked_weights(model)
+    """Return the masked kernels to pass to `selected` in evaluation; none of small models, or that are substituted."""
+    weights = [(layer, weight) for layer, weight in _masked_weights(model) if not weight.is_substituted]
     size = sum(math.prod(weight.variable.shape) for _, weight in weights)
     return weights if size >= MIN_WEIGHTS_TO_SELECT_FIRST else []
 
