@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,6 +49,7 @@ class Api:
     def __init__(self, versions: Versions, settings: Settings, log: Callable[[str], None]):
         self._versions = versions
         self._settings = settings
+        self._max_bytes = settings.max_request_bytes
         self._log = log
         self._batcher = Batcher(settings.max_batch)
         self._pool = ThreadPoolExecutor(2, "parse")  # decoding images takes much memory
@@ -56,7 +58,7 @@ class Api:
 
     def application(self, watch: bool = True) -> web.Application:
         """Return the application, which looks for new versions while it runs if `watch`."""
-        app = web.Application(middlewares=[self._json_errors], client_max_size=self._settings.max_request_bytes)
+        app = web.Application(middlewares=[self._json_errors], client_max_size=self._max_bytes)
         app.router.add_get("/health", self._health)
         model = "/v1/models/{model:[^/:]+}"
         for place in (model, model + "/versions/{version:[^/:]+}"):
@@ -85,8 +87,10 @@ class Api:
             return await handler(request)
         except RequestError as error:
             return _error(error.status, str(error))
-        except web.HTTPRequestEntityTooLarge:
-            return _error(413, f"body: expected at most {self._settings.max_request_bytes:,} bytes")
+        except web.HTTPRequestEntityTooLarge as error:
+            fields = re.search("form fields ([0-9]+) exceeded", error.text or "")
+            most = f"a form of at most {int(fields[1]):,} fields" if fields else f"at most {self._max_bytes:,} bytes"
+            return _error(413, f"body: expected {most}")
         except (web.RequestPayloadError, ConnectionError) as error:
             return _error(400, f"body: expected to be complete and in its Content-Encoding ({first_line(error)})")
         except web.HTTPException as error:
@@ -157,7 +161,7 @@ class Api:
     @contextlib.contextmanager
     def _admitted(self, request: web.Request) -> Any:
         """Count a request and the memory of its body, or refuse it."""
-        limit = self._settings.max_request_bytes
+        limit = self._max_bytes
         size = limit if request.content_length is None else request.content_length
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(limit, size)
@@ -193,8 +197,10 @@ class Api:
     async def _of_form(self, request: web.Request) -> Asked:
         try:
             form = await request.post()
-        except ValueError as error:  # without a boundary, or cut short
-            raise invalid("body", f"a complete form ({error})") from error
+        except (web.HTTPException, web.RequestPayloadError, ConnectionError):
+            raise
+        except Exception as error:  # of many types: without a boundary, cut short, with an unknown encoding
+            raise invalid("body", f"a complete form ({first_line(error)})") from error
         fields = dict(request.query)
         images = []
         for key, value in form.items():
