@@ -347,6 +347,24 @@ def test_requests_over_the_bound_get_503(zoo):
     assert {answer["error"] for status, answer in answers if status == 503} == {"the server is busy; try again later"}
 
 
+def test_the_last_answers_close_their_connections(zoo):
+    """Otherwise clients send further requests over them, which nobody answers."""
+
+    async def work():
+        app = Api(zoo.versions, zoo.settings, print).application(watch=False)
+        async with TestClient(TestServer(app)) as client:
+            found = []
+            for _ in range(2):
+                for path, status in (("/health", 200), ("/none", 404)):
+                    async with client.get(path) as response:
+                        assert response.status == status
+                        found.append(response.headers.get("Connection"))
+                await app.shutdown()  # what a signal to end does first
+            return found
+
+    assert asyncio.run(work()) == [None, None, "close", "close"]
+
+
 @pytest.fixture
 def lines():
     return []

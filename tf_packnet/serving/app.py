@@ -24,6 +24,8 @@ from tf_packnet.system.extras import require_extra
 require_extra("Serving", "aiohttp", extra="serve")
 from aiohttp import web  # noqa: E402
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 VERSION_HEADER = "Model-Version"
 # Seconds in which a body must arrive.
 _BODY_SECONDS = 60
@@ -55,10 +57,11 @@ class Api:
         self._pool = ThreadPoolExecutor(2, "parse")  # decoding images takes much memory
         self._requests = 0
         self._bytes = 0
+        self._ending = False
 
     def application(self, watch: bool = True) -> web.Application:
         """Return the application, which looks for new versions while it runs if `watch`."""
-        app = web.Application(middlewares=[self._json_errors], client_max_size=self._max_bytes)
+        app = web.Application(middlewares=[self._last_answers, self._json_errors], client_max_size=self._max_bytes)
         app.router.add_get("/health", self._health)
         model = "/v1/models/{model:[^/:]+}"
         for place in (model, model + "/versions/{version:[^/:]+}"):
@@ -67,6 +70,7 @@ class Api:
             app.router.add_post(place + f":{{verb:{PREDICT}|{CLASSIFY}}}", self._compute)
         if watch:
             app.cleanup_ctx.append(self._watching)
+        app.on_shutdown.append(self._end)
         app.on_cleanup.append(self._close)
         return app
 
@@ -79,10 +83,19 @@ class Api:
         self._batcher.close()
         self._pool.shutdown(wait=False)
 
+    async def _end(self, _: web.Application) -> None:
+        self._ending = True
+
     @web.middleware
-    async def _json_errors(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _last_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Tell clients whose connections are about to be closed not to send further requests over them."""
+        response = await handler(request)
+        if self._ending:
+            response.force_close()
+        return response
+
+    @web.middleware
+    async def _json_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except RequestError as error:
