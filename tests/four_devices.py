@@ -355,6 +355,23 @@ def test_a_pack_leaves_the_strategy(tmp_path):
         assert np.array_equal(loaded.predict(x, verbose=0), before)
 
 
+@pytest.mark.filterwarnings("error:the outputs of task")
+def test_a_task_is_witnessed_as_it_is_checked():
+    """In a `fit`, predictions are divided between the replicas; the witness that it records must not be."""
+    a, b = keras.Input((6,), name="a"), keras.Input((4,), name="b")
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(64, size)).astype("float32") for name, size in {"a": 6, "b": 4}.items()}
+    with mirrored(2).scope():
+        joined = layers.Concatenate()([layers.Dense(8, "relu")(a), layers.Dense(5, "tanh")(b)])
+        joined = layers.Dense(9, "relu")(joined)
+        packed = tp.pack(keras.Model({"a": a, "b": b}, layers.Dense(3)(joined)))
+        packed.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    packed.begin_task()
+    packed.fit(x, rng.integers(0, 3, 64), verbose=0, callbacks=[tp.TaskMaskSnapshot()])
+    tp.lifecycle.records(packed).functions.clear()  # as in another process
+    tp.lifecycle.check_tasks(packed)
+
+
 def test_moving_statistics_are_means_over_the_replicas():
     """An independent computation, in NumPy, for batches of different sizes on the replicas."""
     x, y = examples("vectors", 10, 0)

@@ -242,6 +242,20 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path):
         np.testing.assert_allclose(loaded.serve(x)[name], wanted, rtol=1e-6)
 
 
+def test_nested_models_with_several_inputs_are_expanded():
+    a, b = keras.Input((3,), name="a"), keras.Input((4,), name="b")
+    inside = layers.Dense(5, activation="relu", name="inside")
+    inner = keras.Model({"b": b, "a": a}, [inside(layers.Concatenate()([a, b])), b], name="inner")
+    x, y = keras.Input((3,)), keras.Input((4,))
+    joined, same = inner({"b": layers.Dense(4, name="outside")(y), "a": x})
+    model = keras.Model([x, y], layers.Dense(2, name="last")(layers.Concatenate()([joined, same])))
+    kernel = np.asarray(model.get_layer("last").kernel)
+    model.get_layer("last").kernel.assign(np.where((np.arange(9) % 3 == 0)[:, None], kernel, 0))
+    compact = compact_model(model)
+    assert kernels(compact) == [(4, 4), (7, 2), (6, 2)]
+    agree(model, compact, [np.random.default_rng(0).normal(size=(6, size)).astype("float32") for size in (3, 4)])
+
+
 def test_kernels_can_be_kept_dense(always_sparse):
     model = sparse_net()
     compact = compact_model(model, sparse=False)

@@ -135,6 +135,31 @@ def words():
     return keras.Model(inputs, L.Dense(2, name="head")(L.SimpleRNN(2, name="rnn")(x)))
 
 
+def both_ways():
+    """Recurrent layers in both directions, whose outputs are joined or combined."""
+    x = inputs = keras.Input((3, 4))
+    other = L.SimpleRNN(2, return_sequences=True, go_backwards=True)
+    x = L.Bidirectional(L.LSTM(2, return_sequences=True), backward_layer=other, name="joined")(x)
+    x = L.Bidirectional(L.SimpleRNN(2), merge_mode="mul", name="multiplied")(L.Dense(4, name="between")(x))
+    return keras.Model(inputs, L.Dense(2, name="head")(x))
+
+
+def several_inputs():
+    """Nested models with several inputs and outputs, in different structures, one of them called twice."""
+    a, b = keras.Input((4,)), keras.Input((3,))
+    left, right = L.Dense(3, activation="relu", name="left")(a), L.Dense(2, activation="relu", name="right")(b)
+    inner = keras.Model([a, b], [left, L.Concatenate()([right, a])], name="inner")
+    first, second = keras.Input((5,), name="b"), keras.Input((6,), name="a")
+    joined = L.Dense(4, name="join")(L.Concatenate()([first, second]))
+    named = keras.Model({"b": first, "a": second}, joined * L.Dense(1, name="gate")(first), name="named")
+    x, y = keras.Input((5,)), keras.Input((2,))
+    one, two = L.Dense(4, name="one")(x), L.Dense(3, name="two")(y)
+    three, four = inner([one, two])
+    five = named({"a": four, "b": x})
+    six, seven = inner([L.Dense(4, name="again")(five), two])
+    return keras.Model([x, y], L.Dense(2, name="head")(L.Concatenate()([three, six, seven])))
+
+
 def branches():
     """Branches of different widths, joined; one of them is used twice."""
     inputs = keras.Input((5,))
@@ -233,6 +258,11 @@ GROWING = {
     ),
     "einsums": (einsums, {"split": 6}),
     "words": (words, {"table": 6, "gru": 4, "lstm": 3, "rnn": 3}),
+    "both ways": (both_ways, {"joined": 3, "between": 6, "multiplied": 3}),
+    "several inputs": (
+        several_inputs,
+        {"one": 6, "two": 4, "inner/left": 4, "inner/right": 3, "named/join": 6, "again": 6},
+    ),
     "branches": (branches, {"one": 6, "shared": 3, "two": 4, "three": 4, "four": 6}),
     "residual": (residual, {"inner": 6, "project": 9, "more": 9, "hidden": 3}),
     "siamese": (siamese, {"one": 6, "two": 6, "inner/inside": 4}),
@@ -339,6 +369,29 @@ def test_what_is_refused():
     for wrong in (tp.pack(vectors()), vectors(), None):
         with pytest.raises(tp.ArgumentError, match="Invalid `packed`"):
             tp.grow(wrong, 2)
+
+
+def in_groups():
+    """Convolutions with groups, as in ResNeXt, and recurrent layers with a state."""
+    inputs = keras.Input((5, 4))
+    x = L.Conv1D(4, 1, groups=2, name="grouped")(L.Conv1D(4, 1, name="first")(inputs))
+    x = L.Bidirectional(L.GRU(3, return_sequences=True), name="both")(x, initial_state=[x[:, 0, :3], x[:, 1, :3]])
+    x, *_ = L.LSTM(3, return_sequences=True, return_state=True, name="stateful")(L.Dense(4, name="free")(x))
+    return keras.Model(inputs, L.Dense(2, name="head")(L.LSTM(2, activation="softmax", name="soft")(x)))
+
+
+def test_layers_that_keep_their_width_say_why():
+    widths = Widths(tp.pack(in_groups()).network())
+    assert widths.now == {"first": 4, "free": 4}
+    assert widths.fixed == {
+        "grouped": "class Conv1D has groups=2, which need all of their channels in order",
+        "both": "class Bidirectional is called with an initial state",
+        "stateful": "class LSTM has several outputs",
+        "soft": "class LSTM is stateful, returns its state, or has another cell or activation than those of Keras",
+    }
+    plan = widths.plan({"first": 6, "free": 6})
+    assert plan.units == {}
+    assert plan.stays["first"] == "'grouped' (class Conv1D) reads their units as they are"
 
 
 def trained_differently():

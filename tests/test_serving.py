@@ -272,6 +272,16 @@ def raw(data, verb="predict", **headers):
     return "POST", f"{ZOO}:{verb}", {"data": data, "headers": {k.replace("_", "-"): v for k, v in headers.items()}}
 
 
+def form(*parts):
+    """A form of parts, each headers and content."""
+    data = b"".join(b"--b\r\n%s\r\n\r\n%s\r\n" % part for part in parts) + b"--b--\r\n"
+    return raw(data, "classify", Content_Type="multipart/form-data; boundary=b")
+
+
+def field(name=b"task", more=b""):
+    return b'Content-Disposition: form-data; name="%s"%s' % (name, more)
+
+
 def task(**body):
     return post("predict", **{"task": "pets", **body})
 
@@ -293,6 +303,20 @@ BAD = [
         400,
         "a list of at least one example",
     ),
+    *(
+        (raw(data, Content_Type="multipart/form-data; boundary=b"), 400, "body: expected a complete form")
+        for data in (b"--b\r\nxx", b"--b\r\n" + field() + b"\r\n\r\n1", b"--b\r\n\xff: \xff\r\n\r\n1\r\n--b--\r\n")
+    ),
+    *(
+        (form((field(more=more), b"1")), 400, "body: expected a complete form")
+        for more in (
+            b"\r\nContent-Transfer-Encoding: zzz",
+            b"\r\nContent-Type: text/plain; charset=zzz",
+            b"\r\nContent-Type: multipart/mixed; boundary=c",
+        )
+    ),
+    (form((b"Content-Disposition: form-data", b"1")), 400, "body: expected a complete form"),
+    (form(*[(field(), b"1")] * 1001), 413, "body: expected a form of at most 1,000 fields"),
     (("POST", f"{ZOO}:classify", {"data": FormData({"colour": "red"})}), 400, "body: expected a JSON object"),
     (raw(b"no image", "classify?task=1", Content_Type="image/png"), 400, "input: expected an image that can be read"),
     (raw(png()[:200], "classify?task=1", Content_Type="image/png"), 400, "an image that can be read"),
@@ -412,6 +436,24 @@ def test_requests_over_the_bound_get_503(zoo):
     assert {answer["error"] for status, answer in answers if status == 503} == {"the server is busy; try again later"}
 
 
+def test_the_last_answers_close_their_connections(zoo):
+    """Otherwise clients send further requests over them, which nobody answers."""
+
+    async def work():
+        app = Api(zoo.versions, zoo.settings, print).application(watch=False)
+        async with TestClient(TestServer(app)) as client:
+            found = []
+            for _ in range(2):
+                for path, status in (("/health", 200), ("/none", 404)):
+                    async with client.get(path) as response:
+                        assert response.status == status
+                        found.append(response.headers.get("Connection"))
+                await app.shutdown()  # what a signal to end does first
+            return found
+
+    assert asyncio.run(work()) == [None, None, "close", "close"]
+
+
 @pytest.fixture
 def lines():
     return []
@@ -454,6 +496,8 @@ def test_the_newest_good_version_serves(zoo, tmp_path, lines):
     shutil.copytree(good, models / "10")
     damaged(models / "10/variables/variables.data-00000-of-00001")
     assert poll() == (2, [f"version 10 is refused: {models}/10: variables/variables.data-00000-of-00001 is damaged"])
+    shutil.copytree(good, models / "20", ignore=shutil.ignore_patterns("assets.extra"))  # the last part of a copy
+    assert poll() == (2, [f"version 20 is refused: {models}/20: assets.extra/tf_packnet.json is missing"])
     damaged(models / "2/saved_model.pb")
     assert poll() == (2, [f"version 2 is refused: {models}/2: saved_model.pb is damaged"])
     shutil.rmtree(models / "2")

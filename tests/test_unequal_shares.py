@@ -76,6 +76,42 @@ def test_errors_give_shares():
             by_accuracy(accuracy, total=0.5)
 
 
+def test_errors_give_shares_before_later_tasks_are_known():
+    def shares(*accuracy, **arguments):
+        known = {str(number): value for number, value in enumerate(accuracy)}
+        return list(tp.Shares.by_accuracy(known, **{"total": 0.8, "num_tasks": 4, **arguments}).shares.values())
+
+    first, second = shares(0.9), shares(0.9, 0.7)
+    assert first == pytest.approx([0.2])  # an equal share, as there is nothing to compare with
+    assert second == pytest.approx([0.2, 0.2 * (0.5 + 0.5 * 1.5)])  # errors 0.3 of a mean of 0.2
+    assert shares(0.9, 0.7, 1.0)[:2] == second
+    assert shares(0.9, 0.7, 1.0)[2] == pytest.approx((0.8 - sum(second)) / 2 * 0.5)
+    assert shares(1.0, 1.0, 1.0, 1.0) == pytest.approx([0.2] * 4)
+    assert shares(0.9, 0.5, smallest=1.0) == pytest.approx([0.2] * 2)
+    for accuracy in ([1, 1, 1, 0], [1, 0, 0, 0], [0.9, 0.1, 0.99, 0.2]):
+        found = shares(*accuracy, total=1, smallest=0.1)
+        assert min(found) > 0
+        assert sum(found) <= 1 + 1e-9
+    for number in (0, 1, 2.5, "4", True):
+        with pytest.raises(tp.ArgumentError, match="Invalid `num_tasks`: expected a whole number of at least 2"):
+            shares(0.9, 0.8, num_tasks=number)
+
+
+def test_the_accuracy_of_the_training_decides_the_share_of_a_task():
+    packed = compile_model(tp.pack(make_mlp()))
+    accuracy = {}
+    for name in ("a", "b"):
+        packed.begin_task(name)
+        history = packed.fit(X, Y, verbose=0, validation_data=(X, np.roll(Y, name == "b")))
+        accuracy[name] = history.history["val_accuracy"][-1]
+        schedule = tp.Shares.by_accuracy(accuracy, total=0.6, num_tasks=3)
+        packed.fit(X, Y, verbose=0, callbacks=[tp.PruneRoundScheduler(schedule), tp.TaskMaskSnapshot()])
+    first, second = packed.tasks
+    assert abs(first.share - 0.2) < 0.02
+    assert abs(second.share - schedule.shares["b"]) < 0.02
+    assert schedule.shares["b"] != pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(
     "shares", [[], {}, [0], [0.5, 0.6], [-0.1], [float("nan")], "0.5", 0.5, None, [True], [[0.5]], {1: 0.5}, ["0.5"]]
 )

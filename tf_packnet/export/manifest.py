@@ -1,6 +1,7 @@
 """The manifest of a SavedModel: what a server needs to know that TensorFlow does not store, and checksums of its files.
 
-It is in `assets.extra`, TensorFlow's folder for files of other programs.
+It is in `assets.extra`, TensorFlow's folder for files of other programs. `saved_model.pb` says that there is one, so
+that a folder that is still being copied is not taken for one of another program.
 """
 
 import os
@@ -14,6 +15,8 @@ from tf_packnet.structure.output_values import class_axis_of, returns_probabilit
 from tf_packnet.system import files
 
 PATH = "assets.extra/tf_packnet.json"
+# The `meta_graph_version` of SavedModels with a manifest: a field of TensorFlow for a text of the user.
+MARK = "tf_packnet"
 
 
 def write(folder: Path, endpoints: Mapping[str, Endpoint]) -> None:

@@ -135,7 +135,7 @@ _NUMBERED = re.compile(
 
 
 def canonicalize(folder: Path) -> None:
-    """Rewrite the SavedModel in `folder` so that equal models have equal bytes.
+    """Rewrite the SavedModel in `folder` so that equal models have equal bytes, and mark it as one with a manifest.
 
     Numbers in names are replaced by 1, 2, ..., functions are sorted by name, and the random identifier is dropped.
     """
@@ -160,6 +160,7 @@ def canonicalize(folder: Path) -> None:
         functions = sorted(graph.graph_def.library.function, key=lambda function: function.signature.name)
         del graph.graph_def.library.function[:]
         graph.graph_def.library.function.extend(functions)
+        graph.meta_info_def.meta_graph_version = manifest.MARK
     path.write_bytes(model.SerializeToString(deterministic=True))
     (folder / "fingerprint.pb").unlink(missing_ok=True)  # describes the earlier content
 

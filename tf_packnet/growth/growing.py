@@ -28,10 +28,10 @@ def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, i
     are recorded. The next task starts the new weights from the initializers of the layers, regardless of
     `freed_weights`; under `bias_policy="first_task"`, new biases and normalization keep their initial values.
 
-    Layers that can grow are Dense, EinsumDense, convolutions without groups, Embedding, SimpleRNN, GRU and LSTM, and
-    the heads of MultiHeadAttention and GroupQueryAttention. A layer keeps its width where another one needs all of its
-    units as they are: layer normalization, a softmax, a layer of your own, an addition to units that stay, an output
-    of the model.
+    Layers that can grow are Dense, EinsumDense, convolutions without groups, Embedding, SimpleRNN, GRU and LSTM, also
+    in Bidirectional, and the heads of MultiHeadAttention and GroupQueryAttention. A layer keeps its width where another
+    one needs all of its units as they are: layer normalization, a softmax, a layer of your own, an addition to units
+    that stay, an output of the model.
 
     Args:
         packed: The pack, without an open task. It is not changed.
@@ -130,7 +130,7 @@ def _rebuilt(packed: PackedModel, plan: Plan) -> PackedModel:
     copies = Copies(network)
     for layer in layers_by_path(network).values():
         if id(layer) in plan.nested:
-            copies.change_input(layer, plan.nested[id(layer)])
+            copies.change_inputs(layer, plan.nested[id(layer)])
         elif id(layer) in plan.calls and plan.calls[id(layer)].config:
             copies.change(layer, plan.calls[id(layer)].config)
     new = PackedModel.of_network(

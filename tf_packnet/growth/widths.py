@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from tf_packnet.growth.channels import Axes, Channels, same, wider
-from tf_packnet.growth.rules import ConflictError, Rule, Wider, rule_of
+from tf_packnet.growth.choice import rule_of
+from tf_packnet.growth.rules import ConflictError, Rule, Wider
 from tf_packnet.structure.layer_paths import paths_by_id
 from tf_packnet.structure.steps import Graph, trace
 
@@ -20,13 +21,13 @@ class Plan:
         units: New width of each layer that becomes wider, by path.
         stays: Layers that keep their width, by path, with the reason.
         calls: The layers and operations in the wider network, by `id`.
-        nested: Number of input channels of each nested model, by `id`.
+        nested: Number of channels of each input of each nested model, by `id`.
     """
 
     units: dict[str, int]
     stays: dict[str, str] = field(default_factory=dict)
     calls: dict[int, Wider] = field(default_factory=dict)
-    nested: dict[int, int] = field(default_factory=dict)
+    nested: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def axes(self) -> dict[int, dict[str, Axes]]:
@@ -50,7 +51,7 @@ class Widths:
         path_of = paths_by_id(network)
         self._rules = [rule_of(self._graph, step, path_of.get(id(step.layer), step.name)) for step in self._graph.steps]
         self.fixed = {
-            rule.path: f"class {rule.class_name}, as it is set and called, has no width that can change"
+            rule.path: rule.obstacle
             for rule in self._rules
             if rule.width is None and rule.is_pruned and (rule.key or type(rule) is Rule)
         }
@@ -102,10 +103,10 @@ class Widths:
             known[rule.step.outputs[0]] = call.output
             plan.calls[id(rule.step.layer)] = call
         refuse([known[number] for number in self._graph.outputs if known[number].grew], "they are outputs of the model")
-        for model, number in self._graph.nested:
-            width = len(known[number].old)
-            if plan.nested.setdefault(id(model), width) != width:
-                calls = [known[each] for inner, each in self._graph.nested if inner is model]
+        for model, numbers in self._graph.nested:
+            widths = tuple(len(known[number].old) for number in numbers)
+            if plan.nested.setdefault(id(model), widths) != widths:
+                calls = [known[each] for inner, others in self._graph.nested if inner is model for each in others]
                 refuse(calls, f"model {model.name!r} is called for the units of several layers")
         return plan, conflicts
 

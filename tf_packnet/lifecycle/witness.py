@@ -3,6 +3,7 @@
 The inputs are random numbers from a fixed seed, with the shapes and dtypes of the model's inputs. No user data is used.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -234,7 +235,8 @@ def _compute(model: keras.Model, records: TaskRecords, specs: Any, parameters: d
 
         @tf.function(autograph=False)
         def function() -> Any:
-            return model.predict_step((x,))
+            with _undivided(model):
+                return model.predict_step((x,))
 
         records.functions[key] = function
         if len(records.functions) > _MOST_FUNCTIONS:  # possible with heads of many sizes
@@ -252,6 +254,12 @@ def _compute(model: keras.Model, records: TaskRecords, specs: Any, parameters: d
         for state, value in zip(states, before, strict=True):
             state.assign(value)
     return [_flat_values(np.asarray(each)) for each in tf.nest.flatten(results, expand_composites=True)]
+
+
+def _undivided(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Let a pack compute whole batches in a `fit` on several replicas, too: the parts would round differently."""
+    on_one_device = getattr(model, "_on_one_device", None)
+    return contextlib.nullcontext() if on_one_device is None else on_one_device(shown=False)
 
 
 def _flat_values(output: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`Shares`, a pruning schedule in which tasks get different shares of the network."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,14 +50,32 @@ class Shares(EqualShare):
 
     @classmethod
     def by_accuracy(
-        cls, accuracy: Mapping[str, float], total: float, smallest: float = 0.5, **arguments: Any
+        cls,
+        accuracy: Mapping[str, float],
+        total: float,
+        smallest: float = 0.5,
+        num_tasks: int | None = None,
+        **arguments: Any,
     ) -> "Shares":
         """Give tasks with more errors larger shares, in proportion to their errors.
 
+        With `num_tasks`, the accuracies of later tasks need not be known yet: train a task, then decide its share.
+
+        ```python
+        history = packed.fit(train, validation_data=validation, epochs=10)
+        accuracy[name] = history.history["val_accuracy"][-1]
+        shares = tp.Shares.by_accuracy(accuracy, total=0.8, num_tasks=5)
+        packed.fit(train, epochs=10, callbacks=[tp.PruneRoundScheduler(shares), tp.TaskMaskSnapshot()])
+        ```
+
         Args:
-            accuracy: Validation accuracy of each task by name, such as that of a short trial or of another network.
+            accuracy: Validation accuracy of each task by name, such as that of a short trial, of another network, or of
+                its own training before the prune rounds.
             total: Share of all tasks together, in (0, 1].
             smallest: Smallest share that a task gets, as a fraction of an equal share, in [0, 1].
+            num_tasks: Number of all tasks, if `accuracy` has only the first ones, in the order in which they are
+                learned. Each then gets its share of what those before it have left, by its errors relative to the mean
+                of theirs and its own. The shares do not change when later tasks are added.
             **arguments: Further arguments of `Shares`.
 
         Raises:
@@ -70,12 +89,15 @@ class Shares(EqualShare):
         for argument, value in {"total": total, "smallest": smallest}.items():
             if not _is_number(value) or not 0 <= value <= 1 or (argument == "total" and value == 0):
                 raise ArgumentError(argument, "a fraction from 0 to 1", value)
-        errors = {name: 1.0 - value for name, value in accuracy.items()}
-        all_errors, count = math.fsum(errors.values()), len(errors)
-        relative = {name: error / all_errors if all_errors else 1 / count for name, error in errors.items()}
-        return cls(
-            {name: total * (smallest / count + (1 - smallest) * part) for name, part in relative.items()}, **arguments
-        )
+        errors = [1.0 - float(value) for value in accuracy.values()]
+        if num_tasks is None:
+            parts = [total / len(errors) * each for each in _relative(errors, smallest)]
+        elif isinstance(num_tasks, bool) or not isinstance(num_tasks, numbers.Integral) or num_tasks < len(errors):
+            expected = f"a whole number of at least {len(errors)}, as many tasks as have an accuracy"
+            raise ArgumentError("num_tasks", expected, num_tasks)
+        else:
+            parts = _in_turn(errors, total, smallest, int(num_tasks))
+        return cls(dict(zip(accuracy, parts, strict=True)), **arguments)
 
     @property
     def released(self) -> float:
@@ -125,6 +147,23 @@ class Shares(EqualShare):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {"shares": self.shares, **{name: config[name] for name in config if name.startswith(("r", "e"))}}
+
+
+def _relative(errors: Sequence[float], smallest: float) -> list[float]:
+    """Return the share of each task as a multiple of an equal share."""
+    mean = math.fsum(errors) / len(errors)
+    return [smallest + (1 - smallest) * (error / mean if mean else 1.0) for error in errors]
+
+
+def _in_turn(errors: Sequence[float], total: float, smallest: float, num_tasks: int) -> list[float]:
+    """Return the share of each task as they come one after another, each without knowing those after it."""
+    shares: list[float] = []
+    for number in range(1, len(errors) + 1):
+        left, later = total - math.fsum(shares), num_tasks - number
+        equal = left / (later + 1)
+        share = equal * _relative(errors[:number], smallest)[-1]
+        shares.append(min(share, left - later * smallest * equal))
+    return shares
 
 
 def _checked(shares: Any) -> tuple[float, ...] | dict[str, float]:

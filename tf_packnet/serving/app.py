@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,8 @@ from tf_packnet.system.extras import require_extra
 
 require_extra("Serving", "aiohttp", extra="serve")
 from aiohttp import web  # noqa: E402
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 VERSION_HEADER = "Model-Version"
 # Seconds in which a body must arrive.
@@ -48,15 +51,17 @@ class Api:
     def __init__(self, versions: Versions, settings: Settings, log: Callable[[str], None]):
         self._versions = versions
         self._settings = settings
+        self._max_bytes = settings.max_request_bytes
         self._log = log
         self._batcher = Batcher(settings.max_batch)
         self._pool = ThreadPoolExecutor(2, "parse")  # decoding images takes much memory
         self._requests = 0
         self._bytes = 0
+        self._ending = False
 
     def application(self, watch: bool = True) -> web.Application:
         """Return the application, which looks for new versions while it runs if `watch`."""
-        app = web.Application(middlewares=[self._json_errors], client_max_size=self._settings.max_request_bytes)
+        app = web.Application(middlewares=[self._last_answers, self._json_errors], client_max_size=self._max_bytes)
         app.router.add_get("/health", self._health)
         model = "/v1/models/{model:[^/:]+}"
         for place in (model, model + "/versions/{version:[^/:]+}"):
@@ -65,6 +70,7 @@ class Api:
             app.router.add_post(place + f":{{verb:{PREDICT}|{CLASSIFY}}}", self._compute)
         if watch:
             app.cleanup_ctx.append(self._watching)
+        app.on_shutdown.append(self._end)
         app.on_cleanup.append(self._close)
         return app
 
@@ -77,16 +83,27 @@ class Api:
         self._batcher.close()
         self._pool.shutdown(wait=False)
 
+    async def _end(self, _: web.Application) -> None:
+        self._ending = True
+
     @web.middleware
-    async def _json_errors(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _last_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Tell clients whose connections are about to be closed not to send further requests over them."""
+        response = await handler(request)
+        if self._ending:
+            response.force_close()
+        return response
+
+    @web.middleware
+    async def _json_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except RequestError as error:
             return _error(error.status, str(error))
-        except web.HTTPRequestEntityTooLarge:
-            return _error(413, f"body: expected at most {self._settings.max_request_bytes:,} bytes")
+        except web.HTTPRequestEntityTooLarge as error:
+            fields = re.search("form fields ([0-9]+) exceeded", error.text or "")
+            most = f"a form of at most {int(fields[1]):,} fields" if fields else f"at most {self._max_bytes:,} bytes"
+            return _error(413, f"body: expected {most}")
         except (web.RequestPayloadError, ConnectionError) as error:
             return _error(400, f"body: expected to be complete and in its Content-Encoding ({first_line(error)})")
         except web.HTTPException as error:
@@ -191,7 +208,7 @@ class Api:
     @contextlib.contextmanager
     def _admitted(self, request: web.Request) -> Any:
         """Count a request and the memory of its body, or refuse it."""
-        limit = self._settings.max_request_bytes
+        limit = self._max_bytes
         size = limit if request.content_length is None else request.content_length
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(limit, size)
@@ -227,8 +244,10 @@ class Api:
     async def _of_form(self, request: web.Request) -> Asked:
         try:
             form = await request.post()
-        except ValueError as error:  # without a boundary, or cut short
-            raise invalid("body", f"a complete form ({error})") from error
+        except (web.HTTPException, web.RequestPayloadError, ConnectionError):
+            raise
+        except Exception as error:  # of many types: without a boundary, cut short, with an unknown encoding
+            raise invalid("body", f"a complete form ({first_line(error)})") from error
         fields = dict(request.query)
         images = []
         for key, value in form.items():

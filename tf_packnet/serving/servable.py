@@ -183,7 +183,7 @@ def _load_saved_model(
     source: Source, folder: Path, recorded: Mapping[str, Mapping[str, Any]], settings: Settings
 ) -> Servable:
     facts = manifest.read(folder)
-    _check_operations(folder)
+    _check_program(folder)
     loaded = tf.saved_model.load(str(folder))
     signatures = dict(loaded.signatures)
     names = _class_names(signatures)
@@ -234,8 +234,8 @@ def _class_names(signatures: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _check_operations(folder: Path) -> None:
-    """Refuse a SavedModel that would run Python code, or read or write files, when it is called."""
+def _check_program(folder: Path) -> None:
+    """Refuse a SavedModel that would run Python code, or read or write files, when it is called, or is not complete."""
     try:
         model = saved_model_pb2.SavedModel.FromString((folder / SAVED_MODEL).read_bytes())
     except FileNotFoundError as error:
@@ -243,6 +243,8 @@ def _check_operations(folder: Path) -> None:
     except Exception as error:  # of the library of protocol buffers
         raise PackFileError(folder, SAVED_MODEL, "is damaged") from error
     for graph in model.meta_graphs:
+        if graph.meta_info_def.meta_graph_version == manifest.MARK and not (folder / manifest.PATH).exists():
+            raise PackFileError(folder, manifest.PATH, "is missing")
         nodes = [*graph.graph_def.node, *(node for each in graph.graph_def.library.function for node in each.node_def)]
         unsafe = sorted({node.op for node in nodes} & _UNSAFE)
         if unsafe:

@@ -91,7 +91,7 @@ class Copies:
     def __init__(self, graph: keras.Model):
         self.refusals: list[Refusal] = []
         self._copies: dict[int, Any] = {}
-        self._input_channels: dict[int, int] = {}
+        self._input_channels: dict[int, tuple[int, ...]] = {}
         self._copy_layers(graph, "", layer_paths.paths_by_id(graph))
 
     def _copy_layers(self, graph: keras.Model, prefix: str, path_of: dict[int, str]) -> None:
@@ -158,18 +158,19 @@ class Copies:
             reason = f"that cannot be created with {settings} ({quoted(error)})"
             raise refused([Refusal(layer.name, layer, reason)], layer.name) from error
 
-    def change_input(self, graph: keras.Model, channels: int) -> None:
-        """Let the copy of a nested graph with one input take another number of channels."""
+    def change_inputs(self, graph: keras.Model, channels: tuple[int, ...]) -> None:
+        """Let the copy of a nested graph take other numbers of channels, one for each of its inputs."""
         self._input_channels[id(graph)] = channels
 
     def _copy_of(self, layer: Any) -> Any:
         if layer_paths.is_graph(layer) and self._copies[id(layer)] is layer:
             inputs = None
             if id(layer) in self._input_channels:
-                (old,) = as_function(layer).inputs
-                shape = (*old.shape[:-1], self._input_channels[id(layer)])
-                new = keras.Input(batch_shape=shape, dtype=old.dtype, name=old.name)
-                inputs = keras.tree.map_structure(lambda _: new, layer.input)
+                new = [
+                    keras.Input(batch_shape=(*old.shape[:-1], channels), dtype=old.dtype, name=old.name)
+                    for old, channels in zip(as_function(layer).inputs, self._input_channels[id(layer)], strict=True)
+                ]
+                inputs = keras.tree.pack_sequence_as(layer.input, new)
             self._copies[id(layer)] = keras.models.clone_model(layer, inputs, clone_function=self._copy_of)
         return self._copies[id(layer)]
 

@@ -1,6 +1,7 @@
 """Traces a model to a list of layer calls between numbered tensors; nested models are inlined where possible."""
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -39,14 +40,14 @@ class Graph:
         steps: The calls.
         inputs: Numbers of the model's inputs, flattened.
         outputs: Numbers of the model's outputs, flattened.
-        nested: The inlined models, each with the number of the tensor that it is called with.
+        nested: The inlined models, each with the numbers of the tensors that it is called with.
     """
 
     tensors: list[Any] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
-    nested: list[tuple[keras.Model, int]] = field(default_factory=list)
+    nested: list[tuple[keras.Model, tuple[int, ...]]] = field(default_factory=list)
 
     def shape(self, number: int) -> tuple[int | None, ...]:
         """Shape of a tensor, including the batch axis."""
@@ -68,7 +69,7 @@ def is_plain(node: Any, allowed: Collection[str] = ()) -> bool:
     for name, value in node.arguments.kwargs.items():
         if name not in allowed and (name != "training" or value is not False):
             options.append(value)
-    return all(value is None for value in options)
+    return all(part is None for value in options for part in keras.tree.flatten(value))  # masks may be [None, None]
 
 
 def functional(model: keras.Model) -> Any:
@@ -102,8 +103,8 @@ def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
             inputs = tuple(numbers[id(tensor)] for tensor in node.arguments.keras_tensors)
             if _can_be_inlined(node):
                 inner = functional(node.operation)
-                graph.nested.append((node.operation, inputs[0]))
-                inner_numbers = {id(inner.inputs[0]): inputs[0]}
+                graph.nested.append((node.operation, inputs))
+                inner_numbers = {id(tensor): number for tensor, number in zip(inner.inputs, inputs, strict=True)}
                 _visit(inner, inner_numbers, graph)
                 for tensor, result in zip(node.outputs, inner.outputs, strict=True):
                     numbers[id(tensor)] = inner_numbers[id(result)]
@@ -121,7 +122,19 @@ def _can_be_inlined(node: Any) -> bool:
         return False
     inner = functional(model)
     expected, actual = ([(t.shape, t.dtype) for t in ts] for ts in (inner.inputs, node.arguments.keras_tensors))
-    return expected == actual and len(inner.inputs) == 1 and len(inner.outputs) == len(node.outputs)
+    return expected == actual and _in_order(inner, node) and len(inner.outputs) == len(node.outputs)
+
+
+def _in_order(model: Any, node: Any) -> bool:
+    """Return whether a call passes the tensors in the order of the model's inputs."""
+    if len(model.inputs) == 1:
+        return True
+    passed = [*node.arguments.args, *(value for value in node.arguments.kwargs.values() if value is not None)]
+    try:
+        keras.tree.assert_same_structure(model._inputs_struct, passed[0])
+    except (TypeError, ValueError):
+        return False
+    return all(map(operator.is_, keras.tree.flatten(passed[0]), node.arguments.keras_tensors))
 
 
 def _new(graph: Graph, tensor: Any) -> int:

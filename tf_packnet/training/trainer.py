@@ -222,9 +222,9 @@ class PackedTrainer(Functional):
         return replicas.OneDevice(strategy) if self._shows_one_device else strategy
 
     @contextlib.contextmanager
-    def _on_one_device(self) -> Iterator[None]:
+    def _on_one_device(self, shown: bool | None = None) -> Iterator[None]:
         before = self._shows_one_device
-        object.__setattr__(self, "_shows_one_device", replicas.divides_batches(self))
+        object.__setattr__(self, "_shows_one_device", replicas.divides_batches(self) if shown is None else shown)
         try:
             yield
         finally:
