@@ -245,7 +245,7 @@ def outputs_of(packed: PackedModel, path: str) -> int:
     """Return the number of outputs that the kernel at `path` computes, per position for convolutions."""
     layer_path, _, name = path.rpartition("/")
     layer = layers_by_path(packed)[layer_path]
-    shape = getattr(layer, f"_{name}").shape
+    shape = lifecycle.masked_weights(packed)[path].variable.shape
     if isinstance(layer, keras.layers.EinsumDense):
         read, rest = layer.equation.split(",")
         kernel, _ = rest.split("->")
