@@ -415,6 +415,7 @@ def test_run_and_predict(tmp_path, model, precision):
     assert again.returncode == 0, again.stderr
     write(tmp_path / "new.csv", "size,review\n3.2,good fine good\n-0.4,bad poor sad\n")
     packed = str(tmp_path / "out/pack.packnet")
-    predict(Asked(packed, (str(tmp_path / "new.csv"),), "south", "json", str(tmp_path / "p.json")))
+    layers = str(tmp_path / "own.py") if model == "transformer" else None
+    predict(Asked(packed, (str(tmp_path / "new.csv"),), "south", "json", str(tmp_path / "p.json"), layers=layers))
     found = json.loads((tmp_path / "p.json").read_text())["predictions"]
     assert [each["classes"][0]["class"] for each in found] == ["yes", "no"]
