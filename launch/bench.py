@@ -1,6 +1,7 @@
 """Compares training time on CPU with the time of its matrix products: `python -m launch.bench`, or `make bench`.
 
-`--only=xla` measures gradient steps with each level of XLA compilation, on a GPU if there is one.
+`--only=xla` measures gradient steps with each level of XLA compilation, on a GPU if there is one. `--only=files`
+compares steps on images in JPEG files with those on resident examples.
 
 Sections run one after another, each in its own process. Nothing else should run on the machine at the same time. The
 results are written after each section.
@@ -20,8 +21,8 @@ from absl import app, flags
 from launch import benchmarks
 
 SECTIONS = ("start", "mlp", "conv", "kinds", "devices", "prune", "checks", "run", "sweep")
-AVALANCHE, XLA = "avalanche", "xla"
-OPTIONAL_SECTIONS = (AVALANCHE, XLA)
+AVALANCHE, XLA, FILES = "avalanche", "xla", "files"
+OPTIONAL_SECTIONS = (AVALANCHE, XLA, FILES)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
@@ -51,7 +52,7 @@ def measure(section: str) -> list[benchmarks.Row]:
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
-    from launch.benchmarks import checks, devices, kinds, rounds, side_by_side, training
+    from launch.benchmarks import checks, devices, image_files, kinds, rounds, side_by_side, training
 
     return {
         "start": processes.start,
@@ -64,6 +65,7 @@ def measure(section: str) -> list[benchmarks.Row]:
         "run": lambda: processes.run(FLAGS.epochs),
         "sweep": lambda: processes.sweep(max(1, FLAGS.epochs // 3)),
         AVALANCHE: lambda: side_by_side.avalanche(FLAGS.avalanche_python, max(1, FLAGS.epochs // 3)),
+        FILES: image_files.files,
         XLA: lambda: training.xla_levels(max(2, FLAGS.epochs // 9)),
     }[section]()
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_packnet.errors import ArgumentError
+from tf_packnet.tasks import batches
 from tf_packnet.tasks.batches import ResidentBatches, StreamedBatches, epoch_order, evaluation_batches
 
 
@@ -133,3 +134,20 @@ def test_shorter_epochs_are_the_same_resident_and_streamed():
 def test_an_epoch_has_at_most_one_pass(epoch_steps):
     with pytest.raises(ArgumentError, match="1 to the 5 full batches"):
         make(StreamedBatches, epoch_steps=epoch_steps)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int32"])
+def test_examples_that_take_much_memory_are_decoded_batch_by_batch(dtype, monkeypatch):
+    images = np.arange(7 * 6, dtype=dtype).reshape(7, 2, 3)
+    labels, scale = np.arange(7, dtype=np.int32), np.float32(1 / 255)
+    at_once = list(evaluation_batches(images, labels, scale, 3).as_numpy_iterator())
+    monkeypatch.setattr(batches, "_DECODED_BYTES", 4 * images.size)
+    assert not batches.decoded_in_batches(images)
+    monkeypatch.setattr(batches, "_DECODED_BYTES", 4 * images.size - 1)
+    assert batches.decoded_in_batches(images)
+    one_by_one = list(evaluation_batches(images, labels, scale, 3).as_numpy_iterator())
+    assert [len(x) for x, _ in one_by_one] == [3, 3, 1]
+    for ours, theirs in zip(one_by_one, at_once, strict=True):
+        for each, expected in zip(ours, theirs, strict=True):
+            assert each.dtype == expected.dtype
+            np.testing.assert_array_equal(each, expected)

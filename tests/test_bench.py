@@ -7,7 +7,17 @@ import sys
 import pytest
 import tensorflow as tf
 
-from launch.benchmarks import Row, floors, kinds, median_seconds, processes, report, shortest_seconds, training
+from launch.benchmarks import (
+    Row,
+    floors,
+    image_files,
+    kinds,
+    median_seconds,
+    processes,
+    report,
+    shortest_seconds,
+    training,
+)
 
 
 def test_row_ratio_and_bound():
@@ -36,6 +46,14 @@ def test_step_is_compared_with_floors_measured_around_it():
     assert stages.floor("all") == 1.0
     row = training.row_with_floor("mlp", "fit", stages, "all", ("at most", 1.5))
     assert (row.value, row.floor, row.holds) == (3.0, 2.0, True)
+
+
+@pytest.mark.slow
+def test_files_are_compared_with_resident_examples():
+    (row,) = image_files.files(steps=2, rounds=1, size=32, batch_size=4, alpha=0.35)
+    assert row.value > 0
+    assert row.floor > 0
+    assert row.bound == ("at most", 1.15)
 
 
 def test_auto_is_compared_with_the_best_level():

@@ -309,6 +309,29 @@ class TestOddFolders:
         assert np.bincount(load(str(folder), classes_per_task=3)[0].splits["train"].labels)[2] == 1
 
 
+class TestClassesInNoTask:
+    @pytest.mark.parametrize(
+        ("flags", "line"),
+        [
+            ({"classes_per_task": 2}, "1 class is in no task: wren. birds has 3, and classes_per_task=2"),
+            ({"classes_per_task": 2, "class_order": "wren,owl,jay"}, "1 class is in no task: jay."),
+            ({"classes_per_task": 2, "num_tasks": 1}, ""),
+            ({"classes_per_task": (2,)}, ""),
+            ({"classes_per_task": 3}, ""),
+            ({"classes_per_task": "all"}, ""),
+        ],
+    )
+    def test_one_line_names_them(self, root, flags, line, capsys):
+        load_stream(Config(dataset=f"{root}/birds", image_size="8", batch_size=2, validation_fraction=0.3, **flags))
+        shown = capsys.readouterr().err
+        assert shown.startswith(line)
+        assert shown.count("\n") == bool(line)
+
+    def test_python_warns(self, root):
+        with pytest.warns(UserWarning, match="1 class is in no task: wren"):
+            load(f"{root}/birds", classes_per_task=2)
+
+
 class TestOnDisk:
     @pytest.mark.parametrize("resize", RESIZES)
     def test_the_same_examples(self, root, resize):

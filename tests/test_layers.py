@@ -323,11 +323,20 @@ def test_a_head_has_the_gradients_of_the_keras_layer(units, use_bias, shape):
 
 
 class TestHeadsOfManySizes:
-    def test_use_tells_whether_anything_changed(self):
+    def test_use_takes_the_same_weights_for_the_same_outputs(self):
         head = TaskHead(2)
         head.build((None, 4))
-        changes = [(2,), (2, "linear"), (2, "softmax"), (2, "softmax"), (3, "softmax"), (3,), (3,), (2,), (2,)]
-        assert [head.use(*change) for change in changes] == [False, False, True, False, True, True, False, True, False]
+        seen = []
+        for change in [(2,), (2, "linear"), (2, "softmax"), (3, "softmax"), (3,), (2,)]:
+            head.use(*change)
+            seen.append((head.units, head.activation.__name__, head.slots[head.num_outputs]))
+        assert [each[:2] for each in seen] == [
+            *((2, "linear"), (2, "linear"), (2, "softmax")),
+            *((3, "softmax"), (3, "linear"), (2, "linear")),
+        ]
+        slots = [slot for _, _, slot in seen]
+        assert slots[0] is slots[1] is slots[2] is slots[5]
+        assert slots[3] is slots[4] is not slots[0]
         assert [tuple(v.shape) for v in head.trainable_variables] == [(4, 2), (2,)]
 
     def test_task_1_needs_no_beginning(self):

@@ -91,9 +91,21 @@ def test_layers_that_would_be_left_with_too_few():
     assert not tp.plan(make_mlp(), 1, 0.1).too_few()
 
 
+@keras.saving.register_keras_serializable("planning")
+class Positions(L.Layer):
+    """Its weight is in an attribute without an underscore, unlike those of Keras."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=input_shape[1:], name="table")
+
+    def call(self, inputs):
+        return inputs + self.table
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "outputs"),
     [
+        (Positions(), (4, 3), {"table": 3}),
         (L.Conv2D(5, 3), (8, 8, 2), {"kernel": 5}),
         (L.Conv2DTranspose(5, 3), (8, 8, 2), {"kernel": 5}),
         (L.DepthwiseConv2D(3, depth_multiplier=2), (8, 8, 4), {"kernel": 8}),

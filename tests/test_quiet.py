@@ -32,6 +32,19 @@ def test_on_cpu_hides_the_gpus(on_cpu):
     assert (done.returncode, done.stdout) == (0, "visible: [] GPU\n" * on_cpu), done.stderr
 
 
+def test_tasks_with_other_numbers_of_classes_give_no_advice_about_tracing():
+    done = run(
+        "from tf_packnet.system.quiet import start_tensorflow\n"
+        "start_tensorflow()\n"
+        "import tensorflow as tf\n"
+        "function = tf.function(lambda x, number: x + number)\n"
+        "for number in range(9):\n"
+        "    function(tf.constant(1), number)\n"
+        "tf.get_logger().warning('another one')\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "WARNING:tensorflow:another one\n")
+
+
 def test_other_messages_are_printed():
     done = run(
         "import os, sys\n"

@@ -348,12 +348,40 @@ def recurrent(input_shape, outputs):
     inputs = keras.Input(input_shape, dtype="int32")
     words = keras.layers.Embedding(40, 8, mask_zero=True)(inputs)
     return keras.Model(inputs, keras.layers.Dense(outputs)(keras.layers.GRU(8)(words)))
+
+
+@keras.saving.register_keras_serializable("own")
+class Positions(keras.layers.Layer):
+    def build(self, input_shape):
+        self.supports_masking = True
+        self.table = self.add_weight(shape=input_shape[1:], name="table")
+
+    def call(self, inputs):
+        return inputs + self.table
+
+def transformer(input_shape, outputs):
+    inputs = keras.Input(input_shape, dtype="int32")
+    x = Positions()(keras.layers.Embedding(40, 8, mask_zero=True)(inputs))
+    normed = keras.layers.LayerNormalization()(x)
+    x = keras.layers.Add()([x, keras.layers.MultiHeadAttention(2, 4)(normed, normed)])
+    x = keras.layers.Add()([x, keras.layers.Dense(8, activation="gelu")(keras.layers.LayerNormalization()(x))])
+    return keras.Model(inputs, keras.layers.Dense(outputs)(keras.layers.GlobalAveragePooling1D()(x)))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mlp", "text", "recurrent"])
-def test_run_and_predict(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("mlp", "float32"),
+        ("text", "float32"),
+        ("text", "mixed_bfloat16"),
+        ("recurrent", "float32"),
+        ("transformer", "float32"),
+        ("transformer", "mixed_bfloat16"),
+    ],
+)
+def test_run_and_predict(tmp_path, model, precision):
     write(tmp_path / "own.py", OWN)
     rng = np.random.default_rng(0)
     for name in ("north", "south"):
@@ -366,7 +394,8 @@ def test_run_and_predict(tmp_path, model):
     command = [
         f"--dataset={tmp_path / 'shops'}",
         chosen,
-        f"--model={tmp_path / 'own.py'}:recurrent" if model == "recurrent" else f"--model={model}",
+        f"--model={model}" if model in ("mlp", "text") else f"--model={tmp_path / 'own.py'}:{model}",
+        f"--precision={precision}",
         "--text_length=8",
         "--vocabulary_size=40",
         "--batch_size=8",
@@ -386,6 +415,7 @@ def test_run_and_predict(tmp_path, model):
     assert again.returncode == 0, again.stderr
     write(tmp_path / "new.csv", "size,review\n3.2,good fine good\n-0.4,bad poor sad\n")
     packed = str(tmp_path / "out/pack.packnet")
-    predict(Asked(packed, (str(tmp_path / "new.csv"),), "south", "json", str(tmp_path / "p.json")))
+    layers = str(tmp_path / "own.py") if model == "transformer" else None
+    predict(Asked(packed, (str(tmp_path / "new.csv"),), "south", "json", str(tmp_path / "p.json"), layers=layers))
     found = json.loads((tmp_path / "p.json").read_text())["predictions"]
     assert [each["classes"][0]["class"] for each in found] == ["yes", "no"]

@@ -22,6 +22,7 @@ from tf_packnet.errors import StoppedError, one_line
 from tf_packnet.inspection import html_page
 from tf_packnet.inspection.contents import inspect_pack
 from tf_packnet.inspection.opened_pack import open_pack
+from tf_packnet.inspection.owner_maps import draw_owner_map, to_rgb
 from tf_packnet.inspection.tables import tables
 from tf_packnet.packed.ownership_table import ownership_table
 from tf_packnet.prediction import tables as prediction_tables
@@ -344,6 +345,16 @@ def test_charts(name):
         figure.canvas.draw()
         shown = [each.get_text() for each in figure.findobj(matplotlib.text.Text)]
         assert all(is_safe(each) for each in shown)
+
+
+def test_characters_that_no_font_has(tmp_path, recwarn):
+    name = "猫 の 写真 🐶 \u0b95"
+    frame = pd.DataFrame({"x": [name, "b"], "accuracy": [0.5, 0.4], "standard_error": 0.1, "n": 2})
+    figure = charts.curves(frame, "x", None, ["accuracy"], name)
+    for image in (report._png(figure), report._pdf(figure)):
+        assert len(image) > 1000
+    assert to_rgb(draw_owner_map(np.ones((4, 4), np.uint8), name, [name])).ndim == 3
+    assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
 
 
 def test_tensorboard_of_a_pack(hostile_pack, tmp_path):

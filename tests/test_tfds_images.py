@@ -135,7 +135,7 @@ def test_mock_data_of_their_own_size():
     assert sum(len(task.splits["train"]) for task in stream) == 700
 
 
-# The weights are random, as those of ImageNet have to be downloaded.
+# The weights are random, as those of ImageNet have to be downloaded, and the network is smaller than the preset's.
 FINE_GRAINED_RUN = """
 import sys
 import keras
@@ -144,8 +144,10 @@ from tf_packnet.command_line.program import run_program
 
 folder = sys.argv[1]
 shape = (32, 32, 3)
-keras.applications.ResNet50(weights=None, include_top=False, input_shape=shape, pooling="avg").save(f"{folder}/w.keras")
-flags = ["--image_size=32", f"--weights={folder}/w.keras", "--train_epochs=1", "--retrain_epochs=1"]
+network = keras.applications.MobileNet(shape, alpha=0.25, weights=None, include_top=False, pooling="avg")
+network.save(f"{folder}/w.keras")
+model = ["--model=keras.applications:MobileNet", '--model_args={"alpha": 0.25}', f"--weights={folder}/w.keras"]
+flags = [*model, "--image_size=32", "--train_epochs=1", "--retrain_epochs=1", "--batch_size=128", "--jit=off"]
 with tfds.testing.mock_data(num_examples=1500):
     sys.exit(run_program("run", ["run", "--flagfile=fine_grained", *flags, f"--output_dir={folder}/out"]))
 """
@@ -166,3 +168,46 @@ def test_the_preset_fine_grained(tmp_path):
     output = tmp_path / "predicted.json"
     predict(Asked(str(tmp_path / "out/pack.packnet"), (str(tmp_path / "bird.png"),), "3", "json", str(output)))
     assert json.loads(output.read_text())["task"] == "caltech_birds2011"
+
+
+# The network is smaller than that of the preset.
+SPLIT_CIFAR100_RUN = """
+import sys
+import tensorflow_datasets as tfds
+from tf_packnet.command_line.program import run_program
+
+folder = sys.argv[1]
+flags = [f"--model={folder}/own.py:small", "--train_epochs=1", "--retrain_epochs=1", "--noexport"]
+with tfds.testing.mock_data(num_examples=2000):
+    sys.exit(run_program("run", ["run", "--flagfile=split_cifar100", *flags, f"--output_dir={folder}/out"]))
+"""
+
+SMALL = """
+import keras
+from keras import layers as L
+
+
+def small(input_shape, outputs):
+    x = inputs = keras.Input(input_shape)
+    for filters in (8, 16):
+        x = L.MaxPooling2D()(L.Conv2D(filters, 3, activation="relu")(x))
+    return keras.Model(inputs, L.Dense(outputs)(L.Flatten()(x)))
+"""
+
+
+@pytest.mark.slow
+def test_the_preset_split_cifar100(tmp_path):
+    (tmp_path / "own.py").write_text(SMALL)
+    command = [sys.executable, "-c", SPLIT_CIFAR100_RUN, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["complete"]
+    assert [len(task["class_names"]) for task in results["tasks"]] == [5] * 20
+    assert [len(row) for row in results["accuracy"]] == list(range(1, 21))
+    assert [len(row) for row in results["accuracy_matrix"]] == [20] * 21  # the first row is before all tasks
+    for number in range(1, 20):
+        assert {row[number - 1] for row in results["accuracy"][number - 1 :]} == {results["accuracy"][-1][number - 1]}
+    assert results["forgetting"] == results["backward_transfer"] == 0
+    assert results["capacity_used"] == pytest.approx(0.8, abs=1e-3)  # --final_prune=0.2
+    assert sum(results["weights"]["owned"]) == round(results["capacity_used"] * results["weights"]["prunable"])

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 import tf_packnet as tp
 from tests.conftest import blobs, compile_model, make_mlp
 from tests.test_task_management import learn
+from tf_packnet.command_line.run_command import parse_command, parse_config
 from tf_packnet.pruning.shares import remaining
+from tf_packnet.runs.config import Config
 
 X, Y = blobs(0)
 
@@ -147,6 +149,14 @@ def test_plans_that_are_refused():
     ]:
         with pytest.raises(tp.ArgumentError, match=expected):
             tp.plan(model, **arguments)
+
+
+def test_the_final_prune_of_a_preset_has_no_effect_beside_shares():
+    config = parse_config(["run", "--flagfile=mnist", "--shares=0.3,0.2,0.1,0.1,0.1"])
+    assert config.final_prune == Config().final_prune
+    assert parse_config(["run", "--flagfile=mnist", "--shares=equal", "--final_prune=0.9"]).final_prune == 0.9
+    swept = parse_command(["experiment", "--sweep=shares=equal,0.5+0.2", "--final_prune=0.9"])
+    assert [run.final_prune for run in swept.experiment.configs] == [0.9, Config().final_prune]
 
 
 def test_schedule_is_created_from_its_config():

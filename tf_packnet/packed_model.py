@@ -132,10 +132,9 @@ class PackedModel(TaskManagement, PackedTrainer):
         heads = heads_of_task(self, number, num_classes, activation)
         lifecycle.check_can_begin(self, self.pack_settings.freed_weights)
         lifecycle.remember(self)
-        with lifecycle.strategy_scope(self):
-            heads_changed = [head.use(units, head_activation) for head, units, head_activation in heads]
-        if any(heads_changed):
-            lifecycle.drop_compiled_functions(self)
+        with lifecycle.strategy_scope(self), lifecycle.switching_heads(self):
+            for head, units, head_activation in heads:
+                head.use(units, head_activation)
         lifecycle.begin_task(self, self.pack_settings.freed_weights, self.pack_settings.seed)
         lifecycle.records(self).names = [*names, name]
         self._reset_optimizers()
@@ -176,7 +175,7 @@ class PackedModel(TaskManagement, PackedTrainer):
                 optimizers.reset(optimizer)
             elif optimizer is not None:  # built for a head with another number of units
                 self.optimizer = optimizers.fresh(optimizer)
-                lifecycle.drop_compiled_functions(self)
+                self.train_function = None
 
     def quantize(self, mode: Any = None, *args: Any, **kwargs: Any) -> None:
         """Raise ArgumentError: export a task and quantize the exported model instead."""

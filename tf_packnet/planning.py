@@ -152,12 +152,12 @@ def plan(
         expected = f"at most {most} with final_prune={p:g}: with more tasks, some would get no weight"
         raise ArgumentError("num_tasks", expected, num_tasks)
     free = [f - sum(counts) for f, counts in zip(free, zip(*kept, strict=True), strict=True)]
-    counts_are_known = PRUNE_SCOPES[scope] is not None
+    counts_are_known, outputs = PRUNE_SCOPES[scope] is not None, outputs_by_path(packed)
     layers = tuple(
         LayerPlan(
             path=path,
             shape=shape,
-            outputs=outputs_of(packed, path),
+            outputs=outputs[path],
             kept=tuple(counts[index] for counts in kept) if counts_are_known else None,
             free=free[index] if counts_are_known else None,
         )
@@ -241,11 +241,16 @@ def _distributed(total: int, sizes: list[int]) -> list[int]:
     return shares
 
 
-def outputs_of(packed: PackedModel, path: str) -> int:
-    """Return the number of outputs that the kernel at `path` computes, per position for convolutions."""
-    layer_path, _, name = path.rpartition("/")
-    layer = layers_by_path(packed)[layer_path]
-    shape = getattr(layer, f"_{name}").shape
+def outputs_by_path(packed: PackedModel) -> dict[str, int]:
+    """Return the number of outputs that the kernel at each path computes, per position for convolutions."""
+    layers = layers_by_path(packed)
+    return {
+        path: _outputs(layers[path.rpartition("/")[0]], path.rpartition("/")[2], tuple(weight.variable.shape))
+        for path, weight in lifecycle.masked_weights(packed).items()
+    }
+
+
+def _outputs(layer: keras.Layer, name: str, shape: tuple[int, ...]) -> int:
     if isinstance(layer, keras.layers.EinsumDense):
         read, rest = layer.equation.split(",")
         kernel, _ = rest.split("->")

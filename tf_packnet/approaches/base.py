@@ -21,7 +21,7 @@ from tf_packnet.pruning.policies import CONSTANT, MAGNITUDE, PRUNE_RETRAIN, STAG
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.system.keras_internals import all_layers, seed_generators
 from tf_packnet.tasks import Split, Task, TaskStream
-from tf_packnet.tasks.batches import evaluation_batches, untuned
+from tf_packnet.tasks.batches import decoded_in_batches, evaluation_batches, untuned
 from tf_packnet.training import acceleration, optimizers
 
 # Makes further callbacks for the `fit` of a stage, from the training task and the name of the stage.
@@ -190,7 +190,7 @@ class Approach(abc.ABC):
 
     def logits(self, x: np.ndarray | Split) -> np.ndarray:
         """Return the logits `(examples, outputs)` of the selected task, for `x` as in `predict`."""
-        if isinstance(x, Split) and x.is_stored:
+        if isinstance(x, Split) and decoded_in_batches(x.images):
             size = max(1, min(_PREDICTION_BATCH, _PREDICTION_BYTES // (4 * math.prod(x.images.shape[1:]))))
             batches = evaluation_batches(x.images, x.y, x.scale, size)
             return self.packed.predict(batches.map(lambda x, y: x), verbose=0)

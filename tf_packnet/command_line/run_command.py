@@ -12,6 +12,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.experiments import fleets
 from tf_packnet.experiments.definitions import EXPERIMENTS, Experiment, define
 from tf_packnet.experiments.shards import Shard
+from tf_packnet.pruning.shares import EQUAL
 from tf_packnet.runs.config import Config, check_axis, check_field, default
 
 
@@ -72,25 +73,28 @@ def parse_command(argv: Sequence[str], usage: str = "", elsewhere: Mapping[str, 
         if values[name].present:
             raise UsageError(f"--{name}: not a flag of {argv[0]}; expected tf-packnet {subcommand}")
     if values["experiment"].value or values["sweep"].value or values["seeds"].value is not None:
-        return _experiment_command(values)
+        return _experiment_command(values, argv)
     for name in EXECUTION_FLAGS:
         if values[name].present:
             raise UsageError(f"--{name}: expected an --experiment or a --sweep with it")
+    _check_shares(values, argv, {"shares": [values["shares"].value]})
     fields = _fields(values)
     timed = [name for name in ("retrain_time", "deadline") if fields[name] is not None]
     if timed:  # in place of the epochs of a preset
-        if any(word.lstrip("-").startswith("retrain_epochs") for word in argv):
+        if _is_given("retrain_epochs", argv):
             raise ArgumentError("retrain_epochs", f"no value with --{timed[0]}", fields["retrain_epochs"])
         fields["retrain_epochs"] = default("retrain_epochs")
     config = Config(**fields)
     return Command(config, stages_dir=values["stages_dir"].value, dry_run=values["dry_run"].value)
 
 
-def _experiment_command(values: flags.FlagValues) -> Command:
+def _experiment_command(values: flags.FlagValues, argv: Sequence[str]) -> Command:
     axes: dict[str, Sequence[Any]] = dict(_parse_axis(argument, values) for argument in values["sweep"].value)
     if len(axes) < len(values["sweep"].value):
         raise UsageError("--sweep: expected a different flag each time it is given")
     name = values["experiment"].value or "sweep"
+    varied = dict.fromkeys(EXPERIMENTS[name].varies, ())
+    _check_shares(values, argv, {"shares": [values["shares"].value], **varied, **axes})
     config = Config(**_fields(values) | _placeholders(name, axes))
     if config.strategy == "multiworker":
         raise ArgumentError("strategy", "auto, none or mirrored for an experiment", config.strategy)
@@ -110,6 +114,18 @@ def _experiment_command(values: flags.FlagValues) -> Command:
     experiment = define(name, config, axes, seeds, values["evaluations"].value)
     given = {name: values[name].value for name in ("stages_dir", *EXECUTION_FLAGS)}
     return Command(config, experiment, **given)
+
+
+def _is_given(name: str, argv: Sequence[str]) -> bool:
+    """Return whether the command line itself has the flag, not only one of its flag files."""
+    return any(word.startswith("-") and word.lstrip("-").partition("=")[0] == name for word in argv)
+
+
+def _check_shares(values: flags.FlagValues, argv: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ArgumentError if p is given although no run uses it, as all have shares of their own."""
+    if EQUAL not in axes["shares"] and (_is_given("final_prune", argv) or "final_prune" in axes):
+        expected = "no value with --shares, which says what each task keeps, and so what is free after all tasks"
+        raise ArgumentError("final_prune", expected, values["final_prune"].value)
 
 
 def _fields(values: flags.FlagValues) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tf_packnet.inspection.capacity import FreeCapacity, Layer, free_capacity
 from tf_packnet.inspection.opened_pack import FileFacts
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.packed_model import PackedModel
-from tf_packnet.planning import outputs_of
+from tf_packnet.planning import outputs_by_path
 from tf_packnet.pruning import ownership
 from tf_packnet.system.keras_internals import output_names
 
@@ -126,9 +126,9 @@ def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspecti
     Returns:
         The contents. Of an open task only the name is included.
     """
-    committed = packed.committed_tasks
+    committed, outputs = packed.committed_tasks, outputs_by_path(packed)
     layers = tuple(
-        _layer_facts(path, weight, outputs_of(packed, path), committed)
+        _layer_facts(path, weight, outputs[path], committed)
         for path, weight in lifecycle.masked_weights(packed).items()
     )
     names = packed.task_names

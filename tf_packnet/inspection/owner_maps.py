@@ -1,5 +1,9 @@
 """Draws owner maps, which show the task that owns each weight."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -71,10 +75,19 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
     return np.array(rows, grid.dtype), block
 
 
+@contextlib.contextmanager
+def any_characters() -> Iterator[None]:
+    """Draw names with characters that the font does not have, as boxes, without a warning for each character."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        yield
+
+
 def to_rgb(figure: Figure) -> np.ndarray:
     """Render the figure as pixels, `uint8` `(height, width, 3)`."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with any_characters():
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

@@ -92,8 +92,8 @@ def fresh_copy(cls: type[keras.Layer], config: dict[str, Any], build_config: dic
         random.setstate(seeds)
 
 
-@dataclass(frozen=True)
-class _Slot:
+@dataclass(frozen=True, eq=False)
+class Slot:
     """The weights of a head for one number of outputs.
 
     Attributes:
@@ -124,7 +124,7 @@ class Head(TaskLayer):
     _outputs_of: dict[int, int]  # by task
     _activation_of: dict[int, str]  # by task, for activations other than the layer's own
     _own_activation: Callable[[Any], Any] | None
-    _slots: dict[int, _Slot]  # by number of outputs
+    _slots: dict[int, Slot]  # by number of outputs
     _first_settings: dict[str, Any]
 
     def set_up_head(self, held: Mapping[str, Any] | None = None) -> None:
@@ -139,7 +139,7 @@ class Head(TaskLayer):
             "_outputs_of": {},
             "_activation_of": {},
             "_own_activation": vars(self).get("activation"),
-            "_slots": {} if held is None else {outputs: _Slot(self._routes, held, {})},
+            "_slots": {} if held is None else {outputs: Slot(self._routes, held, {})},
             "_first_settings": {},
         }
         vars(self).update(values)  # bypasses Keras's tracking
@@ -205,6 +205,11 @@ class Head(TaskLayer):
         return next(iter(layer._slots), None) if isinstance(layer, Head) else None
 
     @property
+    def slots(self) -> Mapping[int, Slot]:
+        """The weights for each number of outputs."""
+        return self._slots
+
+    @property
     def own_activation(self) -> Any:
         """Activation of the tasks that were begun without one; None if the layer has no such attribute."""
         return self._own_activation
@@ -213,27 +218,21 @@ class Head(TaskLayer):
     def all_task_weights(self) -> list[TaskWeight]:
         return [weight for slot in self._slots.values() for weight in slot.routes.values()]
 
-    def use(self, outputs: int, activation: str | None = None) -> bool:
+    def use(self, outputs: int, activation: str | None = None) -> None:
         """Switch to a number of outputs and an activation.
 
         Args:
             outputs: Number of outputs.
             activation: Name of the activation. Default: the layer's own.
-
-        Returns:
-            Whether anything changed, so that compiled steps must be traced again.
         """
-        changed = False
         if self._own_activation is not None:
-            new_activation = self._own_activation if activation is None else keras.activations.get(activation)
-            changed = new_activation is not self.activation
-            self.activation = new_activation
-        return self._use_outputs(outputs) or changed
+            self.activation = self._own_activation if activation is None else keras.activations.get(activation)
+        self._use_outputs(outputs)
 
-    def _use_outputs(self, outputs: int) -> bool:
-        """Switch to the variables of tasks with this number of outputs; return whether the layer's shape changed."""
+    def _use_outputs(self, outputs: int) -> None:
+        """Switch to the variables of tasks with this number of outputs."""
         if outputs == self.num_outputs:
-            return False
+            return
         slot = self._slots.get(outputs) or self._new_slot(outputs)
         for weight in self._routes.values():
             weight.variable.trainable = False  # optimizers get only the variables in use
@@ -242,9 +241,8 @@ class Head(TaskLayer):
         vars(self).update({**self._first_settings, **slot.settings, **slot.held, "num_outputs": outputs})
         for weight in self._routes.values():
             weight.variable.trainable = True
-        return True
 
-    def _new_slot(self, outputs: int) -> _Slot:
+    def _new_slot(self, outputs: int) -> Slot:
         plain, first = self.plain_with(outputs), self.plain_with(next(iter(self._slots)))
         settings = {
             name: value
@@ -269,7 +267,7 @@ class Head(TaskLayer):
         held = replaced(
             dict(self._slots[self.num_outputs].held), lambda variable: variables.get(id(variable), variable)
         )
-        return _Slot(routes, held, settings)
+        return Slot(routes, held, settings)
 
     def begin_task(self, freed_weights: str, seed: int) -> None:
         super().begin_task(freed_weights, seed)
@@ -323,9 +321,9 @@ class Head(TaskLayer):
         """Return the activation with which `task` (1-based, committed or open) was begun; None: the layer's own."""
         return self._activation_of.get(task)
 
-    def use_task(self, task: int) -> bool:
+    def use_task(self, task: int) -> None:
         """Switch to the outputs and activation of `task` (1-based, committed or open), see `use`."""
-        return self.use(self.outputs_of(task), self.activation_of(task))
+        self.use(self.outputs_of(task), self.activation_of(task))
 
     # The keys say "units" for every kind of head, as in the files of the first versions.
     def save_own_variables(self, store: dict) -> None:

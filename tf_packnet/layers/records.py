@@ -80,6 +80,8 @@ class TaskRecords:
         variables: The variables whose values are in `state`, by name, after `lifecycle.bind_state`.
         loaded: Loaded values of variables that Keras does not save, until `lifecycle.bind_state` assigns them.
         functions: Traced functions that compute the outputs of witnesses; not saved.
+        compiled: Keras's compiled evaluation and prediction, by the heads for which they were traced, for heads that
+            are not in use now; not saved.
     """
 
     def __init__(self) -> None:
@@ -93,7 +95,13 @@ class TaskRecords:
         self.variables: dict[str, Any] = {}
         self.loaded: Values = {}
         self.functions: dict[Any, Any] = {}
+        self.compiled: dict[Any, tuple[Any, Any]] = {}
         self.begin()
+
+    def forget_functions(self) -> None:
+        """Forget all traced functions."""
+        self.functions.clear()
+        self.compiled.clear()
 
     def name_of(self, task: int) -> str:
         """Return the name of a task (1-based); `task_<number>` if it has none."""

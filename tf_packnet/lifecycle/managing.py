@@ -152,4 +152,4 @@ def _remove(model: keras.Model, task: int) -> None:
 def _drop_functions(model: keras.Model) -> None:
     """Drop all traced functions: the variables of heads may be others."""
     drop_compiled_functions(model)
-    records(model).functions.clear()
+    records(model).forget_functions()

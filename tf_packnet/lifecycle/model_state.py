@@ -6,13 +6,14 @@ Every function takes any Keras model with task-aware layers: a pack, or a model 
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
-from tf_packnet.layers.head import Head
+from tf_packnet.layers.head import Head, Slot
 from tf_packnet.layers.masked_weight import MaskedWeight
 from tf_packnet.layers.records import BEFORE, TaskRecords, same_bits
 from tf_packnet.layers.weights import view
@@ -22,6 +23,8 @@ from tf_packnet.structure.state import Variable, unowned_variables
 from tf_packnet.system.keras_internals import all_layers
 
 STATE = "state"
+# Compiled functions kept per model, for heads that are not in use.
+_MOST_COMPILED = 32
 
 
 def task_layers(model: keras.Model) -> list[TaskLayer]:
@@ -126,19 +129,47 @@ def select_task(model: keras.Model, task: int) -> None:
         is_open = task > committed_tasks(model)
         if not is_open and selected_task(model) > committed_tasks(model):  # store the state of the open task
             task_records.open_state = {name: view_of(variable) for name, variable in bind_state(model).items()}
-        heads_changed = [head.use_task(task) for head in heads(model).values()]
+        with switching_heads(model):
+            for head in heads(model).values():
+                head.use_task(task)
         for layer in task_layers(model):
             layer.select_task(task)
         show_state(model, task_records.open_state if is_open else task_records.state.get(task, {}))
         if is_open:
             task_records.open_state = {}
-    if any(heads_changed):
-        drop_compiled_functions(model)
+
+
+@contextlib.contextmanager
+def switching_heads(model: keras.Model) -> Iterator[None]:
+    """Exchange the compiled functions of `model` if its heads change their outputs or activations inside the block.
+
+    Keras traces a function for the variables and shapes of the heads in use. The training step is dropped; evaluation
+    and prediction are kept, and used again as soon as these heads are in use again.
+    """
+    before = _heads_in_use(model)
+    try:
+        yield
+    finally:
+        after, compiled = _heads_in_use(model), records(model).compiled
+        if after != before:
+            compiled[before] = model.test_function, model.predict_function
+            model.train_function = None
+            model.test_function, model.predict_function = compiled.pop(after, (None, None))
+            existing = {slot for head in heads(model).values() for slot in head.slots.values()}
+            for key in [key for key in compiled if not {slot for slot, _ in key} <= existing]:
+                del compiled[key]
+            while len(compiled) > _MOST_COMPILED:
+                del compiled[next(iter(compiled))]
+
+
+def _heads_in_use(model: keras.Model) -> tuple[tuple[Slot, Any], ...]:
+    return tuple((head.slots[head.num_outputs], vars(head).get("activation")) for head in heads(model).values())
 
 
 def drop_compiled_functions(model: keras.Model) -> None:
-    """Drop compiled steps, so that Keras traces them again; necessary when a head changes its shape."""
+    """Drop all compiled functions of `model`, so that Keras traces them again."""
     model.train_function = model.test_function = model.predict_function = None
+    records(model).compiled.clear()
 
 
 def bind_state(model: keras.Model) -> dict[str, Variable]:
@@ -176,7 +207,7 @@ def _finalize(model: keras.Model, changed: set[int]) -> None:
         layer.finalize_state()
     if outdated:
         drop_compiled_functions(model)
-        records(model).functions.clear()
+        records(model).forget_functions()
 
 
 def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:

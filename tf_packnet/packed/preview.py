@@ -10,8 +10,6 @@ import numpy as np
 from tf_packnet import lifecycle
 from tf_packnet.packed.heads import heads_of_task
 
-_COMPILED = ("train_function", "test_function", "predict_function")
-
 
 @contextlib.contextmanager
 def preview_task(packed: Any, num_classes: int) -> Iterator[None]:
@@ -29,17 +27,14 @@ def preview_task(packed: Any, num_classes: int) -> Iterator[None]:
         RuntimeError: If a task is open.
     """
     heads = heads_of_task(packed, packed.committed_tasks + 1, num_classes, None)
-    compiled = {name: getattr(packed, name) for name in _COMPILED}
+    train_function = packed.train_function  # the step for the heads that are in use again after the block
     with _unchanged(packed):
-        with lifecycle.strategy_scope(packed):
-            changed = [head.use(outputs, activation) for head, outputs, activation in heads]
-        if any(changed):
-            lifecycle.drop_compiled_functions(packed)
+        with lifecycle.strategy_scope(packed), lifecycle.switching_heads(packed):
+            for head, outputs, activation in heads:
+                head.use(outputs, activation)
         lifecycle.begin_task(packed, "zero", packed.pack_settings.seed)
         yield
-    if any(changed):  # those that were traced inside the block compute with other heads
-        for name, function in compiled.items():
-            setattr(packed, name, function)
+    packed.train_function = train_function
 
 
 @contextlib.contextmanager
@@ -53,7 +48,7 @@ def _unchanged(packed: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with lifecycle.strategy_scope(packed):
+        with lifecycle.strategy_scope(packed), lifecycle.switching_heads(packed):
             for restore_layer in restore:
                 restore_layer()
             lifecycle.show_state(packed, state)

@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tf_packnet.inspection.owner_maps import any_characters
 from tf_packnet.reporting import frames
 from tf_packnet.system import files
 from tf_packnet.text import markdown as escaped
@@ -112,7 +113,8 @@ def _pdf(figure: Figure) -> bytes:
 
 def _image(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, **options)
+    with any_characters():
+        figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tf_packnet.errors import ArgumentError
-from tf_packnet.pruning.shares import AUTO
+from tf_packnet.pruning.shares import AUTO, EQUAL
 from tf_packnet.runs.data_options import DataOptions
 from tf_packnet.runs.method_options import MethodOptions
 from tf_packnet.runs.network_options import NetworkOptions
@@ -182,6 +182,8 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
             check_field(name, getattr(self, name))
         for name in ("round_epochs", "shares"):
             object.__setattr__(self, name, getattr(self, name).replace("+", ","))
+        if self.shares != EQUAL:  # which leaves no use for p, such as that of a preset
+            object.__setattr__(self, "final_prune", default("final_prune"))
         object.__setattr__(self, "retrain_time", self.canonical_time())
         if self.classes_per_task is None:
             object.__setattr__(self, "classes_per_task", default_classes(self.dataset, self.scenario))

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from tf_packnet.tasks.sources import SOURCES, is_folder, names_in
 
 
 def load_stream(config: Config) -> TaskStream:
-    """Load the tasks of a config."""
+    """Load the tasks of a config. Warnings about the data are printed, one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        stream = _load_config(config)
+    for warning in caught:
+        print(warning.message, file=sys.stderr)
+    return stream
+
+
+def _load_config(config: Config) -> TaskStream:
     return _load(
         config.dataset,
         config.classes_per_task,

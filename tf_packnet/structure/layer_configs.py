@@ -19,7 +19,8 @@ def creatable(cls: type[keras.Layer], config: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a layer without keys that `cls.__init__` does not accept, if it fails because of them."""
     if cls.from_config.__func__ is not keras.Layer.from_config.__func__:
         return config
-    accepted = {name: value for name, value in config.items() if name in _parameters(cls)}
+    parameters = _parameters(cls)
+    accepted = {name: value for name, value in config.items() if name in parameters}
     if len(accepted) == len(config):
         return config
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import sys
@@ -42,6 +43,7 @@ def start_tensorflow(on_cpu: bool = False) -> None:
         StoppedError: If the process may not use enough memory.
     """
     import_keras()
+    logging.getLogger("tensorflow").addFilter(_is_no_advice)
     with interruption.nothing_to_save(), standard_error_filtered():
         import tensorflow as tf
 
@@ -53,6 +55,11 @@ def start_tensorflow(on_cpu: bool = False) -> None:
     # and again. This saves a tenth of the time of a short run.
     gc.collect()
     gc.freeze()
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Return False for advice to the programmer: networks are traced for each number of classes, on purpose."""
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 @contextlib.contextmanager

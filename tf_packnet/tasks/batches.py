@@ -6,6 +6,7 @@ gets one infinite data set, and the number of its elements per epoch.
 AutoGraph is off for all functions here, because it writes temporary files, which a killed process leaves behind.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _STEPS_PER_CALL = 512
 _STREAMED_STEPS_PER_CALL = 32
 # The same for images on disk, in bytes: a few calls wait in memory.
 _STORED_BYTES_PER_CALL = 2**22
+# Most bytes of decoded examples to evaluate at once. More are decoded batch by batch.
+_DECODED_BYTES = 2**28
 
 
 def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_steps: int | None = None) -> "tf.Tensor":
@@ -216,6 +219,11 @@ def reader(images: Images) -> Callable[["tf.Tensor"], "tf.Tensor"]:
     return read
 
 
+def decoded_in_batches(images: Images) -> bool:
+    """Return whether evaluation decodes images batch by batch: those on disk, and those that would take much memory."""
+    return isinstance(images, StoredImages) or 4 * math.prod(images.shape) > _DECODED_BYTES
+
+
 def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_size: int) -> "tf.data.Dataset":
     """Make evaluation batches `(x, y)` in order.
 
@@ -227,7 +235,7 @@ def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_s
     """
     import tensorflow as tf
 
-    if isinstance(images, StoredImages):
+    if decoded_in_batches(images):
         rows = tf.data.Dataset.range(len(labels)).batch(batch_size)
         read, classes = reader(images), tf.constant(labels)
 

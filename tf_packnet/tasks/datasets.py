@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tf_packnet.errors import ArgumentError
+from tf_packnet.errors import ArgumentError, listed
 from tf_packnet.system.table_files import TABLES
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.folders import has_classes, read_folder, task_folders, task_of
@@ -168,6 +169,9 @@ def _tasks(
     if len(sets) == 1 and not sets[0].is_task:
         reason = describe(sets[0].name, len(_classes(sets[0], orders)), classes_per_task)
     chosen = choose(names, orders.tasks, num_tasks, orders.seed, reason)
+    if num_tasks is None and isinstance(classes_per_task, int):
+        for each, own in zip(sets, groups, strict=True):
+            _warn_of_rest(each, _classes(each, orders), own, classes_per_task)
     tasks: dict[int, Task] = {}
     first = 0  # index of the first task of a data set
     for each, own in zip(sets, groups, strict=True):
@@ -180,6 +184,17 @@ def _tasks(
         tasks |= {first + index: task for index, task in encoded.items()}
         first += len(own)
     return [dataclasses.replace(tasks[index], name=names[index], resize=reading.recorded_resize) for index in chosen]
+
+
+def _warn_of_rest(data: Labelled, classes: Sequence[int], groups: Sequence[Sequence[int]], each: int) -> None:
+    """Warn of classes that are in no task, as there are too few left for another one."""
+    rest = [data.class_names[label] for label in classes[sum(map(len, groups)) :]]
+    if rest and not data.is_task:
+        is_are = "1 class is" if len(rest) == 1 else f"{len(rest)} classes are"
+        warnings.warn(
+            f"{is_are} in no task: {listed(rest)}. {data.name} has {len(classes)}, and classes_per_task={each}",
+            stacklevel=2,
+        )
 
 
 def _groups(
