@@ -222,7 +222,8 @@ def test_after_divergence_the_backup_has_the_last_finite_weights(batches, tmp_pa
     callbacks = [AssignNaN(), tp.StopWhenDiverged("task 1, train"), tp.EpochBackup(tmp_path / "train")]
     with pytest.raises(DivergedError, match="task 1, train: .* in epoch 4, the training has diverged") as stopped:
         packed_model().fit(batches, epochs=6, verbose=0, callbacks=callbacks)
-    assert "dense" in str(stopped.value)
+    # The loss is finite on CPUs whose ReLU turns NaN into 0.
+    assert any(found in str(stopped.value) for found in ("dense", "the loss is NaN"))
     callbacks[-1].wait()
     (path,) = tmp_path.glob("train.*.npz")
     assert path.name.split(".")[1] == "3"
