@@ -103,7 +103,7 @@ class TestTasks:
     def test_labels_outside_the_classes_of_a_data_set(self):
         for labels in (np.arange(20) % 5, np.arange(20) % 4 - 1):
             with pytest.raises(tp.ArgumentError, match="`test`: expected whole numbers from 0 to 3, of 4 classes"):
-                tp.tasks.split_into_tasks("a", split(labels=np.arange(20) % 4), split(labels=labels), "abcd")
+                tp.tasks.split_into_tasks("a", split(labels=np.arange(20) % 4), split(labels=labels), list("abcd"))
 
     def test_errors_of_load_name_the_argument_dataset(self, monkeypatch):
         bad = Labelled("mnist", split(labels=np.arange(20) % 4), split(labels=np.arange(20) % 5), list("abcd"))

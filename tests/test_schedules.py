@@ -85,7 +85,7 @@ def test_a_schedule_without_a_number_of_epochs_says_so():
         ({"round_epochs": (1, 0)}, "`round_epochs`: expected uniform, growing, shrinking, or the epochs after each"),
         ({"round_epochs": (-1, 1)}, "the last at least 1"),
         ({"round_epochs": ()}, "`round_epochs`: expected uniform"),
-        ({"round_epochs": (1.5,)}, "`round_epochs`: expected uniform"),
+        ({"round_epochs": (1.5,)}, "`round_epochs`: expected a string or a list of whole numbers"),
         ({"round_epochs": 3}, "Received: round_epochs=3"),
         ({"round_epochs": "linear"}, "`round_epochs`: expected"),
         ({"rounds": 5, "epochs": 12}, r"a divisor of the 12 epochs \(1, 2, 3, 4, 6, 12\). Received: rounds=5"),

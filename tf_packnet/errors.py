@@ -121,5 +121,5 @@ class CorruptionError(StoppedError):
 
 def check_choice(argument: str, value: Any, choices: Collection[str]) -> None:
     """Raise ArgumentError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ArgumentError(argument, "one of " + ", ".join(choices), value)

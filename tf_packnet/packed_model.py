@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed import model_class, safe_loading, task_inference
 from tf_packnet.packed.attributes import network_config
@@ -97,6 +98,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         else:
             super().__setattr__(name, value)
 
+    @checked
     def begin_task(
         self,
         name: str | None = None,
@@ -140,6 +142,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         self._reset_optimizers()
         return number
 
+    @checked
     def reopen_task(self, seed: int | None = None) -> None:
         """Make all free weights candidates of the task that is already open, in addition to its present ones.
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.layers.weights import check_freed_weights
@@ -25,6 +26,7 @@ from tf_packnet.structure.tracing import layers_with_unmasked_reads, layers_with
 from tf_packnet.system.keras_internals import all_layers, graph_ends, own_trainable_variables, own_variables
 
 
+@checked
 def pack(
     model: keras.Model,
     head: str = "per_task",

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers import TaskLayer
 from tf_packnet.packed.ownership_table import plan_table
@@ -100,6 +101,7 @@ class CapacityPlan:
         return plan_table(self)
 
 
+@checked
 def plan(
     model: keras.Model,
     num_tasks: int | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.callbacks.layer_choice import by_weight
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed_model import PackedModel
@@ -14,6 +15,7 @@ from tf_packnet.packing import pack
 Chosen = Sequence[str] | Callable[[keras.Layer], bool] | None
 
 
+@checked
 def sparsify(
     model: keras.Model, layers: Chosen = None, *, exclude: Sequence[str] = (), inputs: Any = None
 ) -> PackedModel:

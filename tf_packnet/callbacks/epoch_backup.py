@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system import files
 from tf_packnet.system.archives import BROKEN, read_state
@@ -64,6 +65,7 @@ class EpochBackup(keras.callbacks.Callback):
 
     supports_workers = False  # whether several workers resume from the same epoch
 
+    @checked
     def __init__(
         self,
         path: str | os.PathLike,
@@ -72,6 +74,8 @@ class EpochBackup(keras.callbacks.Callback):
     ):
         super().__init__()
         self.path = Path(path)
+        if not self.path.name:
+            raise ArgumentError("path", "a path with a name for the backup files", os.fspath(path))
         self.delete_at_end = delete_at_end
         self.history: dict[str, list[float]] = {}
         self._on_damaged = on_damaged or _warn_of_damage

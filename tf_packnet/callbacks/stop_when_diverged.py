@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import DivergedError
 from tf_packnet.system import interruption
 from tf_packnet.training.fit_guard import diverged_message, non_finite_weights
@@ -23,6 +24,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
         title: What is being trained, for the message, such as `task 1, train`.
     """
 
+    @checked
     def __init__(self, title: str = "fit"):
         super().__init__()
         self.title = title

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.callbacks.prune_round_scheduler import SCHEDULER, SNAPSHOT, missing_rounds
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed import task_inference
@@ -34,6 +35,7 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
             records nothing.
     """
 
+    @checked
     def __init__(
         self, directory: str | os.PathLike | None = None, commit_incomplete: bool = False, calibration: Any = None
     ):
@@ -56,6 +58,7 @@ class TaskMaskSnapshot(keras.callbacks.Callback):
             raise RuntimeError("no task is open, so there is nothing to commit: call begin_task before this fit")
         if self.calibration is not None:
             task_inference.output_kind(self.model)  # raises now, not after the training
+            task_inference.check_examples(self.model, "calibration", self.calibration)
         self.params[SNAPSHOT] = self
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,6 +84,7 @@ def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> Non
         np.savez_compressed(temporary, **maps)  # type: ignore[arg-type]  # no map is named like a parameter
 
 
+@checked
 def load_owner_maps(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
     """Read owner maps from a file of `TaskMaskSnapshot`.
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers import TWINS, Augmentation, TaskLayer
 from tf_packnet.layers.head import Head, fresh_copy, number_of_outputs, outputs_in, with_outputs
@@ -25,6 +26,7 @@ State: TypeAlias = dict[int, np.ndarray]
 ValueOf: TypeAlias = Callable[[MaskedWeight | TaskWeight], np.ndarray]
 
 
+@checked
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     """Return the network of one committed task as a plain Keras model without any class of this library.
 
@@ -49,6 +51,7 @@ def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     return _plain_model(packed, number, lambda weight: _value_of_task(weight, number))
 
 
+@checked
 def strip_pruning(model: keras.Model) -> keras.Model:
     """Return the plain Keras model of a sparsified model, with zeros for the pruned weights.
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export import manifest, saved_model
 from tf_packnet.export.dense import dense_model
@@ -29,6 +30,7 @@ from tf_packnet.system.keras_internals import all_layers
 CLASS_NAMES, WHICH_TASK = "class_names", "which_task"
 
 
+@checked
 def export_pack(
     packed: PackedModel,
     path: str | os.PathLike,

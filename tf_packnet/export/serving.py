@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export.endpoint import ClassNames, Preprocessing
 from tf_packnet.export.pack import export_pack
@@ -12,6 +13,7 @@ from tf_packnet.export.task import export_task
 from tf_packnet.packed_model import PackedModel
 
 
+@checked
 def export_for_serving(
     packed: PackedModel,
     root: str | os.PathLike,
@@ -53,7 +55,7 @@ def export_for_serving(
         raise ArgumentError("per_task_kernels", "False with a task, whose file has no other kernels", per_task_kernels)
     if name is None:
         name = packed.name if task is None else packed.task_names[packed.task_number(task) - 1]
-    if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
+    if not name or Path(name).name != name or name.startswith("."):
         raise ArgumentError("name", "a valid folder name that does not start with a dot", name)
     folder = Path(root) / name
     path = folder / str(_version(folder, version))

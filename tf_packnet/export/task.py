@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.export import onnx_file, saved_model, tflite
 from tf_packnet.export.compaction import compact_model
@@ -24,6 +25,7 @@ from tf_packnet.tasks.encodings import Encoding
 _TABLE = "table.json"
 
 
+@checked
 def export_task(
     packed: PackedModel,
     task: int | str,
@@ -81,6 +83,7 @@ def export_task(
     export_model(model, path, format=format, compact=compact, batch_size=batch_size, **options)
 
 
+@checked
 def export_model(
     model: keras.Model,
     path: str | os.PathLike,

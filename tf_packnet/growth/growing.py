@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import keras
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, FreezeError, listed
 from tf_packnet.growth.values import wider_state
 from tf_packnet.growth.widths import Plan, Widths
@@ -20,6 +21,7 @@ from tf_packnet.structure.layer_paths import layers_by_path, resolved_paths
 from tf_packnet.structure.state import seeds
 
 
+@checked
 def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, int] | None = None) -> PackedModel:
     """Return a wider pack with the same tasks: its layers have more units, filters, features or attention heads.
 
@@ -67,8 +69,6 @@ def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, i
 
 
 def _check_pack(packed: PackedModel) -> None:
-    if not isinstance(packed, PackedModel):
-        raise ArgumentError("packed", "a pack, from tp.pack(model)", packed)
     if not packed.committed_tasks:
         expected = "a pack with a committed task; before the first task, pack a wider model"
         raise ArgumentError("packed", expected, packed.name)

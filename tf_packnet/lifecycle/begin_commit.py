@@ -2,6 +2,7 @@
 
 import keras
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.weights import check_freed_weights, check_task_number
 from tf_packnet.lifecycle.model_state import (
@@ -21,6 +22,7 @@ from tf_packnet.lifecycle.model_state import (
 from tf_packnet.lifecycle.task_checks import check_finite, check_tasks, record_witness
 
 
+@checked
 def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> int:
     """Begin the next task: all free weights become its candidates.
 
@@ -98,6 +100,7 @@ def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) 
     records(model).begin()
 
 
+@checked
 def commit_task(model: keras.Model) -> int:
     """Commit the open task: freeze its weights permanently, and record its witness.
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.layers.base import TaskLayer
 from tf_packnet.layers.head import Head, Slot
@@ -210,11 +211,13 @@ def _finalize(model: keras.Model, changed: set[int]) -> None:
         records(model).forget_functions()
 
 
+@checked
 def owner_maps(model: keras.Model) -> dict[str, np.ndarray]:
     """Return the owner map of each kernel by path: `uint8`, 0 for free weights, `k` for weights of task `k`."""
     return {path: ownership.without_candidates(w.owner_map()) for path, w in masked_weights(model).items()}
 
 
+@checked
 def free_fraction(model: keras.Model) -> dict:
     """Return the fraction of free prunable weights: `{"overall": float, "layers": {path: float}}`."""
     maps = {path: weight.owner_map() for path, weight in masked_weights(model).items()}

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -22,6 +23,7 @@ from tf_packnet.packed.task_scores import (
     output_kind,
     scores,
 )
+from tf_packnet.tasks.data_checks import fits
 
 AUTO = "auto"
 EXAMPLE, BATCH = PER = ("example", "batch")
@@ -37,6 +39,26 @@ class AutoPrediction(NamedTuple):
 
     tasks: list[str]
     outputs: np.ndarray | list[np.ndarray]
+
+
+def check_examples(packed: Any, argument: str, x: Any) -> None:
+    """Raise ArgumentError unless `x` can be examples of the network; data that are read in batches are checked then."""
+    arrays = keras.tree.flatten(x) if isinstance(x, (list, tuple, dict)) else [x]
+    if any(getattr(each, "shape", None) == () or not isinstance(each, Iterable) for each in arrays) or isinstance(
+        x, str
+    ):
+        raise ArgumentError(argument, "examples, as for predict", x)
+    shapes = [tuple(each.shape) for each in arrays if hasattr(each, "shape")]
+    if len(shapes) < len(arrays) or len(shapes) != len(packed.inputs):
+        return
+    if () in shapes:
+        raise ArgumentError(argument, "examples, as for predict", x)
+    for shape, tensor in zip(shapes, packed.inputs, strict=True):
+        expected = tuple(tensor.shape[1:])
+        if not fits(shape[1:], expected):
+            raise ArgumentError(argument, f"examples of shape {expected}", f"an array of shape {shape}")
+        if not shape[0]:
+            raise ArgumentError(argument, "at least one example", f"an array of shape {shape}")
 
 
 def calibrate(packed: Any, x: Any, **predict: Any) -> None:
@@ -88,6 +110,7 @@ def _scored(
     predict: dict[str, Any],
 ) -> tuple[list[str], np.ndarray]:
     """Return names and scores as `task_scores`, and pass scores and outputs of each batch to `consume`."""
+    check_examples(packed, "x", x)
     numbers = _numbers(packed, tasks)
     method = default_method(packed, numbers) if method is None else method
     _check_outputs(packed, numbers, method)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.packed import task_inference
 from tf_packnet.pruning import ownership
@@ -124,6 +125,7 @@ class TaskManagement(_Base):
             )
         return tuple(tasks)
 
+    @checked
     def rename_task(self, task: int | str, name: str) -> None:
         """Give a task, which may be open, another name.
 
@@ -184,6 +186,7 @@ class TaskManagement(_Base):
         self._renew_optimizers()
         return Forgotten(owned.name, owned.frees, owned.weights - owned.frees, next(iter(owned.used_by), None))
 
+    @checked
     def infer_task(self, x: Any, method: str | None = None, per: str = "example", **kwargs: Any) -> Any:
         """Infer to which task examples belong: the one whose head is surest. See the guide for how often it is right.
 

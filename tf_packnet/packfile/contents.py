@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import PackFileError
 from tf_packnet.packfile.container import ArrayEntry, PackFile, Part
 from tf_packnet.packfile.directory import parsed
@@ -130,6 +131,7 @@ class Contents:
         return self.info.get("tasks", {}).get(task, {}).get(key, self.info.get(key))
 
 
+@checked
 def read_contents(path: str | os.PathLike, *, max_bytes: int | None = None) -> Contents:
     """Read the directory of a pack file, but not its parts.
 

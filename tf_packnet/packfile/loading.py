@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import HOW_TO_REGISTER, FreezeError, PackFileError
 from tf_packnet.export.dense import dense_model
 from tf_packnet.packed import model_class
@@ -26,6 +27,7 @@ _UNPACKING = 2
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
+@checked
 def load_pack(path: str | os.PathLike, *, max_bytes: int | None = None) -> PackedModel:
     """Load a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
 
@@ -47,6 +49,7 @@ def load_pack(path: str | os.PathLike, *, max_bytes: int | None = None) -> Packe
         return _loaded(file, contents, len(contents.tasks))
 
 
+@checked
 def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int | None = None) -> keras.Model:
     """Load one task as a plain Keras model, as `tp.export.dense_model` returns it. Later tasks are not read.
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tf_packnet import lifecycle
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, PackFileError
 from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import container, model_config
@@ -27,6 +28,7 @@ from tf_packnet.version import __version__
 _LAYER_NAMES = "object_name_uids"  # Keras's global counters of layer names
 
 
+@checked
 def save_pack(
     packed: PackedModel,
     path: str | os.PathLike,

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning import auto_rounds
 from tf_packnet.pruning.shares import (
@@ -53,6 +54,7 @@ class EqualShare(PruningSchedule):
             Algorithm 2 is divided; a prune round takes one or more of them.
     """
 
+    @checked
     def __init__(
         self,
         final_prune: float,
@@ -182,6 +184,7 @@ class GrowingShare(EqualShare):
         round_epochs: As for `EqualShare`.
     """
 
+    @checked
     def __init__(
         self,
         final_prune: float,

@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.shares import UNIFORM, PruneRounds
@@ -35,6 +36,7 @@ class Shares(EqualShare):
             the open task has no share, or a larger one than is free.
     """
 
+    @checked
     def __init__(
         self,
         shares: Sequence[float] | Mapping[str, float],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_packnet.arguments import checked_class
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.stored_images import Images, StoredImages
 
@@ -63,6 +64,7 @@ def decode(images: Any, scale: Any) -> "tf.Tensor":
     return tf.cast(images, tf.float32) * tf.cast(scale, tf.float32)
 
 
+@checked_class
 @dataclass(frozen=True)
 class StreamedBatches:
     """Training batches for `PackedModel.fit` that `tf.data` gathers while the network computes.
@@ -180,6 +182,7 @@ class StreamedBatches:
         return _epochs(first_epoch).flat_map(calls)
 
 
+@checked_class
 @dataclass(frozen=True)
 class ResidentBatches(StreamedBatches):
     """The same batches, from examples that `PackedModel.fit` copies to the device once and keeps there.

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, listed
 from tf_packnet.system.table_files import TABLES
 from tf_packnet.task_names import MAX_BYTES
@@ -27,6 +28,7 @@ def default_classes(dataset: str, scenario: str = SPLIT) -> int | str:
     return 2 if len(names_in(dataset)) == 1 and scenario == SPLIT else ALL
 
 
+@checked
 def load(
     name: str,
     classes_per_task: TaskSizes | None = None,

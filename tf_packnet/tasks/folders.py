@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.extras import require_extra
 from tf_packnet.system.images import IMAGES, OTHER_IMAGES, Header, UnsupportedImageError, read_header, read_image
@@ -24,6 +25,7 @@ _TRAIN, _TESTS = "train", ("test", "validation", "valid", "val")
 _COLUMNS = Columns()
 
 
+@checked
 def from_folder(
     path: str | os.PathLike,
     image_size: int | Sequence[int] | None = None,
@@ -72,6 +74,7 @@ def from_folder(
     return task
 
 
+@checked
 def from_folders(
     path: str | os.PathLike,
     image_size: int | Sequence[int] | None = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.tasks.data_checks import check_finite
 from tf_packnet.tasks.splitting import held_out_test, hold_out
@@ -20,6 +21,7 @@ CLASSES, VALUES = TARGETS = ("classes", "values")
 _LARGE = 20.0
 
 
+@checked
 def from_arrays(
     name: str,
     x: np.ndarray,
@@ -212,6 +214,7 @@ def _test_split(test: Any, train: Split, labels: np.ndarray | None) -> Split:
     return Split(examples, np.searchsorted(labels, test_labels).astype(np.int32), train.scale)
 
 
+@checked
 def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
     """Make a task from data sets of `(x, y)`, batched or not, which are read into RAM.
 

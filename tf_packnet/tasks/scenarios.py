@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.tasks.orders import NATURAL, SHUFFLED, Order, choose, entries, generator
 from tf_packnet.tasks.splitting import ALL, TaskSizes
@@ -89,6 +90,7 @@ def check_sizes(scenario: str, classes_per_task: TaskSizes) -> None:
         raise ArgumentError("classes_per_task", expected, classes_per_task)
 
 
+@checked
 def vary(
     task: Task | Sequence[Task],
     scenario: str,

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError
 from tf_packnet.task_names import MAX_BYTES
 from tf_packnet.tasks.data_checks import check_class_numbers
@@ -16,6 +17,7 @@ ALL = "all"
 TaskSizes = int | Sequence[int] | str
 
 
+@checked
 def split_into_tasks(
     name: str,
     train: Split,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tf_packnet.arguments import checked
 from tf_packnet.export.compaction import blocks, mixers, rules
 from tf_packnet.export.compaction.rules import Rule, Value, channels
 from tf_packnet.export.compaction.sparse import make_plain, make_sparse
@@ -40,6 +41,7 @@ _RULES: dict[type, type[Rule]] = {
 }
 
 
+@checked
 def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """Return a smaller model that computes the same outputs, for prediction.
 
