@@ -50,7 +50,7 @@ def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
 
 
 def fill(packed: Any, final_prune: float, num_tasks: int) -> Any:
-    """Commit tasks that keep a random share of the free weights each, those of Algorithm 2; returns `packed`."""
+    """Commit tasks that keep a random share of the free weights each, as in Algorithm 2; returns `packed`."""
     import numpy as np
 
     from tf_packnet import lifecycle

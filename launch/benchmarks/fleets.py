@@ -1,11 +1,11 @@
-"""Measures the gradient steps of many runs that one process takes side by side, compared with those of one run.
+"""Measures the gradient steps of many runs that train side by side in one process, compared with those of one run.
 
     python -m launch.benchmarks.fleets                               the MNIST preset, 1, 32 and 128 runs
     python -m launch.benchmarks.fleets --model=conv --sizes=1,4,8
 
-One run has its usual function. On a GPU the steps of several runs are one program; on a CPU it takes one run after the
-other. The time includes copying the variables of each run into the call and back, as for an epoch of an experiment, but
-no callbacks and no validation.
+A single run uses its usual function. Several runs take their steps in one program on a GPU, and one after the other on
+a CPU. The time includes copying the variables of each run into the call and back, as in an epoch of an experiment, but
+not callbacks and validation.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compares gradient steps on images that stay in JPEG files with steps on resident examples."""
+"""Compares gradient steps on JPEG files with steps on examples in device memory."""
 
 import statistics
 import tempfile

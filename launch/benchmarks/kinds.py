@@ -1,4 +1,4 @@
-"""Models of many kinds: gradient steps with each level of XLA compilation, and the level that `auto` chooses."""
+"""Measures gradient steps of many kinds of models with each level of XLA compilation, and the choice of `auto`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -120,7 +120,7 @@ class CallTime(keras.callbacks.Callback):
 
 
 def step_times(make: Callable[[], Any], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Return the milliseconds per step with each level, measured in turns; of a hopeless level only the first."""
+    """Return the milliseconds per step with each level, measured in turns; a level that is far too slow only once."""
     steps = {level: Steps(make(), level) for level in LEVELS}
     times = {level: [each.milliseconds(2)] for level, each in steps.items()}
     fastest = min(times.values())[0]

@@ -1,9 +1,9 @@
-"""What many runs cost besides their training: scheduling, operations on files, and memory of the launcher.
+"""Measures what many runs cost besides training: scheduling, file operations, and memory of the launcher.
 
     python -m launch.benchmarks.many_runs                            500 tiny runs in two processes
     python -m launch.benchmarks.many_runs --runs=100 --cluster=ray
 
-CPU seconds are given besides wall-clock seconds, so that a busy machine can be used.
+The results include CPU seconds, which are valid on a busy machine too.
 """
 
 import argparse

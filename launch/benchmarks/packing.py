@@ -1,7 +1,7 @@
 """Measures what packing costs: `python -m launch.benchmarks.packing`.
 
-Times training steps of packed networks and of the plain Keras models that they were made from, in alternation, with
-Adam. `--networks=vit_86m` measures a vision transformer with 86 million weights, with a prune round and the export of a
+Times training steps with Adam, alternating between packed networks and the plain Keras models that they were made from.
+`--networks=vit_86m` measures a vision transformer with 86 million weights, and also a prune round and the export of a
 task; it takes 10 minutes and 8 GB of memory.
 """
 

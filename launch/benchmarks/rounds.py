@@ -1,4 +1,4 @@
-"""A prune round on the large dense layers of the paper's convolutional network: 75 million weights."""
+"""Measures a prune round on the large dense layers of the paper's convolutional network: 75 million weights."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Measures a served pack beside one plain Keras model: `python -m launch.benchmarks.serving`.
+"""Compares serving a pack with serving one plain Keras model: `python -m launch.benchmarks.serving`.
 
 Both are served by `tf-packnet serve`: a pack of five tasks, exported by `tp.export_for_serving`, and a model of the
 same network, exported by Keras. The clients run in this process, on the same cores. Rounds alternate between servers.

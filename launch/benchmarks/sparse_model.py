@@ -1,4 +1,4 @@
-"""Prunes a small CNN and measures the files of it: `python -m launch.benchmarks.sparse_model`.
+"""Prunes a small CNN and measures its exported files: `python -m launch.benchmarks.sparse_model`.
 
 The network, the epochs and the schedule are those of TF-MOT's tutorial "Pruning in Keras example". ONNX and OpenVINO
 are measured if `onnx`, `tf2onnx`, `onnxruntime` and `openvino` are installed.
