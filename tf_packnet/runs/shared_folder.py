@@ -1,7 +1,7 @@
 """The lock of an output directory that several commands may write at the same time: the shards of an experiment.
 
-They hold a shared lock of the file that `output.locked` locks for one command alone. The first of them prepares the
-directory, during which it holds the lock alone.
+They hold a shared lock on the file that `output.locked` locks exclusively. The first command prepares the directory
+while it holds the lock alone.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.runs.output import LOCK, in_use
 from tf_packnet.system import files
 
-# How long another command may take to prepare the directory.
+# How long to wait for another command that prepares the directory, in seconds.
 PREPARE_SECONDS = 120.0
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
@@ -33,7 +33,7 @@ class SharedLock:
         self.alone = False
 
     def try_alone(self) -> bool:
-        """Hold the lock alone, unless another command holds it. `share` ends this."""
+        """Try to hold the lock alone, until `share` is called. Return whether no other command holds it."""
         self.alone = self._lock(fcntl.LOCK_EX)
         return self.alone
 
@@ -41,7 +41,7 @@ class SharedLock:
         """Hold the lock together with other commands.
 
         Raises:
-            ArgumentError: If a command that needs the directory for itself does not end in time.
+            ArgumentError: If another command holds the lock alone for longer than `PREPARE_SECONDS`.
         """
         deadline = time.monotonic() + PREPARE_SECONDS
         while not self._lock(fcntl.LOCK_SH):
@@ -58,7 +58,7 @@ class SharedLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            return kind == fcntl.LOCK_SH  # nobody can know whether it is alone
+            return kind == fcntl.LOCK_SH  # without locks, no command can know whether it is alone
         return True
 
 
