@@ -88,7 +88,7 @@ def build(config: Config, input_shape: tuple[int, ...], outputs: int) -> keras.M
     weights = IMAGENET if config.weights == IMAGENET else None
     with _errors_of_keras(config, (height, width)):
         backbone = make(include_top=False, weights=weights, input_tensor=x, **arguments)
-    # float32 in mixed precision too: the loss of bfloat16 logits would be too coarse.
+    # float32 even in mixed precision: a loss of bfloat16 logits would be too coarse.
     head = keras.layers.Dense(outputs, dtype="float32", name="head")
     return keras.Model(inputs, head(backbone.output), name=application(config.model))
 
