@@ -154,8 +154,7 @@ class Approach(abc.ABC):
         return [self.accuracy(task) for task in tasks]
 
     def owner_maps(self) -> dict[str, np.ndarray]:
-        """Return a `uint8` map of each kernel by path: 0 for free weights, `k` for those used since training task
-        `k`."""
+        """Return a `uint8` map of each kernel by path: 0 for free weights, `k` if used since training task `k`."""
         return self.packed.owner_maps()
 
     def state(self) -> dict[str, np.ndarray]:
