@@ -26,8 +26,7 @@ from tf_packnet.training.trainer import PackedTrainer
 
 @dataclass
 class PackSettings:
-    """The arguments of `pack`. They are also attributes of the pack, unless the user's model has attributes of these
-    names.
+    """Arguments of `pack`. The pack has them as attributes, unless the user's model has attributes of these names.
 
     Attributes:
         head: `per_task` or `shared`.
@@ -292,8 +291,7 @@ class PackedModel(TaskManagement, PackedTrainer):
             super().load_weights(filepath, **kwargs)
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Set weights that `get_weights` returned for the same tasks, like `keras.Model.set_weights`. Used by
-        EarlyStopping.
+        """Set the result of `get_weights` for the same tasks, like `keras.Model.set_weights`. EarlyStopping uses this.
 
         Raises:
             ArgumentError: If the weights lack a committed task or a prune round of this pack. The pack is then
