@@ -39,10 +39,7 @@ def main(argv: list[str]) -> None:
 
 
 def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
-    """Build the paper's convolutional network, where each task keeps a random share of the free weights.
-
-    The shares are those of Algorithm 2.
-    """
+    """Build the paper's convolutional network. Each task keeps a random share of the free weights, see `fill`."""
     import tf_packnet as tp
     from tf_packnet.approaches.networks import conv
 
@@ -50,7 +47,11 @@ def random_convnet(final_prune: float, num_tasks: int = 5) -> Any:
 
 
 def fill(packed: Any, final_prune: float, num_tasks: int) -> Any:
-    """Commit tasks that keep a random share of the free weights each, those of Algorithm 2; returns `packed`."""
+    """Commit tasks that each keep a random subset of the free weights, with the shares of Algorithm 2.
+
+    Returns:
+        `packed`.
+    """
     import numpy as np
 
     from tf_packnet import lifecycle

@@ -1,11 +1,11 @@
-"""Measures the gradient steps of many runs that one process takes side by side, compared with those of one run.
+"""Measures the gradient steps of many runs that train together in one process, compared with those of one run.
 
     python -m launch.benchmarks.fleets                               the MNIST preset, 1, 32 and 128 runs
     python -m launch.benchmarks.fleets --model=conv --sizes=1,4,8
 
-One run has its usual function. On a GPU the steps of several runs are one program; on a CPU it takes one run after the
-other. The time includes copying the variables of each run into the call and back, as for an epoch of an experiment, but
-no callbacks and no validation.
+A single run uses its own function. On a GPU, one program does the steps of several runs at once; on a CPU, the runs are
+computed one after another. The time includes copying the variables of each run into the call and back, as in an epoch
+of an experiment, but no callbacks and no validation.
 """
 
 import argparse
@@ -20,12 +20,12 @@ EXAMPLES = {"mlp": ((28, 28, 1), 12_000), "conv": ((32, 32, 3), 2_000)}
 
 
 def measure(model: str, runs: int, calls: int) -> tuple[float, float]:
-    """Measure calls of one epoch each, after a first one.
+    """Measure calls of one epoch each. The first call compiles and is measured separately.
 
     Args:
         model: `mlp` or `conv`, the networks of the paper.
-        runs: Runs side by side.
-        calls: Measured calls.
+        runs: Number of runs that train together.
+        calls: Number of calls to measure after the first one.
 
     Returns:
         Median milliseconds per step of all runs, and seconds of the first call, with compilation.
@@ -55,7 +55,7 @@ def measure(model: str, runs: int, calls: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a line for each number of runs."""
+    """Measure, and print a line for each number of runs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=sorted(EXAMPLES), default="mlp")
     parser.add_argument("--sizes", default="1,32,128", help="numbers of runs side by side")

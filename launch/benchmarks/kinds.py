@@ -12,13 +12,13 @@ from tf_packnet import packing
 from tf_packnet.tasks import ResidentBatches
 from tf_packnet.training import acceleration
 
-# How each level is named in the table: as the value of `--jit`, except for the one that only `auto` can choose.
+# Name of each level in the table: the value of `--jit`, except for the level that only `auto` can choose.
 LEVELS = {acceleration.STEP: "on", acceleration.OFF: "off", acceleration.UPDATE: "update"}
 BATCH = 64
 WORDS = 5000
 ROUNDS = 5
 SECONDS_PER_CALL = 0.1
-# A level this many times as slow as another one is measured in a single call.
+# A level that is slower than another one by this factor is measured in a single call only.
 HOPELESS = 4
 
 
@@ -96,7 +96,7 @@ class Steps:
         self.milliseconds(2)  # traces and compiles
 
     def milliseconds(self, steps: int) -> float:
-        """Return the time per step of `steps` steps in one call, without Keras's work around the call."""
+        """Return the milliseconds per step of `steps` steps in one call, without Keras's overhead per call."""
         rng = np.random.default_rng(0)
         (inputs,) = self.packed.inputs
         shape = (steps * BATCH, *inputs.shape[1:])
@@ -120,7 +120,7 @@ class CallTime(keras.callbacks.Callback):
 
 
 def step_times(make: Callable[[], Any], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Return the milliseconds per step with each level, measured in turns; of a hopeless level only the first."""
+    """Return the milliseconds per step with each level, measured in turns; a hopeless level is measured once."""
     steps = {level: Steps(make(), level) for level in LEVELS}
     times = {level: [each.milliseconds(2)] for level, each in steps.items()}
     fastest = min(times.values())[0]
@@ -133,7 +133,7 @@ def step_times(make: Callable[[], Any], rounds: int = ROUNDS) -> dict[str, list[
 
 
 def row(name: str, times: Mapping[str, list[float]], chosen: str) -> Row:
-    """Compare the level that `auto` chooses with the best, by the shortest times: other processes only add to them."""
+    """Compare the level that `auto` chooses with the best one, by the shortest times: other processes only add time."""
     shortest = {level: min(each) for level, each in times.items()}
     levels = ", ".join(f"{LEVELS[level]} {value:.3g}" for level, value in shortest.items())
     what = f"{name} ({levels}): auto is {LEVELS[chosen]}"

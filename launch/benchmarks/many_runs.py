@@ -1,9 +1,9 @@
-"""What many runs cost besides their training: scheduling, operations on files, and memory of the launcher.
+"""Measures the overhead of many runs: scheduling, file operations, and memory of the launcher.
 
     python -m launch.benchmarks.many_runs                            500 tiny runs in two processes
     python -m launch.benchmarks.many_runs --runs=100 --cluster=ray
 
-CPU seconds are given besides wall-clock seconds, so that a busy machine can be used.
+CPU seconds are printed in addition to wall-clock seconds, because they are comparable even on a busy machine.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tf_packnet.runs.config import Config
 from tf_packnet.runs.paths import StorePlace
 
 TINY = {"num_tasks": 1, "train_epochs": 1, "retrain_epochs": 1, "prune_rounds": 1, "hidden_units": (8,), "jit": "off"}
-# Audit events of Python by what they do to a file system.
+# Python's audit events, with the file operations that they stand for.
 EVENTS = {"open": "opened", "os.rename": "renamed", "os.remove": "deleted", "os.rmdir": "deleted", "os.mkdir": "made"}
 
 
@@ -67,7 +67,7 @@ def cpu_seconds(who: int) -> float:
 
 
 def scheduling(runs: int, workers: int) -> float:
-    """Return the launcher's CPU milliseconds per run if runs take no time."""
+    """Return the CPU milliseconds per run that the launcher takes if the runs take no time."""
     began = cpu_seconds(resource.RUSAGE_SELF)
     with Pool(Layout(workers, 1), StorePlace(Path()), make_worker=NoWork) as pool:
         wait([pool.submit(config) for config in tiny(runs).configs])
@@ -75,7 +75,7 @@ def scheduling(runs: int, workers: int) -> float:
 
 
 def file_operations(folder: str) -> list[dict[str, int]]:
-    """Return how often two runs use files of the store: one that computes all stages, and one that shares the first."""
+    """Count the file operations of two runs: one that computes all stages, and one that shares the first stage."""
     from tf_packnet.system.quiet import start_tensorflow
 
     start_tensorflow()
@@ -100,7 +100,7 @@ def file_operations(folder: str) -> list[dict[str, int]]:
 
 
 def experiment(runs: int, folder: str, cluster: str) -> None:
-    """Do tiny runs and print what they cost."""
+    """Execute tiny runs, and print their time, memory and files."""
     began, own, children = time.perf_counter(), cpu_seconds(resource.RUSAGE_SELF), cpu_seconds(resource.RUSAGE_CHILDREN)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
