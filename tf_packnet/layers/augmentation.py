@@ -23,8 +23,9 @@ CHANGES: dict[str, Callable[[int], keras.Layer]] = {
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class Augmentation(keras.layers.Layer):
-    """Augments training images at random. In evaluation and prediction, images pass unchanged. Exports leave the layer
-    out.
+    """Augments training images at random.
+
+    In evaluation and prediction, images pass unchanged. Exports leave the layer out.
 
     Args:
         changes: Names in `CHANGES`, in the order in which they are applied.

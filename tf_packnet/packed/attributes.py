@@ -21,8 +21,9 @@ from tf_packnet.training.optimizers import fresh
 
 
 def adopt(packed: keras.Model, source: keras.Model, copying: bool) -> None:
-    """Copy the attributes of a functional or Sequential model to the pack, with the pack's layers instead of the
-    model's.
+    """Copy the attributes of a functional or Sequential model to the pack.
+
+    Layers of the model in the attributes are replaced by those of the pack.
 
     Args:
         packed: The pack.

@@ -84,8 +84,7 @@ class Roles:
         return any(path == head or path.startswith(f"{head}/") for head in self.heads)
 
     def replacement(self, layer: keras.Layer, path: str) -> keras.Layer:
-        """Return the new, unbuilt layer that replaces `layer`; or `layer` itself. Its inner layers may then be
-        replaced.
+        """Return the new, unbuilt layer that replaces `layer`; or `layer` itself, whose inner layers may be replaced.
 
         Args:
             layer: A layer.
