@@ -5,6 +5,7 @@ import zipfile
 
 import keras
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -55,13 +56,19 @@ class TestFiles:
     def test_parquet(self, tmp_path):
         columns = {
             "whole": [1, None],
-            "flag": [True, False],
+            "flag": [True, None],
             "text": pa.array(["a", "b"]).dictionary_encode(),
             "ids": pa.array([[1, 2], []], pa.list_(pa.int32())),
         }
         parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
-        found = {"whole": [1.0, None], "flag": [1.0, 0.0], "text": ["a", "b"], "ids": [[1, 2], []]}
+        found = {"whole": [1.0, None], "flag": ["True", None], "text": ["a", "b"], "ids": [[1, 2], []]}
         assert columns_of(tmp_path / "a.parquet") == found
+
+    def test_booleans_are_what_pandas_writes_to_csv(self, tmp_path):
+        frame = pd.DataFrame({"flag": [True, False, True]})
+        frame.to_csv(tmp_path / "a.csv", index=False)
+        frame.to_parquet(tmp_path / "a.parquet")
+        assert columns_of(tmp_path / "a.csv") == columns_of(tmp_path / "a.parquet")
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -56,7 +56,7 @@ def measured(name: str) -> list[str]:
     import tensorflow as tf
 
     import tf_packnet as tp
-    from tf_packnet.training.acceleration import is_convolutional
+    from tf_packnet.training.acceleration import gpus, is_convolutional
 
     plain = made(name)
     packed = tp.pack(plain)
@@ -68,7 +68,7 @@ def measured(name: str) -> list[str]:
     x = rng.integers(0, 4000, shape).astype("int32") if is_text else rng.normal(size=shape).astype("float32")
     data = tf.data.Dataset.from_tensors((x, rng.integers(0, 2, size))).cache().repeat()
     # Keras compiles with XLA by default, which is slower than TensorFlow's own kernels for convolutions on CPU.
-    models = {} if is_convolutional(plain) else {"xla": made(name)}
+    models = {} if is_convolutional(plain) and not gpus() else {"xla": made(name)}
     models |= {"plain": plain, "packed": packed}
     for kind, model in models.items():
         compile_model(model, **({} if kind == "packed" else {"jit_compile": kind == "xla"}))

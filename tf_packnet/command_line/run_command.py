@@ -122,10 +122,22 @@ def _is_given(name: str, argv: Sequence[str]) -> bool:
 
 
 def _check_shares(values: flags.FlagValues, argv: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> None:
-    """Raise ArgumentError if `final_prune` (p) is given but no run uses it, because all runs have explicit shares."""
-    if EQUAL not in axes["shares"] and (_is_given("final_prune", argv) or "final_prune" in axes):
-        expected = "no value with --shares, which says what each task keeps, and so what is free after all tasks"
-        raise ArgumentError("final_prune", expected, values["final_prune"].value)
+    """Raise an error if `final_prune` (p) is given but no run uses it, because all runs have explicit shares.
+
+    Raises:
+        UsageError: If `--sweep` varies `final_prune`.
+        ArgumentError: If `final_prune` is given in another way, or the experiment varies it.
+    """
+    if EQUAL in axes["shares"]:
+        return
+    reason = "with --shares, which says what each task keeps, and so what is free after all tasks"
+    if axes.get("final_prune"):
+        raise UsageError(f"--sweep=final_prune=...: expected no such axis {reason}")
+    if "final_prune" in axes and values["shares"].value != EQUAL:
+        expected = f"{EQUAL} with --experiment={values['experiment'].value}, which varies --final_prune"
+        raise ArgumentError("shares", expected, values["shares"].value)
+    if _is_given("final_prune", argv):
+        raise ArgumentError("final_prune", f"no value {reason}", values["final_prune"].value)
 
 
 def _fields(values: flags.FlagValues) -> dict[str, Any]:

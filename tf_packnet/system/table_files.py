@@ -295,6 +295,7 @@ def _parquet(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]
 def _plain(column: Any) -> Any:
     """Convert a column to the common type of its kind: `string`, `double`, or `list<int64>`."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import types
 
     kind = column.type
@@ -302,8 +303,10 @@ def _plain(column: Any) -> Any:
         return _plain(column.dictionary_decode())
     if types.is_large_string(kind) or types.is_string_view(kind):
         return column.cast(pa.string())
-    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind):
-        return (column.cast(pa.int8()) if types.is_boolean(kind) else column).cast(pa.float64(), safe=False)
+    if types.is_boolean(kind):  # as pandas writes it to a CSV file
+        return pc.if_else(column, "True", "False")
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return column.cast(pa.float64(), safe=False)
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return column.cast(pa.list_(pa.int64())) if is_list and types.is_integer(kind.value_type) else column
 
