@@ -1,6 +1,6 @@
-"""The GPUs of this machine, and which of them each worker sees.
+"""The GPUs of this machine, and their assignment to workers.
 
-Counted without TensorFlow, which would allocate memory on them.
+GPUs are counted without TensorFlow, which would allocate memory on them.
 """
 
 import ctypes

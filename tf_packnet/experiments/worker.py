@@ -1,6 +1,6 @@
-"""A worker as the launcher sees it: starts a worker process, sends it runs, reads its replies, and ends it.
+"""The launcher's side of a worker: starts a worker process, sends it runs, reads its replies, and ends it.
 
-Whether a process still lives is read from `/proc`, not guessed from its speed: a run may take hours for an epoch.
+Whether a process is still alive is read from `/proc`, not guessed from its speed: an epoch may take hours.
 """
 
 import contextlib

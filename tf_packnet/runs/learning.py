@@ -154,7 +154,7 @@ def learn_only(
     network_files_before: dict[str, str] | None = None,
     log: Callable[[str], None] = corruption.print_line,
 ) -> dict[str, Any]:
-    """Run `config` for its results alone: no pack, no exports.
+    """Run `config` for its results only, without writing a pack or exports.
 
     Args:
         config: The run.

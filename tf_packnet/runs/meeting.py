@@ -1,4 +1,4 @@
-"""How the workers of a run connect at the start: all others connect to the first worker, which waits for them."""
+"""Connects the workers of a run at its start: the first worker waits until all other workers have connected to it."""
 
 import json
 import socket

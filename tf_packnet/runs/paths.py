@@ -41,7 +41,7 @@ class RunPaths:
 
     @property
     def pack_file(self) -> Path:
-        """The same pack in one small file, without free weights."""
+        """The pack file: the pack in one small file, without free weights."""
         return self.root / "pack.packnet"
 
     @property

@@ -1,7 +1,7 @@
-"""The lock of an output directory that several commands may write at the same time: the shards of an experiment.
+"""The lock of an output directory that several commands write at the same time: the shards of an experiment.
 
-They hold a shared lock on the file that `output.locked` locks exclusively. The first command prepares the directory
-while it holds the lock alone.
+The commands hold a shared lock on the file that `output.locked` locks exclusively. The first command prepares the
+directory while it holds an exclusive lock.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class SharedLock:
-    """A lock that this command holds together with others.
+    """A lock that several commands can hold at the same time.
 
     Attributes:
-        alone: Whether no other command holds it, so that the directory may be prepared or cleaned.
+        alone: Whether this command holds the lock exclusively, so that it may prepare or clean the directory.
     """
 
     def __init__(self, root: Path, handle: int):
@@ -33,15 +33,15 @@ class SharedLock:
         self.alone = False
 
     def try_alone(self) -> bool:
-        """Try to hold the lock alone, until `share` is called. Return whether no other command holds it."""
+        """Try to acquire the lock exclusively, until `share` is called. Return whether this succeeded."""
         self.alone = self._lock(fcntl.LOCK_EX)
         return self.alone
 
     def share(self) -> None:
-        """Hold the lock together with other commands.
+        """Acquire or downgrade to a shared lock.
 
         Raises:
-            ArgumentError: If another command holds the lock alone for longer than `PREPARE_SECONDS`.
+            ArgumentError: If another command holds the lock exclusively for longer than `PREPARE_SECONDS`.
         """
         deadline = time.monotonic() + PREPARE_SECONDS
         while not self._lock(fcntl.LOCK_SH):
@@ -64,10 +64,10 @@ class SharedLock:
 
 @contextlib.contextmanager
 def shared(root: Path) -> Iterator[SharedLock]:
-    """Create the output directory and lock it for this command and others that share it.
+    """Context manager that creates the output directory, and locks it for all commands that share it.
 
     Yields:
-        The lock, held alone if no other command holds it.
+        The lock. It is exclusive if no other command holds it.
 
     Raises:
         ArgumentError: If a command that does not share the directory has locked it, or it cannot be created.

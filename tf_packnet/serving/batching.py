@@ -36,7 +36,7 @@ class Batcher:
     grow with the load.
 
     Args:
-        max_batch: Most examples in one call.
+        max_batch: Maximum number of examples in one call.
         threads: Number of parallel calls.
     """
 

@@ -15,8 +15,8 @@ class Settings(NamedTuple):
         host: The address to listen on.
         port: The port to listen on; 0 for any free one.
         poll_seconds: Interval between checks for a new version.
-        max_batch: Most examples to compute in one call; 1 computes each example alone.
-        max_requests: Most requests at one time; the others are refused with status 503.
+        max_batch: Maximum number of examples to compute in one call; 1 disables batching.
+        max_requests: Maximum number of concurrent requests. Further requests are refused with status 503.
         max_request_bytes: Largest body of a request, in bytes.
         max_image_bytes: Limit in bytes on the memory for decoding one image.
         scale: Factor for the pixels of images; None for the recorded one.

@@ -39,7 +39,7 @@ class SparseArray:
 
     @property
     def saved_bytes(self) -> int:
-        """How many bytes smaller it is than the dense array."""
+        """Size of the dense array minus that of the stored one, in bytes."""
         return self.size * np.dtype(self.dtype).itemsize - len(self.data)
 
     def to_bytes(self) -> np.ndarray:
