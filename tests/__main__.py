@@ -1,4 +1,4 @@
-"""Runs all tests: what Bazel's `tests` target starts."""
+"""Runs all tests. Bazel's target `tests` starts this module."""
 
 import sys
 from pathlib import Path

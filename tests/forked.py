@@ -1,6 +1,6 @@
-"""Processes that begin with TensorFlow imported, which takes longer than most runs that the tests launch.
+"""Starts processes in which TensorFlow is already imported: the import takes longer than most runs in the tests.
 
-They are forked from a server in which nothing was computed yet: no device looked for, no thread of TensorFlow's.
+The processes are forked from a server that has not yet initialized devices or started threads of TensorFlow.
 """
 
 import atexit

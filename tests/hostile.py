@@ -1,4 +1,4 @@
-"""Writes files that claim far more memory than they have bytes: packs, arrays, images and JSON."""
+"""Writes files that declare far more memory than their size: packs, arrays, images and JSON."""
 
 import io
 import json

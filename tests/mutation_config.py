@@ -1,4 +1,4 @@
-"""What `make mutants` checks: the modules, the tests that cover them, and changes that no test can notice."""
+"""Configures `make mutants`: the modules, the tests that cover them, and changes that no test can detect."""
 
 # Modules and folders, and the fast tests that cover them.
 TESTS = {

@@ -1,4 +1,4 @@
-"""How much XLA compiles for each kind of model, and the random numbers of compiled steps."""
+"""Levels of XLA compilation for each kind of model, and the random numbers of compiled steps."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A batch is computed as all tasks in one pass over the data, with the bits of `predict`, and nothing else changes."""
+"""The outputs of all tasks for a batch are computed in one pass, bit-identical to `predict`, without side effects."""
 
 import keras
 import numpy as np

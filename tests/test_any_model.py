@@ -1,4 +1,4 @@
-"""Many kinds of models can be packed, trained, saved, loaded and exported; the freeze is exact to the bit."""
+"""Many kinds of models can be packed, trained, saved, loaded and exported; committed tasks stay bit-identical."""
 
 import json
 import subprocess

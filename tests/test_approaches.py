@@ -1,4 +1,4 @@
-"""The baselines: which examples they train on, how their mask grows, that nothing is frozen, and their budget."""
+"""The baselines: their training examples, growing masks, unfrozen weights, and budgets."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A `fit` that is interrupted resumes after its last epoch, and ends with the same bits."""
+"""An interrupted `fit` resumes after its last completed epoch; the results are bit-identical."""
 
 import json
 import os

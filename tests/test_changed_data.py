@@ -1,4 +1,4 @@
-"""Results of data that has changed since are refused."""
+"""Stored results are refused if the data have changed since."""
 
 from pathlib import Path
 

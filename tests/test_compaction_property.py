@@ -1,4 +1,4 @@
-"""Compact models of random architectures and masks compute the same as the original model."""
+"""Compact models with random architectures and masks compute the same outputs as the original models."""
 
 import keras
 import numpy as np

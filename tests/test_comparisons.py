@@ -1,4 +1,4 @@
-"""Statistics over seeds: paired differences, the paper's claims, and the curve of a matching."""
+"""Statistics over seeds: paired differences, the claims of the paper, and curves matched to a target accuracy."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Damage anywhere in an output directory is detected, and the damaged file is named, and repaired or refused."""
+"""Damage to any file of an output directory is detected; the file is named, and repaired or refused."""
 
 import contextlib
 import functools

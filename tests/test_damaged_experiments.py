@@ -1,4 +1,4 @@
-"""Damage in the folder of an experiment is detected, and the damaged file is named, and repaired or refused."""
+"""Damage to files in the folder of an experiment is detected; the file is named, and repaired or refused."""
 
 import contextlib
 import io

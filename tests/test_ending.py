@@ -1,4 +1,4 @@
-"""How a launcher ends after a signal."""
+"""A command that receives a signal ends with the right exit code and one line on standard error."""
 
 import os
 import re

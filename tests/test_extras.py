@@ -1,4 +1,4 @@
-"""`pip install tf_packnet` is enough to pack, train and export; runs and reports need the extra `experiments`."""
+"""`pip install tf_packnet` suffices to pack, train and export; runs and reports need the extra `experiments`."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""A fit together with other features of Keras: callbacks, example and class weights, schedules, `summary()`."""
+"""`fit` with other features of Keras: callbacks, sample and class weights, learning rate schedules, `summary()`."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Runs that train side by side are what they are alone."""
+"""Runs that train together in a fleet give the same results as runs that train alone."""
 
 import contextlib
 import random

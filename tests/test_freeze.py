@@ -1,4 +1,4 @@
-"""Once a task is committed, its logits for the same input are always identical to the bit."""
+"""Once a task is committed, its logits for the same input are always bit-identical."""
 
 import keras
 import numpy as np

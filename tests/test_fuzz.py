@@ -1,4 +1,4 @@
-"""Command lines that nobody would write are accepted, or refused in one line: no traceback, no file."""
+"""Random command lines are accepted, or refused with one line: without a traceback, and without writing files."""
 
 import contextlib
 import io

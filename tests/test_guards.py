@@ -1,4 +1,4 @@
-"""Invalid data, versions, flags and files are refused at once, with a message of one line."""
+"""Invalid data, versions, flags and files are refused immediately, with a one-line message."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Images as people have them: 16 bits, EXIF orientation, transparency, animations, several formats."""
+"""Real-world image files: 16 bits, EXIF orientation, transparency, animations, several formats."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Scores of weights that see data, and prune rounds that rank by them."""
+"""Importance scores computed from data, and prune rounds that rank weights by them."""
 
 import keras
 import numpy as np

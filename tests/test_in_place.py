@@ -1,4 +1,4 @@
-"""Kernels computed in place, or selected by XLA in one pass, give the same bits as kernels selected in every step."""
+"""Kernels masked in place, or by XLA in one pass, are bit-identical to kernels that are masked in every step."""
 
 import keras
 import numpy as np

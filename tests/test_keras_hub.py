@@ -1,4 +1,4 @@
-"""KerasHub's models, small ones made from their configs: packed, trained for two tasks, saved, loaded and exported."""
+"""Small versions of KerasHub's models are packed, trained on two tasks, saved, loaded and exported."""
 
 import keras
 import numpy as np

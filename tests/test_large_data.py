@@ -1,4 +1,4 @@
-"""Runs on images that stay on disk: bits, resuming, and memory."""
+"""Runs on images that stay on disk: bit-identical results, resuming, and memory."""
 
 import json
 import os

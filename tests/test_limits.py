@@ -1,4 +1,4 @@
-"""Files that claim too much are refused in one line, before they take memory; large genuine files are opened."""
+"""Files that declare too much memory are refused with one line before allocation; large valid files are opened."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Files from untrusted sources: loading runs none of their code, trusts none of their sizes, and writes nothing."""
+"""Files from untrusted sources: loading executes none of their code, trusts no declared size, and writes nothing."""
 
 import contextlib
 import io

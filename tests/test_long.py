@@ -1,4 +1,4 @@
-"""Many tasks in one process: threads, files and RAM do not grow beyond what the tasks add."""
+"""Many tasks in one process: no threads, open files or RAM are leaked."""
 
 import gc
 import threading

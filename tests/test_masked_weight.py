@@ -1,4 +1,4 @@
-"""What the weights of a layer hold and compute over the life of several tasks."""
+"""The values, masks and outputs of a layer's weights over several tasks."""
 
 import collections
 

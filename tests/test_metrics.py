@@ -1,4 +1,4 @@
-"""The measures of continual learning, against the definitions of the papers and Avalanche's way to compute them."""
+"""The metrics of continual learning, compared with the definitions in the papers and with Avalanche."""
 
 import json
 import shutil

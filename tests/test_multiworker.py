@@ -1,4 +1,4 @@
-"""`--strategy=multiworker`: finding the workers, what they tell each other, and runs in two processes."""
+"""`--strategy=multiworker`: finding the workers, their messages, and runs in two processes."""
 
 import concurrent.futures
 import hashlib

@@ -1,4 +1,4 @@
-"""Normalization: later tasks do not change outputs of earlier ones by a bit, including statistics."""
+"""Normalization: later tasks change neither the outputs nor the statistics of earlier tasks."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Runs of networks that the launcher does not know: functions of the user, applications of Keras, weights of files."""
+"""Runs of the user's own networks: functions in Python files, Keras applications, and weights from files."""
 
 import dataclasses
 import json

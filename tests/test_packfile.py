@@ -1,4 +1,4 @@
-"""Pack files restore packs bit by bit, can be read task by task, are small, and raise clear errors if damaged."""
+"""Pack files restore bit-identical packs, can be read task by task, are small, and raise clear errors if damaged."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Prediction from pack files gives the same results as the pack, and one-line errors."""
+"""Prediction from pack files gives the same results as the pack; errors are one line."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`preview_task` shows a pack as `begin_task` would begin the next task, and changes nothing."""
+"""`preview_task` shows the state in which `begin_task` would begin the next task, and changes nothing."""
 
 import random
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""`save_pack` reads what it has written, and keeps the earlier file if that is not the pack."""
+"""`save_pack` reads the written file back, and keeps the previous file if the new one differs from the pack."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What `TaskRecords` keeps and saves."""
+"""`TaskRecords` keeps, saves and restores the records of tasks."""
 
 import hashlib
 

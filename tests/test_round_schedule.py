@@ -1,4 +1,4 @@
-"""Prune rounds are planned without a model: the cases of `test_rounds.py`, and the limits of a look ahead."""
+"""Prune rounds are planned without a model: the cases of `test_rounds.py`, and the limits of the look-ahead."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The rules by which workers take runs, and what follows from faults of the machine. No process is started."""
+"""The rules by which workers take runs, and how faults of workers are handled. No process is started."""
 
 import hypothesis
 import hypothesis.strategies as st

@@ -1,4 +1,4 @@
-"""What is chosen automatically: the strategy, and whether to compile with XLA."""
+"""Automatic choices: the distribution strategy, and the level of XLA compilation."""
 
 import keras
 import pytest

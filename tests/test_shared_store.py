@@ -1,6 +1,6 @@
-"""Stores without a shared disk or without locks: what hosts share, what is repeated, and what is never damaged.
+"""Stores without a shared disk or without locks: what hosts share, what is computed again, and that nothing is damaged.
 
-Each test of objects runs on a folder and on a server of S3 on this machine.
+Each test of objects runs on a folder and on a local S3 server.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Compact exports of any network hold no zeros, and compute as dense exports do."""
+"""Compact exports of any network store no zeros, and compute the same outputs as dense exports."""
 
 import keras
 import numpy as np

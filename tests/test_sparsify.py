@@ -1,4 +1,4 @@
-"""Pruning one plain Keras model: `sparsify`, `PruneStepScheduler`, patterns and `strip_pruning`."""
+"""Pruning a plain Keras model: `sparsify`, `PruneStepScheduler`, patterns and `strip_pruning`."""
 
 import itertools
 import warnings

@@ -1,7 +1,7 @@
-"""Stage keys of fixed configs: a change of the code that changes one makes every stored stage useless.
+"""Stage keys of fixed configs. A code change that alters a key makes all stored stages unusable.
 
-A new field of `Config` needs `neutral=...` in its declaration, see "Add a flag" in CONTRIBUTING.md. If stages now
-compute something else, increase `SCHEMA` in tf_packnet/runs/stages.py and write the new keys here.
+A new field of `Config` needs `neutral=...` in its declaration, see "Add a flag" in CONTRIBUTING.md. If the results of
+stages have changed, increase `SCHEMA` in tf_packnet/runs/stages.py and enter the new keys here.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Commands end with an exit code and at most one line on standard error, whatever their streams are connected to."""
+"""Commands end with an exit code and at most one line on standard error, for any kind of output stream."""
 
 import errno
 import io

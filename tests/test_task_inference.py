@@ -1,4 +1,4 @@
-"""The task of examples is inferred from how sure the heads are."""
+"""The task of examples is inferred from the confidence of the heads."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Tasks of a pack are listed, renamed, abandoned and forgotten; all others compute as before, to the bit."""
+"""Tasks of a pack are listed, renamed, abandoned and forgotten; the outputs of other tasks stay bit-identical."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Names with control characters, formulas and markup do no harm where they leave the program."""
+"""Names with control characters, formulas or markup are harmless in all outputs."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Images of TFDS data sets that are resized, or stay in their files."""
+"""Images of TFDS data sets that are resized, or stay on disk."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`TimeBudget` and the rounds that it divides the time between, with a clock that stands still between events."""
+"""`TimeBudget` and its division of the time between prune rounds, with a simulated clock."""
 
 import datetime
 import time

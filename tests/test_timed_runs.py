@@ -1,4 +1,4 @@
-"""Runs whose retraining is limited by time: keys, plans in the store, shares of the time, and the same bits."""
+"""Runs with a time budget for retraining: keys, stored plans, division of the time, and bit-identical results."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Outputs of committed tasks do not change, for any kind of state; changes of variables are detected."""
+"""Outputs of committed tasks do not change, for layers with any kind of state; changed variables are detected."""
 
 import json
 

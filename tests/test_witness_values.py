@@ -1,4 +1,4 @@
-"""Comparison of the outputs of a task with those at its commit, and the synthetic inputs they are computed from."""
+"""The outputs of a task are compared with those at its commit, for the same synthetic inputs."""
 
 import os
 from pathlib import Path

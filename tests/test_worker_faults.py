@@ -1,6 +1,7 @@
-"""Faults of the machine in worker processes: each is noticed, and no run is lost by it.
+"""Faults in worker processes are detected, and no run is lost.
 
-The processes speak the protocol of `worker_process` without TensorFlow. What they do in a run is code by its seed.
+The test processes use the protocol of `worker_process` without TensorFlow. The code that they execute in a run is
+selected by its seed.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Parallel runs: sweeps, how workers take runs, and what happens when a run fails or its process dies."""
+"""Parallel runs: sweeps, distribution of runs to workers, and runs that fail or whose process dies."""
 
 import os
 import re

@@ -7,8 +7,8 @@ packed = tp.pack(model)
 packed.begin_task("first", num_classes=2)
 ```
 
-Importing the package makes its layers and models known to Keras, so that `keras.models.load_model` reads a saved pack;
-all else is imported on first use.
+Importing the package registers its layers and models with Keras, so that `keras.models.load_model` can load a saved
+pack. Everything else is imported on first use.
 """
 
 import importlib

@@ -6,17 +6,17 @@ from typing import Any
 
 from tf_packnet.text import printable, printable_lines
 
-# What to do about a class of a pack that is not registered with Keras.
+# Advice for messages about a class that is not registered with Keras.
 HOW_TO_REGISTER = "(import the module that registers it, in a command with --layers=FILE.py)"
 
 
 class ArgumentError(ValueError):
     """An invalid argument.
 
-    The launcher prints it as `--argument=received: expected ...` and exits with 2.
+    The command line prints it as `--argument=received: expected ...` and exits with 2.
 
     Attributes:
-        argument: Name of the argument, and of the launcher's flag.
+        argument: Name of the argument, and of the command-line flag.
         expected: Description of the valid values.
         received: The invalid value.
     """
@@ -29,7 +29,7 @@ class ArgumentError(ValueError):
         self.received = received
 
     def as_flag(self) -> str:
-        """Return the message of the launcher."""
+        """Return the message that the command line prints."""
         received = "" if self.received is None else f"={self.received}"
         return f"--{self.argument}{received}: expected {self.expected}"
 
@@ -81,7 +81,7 @@ class PackFileError(ValueError):
 
 
 class StoppedError(RuntimeError):
-    """A run that cannot continue. The message is one line; the launcher exits with 1."""
+    """A run that cannot continue. The message is one line; the command line exits with 1."""
 
     exit_code = 1
 
@@ -90,7 +90,7 @@ class StoppedError(RuntimeError):
 
 
 class WorkerEndedError(StoppedError):
-    """Another worker of the same run has ended; the launcher exits with 75."""
+    """Another worker of the same run has ended; the command line exits with 75."""
 
     exit_code = 75
 
@@ -104,7 +104,7 @@ class DivergedError(StoppedError):
 
 
 class StepError(StoppedError):
-    """TensorFlow failed in a step: shapes or labels do not fit, or a check of a layer, loss or metric has failed."""
+    """TensorFlow failed in a gradient step: wrong shapes or labels, or a failed check of a layer, loss or metric."""
 
 
 class FreezeError(StoppedError):

@@ -27,7 +27,7 @@ from tf_packnet.training.trainer import PackedTrainer
 
 @dataclass
 class PackSettings:
-    """Arguments of `pack`, also attributes of the pack unless the user's model has attributes with the same names.
+    """Arguments of `pack`. The pack has them as attributes, unless the user's model has attributes of these names.
 
     Attributes:
         head: `per_task` or `shared`.
@@ -46,7 +46,7 @@ class PackSettings:
 class PackedModel(TaskManagement, PackedTrainer):
     """A functional Keras model with task-aware layers, which learns one task after another without forgetting.
 
-    Created by `pack`. It adds the following methods to those of Keras models:
+    Created by `pack`. A pack has the methods of Keras models and, among others, these:
 
     ```python
     packed.begin_task("cats_dogs", num_classes=2)
@@ -62,7 +62,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         head: `per_task` or `shared`.
         freed_weights: Start values of the free weights in each task: `zero`, `keep` or `reinit`.
         seed: Seeds the random values of new tasks.
-        tasks: Names of the tasks that were begun, in order. Only files of earlier versions have them in the config.
+        tasks: Names of the begun tasks, in order. Only configs of earlier versions contain them.
         name: Name of the model.
         roles: How the layers were packed.
     """
@@ -144,7 +144,7 @@ class PackedModel(TaskManagement, PackedTrainer):
 
     @checked
     def reopen_task(self, seed: int | None = None) -> None:
-        """Make all free weights candidates of the task that is already open, in addition to its present ones.
+        """Make all free weights candidates of the open task, in addition to its current candidates.
 
         Args:
             seed: Seeds the random values of `freed_weights="reinit"`. Default: the seed of the pack.
@@ -157,7 +157,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         self._reset_optimizers()
 
     def restore(self, state: Mapping[str, np.ndarray], task_names: Sequence[str]) -> None:
-        """Restore the result of `lifecycle.state` and the names of the tasks, and reset the optimizer."""
+        """Restore a state that `lifecycle.state` returned and the names of its tasks, and reset the optimizer."""
         lifecycle.load_state(self, state)
         lifecycle.drop_compiled_functions(self)  # the number of units of a head may have changed
         lifecycle.records(self).names = list(task_names)
@@ -203,7 +203,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         lifecycle.select_task(self, self.task_number(task))
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Train the open task like `keras.Model.fit`; the open task becomes the selected one.
+        """Train the open task like `keras.Model.fit`. This selects the open task.
 
         Args:
             *args: Positional arguments of `keras.Model.fit`. `x` may also be `tp.tasks.ResidentBatches` or
@@ -227,7 +227,7 @@ class PackedModel(TaskManagement, PackedTrainer):
         return super().fit(**arguments)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Train the open task like `keras.Model.train_on_batch`; the open task becomes the selected one.
+        """Train the open task like `keras.Model.train_on_batch`. This selects the open task.
 
         Raises:
             RuntimeError: If no task is open.
@@ -274,14 +274,14 @@ class PackedModel(TaskManagement, PackedTrainer):
         """Save the pack with all tasks as a `.keras` file, like `keras.Model.save`.
 
         Raises:
-            ArgumentError: If the path is that of an HDF5 file, which cannot contain tasks.
+            ArgumentError: If the path has the suffix of an HDF5 file, which cannot store tasks.
         """
         safe_loading.check_save_path(filepath)
         safe_loading.check_complete(self)
         super().save(filepath, *args, **kwargs)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load an equal or later state of the same tasks, like `keras.Model.load_weights`; unchanged after an error.
+        """Load the same or a later state of the same tasks, like `keras.Model.load_weights`. An error changes nothing.
 
         Raises:
             ArgumentError: If the file lacks a committed task or a prune round of this pack, or is not a weights file.
@@ -294,10 +294,11 @@ class PackedModel(TaskManagement, PackedTrainer):
             super().load_weights(filepath, **kwargs)
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Set the result of `get_weights` for the same tasks, like `keras.Model.set_weights`; used by EarlyStopping.
+        """Set the result of `get_weights` for the same tasks, like `keras.Model.set_weights`. EarlyStopping uses this.
 
         Raises:
-            ArgumentError: If the weights lack a committed task or a prune round of this pack, which does not change.
+            ArgumentError: If the weights lack a committed task or a prune round of this pack. The pack is then
+                unchanged.
         """
         with self._loading("weights", f"{len(weights)} arrays"):
             super().set_weights(weights)
@@ -308,7 +309,7 @@ class PackedModel(TaskManagement, PackedTrainer):
             super().set_state_tree(state_tree)
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
-        """Raise ArgumentError for `tf.train.Checkpoint`, which cannot save tasks (TensorFlow's hook)."""
+        """Raise ArgumentError in `tf.train.Checkpoint`, which cannot save tasks (TensorFlow's hook)."""
         if save_type == "checkpoint":
             expected = f"a model that is not a pack: tf.train.Checkpoint does not contain tasks ({INSTEAD})"
             raise ArgumentError("model", expected, self.name)
@@ -334,10 +335,10 @@ class PackedModel(TaskManagement, PackedTrainer):
     def of_network(
         cls, network: keras.Model, roles: Roles, own_class: type[keras.Model] | None = None, **kwargs: Any
     ) -> "PackedModel":
-        """Convert a Sequential or functional model to a pack; the model cannot be used afterwards.
+        """Convert a Sequential or functional model to a pack. The model must not be used afterwards.
 
         Args:
-            network: The model. Layers that are already task-aware do not change.
+            network: The model. Layers that are already task-aware stay unchanged.
             roles: How its layers are packed.
             own_class: The user's model class, if the pack must inherit from it; then call
                 `model_class.take_over_model`.

@@ -45,21 +45,21 @@ def pack(
 
     Args:
         model: A built Sequential, functional or subclassed model with layers of any class. It is not changed.
-        head: `per_task`: the layers from which the outputs come (Dense, convolutions, EinsumDense and other layers
-            whose config has their number of outputs) become unpruned heads, separate for each task; `shared`: they are
-            masked and pruned like other layers, and all tasks share them.
+        head: `per_task`: the layers that compute the outputs (Dense, convolutions, EinsumDense and other layers whose
+            config has their number of outputs) become heads, which are not pruned and separate for each task; `shared`:
+            they are masked and pruned like other layers, and all tasks share them.
         bias_policy: `first_task`: biases and normalization are trained by task 1, then frozen; `per_task`: each task
             has its own.
         freed_weights: Start values of the free weights in each task: `zero`, `keep` (their values when they were
             pruned) or `reinit` (new random values).
-        seed: Seeds the random values of later tasks (heads, `reinit`).
+        seed: Seeds the random values of new tasks (heads, `reinit`).
         pretrained: None: task 1 starts from the weights of the model. `task 0`: these weights belong to no task, and
             every task starts its free weights from them, regardless of `freed_weights`.
         prune_pretrained: Used with `pretrained="task 0"`. True: a pruned weight is 0, so that the network of a task is
             sparse. False: a pruned weight returns to its pretrained value, which all tasks see wherever they own no
             weight; each task keeps the weights that differ most from their pretrained values.
-        head_layers: Names of the heads, if they cannot be found from the outputs: any layers with weights. A layer that
-            contains layers, such as a decoder, becomes a head as a whole.
+        head_layers: Names of the layers to use as heads. Any layers with weights are allowed; a layer that contains
+            layers, such as a decoder, becomes a head as a whole. Default: the layers that compute the outputs.
         exclude: Names of layers that are not changed, including the layers inside them: all tasks share them, and they
             are neither trained nor pruned. Layers with `trainable=False` are treated in the same way.
         prune: Whether to prune a weight, by name, such as `{"positions/table": False}`. Default: weights with more than
@@ -143,7 +143,7 @@ def _raise_if_any(graph: keras.Model, found: Sequence[refusals.Refusal]) -> None
 def _heads(
     graph: keras.Model, head: str, head_layers: Sequence[str] | None, head_paths: Sequence[str] | None
 ) -> tuple[list[str], list[str]]:
-    """Return the paths of the heads, `head_paths` if `head_layers` is given, and of those of a fixed size."""
+    """Return the paths of the heads, and of those heads whose number of outputs is fixed."""
     if head == "shared":
         if head_layers:
             raise ArgumentError("head_layers", "None with head='shared'", list(head_layers))

@@ -1,4 +1,4 @@
-"""`tp.plan` computes before training how many weights each task will get, and the memory and disk space of a pack."""
+"""`tp.plan` computes, before training, how many weights each task will get, and the memory and disk space of a pack."""
 
 import dataclasses
 import math
@@ -34,10 +34,10 @@ class LayerPlan:
     Attributes:
         path: Path of the kernel, such as `dense/kernel`.
         shape: Shape of the kernel.
-        outputs: Number of outputs of the layer, per position for convolutions.
-        kept: Weights that each planned task will own; None with scope `global`, in which they depend on the values of
-            the weights.
-        free: Free weights after all tasks; None with scope `global`.
+        outputs: Number of outputs of the layer; for convolutions, per position.
+        kept: Number of weights that each planned task will own; None with scope `global`, where it depends on the
+            values of the weights.
+        free: Number of free weights after all tasks; None with scope `global`.
     """
 
     path: str
@@ -58,15 +58,15 @@ class CapacityPlan:
         prune_rounds: `N`, prune rounds per task, or `auto`.
         scope: Prune scope: `layer`, `global` or `erk`.
         layers: One plan per kernel.
-        kept: Weights that each planned task will own.
-        free: Free weights after all tasks.
+        kept: Number of weights that each planned task will own.
+        free: Number of free weights after all tasks.
         weights: Number of weights in all kernels.
-        training_bytes: Memory of weights, owner maps and Adam's moments.
-        pack_bytes: Disk space of a saved pack, without the state of the optimizer.
-        export_bytes: Disk space of the weights of one task's dense SavedModel.
-        last_task: Name of the last committed task, the only one whose weights become free if it is forgotten; None
-            without one.
-        frees: Number of weights that forgetting it would free.
+        training_bytes: Memory in bytes of weights, owner maps and Adam's moments.
+        pack_bytes: Disk space in bytes of a saved pack, without optimizer state.
+        export_bytes: Disk space in bytes of the weights in a dense SavedModel of one task.
+        last_task: Name of the last committed task; None without one. It is the only task whose weights become free if
+            it is forgotten.
+        frees: Number of weights that forgetting `last_task` would free.
     """
 
     first_task: int
@@ -85,7 +85,7 @@ class CapacityPlan:
     frees: int = 0
 
     def too_few(self) -> list[tuple[str, int, int, int]]:
-        """Return `(path, task, weights, outputs)` where a task gets fewer weights than the layer has outputs."""
+        """Return `(path, task, weights, outputs)` wherever a task gets fewer weights than a layer has outputs."""
         return [
             (layer.path, self.first_task + index, count, layer.outputs)
             for layer in self.layers
@@ -116,7 +116,7 @@ def plan(
 
     Args:
         model: A Keras model; or a pack, whose committed tasks are included in `num_tasks`.
-        num_tasks: `T`, number of tasks of the network. With `shares`, as many as these are for.
+        num_tasks: `T`, number of tasks of the network. Default with `shares`: the number of shares.
         final_prune: `p`, fraction of the weights that is free after all tasks, in (0, 1); not with `shares`.
         prune_rounds: `N`, prune rounds per task, or `auto`: the counts do not depend on when weights are pruned.
         scope: Prune scope: `layer`, `global` or `erk`.
@@ -211,7 +211,7 @@ Shapes = list[tuple[int, ...]]
 def _kept_by_tasks(
     shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int, names: Sequence[str]
 ) -> list[list[int]]:
-    """Return how many weights of each layer each of the tasks after the `committed` ones keeps."""
+    """Return, for each task after the `committed` ones, how many weights of each layer it keeps."""
     kept, free = [], list(free)
     weights = sum(map(math.prod, shapes))
     for task in range(committed, min(schedule.num_tasks, len(names)) if schedule.names() is None else len(names)):
@@ -222,7 +222,7 @@ def _kept_by_tasks(
 
 
 def kept_by_task(shapes: Shapes, free: list[int], schedule: EqualShare, scope: str, committed: int) -> list[int]:
-    """Return how many weights of each layer the task after the `committed` ones keeps."""
+    """Return how many weights of each layer the next task after `committed` tasks keeps."""
     left, densities_of = list(free), PRUNE_SCOPES[scope]
     for prune_round in range(1, schedule.rounds + 1):
         fraction = schedule.kept_fraction(prune_round)
@@ -244,7 +244,7 @@ def _distributed(total: int, sizes: list[int]) -> list[int]:
 
 
 def outputs_by_path(packed: PackedModel) -> dict[str, int]:
-    """Return the number of outputs that the kernel at each path computes, per position for convolutions."""
+    """Return the number of outputs that each kernel computes, by path; for convolutions, per position."""
     layers = layers_by_path(packed)
     return {
         path: _outputs(layers[path.rpartition("/")[0]], path.rpartition("/")[2], tuple(weight.variable.shape))

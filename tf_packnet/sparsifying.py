@@ -28,16 +28,16 @@ def sparsify(
     final = tp.strip_pruning(sparse)
     ```
 
-    It computes and trains as `model` does until it is pruned, with `PruneStepScheduler` or `PruneRoundScheduler`. A
-    `fit` without these callbacks trains the weights that remain. It can be saved and loaded at any time. It is a pack
+    The copy computes and trains like `model` until `PruneStepScheduler` or `PruneRoundScheduler` prunes it. A `fit`
+    without these callbacks trains the remaining weights. The copy can be saved and loaded at any time. It is a pack
     with one task and a shared head.
 
     Args:
         model: A built Sequential, functional or subclassed model, possibly trained. It is not changed.
-        layers: The layers to prune: their names or paths; a function that says for a layer whether it is pruned, such
-            as `lambda layer: isinstance(layer, keras.layers.Dense)`; or None for all layers with weights of more than
-            one axis. The other layers are trained, too.
-        exclude: Names of layers that are neither trained nor pruned, as layers with `trainable=False`.
+        layers: The layers to prune: their names or paths; a function that returns whether to prune a layer, such as
+            `lambda layer: isinstance(layer, keras.layers.Dense)`; or None for all layers with weights of more than one
+            axis. The other layers are trained, but not pruned.
+        exclude: Names of layers that are neither trained nor pruned, like layers with `trainable=False`.
         inputs: Symbolic inputs of a subclassed model, as for `pack`.
 
     Returns:
@@ -56,7 +56,7 @@ def sparsify(
 
 
 def _choice(packed: PackedModel, layers: Any) -> dict[str, bool]:
-    """Return for each masked weight of `packed`, by path, whether it is one of those to prune."""
+    """Return, by path, whether each masked weight of `packed` is to be pruned."""
     if callable(layers):
         owners = lifecycle.named_layers(packed)
         chosen = {f"{path}/{each.name}" for path, layer in owners for each in layer.masked_weights if layers(layer)}

@@ -1,4 +1,4 @@
-"""Names of tasks: which names are valid, the default name, and the number of the task with a name."""
+"""Names of tasks: checks them, makes default names, and finds the number of a task by its name."""
 
 import itertools
 import unicodedata

@@ -1,6 +1,6 @@
 """Makes text safe where it leaves the program: in terminals, JSON, spreadsheets, Markdown, charts and file names.
 
-Names of tasks, classes, layers and files can contain any character. As data they stay as they are.
+Names of tasks, classes, layers and files can contain any character. Stored data keeps them unchanged.
 """
 
 import json
@@ -15,7 +15,7 @@ _MAX_FILE_NAME = 200
 
 
 def printable(text: Any) -> str:
-    r"""Escape what cannot be seen, as `repr` does: control and format characters, lone surrogates, unusual spaces.
+    r"""Escape invisible characters as `repr` does: control and format characters, lone surrogates, unusual spaces.
 
     For example, an escape character becomes `\x1b`, a line feed `\n`, and a bidi override `\u202e`.
     """
@@ -26,7 +26,7 @@ def printable(text: Any) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but line feeds stay."""
+    """Escape invisible characters as `printable` does, but keep line feeds."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -36,10 +36,10 @@ def to_json(value: Any) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Make a value safe for a cell of a CSV file. Spreadsheets compute texts that begin like a formula.
+    """Make a value safe for a cell of a CSV file: spreadsheets evaluate text that begins like a formula.
 
     Returns:
-        Texts printable, those that begin like a formula with `'` before. Numbers stay, also those that are text.
+        Printable text, with a leading `'` if it begins like a formula. Numbers, also as text, are returned unchanged.
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
@@ -54,7 +54,7 @@ def markdown(text: Any) -> str:
 
 
 def label(text: Any) -> str:
-    """Escape text for Matplotlib, which takes `$` for the beginning of a formula."""
+    """Escape text for Matplotlib, for which `$` begins a formula."""
     return printable(text).replace("$", r"\$")
 
 

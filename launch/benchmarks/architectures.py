@@ -1,4 +1,4 @@
-"""Networks to measure, besides those of the paper. Their weights are random."""
+"""Networks to measure in addition to those of the paper, with random weights."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Measures how much of a run's time goes to the checks of committed tasks and of gradient steps."""
+"""Measures the fraction of a run's time that the checks of committed tasks and of gradient steps take."""
 
 import contextlib
 import time

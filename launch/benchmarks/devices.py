@@ -13,7 +13,7 @@ from launch.benchmarks.training import noise_images
 from tf_packnet.runs import setup
 from tf_packnet.runs.config import Config
 
-# Replicas use the cores of the one device: CPU time can only be lost, and wall-clock time only be gained a little.
+# Both replicas share the cores of the single device: CPU time can only increase, and wall-clock time hardly decrease.
 _CPU_BOUNDS = {"mlp": 2.0, "conv": 1.5}
 _WALL_BOUNDS = {"mlp": 2.5, "conv": 1.5}
 _TURNS = 5
@@ -30,7 +30,7 @@ def devices(epochs: int) -> list[Row]:
 
 
 def compared(name: str, shape: tuple[int, ...], examples: int, batch_size: int, epochs: int) -> list[Row]:
-    """Measure one preset's network. A turn of training takes `epochs` epochs."""
+    """Measure the network of one preset. Each turn trains for `epochs` epochs."""
     config = Config(model=name, train_epochs=1, retrain_epochs=1, prune_rounds=1, batch_size=batch_size)
     task = noise_images(shape, examples, tasks=1, batch_size=batch_size)[0]
     one, two = trained(config, task, None), trained(config, task, tf.distribute.MirroredStrategy())
@@ -47,7 +47,15 @@ def compared(name: str, shape: tuple[int, ...], examples: int, batch_size: int, 
 
 
 def row(what: str, times: list[list[tuple[float, float]]], clock: int, steps: int, limit: float) -> Row:
-    """Return the row of the turn with the median ratio of two devices to one."""
+    """Return the row for the turn with the median ratio of the times on two devices and on one.
+
+    Args:
+        what: What was measured.
+        times: For each model, the wall-clock and CPU seconds of each turn.
+        clock: 0 for wall-clock time, 1 for CPU time.
+        steps: Number of steps in a turn.
+        limit: Largest ratio that meets the target.
+    """
     pairs = [(two[clock], one[clock]) for one, two in zip(*times, strict=True)]
     two, one = sorted(pairs, key=lambda pair: pair[0] / pair[1])[len(pairs) // 2]
     note = "two devices, compared with one"
@@ -65,7 +73,7 @@ def trained(config: Config, task: tp.tasks.Task, strategy: tf.distribute.Strateg
 
 
 def in_turns(functions: Sequence[Callable[[], object]]) -> list[list[tuple[float, float]]]:
-    """Call the functions in turns, and return wall-clock and CPU seconds of every call but the first of each."""
+    """Call the functions in turn. Return the wall-clock and CPU seconds of each call, without the first of each."""
     times: list[list[tuple[float, float]]] = [[] for _ in functions]
     for turn in range(_TURNS + 1):
         for number, function in enumerate(functions):

@@ -61,9 +61,9 @@ def run(epochs: int) -> list[Row]:
 
 
 def sweep(epochs: int) -> list[Row]:
-    """Measure two runs of the MNIST preset: in parallel, the default of a sweep, and one after the other on all cores.
+    """Measure two runs of the MNIST preset: in parallel (the default of a sweep), and one after the other on all cores.
 
-    The lower limit for any layout is the time that the parallel runs would take if no core ever waited.
+    The lower limit for any layout is the time that the parallel runs would take if no core were ever idle.
     """
     flags = [MNIST, f"--train_epochs={epochs}", f"--retrain_epochs={epochs}", "--sweep=seed=0,1", "--noexport"]
     cores = len(os.sched_getaffinity(0))

@@ -118,12 +118,12 @@ class Served:
         self.address = f"{line.split()[-1]}:{verb}"
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that the process has taken."""
+        """Return the CPU time of the process in seconds."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def version(self) -> str:
-        """Return the version that serves."""
+        """Return the version of the model that the server uses."""
         with urlopen(self.address.rpartition(":")[0]) as response:
             return json.load(response)["model_version_status"][0]["version"]
 
@@ -134,7 +134,7 @@ class Served:
 
 
 def _after(seconds: float) -> Callable[[], bool]:
-    """Return a function that returns True once so many seconds have passed."""
+    """Return a function that returns True once `seconds` have passed."""
     end = time.perf_counter() + seconds
     return lambda: time.perf_counter() > end
 
@@ -174,7 +174,7 @@ async def _latencies(address: str, bodies: list[bytes], clients: int, is_over: C
 
 
 def _switching(server: Served, folder: Path, bodies: list[bytes], clients: int) -> np.ndarray:
-    """Measure while three new versions appear, until the last one serves; every request must succeed."""
+    """Measure while three new versions are added, until the last one is served. Every request must succeed."""
 
     def add_versions() -> None:
         for version in "234":

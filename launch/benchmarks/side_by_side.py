@@ -23,7 +23,7 @@ SCRIPT = ROOT / "docs/comparison/avalanche_packnet.py"
 
 
 def avalanche(python: str, epochs: int) -> list[Row]:
-    """Run the MNIST preset in both libraries, with `epochs` epochs before pruning and as many after it.
+    """Run the MNIST preset in both libraries, with `epochs` epochs of training and as many of retraining per task.
 
     Args:
         python: Python interpreter with avalanche-lib.

@@ -104,7 +104,7 @@ def packed_task(model: Any, density: float) -> Any:
 
 
 def seconds(path: Path) -> float:
-    """Measure the shortest of three times to load a SavedModel."""
+    """Return the shortest of three measured times for loading a SavedModel, in seconds."""
     import tensorflow as tf
 
     times = []
@@ -116,7 +116,7 @@ def seconds(path: Path) -> float:
 
 
 def lite_ratio(paths: list[Path]) -> float:
-    """Measure the median time of a call of the second LiteRT file, as a fraction of that of the first one."""
+    """Return the median time of a call of the second LiteRT file, divided by that of the first one."""
     import warnings
 
     import numpy as np

@@ -96,7 +96,7 @@ Measure = Callable[[Any], float]
 
 
 def files(model: Any, folder: Path, train: Any, compact: bool) -> Iterator[tuple[str, tuple[int, int, Measure]]]:
-    """Yield the name of each file, with its size, its size after gzip, and a function that measures its accuracy."""
+    """Yield for each file its name, size, size after gzip, and a function that measures its accuracy."""
     import keras
     import tensorflow as tf
 

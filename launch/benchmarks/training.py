@@ -30,7 +30,8 @@ class StageTimes(NamedTuple):
     Attributes:
         steps: Milliseconds per gradient step of each stage except the first, which includes compilation.
         floors: Milliseconds per step of each floor by name, before each of these stages and after the last.
-        compiling: Seconds of tracing and compilation: how much longer the first call of the compiled step took.
+        compiling: Seconds of tracing and compilation: the time of the first call of the compiled step minus that of
+            later ones.
         bytes_per_weight: Size of the owner maps.
     """
 
@@ -40,7 +41,7 @@ class StageTimes(NamedTuple):
     bytes_per_weight: float
 
     def step_and_floor(self, name: str) -> tuple[float, float]:
-        """Return the step and the floor of the stage with the median ratio, the larger of two medians."""
+        """Return the milliseconds per step and the floor of the stage with the median ratio, the larger of two."""
         before_and_after = zip(self.floors, self.floors[1:], strict=False)
         pairs = [
             (step, (before[name] + after[name]) / 2)
@@ -200,7 +201,7 @@ def time_stages(
 
 
 class CallTimes(keras.callbacks.Callback):
-    """Records when each call of the compiled step ends. One call takes many gradient steps."""
+    """Records when each call of the compiled step ends. One call does many gradient steps."""
 
     def __init__(self):
         super().__init__()
@@ -222,7 +223,7 @@ def keras_default(config: Config, stream: TaskStream, from_tf_data: bool) -> Cal
     Args:
         config: Network and batch size.
         stream: Tasks. Only the first is learned.
-        from_tf_data: Whether to pass our `tf.data` data set instead of arrays.
+        from_tf_data: Whether to pass the `tf.data` data set of the task instead of arrays.
     """
     packed = setup.build_model(config, stream)
     model = keras.Model(packed.input, packed.output)

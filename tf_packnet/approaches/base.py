@@ -1,7 +1,7 @@
 """The interface of all approaches: learn a stream of tasks stage by stage, and predict for every task.
 
-When a task of the stream arrives, an approach trains on a *training task*. For PackNet it is that task; for the
-baselines it joins the examples of several tasks, see `Approach.training_task`.
+When a task of the stream arrives, an approach trains on a *training task*. For PackNet, this is the task itself. For
+the baselines, it joins the examples of several tasks, see `Approach.training_task`.
 """
 
 import abc
@@ -24,7 +24,7 @@ from tf_packnet.tasks import Split, Task, TaskStream
 from tf_packnet.tasks.batches import decoded_in_batches, evaluation_batches, untuned
 from tf_packnet.training import acceleration, optimizers
 
-# Makes further callbacks for the `fit` of a stage, from the training task and the name of the stage.
+# Returns further callbacks for the `fit` of a stage, given the training task and the name of the stage.
 Observers = Callable[[Task, str], Sequence[keras.callbacks.Callback]]
 
 
@@ -33,15 +33,15 @@ class Approach(abc.ABC):
 
     Args:
         packed: A compiled `PackedModel`.
-        schedule: Algorithm 2 for this stream.
+        schedule: The pruning schedule of Algorithm 2 for this stream.
         train_epochs: `E`, epochs of training.
         retrain_epochs: `B`, epochs of pruning and retraining.
         prune_scope: `layer`, `global` or `erk`.
-        prune_criterion: What prune rounds rank the weights by: `magnitude`, `activation` or `taylor`.
-        retrain_rate: Learning rates of the stage that prunes and retrains, see `RetrainingRate`.
+        prune_criterion: How prune rounds rank the weights: `magnitude`, `activation` or `taylor`.
+        retrain_rate: Learning rate schedule of the `prune+retrain` stage, see `RetrainingRate`.
         seed: Seeds the order of the examples and the dropout masks of every stage.
         masks_dir: Directory for the owner maps after each task; None writes none.
-        resident: Whether to keep the training examples in device memory, or to stream them.
+        resident: Whether to keep the training examples in device memory. If not, they are streamed.
         observers: Called with the training task and the name of the stage; returns further callbacks for its `fit`.
     """
 
@@ -73,7 +73,7 @@ class Approach(abc.ABC):
 
     @staticmethod
     def training_task_numbers(num_tasks: int) -> Sequence[int]:
-        """Return the numbers (1-based) of the tasks after whose arrival this approach trains."""
+        """Return the numbers (1-based) of the tasks at whose arrival this approach trains."""
         return range(1, num_tasks + 1)
 
     def training_task(self, stream: TaskStream, number: int) -> Task:
@@ -86,11 +86,11 @@ class Approach(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, task: Task) -> None:
-        """Open the weights that may be trained for a training task."""
+        """Begin a training task: open the weights that it may train."""
 
     @abc.abstractmethod
     def pruning_callbacks(self, task: Task) -> list[keras.callbacks.Callback]:
-        """Return the callbacks of the stage that prunes and retrains."""
+        """Return the callbacks of the `prune+retrain` stage."""
 
     @abc.abstractmethod
     def predict(self, task: Task, x: np.ndarray | Split) -> np.ndarray:
@@ -98,11 +98,11 @@ class Approach(abc.ABC):
 
         Args:
             task: The task.
-            x: Inputs of the network, `(examples, *shape)`, or examples.
+            x: Inputs of the network, `(examples, *shape)`, or a split of examples.
         """
 
     def learn(self, task: Task) -> None:
-        """Learn the next training task: trains, then prunes and retrains."""
+        """Learn the next training task: train, then prune and retrain."""
         for stage in STAGES:
             self.run_stage(task, stage)
 
@@ -114,20 +114,20 @@ class Approach(abc.ABC):
         round_epochs: str | Sequence[int] | None = None,
         budget: TimeBudget | None = None,
     ) -> dict[str, list[float]]:
-        """Run one stage of a training task, or the rest of it.
+        """Run one stage of a training task, or the rest of it after a backup.
 
         Args:
             task: The training task.
             stage: `train` or `prune+retrain`.
             backup: Saves the state after every epoch. If it has a backup of this stage, the stage resumes from it.
-            round_epochs: The epochs after each prune round, as for `EqualShare`, if they are not those of `schedule`.
-            budget: The time to prune and retrain, in place of a number of epochs.
+            round_epochs: The epochs after each prune round, as for `EqualShare`. Default: those of `schedule`.
+            budget: The time budget for pruning and retraining, instead of a number of epochs.
 
         Returns:
             The logs of all epochs of the stage, by name.
 
         Raises:
-            DivergedError: If the loss or a weight is not finite. The backup then is from the epoch before.
+            DivergedError: If the loss or a weight is not finite. The backup is then that of the epoch before.
         """
         if stage == TRAIN:
             self.begin(task)
@@ -146,7 +146,7 @@ class Approach(abc.ABC):
         return self._fit(task, PRUNE_RETRAIN, epochs, callbacks, backup)
 
     def accuracy(self, task: Task, split: str = "test") -> float:
-        """Fraction of the examples of a split whose largest logit is that of their label."""
+        """Return the fraction of the examples in a split whose largest logit is that of their label."""
         return share_correct(self.predict(task, task.splits[split]), task.splits[split].y)
 
     def unseen_accuracy(self, tasks: Sequence[Task]) -> list[float]:
@@ -154,11 +154,14 @@ class Approach(abc.ABC):
         return [self.accuracy(task) for task in tasks]
 
     def owner_maps(self) -> dict[str, np.ndarray]:
-        """Return a `uint8` map of each kernel by path: 0 is free, `k` has been in use since training task `k`."""
+        """Return a `uint8` map of each kernel by path: 0 for free weights, `k` if used since training task `k`."""
         return self.packed.owner_maps()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the state on which the next stage depends; a stage resets the optimizer and the random generators."""
+        """Return the state on which the next stage depends.
+
+        It excludes optimizer and random generators: a stage resets them.
+        """
         return lifecycle.state(self.packed) | {_TASKS: np.array(self.packed.task_names, dtype=np.str_)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -175,7 +178,7 @@ class Approach(abc.ABC):
         reseed(self.packed, self.seed)
 
     def ranking(self, task: Task) -> dict[str, Any]:
-        """Return the arguments of `PruneRoundScheduler` that say how it ranks weights."""
+        """Return the arguments of `PruneRoundScheduler` that determine how it ranks weights."""
         if self.prune_criterion == MAGNITUDE:
             return {"scope": self.prune_scope}
         train = task.splits["train"]
@@ -185,7 +188,7 @@ class Approach(abc.ABC):
 
     @property
     def steps_per_call(self) -> int | None:
-        """Maximum number of gradient steps per call of the compiled step: about one second's; None for the default."""
+        """Maximum number of gradient steps per compiled call, about one second of work; None for the default."""
         return _SLOW_STEPS_PER_CALL if acceleration.is_convolutional(self.packed) else None
 
     def logits(self, x: np.ndarray | Split) -> np.ndarray:
@@ -221,12 +224,12 @@ class Approach(abc.ABC):
 
 
 _PREDICTION_BATCH = 1024
-# The same for images on disk, in bytes of inputs.
+# Batch size for images on disk, in bytes of inputs.
 _PREDICTION_BYTES = 2**25
-# Training examples by which weights are ranked, if they are ranked by data.
+# Number of training examples for the criteria that rank weights by data.
 _RANKING_EXAMPLES = 512
 _SLOW_STEPS_PER_CALL = 16
-# Epochs of a `fit` that a time limits.
+# Upper limit on the epochs of a `fit` with a time budget.
 _NO_LIMIT = 1_000_000
 _TASKS = "tasks"  # a name in the saved state: do not change it
 

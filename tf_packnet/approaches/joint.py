@@ -25,8 +25,8 @@ class Joint(Approach):
     Args:
         *args: As for `Approach`.
         num_classes: Number of classes of each task.
-        own_heads: Whether each task has its own head; else all share one.
-        budget: `steps` for as many gradient steps as PackNet, `epochs` for as many epochs.
+        own_heads: Whether each task has its own head. If not, all tasks share one.
+        budget: `steps` for the same number of gradient steps as PackNet, `epochs` for the same number of epochs.
         **kwargs: As for `Approach`.
     """
 
@@ -42,7 +42,7 @@ class Joint(Approach):
         return logits[:, self._labels_of(task)] if self.own_heads else logits
 
     def used(self) -> dict[str, np.ndarray]:
-        """Boolean masks of the weights in use, by path: the candidates, as nothing is committed."""
+        """Return `bool` masks of the weights in use, by path: the candidates, since nothing is committed."""
         weights = lifecycle.masked_weights(self.packed)
         return {path: ownership.candidates(weight.owner_map()) for path, weight in weights.items()}
 
@@ -50,7 +50,7 @@ class Joint(Approach):
         return f"tasks 1-{number}" if number > 1 else stream[0].name
 
     def union(self, stream: TaskStream, tasks: Sequence[Task], epoch_steps: int) -> Task:
-        """One task with the examples of several.
+        """Return one task with the examples of several tasks.
 
         Args:
             stream: The stream.
@@ -142,6 +142,7 @@ def select_own_task(labels: Any, logits: Any, num_classes: int) -> tuple[Any, An
     """
     labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
     by_task = ops.reshape(logits, (-1, logits.shape[-1] // num_classes, num_classes))
-    # A product with ones and zeros, because XLA on CPU is slow to gather, and slower to scatter the gradients.
+    # A product with a one-hot matrix, because gathers are slow in XLA on CPU, and scattering their gradients even
+    # slower.
     own = ops.one_hot(labels // num_classes, by_task.shape[1], dtype=by_task.dtype)
     return labels % num_classes, ops.sum(by_task * ops.expand_dims(own, -1), axis=1)

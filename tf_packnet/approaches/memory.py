@@ -17,10 +17,10 @@ _JOINED, _CURRENT = "joined/", "present"
 
 
 class Memory(Joint):
-    """Learns task `i` on the data of tasks 1 to `i`. The difference to PackNet is the cost of freezing.
+    """Learns task `i` on the data of tasks 1 to `i`. Its lead over PackNet in accuracy is the cost of freezing.
 
-    One mask, shared by all tasks, grows to the fraction `1 - r^i` of the weights, as many as PackNet uses by then.
-    Weights in the mask stay in it and are trained further; the largest of the other weights are added.
+    One mask, shared by all tasks, grows to the fraction `1 - r^i` of the weights, as many as PackNet uses after task
+    `i`. Weights in the mask stay in it and are trained further. The largest of the other weights are added.
 
     Attributes:
         joined: By weight path, a `uint8` map of the task (1-based) with which each weight joined the mask. It is 0 for

@@ -14,7 +14,7 @@ from tf_packnet.tasks import Task, TaskStream
 class Multinet(Joint):
     """Trains on all tasks together, then prunes and retrains in rounds: pruning without continual learning.
 
-    In the end the same fraction of weights is free as for PackNet after its last task.
+    At the end, the fraction of free weights is the same as for PackNet after its last task.
     """
 
     @staticmethod

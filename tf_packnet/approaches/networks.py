@@ -9,7 +9,7 @@ from tf_packnet.errors import ArgumentError
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[int] = (256, 256)) -> keras.Model:
-    """Make a fully connected network: flatten, ReLU layers, logits. For MNIST it is the paper's 784:256:256.
+    """Make a fully connected network: flatten, ReLU layers, logits. The default is the paper's 784:256:256 for MNIST.
 
     Args:
         input_shape: Shape of one example.
@@ -23,7 +23,7 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, hidden_units: Sequence[i
     return keras.Model(inputs, _logits(x, num_classes), name="mlp")
 
 
-# Features of a word in the network for text.
+# Embedding size in the network for text.
 _WORD_FEATURES = 64
 
 
@@ -78,5 +78,5 @@ def conv(input_shape: tuple[int, ...], num_classes: int, fc8192: str = "flatten"
 
 
 def _logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    # float32 in mixed precision too: the loss of bfloat16 logits would be too coarse.
+    # float32 even in mixed precision: a loss of bfloat16 logits would be too coarse.
     return layers.Dense(num_classes, dtype="float32", name="head")(x)

@@ -29,7 +29,7 @@ class PackNet(Approach):
         return self.logits(x)
 
     def unseen_accuracy(self, tasks: Sequence[Task]) -> list[float]:
-        """Measure the test accuracy of unseen tasks: with the committed weights, and the head of a new task."""
+        """Return the test accuracy on unseen tasks, computed with the committed weights and a new, untrained head."""
         accuracy: dict[int, float] = {}
         for num_classes in dict.fromkeys(task.num_classes for task in tasks):
             with preview_task(self.packed, num_classes):

@@ -27,7 +27,7 @@ from tf_packnet.training import fleet, training_state
 from tf_packnet.training.fit_checks import FitRequest
 
 _META = "meta"
-# Between two backups of a run in a fleet, whose other runs would wait for it.
+# Minimum seconds between two backups of a run in a fleet: the other runs wait for each backup.
 _SECONDS_IN_FLEET = 10.0
 
 
@@ -36,9 +36,9 @@ class EpochBackup(keras.callbacks.Callback):
 
     A backup contains the weights, the owner maps, the optimizer with all its slots, the random generators of the
     layers, the prune rounds done, the history, and the state of the callbacks before it, including EarlyStopping's best
-    weights. With `tp.tasks.ResidentBatches` or `StreamedBatches`, whose order depends only on seed and epoch, a resumed
-    `fit` has the same result, to the bit, as one that was never interrupted. The same is true for arrays with
-    `shuffle=False`. A data set that shuffles itself starts its order again.
+    weights. With `tp.tasks.ResidentBatches` or `StreamedBatches`, whose order depends only on seed and epoch, the
+    result of a resumed `fit` is bit-identical to that of an uninterrupted one. The same holds for arrays with
+    `shuffle=False`. A data set that shuffles itself restarts its order.
 
     ```python
     packed.begin_task("cats_dogs")
@@ -46,15 +46,16 @@ class EpochBackup(keras.callbacks.Callback):
     ```
 
     The backup of an epoch is written while the next epoch runs, and replaces an older one atomically. So a crash loses
-    the epoch in which it happens and at most the one before; of runs that train side by side, the epochs of about ten
+    the current epoch and at most the one before; for runs that train side by side, it loses the epochs of about ten
     seconds. Every array has a checksum, and a damaged backup is not used.
 
-    Place it after all callbacks except `TaskMaskSnapshot`. The state of a callback is its public attributes that have
-    changed since the `fit` began, without its arguments: numbers, strings, lists and dicts of them, and lists of
-    weights. If a callback has a method `resumed(history)`, it is called with the logs of the epochs done before.
+    Place it after all callbacks except `TaskMaskSnapshot`. The state of a callback consists of its public attributes
+    that have changed since the `fit` began, except its arguments: numbers, strings, lists and dicts of these, and lists
+    of weights. If a callback has a method `resumed(history)`, this is called with the logs of the epochs before the
+    interruption.
 
     Args:
-        path: Prefix of the backup files, `<path>.<epochs>.npz`. Use a different one for each `fit`.
+        path: Prefix of the backup files, `<path>.<epochs>.npz`. Use a different prefix for each `fit`.
         delete_at_end: Whether to delete the backup when the `fit` ends. If False it stays until `remove` is called, for
             instance after the results are saved.
         on_damaged: Called with the path of every damaged backup; the default is to warn.
@@ -90,10 +91,11 @@ class EpochBackup(keras.callbacks.Callback):
         self._copies: dict[str, np.ndarray] = {}
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raise ArgumentError if the `fit` could not resume as it was.
+        """Raise ArgumentError if the `fit` could not be resumed with the same result.
 
-        A callback after this one that acts on epochs would be missing from the backup. The backups of several workers
-        may be of different epochs when one of them ends.
+        A callback after this one that acts on epochs would be missing from the backup. When one of several workers
+        ends, their
+        backups may be of different epochs.
         """
         if has_workers(model.distribute_strategy) and not self.supports_workers:
             name = type(self).__name__
@@ -149,7 +151,7 @@ class EpochBackup(keras.callbacks.Callback):
         except ValueError as error:
             expected = "a path for this model only; the backup there is from another model"
             raise ArgumentError("path", expected, str(self.path)) from error
-        resume_at(self.model, self._first_epoch)  # tells Keras that the fit resumes, as BackupAndRestore does
+        resume_at(self.model, self._first_epoch)  # tells Keras that the fit resumes, like BackupAndRestore
         for callback in self._callbacks_before:
             if hasattr(callback, "resumed"):
                 callback.resumed(self.history)
@@ -177,7 +179,7 @@ class EpochBackup(keras.callbacks.Callback):
         self._unwritten = epoch + 1, {name: self._copy(name, values) for name, values in state.items()}
 
     def _copy(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Return a copy of `values`, in the memory of the copy of the epoch before.
+        """Return a copy of `values`, in the memory of the previous epoch's copy.
 
         Keeping `values` themselves would cost more: the next step would have to allocate new memory for every variable
         that it changes, which can take 0.3 s for 105 MB.
@@ -189,7 +191,7 @@ class EpochBackup(keras.callbacks.Callback):
         return copy
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        # Not earlier: before the next epoch runs in TensorFlow, two threads would compete for the interpreter.
+        # Not at the end of the epoch: until the next epoch runs in TensorFlow, two threads would compete for the GIL.
         if self._unwritten is not None:
             threading.Thread(target=self._write).start()
 
@@ -206,7 +208,7 @@ class EpochBackup(keras.callbacks.Callback):
         with self._lock:
             for _, path in self._backups():
                 path.unlink(missing_ok=True)
-            self._unwritten = None  # last: if a signal comes before, `fit` still writes it
+            self._unwritten = None  # last: if a signal arrives earlier, `fit` still writes it
 
     def _identity(self, model: keras.Model) -> str:
         """Identify a `fit`. Backups contain it: do not change it."""
@@ -225,7 +227,7 @@ class EpochBackup(keras.callbacks.Callback):
         Raises:
             OSError: If it could not be written.
         """
-        self._write()  # if no thread has: a signal may have come while it was being started
+        self._write()  # in case no thread did: a signal may have arrived while the thread was starting
         if self._write_error is not None:
             error, self._write_error = self._write_error, None
             raise error
@@ -258,7 +260,7 @@ class EpochBackup(keras.callbacks.Callback):
         return None
 
     def _backups(self) -> list[tuple[int, Path]]:
-        """All backups on disk, each as its number of epochs and its path."""
+        """Return all backups on disk, each as its number of epochs and its path."""
         pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.npz")
         names = os.listdir(self.path.parent) if self.path.parent.is_dir() else []
         return [(int(match[1]), self.path.parent / name) for name in names if (match := pattern.fullmatch(name))]

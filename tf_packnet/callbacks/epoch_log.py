@@ -21,7 +21,7 @@ class EpochLog(keras.callbacks.Callback):
 
     Args:
         directory: The directory of the task's TensorBoard run.
-        first_epoch: Epochs of the task before this `fit`: retraining continues the axis of training.
+        first_epoch: Number of epochs of the task before this `fit`, so that retraining continues the axis of training.
     """
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int = 0):
@@ -44,7 +44,10 @@ class EpochLog(keras.callbacks.Callback):
         self.on_train_end()
 
     def resumed(self, history: dict[str, list[float]]) -> None:
-        """Write the points of the epochs before a `fit` resumed; `EpochBackup` calls this with their `history`."""
+        """Write the points of the epochs before the `fit` resumed.
+
+        `EpochBackup` calls this with the `history` of these epochs.
+        """
         for epoch, values in enumerate(zip(*history.values(), strict=True)):
             self.on_epoch_end(epoch, dict(zip(history, values, strict=True)))
 

@@ -12,15 +12,15 @@ from tf_packnet.training import optimizers
 class GradientMask(keras.callbacks.Callback):
     """Sets the trainable kernels and the optimizer's slots to 0 outside the candidates, after every prune round.
 
-    The freeze is exact without this callback: the forward pass never reads committed or pruned entries from the
-    trainable variable, so their gradients are exactly 0. With it, the optimizer sees only the candidates too. Norms of
+    Freezing is exact even without this callback: the forward pass never reads committed or pruned entries from the
+    trainable variable, so their gradients are exactly 0. With it, the optimizer too sees only the candidates. Norms of
     whole kernels (in LAMB and LARS, or norm constraints) count only the candidates, and no slot (momentum, moments,
     weight averages) keeps a value of a pruned weight.
 
-    In a `fit` of a plain `keras.Model` it also checks, before and after, that committed tasks have the same outputs as
-    before; a `PackedModel` does that itself.
+    In a `fit` of a plain `keras.Model`, the callback also checks, before and after, that the outputs of committed tasks
+    are unchanged. A `PackedModel` does this itself.
 
-    It acts before the first gradient step of each epoch, at any position in the list of callbacks.
+    It acts before the first gradient step of each epoch, so that its position in the list of callbacks does not matter.
     """
 
     def on_train_begin(self, logs: dict | None = None) -> None:

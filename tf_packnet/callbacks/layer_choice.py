@@ -1,4 +1,4 @@
-"""Options of prune rounds that may differ between layers: a value for all, or a mapping by the name of a layer."""
+"""Options of prune rounds that may differ between layers: one value for all layers, or a mapping by layer name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tf_packnet.pruning import ownership
 from tf_packnet.pruning.patterns import UNSTRUCTURED, Pattern, parse_pattern
 from tf_packnet.pruning.ranking import keep_pattern_masks
 
-# TF-MOT computes sparsities in float32: smaller differences are rounding errors.
+# TF-MOT computes sparsities in float32: differences up to this are rounding errors.
 _ROUNDING = 1e-6
 Patterns = Mapping[str, tuple[Pattern, Sequence[int]]]
 
@@ -24,8 +24,8 @@ def by_weight(model: keras.Model, argument: str, option: Any) -> dict[str, Any]:
     Args:
         model: A model with masked weights.
         argument: Name of the option.
-        option: One value for all, or a mapping from layers to values. A layer is given by its path or its name; the
-            name of a layer that contains layers stands for all of them.
+        option: One value for all layers, or a mapping from layers to values. A layer is given by its path or its name.
+            The name of a layer that contains layers stands for all of these.
 
     Returns:
         Values by path of the weight, in layer order.
@@ -108,7 +108,7 @@ def keep_with_patterns(
 
 
 def check_completed(patterns: Patterns, kept_fraction: float) -> None:
-    """Raise ArgumentError if `kept_fraction`, that of the last prune round, is too large for a pattern."""
+    """Raise ArgumentError if the `kept_fraction` of the last prune round is too large for a pattern."""
     for path, (pattern, _) in patterns.items():
         if kept_fraction > pattern.densest + _ROUNDING:
             expected = f"a final sparsity of at least {1 - pattern.densest:.6g}, that of the pattern of {path!r}"

@@ -32,7 +32,7 @@ _VALIDATION = "examples whose loss decides, with rounds='auto', when to prune an
 
 
 class PruneRoundScheduler(keras.callbacks.Callback):
-    """Prunes the open task's candidates at the start of the epochs given by `schedule` (the `N` rounds of Algorithm 1).
+    """Prunes the open task's candidates at the start of the epochs given by `schedule`: the `N` rounds of Algorithm 1.
 
     ```python
     packed.fit(data, epochs=72, callbacks=[
@@ -40,7 +40,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
     ```
 
     After round `n` of a task that began with `c` candidates in a layer, exactly `round(c * (1-z)^n)` of them remain:
-    those with the largest magnitude. Of equal magnitudes, the one with the lower index is kept. The logs of each epoch
+    those with the largest magnitudes. Of equal magnitudes, the one with the lower index is kept. The logs of each epoch
     get `sparsity`, the pruned fraction of the task's candidates.
 
     With `EqualShare(rounds="auto")` the validation loss decides in which epochs to prune and how much. The `fit` then
@@ -48,23 +48,24 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     If not every round of the schedule can run, the `fit` is refused before its first step. Epochs of the schedule count
     from the `initial_epoch` of the `fit`. A `fit` that resumes with `tp.EpochBackup` or Keras's `BackupAndRestore`
-    continues with the next round. With a `TimeBudget`, the time that is left decides when the rounds run.
+    continues with the next round. With a `TimeBudget`, the remaining time decides when the rounds run.
 
     Args:
-        schedule: `EqualShare`, or any TF-MOT `PruningSchedule`; its step counts the epochs of this `fit`, from 0.
+        schedule: `EqualShare`, or any TF-MOT `PruningSchedule`, whose steps are then the epochs of this `fit`, from 0.
         scope: How a round's number of weights is divided between layers: `layer`, `global` or `erk`.
         reset_optimizer: Whether to reset the optimizer when the `fit` begins, unless it resumes.
-        criterion: What a round ranks the weights by: `magnitude`; `activation`, magnitude times the norm of the inputs
+        criterion: How a round ranks the weights: `magnitude`; `activation`, magnitude times the norm of the inputs
             (Sun et al. 2023, Wanda); or `taylor`, the squared product of weight and gradient (Molchanov et al. 2019).
-        data: For the last two: a few hundred training examples, as arrays `(x, y)` or a `tf.data.Dataset` of batches.
+        data: For `activation` and `taylor`: a few hundred training examples, as arrays `(x, y)` or a `tf.data.Dataset`
+            of batches.
         pattern: None; `N:M`, such as `2:4`; or blocks `HxW` or `HxW:max`, such as `4x4`; see `PruneStepScheduler`. The
             pattern holds for the weights that the task owns, not for those of earlier tasks.
 
     Attributes:
-        rounds: The rounds done, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of candidates by
-            weight path), `sparsity`. With a `RetrainingRate` also `removed`: the norm of the pruned weights, divided by
-            the norm of the candidates and by the square root of the pruned fraction. With `auto` rounds also `steps`:
-            how many of the `EqualShare.rounds` steps are done.
+        rounds: The rounds that have run, each as a dict: `round` (1-based), `epoch` (0-based), `kept` (number of
+            candidates by weight path), `sparsity`. With a `RetrainingRate` also `removed`: the norm of the pruned
+            weights, divided by the norm of the candidates and by the square root of the pruned fraction. With `auto`
+            rounds also `steps`: how many of the `EqualShare.rounds` steps have been done.
         validation_losses: With `auto` rounds: the validation loss after each epoch of the `fit`.
     """
 
@@ -100,7 +101,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     @property
     def first_epoch(self) -> int:
-        """First epoch of the `fit`, also if it resumes at a later one. Known from its first epoch on."""
+        """First epoch of the `fit`, even if it resumes at a later one. Known from the first epoch on."""
         return lifecycle.records(self.model).rounds_from
 
     @property
@@ -143,7 +144,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # After BackupAndRestore has resumed a fit, Keras would begin all later ones at the same epoch.
+        # After BackupAndRestore has resumed a fit, Keras would start all later fits at the same epoch.
         resume_at(model, None)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -200,7 +201,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             warnings.warn(f"{missing_rounds(self.model)} {advice}", stacklevel=2)
 
     def settle(self) -> None:
-        """Count, at the end of a `fit` and before a task is committed, the rounds that still have to run.
+        """Update, at the end of a `fit` and before a task is committed, the count of rounds that still have to run.
 
         Raises:
             ArgumentError: If the `fit` had no epoch.
@@ -213,7 +214,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
             weights = lifecycle.masked_weights(self.model).items()
             candidates = {path: _count_candidates(weight.owner_map()) for path, weight in weights}
             while self.rounds and any(candidates[path] > kept for path, kept in self.rounds[-1]["kept"].items()):
-                del self.rounds[-1]  # undone, for instance by EarlyStopping, which has loaded earlier weights
+                del self.rounds[-1]  # undone, for instance by EarlyStopping, which has restored earlier weights
                 lifecycle.records(self.model).round_was_undone()
 
     @property
@@ -288,7 +289,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
         )
         key: Key
         if not sees_data and type(self).score is PruneRoundScheduler.score:
-            # Magnitudes are computed in chunks: those of the largest kernel would be most of the RAM of a round.
+            # Magnitudes are computed in chunks: those of the largest kernel would take most of a round's RAM.
             scores, key = (w.importance() for w in weights.values()), np.abs
         else:
             scores, key = (self.score(path, w.values()) for path, w in weights.items()), np.asarray
@@ -333,7 +334,7 @@ class PruneRoundScheduler(keras.callbacks.Callback):
 
 
 def _check_validation(request: FitRequest) -> None:
-    """Raise ArgumentError if a `fit` does not give rounds that depend on the validation loss what they need."""
+    """Raise ArgumentError unless a `fit` computes the validation loss after every epoch, for `rounds="auto"`."""
     if request.validation_freq is None:
         raise ArgumentError("validation_data", _VALIDATION, None)
     if request.validation_freq != 1:
@@ -372,7 +373,7 @@ def _pruned_share(kept: list[int], owners: list[np.ndarray]) -> float:
 
 
 def _removed(weights: Iterable[MaskedWeight], keep: Iterable[np.ndarray]) -> float:
-    """Return the norm of the weights to prune, relative to the candidates and to the square root of their fraction."""
+    """Return the norm of the weights to prune over that of the candidates and over the root of the pruned fraction."""
     counts, squares = np.zeros(2), np.zeros(2)
     for weight, mask in zip(weights, keep, strict=True):
         candidates = ownership.candidates(weight.owner_map())

@@ -32,12 +32,12 @@ class PruneStepScheduler(keras.callbacks.Callback):
     ```
 
     Step `n` is the `n`-th gradient step of the optimizer, counted from 1, as in TF-MOT. A round takes place just before
-    it, and keeps exactly `round(c * (1 - sparsity))` of the `c` weights of each kernel, those with the largest
-    magnitude; of equal magnitudes, the one with the lower index. With blocks, it keeps that fraction of the blocks.
-    Pruned weights do not come back. The steps are counted by the optimizer, so that a `fit` goes on where the previous
-    one, or the one that was saved in a file, has ended. The logs of each epoch get `sparsity`.
+    its step. It keeps exactly `round(c * (1 - sparsity))` of the `c` weights of each kernel: those with the largest
+    magnitudes; of equal magnitudes, the one with the lower index. With blocks, it keeps that fraction of the blocks.
+    Pruned weights do not come back. The optimizer counts the steps, so that a `fit` continues where the previous one
+    has ended, also after the model was saved and loaded. The logs of each epoch get `sparsity`.
 
-    For a schedule in epochs, use `PruneRoundScheduler`. If several steps are one call, as with `steps_per_execution`,
+    For a schedule in epochs, use `PruneRoundScheduler`. If one call runs several steps, as with `steps_per_execution`,
     a round takes place before the first call that begins after its step, or at the end of the epoch.
 
     In a training loop of your own, call `set_model(model)` and `on_train_begin()` at the start,
@@ -46,13 +46,13 @@ class PruneStepScheduler(keras.callbacks.Callback):
 
     Args:
         schedule: `ConstantSparsity`, `PolynomialDecay`, or any other callable that returns `(should_prune, sparsity)`
-            for a step. A mapping by the name of a layer gives each layer its own; layers that are not in it are not
-            pruned. None is possible with an N:M pattern: it is applied once, before the first step.
+            for a step. A mapping by layer name gives each layer its own schedule; layers that are not in it are not
+            pruned. None is allowed with an N:M pattern, which is then applied once, before the first step.
         pattern: None for single weights; `N:M` to keep at most `N` of each `M` weights in a row along the input axis,
             as soon as the sparsity is `1 - N/M`; `HxW` for blocks of `H` inputs by `W` outputs, ranked by their mean
-            magnitude, or `HxW:max` by their largest one. A mapping by the name of a layer gives each layer its own;
+            magnitude, or `HxW:max` by their largest one. A mapping by layer name gives each layer its own pattern;
             layers that are not in it have none.
-        scope: How the weights to keep are divided between the layers with one schedule: `layer`, `global` or `erk`.
+        scope: How the weights to keep are divided between the layers that share a schedule: `layer`, `global` or `erk`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PruneStepScheduler(keras.callbacks.Callback):
         self._request: FitRequest | None = None
 
     def check_fit(self, model: keras.Model, request: FitRequest) -> None:
-        """Raise ArgumentError if schedule or pattern do not fit the model, or another callback prunes too."""
+        """Raise ArgumentError if the schedule or the pattern does not fit the model, or another callback prunes too."""
         for other in request.callbacks:
             if isinstance(other, PruneRoundScheduler | PruneStepScheduler) and other is not self:
                 raise ArgumentError("callbacks", "one callback that prunes", f"also {type(other).__name__}")
@@ -160,7 +160,7 @@ class PruneStepScheduler(keras.callbacks.Callback):
         return {path: each for path, each in by_weight(model, "schedule", self.schedule).items() if each is not None}
 
     def _prune_until(self, step: int) -> None:
-        """Run the rounds of the steps since the last call, as one: that with the highest sparsity."""
+        """Run the rounds of all steps since the last call as a single round with the highest of their sparsities."""
         if self._is_first:
             self._is_first = False
             self._apply_pattern()
@@ -210,7 +210,7 @@ def _round_at(schedule: Schedule, step: int) -> float | None:
     """Return the sparsity of the round at `step`; None if there is none."""
     bounds = _bounds(schedule)
     if bounds is not None and (step < bounds[0] or (step - bounds[0]) % bounds[2] or 0 <= bounds[1] < step):
-        return None  # without a call of the schedule, which takes as long as a gradient step of a small model
+        return None  # without calling the schedule, which takes as long as a gradient step of a small model
     try:
         should_prune, value = schedule(np.int64(step))
         found = float(value) if bool(should_prune) else None
@@ -227,7 +227,7 @@ def _sparsity_at(schedule: Schedule, step: int) -> float:
 
 
 def _last_step(schedule: Schedule) -> int | None:
-    """Return the step of the last round that raises the sparsity; None if that is unknown, or there is no round.
+    """Return the step of the last round that raises the sparsity; None if it is unknown or there is no round.
 
     A schedule without an end has a constant sparsity.
     """

@@ -16,16 +16,16 @@ from tf_packnet.training.fit_checks import FitRequest
 
 
 class RetrainingRate(keras.callbacks.Callback):
-    """Lets the learning rate fall during the `fit` that prunes and retrains.
+    """Decays the learning rate during the `fit` that prunes and retrains.
 
-    The rate of an epoch is that of the optimizer when the `fit` begins, times a factor. With `t` from 0 to 1 in the
+    The rate of an epoch is the optimizer's rate when the `fit` begins, times a factor. With `t` from 0 to 1 in the
     `fit`, or since the last prune round, the factor is `1 - t` (linear) or `(1 + cos(pi t)) / 2` (cosine). `adaptive`
     is the adaptive linear schedule of Zimmer et al. 2023 (How I Learned to Stop Worrying and Love Retraining): linear
     in each round, times `d = max(d1, d2)`. `d1` is the norm of the weights that the round pruned, divided by the norm
     of the candidates before it and by the square root of the fraction that was pruned. `d2` is the length of the round
     divided by `train_epochs`, at most 1.
 
-    The logs of each epoch get `learning_rate`. After the `fit` the optimizer has its own rate again. A `fit` that
+    The logs of each epoch get `learning_rate`. After the `fit`, the optimizer gets its own rate back. A `fit` that
     resumes with `tp.EpochBackup` continues with the same rates.
 
     ```python
@@ -36,7 +36,7 @@ class RetrainingRate(keras.callbacks.Callback):
     Args:
         schedule: `constant`; `linear` or `cosine` over the whole `fit`; `linear_restarts` or `cosine_restarts` over
             each prune round; or `adaptive`.
-        train_epochs: For `adaptive`: `E`, the epochs for which the task was trained before.
+        train_epochs: For `adaptive`: `E`, the number of epochs for which the task was trained.
     """
 
     def __init__(self, schedule: str, train_epochs: int | None = None):

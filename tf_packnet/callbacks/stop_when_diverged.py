@@ -14,7 +14,7 @@ class StopWhenDiverged(keras.callbacks.Callback):
     """Stops training with DivergedError after an epoch in which the loss or a weight became NaN or infinite.
 
     Use it for a plain `keras.Model` with masked layers. A `PackedModel` checks every step itself; there the callback
-    only sets the title in the message.
+    only sets the title for the message.
 
     The loss alone is not enough: on some CPUs a ReLU turns NaN into 0, so the loss stays finite with NaN weights.
 

@@ -21,18 +21,18 @@ from tf_packnet.training.fit_checks import FitRequest
 class TaskMaskSnapshot(keras.callbacks.Callback):
     """Commits the open task when `fit` ends, and saves the owner maps.
 
-    From then on the task's logits are identical to the bit, whatever is trained later. The file `task_<k>.npz` contains
+    From then on, the logits of the task stay bit-identical, whatever is trained later. The file `task_<k>.npz` contains
     a `uint8` owner map for each kernel, by path: `0` is free, `k` is owned by task `k`. It is written atomically.
 
-    Place it after all callbacks that change weights. A `fit` that ends with an exception commits nothing. Nor does one
-    that ends before its last prune round, because the task would keep more than its share of the network; it warns, and
-    the task stays open.
+    Place it after all callbacks that change weights. A `fit` that ends with an exception commits nothing. A `fit` that
+    ends before its last prune round does not commit either, because the task would keep more than its share of the
+    network: it warns, and the task stays open.
 
     Args:
         directory: Directory for the files; None writes nothing.
         commit_incomplete: Whether to commit a task whose prune rounds did not all run.
-        calibration: Validation inputs of the task, from which a few numbers are recorded that help `infer_task`; None
-            records nothing.
+        calibration: Validation inputs of the task. A few statistics of their outputs are recorded for `infer_task`.
+            None records nothing.
     """
 
     @checked
@@ -86,15 +86,15 @@ def save_owner_maps(path: str | os.PathLike, maps: dict[str, np.ndarray]) -> Non
 
 @checked
 def load_owner_maps(path: str | os.PathLike, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
-    """Read owner maps from a file of `TaskMaskSnapshot`.
+    """Read owner maps from a file that `TaskMaskSnapshot` wrote.
 
-    Files from untrusted sources are safe to read: no code in them is run, and no more memory is allocated than their
-    contents take.
+    Files from untrusted sources are safe to read: no code in them is executed, and no more memory is allocated than
+    their contents take.
 
     Args:
         path: The `.npz` file.
-        max_bytes: Largest size of all owner maps together, in bytes. Default: 320 MB, or 4 times the size of the file
-            if that is more.
+        max_bytes: Limit in bytes on the size of all owner maps together. Default: 320 MB, or 4 times the size of the
+            file if that is more.
 
     Returns:
         `{weight path: uint8 array}`.

@@ -1,4 +1,4 @@
-"""Ends a `fit` in time, and divides the time between the prune rounds."""
+"""Ends a `fit` on time, and divides the time between the prune rounds."""
 
 import contextlib
 import datetime
@@ -17,15 +17,15 @@ from tf_packnet.training.fit_checks import FitRequest
 
 # Key of the `TimeBudget` in `params`, a dict that all callbacks of one `fit` share.
 TIME = "tf_packnet/time"
-# The last epochs by which the time of the next ones is estimated.
+# The time of the next epochs is estimated from this many last ones.
 _RECENT = 3
 
 
 class TimeBudget(keras.callbacks.Callback):
-    """Ends a `fit` in time: before the first epoch that would not fit.
+    """Ends a `fit` on time: before the first epoch that would exceed the budget.
 
-    With a `PruneRoundScheduler` after it, it decides at the beginning of each epoch whether the next prune round runs:
-    it estimates how many epochs fit, and divides them between the rounds as the `EqualShare` says (`uniform`, `growing`
+    With a `PruneRoundScheduler` after it, it decides at the beginning of each epoch whether the next prune round runs.
+    It estimates how many epochs fit, and divides them between the rounds as its `EqualShare` says (`uniform`, `growing`
     or `shrinking`). The argument `epochs` of `fit` is an upper bound then, and the schedule has no epochs of its own.
 
     ```python
@@ -33,27 +33,28 @@ class TimeBudget(keras.callbacks.Callback):
         tp.TimeBudget("8h"), tp.PruneRoundScheduler(tp.EqualShare(0.95, num_tasks=5, rounds=8)), ...])
     ```
 
-    Epochs are expected to take as long as the last three, and the next one as long as the slowest of these, with
-    validation and callbacks such as `EpochBackup`. TensorFlow compiles in the first epoch: until there is another one,
-    its other batches and the `fit` before tell how long it takes. Prune rounds are timed too.
+    Epochs are expected to take as long as the mean of the last three, and the next epoch as long as the slowest of
+    them, including validation and callbacks such as `EpochBackup`. TensorFlow compiles in the first epoch. Until a
+    second epoch has run, the batches after the first and the previous `fit` give the estimate. Prune rounds are timed
+    too.
 
-    Every prune round runs, and at least one epoch follows the last one. If fewer epochs than rounds fit, no epoch is
-    between some of the rounds. The `fit` ends at most one epoch late, unless an epoch takes more than twice as long as
-    expected while rounds are due; then one more epoch follows them.
+    Every prune round runs, and at least one epoch follows the last one. If fewer epochs than rounds fit, some rounds
+    run without an epoch between them. The `fit` ends at most one epoch late, unless an epoch takes more than twice as
+    long as expected while rounds are due. Then one more epoch follows these rounds.
 
-    A `fit` that resumes with `tp.EpochBackup` has the time that was left at the last backup, and less if `deadline` is
+    A `fit` that resumes with `tp.EpochBackup` has the time that was left at the last backup, or less if `deadline` is
     nearer.
 
     Args:
         time: Seconds, or a text such as `90s`, `15m`, `8h` or `1h30m`.
-        deadline: The moment at which the `fit` must end: a `datetime`, or a text such as `07:00` (the next time that it
-            is seven) or `2030-01-31T07:00`.
+        deadline: The time at which the `fit` must end: a `datetime`, or a text such as `07:00` (the next time that it
+            is seven o'clock) or `2030-01-31T07:00`.
         clock: Returns seconds that never go backwards.
 
     Attributes:
-        seconds: Time used so far.
-        epoch_seconds: Time of each epoch, without prune rounds.
-        round_seconds: Time of each prune round.
+        seconds: Seconds used so far.
+        epoch_seconds: Seconds of each epoch, without prune rounds.
+        round_seconds: Seconds of each prune round.
         round_starts: For each prune round, the number of epochs before it.
     """
 
@@ -89,16 +90,16 @@ class TimeBudget(keras.callbacks.Callback):
         self._before = 0.0, False  # the last epoch of the `fit` before, as `before` returns it
         self._first: int | None = None  # the first epoch of this process, in which TensorFlow compiles
         self._batch_ends: list[float] = []  # in that epoch, from the beginning of its first batch
-        self._tail = 0.0  # what later callbacks took at the end of the last epoch
+        self._tail = 0.0  # seconds that later callbacks took at the end of the last epoch
 
     @property
     def round_epochs(self) -> list[int]:
-        """The plan as it is now: the number of epochs after each prune round that has run."""
+        """The current plan: the number of epochs after each prune round that has run."""
         return [end - start for start, end in self._rounds()]
 
     @property
     def seconds_by_round(self) -> list[float]:
-        """Time of each prune round, with the epochs after it."""
+        """Seconds of each prune round together with the epochs after it."""
         epochs = [sum(self.epoch_seconds[start:end]) for start, end in self._rounds()]
         return [sum(parts) for parts in zip(self.round_seconds, epochs, strict=True)]
 
@@ -123,9 +124,9 @@ class TimeBudget(keras.callbacks.Callback):
         self._before = self.before()
 
     def before(self) -> tuple[float, bool]:
-        """Return the seconds of the last epoch of the last `fit`, and whether they are without compilation.
+        """Return the seconds of the last epoch of the previous `fit`, and whether they exclude compilation.
 
-        The seconds are 0 if there was none with as many steps.
+        The seconds are 0 if that epoch had another number of steps, or there was none.
         """
         record = getattr(self.model, "step_record", None)
         steps, seconds, is_known = record.epoch if record else (None, 0.0, False)
@@ -158,7 +159,7 @@ class TimeBudget(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def timed_round(self) -> Iterator[None]:
-        """Measure the time of the block, which is a prune round."""
+        """Measure the time of the block, which runs a prune round."""
         began = self._clock()
         yield
         took = self._clock() - began
@@ -170,8 +171,8 @@ class TimeBudget(keras.callbacks.Callback):
         """Return whether the next prune round runs before the epoch that begins now.
 
         Args:
-            weights: In which proportion the rounds get epochs, from the last one that has run on.
-            epochs_left: How many epochs may follow at most, this one included.
+            weights: The proportions in which rounds get epochs, starting with the last round that has run.
+            epochs_left: Maximum number of epochs that may follow, including this one.
         """
         done = len(self.epoch_seconds) - self.round_starts[-1]
         left = self._left() - (len(weights) - 1) * statistics.fmean(self.round_seconds)
@@ -190,7 +191,7 @@ class TimeBudget(keras.callbacks.Callback):
         return left >= max(recent) if is_known else left > 0
 
     def _recent(self) -> tuple[list[float], bool]:
-        """Return the seconds of the last epochs, and whether they are without compilation."""
+        """Return the seconds of the last epochs, and whether they exclude compilation."""
         recent = [seconds for epoch, seconds in enumerate(self.epoch_seconds) if epoch != self._first][-_RECENT:]
         if recent:
             return recent, True
@@ -210,7 +211,7 @@ class TimeBudget(keras.callbacks.Callback):
         """Return the seconds from now to the deadline; infinity without one.
 
         Raises:
-            ArgumentError: If it has passed.
+            ArgumentError: If the deadline has passed.
         """
         if self.deadline is None:
             return math.inf

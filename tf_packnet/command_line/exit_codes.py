@@ -22,7 +22,7 @@ _STOPPED = "\nstopped; the same command continues after the last finished epoch\
 
 
 def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -> int:
-    """Call `work` and turns its exceptions into an exit code and a message on standard error.
+    """Call `work` and turn its exceptions into an exit code and a message on standard error.
 
     Args:
         work: The program.
@@ -31,8 +31,8 @@ def exit_code(work: Callable[[], None], program: str, resumable: bool = False) -
 
     Returns:
         0 if done, 1 if the program failed, 2 for bad input, 75 if another worker of the run has ended, 129 if its
-        terminal was closed (SIGHUP), 130 if interrupted (SIGINT), 141 if nobody reads its output any more, 143 if
-        terminated (SIGTERM).
+        terminal was closed (SIGHUP), 130 if interrupted (SIGINT), 141 if the reader of its output has closed the pipe,
+        143 if terminated (SIGTERM).
     """
     with streams.any_output():
         code, reason = _outcome(work, resumable)
@@ -73,10 +73,10 @@ def _outcome(work: Callable[[], None], resumable: bool) -> tuple[int, str]:
 
 
 def _file_error(error: Exception) -> str | None:
-    """Return which file an operation failed for, and why; None for other errors."""
+    """Return the reason and the path of a failed file operation; None for other errors."""
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    if type(error).__module__ == "tensorflow.python.framework.errors_impl":  # of TensorFlow's own file functions
+    if type(error).__module__ == "tensorflow.python.framework.errors_impl":  # raised by TensorFlow's file functions
         found = _TENSORFLOW_FILE_ERROR.search(str(error).rpartition("}} ")[2])
         if found:
             return f"{found['reason']}: {found['path']}"
@@ -90,4 +90,4 @@ def _work_and_flush(work: Callable[[], None]) -> None:
         interruption.check()
         if leaving.code:
             raise
-    sys.stdout.flush()  # errors of the output are reported here, not when the process ends
+    sys.stdout.flush()  # a failed write is reported here, not at interpreter exit

@@ -1,6 +1,6 @@
 """Files of flags, for `--flagfile`: paths or names of presets.
 
-absl can read them too, but it would read a device endlessly, and knows no presets.
+absl can read flag files too, but it does not know presets, and it would read a device such as /dev/zero without end.
 """
 
 import os
@@ -13,7 +13,7 @@ from tf_packnet.errors import ArgumentError
 # Limit on the size in bytes; a file of all flags with their longest values is smaller.
 MAX_BYTES = 2**20
 
-# In an installed package, and in a checkout.
+# Where the presets are: in an installed package, and in a checkout.
 _PRESET_FOLDERS = (Path(__file__).parent / "presets", Path(__file__).parents[2] / "flags" / "presets")
 
 

@@ -31,7 +31,7 @@ def show_default(flag: flags.Flag) -> str:
 
 
 def help_text(flag: flags.Flag) -> str:
-    """Return a flag's meaning, without what absl appends to it."""
+    """Return a flag's help text, without the text that absl appends."""
     return flag.help.partition(";\n")[0]
 
 

@@ -33,7 +33,7 @@ class Request(NamedTuple):
         pack: The file of the pack.
         format: One of `FORMATS`.
         html: The HTML page to write; None for none.
-        max_bytes: Most memory that opening the pack may take; None for the default.
+        max_bytes: Limit in bytes on the memory for opening the pack; None for the default.
         layers: A Python file that defines layers of the pack; None for none.
     """
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show(request: Request) -> None:
-    """Print the contents of a pack, and write the HTML page if there is to be one.
+    """Print the contents of a pack, and write the HTML page if one was requested.
 
     Raises:
         ArgumentError: If the file is not a pack.
@@ -85,7 +85,7 @@ def show(request: Request) -> None:
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
-    """Declare all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    """Declare all flags in a new `FlagValues`. Return it, not parsed yet, and the names of the flags by theme."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "pack",
@@ -111,7 +111,7 @@ def parse_request(argv: Sequence[str]) -> Request:
 
     Raises:
         UsageError: If a flag is unknown or malformed, or --pack is missing.
-        ArgumentError: If there is no such pack, or the page cannot be written to its file.
+        ArgumentError: If the file is not a pack, or the HTML page cannot be written.
     """
     values, themes = define_flags()
     check_no_positional(parse_flags(argv, values, themes, USAGE))

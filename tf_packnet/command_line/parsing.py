@@ -42,7 +42,7 @@ def parse_flags(
         return values([argv[0], *expand_flagfiles(argv[1:])])[1:]
     except ArgumentError as error:
         raise UsageError(f"--{error.argument}={error.received}: expected {error.expected}") from error
-    except (flags.Error, OSError, ValueError) as error:  # absl passes some of each on
+    except (flags.Error, OSError, ValueError) as error:  # absl does not wrap all of them
         raise UsageError(" ".join(str(error).removeprefix("flag ").split())) from error
 
 

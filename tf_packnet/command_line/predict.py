@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def define_flags() -> tuple[flags.FlagValues, dict[str, list[str]]]:
-    """Declare all flags in a new `FlagValues`; returns them, not parsed yet, and their names by theme."""
+    """Declare all flags in a new `FlagValues`. Return it, not parsed yet, and the names of the flags by theme."""
     values = flags.FlagValues()
 
     def define(name: str, default: Any, text: str, parser: flags.ArgumentParser | None = None) -> None:

@@ -1,6 +1,6 @@
 """Entry points of the `tf-packnet` command and of the scripts in `launch/`.
 
-Imports little before it handles signals, so that Ctrl-C never shows a traceback of imports.
+Imports little until the signal handlers are installed, so that Ctrl-C during imports prints no traceback.
 """
 
 import importlib
@@ -49,7 +49,10 @@ def main() -> int:
 
 
 def run_script(name: str, argv: Sequence[str]) -> int:
-    """As `run_program`, for a process that does nothing else: from now on signals end it without a traceback."""
+    """Run a program (see `run_program`) as the only work of this process.
+
+    Signals end the process without a traceback.
+    """
     interruption.end_at_once()
     code = run_program(name, argv)
     if code > interruption.exit_code(0):  # ended by a signal: another one must not change the exit code

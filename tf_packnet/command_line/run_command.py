@@ -22,14 +22,14 @@ class Command(NamedTuple):
     Attributes:
         config: The run; for an experiment, the settings that its runs share.
         experiment: The experiment; None for a single run.
-        workers: Number of runs at the same time; None for the default of the machine.
+        workers: Number of worker processes; None for the default of the machine.
         threads: Threads per run.
         stages_dir: Folder or URL of the store of stages; None for a folder in the output folder.
-        dry_run: Whether to print the plan only.
+        dry_run: Whether to only print the plan.
         fleet: Runs that each worker trains side by side: a number, `auto` or `off`.
-        cluster: Where the runs are done: `local`, `ray`, or the address of a Ray cluster.
+        cluster: Where the runs execute: `local`, `ray`, or the address of a Ray cluster.
         gpus_per_run: GPUs of each run, a fraction if runs share one; None for the default of the machine.
-        memory_per_run: Memory of each run in GiB; None if it does not matter.
+        memory_per_run: Memory of each run in GiB; None for no limit.
         shard: The part of the experiment to do; None for all of it.
         merge: The folders of shards to merge; None to do runs.
     """
@@ -122,7 +122,12 @@ def _is_given(name: str, argv: Sequence[str]) -> bool:
 
 
 def _check_shares(values: flags.FlagValues, argv: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> None:
-    """Raise ArgumentError if p is given although no run uses it, as all have shares of their own."""
+    """Raise an error if `final_prune` (p) is given but no run uses it, because all runs have explicit shares.
+
+    Raises:
+        UsageError: If `--sweep` varies `final_prune`.
+        ArgumentError: If `final_prune` is given in another way, or the experiment varies it.
+    """
     if EQUAL in axes["shares"]:
         return
     reason = "with --shares, which says what each task keeps, and so what is free after all tasks"
@@ -142,8 +147,8 @@ def _fields(values: flags.FlagValues) -> dict[str, Any]:
 def _placeholders(experiment: str, axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Return the first value of each sweep axis, to use instead of the flag's own value.
 
-    No run uses that value, and it may contradict the other flags. The data set keeps the flag's own value, after which
-    the output folder is named.
+    No run uses the flag's own value, and it may contradict other flags. `dataset` keeps its own value, because the
+    output folder is named after it.
     """
     rounds = {"prune_rounds": 1} if "prune_rounds" in EXPERIMENTS[experiment].varies else {}
     return rounds | {name: axis[0] for name, axis in axes.items() if name != "dataset"}

@@ -28,7 +28,7 @@ from tf_packnet.tasks.splitting import TaskSizes
 # Limit for processes, threads and evaluations.
 MAX_COUNT = 1000
 
-# How the runs of an experiment are done.
+# Flags that say how and where the runs of an experiment execute.
 EXECUTION_FLAGS = ("workers", "threads", "fleet", "cluster", "gpus_per_run", "memory_per_run", "shard", "merge")
 EXPERIMENT_FLAGS = ("experiment", "sweep", "seeds", "evaluations", *EXECUTION_FLAGS)
 
@@ -230,7 +230,7 @@ def _experiments_by(attribute: str) -> list[tuple[Any, str]]:
 
 
 def _define(name: str, default: Any, text: str, parser: flags.ArgumentParser, values: flags.FlagValues) -> None:
-    if isinstance(parser, (BooleanParser, MergeParser)):  # these need no value
+    if isinstance(parser, (BooleanParser, MergeParser)):  # may be given without a value
         flag = flags.BooleanFlag(name, default, text)
         flag.parser = parser
         flags.DEFINE_flag(flag, values)

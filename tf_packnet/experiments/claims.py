@@ -23,7 +23,7 @@ class Verdict:
     Attributes:
         claim: The claim.
         verdict: `HOLDS`, `FAILS` or `UNKNOWN`.
-        evidence: The numbers that decide, in words.
+        evidence: The numbers behind the verdict, as part of a sentence.
     """
 
     claim: str
@@ -43,7 +43,7 @@ def about_rounds(frame: pd.DataFrame, dataset: str) -> list[Verdict]:
     """Check the claims about figure 2, accuracy by `N` with a fixed retraining budget.
 
     Args:
-        frame: As `frames.tidy` returns it, with PackNet's runs at some `p` and `N`.
+        frame: PackNet's runs at several `p` and `N`, as `frames.tidy` returns them.
         dataset: Name of the data set.
     """
     prunes, rounds = sorted(set(frame["final_prune"])), sorted(set(frame["prune_rounds"]))

@@ -22,19 +22,19 @@ Axes = dict[str, Sequence[Any]]
 
 # Limit on the runs of one experiment; the paper's largest has 360.
 MAX_RUNS = 10_000
-# Limit in bytes on the name of a run, which is a file name too: file systems take 255.
+# Limit in bytes on the name of a run. It is also a file name, which file systems limit to 255 bytes.
 LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The definition of an experiment: the runs to compare.
+    """An experiment: the runs to compare.
 
     Attributes:
         name: One of `EXPERIMENTS`.
-        base: The config that all runs share, but for the axes and the seed.
-        axes: The config fields that vary, with their values. Without the seed.
-        seeds: Every setting is run with each of them.
+        base: The config that all runs share, except for the axes and the seed.
+        axes: The config fields that vary, with their values. Does not contain the seed.
+        seeds: The seeds with which every setting is run.
         configs: All runs, first seed first. For a matching experiment: the PackNet runs to match.
         evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
     """
@@ -76,8 +76,8 @@ def define(
 
     Args:
         name: One of `EXPERIMENTS`.
-        base: The config that all runs share, but for the axes and the seed.
-        axes: Values instead of the paper's for fields that the experiment varies; for `sweep`: all fields that vary.
+        base: The config that all runs share, except for the axes and the seed.
+        axes: Values that replace the paper's, for fields that the experiment varies. For `sweep`: all fields that vary.
         seeds: Default: as many as in the paper, starting at the seed of `base`.
         evaluations: How many values of `final_prune` a matching may try for each baseline and `p`.
 
@@ -157,7 +157,10 @@ def experiment_folder(experiment: Experiment) -> Path:
 
 
 def experiment_identity(experiment: Experiment) -> dict[str, Any]:
-    """Return what makes two experiments the same; not axis values and seeds, of which more can be added later."""
+    """Return what must be equal to continue an experiment.
+
+    Axis values and seeds are not part of it: they can be added.
+    """
     config = {
         name: value for name, value in experiment.base.identity().items() if name not in (*experiment.axes, "seed")
     }
@@ -170,10 +173,11 @@ def check_experiment(experiment: Experiment, paths: ExperimentPaths, lock: Share
     Args:
         experiment: The experiment.
         paths: Its output directory.
-        lock: The lock that this command has, if it has one already. If it shares it, damage is not looked for.
+        lock: The lock on the directory, if this command already holds it. With a shared lock, files are not checked for
+            damage.
 
     Raises:
-        ArgumentError: If the directory cannot be written, or has another experiment or other files in it.
+        ArgumentError: If the directory cannot be written, or contains another experiment or other files.
         CorruptionError: If a file of the report is damaged, and `on_corruption` is `fail`.
     """
     if output.is_new(paths.root):

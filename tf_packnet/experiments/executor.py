@@ -1,4 +1,4 @@
-"""Does the runs of an experiment in a pool of workers, or reads their results if they are complete already."""
+"""Executes the runs of an experiment in a pool of workers, and reads the results of runs that are already complete."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from tf_packnet.system import files
 
 
 class Executor(Protocol):
-    """Does runs: in processes of this machine, in those of a cluster, or not at all."""
+    """Executes runs: in processes of this machine, on a cluster, or not at all (`merging.NoTraining`)."""
 
     def submit(self, config: Config) -> "Future[FinishedRun]":
         """Queue a run."""
@@ -29,11 +29,11 @@ class ExperimentRuns:
     Args:
         experiment: The experiment.
         paths: Its output directory.
-        start: Starts what does the runs; called with the callbacks of a `worker_pool.Pool` as keyword arguments.
+        start: Creates the executor; called with the callbacks of a `worker_pool.Pool` as keyword arguments.
         display: Shows the progress: an `ExperimentProgress`.
 
     Attributes:
-        computed: The runs that were done now, not read.
+        computed: The runs that ended in this process. Excludes those whose results were already complete.
     """
 
     def __init__(self, experiment: Experiment, paths: ExperimentPaths, start: Callable[..., Executor], display: Any):
@@ -80,7 +80,7 @@ class ExperimentRuns:
             return self._futures[name]
 
     def get(self, configs: Sequence[Config]) -> list[FinishedRun]:
-        """Do several runs and return them in order, with those that fail or that no worker is left for.
+        """Execute several runs and return them in order, including those that failed or for which no worker was left.
 
         Raises:
             ArgumentError: If the config, the data or the machine do not allow a run.

@@ -1,7 +1,8 @@
-"""Whose fault an error of a worker is: the run's, the machine's, or that of the folder that is written to.
+"""Classifies the errors of a worker by their cause: the run, the machine, or the folder that is written to.
 
 - The run: invalid input, divergence, and Python's errors for wrong code. The run has failed; the worker goes on.
-- The machine: memory, devices, the installation, the death of the process. The run is not to blame, see `run_queue`.
+- The machine: memory, devices, the installation, the death of the process. The run may not be the cause, see
+  `run_queue`.
 - The folder: full, read-only or gone, see `system/storage.py`. No run can go on.
 """
 
@@ -17,7 +18,7 @@ _RUN = (
 )
 # TensorFlow's codes INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED.
 _RUN_CODES = {3, 5, 6, 9, 11, 12}
-# What libraries write into errors of any type if memory, threads or devices are missing.
+# What libraries write into errors of any type if they run out of memory or threads, or find no device.
 _MACHINE_TEXT = re.compile(
     "out of memory|OOM when|cannot allocate memory|failed to allocate|bad_alloc|can't start new thread"
     r"|too many open files|CUDA|cuDNN|cuBLAS|cuSOLVER|NCCL|\bROCm|\bDNN library|device ordinal"
@@ -25,7 +26,7 @@ _MACHINE_TEXT = re.compile(
     re.IGNORECASE,
 )
 
-# What CUDA and TensorFlow write if the memory of a GPU has run out. cuBLAS and cuDNN need some when they are loaded.
+# What CUDA and TensorFlow write if GPU memory has run out. cuBLAS and cuDNN need some when they are loaded.
 _GPU_MEMORY_TEXT = re.compile(
     "out.of.memory|OOM when|failed to allocate|resource.?exhausted"
     "|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|cudaErrorMemoryAllocation",
@@ -37,10 +38,11 @@ _FROM_OUTSIDE = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUI
 
 
 def is_machine_fault(error: BaseException | int) -> bool:
-    """Whether the machine is to blame for an error of a worker, not the run.
+    """Return whether the machine, not the run, is the cause of an error of a worker.
 
     Args:
-        error: What a run raised, or the exit status of a worker process. A process never exits by itself during a run.
+        error: The exception of a run, or the exit status of a worker process. An exit status is always a machine fault:
+            a process never exits by itself during a run.
     """
     if isinstance(error, int):
         return True
@@ -59,7 +61,7 @@ def is_gpu_memory(reason: str) -> bool:
 
 
 def is_from_outside(status: int) -> bool:
-    """Whether this exit status means that somebody ended the process, so that its run cannot be the cause."""
+    """Whether an exit status means that the process was ended from outside, so that its run cannot be the cause."""
     return status in _FROM_OUTSIDE
 
 
@@ -72,8 +74,8 @@ def describe_exit(status: int, output: str) -> str:
     """Describe in one line how a process ended.
 
     Args:
-        status: Its exit status; the negative number of a signal.
-        output: What it has written to standard error.
+        status: Exit status of the process; for a signal, its negative number.
+        output: What the process has written to standard error.
     """
     lines = output.strip().splitlines()
     last = f": {one_line(lines[-1], 300)}" if lines else ""

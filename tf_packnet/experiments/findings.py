@@ -41,9 +41,9 @@ def write_report(
     Args:
         experiment: The experiment.
         paths: Its output directory.
-        runs: Its runs. A run that several searches share is in it several times.
+        runs: Its runs. A run that several searches share occurs several times.
         matches: The searches of a matching experiment; empty for others.
-        remedy: What does the runs that are missing.
+        remedy: The command that executes missing runs, as the subject of a sentence.
 
     Returns:
         The written files; none if all runs failed.
@@ -105,7 +105,7 @@ class Findings(NamedTuple):
 
 
 def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[str]) -> Findings:
-    """For figures 1, 2, 4 and sweeps: compares the settings."""
+    """Compare the settings, for figures 1, 2, 4 and sweeps."""
     summary = frames.by_setting(frame, axes or ["approach"])
     summary["paper"] = [_paper(experiment, row) for row in summary[axes].to_dict("records")]
     measures = frames.measures_by_setting(frame, axes or ["approach"])
@@ -137,7 +137,7 @@ def _compare_settings(experiment: Experiment, frame: pd.DataFrame, axes: list[st
 
 
 def _report_matches(experiment: Experiment, frame: pd.DataFrame, matches: Sequence[Match]) -> Findings:
-    """For figure 3 and table 1: the best match of each search, and accuracy by task."""
+    """Report the best match of each search and the accuracy by task, for figure 3 and table 1."""
     best_matches = [found for match in matches if (found := match.to_json()) is not None]
     columns = ["final_prune", "approach", "target", "accuracy", "gap", "matched_prune", "compression", "reached"]
     table = pd.DataFrame([{name: match[name] for name in columns} for match in best_matches], columns=columns)
@@ -248,7 +248,7 @@ def _settings(experiment: Experiment, complete: Sequence[dict]) -> dict[str, Any
 
 
 def _varied(experiment: Experiment) -> set[str]:
-    """Config fields that differ between runs, or do not matter to the report."""
+    """Return the config fields that differ between runs, or do not matter to the report."""
     varied = {*experiment.axes, "seed", "output_dir", "data_dir", "export"}
     if experiment.named.matching:
         varied.add("approach")

@@ -1,6 +1,6 @@
-"""A worker process that does several runs side by side, in a `Fleet`. `fleet_worker` starts it.
+"""A worker process that trains several runs side by side, in a `Fleet`. `fleet_worker` starts it.
 
-It reads the jobs of `worker_process`, each with its number as `"job"`, and sends the same replies with that number.
+It reads the same jobs and sends the same replies as `worker_process`. Each has the number of its job as `"job"`.
 """
 
 import functools

@@ -1,4 +1,7 @@
-"""Workers that share a process: each does one run at a time, and the process does those of all side by side."""
+"""Workers that share a process.
+
+Each has one run at a time; the process trains the runs of all its workers side by side.
+"""
 
 import functools
 import json
@@ -16,7 +19,7 @@ _COMMAND = ("-m", "tf_packnet.experiments.fleet_process")
 
 
 class AnyWorker(Protocol):
-    """A worker: a process of this machine, `worker.Worker`, or one elsewhere."""
+    """A worker: a local process (`worker.Worker`), a share of one (`FleetWorker`), or one on a cluster."""
 
     def fits(self, config: Config) -> bool:
         """Whether it has a process that can do a run of `config`."""
@@ -71,7 +74,7 @@ class FleetWorker:
         return self._process.fits(config)
 
     def start(self) -> str:
-        """Replace the process once no worker uses it, unless another worker has replaced it; see `Worker.start`."""
+        """Replace the process once no worker uses it, unless another worker has already done so. See `Worker.start`."""
         self._seen = self._process.replace(self._seen)
         return self._process.gpus
 
@@ -80,7 +83,10 @@ class FleetWorker:
         return self._process.run(config, on_epochs, log)
 
     def end(self, timeout: float | None = None) -> int | None:
-        """End the process. Without a `timeout`, a process that other workers use goes on, and the next is for them."""
+        """End the process.
+
+        Without a `timeout`, a process that other workers use continues, and its successor has fewer slots.
+        """
         self._process.slots = max(1, self._process.slots - 1)
         return None if timeout is None and self._process.is_busy else self._process.end(timeout)
 
@@ -93,8 +99,8 @@ class FleetProcess(Worker):
         place: Where stages and results are stored, which all runs share.
 
     Attributes:
-        slots: Runs at the same time in a process that starts now: its workers, without those that were retired because
-            the memory of a GPU ran out.
+        slots: Number of parallel runs of the next process: the number of workers, less those that were retired because
+            GPU memory ran out.
     """
 
     def __init__(self, layout: Layout, place: StorePlace):
@@ -106,7 +112,7 @@ class FleetProcess(Worker):
         self._being_replaced = False
         self._reader: threading.Thread | None = None
         self._fault: WorkerFault | None = None
-        self._in_company = False  # whether it had several runs when the fault occurred
+        self._in_company = False  # whether the process had several runs when the fault occurred
         self._had_fault: set[str] = set()
 
     @property
@@ -126,13 +132,13 @@ class FleetProcess(Worker):
         return fits
 
     def replace(self, seen: int) -> int:
-        """Replace the process once no worker uses it, unless it is another one than a worker has seen.
+        """Replace the process once no worker uses it, unless another worker has already replaced it.
 
         Args:
-            seen: The number of the last process that the worker has seen.
+            seen: Number of the process that the calling worker used last.
 
         Returns:
-            The number of the present process.
+            The number of the current process.
 
         Raises:
             WorkerFault: If it does not become ready.
@@ -154,7 +160,7 @@ class FleetProcess(Worker):
             return self._number
 
     def start(self) -> str:
-        """Start the process from the thread that reads its replies: the system ends it when that thread ends."""
+        """Start the process from the thread that reads its replies: Linux kills it when that thread ends."""
         self.end()
         self._command = (*_COMMAND, str(self.slots))
         if self._reader is not None:
@@ -196,7 +202,7 @@ class FleetProcess(Worker):
                 self._changed.notify_all()
 
     def _is_first(self, config: Config) -> bool:
-        """Whether this is the first fault in a run, and another run may have caused it."""
+        """Whether this is the first fault of a run, and another run of the process may have caused it."""
         name = json.dumps(config.to_json())
         is_first = self._in_company and name not in self._had_fault
         self._had_fault.add(name)
@@ -221,7 +227,7 @@ class FleetProcess(Worker):
                 inbox.put(fault)
 
     def _fail(self, reason: str | None = None, from_outside: bool = False) -> Any:
-        """As in `Worker`. If one worker ends the process, all get its reason."""
+        """End the process as in `Worker`. All workers of the process raise the same reason."""
         if self._fault is None:
             try:
                 super()._fail(reason, from_outside)

@@ -9,7 +9,7 @@ from tf_packnet.runs.config import Config
 
 AUTO, OFF = "auto", "off"
 MOST = 256
-# On a GPU: it is idle with fewer small networks; convolutional networks leave less of it idle, and need more memory.
+# `auto` on a GPU. Fewer small networks leave it idle; convolutional networks use more of it, and more memory.
 _SMALL, _LARGE = 32, 8
 
 
@@ -21,10 +21,10 @@ def check(value: str) -> None:
 
 
 def size(value: str, experiment: Experiment, on_gpus: bool | None = None) -> int:
-    """Return the number of runs of each worker at the same time.
+    """Return how many runs each worker process trains side by side.
 
     Args:
-        value: It, or `off` for 1, or `auto`: on a GPU as many as suit the network, on a CPU 1.
+        value: The number of runs, `off` for 1, or `auto`: as many as suit the network on a GPU, 1 on a CPU.
         experiment: The experiment. If its runs cannot share a process, the number is 1.
         on_gpus: Whether the runs use GPUs; default: whether there are any.
     """

@@ -1,4 +1,7 @@
-"""The GPUs of this machine, and which of them each worker sees. Found without TensorFlow, which would use them."""
+"""The GPUs of this machine, and their assignment to workers.
+
+GPUs are counted without TensorFlow, which would allocate memory on them.
+"""
 
 import ctypes
 import math

@@ -18,7 +18,7 @@ from tf_packnet.system import files
 
 
 class NoTraining:
-    """An executor that does no run: those that are not complete are missing."""
+    """An executor that executes nothing: runs that are not complete are reported as missing."""
 
     def __init__(self, **callbacks: Any):
         pass
@@ -61,11 +61,11 @@ def check_sources(experiment: Experiment, paths: ExperimentPaths, folders: Seque
 
 
 def collect(experiment: Experiment, paths: ExperimentPaths, sources: Sequence[ExperimentPaths]) -> None:
-    """Copy the results of complete runs to the output directory. The first folder that has a run counts.
+    """Copy the results of complete runs to the output directory. If several folders have a run, the first one counts.
 
     Raises:
-        ArgumentError: If a newer version of this library wrote them.
-        CorruptionError: If one is damaged, and `on_corruption` is `fail`.
+        ArgumentError: If a newer version of this library wrote a results file.
+        CorruptionError: If a results file is damaged, and `on_corruption` is `fail`.
     """
     axes = axes_of(experiment)
     on_damaged = corruption.handler(corruption.FAIL) if experiment.base.on_corruption == corruption.FAIL else _print

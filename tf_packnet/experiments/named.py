@@ -29,11 +29,12 @@ class NamedExperiment:
         varies: The config fields that it varies, in the order of its tables, each with a function that returns the
             default values for a base config.
         seeds: Default number of seeds.
-        x: The field on the x axis of its figure. Default: the one with the most values.
+        x: The field on the x axis of its figure. Default: the field with the most values.
         curve: The field with one curve per value. Default: all other fields that vary.
         reference: The field whose first value the others are compared with. Default: `x`.
         matching: Whether it searches the `p` at which the bounds are as accurate as PackNet.
-        budget_per_round: Whether every prune round is followed by `retrain_epochs` epochs, instead of all together.
+        budget_per_round: Whether each prune round is followed by `retrain_epochs` epochs. Otherwise all rounds share
+            them.
     """
 
     help: str

@@ -1,7 +1,7 @@
-"""A Ray cluster as a place for workers: connects to one or starts it, and says how many workers it has room for.
+"""Workers on a Ray cluster: connects to a cluster or starts one, and computes how many workers it has room for.
 
-Each worker is an actor of Ray, see `ray_worker`. Which worker does which run, and what follows from faults, is decided
-here as for the processes of one machine, see `worker_pool` and `run_queue`.
+Each worker is a Ray actor, see `ray_worker`. The launcher assigns runs and handles faults as it does for local
+processes, see `worker_pool` and `run_queue`.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from tf_packnet.system.extras import require_extra
 LOCAL, RAY, CLIENT = "local", "ray", "ray://"
 CLIENT_PORT = 10001
 CONNECT_SECONDS = 10.0
-# Each worker has a thread of the launcher.
+# Each worker needs a thread in the launcher.
 MAX_WORKERS = 1000
-# Of a cluster that is started here. Ray's minimum; results are small.
+# Object store of a cluster that is started here: Ray's minimum, since results are small.
 _OBJECT_STORE_BYTES = 100 * 2**20
 _HOST_PORT = re.compile(r"(?P<host>[^\s/:\[\]]+|\[[0-9a-fA-F:.]+\])(:(?P<port>\d{1,5}))?")
 
 
 class Needs(NamedTuple):
-    """What a worker needs of its node.
+    """The resources that a worker needs on its node.
 
     Attributes:
         threads: CPUs.
         gpus: GPUs, or a fraction of one.
-        memory: Bytes of RAM; 0 if it does not matter.
+        memory: Bytes of RAM; 0 for no requirement.
     """
 
     threads: int
@@ -46,7 +46,7 @@ class Needs(NamedTuple):
     memory: int
 
     def room(self, resources: Mapping[str, float]) -> int:
-        """Return how many workers a node with these resources of Ray has room for."""
+        """Return how many workers a node with these Ray resources has room for."""
         rooms = [resources.get("CPU", 0) // self.threads]
         if self.gpus:
             cards = resources.get("GPU", 0)
@@ -104,15 +104,15 @@ def needs(
 
 
 def layout(cluster: str, workers: int | None, needs: Needs) -> Layout:
-    """Return as many workers as the nodes that there are have room for.
+    """Return a layout with as many workers as the current nodes have room for.
 
     Args:
         cluster: The value of `--cluster`, for messages.
-        workers: Number of workers; default as above. Workers for which there is no room wait for further nodes.
+        workers: Number of workers; default as above. Workers for which there is no room wait for new nodes.
         needs: What each worker needs.
 
     Raises:
-        ArgumentError: If no node has room for one, and `workers` is not given.
+        ArgumentError: If no node has room for a worker, and `workers` is not given.
     """
     room = sum(needs.room(node["Resources"]) for node in nodes())
     if not room and workers is None:
@@ -223,15 +223,15 @@ def _connect(address: str) -> None:
 
 
 def _silence(ray: Any) -> None:
-    """Keep Ray's own messages out of the output. What matters is said by the faults of workers."""
+    """Keep Ray's own messages out of the output. The faults of workers report what matters."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     with contextlib.suppress(AttributeError):
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # for these there is no setting
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None  # no setting silences these
 
 
 @contextlib.contextmanager
 def _handlers(handlers: Mapping[Any, Any]) -> Iterator[None]:
-    """Set these signal handlers again after the block: Ray installs its own."""
+    """Restore these signal handlers after the block: Ray installs its own."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A worker on a node of a Ray cluster: an actor there, which has a worker process as on one machine."""
+"""A worker on a node of a Ray cluster: an actor that controls a worker process, as on one machine."""
 
 import contextlib
 import importlib.metadata
@@ -25,12 +25,12 @@ require_extra("a worker of a Ray cluster", "ray", extra="ray")
 
 # How long a node waits for news before it answers, and how long it collects them after the first.
 POLL_SECONDS, COLLECT_SECONDS = 10.0, 0.2
-# How often to look whether the cluster has a node for a worker that waits for one, and for how long.
+# How often, and for how long, to check whether the cluster has a node for a waiting worker.
 CHECK_SECONDS, NODE_SECONDS = 1.0, 600.0
-# How long a node may be out of reach. A cluster takes a node for lost after about 20 s.
+# How long a node may be out of reach. Ray declares a node lost after about 20 s.
 LOST_SECONDS = 120.0
 _PACKAGES = ("tensorflow", "keras", "numpy")
-# The variables that libraries read are those of the launcher, on all nodes.
+# Environment variables of the launcher with these prefixes are set on all nodes, because libraries read them.
 _PREFIXES = ("TF_", "TFDS_", "XLA_", "KERAS_")
 
 
@@ -52,7 +52,10 @@ class NodeWorker:
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
 
     def start(self) -> dict[str, Any]:
-        """Start the process. Returns the node, its GPUs and its versions; or the `fault` that it met."""
+        """Start the process.
+
+        Return the node, its GPUs and its versions, or the `fault` or `folder` error that occurred.
+        """
         import ray
 
         context = ray.get_runtime_context()
@@ -70,7 +73,7 @@ class NodeWorker:
         threading.Thread(target=self._run, args=(Config.from_json(config), network), daemon=True).start()
 
     def events(self) -> list[tuple[str, Any]]:
-        """Wait for events of the run, and return those there are: `epochs`, `log`, and one that ends it."""
+        """Wait for events of the run and return them: `epochs`, `log`, and one that ends the run."""
         try:
             events = [self._events.get(timeout=POLL_SECONDS)]
         except queue.Empty:
@@ -113,7 +116,7 @@ class RayWorker:
     Args:
         layout: The threads of its process.
         place: Where stages and results are stored.
-        needs: What it needs of its node.
+        needs: The resources that it needs on its node.
     """
 
     def __init__(self, layout: Layout, place: StorePlace, needs: Needs):
@@ -164,7 +167,7 @@ class RayWorker:
         """Do a run on the node. An error of the run is part of the result.
 
         Raises:
-            WorkerFault: If the node is lost, or its machine is to blame.
+            WorkerFault: If the node is lost, or its machine is the cause of an error.
             OSError: If the store of stages cannot be written there.
         """
         began = time.perf_counter()
@@ -198,7 +201,7 @@ class RayWorker:
         Args:
             method: Its name.
             *arguments: Its arguments.
-            wait: Called again and again until it has returned.
+            wait: Called every `CHECK_SECONDS` until the method has returned.
         """
         import ray
 
@@ -219,12 +222,12 @@ class RayWorker:
             raise fault from error
 
     def _fault(self, error: Exception) -> WorkerFault:
-        """Return the fault that follows from an error of Ray."""
+        """Return the fault that an error of Ray stands for."""
         import ray
 
         address, deadline = self._address(), time.monotonic() + LOST_SECONDS
         while isinstance(error, ray.exceptions.ActorUnavailableError) and time.monotonic() < deadline:
-            time.sleep(CHECK_SECONDS)  # the cluster is about to find out why
+            time.sleep(CHECK_SECONDS)  # until the cluster knows why
             try:
                 ray.get(self._actor.ping.remote(), timeout=CHECK_SECONDS)
                 break
@@ -248,7 +251,7 @@ class RayWorker:
         return ""
 
     def _check_nodes(self) -> None:
-        """Raise WorkerFault if no node could have had this worker for a long time."""
+        """Raise WorkerFault if no node has had room for this worker for `NODE_SECONDS`."""
         if any(self._needs.room(node["Resources"]) for node in ray_cluster.nodes()):
             self._last_room = time.monotonic()
         elif time.monotonic() - self._last_room > NODE_SECONDS:
@@ -256,7 +259,7 @@ class RayWorker:
 
     def _raise_fault(self, reply: Mapping[str, Any]) -> None:
         if "fault" in reply:
-            self._node = ""  # the actor is left, but not its process
+            self._node = ""  # the actor is alive, its process is not
             reason, from_outside, gpu_memory = reply["fault"]
             raise WorkerFault(reason, from_outside, gpu_memory)
         if "folder" in reply:

@@ -1,19 +1,18 @@
-"""Which worker does which run, and what follows from a fault of the machine. Rules alone: no processes, no threads.
+"""Assigns runs to workers, and decides what follows from a machine fault. Only rules: no processes, no threads.
 
-A fault of the machine ends the worker's process, not the run:
+A machine fault ends the process of a worker, but not the run:
 
-1. The run is queued again. If it may have caused the fault, it runs after all others, alone, so that no other run takes
-   memory from it.
-   A worker prefers runs in which it had no fault yet.
-2. The worker starts a new process. After `MOST_FAULTS` faults without a completed run between them, it is retired.
-3. The run is at fault after all, and fails, if a working worker has a fault in it again, while no other run is in
-   progress. A worker works if it has completed a run since its last fault. This fault does not count against it.
-4. When all workers are retired, the runs that are left stay queued.
-5. If the memory of a GPU runs out that several workers share, sharing is to blame. The run is queued again, and half
-   of these workers are retired, as soon as they have no run. When one is left, the other rules hold.
+1. The run is queued again. If it may have caused the fault, it is a suspect: it runs after all others, alone, so that
+   no other run competes for memory. A worker prefers suspects that have not faulted on it.
+2. The worker starts a new process. It is retired after `MOST_FAULTS` faults without a completed run in between.
+3. A suspect fails if it faults on a worker that works well: one that has completed a run since its last fault. This
+   fault does not count against the worker.
+4. When all workers are retired, the remaining runs stay queued.
+5. If memory runs out on a GPU that several workers share, sharing is the cause. The run is queued again, and half of
+   these workers are retired as soon as they are idle. When one worker is left, rules 1 to 4 apply.
 
-So a worker that fails every run takes at most `MOST_FAULTS` of them from the queue, for a while; and a run that needs
-more memory than there is costs no worker.
+So a worker on which every run faults delays at most `MOST_FAULTS` runs, and a run that needs more memory than there is
+costs no worker.
 """
 
 import enum
@@ -28,7 +27,7 @@ MOST_FAULTS = 3
 
 
 class RunState(enum.Enum):
-    """A run is queued, runs, and ends as done or failed. After a fault of the machine it is queued again."""
+    """The state of a run. After a machine fault, a running run is queued again."""
 
     QUEUED = enum.auto()
     RUNNING = enum.auto()
@@ -54,9 +53,9 @@ class Job:
         beginning: Equal for runs that start with the same stage, see `stages.shared_beginning`.
         future: Gets the `FinishedRun`.
         state: Its state.
-        suspect: Whether there was a fault of the machine in it that it may have caused.
-        tried_by: The workers that had a fault in it.
-        began: When it was started last, by `time.perf_counter()`.
+        suspect: Whether it had a machine fault that it may have caused.
+        tried_by: The workers on which it had a fault.
+        began: When it last started, by `time.perf_counter()`.
     """
 
     config: Config
@@ -78,7 +77,7 @@ class _Worker:
 
 
 class Consequence(NamedTuple):
-    """What follows from a fault: for the run in which it occurred, None while starting, and for the worker."""
+    """Consequences of a fault: the job in which it occurred, None while starting, and whether the worker is retired."""
 
     job: Job | None
     retired: bool
@@ -89,7 +88,7 @@ class RunQueue:
 
     Args:
         workers: Number of workers.
-        gpus: For each worker text that is equal for those that use the same GPUs, as far as it is known by now.
+        gpus: For each worker, text that is equal for workers that use the same GPUs; empty if not known yet.
     """
 
     def __init__(self, workers: int, gpus: Sequence[str] = ()):
@@ -118,7 +117,7 @@ class RunQueue:
     def next_for(self, number: int) -> Job | None:
         """Return the run that an idle worker may take now, or should start a process for; None if there is none.
 
-        It prefers runs that do not have to wait for the first stage of a current run.
+        Prefers runs that do not have to wait for the first stage of a current run.
         """
         worker = self._workers[number]
         if worker.state != WorkerState.IDLE:
@@ -136,7 +135,7 @@ class RunQueue:
         return min(self._queued, key=lambda job: number in job.tried_by)
 
     def may_start(self, number: int) -> bool:
-        """Whether a worker should start a process: whether there are more runs to take than processes that start."""
+        """Whether a worker should start a process: whether more runs are waiting than processes are starting."""
         starting = sum(worker.state == WorkerState.STARTING for worker in self._workers)
         fresh = sum(not job.suspect for job in self._queued)
         return self.next_for(number) is not None and starting < max(1, fresh)
@@ -174,7 +173,7 @@ class RunQueue:
 
         Args:
             number: The worker.
-            from_outside: Whether no run can be the cause, as if somebody has stopped the process.
+            from_outside: Whether no run can be the cause, for example because a user has stopped the process.
             gpu_memory: Whether the memory of its GPUs has run out.
         """
         worker = self._workers[number]
@@ -217,7 +216,7 @@ class RunQueue:
         for number, worker in enumerate(self._workers):
             idle = worker.gpus == gpus and worker.state == WorkerState.IDLE
             if idle and self.sharing(number) > self.most_sharing(number):
-                worker.state, worker.works_well = WorkerState.RETIRED, False  # it can judge no run any more
+                worker.state, worker.works_well = WorkerState.RETIRED, False  # a retired worker judges no run
 
     def _release(self, number: int) -> Job:
         self._change(number, WorkerState.BUSY, WorkerState.IDLE)

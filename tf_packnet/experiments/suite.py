@@ -54,7 +54,7 @@ def main(
         cluster: `local` for processes of this machine, or the Ray cluster whose nodes have the workers.
         gpus_per_run: GPUs of each run, a fraction if runs share one; default: see `best_layout`.
         memory_per_run: Memory of each run in GiB, which limits how many runs there are at the same time.
-        shard: Do only these runs, and write their results alone.
+        shard: Execute only the runs of this shard, and write only their results.
         merge: Do no runs. Write the report of those that are complete in these folders, and in the output directory.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A worker as the launcher sees it: starts a worker process, sends it runs, reads its replies, and ends it.
+"""The launcher's side of a worker: starts a worker process, sends it runs, reads its replies, and ends it.
 
-Whether a process still lives is read from `/proc`, not guessed from its speed: a run may take hours for an epoch.
+Whether a process is still alive is read from `/proc`, not guessed from its speed: an epoch may take hours.
 """
 
 import contextlib
@@ -36,9 +36,10 @@ CHECK_SECONDS, STOPPED_CHECKS = 1.0, 5
 START_SECONDS = 600.0
 # How long to wait for a process to end by itself, after it has closed its output: it may write a core file.
 END_SECONDS = 10.0
-# Of each worker. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current folder.
+# Environment of each worker process. With PYTHONSAFEPATH (Python 3.11) `python -m` imports no modules from the current
+# folder.
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TF_PACKNET_LAZY": "1"}
-# Unless the user has set it: without it, TensorFlow takes all memory of a GPU, which other workers may share.
+# Set unless the user has set it: by default, TensorFlow allocates all memory of a GPU, which other workers may share.
 _DEFAULTS = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 _COMMAND = ("-m", "tf_packnet.experiments.worker_process")
 
@@ -50,7 +51,7 @@ class Layout:
     Attributes:
         workers: Number of processes.
         threads: Threads of each.
-        gpus: For each process the value of `CUDA_VISIBLE_DEVICES`; empty if all see what the launcher sees.
+        gpus: The value of `CUDA_VISIBLE_DEVICES` for each process; empty if all see the same devices as the launcher.
         fleet: Runs of each process at the same time.
     """
 
@@ -79,7 +80,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has ended, or that no worker is left for.
+    """A run that has ended, or for which no worker is left.
 
     Attributes:
         config: Its config.
@@ -87,7 +88,7 @@ class FinishedRun:
         error: Why there are no results, in one line; empty if there are.
         seconds: Wall time; 0 if it was complete before.
         refused: The error in its config, data or machine, if it failed because of one.
-        queued: Whether it has not failed, but was left in the queue.
+        queued: Whether it did not fail, but was left in the queue.
     """
 
     config: Config
@@ -194,7 +195,7 @@ class Worker:
             network: The fingerprint that the files of the network must have; default: that of their first run.
 
         Raises:
-            WorkerFault: If the machine is to blame. The process has ended by then.
+            WorkerFault: If the machine is the cause of an error. The process has then ended.
             OSError: If the store of stages cannot be written.
         """
         began = time.perf_counter()
@@ -237,10 +238,10 @@ class Worker:
         return FinishedRun(config, reply.get("results"), reply.get("error", ""), seconds, refused)
 
     def end(self, timeout: float | None = None) -> int | None:
-        """End the process and all that it has started. Returns its exit status, None if there was no process.
+        """End the process and all processes that it has started. Returns its exit status, None if there was no process.
 
         Args:
-            timeout: How long to wait for a process that the system does not end, since it waits for a device.
+            timeout: Seconds to wait for a process that cannot be killed yet because it waits for a device.
         """
         if self._process is None:
             return None
@@ -312,6 +313,9 @@ def process_state(pid: int) -> str:
 
 
 def settings_of(config: Config) -> tuple[Any, ...]:
-    """Return the settings that cannot change within a process: a run with convolutions may make it deterministic."""
+    """Return the settings that must be equal for all runs of a process.
+
+    For example, a run with convolutions may make TensorFlow deterministic for the rest of the process.
+    """
     own = () if config.model in MODELS else (config.model_args, config.dataset)
     return config.model, *own, config.jit, config.strategy, config.logical_devices

@@ -34,7 +34,7 @@ def best_layout(
     mirrored: bool = False,
     fleet: int = 1,
 ) -> Layout:
-    """Return as many workers as there are GPUs; without GPUs, as there are cores for their threads.
+    """Return a layout with one worker per GPU or, without GPUs, as many workers as there are cores for their threads.
 
     One thread per worker is fastest, since no thread waits for another. It also makes results independent of the number
     of cores: sums that are split between threads may differ in their last bits.
@@ -69,7 +69,7 @@ def best_layout(
 
 
 class Pool:
-    """Workers that take runs from a queue. A run that fails does not stop the others, nor does a worker.
+    """Workers that take runs from a queue. Neither a failed run nor a retired worker stops the others.
 
     The callbacks are called from the threads of the workers, one at a time. An error that they raise stops the pool, as
     does a folder that can no longer be written: the futures of all runs that have not ended raise it.
@@ -140,14 +140,14 @@ class Pool:
         while (job := self._next(number)) is not None:
             try:
                 self._step(number, job)
-            except BaseException as error:  # for example a full disk: raised where the results are waited for
+            except BaseException as error:  # for example a full disk: raised by the futures
                 self._stop(error)
             with self._changed:
                 self._changed.notify_all()
         self._workers[number].end()
 
     def _next(self, number: int) -> Job | None:
-        """Wait for a run. It is taken, or still queued if the worker has to start a process: `BUSY` or `STARTING`."""
+        """Wait for a run. The worker is then `BUSY` with it, or `STARTING` a process while the run is still queued."""
         with self._changed:
             while not self._closed and self._queue.state(number) != WorkerState.RETIRED:
                 job = self._queue.next_for(number)

@@ -1,4 +1,4 @@
-"""A worker process, which does runs one after another. `worker_pool` starts it.
+"""A worker process, which executes runs one after another. `worker.Worker` starts it.
 
 It reads one job per line from standard input: `{"config": {...}, "place": [...], "network": {...}}`. It replies with
 JSON lines on standard output: first `{"ready": number of GPUs}`; then, for each run, `{"epochs": n}` for newly
@@ -8,8 +8,8 @@ finished epochs, `{"log": "..."}` for a line to show, and finally one of
 - `{"error": "..."}`, with `"refused"` if config, data or machine do not allow the run;
 - `{"machine": "..."}` or `{"folder": [errno, message, path]}` for a fault of the machine or of the store, see `faults`.
 
-It exits when its input ends, even during a run: then the launcher is gone. If it is stopped by then, the system kills
-it; else it would hold the lock of its stage.
+The process exits when its input ends, even during a run, because the launcher is gone. If it is stopped (SIGSTOP) at
+that time, Linux kills it; otherwise it would keep the lock of its stage.
 """
 
 import ctypes
@@ -55,8 +55,11 @@ def main() -> None:
 
 
 def start() -> tuple["queue.Queue[dict[str, Any]]", Send]:
-    """Start TensorFlow and say that the process is ready. Returns the jobs, and what sends replies to them."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # when the thread ends that has started this process
+    """Start TensorFlow and report that the process is ready.
+
+    Return the queue of jobs, and a function that sends replies.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # sent when the thread that started this process ends
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of libraries is not taken for replies
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -1,4 +1,4 @@
-"""One task of a pack as a plain Keras model with dense kernels, which are 0 where the task uses no weight."""
+"""Returns one task of a pack as a plain Keras model with dense kernels, which are 0 where the task uses no weight."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -30,12 +30,15 @@ ValueOf: TypeAlias = Callable[[MaskedWeight | TaskWeight], np.ndarray]
 def dense_model(packed: PackedModel, task: int | str) -> keras.Model:
     """Return the network of one committed task as a plain Keras model without any class of this library.
 
-    The pack is only read: no variable of it is assigned, and the selected task stays selected. Methods that the user's
-    model class overrides, such as `predict_step`, are not part of the result.
+    The pack is only read: none of its variables is assigned, and the selected task stays selected. Methods that the
+    user's model class overrides, such as `predict_step`, are not part of the result.
 
     Args:
         packed: The pack.
         task: Name or number (1-based) of a committed task.
+
+    Returns:
+        A built Keras model with its own variables, not compiled.
 
     Raises:
         ArgumentError: If there is no such task.
@@ -58,7 +61,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     The sparsified model is only read, and can be trained further. Its optimizer is not part of the result.
 
     Args:
-        model: A model from `tp.sparsify`, during or after training; of a pack with several tasks, the selected task.
+        model: A model from `tp.sparsify`, during or after training; or a pack, of which the selected task is returned.
 
     Returns:
         A Keras model without any class of this library.
@@ -80,7 +83,7 @@ def _plain_model(packed: PackedModel, number: int, value_of: ValueOf) -> keras.M
         value_of: Returns the values that the task computes with.
     """
     sources = layers_by_path(packed)
-    # Keras builds nested layers from their class, so a copy has masked or plain ones: `convert` makes all plain.
+    # A copy may contain masked inner layers, because Keras rebuilds them from their class. `convert` makes all plain.
     model = convert(copy_graph(packed.network()), lambda layer, place: _plain(layer, sources[place], number))
     state = _recorded_state(packed, number)
     targets = layers_by_path(model)
@@ -103,8 +106,8 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
     """Compute the kernel that the committed `task` (1-based) uses, from the owner map and the frozen values.
 
     Returns:
-        An array of the kernel's shape and dtype. Entries that the task does not see are 0, or the pretrained values
-        where those stay visible.
+        An array of the kernel's shape and dtype. Entries that the task does not see are 0, or their pretrained values
+        where these stay visible.
     """
     owner, frozen = weight.owner_map(), view(weight.frozen)
     hidden = view(weight.base) if weight.pretrained == "visible" else np.zeros((), frozen.dtype)
@@ -112,7 +115,7 @@ def kernel_of_task(weight: MaskedWeight, task: int) -> np.ndarray:
 
 
 def _plain(layer: keras.Layer, source: keras.Layer, task: int) -> keras.Layer:
-    """Return the plain Keras layer in place of a task-aware one, not built; other layers are returned as they are."""
+    """Return the plain Keras layer, not built, for a task-aware layer; return other layers unchanged."""
     if isinstance(source, Augmentation):
         return keras.layers.Identity(name=source.name, dtype=source.dtype_policy.name)
     if isinstance(source, Head):
@@ -134,7 +137,7 @@ def _is_resized(layer: keras.Layer, task: int) -> bool:
 
 
 def _resized(layer: keras.Layer, heads: Mapping[str, Head], task: int) -> keras.Layer | None:
-    """Return a plain layer that creates the layers inside it with the outputs of a task, as its config says.
+    """Return a plain layer whose config makes it create its inner layers with the number of outputs of a task.
 
     Args:
         layer: A plain layer whose code creates layers, with its first number of outputs.
@@ -164,7 +167,7 @@ def _resized(layer: keras.Layer, heads: Mapping[str, Head], task: int) -> keras.
 
 
 def _recorded_state(packed: PackedModel, task: int) -> State:
-    """Return the values that `task` has recorded for variables which belong to no weight, by `id` of the variable."""
+    """Return the values that `task` has recorded for variables that are not weights, by `id` of the variable."""
     records = lifecycle.records(packed)
     values = {**records.loaded, **records.state.get(task, {})}
     variables = unowned_variables(packed)
@@ -215,7 +218,7 @@ def _copy_other_layer(source: keras.Layer, target: keras.Layer, state: State) ->
 
 
 def _pairs(source: keras.Layer, target: keras.Layer) -> list[tuple[Variable, Variable]]:
-    """Each variable that `source` holds itself, with its copy in `target`."""
+    """Return each variable that `source` itself holds, with its copy in `target`."""
     own, copies = (plain_variables(layer) for layer in (source, target))
     if plain_class(source) is plain_class(target):
         pairs = list(zip(own, copies, strict=True))

@@ -1,4 +1,4 @@
-"""A plain Keras model with named inputs and outputs and built-in preprocessing, as exported files contain it."""
+"""A plain Keras model with named inputs and outputs and built-in preprocessing: the content of an exported file."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,8 +22,8 @@ class Endpoint:
 
     Args:
         model: A built functional or Sequential model.
-        preprocessing: None if the inputs are what the model takes; `uint8` if they are raw bytes, to be multiplied by
-            1/255; or a number to multiply raw bytes by. A mapping by input name for several inputs.
+        preprocessing: None if examples are passed to the model unchanged; `uint8` if they are raw bytes, to be
+            multiplied by 1/255; or a number to multiply raw bytes by. A mapping by input name for several inputs.
         class_names: None, or one name per unit of the output. A mapping by output name for several outputs.
         batch_size: Number of examples in a call; None for any number.
 
@@ -62,7 +62,7 @@ class Endpoint:
         return Endpoint(model, self.scales, self.class_names, self.batch_size)
 
     def without_preprocessing(self) -> "Endpoint":
-        """Return an endpoint that takes what the model takes."""
+        """Return an endpoint without preprocessing, whose inputs are those of the model."""
         return Endpoint(self.model, batch_size=self.batch_size)
 
     @property
@@ -126,7 +126,7 @@ class Endpoint:
         return self.structured(flat)
 
     def structured(self, flat: Sequence[Any]) -> Any:
-        """Return a list of inputs in the structure that the model takes."""
+        """Return a flat list of inputs in the structure of the model's inputs."""
         structure = graph_ends(self._graph)[0]
         if isinstance(structure, (list, tuple)) and len(flat) == 1:
             return flat[0]
@@ -134,7 +134,7 @@ class Endpoint:
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-    """Append a number to names that occur more than once."""
+    """Append a number to repeated names."""
     unique: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in itertools.count(1))

@@ -11,7 +11,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
-# What the tables of one more tensor, buffer and operation take in a file, in bytes.
+# Bytes that the entries of one more tensor, buffer and operation take in a file.
 _OVERHEAD = 512
 # The types that DENSIFY expands.
 _DTYPES = {schema.TensorType.FLOAT32: "float32", schema.TensorType.FLOAT16: "float16", schema.TensorType.INT8: "int8"}
@@ -30,7 +30,7 @@ _VECTORS = {
 
 
 def without_zeros(content: bytes) -> bytes:
-    """Return a LiteRT file that computes the same as `content`, to the bit, and stores weights without zeros."""
+    """Return a LiteRT file with the same outputs as `content`, bit by bit, that stores weights without zeros."""
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     for graph in model.subgraphs:
         _widen(model, graph)
@@ -61,7 +61,7 @@ def _dequantized_for_others(model: Any, graph: Any) -> list[Any]:
 
 
 def _widen(model: Any, graph: Any) -> None:
-    """Replace `float16` constants by `float32` ones where only these can be sparse, and that is smaller."""
+    """Replace `float16` constants that cannot be sparse by `float32` ones, where these are smaller when sparse."""
     for operator in _dequantized_for_others(model, graph):
         constant, result = (graph.tensors[numbers[0]] for numbers in (operator.inputs, operator.outputs))
         values = _constant(model, constant)
@@ -81,7 +81,7 @@ def _constant(model: Any, tensor: Any) -> np.ndarray | None:
 
 
 def _sparse_sizes(values: np.ndarray) -> list[int]:
-    """Return what the sparse values take in bytes, by the axis along which zeros are left out."""
+    """Return the size of the sparse values in bytes, for each axis along which zeros can be left out."""
     index_bytes = [np.dtype(_index_dtype(size)).itemsize for size in values.shape]
     rows = [values.size // size for size in values.shape]
     count = np.count_nonzero(values)
@@ -137,7 +137,7 @@ def _index_dtype(size: int) -> str:
 
 def _code(model: Any, operator: Any) -> int:
     code = model.operatorCodes[operator.opcodeIndex]
-    return max(code.builtinCode, code.deprecatedBuiltinCode)  # files of old converters have the second one only
+    return max(code.builtinCode, code.deprecatedBuiltinCode)  # files of old converters only have the second one
 
 
 def _densify(model: Any, sparse: int, dense: int) -> Any:
@@ -152,7 +152,7 @@ def _densify(model: Any, sparse: int, dense: int) -> Any:
 
 
 def _densify_code(model: Any) -> int:
-    """Return the index of DENSIFY among the operations of the file, which it is added to if necessary."""
+    """Return the index of DENSIFY among the operation codes of the file. Add it if necessary."""
     for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == schema.BuiltinOperator.DENSIFY:
             return index

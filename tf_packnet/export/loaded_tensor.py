@@ -39,24 +39,24 @@ class LoadedTensor(tf.saved_model.experimental.TrackableResource):
 
 
 class SparseWeights(tf.Module):
-    """Weights that a SavedModel stores without zeros, and expands when it is loaded, to a list in memory.
+    """Weights that a SavedModel stores without zeros. When it is loaded, they are expanded into a list in memory.
 
     Args:
-        weights: The weights by any key. They have the same dtype.
+        weights: The weights, by any key. All must have the same dtype.
     """
 
     def __init__(self, weights: Mapping[int, SparseArray]):
         super().__init__()
         stored = list(weights.values())
         self.data = tf.Variable([each.data for each in stored], name="data", trainable=False)
-        # A function hides the weights from TensorFlow, which would save them as parts of this module.
+        # Wrapped in a function, because TensorFlow would save the weights as parts of this module.
         self._stored = lambda: weights
         self._dtype = tf.as_dtype(stored[0].dtype)
         content = b"".join(each.to_bytes().tobytes() for each in stored)
         self._list = LoadedTensor(self._expanded, tf.variant, (), hashlib.sha256(content).hexdigest())
 
     def readers(self) -> dict[int, Callable[[], tf.Tensor]]:
-        """Return a function for each weight, by its key, that returns the dense weight."""
+        """Return, by key, a function for each weight that returns the dense weight."""
         return {
             key: functools.partial(self._read, index, array.shape)
             for index, (key, array) in enumerate(self._stored().items())
@@ -88,16 +88,16 @@ def _dense(data: tf.Tensor, count: tf.Tensor, size: tf.Tensor, dtype: tf.DType) 
     raw = tf.io.decode_raw(tf.io.decode_compressed(data, "ZLIB"), tf.uint8)
     gaps = tf.cast(_from_planes(raw[: count * GAP_BYTES], GAP_BYTES), tf.int64)
     values = _from_planes(raw[count * GAP_BYTES :], dtype.size)
-    # As integers, because not every float can be scattered.
+    # Scattered as integers, because scatter_nd does not take every float type.
     return tf.bitcast(tf.scatter_nd(tf.cumsum(gaps + 1)[:, None] - 1, values, size[None]), dtype)
 
 
 def _from_planes(planes: tf.Tensor, item_bytes: int) -> tf.Tensor:
-    """Return integers from their bytes: first the lowest byte of each, then the next ones."""
+    """Return integers from their byte planes: the lowest byte of each number first, then the next bytes."""
     if item_bytes == 1:
         return planes
     dtype = {2: tf.uint16, 4: tf.uint32, 8: tf.uint64}[item_bytes]
-    # Not a transpose of bytes, about which oneDNN prints messages on CPUs without AVX-512.
+    # Not a transpose of bytes: oneDNN prints messages about it on CPUs without AVX-512.
     rows = tf.unstack(tf.reshape(planes, [item_bytes, -1]))
     shifted = [tf.bitwise.left_shift(tf.cast(row, dtype), tf.cast(8 * place, dtype)) for place, row in enumerate(rows)]
     return functools.reduce(tf.bitwise.bitwise_or, shifted)

@@ -1,7 +1,7 @@
-"""The manifest of a SavedModel: what a server needs to know that TensorFlow does not store, and checksums of its files.
+"""The manifest of a SavedModel: checksums of its files, and facts for servers that TensorFlow does not store.
 
-It is in `assets.extra`, TensorFlow's folder for files of other programs. `saved_model.pb` says that there is one, so
-that a folder that is still being copied is not taken for one of another program.
+It is in `assets.extra`, TensorFlow's folder for files of other programs. `saved_model.pb` marks that there is a
+manifest, so that a folder that is still being copied is not mistaken for one without.
 """
 
 import os
@@ -15,7 +15,7 @@ from tf_packnet.structure.output_values import class_axis_of, returns_probabilit
 from tf_packnet.system import files
 
 PATH = "assets.extra/tf_packnet.json"
-# The `meta_graph_version` of SavedModels with a manifest: a field of TensorFlow for a text of the user.
+# The value of `meta_graph_version`, a free-text field of TensorFlow, in SavedModels with a manifest.
 MARK = "tf_packnet"
 
 
@@ -39,7 +39,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     """Check the files of a SavedModel folder against its manifest.
 
     Returns:
-        The facts about each signature, in the order of the tasks; empty without a manifest, as of other programs.
+        The facts about each signature, in the order of the tasks; empty without a manifest, as in SavedModels of other
+        programs.
 
     Raises:
         PackFileError: If the manifest or a file is damaged or missing.
@@ -61,7 +62,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _facts(endpoint: Endpoint) -> dict[str, Any]:
-    """Return the scales of raw inputs, and what the outputs are, which is known of a single one."""
+    """Return the scales of raw inputs and, for a model with a single output, its class axis and kind."""
     facts: dict[str, Any] = {"scales": endpoint.scales}
     if len(endpoint.output_names) == 1:
         facts["class_axis"] = class_axis_of(endpoint.model)

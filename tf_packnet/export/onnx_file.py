@@ -32,7 +32,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
     function = endpoint.signature(endpoint.function())
     try:
         model, _ = tf2onnx.convert.from_function(function, endpoint.specs, custom_op_handlers={"Erfc": (_erfc, [])})
-        onnx.checker.check_model(model)  # tf2onnx leaves operations in place that it does not know
+        onnx.checker.check_model(model)  # tf2onnx leaves unknown operations in place
     except Exception as error:  # raised by the converter, of various types
         expected = f"a format that can represent this network; ONNX cannot: {first_line(error)}"
         raise ArgumentError("format", expected, "onnx") from error
@@ -43,7 +43,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
 
 
 def _erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """Convert `erfc(x)`, which the exact GELU uses and tf2onnx does not know, to `1 - erf(x)`."""
+    """Convert `erfc(x)`, which the exact GELU uses and tf2onnx does not support, to `1 - erf(x)`."""
     node.type = "Erf"
     one = context.make_const(f"{name}_one", np.ones((), np.float32))
     inputs = [one.output[0], node.output[0]]

@@ -39,10 +39,10 @@ def export_pack(
     class_names: Mapping[str, ClassNames] | None = None,
     per_task_kernels: bool = False,
 ) -> None:
-    """Write all committed tasks into one SavedModel folder, which is hardly larger than that of one task.
+    """Write all committed tasks into one SavedModel folder, hardly larger than that of a single task.
 
     After `loaded = tf.saved_model.load(path)`, `loaded.serve["cats"](x)` returns the logits of the task `cats`,
-    bit-identical to those of its `dense_model`. Servers find them under the signature `cats`. The signature
+    bit-identical to those of its `dense_model`. Servers offer them under the signature `cats`. The signature
     `which_task` infers the `task` of each example, as `packed.infer_task(x)` does, and returns its `scores` with each
     task in their order; it is left out if the tasks have no class scores to compare, or if one has its name. The folder
     is written atomically.
@@ -52,10 +52,10 @@ def export_pack(
         path: The folder to write. An existing SavedModel is replaced.
         preprocessing: As for `export_task`, for all tasks.
         class_names: By task name, as for `export_task`. `loaded.class_names()` returns them.
-        per_task_kernels: What the process that loads the file keeps in memory. False: one dense kernel and one owner
-            map per layer, from which each call computes the task's kernels. True: dense kernels for each task, which
-            take the memory of as many separate models; calls are as fast as those of a single model. The weights in
-            the file are the same.
+        per_task_kernels: Which kernels the process that loads the file keeps in memory. False: one dense kernel and one
+            owner map per layer, from which each call computes the kernels of its task. True: dense kernels for each
+            task. They take as much memory as separate models, and calls are as fast as those of a separate model. The
+            weights in the file are the same.
 
     Raises:
         ArgumentError: If no task is committed, the path is unsuitable, or an option is invalid. Nothing is written in
@@ -138,11 +138,11 @@ def _checked_tasks(packed: PackedModel, class_names: Mapping[str, ClassNames]) -
 
 
 class _SharedWeights:
-    """The weights of all tasks of a pack, each stored once.
+    """The weights of all tasks of a pack. Each weight is stored once.
 
     Attributes:
         kernels: The owned kernels, by `id` of the `MaskedWeight` in the pack.
-        others: The other weights, by content. Equal ones, such as the biases of the first task, are shared.
+        others: All other weights, by content. Tasks share equal weights, such as the biases of the first task.
     """
 
     def __init__(self, packed: PackedModel, per_task_kernels: bool):

@@ -29,7 +29,7 @@ def chosen_format(path: Path, format: str | None) -> str:
 
 
 def check_path(path: Path, format: str) -> None:
-    """Check that an export of this format can be written to `path`, which is new or holds an earlier export.
+    """Check that an export of this format can be written to `path`, which must be new or an earlier export.
 
     Raises:
         ArgumentError: If the suffix is wrong, or something else exists at `path`.

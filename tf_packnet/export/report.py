@@ -32,9 +32,9 @@ class TaskExport:
     Attributes:
         task: Number of the task (1-based).
         name: Name of the task.
-        weights: Numbers of stored weight values.
-        bytes: Sizes of the SavedModels.
-        gzip_bytes: The same, with each file compressed with gzip.
+        weights: Numbers of stored weight values. Zeros that are not stored do not count.
+        bytes: Sizes of the SavedModels in bytes.
+        gzip_bytes: Sizes with each file compressed with gzip, in bytes.
         flops: Floating point operations per example in Dense layers and convolutions.
         latency: Time of a call divided by that of the dense model, by batch size; empty if not measured.
     """
@@ -53,7 +53,7 @@ class TaskExport:
         return self.bytes[0] / self.bytes[1]
 
     def to_json(self) -> dict[str, Any]:
-        """All measurements as JSON values, with `times_smaller`."""
+        """Return all measurements as JSON values, with `times_smaller`."""
         names = ("weights", "bytes", "gzip_bytes", "flops")
         pairs = {name: dict(zip(("dense", "exported"), getattr(self, name), strict=True)) for name in names}
         latency = {str(batch): round(ratio, 3) for batch, ratio in self.latency.items()}
@@ -66,7 +66,7 @@ def export_report(packed: PackedModel, folder: str | os.PathLike, seconds: float
     Args:
         packed: The pack that the tasks were exported from.
         folder: The folder of the SavedModels, to which `report.json` is written.
-        seconds: Approximate time to measure the latency at each batch size; 0 skips it.
+        seconds: Approximate time of each latency measurement (per task and batch size); 0 skips them.
 
     Returns:
         One entry per committed task.
@@ -102,13 +102,13 @@ def _compare(packed: PackedModel, number: int, name: str, folder: Path, seconds:
 
 
 def stored_weights(model: keras.Model) -> int:
-    """Count the stored weight values. Of a weight that is stored without zeros, these are the others."""
+    """Count the stored weight values: only the nonzero ones of weights that are stored without zeros."""
     sparse = sparse_arrays(model)
     return sum(sparse[id(v)].count if id(v) in sparse else int(np.prod(v.shape)) for v in model.weights)
 
 
 def flops(model: keras.Model) -> int:
-    """Count the floating point operations per example in Dense layers and convolutions, two per multiplication.
+    """Count the floating point operations per example in Dense layers and convolutions: two per multiply-add.
 
     An axis of unknown length counts as one position.
     """

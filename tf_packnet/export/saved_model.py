@@ -20,7 +20,7 @@ from tf_packnet.structure.state import tensor_variables
 from tf_packnet.system import files
 from tf_packnet.system.keras_internals import all_layers
 
-# Size of the functions that expand weights (measured: 15 kB).
+# Size in bytes of the functions that expand weights (measured: 15 kB).
 _EXPANSION_BYTES = 2**14
 _RESOURCE = tf.saved_model.experimental.TrackableResource
 
@@ -29,7 +29,7 @@ class Servable(tf.Module):
     """The object that is saved and that `tf.saved_model.load` returns.
 
     Attributes:
-        variables: The weights that are stored with their zeros, each once.
+        variables: The weights that are stored dense, each once.
     """
 
     variables: Any = ()  # replaces the property of tf.Module, which would not be saved
@@ -51,7 +51,7 @@ def write_saved_model(model: keras.Model, path: str | os.PathLike) -> None:
 def write(endpoint: Endpoint, path: Path) -> None:
     """Write an endpoint to the folder `path`, with `serve`, `variables`, a signature and, if known, `class_names`.
 
-    Weights that `make_sparse` makes smaller are in `sparse_weights` instead, one group for each dtype.
+    Weights that are stored without zeros (see `make_sparse`) are in `sparse_weights` instead, in one group per dtype.
     """
     module = Servable()
     sparse = sparse_arrays(endpoint.model)
@@ -74,7 +74,7 @@ def write(endpoint: Endpoint, path: Path) -> None:
 
 
 def constants(names: Mapping[str, Sequence[str]]) -> Function:
-    """Return a function that returns these strings as tensors, so that clients of a server can request them."""
+    """Return a function without inputs that returns these strings as tensors: clients of a server can request them."""
 
     @tf.function(input_signature=[], autograph=False)
     def strings() -> dict[str, tf.Tensor]:
@@ -89,7 +89,7 @@ def save(
     signatures: dict[str, Function],
     models: Sequence[keras.Model],
 ) -> None:
-    """Save the functions of `module` with the variables and resources that they use, but without Keras's layers.
+    """Save the functions of `module` with the variables and resources that they use, but without Keras layers.
 
     Args:
         module: The object to save.
@@ -97,10 +97,10 @@ def save(
         signatures: The functions that a server offers, by name.
         models: The models that the functions call.
     """
-    # Besides variables: vocabulary tables.
+    # Resources other than variables: vocabulary tables.
     layers = [layer for model in models for layer in all_layers(model)]
     resources = [value for layer in layers for value in vars(layer).values() if isinstance(value, _RESOURCE)]
-    # Also variables that Keras does not track: in attributes of layers, or captured by a layer's code.
+    # Variables that Keras does not track: in attributes of layers, or captured by the code of a layer.
     variables = [variable for layer in layers for _, variable in tensor_variables(layer)]
     for function in signatures.values():
         with contextlib.suppress(AssertionError):  # a variable that existed only while tracing
@@ -135,7 +135,7 @@ _NUMBERED = re.compile(
 
 
 def canonicalize(folder: Path) -> None:
-    """Rewrite the SavedModel in `folder` so that equal models have equal bytes, and mark it as one with a manifest.
+    """Rewrite the SavedModel in `folder` so that equal models give equal bytes, and mark that it has a manifest.
 
     Numbers in names are replaced by 1, 2, ..., functions are sorted by name, and the random identifier is dropped.
     """
@@ -162,7 +162,7 @@ def canonicalize(folder: Path) -> None:
         graph.graph_def.library.function.extend(functions)
         graph.meta_info_def.meta_graph_version = manifest.MARK
     path.write_bytes(model.SerializeToString(deterministic=True))
-    (folder / "fingerprint.pb").unlink(missing_ok=True)  # describes the earlier content
+    (folder / "fingerprint.pb").unlink(missing_ok=True)  # it fingerprints the original content
 
 
 def _change_texts(message: Any, change: Callable[[str], str]) -> None:

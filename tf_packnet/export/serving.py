@@ -26,7 +26,7 @@ def export_for_serving(
     preprocessing: Preprocessing = None,
     class_names: ClassNames | Mapping[str, ClassNames] = None,
 ) -> Path:
-    """Write the SavedModel `root/name/version` and keep the existing versions.
+    """Write the SavedModel `root/name/version`. Existing versions are kept.
 
     `tensorflow_model_server --model_name=NAME --model_base_path=ROOT/NAME` serves the newest version and switches to a
     newer one when it appears. The folder is written atomically.

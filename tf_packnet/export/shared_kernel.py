@@ -1,4 +1,4 @@
-"""A kernel that all tasks of an exported pack share: each owned weight once, with a compressed owner map."""
+"""A kernel that all tasks of an exported pack share: it stores each owned weight once, with a compressed owner map."""
 
 import functools
 import hashlib
@@ -16,17 +16,17 @@ _POSITION_BITS = 8 * (4 + 1)  # an int32 position, a uint8 owner
 class SharedKernel(tf.Module):
     """The kernels of all tasks, stored together.
 
-    The file holds the owned weights in the order of their positions, and their owners in the smaller of two forms:
-    the position and owner of each owned weight, or the owner of every entry as a digit. A digit's base is the number
-    of tasks plus 1, so that an `int64` holds 24 digits for five tasks. When the file is loaded, both forms are
-    expanded: to one dense kernel and its owner map, from which each call computes the task's kernel, or to one dense
-    kernel per task.
+    The file stores the owned weights in the order of their positions, and their owners in the smaller of two forms: the
+    position and owner of each owned weight, or the owner of every entry as a digit. The base of the digits is the
+    number of tasks plus 1: an `int64` holds 24 digits for five tasks. When the file is loaded, either form is expanded:
+    to one dense kernel and its owner map, from which each call computes the kernel of its task; or to one dense kernel
+    per task.
 
     Args:
         owner: `uint8` owner map: 0 is free, `k` is owned by task `k`.
         values: Values of the owned entries, in an array of the same shape.
-        base: Values of entries that the task does not own or share, same shape; None for 0.
-        per_task: Whether loading makes one dense kernel per task.
+        base: Values of the entries that a task does not see, in the same shape; None for 0.
+        per_task: Whether loading expands the weights to one dense kernel per task.
     """
 
     def __init__(self, owner: np.ndarray, values: np.ndarray, base: np.ndarray | None = None, per_task: bool = False):

@@ -39,7 +39,7 @@ def export_task(
     batch_size: int | None = None,
     encoding: Encoding | None = None,
 ) -> None:
-    """Write one committed task to a file or folder that is used without this library.
+    """Write one committed task to a file or folder that can be used without this library.
 
     Every format takes the same inputs, in batches of any size, and returns the same `float32` outputs.
     `tf.saved_model.load(path).serve(x)` returns the task's logits. The file is written atomically.
@@ -54,15 +54,15 @@ def export_task(
             without one of these, `saved_model`.
         compact: Whether to leave out units and weights that the task does not use. A compact `.keras` file may store
             kernels without their zeros; loading it needs `import tf_packnet` first.
-        preprocessing: None if the inputs are what the network takes; `uint8` if they are raw bytes, to be multiplied by
-            1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. A mapping by input
-            name if the network has several inputs.
+        preprocessing: None if examples are passed to the network unchanged; `uint8` if they are raw bytes, to be
+            multiplied by 1/255; or a number to multiply raw bytes by, such as the `scale` of a `tp.tasks.Split`. A
+            mapping by input name if the network has several inputs.
         class_names: One name per unit of the head, stored in the file. A SavedModel returns them from `class_names()`;
             `.keras` and LiteRT files are ZIP archives that contain `class_names.txt`; ONNX files have them in their
             metadata, as `class_names`. A mapping by output name if the network has several outputs.
-        calibration: A few hundred examples for `tflite_int8`, from which the value ranges are measured: an array
-            `(examples, *shape)` as the exported file takes them, or a mapping by input name.
-        batch_size: For LiteRT and ONNX: the only number of examples that the file takes. LiteRT needs it for recurrent
+        calibration: A few hundred examples for `tflite_int8`, on which the ranges of values are measured: an array
+            `(examples, *shape)` in the form that the exported file takes, or a mapping by input name.
+        batch_size: For LiteRT and ONNX: the fixed number of examples per call. LiteRT needs it for recurrent
             layers.
         encoding: How tables become inputs, `task.encoding` of a `tp.tasks.Task`, stored as JSON for the caller of the
             model: in `assets.extra/table.json` of a SavedModel, in `table.json` of a `.keras` or LiteRT file, not in
@@ -96,18 +96,17 @@ def export_model(
     batch_size: int | None = None,
     encoding: Encoding | None = None,
 ) -> None:
-    """Write a Keras model, plain or from `tp.sparsify`, to a file or folder that is used without this library.
+    """Write a Keras model, plain or from `tp.sparsify`, to a file or folder that can be used without this library.
 
     Args:
-        model: A built Sequential or functional model. Of a sparsified model, what `tp.strip_pruning` returns is
-            written.
+        model: A built Sequential or functional model. A sparsified model is first converted with `tp.strip_pruning`.
         path: As for `export_task`, like all other arguments.
         format: The format.
         compact: Whether to leave out units and weights that are 0.
         preprocessing: How raw bytes are converted.
         class_names: Names of the outputs.
         calibration: Examples for `tflite_int8`.
-        batch_size: The only number of examples that the file takes.
+        batch_size: The fixed number of examples per call.
         encoding: How tables become inputs.
 
     Raises:
@@ -143,7 +142,7 @@ def export_model(
 
 
 def _checked_format(path: Path, format: str | None, calibration: Any, batch_size: int | None) -> str:
-    """Return the format, after checking what does not depend on the model."""
+    """Return the format, after checking the arguments that do not depend on the model."""
     format = chosen_format(path, format)
     check_path(path, format)
     if (calibration is not None) != (format == "tflite_int8"):

@@ -32,7 +32,7 @@ def write(
     Raises:
         ArgumentError: If LiteRT cannot represent the network.
     """
-    if calibration is not None and _has_loop(endpoint):  # the converter would end the process
+    if calibration is not None and _has_loop(endpoint):  # the converter would crash the process
         expected = "tflite or tflite_float16 for networks with loops, such as recurrent layers"
         raise ArgumentError("format", expected, format)
     raw_input = calibration is not None and bool(endpoint.scales)
@@ -72,7 +72,7 @@ def _converted(converter: Any, format: str, endpoint: Endpoint) -> bytes:
 
 
 def check_calibration(endpoint: Endpoint, calibration: Any) -> Examples:
-    """Check calibration examples and convert them to what the network takes.
+    """Check calibration examples, and convert them to inputs of the network.
 
     Args:
         endpoint: The model to calibrate.
@@ -113,7 +113,7 @@ def _examples(spec: tf.TensorSpec, examples: Any, scales: dict[str, float]) -> n
 
 
 def _with_extremes(raw: np.ndarray) -> np.ndarray:
-    """Return a copy that contains 0 and 255, so that the input's range is 0..255 and its quantization the identity."""
+    """Return a copy that contains 0 and 255, so that the input has the range 0..255 and is quantized as it is."""
     raw = raw.copy()
     raw.reshape(-1)[[0, -1]] = 0, 255
     return raw

@@ -1,4 +1,4 @@
-"""Rules of layers with several kernels inside: Embedding, recurrent layers and attention."""
+"""Rules for Embedding, recurrent layers and attention."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tf_packnet.structure.steps import Graph, Step
 
 
 class Table(Rule):
-    """Rule of Embedding."""
+    """Rule for Embedding."""
 
     key = "output_dim"
 
@@ -17,7 +17,7 @@ class Table(Rule):
 
 
 class Recurrent(Rule):
-    """Rule of SimpleRNN, GRU and LSTM."""
+    """Rule for SimpleRNN, GRU and LSTM."""
 
     options = ("mask",)
     key = "units"
@@ -27,7 +27,7 @@ class Recurrent(Rule):
 
 
 class BothWays(Recurrent):
-    """Rule of Bidirectional with SimpleRNN, GRU and LSTM inside, both of the same width."""
+    """Rule for Bidirectional with inner SimpleRNN, GRU or LSTM layers of the same width."""
 
     def _width(self) -> int | None:
         return int(self.layer.forward_layer.units)
@@ -40,14 +40,14 @@ class BothWays(Recurrent):
 
 
 class Heads(Rule):
-    """Rule of MultiHeadAttention and GroupQueryAttention: a barrier that can have more heads inside."""
+    """Rule for MultiHeadAttention and GroupQueryAttention: a barrier that can get more heads."""
 
     options = ("query", "value", "key", "query_mask", "value_mask", "key_mask", "attention_mask", "use_causal_mask")
 
     def __init__(self, graph: Graph, step: Step, path: str):
         self.key = "num_heads" if hasattr(step.layer, "num_heads") else "num_key_value_heads"
         super().__init__(graph, step, path)
-        # The equations of the layer bind a mask with more axes to its number of heads.
+        # A mask with more axes is tied to the number of heads by the layer's equations.
         if any(len(shape) > len(self.output_shapes[0]) for shape in self.input_shapes):
             self.width = None
 
@@ -74,7 +74,7 @@ class Heads(Rule):
 
 
 def _cell_axes(layer: Any, x: Channels, units: Channels) -> dict[str, Axes]:
-    """Return how the weights of a recurrent layer's cell change: they have the units of all gates side by side."""
+    """Return how the weights of a recurrent cell change. They hold the units of all gates side by side."""
     gates = Axis(units.tiled(layer.cell.kernel.shape[-1] // layer.units).old)
     return {
         "kernel": {-2: Axis(x.old, reads=True), -1: gates},

@@ -1,4 +1,4 @@
-"""`Channels`: which channels of a tensor in a wider network are those of the network before."""
+"""`Channels`: maps the channels of a tensor in a wider network to those in the original network."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,8 +11,8 @@ class Channels:
     """The channels of a tensor in the wider network: the positions of its last axis.
 
     Attributes:
-        old: Index of each channel in the tensor before; -1 for a new channel.
-        by: Paths of the layers with a width of their own from whose units the channels come.
+        old: Index of each channel in the original tensor; -1 for a new channel.
+        by: Paths of the layers whose units the channels come from: layers with a width of their own.
     """
 
     old: np.ndarray
@@ -25,16 +25,16 @@ class Channels:
 
     @property
     def before(self) -> int:
-        """Number of channels before."""
+        """Number of channels in the original tensor."""
         return int((self.old >= 0).sum())
 
     def tiled(self, times: int) -> "Channels":
-        """Return the channels of `times` copies of the tensor, one after the other."""
+        """Return the channels of `times` concatenated copies of the tensor."""
         copies = [np.where(self.old < 0, -1, self.old + number * self.before) for number in range(times)]
         return Channels(np.concatenate(copies), self.by)
 
     def repeated(self, times: int) -> "Channels":
-        """Return the channels of a tensor in which each channel is there `times` times in succession."""
+        """Return the channels of a tensor that repeats each channel `times` times in succession."""
         old = self.old[:, None] * times + np.arange(times)
         return Channels(np.where(self.old[:, None] < 0, -1, old).reshape(-1), self.by)
 
@@ -43,8 +43,9 @@ class Axis(NamedTuple):
     """How an axis of a weight changes.
 
     Attributes:
-        old: Index of each position before; -1 for a new one.
-        reads: Whether it is the axis of the channels that the layer reads. Committed tasks must see 0 there.
+        old: Index of each position in the original weight; -1 for a new position.
+        reads: Whether this is the axis of the channels that the layer reads. Committed tasks must see 0 at new
+            positions.
     """
 
     old: np.ndarray
@@ -56,12 +57,12 @@ Axes = dict[int, Axis]
 
 
 def same(width: int) -> Channels:
-    """Return channels that are those before."""
+    """Return `width` unchanged channels."""
     return Channels(np.arange(width))
 
 
 def wider(before: int, now: int, path: str) -> Channels:
-    """Return the units of a layer that has `now` units instead of `before`: the new ones come last."""
+    """Return the units of a layer that grows from `before` to `now` units. The new units come last."""
     return Channels(np.concatenate([np.arange(before), np.full(now - before, -1)]), frozenset({path}))
 
 

@@ -66,7 +66,7 @@ def _rule_class(step: Step) -> type[Rule]:
 
 
 def _obstacle(rule: type[Rule], graph: Graph, step: Step) -> str | None:
-    """Return why a layer needs its inputs as they are although there is a rule for its class, if it does."""
+    """Return why the rule of a layer's class does not apply, so that its inputs must not change; None if it applies."""
     layer = _inner(step.layer)
     if _is_frozen(layer):
         return "has weights that belong to no task"
@@ -81,7 +81,7 @@ def _obstacle(rule: type[Rule], graph: Graph, step: Step) -> str | None:
         return "has several outputs"
     shapes = (
         outputs if rule in (Table, Heads) or issubclass(rule, Recurrent) else inputs + outputs
-    )  # masks: no channels
+    )  # masks have no channels
     if any(len(shape) < 2 or shape[-1] is None for shape in shapes):
         return "has no axis of channels with a fixed length"
     if issubclass(rule, Convolution) and getattr(layer, "groups", 1) > 1:
@@ -100,7 +100,7 @@ def _is_recurrent(layer: Any) -> bool:
 
 
 def _for_shapes(rule: type[Rule], graph: Graph, step: Step) -> type[Rule]:
-    """Return `rule`, or another one if the layer's settings or shapes need it."""
+    """Return `rule`, or another rule that the settings or shapes of the layer need."""
     layer, fits = _inner(step.layer), True
     inputs, output = [graph.shape(number) for number in step.inputs], graph.shape(step.outputs[0])
     if rule is Concatenate and layer.axis % len(output) != len(output) - 1:

@@ -1,4 +1,4 @@
-"""`grow(packed)` returns a wider pack with the same tasks, in which the next task finds new free weights."""
+"""`grow(packed)` returns a wider pack with the same tasks, which has new free weights for the next task."""
 
 import math
 import numbers
@@ -25,22 +25,22 @@ from tf_packnet.structure.state import seeds
 def grow(packed: PackedModel, factor: float | None = None, units: Mapping[str, int] | None = None) -> PackedModel:
     """Return a wider pack with the same tasks: its layers have more units, filters, features or attention heads.
 
-    The new weights are free. Committed tasks do not see them, and compute the same: to the bit where TensorFlow adds
-    the larger sums in the same order, otherwise up to rounding. This is checked on synthetic inputs, and new witnesses
-    are recorded. The next task starts the new weights from the initializers of the layers, regardless of
+    The new weights are free. Committed tasks do not see them, and have the same outputs: bit-identical where TensorFlow
+    adds the larger sums in the same order, otherwise equal up to rounding. This is checked on synthetic inputs, and new
+    witnesses are recorded. The next task starts the new weights from the initializers of the layers, regardless of
     `freed_weights`; under `bias_policy="first_task"`, new biases and normalization keep their initial values.
 
-    Layers that can grow are Dense, EinsumDense, convolutions without groups, Embedding, SimpleRNN, GRU and LSTM, also
-    in Bidirectional, and the heads of MultiHeadAttention and GroupQueryAttention. A layer keeps its width where another
-    one needs all of its units as they are: layer normalization, a softmax, a layer of your own, an addition to units
-    that stay, an output of the model.
+    Layers that can grow are Dense, EinsumDense, convolutions without groups, Embedding, SimpleRNN, GRU and LSTM (also
+    in Bidirectional), and MultiHeadAttention and GroupQueryAttention (by heads). A layer keeps its width if its units
+    feed something that needs their exact number: layer normalization, a softmax, a layer of your own, an addition to
+    units that do not grow, or an output of the model.
 
     Args:
         packed: The pack, without an open task. It is not changed.
         factor: Grow all layers that can grow to this multiple of their width, rounded down. Layers that keep their
             width are named in a warning.
-        units: Or the new width of some layers by name, such as `{"dense_1": 384}`; for attention, the number of heads
-            (of keys and values).
+        units: Instead of `factor`, the new width of some layers by name, such as `{"dense_1": 384}`; for attention, the
+            number of (key and value) heads.
 
     Returns:
         The new pack. Compile it before the next `fit`.
@@ -81,7 +81,7 @@ def _check_pack(packed: PackedModel) -> None:
 
 
 def _of_factor(widths: Widths, name: str, factor: float | None) -> Plan:
-    """Return the plan for all layers that can grow in the pack with this name."""
+    """Return the plan that grows all layers that can grow. `name` is the name of the pack, for messages."""
     if not isinstance(factor, numbers.Real) or not 1 < factor < math.inf:
         raise ArgumentError("factor", "a number above 1, or the new widths as `units`", factor)
     units = {path: math.floor(width * float(factor) + 1e-9) for path, width in widths.now.items()}
@@ -97,7 +97,7 @@ def _of_factor(widths: Widths, name: str, factor: float | None) -> Plan:
 
 
 def _of_units(widths: Widths, packed: PackedModel, factor: float | None, units: Mapping[str, int]) -> Plan:
-    """Return the plan for the layers that the caller names."""
+    """Return the plan that grows the layers in `units`."""
     if factor is not None:
         raise ArgumentError("factor", "None, because `units` is given", factor)
     if not isinstance(units, Mapping) or not units:
@@ -118,12 +118,12 @@ def _of_units(widths: Widths, packed: PackedModel, factor: float | None, units: 
 
 
 def _listed(reasons: Mapping[str, str]) -> str:
-    """Return layers with the reasons why they keep their width, for a message."""
+    """Format layers with the reasons why they keep their width, for a message."""
     return listed((f"{path!r}: {reason}" for path, reason in reasons.items()), 20) or "it has no layer with units"
 
 
 def _rebuilt(packed: PackedModel, plan: Plan) -> PackedModel:
-    """Return a pack like `packed`, wider and without tasks."""
+    """Return a wider pack like `packed`, without tasks."""
     network, settings = packed.network(), packed.pack_settings
     own_class = getattr(type(packed), "_user_class", None)
     description = model_class.description_of(packed)
@@ -149,7 +149,7 @@ def _rebuilt(packed: PackedModel, plan: Plan) -> PackedModel:
 
 
 def _copy_values(packed: PackedModel, new: PackedModel, plan: Plan) -> None:
-    """Copy the tasks, and the state of layers that belong to no task."""
+    """Copy the tasks of `packed`, and the state that belongs to no task, to `new`."""
     targets = layers_by_path(new) | model_class.held_layers(new)
     for path, layer in (layers_by_path(packed) | model_class.held_layers(packed)).items():
         if isinstance(layer, keras.Layer) and not isinstance(layer, (TaskLayer, keras.layers.InputLayer)):

@@ -1,4 +1,4 @@
-"""Rules of layers that mix channels: Dense, EinsumDense and convolutions."""
+"""Rules for layers that mix channels: Dense, EinsumDense and convolutions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tf_packnet.structure.channelwise import is_pointwise
 
 
 class Mixer(Rule):
-    """Rule of Dense and convolutions, with a kernel `(..., inputs, units)`."""
+    """Rule for Dense and convolutions, with a kernel `(..., inputs, units)`."""
 
     key = "units"
 
@@ -20,7 +20,7 @@ class Mixer(Rule):
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         config = self._sized(units)
-        if self.layer is not self.step.layer:  # the config of TimeDistributed has that of the inner layer
+        if self.layer is not self.step.layer:  # the config of TimeDistributed contains that of the inner layer
             config = {"layer": inner_config(self.step.layer.get_config()["layer"], config)}
         return Wider(units, self._weights(**self._axes(inputs[0], units)), config)
 
@@ -29,20 +29,20 @@ class Mixer(Rule):
 
 
 class Convolution(Mixer):
-    """Rule of Conv1D, Conv2D and Conv3D."""
+    """Rule for Conv1D, Conv2D and Conv3D."""
 
     key = "filters"
 
 
 class Transposed(Convolution):
-    """Rule of transposed convolutions, with a kernel `(..., filters, inputs)`."""
+    """Rule for transposed convolutions, with a kernel `(..., filters, inputs)`."""
 
     def _axes(self, x: Channels, units: Channels) -> dict[str, Axes]:
         return {"kernel": {-1: Axis(x.old, reads=True), -2: Axis(units.old)}, "bias": {-1: Axis(units.old)}}
 
 
 class Separable(Convolution):
-    """Rule of separable convolutions: each channel has several filters, whose results are then mixed."""
+    """Rule for separable convolutions: each channel has its own filters, whose results are then mixed."""
 
     def _axes(self, x: Channels, units: Channels) -> dict[str, Axes]:
         between = x.repeated(self.layer.depth_multiplier)
@@ -54,7 +54,7 @@ class Separable(Convolution):
 
 
 class Einsum(Mixer):
-    """Rule of EinsumDense where the last axis of its inputs is summed over, as in `abc,cd->abd`."""
+    """Rule for an EinsumDense that sums over the last axis of its inputs, as in `abc,cd->abd`."""
 
     key = "output_shape"
 
@@ -76,7 +76,7 @@ class Einsum(Mixer):
 
 
 class Depthwise(Rule):
-    """Rule of DepthwiseConv1D and DepthwiseConv2D: each channel has several filters."""
+    """Rule for DepthwiseConv1D and DepthwiseConv2D: each channel has its own filters."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         output = inputs[0].repeated(self.layer.depth_multiplier)

@@ -1,4 +1,4 @@
-"""What a layer does with wider inputs: the rule for any layer, and those of layers without a width of their own."""
+"""Rules for layers with wider inputs: one for any layer, and those for layers without a width of their own."""
 
 import math
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from tf_packnet.system.keras_internals import all_layers
 
 
 class ConflictError(Exception):
-    """A layer cannot compute with these inputs; the layers whose units they are must keep their width.
+    """A layer cannot compute with wider inputs: the layers whose units it reads must keep their width.
 
     Attributes:
-        reason: What the layer does.
-        is_local: Whether the outputs are known anyway: they are those before.
+        reason: What the layer does, for messages.
+        is_local: Whether the outputs of the layer are unchanged all the same, so that later layers can be examined.
     """
 
     def __init__(self, reason: str, is_local: bool):
@@ -37,7 +37,7 @@ class Wider:
     Attributes:
         output: The channels of its output.
         weights: Layers that hold weights, by `id`, each with the axes that change, by name of the weight.
-        config: The part of the layer's config that changes.
+        config: The entries of the layer's config that change.
     """
 
     output: Channels
@@ -46,7 +46,7 @@ class Wider:
 
 
 class Rule:
-    """A barrier, which is right for any layer: it needs its inputs as they are.
+    """A barrier, the rule that is correct for any layer: its inputs must be unchanged.
 
     Args:
         graph: The graph that contains the step.
@@ -56,7 +56,7 @@ class Rule:
     Attributes:
         layer: The layer; inside TimeDistributed, the inner one.
         key: Key of the width in the layer's config.
-        width: Number of units before, if the layer can have more; otherwise None.
+        width: Current number of units, if the layer can have more; otherwise None.
         is_pruned: Whether tasks own weights of the layer.
         obstacle: Why the layer has no width that can change.
     """
@@ -86,7 +86,8 @@ class Rule:
 
         Args:
             inputs: The channels of its inputs.
-            units: Its units. For a layer without a width of its own: the channels of its first output before.
+            units: Its units; for a layer without a width of its own, the channels of its first output in the original
+                network.
 
         Raises:
             ConflictError: If it cannot compute with these inputs.
@@ -107,19 +108,19 @@ class Rule:
         return {id(self.layer): weights}
 
     def _sized(self, units: Channels) -> dict[str, Any]:
-        """Return the part of the config that has the width, if there are new units."""
+        """Return the config entry for the width; empty if there are no new units."""
         return {self.key: len(units.old)} if units.grew else {}
 
 
 class Channelwise(Rule):
-    """Rule of layers that compute each channel from that channel alone."""
+    """Rule for layers that compute each channel from the same channel alone."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         return Wider(inputs[0])
 
 
 class Vectors(Channelwise):
-    """Rule of BatchNormalization and PReLU, whose weights have an entry per channel."""
+    """Rule for BatchNormalization and PReLU, whose weights have one entry per channel."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         names = ("gamma", "beta", "moving_mean", "moving_variance", "alpha")
@@ -127,7 +128,7 @@ class Vectors(Channelwise):
 
 
 class Flatten(Rule):
-    """Rule of Flatten, and of Reshape to one axis: each channel becomes one channel per position."""
+    """Rule for Flatten, and for Reshape to one axis: each channel becomes one channel per position."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         output = inputs[0].tiled(math.prod(size or 1 for size in self.input_shapes[0][1:-1]))
@@ -135,14 +136,14 @@ class Flatten(Rule):
 
 
 class Reshape(Channelwise):
-    """Rule of Reshape where it keeps the channels."""
+    """Rule for a Reshape that keeps the channels."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         return Wider(inputs[0], config=_reshaped(self.layer, inputs[0]))
 
 
 class Merge(Rule):
-    """Rule of layers such as Add that combine tensors channel by channel."""
+    """Rule for layers such as Add that combine tensors channel by channel."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         by = frozenset().union(*(each.by for each in inputs))
@@ -155,20 +156,20 @@ class Merge(Rule):
 
 
 class Concatenate(Rule):
-    """Rule of Concatenate along the channels."""
+    """Rule for Concatenate along the channels."""
 
     def wider(self, inputs: list[Channels], units: Channels) -> Wider:
         return Wider(joined(inputs))
 
 
 def inner_config(inner: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a layer inside a wrapper with changes, without the shape of the inputs before."""
+    """Return the changed config of a layer inside a wrapper, without the shape of its original inputs."""
     kept = {name: value for name, value in inner.items() if name != "build_config"}
     return {**kept, "config": {**kept["config"], **changes}}
 
 
 def plain_class_of(layer: Any) -> type:
-    """Return the class of Keras or of the user that a task-aware layer replaces."""
+    """Return the plain class, of Keras or of the user, that a task-aware layer replaces."""
     if isinstance(layer, Head):
         return layer.plain_class
     plain = {masked: cls for cls, masked in TWINS.items()}
@@ -176,7 +177,7 @@ def plain_class_of(layer: Any) -> type:
 
 
 def layers_in(step: Any) -> list[keras.Layer]:
-    """Return a layer and all layers inside it; of an operation none."""
+    """Return a layer and all layers inside it; an empty list for an operation."""
     return all_layers(step) if isinstance(step, keras.Layer) else []
 
 

@@ -1,4 +1,4 @@
-"""The values of a wider pack: those of the pack before, and what the new weights are for its tasks."""
+"""The values of a wider pack: those of the original pack, and those of the new weights for its tasks."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,15 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.growth.channels import Axes
 from tf_packnet.packed_model import PackedModel
 
-# What a weight saves in its own shape, besides the values of its tasks, `task_1` and so on.
+# The saved parts of a weight that have its shape, besides the values for each task (`task_1`, ...).
 _PARTS = ("variable", "frozen", "owner", "base")
 
 
 def wider_state(packed: PackedModel, new: PackedModel, axes: Mapping[int, dict[str, Axes]]) -> dict[str, np.ndarray]:
     """Return the state of `packed`, as `lifecycle.state` does, for the wider pack `new`.
 
-    New entries of masked weights are free. Those of other weights have their initial values, but 0 where the layer
-    reads new channels.
+    New entries of masked weights are free. New entries of other weights have their initial values, but are 0 where the
+    layer reads new channels.
 
     Args:
         packed: The pack.
@@ -52,7 +52,7 @@ def _changed(axes: Axes) -> Axes:
 
 
 def _wider(value: np.ndarray, axes: Axes, initial: np.ndarray | None) -> np.ndarray:
-    """Return an array with new positions, whose values are `initial`, or 0."""
+    """Return `value` extended by new positions, with the values of `initial` or 0."""
     shape, places = list(value.shape), [np.arange(size) for size in value.shape]
     for index, axis in axes.items():
         shape[index], places[index] = len(axis.old), np.flatnonzero(axis.old >= 0)

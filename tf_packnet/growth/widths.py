@@ -1,4 +1,4 @@
-"""Finds the layers of a network that can be wider, and what follows for the layers around them."""
+"""Finds the layers of a network that can grow, and how the layers around them change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Plan:
     Attributes:
         units: New width of each layer that becomes wider, by path.
         stays: Layers that keep their width, by path, with the reason.
-        calls: The layers and operations in the wider network, by `id`.
+        calls: How each layer and operation changes, by `id`.
         nested: Number of channels of each input of each nested model, by `id`.
     """
 
@@ -42,8 +42,8 @@ class Widths:
         network: A Sequential or functional model with task-aware layers.
 
     Attributes:
-        now: Width of each layer that may become wider, by path.
-        fixed: Other layers with weights that tasks own, by path, with the reason.
+        now: Current width of each layer that may grow, by path.
+        fixed: Other layers with weights that tasks own, by path, with the reason why they cannot grow.
     """
 
     def __init__(self, network: keras.Model):
@@ -59,7 +59,7 @@ class Widths:
         self.now = {path: width for path, width in wide if width is not None}
 
     def plan(self, units: Mapping[str, int]) -> Plan:
-        """Return how the network becomes wider if these layers get this number of units, where that is possible."""
+        """Return how the network changes if these layers get these numbers of units, as far as that is possible."""
         units, stays = dict(units), dict[str, str]()
         while True:
             plan, conflicts = self._attempt(units)
@@ -71,7 +71,7 @@ class Widths:
             stays |= conflicts
 
     def _attempt(self, units: Mapping[str, int]) -> tuple[Plan, dict[str, str]]:
-        """Follow the channels through the network.
+        """Trace the channels through the network.
 
         Returns:
             The plan, and the layers in it that must keep their width, with the reasons.

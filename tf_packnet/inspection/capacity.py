@@ -1,4 +1,4 @@
-"""Estimates how many more tasks fit in a pack if they take the same share of free weights as the last tasks."""
+"""Estimates how many more tasks fit in a pack if they take the same share of the free weights as the last tasks did."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tf_packnet.pruning.ownership import MAX_TASKS
 from tf_packnet.pruning.ranking import remaining
 
-# The rate is measured on this many last tasks, so that it follows changes of the schedule.
+# The rate is measured on the last few tasks only, so that it follows changes of the schedule.
 _LAST_TASKS = 3
 
 
@@ -33,13 +33,13 @@ class FreeCapacity:
 
     Attributes:
         released: `r` of Algorithm 2: the fraction of the free weights that a task releases, measured on the last tasks.
-        measured: Number of tasks that this was measured on.
+        measured: Number of last tasks on which `released` was measured.
         comfortable: Number of further tasks that get at least one weight per output in every layer, the threshold of
             `tf_packnet.plan`.
         at_most: Number of further tasks that get any weight, up to 254 tasks per pack; `tf_packnet.plan` refuses more.
         layer: The layer in which the task after the `comfortable` ones gets too few weights; None if there is none.
-        gets: Number of weights that this task gets in that layer.
-        outputs: Number of outputs of that layer.
+        gets: Number of weights that this task gets in `layer`.
+        outputs: Number of outputs of `layer`.
     """
 
     released: float
@@ -69,12 +69,12 @@ class FreeCapacity:
 
 
 def free_capacity(layers: Sequence[Layer]) -> FreeCapacity | None:
-    """Simulate further tasks that take the same fraction of each layer's free weights as the last ones.
+    """Simulate further tasks that take the same fraction of each layer's free weights as the last tasks did.
 
-    The fraction that a task takes is relative to the weights that were free before it, `1 - r` as in Algorithm 2.
+    A task takes the fraction `1 - r` (`r` as in Algorithm 2) of the weights that were free before it.
 
     Returns:
-        The result; None if no task is committed yet.
+        The estimate; None if no task is committed yet.
     """
     tasks = len(layers[0].owned)
     if not tasks:

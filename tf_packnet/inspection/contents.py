@@ -22,10 +22,11 @@ class TaskFacts:
     Attributes:
         number: Its number (1-based).
         name: Its name.
-        outputs: Number of outputs of its heads, by head (by output if it is fixed); empty if all tasks share one head.
+        outputs: Number of outputs by head; by model output if the pack has no `Head`; empty if all tasks share one
+            head.
         class_names: Recorded names of its classes; None if not recorded.
         weights: Number of prunable weights that it owns.
-        share: The same as a fraction of all prunable weights.
+        share: `weights` as a fraction of all prunable weights.
         when_learned: Recorded test accuracy right after it was learned; None if not recorded.
         accuracy: Recorded test accuracy at the end of the run; None if not recorded.
         bytes: Size of its part of a `.packnet` file; None for other files.
@@ -44,7 +45,7 @@ class TaskFacts:
     frees: int = 0
 
     def classes(self) -> str:
-        """Names of its classes, or the number of its outputs."""
+        """Return the names of its classes, or the number of its outputs."""
         if self.class_names:
             return ", ".join(self.class_names)
         return ", ".join(f"{units}" for units in self.outputs.values())
@@ -78,7 +79,7 @@ class Inspection:
         tasks: The committed tasks.
         open_task: Name of the open task; None without one.
         layers: The prunable kernels.
-        weights: Number of their weights.
+        weights: Number of all prunable weights.
         free: Number of free weights.
         room: How many more tasks fit; None if no task is committed.
         accuracy: Recorded accuracy `accuracy[i][j]` on task `j` after task `i` (0-based); empty without a record.
@@ -107,7 +108,7 @@ class Inspection:
     notes: tuple[str, ...]
 
     def known(self) -> set[str]:
-        """Which of `when_learned`, `accuracy` and `bytes` are known for some task."""
+        """Return which of `when_learned`, `accuracy` and `bytes` are known for at least one task."""
         names = ("when_learned", "accuracy", "bytes")
         return {name for name in names if any(getattr(task, name) is not None for task in self.tasks)}
 
@@ -117,7 +118,7 @@ class Inspection:
 
 
 def inspect_pack(packed: PackedModel, file: FileFacts | None = None) -> Inspection:
-    """Collect the contents of a pack, piecewise, so that memory use does not depend on the size of the kernels.
+    """Collect the contents of a pack, piece by piece, so that memory use does not depend on the size of the kernels.
 
     Args:
         packed: The pack.

@@ -20,9 +20,9 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.system import files
 from tf_packnet.text import printable_lines
 
-# With more tasks, a colour scale replaces the legend, and pictures replace histograms and the accuracy table.
+# With more tasks than these, a colour scale replaces the legend, and images replace histograms and the accuracy table.
 _MAX_SWATCHES, _MAX_HISTOGRAMS, _MAX_TABLE = 12, 24, 30
-# With more kernels, only the first and the largest ones are drawn.
+# With more kernels than this, only the first and the largest ones are drawn.
 _MAX_MAPS = 24
 # Largest number of cells per axis of an owner map: a few screen pixels per cell, so that single weights are visible.
 _MAX_CELLS = 192

@@ -22,7 +22,7 @@ class FileFacts:
         bytes: Size of the file.
         tasks: What a `.packnet` file records of each task, by name: `bytes`, `class_names`, `accuracy`.
         results: The content of the run's `results.json`; None without one.
-        note: What is wrong with `results.json`, if anything.
+        note: Why `results.json` cannot be used; empty if it can.
         one_file: Whether it is a `.packnet` file, not a `.keras` file.
     """
 

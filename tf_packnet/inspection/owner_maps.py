@@ -63,8 +63,8 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
     if block == (1, 1):
         return grid, block
     columns = -(-grid.shape[1] // block[1])
-    # One number per pair of cell column and owner, counted one row of cells at a time. So the cost does not depend on
-    # the number of tasks.
+    # One bincount over pairs of cell column and owner per row of cells: the cost does not depend on the number of
+    # tasks.
     column = (np.arange(grid.shape[1]) // block[1]) * _OWNERS
     rows = []
     for top in range(0, grid.shape[0], block[0]):
@@ -77,7 +77,7 @@ def in_blocks(grid: np.ndarray, most: int) -> tuple[np.ndarray, tuple[int, int]]
 
 @contextlib.contextmanager
 def any_characters() -> Iterator[None]:
-    """Draw names with characters that the font does not have, as boxes, without a warning for each character."""
+    """Draw characters that the font lacks as boxes, without a warning for each character."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")
         yield

@@ -60,7 +60,7 @@ def weight_counts(
         tasks: Number of tasks.
 
     Returns:
-        The largest magnitude, which is the end of the bins, and counts `(tasks, BINS)`.
+        The largest magnitude, at which the bins end, and the counts `(tasks, BINS)`, `int64`.
     """
     largest = max(
         (float(np.abs(v[ownership.visible(o, tasks)]).max(initial=0.0)) for o, v in _pieces(weights, maps)), default=0.0
@@ -74,14 +74,14 @@ def weight_counts(
 
 
 def values_of(weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray], task: int) -> np.ndarray:
-    """Return the present values of all weights of `task`, `float32` `(owned,)`."""
+    """Return the current values of all weights of `task`, `float32` `(owned,)`."""
     return np.concatenate([value[owner == task] for owner, value in _pieces(weights, maps)])
 
 
 def _pieces(
     weights: Mapping[str, MaskedWeight], maps: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield owners and present values in pieces of limited size."""
+    """Yield owners and current values, both flat, in pieces of limited size."""
     for path, owner in maps.items():
         arrays = [array.reshape(-1) for array in _owner_and_values(weights[path])]
         flat = owner.reshape(-1)

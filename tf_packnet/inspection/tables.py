@@ -6,7 +6,7 @@ from rich.table import Table
 
 from tf_packnet.inspection.contents import Inspection
 
-# Largest number of tasks with a column each; with more tasks, only the first and the last ones have one.
+# Largest number of tasks with a column each. With more tasks, only the first and the last tasks have a column.
 _COLUMNS = 8
 # Shown instead of the free capacity if no task is committed.
 NO_RATE = "How many more tasks fit is unknown, because no task is committed yet."
@@ -23,7 +23,7 @@ def tables(inspection: Inspection, console: Console) -> RenderableType:
 
 
 def shown_tasks(count: int, columns: int = _COLUMNS) -> list[int]:
-    """Return the indices of the tasks that have a column: all, or the first and the last ones of many."""
+    """Return the indices of the tasks that have a column: all tasks or, of many, the first and the last ones."""
     half = columns // 2
     return list(range(count)) if count <= columns else [*range(half), *range(count - half, count)]
 

@@ -1,13 +1,13 @@
-"""Random changes of training images, as a layer at the beginning of a network."""
+"""Data augmentation of training images, as a layer at the beginning of a network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-_EIGHTH = 0.125  # of the height and width: 4 of 32 pixels
+_EIGHTH = 0.125  # of height and width: 4 of 32 pixels
 _15_DEGREES = 15 / 360
-# By name: a layer of Keras that changes images with values from 0 to 1, given its seed.
+# By name, a function from a seed to a Keras layer that augments images with values from 0 to 1.
 CHANGES: dict[str, Callable[[int], keras.Layer]] = {
     "flip": lambda seed: keras.layers.RandomFlip("horizontal", seed=seed),
     # A crop of an image with a black margin: a shift by whole pixels.
@@ -23,7 +23,9 @@ CHANGES: dict[str, Callable[[int], keras.Layer]] = {
 
 @keras.saving.register_keras_serializable(package="tf_packnet")
 class Augmentation(keras.layers.Layer):
-    """Changes each training image at random, and no other image. Exports leave it out.
+    """Augments training images at random.
+
+    In evaluation and prediction, images pass unchanged. Exports leave the layer out.
 
     Args:
         changes: Names in `CHANGES`, in the order in which they are applied.
@@ -39,7 +41,8 @@ class Augmentation(keras.layers.Layer):
         for step in self.steps:
             step.build(input_shape)
 
-    # Keras's own layers have `training=True`, with which a call of the model would train its other layers too.
+    # In Keras's layers the default is `training=True`, which would put the other layers of the model in training mode
+    # too.
     def call(self, images: Any, training: bool = False) -> Any:
         if not training:
             return images

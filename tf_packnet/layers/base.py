@@ -27,15 +27,15 @@ support_all_types()  # owner maps are uint8
 
 # Prefix of the names of `TaskLayer.variables_of_no_task` in saved weights.
 _STATE = "state."
-# Whether the caller that loads weights compares the tasks of the whole model afterwards, and restores it on failure.
+# Whether the caller that loads weights then compares the tasks of the whole model, and restores it on failure.
 CALLER_COMPARES_TASKS = contextvars.ContextVar("caller_compares_tasks", default=False)
 
-# The initializer of weights that were added without one.
+# Keras's initializer for weights that are added without one.
 KERAS_DEFAULT = "glorot_uniform"
 
 
 class Routed:
-    """Descriptor that returns the masked or per-task value of a weight and stores the variable as `_<name>`."""
+    """Descriptor that returns the masked or per-task value of a weight, and stores the variable as `_<name>`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -64,14 +64,15 @@ class TaskLayer(KerasLayer):
 
     Args:
         bias_policy: `first_task` (biases are trained by task 1, then frozen), `per_task` (each task has its own) or
-            `head` (each task has its own copy of all weights, which starts from new random values; none are pruned).
+            `head` (each task has its own copy of all weights, which starts from new random values; no weight is
+            pruned).
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         prune: Whether to prune a weight, by its name, such as `{"bias": True}`. Default: the weights in `masked`.
     """
 
     masked: tuple[str, ...] = ("kernel",)
     per_task: tuple[str, ...] = ("bias",)
-    # Only the first task-aware layer of a model has records, see `lifecycle.records`.
+    # Set on the first task-aware layer of a model only, see `lifecycle.records`.
     records: TaskRecords | None
     prune: Mapping[str, bool]
     _routes: Mapping[str, Route]
@@ -108,11 +109,12 @@ class TaskLayer(KerasLayer):
         self._set_routes({})
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        """Add a weight as Keras does, and remember its initializer, from which `reinit` draws."""
+        """Add a weight as Keras does, and remember its initializer for `reinit`."""
         variable = super().add_weight(*args, **kwargs)
         initializer = kwargs.get("initializer", args[1] if len(args) > 1 else None)
         if initializer is not None:
-            # In `__dict__`, as Keras would track an attribute, and layers may add weights before `__init__` returns.
+            # In `__dict__`, because Keras would track an attribute, and layers may add weights before `__init__`
+            # returns.
             self.__dict__.setdefault("_initializers", {})[id(variable)] = initializer
         return variable
 
@@ -187,7 +189,7 @@ class TaskLayer(KerasLayer):
 
     @property
     def all_task_weights(self) -> list[TaskWeight]:
-        """`task_weights`, and those that other tasks use instead (heads with another number of units)."""
+        """`task_weights`, and the weights that other tasks use instead: heads with other numbers of outputs."""
         return self.task_weights
 
     @property
@@ -197,7 +199,7 @@ class TaskLayer(KerasLayer):
 
     @property
     def bookkeeping(self) -> list[keras.Variable]:
-        """The variables that this library adds to the Keras layer's: owner maps, frozen values and so on."""
+        """The variables that this library adds to those of the Keras layer, such as owner maps and frozen values."""
         return [variable for weight in self._all_weights for variable in weight.bookkeeping]
 
     @property
@@ -206,7 +208,7 @@ class TaskLayer(KerasLayer):
 
     @property
     def variables_of_no_task(self) -> list[keras.Variable]:
-        """The layer's own variables that belong to no task's weights, such as running means of a user's layer."""
+        """The layer's own variables that are not in a routed weight, such as running means of a user's layer."""
         of_tasks = {id(variable) for variable in (*self.trained_variables, *self.bookkeeping)}
         return [variable for variable in own_variables(self) if id(variable) not in of_tasks]
 
@@ -240,7 +242,10 @@ class TaskLayer(KerasLayer):
         self.selected_task = task
 
     def forget_task(self, task: int) -> None:
-        """Remove the committed `task` (1-based); later tasks then have one number less. Select a task afterwards."""
+        """Remove the committed `task` (1-based).
+
+        The numbers of later tasks decrease by one. Select a task afterwards.
+        """
         for weight in self.masked_weights:
             weight.forget(task, self.committed_tasks)
         for own in self.all_task_weights:
@@ -299,7 +304,7 @@ class TaskLayer(KerasLayer):
         self.save_state(store)
 
     def save_state(self, store: dict) -> None:
-        """Write the layer's own variables that belong to no task's weights."""
+        """Write the layer's own variables that are not in a routed weight."""
         for number, variable in enumerate(self.variables_of_no_task):
             store[f"{_STATE}{number}"] = view(variable)
 
@@ -317,7 +322,7 @@ class TaskLayer(KerasLayer):
         self.was_loaded = True
 
     def restore_own_variables(self, store: dict) -> None:
-        """Load like `load_own_variables`, also if the layer then has fewer committed tasks."""
+        """Load like `load_own_variables`, even if the layer then has fewer committed tasks."""
         self.load_progress(store)
         for weight in self._routes.values():
             if isinstance(weight, MaskedWeight):
@@ -329,7 +334,7 @@ class TaskLayer(KerasLayer):
     def load_state(self, store: dict) -> None:
         """Load what `save_state` has written."""
         for number, variable in enumerate(self.variables_of_no_task):
-            if f"{_STATE}{number}" in store:  # other formats save it elsewhere
+            if f"{_STATE}{number}" in store:  # other file formats save them elsewhere
                 variable.assign(np.asarray(store[f"{_STATE}{number}"]))
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Unpruned output layers with separate weights for each task, as in Mallya & Lazebnik 2018.
 
-`Head` is a mixin for any Keras layer whose config says how many outputs it has. `TaskHead` is the one for `Dense`;
-`tf_packnet.structure.generated` makes the others.
+`Head` is a mixin for any Keras layer whose config has its number of outputs. `TaskHead` is the head for `Dense`;
+`tf_packnet.structure.generated` makes those for other classes.
 """
 
 import json
@@ -28,13 +28,13 @@ from tf_packnet.system.keras_internals import (
 )
 from tf_packnet.system.limits import Bound
 
-# Keys in the config of a layer that say how many outputs it has. The last entry of `output_shape` counts.
+# Config keys for the number of outputs of a layer. Of `output_shape`, the last entry counts.
 _OUTPUT_KEYS = ("units", "filters", "output_shape", "num_classes")
 _DATA = (bool, int, float, str, type(None))
 
 
 def outputs_in(config: Mapping[str, Any]) -> int | None:
-    """Return the number of outputs in the config of a layer; None if it has none that can be changed."""
+    """Return the number of outputs in the config of a layer; None if the config does not have it."""
     for value in (config[key] for key in _OUTPUT_KEYS if key in config):
         last = value[-1] if isinstance(value, (list, tuple)) and value else value
         if isinstance(last, int) and not isinstance(last, bool):
@@ -45,7 +45,7 @@ def outputs_in(config: Mapping[str, Any]) -> int | None:
 def number_of_outputs(layer: keras.Layer) -> int | None:
     """Return the number of outputs of a layer that can be a `Head`; None for another layer.
 
-    A head has weights of its own, none in layers inside it, and its config says how many outputs it has.
+    A head has weights of its own, none in inner layers, and its config has its number of outputs.
     """
     if not isinstance(layer, keras.Layer) or not own_trainable_variables(layer):
         return None
@@ -99,7 +99,7 @@ class Slot:
     Attributes:
         routes: The weights by name.
         held: The layer's attributes that hold their variables.
-        settings: The layer's attributes that have another value than for its first number of outputs.
+        settings: The layer's attributes whose values differ from those for its first number of outputs.
     """
 
     routes: Mapping[str, TaskWeight]
@@ -122,7 +122,7 @@ class Head(TaskLayer):
     activation: Callable[[Any], Any]
     _routes: Mapping[str, TaskWeight]
     _outputs_of: dict[int, int]  # by task
-    _activation_of: dict[int, str]  # by task, for activations other than the layer's own
+    _activation_of: dict[int, str]  # by task, unless it is the layer's own
     _own_activation: Callable[[Any], Any] | None
     _slots: dict[int, Slot]  # by number of outputs
     _first_settings: dict[str, Any]
@@ -145,7 +145,7 @@ class Head(TaskLayer):
         vars(self).update(values)  # bypasses Keras's tracking
 
     def plain_config(self) -> dict[str, Any]:
-        """Return the config of the plain Keras layer, with the present number of outputs and activation."""
+        """Return the config of the plain Keras layer, with the current number of outputs and activation."""
         raise NotImplementedError
 
     def plain_weights(self, plain: keras.Layer) -> dict[str, keras.Variable]:
@@ -177,7 +177,7 @@ class Head(TaskLayer):
     def last_config(self) -> dict[str, Any]:
         """Return the config of the plain Keras layer, with the outputs of the last task and the layer's own activation.
 
-        Not those of the selected task: the saved slots of the optimizer belong to the last one.
+        The selected task does not matter: the saved optimizer slots belong to the last task.
         """
         return self.config_with(self.last_outputs)
 
@@ -185,7 +185,7 @@ class Head(TaskLayer):
         """Return the plain Keras layer with another number of outputs, built without memory.
 
         Raises:
-            Exception: Any error of the layer's own code; ValueError if its weights are others then.
+            Exception: Any error of the layer's own code; ValueError if it then has other weights.
         """
         plain = fresh_copy(self.plain_class, self.config_with(outputs), self.get_build_config())  # type: ignore[attr-defined]
         names = list(self.plain_weights(plain))
@@ -211,7 +211,7 @@ class Head(TaskLayer):
 
     @property
     def own_activation(self) -> Any:
-        """Activation of the tasks that were begun without one; None if the layer has no such attribute."""
+        """Activation of tasks that were begun without one; None if the layer has no attribute `activation`."""
         return self._own_activation
 
     @property
@@ -344,7 +344,7 @@ class Head(TaskLayer):
             activations = Bound().parsed(np.asarray(store["activation_of"][()], np.uint8).tobytes(), "activation_of")
             self._activation_of.update((int(task), name) for task, name in activations.items())
         for outputs in sorted({self.num_outputs, *self._outputs_of.values()}):
-            for name, shape in self.shapes_with(outputs).items():  # before variables of that size are created
+            for name, shape in self.shapes_with(outputs).items():  # checked before variables of this size are created
                 if tuple(store[f"units_{outputs}.{name}.variable"].shape) != shape:
                     raise ValueError(f"{name} of a head with {outputs} outputs has another size")
             self._use_outputs(outputs)

@@ -1,9 +1,9 @@
 """`MaskedWeight`, a kernel whose entries are owned by tasks.
 
 Committed values are stored in a separate non-trainable variable, which no optimizer changes. The forward pass reads
-committed entries from there and candidates from the trainable variable. The freeze therefore does not depend on the
-optimizer: momentum, weight decay, weight averaging and clipping may change the trainable variable everywhere, but it is
-not read at committed entries.
+committed entries from there and candidates from the trainable variable. Freezing therefore does not depend on the
+optimizer: momentum, weight decay, weight averaging and clipping may change the trainable variable anywhere, but
+committed entries are not read from it.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ class MaskedWeight:
         name: Name of the weight in its layer, such as `kernel`.
         variable: Trainable Keras variable. Only candidate entries of it are read.
         regularizer: Regularizer of the variable, or None.
-        frozen: Non-trainable variable of the same shape: the committed value of each owned entry, and the value of each
-            free entry when it was pruned.
+        frozen: Non-trainable variable of the same shape: the committed value of each owned entry, and the value that
+            each free entry had when it was pruned.
         owner: Non-trainable `uint8` owner map, see `tf_packnet.pruning.ownership`.
         shown: Non-trainable `uint8` scalar: the weights of tasks `1..shown` are visible.
         learning: Non-trainable `bool` scalar: whether the candidates are visible too.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
         base: Pretrained values, a non-trainable variable of the same shape; None if `pretrained` is None.
-        in_place: Whether the trainable variable holds the whole kernel at present, see `tf_packnet.training.kernels`.
+        in_place: Whether the trainable variable currently holds the whole kernel, see `tf_packnet.training.kernels`.
         has_free_values: Whether the free entries of `frozen` and `base` are valid. False after loading a file without
             them, until the next task begins.
-        fresh: Boolean mask of the entries that no task could use so far, because the layer was made wider; None if
-            there are none. When the next task begins, they start from the initializer, regardless of the policy:
-            with `zero`, a unit whose inputs and outputs are 0 would get no gradient.
+        fresh: `bool` mask of the entries that no task could use so far, because the layer has grown; None if there are
+            none. In the next task they start from the initializer, regardless of the policy: with `zero`, a unit whose
+            input and output weights are 0 would get no gradient.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MaskedWeight:
         return ops.where(trained, self.variable, self.value_of(ops.convert_to_tensor(self.shown)))
 
     def value_of(self, task: Any) -> Any:
-        """Compute the kernel of the committed `task` (1-based number, a `uint8` tensor), whichever is selected."""
+        """Compute the kernel of the committed `task` (1-based, a `uint8` tensor), whichever task is selected."""
         committed = ownership.visible(ops.convert_to_tensor(self.owner), task)
         invisible_value = self.base if self.pretrained == "visible" else ops.zeros((), self.frozen.dtype)
         return ops.where(committed, self.frozen, invisible_value)
@@ -116,14 +116,15 @@ class MaskedWeight:
         return view(self.variable)
 
     def importance(self) -> np.ndarray:
-        """Return the scores that a prune round ranks by magnitude.
+        """Return the values that a prune round ranks by magnitude.
 
-        These are the values, or their differences to the pretrained values to which `visible` weights return.
+        These are the weights; if pruned weights return to visible pretrained values, they are the differences from
+        these.
         """
         return self.values() - view(self.base) if self.pretrained == "visible" else self.values()
 
     def set_pretrained(self) -> None:
-        """Store the present values as the pretrained ones; does nothing if `pretrained` is None."""
+        """Store the current values as the pretrained ones. Does nothing if `pretrained` is None."""
         if self.base is not None:
             self.base.assign(self.variable)
 
@@ -132,7 +133,7 @@ class MaskedWeight:
         self.variable.assign(ops.where(candidates, self.variable, ops.zeros((), self.variable.dtype)))
 
     def begin(self, task: int, freed_weights: str, seed: int) -> None:
-        """Make the free entries candidates of `task`; from task 2 on they get start values by `freed_weights`."""
+        """Make the free entries candidates of `task`. From task 2 on, `freed_weights` determines their start values."""
         if task > 1:
             owner = ownership.begin(self.owner_map())
             # Other entries are not read. They are set to 0 so that norms of the whole variable do not count them.
@@ -143,7 +144,7 @@ class MaskedWeight:
         self.select(task, learning=True)
 
     def reopen(self, freed_weights: str, seed: int) -> None:
-        """Make the free entries candidates of the task that is already open; its present candidates do not change."""
+        """Make the free entries candidates of the open task. Its current candidates do not change."""
         owner = self.owner_map()
         self.variable.assign(np.where(owner == ownership.FREE, self._start_values(freed_weights, seed), self.values()))
         self.owner.assign(ownership.reopen(owner))
@@ -160,25 +161,25 @@ class MaskedWeight:
         return values if self.fresh is None else np.where(self.fresh, policies["reinit"](), values)
 
     def prune(self, keep: np.ndarray) -> None:
-        """Free the candidates outside the boolean mask `keep`; their present values are stored in `frozen`."""
+        """Free the candidates outside the boolean mask `keep`, and store their current values in `frozen`."""
         owner = self.owner_map()
         self._copy_to_frozen(ownership.pruned(owner, keep))
         self.owner.assign(ownership.prune(owner, keep))
 
     def commit(self, task: int) -> None:
-        """Make `task` the owner of the remaining candidates and freeze their present values."""
+        """Make `task` the owner of the remaining candidates, and freeze their current values."""
         owner = self.owner_map()
         self._copy_to_frozen(ownership.candidates(owner))
         self.owner.assign(ownership.commit(owner, task))
         self.select(task, learning=False)
 
     def forget(self, task: int, last: int) -> None:
-        """Remove the committed `task`, of `last` tasks, see `ownership.forget`; freed entries keep their values."""
+        """Remove the committed `task` of `last` tasks, see `ownership.forget`. Freed entries keep their values."""
         self.owner.assign(ownership.forget(self.owner_map(), task, last))
         self.variable.assign(self.trained_values(last - 1))
 
     def trained_values(self, task: int) -> np.ndarray:
-        """Return the trainable variable as `GradientMask` and the commit of `task`, the last one, leave it."""
+        """Return the value of the trainable variable after `GradientMask` and the commit of the last task, `task`."""
         owner, frozen = self.owner_map(), view(self.frozen)
         return np.where(owner == task, frozen, np.zeros((), frozen.dtype))
 
@@ -218,5 +219,5 @@ class MaskedWeight:
         return parts if self.base is None else (*parts, "base")
 
     def _copy_to_frozen(self, mask: np.ndarray) -> None:
-        # With `ops` rather than NumPy: kernels on a device are not copied to the host.
+        # With `ops` rather than NumPy, so that kernels on a device are not copied to the host.
         self.frozen.assign(ops.where(mask, self.variable, self.frozen))

@@ -1,4 +1,4 @@
-"""Matrix products and bias additions with custom gradients that were measured to be faster than Keras's.
+"""Matrix products and bias additions with custom gradients that measure faster than those of Keras.
 
 The gradients are the same sums; only the order of the additions may differ.
 """
@@ -30,7 +30,7 @@ def product(x: Any, kernel: Any) -> Any:
 
 @ops.custom_gradient
 def large_product(x: Any, kernel: Any) -> Any:
-    """Compute `x @ kernel` for a large kernel and few rows, with a gradient by `x` that does not transpose the kernel.
+    """Compute `x @ kernel` for a large kernel and few rows, with a gradient of `x` that does not transpose the kernel.
 
     oneDNN first transposes the second factor of a product. In `upstream @ kernel.T` this is a pass over the whole
     kernel: 10 ms for the 8192x1024 kernel of the paper's convolutional network at batch size 32, an eighth of a
@@ -54,7 +54,7 @@ def large_product(x: Any, kernel: Any) -> Any:
 
 @ops.custom_gradient
 def biased(x: Any, bias: Any) -> Any:
-    """Compute `x + bias` with a separately computed gradient by `bias`.
+    """Compute `x + bias` with a separately computed gradient of `bias`.
 
     After a convolution, TensorFlow computes the gradient of the bias together with that of the kernel. In float32
     oneDNN uses a plain loop over the images for this: 0.4 to 1 ms per layer of the paper's convolutional network, 4% of

@@ -1,4 +1,4 @@
-"""`TaskRecords`, the data about the tasks of a model besides their weights, saved with the first task-aware layer."""
+"""`TaskRecords`, the data about the tasks of a model besides their weights. Saved with the first task-aware layer."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Witness:
 
 @dataclass
 class Before:
-    """What a pack was before the open task began, as far as it changes while the task is open.
+    """The state of a pack before the open task began, as far as it changes while the task is open.
 
     Attributes:
         task: Number (1-based) of the open task.
@@ -65,23 +65,24 @@ class TaskRecords:
 
     Attributes:
         names: Names of the tasks that were begun, in order; the last may still be open.
-        rounds_done: Prune rounds of the open task so far.
-        rounds_due: Prune rounds that the schedule of the present `fit` still has to run; 0 without a schedule.
-        rounds_planned: Prune rounds of the last `fit` with a schedule.
+        rounds_done: Number of prune rounds of the open task so far.
+        rounds_due: Number of prune rounds that the schedule of the current `fit` still has to run; 0 without a
+            schedule.
+        rounds_planned: Number of prune rounds of the last `fit` with a schedule.
         rounds_from: First epoch of that `fit`.
-        state: Values of the variables that belong to no weight of a task, by committed task (1-based) and name. Tasks
+        state: Values of the variables that belong to no task-aware weight, by committed task (1-based) and name. Tasks
             with equal values share the arrays.
-        open_state: The same for the open task while another task is selected; otherwise empty.
-        volatile: Names of state that inference changes, such as a counter of calls.
+        open_state: These values for the open task while another task is selected; otherwise empty.
+        volatile: Names of the state that inference changes, such as a counter of calls.
         witnesses: Witness of each committed task.
         calibration: Mean and standard deviation of a task's scores on its validation data, by committed task (1-based)
             and method, see `tf_packnet.packed.task_inference`.
-        before: What the pack was before the open task began; None if no task was begun, or if it is not known.
+        before: The state before the open task began; None if no task was begun, or the state is unknown.
         variables: The variables whose values are in `state`, by name, after `lifecycle.bind_state`.
         loaded: Loaded values of variables that Keras does not save, until `lifecycle.bind_state` assigns them.
         functions: Traced functions that compute the outputs of witnesses; not saved.
-        compiled: Keras's compiled evaluation and prediction, by the heads for which they were traced, for heads that
-            are not in use now; not saved.
+        compiled: Keras's compiled functions for evaluation and prediction of heads that are not in use, by the heads
+            for which they were traced; not saved.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class TaskRecords:
         self.rounds_due += 1
 
     def keep_state(self, task: int, values: Mapping[str, np.ndarray]) -> None:
-        """Store the state of a committed task; values equal to those of the previous task share their memory."""
+        """Store the state of a committed task. Values equal to those of the previous task share memory with them."""
         previous = self.state.get(task - 1, {})
         self.state[task] = {
             name: previous[name] if name in previous and same_bits(previous[name], value) else value
@@ -135,12 +136,12 @@ class TaskRecords:
         }
 
     def forget_before(self, unless: int | None) -> None:
-        """Delete `before`, unless it is that of the task with this number."""
+        """Delete `before`, unless it belongs to the task with the number `unless`."""
         if self.before is not None and self.before.task != unless:
             self.before = None
 
     def save(self, store: dict) -> None:
-        """Write the records into a Keras weights store: a JSON text, and each array once."""
+        """Write the records into a Keras weights store, as JSON text and arrays. Each array is written once."""
         arrays: list[np.ndarray] = []
         index_by_id: dict[int, int] = {}
 

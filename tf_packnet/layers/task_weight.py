@@ -49,7 +49,7 @@ class TaskWeight:
         return ops.where(self.learning, self.variable, self.frozen)
 
     def value_of(self, task: int) -> np.ndarray:
-        """Return the value of the committed `task` (1-based), whichever is selected."""
+        """Return the value of the committed `task` (1-based), whichever task is selected."""
         kept = self.kept.get(1 if self.policy == "first_task" else task)
         return view(self.frozen) if kept is None else kept
 
@@ -63,7 +63,7 @@ class TaskWeight:
             self._substitute = before
 
     def own_value(self) -> Any:
-        """Return `value()`: the interface of `MaskedWeight`, whose kernel can be substituted."""
+        """Return `value()`. For the interface of `MaskedWeight`."""
         return self.value()
 
     @property
@@ -72,7 +72,10 @@ class TaskWeight:
         return [self.frozen, self.learning]
 
     def begin(self, task: int, seed: int) -> None:
-        """Begin `task`: heads get new random values, other weights start from the value of the previous task."""
+        """Begin `task`.
+
+        Heads get new random values; other per-task weights start from the value of the previous task.
+        """
         if task > 1 and self.policy == "per_task":
             if self._fresh_initializer is None:
                 start = self.kept[task - 1]
@@ -82,13 +85,13 @@ class TaskWeight:
         self.select(task, learning=True)
 
     def commit(self, task: int) -> None:
-        """Store the present value as the committed value of `task`."""
+        """Store the current value as the committed value of `task`."""
         if task == 1 or self.policy == "per_task":
             self.kept[task] = np.array(ops.convert_to_numpy(self.variable))
         self.select(task, learning=False)
 
     def forget(self, task: int) -> None:
-        """Remove the committed value of `task`; the value that all tasks share with task 1 stays."""
+        """Remove the committed value of `task`. A value of task 1 that all tasks share stays."""
         if self.policy == "per_task":
             self.kept = without_task(self.kept, task)
 

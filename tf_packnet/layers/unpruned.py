@@ -1,7 +1,7 @@
 """Task-aware Keras layers without prunable weights: normalization, PReLU, attention.
 
-With `bias_policy="first_task"`, later tasks use the scales, offsets and statistics of task 1, also in training. With
-`per_task`, every task has its own, which start from those of the previous task.
+With `bias_policy="first_task"`, later tasks use the scales, offsets and statistics of task 1, even in training. With
+`per_task`, every task has its own, initialized from those of the previous task.
 """
 
 from typing import Any

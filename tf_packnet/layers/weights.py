@@ -24,9 +24,9 @@ class Store(Protocol):
 
 
 def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Draw values from a Keras initializer; the result depends only on the arguments, not on earlier draws.
+    """Draw values from a Keras initializer. The result depends only on the arguments, not on earlier draws.
 
-    An initializer that is a plain function cannot be seeded, and is called as it is.
+    An initializer that is a plain function cannot be seeded: it is called without a seed.
     """
     initializer = keras.initializers.get(initializer)
     config: dict[str, Any] = getattr(initializer, "get_config", dict)()
@@ -36,7 +36,7 @@ def fresh_values(initializer: Any, shape: tuple[int, ...], dtype: str, seed: int
 
 
 def view(variable: keras.Variable) -> np.ndarray:
-    """Return the present value of a variable as a read-only array, without a copy on CPU.
+    """Return the current value of a variable as a read-only array, without a copy on CPU.
 
     Later assignments to the variable do not change the array.
     """
@@ -58,7 +58,7 @@ def check_task_number(task: int) -> None:
 
 
 def without_task(by_task: Mapping[int, Value], task: int) -> dict[int, Value]:
-    """Return values by task number without those of `task`; later tasks have one number less."""
+    """Return values by task number without the value of `task`. The numbers of later tasks decrease by one."""
     return {number - (number > task): value for number, value in by_task.items() if number != task}
 
 
@@ -99,7 +99,7 @@ def non_trainable(layer: keras.Layer, variable: keras.Variable) -> Callable[...,
             dtype=dtype,
             initializer=initializer,
             trainable=False,
-            autocast=autocasts(variable),  # Keras casts no other variables than floats
+            autocast=autocasts(variable),  # Keras casts only float variables
         )
 
     return add

@@ -1,7 +1,7 @@
 """Begins, commits and selects the tasks of a Keras model, and checks committed tasks.
 
 Every function takes any Keras model with task-aware layers: a pack, or a model that a user has built from
-`tf_packnet.layers`. In a new model task 1 is already open.
+`tf_packnet.layers`. In a new model, task 1 is already open.
 """
 
 from tf_packnet.lifecycle.begin_commit import begin_task, check_can_begin, commit_task, reopen_task

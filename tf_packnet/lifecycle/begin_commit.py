@@ -57,7 +57,7 @@ def begin_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -
 
 
 def check_can_begin(model: keras.Model, freed_weights: str) -> None:
-    """Raise ArgumentError if no weight or task number is free, or if the start values of free weights are missing."""
+    """Raise ArgumentError if no weight or task number is free, or if start values of free weights are missing."""
     task = committed_tasks(model) + 1
     check_task_number(task)
     if task == 1:
@@ -80,7 +80,7 @@ def _check_start_values(model: keras.Model, freed_weights: str) -> None:
 
 
 def reopen_task(model: keras.Model, freed_weights: str = "zero", seed: int = 0) -> None:
-    """Make all free weights candidates of the task that is already open; its present candidates do not change.
+    """Make all free weights candidates of the open task. Its current candidates do not change.
 
     Args:
         model: A model with task-aware layers.

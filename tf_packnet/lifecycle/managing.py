@@ -29,12 +29,12 @@ from tf_packnet.pruning import ownership
 from tf_packnet.structure.state import seeds
 
 _SEED = "seed/"
-# State that does not change while a task is open: the records, and the committed values of weights with one per task.
+# State that does not change while a task is open: the records, and the committed values of per-task weights.
 _FIXED = re.compile(rf"(?!{STATE}/).*/({RECORDS}(\.\d+)?|.*\.task_\d+)")
 
 
 def remember(model: keras.Model) -> None:
-    """Record what `model` is before its next task begins, for `abandon_task`. On CPU, nothing is copied."""
+    """Record the state of `model` before its next task begins, for `abandon_task`. On CPU, nothing is copied."""
     task_records, committed = records(model), committed_tasks(model)
     values = {name: value for name, value in state(model).items() if not _FIXED.fullmatch(name)}
     for path, weight in masked_weights(model).items():
@@ -51,10 +51,10 @@ def remember(model: keras.Model) -> None:
 
 
 def abandon_task(model: keras.Model) -> None:
-    """Undo the begin of the open task: the model is then as before, to the bit, except for its optimizer.
+    """Undo the begin of the open task. All bits of the model are restored, except for its optimizer.
 
     Raises:
-        RuntimeError: If no task is open, or the model does not know what it was before the task began.
+        RuntimeError: If no task is open, or the state before the task began is not recorded.
     """
     if not has_open_task(model):
         raise RuntimeError(f"no task is open in model {model.name!r}, so there is none to abandon")
@@ -77,7 +77,7 @@ def _restore(model: keras.Model, before: Before, now: Mapping[str, np.ndarray]) 
         owner = weight.owner_map()
         values[f"{path}.owner"] = ownership.without_candidates(owner) if committed else ownership.new_map(owner.shape)
         if f"{path}.variable" not in before.values:
-            # Only candidates change, so that the values of the last task are still in place.
+            # Only candidates change, so that the values of the last task are still there.
             values[f"{path}.variable"] = weight.trained_values(committed)
     states = seeds(model)
     drawn = [values.pop(f"{_SEED}{number}") for number in range(len(states))]
@@ -100,17 +100,18 @@ def _restore(model: keras.Model, before: Before, now: Mapping[str, np.ndarray]) 
 
 
 def forget_task(model: keras.Model, task: int) -> None:
-    """Remove a committed task: its head and its own biases, normalization and state, and the weights only it sees.
+    """Remove a committed task: its head, its own biases, normalization and state, and the weights that only it sees.
 
-    Only the weights of the last task become free. Later tasks see those of an earlier one, so the next task takes them
-    over. Later tasks then have one number less. All outputs of the remaining tasks are compared with their witnesses.
+    Only the weights of the last task become free. Later tasks see the weights of an earlier task, so that the task
+    after it becomes their owner. The numbers of later tasks decrease by one. The outputs of all remaining tasks are
+    compared with their witnesses.
 
     Args:
         model: A model with task-aware layers.
         task: Number (1-based) of the task.
 
     Raises:
-        ArgumentError: If there is no such task, or no other one.
+        ArgumentError: If there is no such task, or it is the only one.
         RuntimeError: If a task is open.
         FreezeError: If the outputs or weights of a task have changed since its commit. The model is then unchanged.
     """
@@ -127,7 +128,7 @@ def forget_task(model: keras.Model, task: int) -> None:
     try:
         _remove(model, task)
         check_tasks(model)
-    except BaseException:  # also when it is interrupted
+    except BaseException:  # also after an interrupt
         load_state(model, before)
         _drop_functions(model)
         raise
@@ -150,6 +151,6 @@ def _remove(model: keras.Model, task: int) -> None:
 
 
 def _drop_functions(model: keras.Model) -> None:
-    """Drop all traced functions: the variables of heads may be others."""
+    """Drop all traced functions: heads may use other variables now."""
     drop_compiled_functions(model)
     records(model).forget_functions()

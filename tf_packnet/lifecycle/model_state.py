@@ -1,4 +1,4 @@
-"""Access to the task-aware layers, weights and other state of a model; selects the task that a model computes as.
+"""Accesses the task-aware layers, the weights and the other state of a model, and selects the task it computes as.
 
 Every function takes any Keras model with task-aware layers: a pack, or a model that a user has built from
 `tf_packnet.layers`.
@@ -24,7 +24,7 @@ from tf_packnet.structure.state import Variable, unowned_variables
 from tf_packnet.system.keras_internals import all_layers
 
 STATE = "state"
-# Compiled functions kept per model, for heads that are not in use.
+# Number of compiled functions that are kept per model, for heads that are not in use.
 _MOST_COMPILED = 32
 
 
@@ -47,7 +47,7 @@ def named_layers(model: keras.Model) -> list[tuple[str, TaskLayer]]:
 
 
 def records(model: keras.Model) -> TaskRecords:
-    """Return the task records of `model`: names, prune rounds, witnesses and so on."""
+    """Return the task records of `model`, such as names, prune rounds and witnesses."""
     first = task_layers(model)[0]
     task_records = first.records
     if task_records is None:
@@ -71,31 +71,31 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
 
 
 def kept_values(model: keras.Model) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yield path, task (1-based) and value for the committed values of weights that are not pruned."""
+    """Yield path, task (1-based) and value for each committed value of unpruned weights."""
     for path, layer in named_layers(model):
         for weight in layer.all_task_weights:
             yield from ((f"{path}/{weight.name}", task, value) for task, value in weight.kept.items())
 
 
 def trained_values(model: keras.Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield path and present values of the weights that training changes, in layer order."""
+    """Yield path and current values of the weights that training changes, in layer order."""
     for path, layer in named_layers(model):
         for weight in layer.routed_weights:
             yield f"{path}/{weight.name}", view(weight.variable)
 
 
 def heads(model: keras.Model) -> dict[str, Head]:
-    """Return the heads that may have another number of outputs in each task, by path."""
+    """Return the heads whose number of outputs may differ between tasks, by path."""
     return {path: layer for path, layer in named_layers(model) if isinstance(layer, Head)}
 
 
 def head_outputs(model: keras.Model) -> dict[str, int]:
-    """Return the number of outputs of each of the `heads`, as the selected task."""
+    """Return the number of outputs of each head in the selected task, by path."""
     return {path: head.num_outputs for path, head in heads(model).items()}
 
 
 def use_outputs(model: keras.Model, outputs: Mapping[str, int]) -> None:
-    """Switch each of the `heads` to a number of outputs, which the config of a layer around it does not have."""
+    """Switch each head to a number of outputs. The config of a layer that contains the head does not have it."""
     for path, head in heads(model).items():
         head.use(outputs.get(path, head.num_outputs))
 
@@ -142,10 +142,10 @@ def select_task(model: keras.Model, task: int) -> None:
 
 @contextlib.contextmanager
 def switching_heads(model: keras.Model) -> Iterator[None]:
-    """Exchange the compiled functions of `model` if its heads change their outputs or activations inside the block.
+    """Swap the compiled functions of `model` if its heads change their outputs or activations inside the block.
 
-    Keras traces a function for the variables and shapes of the heads in use. The training step is dropped; evaluation
-    and prediction are kept, and used again as soon as these heads are in use again.
+    Keras traces a function for the variables and shapes of the heads in use. The training step is dropped. Evaluation
+    and prediction are kept, and reused as soon as the same heads are in use again.
     """
     before = _heads_in_use(model)
     try:
@@ -174,14 +174,14 @@ def drop_compiled_functions(model: keras.Model) -> None:
 
 
 def bind_state(model: keras.Model) -> dict[str, Variable]:
-    """Find the variables that belong to no task-aware weight and store them in the records of `model`.
+    """Find the variables that belong to no task-aware weight, and store them in the records of `model`.
 
     Returns:
         The variables by name.
     """
     task_records = records(model)
     task_records.variables = unowned_variables(model)
-    for name, value in task_records.loaded.items():  # variables that Keras does not save
+    for name, value in task_records.loaded.items():  # values of variables that Keras does not save
         if name in task_records.variables:
             task_records.variables[name].assign(value)
     task_records.loaded = {}
@@ -201,7 +201,10 @@ def show_state(model: keras.Model, values: Mapping[str, np.ndarray]) -> None:
 
 
 def _finalize(model: keras.Model, changed: set[int]) -> None:
-    """Update values that layers such as Normalization compute from their variables; traced functions contain them."""
+    """Update the values that layers such as Normalization derive from their variables.
+
+    Traced functions contain them.
+    """
     layers = [layer for layer in all_layers(model) if callable(getattr(layer, "finalize_state", None))]
     outdated = [layer for layer in layers if any(id(variable) in changed for variable in layer.variables)]
     for layer in outdated:
@@ -229,7 +232,7 @@ def free_fraction(model: keras.Model) -> dict:
 
 
 def state(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return the complete state of a model by name, for `load_state`; without the optimizer and random seeds."""
+    """Return the complete state of a model by name, for `load_state`, without optimizer and random seeds."""
     unowned = {f"{STATE}/{name}": view_of(variable) for name, variable in unowned_variables(model).items()}
     return {**state_of(named_layers(model)), **unowned}
 
@@ -237,7 +240,7 @@ def state(model: keras.Model) -> dict[str, np.ndarray]:
 def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
     """Return the part of `state` that belongs to `layers`, which are given with their paths.
 
-    It does not contain what the pack was before the open task began, so that the files of a run stay small.
+    It leaves out the state before the open task began, so that the files of a run stay small.
     """
     values: dict[str, np.ndarray] = {}
     for path, layer in layers:
@@ -248,7 +251,7 @@ def state_of(layers: Iterable[tuple[str, TaskLayer]]) -> dict[str, np.ndarray]:
 
 
 def load_state(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """Load the result of `state` into a model of the same architecture; the numbers in Keras's layer names may differ.
+    """Load the result of `state` into a model of the same architecture. The numbers in Keras's layer names may differ.
 
     Raises:
         KeyError: If `state` lacks a value.
@@ -270,7 +273,7 @@ def load_state(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
 
 
 def forget_free_values(model: keras.Model) -> None:
-    """Mark the values of the free weights as invalid, until the next task begins."""
+    """Mark the values of the free weights as invalid until the next task begins."""
     for weight in masked_weights(model).values():
         weight.has_free_values = False
 
@@ -281,7 +284,7 @@ def lacks_free_values(model: keras.Model) -> bool:
 
 
 def view_of(variable: Variable) -> np.ndarray:
-    """Return the present value of a Keras or TensorFlow variable as a read-only array, without a copy on CPU.
+    """Return the current value of a Keras or TensorFlow variable as a read-only array, without a copy on CPU.
 
     Later assignments to the variable do not change the array.
     """
@@ -293,7 +296,7 @@ def view_of(variable: Variable) -> np.ndarray:
 
 
 def derived_seed(*parts: int) -> int:
-    """Return a 31-bit seed derived from several numbers; the result is the same on every machine."""
+    """Return a 31-bit seed derived from several numbers, which is the same on every machine."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 

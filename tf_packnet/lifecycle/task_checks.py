@@ -1,4 +1,4 @@
-"""Records witnesses and checksums of committed tasks, and checks later that nothing has changed."""
+"""Records witnesses and checksums of committed tasks, and later checks that nothing has changed."""
 
 import hashlib
 import itertools
@@ -33,10 +33,10 @@ from tf_packnet.structure.state import metric_variables
 from tf_packnet.system.arrays import content
 from tf_packnet.system.keras_internals import tensorflow_variable
 
-# Prefix of the names of variables that the model reads but no layer tracks, such as those in a Lambda.
+# Name prefix of variables that the model reads but no layer tracks, such as those in a Lambda.
 CAPTURED = "captured "
 
-# The name of a variable on a further replica of a distribution strategy.
+# End of the name of a variable on a replica other than the first.
 _COPY_OF_REPLICA = re.compile(r"/replica_\d+:\d+$")
 # Weights per chunk when checksums are computed. Checksums in files depend on it.
 CHUNK = 2**20
@@ -51,7 +51,7 @@ def check_committed_finite(model: keras.Model) -> None:
 
 
 def committed_checksums(model: keras.Model) -> dict[int, dict[str, str]]:
-    """Compute a checksum in hex of every value that belongs to a committed task, by task (1-based) and name."""
+    """Compute a checksum in hex of each value that belongs to a committed task, by task (1-based) and name."""
     state = records(model).state
     state_values = ((name, task, value) for task, values in state.items() for name, value in values.items())
     unpruned = itertools.chain(kept_values(model), state_values)
@@ -59,7 +59,7 @@ def committed_checksums(model: keras.Model) -> dict[int, dict[str, str]]:
 
 
 def shared_checksums(model: keras.Model) -> dict[str, str]:
-    """Compute a checksum in hex of every variable that all tasks read, by name.
+    """Compute a checksum in hex of each variable that all tasks read, by name.
 
     These are pretrained values and variables that no layer tracks.
     """
@@ -69,7 +69,7 @@ def shared_checksums(model: keras.Model) -> dict[str, str]:
         if weight.pretrained == "visible"
     }
     of_keras = [tensorflow_variable(variable) for variable in (*model.variables, *metric_variables(model))]
-    components = model.distribute_strategy.experimental_local_results  # in a strategy, a variable has several
+    components = model.distribute_strategy.experimental_local_results  # in a strategy, a variable has one per replica
     known = (*of_keras, *records(model).variables.values())
     tracked = {id(each) for variable in known for each in (variable, *components(variable))}
     tracked |= {id(variable) for variable in model.variables}
@@ -105,7 +105,7 @@ def record_witness(model: keras.Model, task: int) -> None:
     show_state(model, before)
     if outputs:
         again, _ = witness.outputs(model, task_records, inputs)
-        if witness.difference(outputs, again, tolerance=0.0):  # the model uses random numbers that cannot be seeded
+        if witness.difference(outputs, again, tolerance=0.0):  # the model draws random numbers that cannot be seeded
             outputs, inputs = [], None
     show_state(model, before)
     checksums = _checksums_of_task(committed_checksums(model)[task], shared_checksums(model))
@@ -117,10 +117,9 @@ def record_witness(model: keras.Model, task: int) -> None:
 def check_tasks(model: keras.Model) -> None:
     """Check that the weights and outputs of every committed task have not changed since its commit.
 
-    Outputs are compared bit by bit on CPU, with the same versions of TensorFlow and Keras and the same number of
-    threads; otherwise with a tolerance of `witness.TOLERANCES`.
-
-    If no variable has changed, and the outputs only by rounding, there is a warning.
+    Outputs are compared bit by bit in the environment in which they were recorded, if that is a CPU; otherwise with a
+    tolerance of `witness.TOLERANCES`. See `witness.environment`. If no variable has changed, and the outputs only by
+    rounding, the check warns instead.
 
     Raises:
         FreezeError: If something has changed; the message names the task, and the variable if one has changed.
@@ -192,7 +191,7 @@ def _check_shown_values(model: keras.Model) -> None:
 
 
 def complete_records(model: keras.Model) -> None:
-    """Record the missing states and witnesses of committed tasks, of a model from a file of an earlier version."""
+    """Record the states and witnesses of committed tasks that a file of an earlier version does not have."""
     task_records, selected = records(model), selected_task(model)
     variables = bind_state(model)
     missing = [task for task in range(1, committed_tasks(model) + 1) if task not in task_records.witnesses]
@@ -206,7 +205,7 @@ def complete_records(model: keras.Model) -> None:
 
 
 def renew_checksums(model: keras.Model) -> None:
-    """Record the checksums of all witnesses again, after a change that is known to keep their outputs."""
+    """Record the checksums of all witnesses again, after a change that is known to keep the outputs."""
     own, shared = committed_checksums(model), shared_checksums(model)
     for task, recorded in records(model).witnesses.items():
         checksums = {name: value for name, value in recorded.checksums.items() if name.startswith(CAPTURED)}
@@ -236,11 +235,11 @@ def check_finite(model: keras.Model) -> None:
 def _checksums_by_task(
     weights: Mapping[str, MaskedWeight], unpruned: Iterable[tuple[str, int, np.ndarray]], tasks: int
 ) -> dict[int, dict[str, str]]:
-    """Compute a checksum in hex of every value of each committed task, by task (1-based) and path.
+    """Compute a checksum in hex of each value of each committed task, by task (1-based) and path.
 
     Args:
         weights: Masked weights by path.
-        unpruned: Path, task and value for the committed values of other weights.
+        unpruned: Path, task and value for each committed value of unpruned weights and other state.
         tasks: Number of committed tasks.
     """
     checksums: dict[int, dict[str, str]] = {task: {} for task in range(1, tasks + 1)}
@@ -254,7 +253,7 @@ def _checksums_by_task(
 
 
 def _checksums_by_owner(weight: MaskedWeight, tasks: int) -> dict[int, str]:
-    """Compute a checksum of the indices and values that each of the first `tasks` owns in a kernel."""
+    """Compute a checksum of the indices and values that each task, from 1 to `tasks`, owns in a kernel."""
     owners, values = view(weight.owner).ravel(), view(weight.frozen).ravel()
     digests = {task: hashlib.sha256() for task in range(1, tasks + 1)}
     for first in range(0, owners.size, CHUNK):

@@ -23,22 +23,22 @@ from tf_packnet.structure.tracing import SIZES
 from tf_packnet.system.keras_internals import all_layers, as_function, build_shapes, graph_ends, has_graph
 
 SEED = 20200903
-# Largest number of examples, and largest number of input values: there are fewer examples if they are large.
+# Largest number of examples, and of input values in all examples: there are fewer examples if they are large.
 EXAMPLES = 8
 _MOST_INPUT_VALUES = 2**18
-# Most values stored of each output; of larger outputs, evenly spaced values are stored.
+# Largest number of values that are stored per output. For larger outputs, evenly spaced values are stored.
 _MOST_OUTPUT_VALUES = 2**14
-# Traced functions kept per model.
+# Number of traced functions that are kept per model.
 _MOST_FUNCTIONS = 32
-# Permitted difference to the recorded outputs, relative to the largest of them, in a different environment.
+# Tolerance of outputs in a different environment, relative to the largest recorded value, by dtype.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-2, "float16": 5e-2, "bfloat16": 1e-1}
 
-# Largest difference that rounding alone may explain, by the dtype that all layers compute in.
+# Largest relative difference that rounding alone may explain, by the compute dtype.
 _ROUNDING = {"float64": 1e-13, "float32": 1e-5}
 
 
 def environment() -> dict[str, Any]:
-    """Return what the last bits of outputs depend on: versions, device, processor and threads."""
+    """Return the facts on which the last bits of outputs depend: versions, device, processor and threads."""
     gpus = tf.config.get_visible_devices("GPU")
     return {
         "tensorflow": tf.__version__,
@@ -78,14 +78,14 @@ def tolerance(model: keras.Model, recorded: dict[str, Any]) -> float:
 
 
 def is_rounding(model: keras.Model, difference: float) -> bool:
-    """Return whether `difference`, a result of the function of that name, may come from another order of sums."""
+    """Return whether a result of the function `difference` may be due to another order of summation."""
     return difference <= min(_ROUNDING.get(layer.compute_dtype, 0.0) for layer in all_layers(model))
 
 
 def rounding(model: keras.Model) -> float:
-    """Return the largest relative difference that the order of sums may cause: a tolerance for equal computations.
+    """Return the largest relative difference that the order of summation may cause: a tolerance for equal computations.
 
-    It is one of `TOLERANCES` on GPUs, which compute float32 with fewer bits, and for half precision.
+    On GPUs, which compute float32 with fewer bits, and for half precision, it is one of `TOLERANCES`.
     """
     known = {} if environment()["device"] == "GPU" else _ROUNDING
     return max(known.get(each.compute_dtype, TOLERANCES.get(each.compute_dtype, 0.0)) for each in all_layers(model))
@@ -98,7 +98,7 @@ def outputs(
 
     Args:
         model: A built model.
-        records: Its records, in which traced functions are kept.
+        records: The records of the model, which keep traced functions.
         inputs: Parameters of the inputs: number of `examples`, and `size` of axes of unknown size. Default: the first
             parameters with which the model can be called.
 
@@ -130,8 +130,8 @@ def difference(recorded: list[np.ndarray], outputs: list[np.ndarray], tolerance:
 
     Args:
         recorded: Recorded outputs.
-        outputs: Present outputs.
-        tolerance: Relative tolerance of floating-point outputs; 0 compares bits.
+        outputs: Current outputs.
+        tolerance: Relative tolerance for floating-point outputs; 0 compares bit by bit.
 
     Returns:
         The difference; None if the outputs agree.
@@ -152,7 +152,7 @@ def difference(recorded: list[np.ndarray], outputs: list[np.ndarray], tolerance:
 def _relative_gap(before: np.ndarray, now: np.ndarray) -> float:
     """Return the largest difference between two arrays, relative to the largest finite value of `before`.
 
-    Equal infinite values and NaN at the same place do not differ; other differences of them are infinite.
+    Equal infinities, or NaN at the same place, count as equal. Any other difference in NaN or infinity is infinite.
     """
     before, now = before.astype(np.complex128), now.astype(np.complex128)
     different = (before != now) & ~(np.isnan(before) & np.isnan(now))
@@ -193,7 +193,7 @@ def _parameters_to_try(specs: Any) -> Iterator[dict[str, Any]]:
 
 
 def _most_examples(specs: Any, unknown_size: int) -> int:
-    """Return the number of examples, of which there are fewer if they are large."""
+    """Return the number of examples. Large examples are fewer."""
     values = (math.prod(size or unknown_size for size in spec.shape[1:]) for spec in keras.tree.flatten(specs))
     return int(np.clip(_MOST_INPUT_VALUES // max(1, *values), 1, EXAMPLES))
 
@@ -202,7 +202,7 @@ def _inputs(model: keras.Model, specs: Any, parameters: dict[str, Any]) -> Any:
     """Create synthetic inputs.
 
     Raises:
-        ValueError: If the parameters, which may come from a file, are none that this module creates.
+        ValueError: If the parameters, which may come from a file, are not ones that this module creates.
     """
     # NumPy guarantees that the numbers of this generator never change.
     draw = np.random.RandomState(SEED)
@@ -257,7 +257,7 @@ def _compute(model: keras.Model, records: TaskRecords, specs: Any, parameters: d
 
 
 def _undivided(model: keras.Model) -> contextlib.AbstractContextManager:
-    """Let a pack compute whole batches in a `fit` on several replicas, too: the parts would round differently."""
+    """Let a pack compute undivided batches even during a `fit` on several replicas: parts would round differently."""
     on_one_device = getattr(model, "_on_one_device", None)
     return contextlib.nullcontext() if on_one_device is None else on_one_device(shown=False)
 

@@ -1,8 +1,8 @@
-"""Computes batches as several tasks in one compiled call, while the selected task stays selected.
+"""Computes batches as several tasks in one compiled call, without changing the selected task.
 
 The kernels of the tasks are computed once, before the first batch, and substituted for those of the selected task. One
-function computes a batch as each task in turn, so that the data are read once, and only one task's activations are in
-memory. The outputs are identical to the bit to those of `predict` as each of the tasks.
+function computes a batch as each task in turn, so that the data are read once, and the activations of only one task are
+in memory. The outputs are bit-identical to those of `predict` as each task.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from tf_packnet.structure.state import seeds
 from tf_packnet.system.keras_internals import all_layers, autocasts
 from tf_packnet.training import acceleration
 
-# Most bytes of weights that are in memory for several tasks. The weights of more tasks are computed for each batch.
+# Limit in bytes on the weights of several tasks in memory. If there are more tasks, weights are computed per batch.
 MOST_BYTES = 2**29
 
 _KERNELS = "kernels"
@@ -37,7 +37,7 @@ _Values: TypeAlias = tuple[list[Any], dict[str, Any]]
 
 
 class AllTasks:
-    """Scores of batches as each of several committed tasks, computed in one call per group of tasks.
+    """Computes scores of batches as each of several committed tasks, in one call per group of tasks.
 
     Create and run it within `state_restored`.
 
@@ -56,12 +56,12 @@ class AllTasks:
         size = max(1, MOST_BYTES // max(1, _bytes_of(packed)))
         self._groups = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
         self._layers = lifecycle.task_layers(packed)
-        # Kept with the functions of the witnesses, which `compile` drops. None depends on weights.
+        # Kept with the functions of the witnesses, which `compile` drops. No function depends on weights.
         key = ("all tasks", id(packed), method, with_outputs, tuple(self._state))
         self._traced: dict[Any, Callable[..., Any]] = lifecycle.records(packed).functions.setdefault(key, {})
 
     def run(self, x: Any, consume: Consumer, **predict: Any) -> np.ndarray:
-        """Read the data once, batch by batch.
+        """Score the data, reading it once, batch by batch.
 
         Args:
             x: As for `predict`.
@@ -89,7 +89,7 @@ class AllTasks:
             return np.asarray(packed.predict(x, **{"verbose": 0, **predict}))
 
     def _function(self, group: list[int]) -> Callable[..., Any]:
-        """Return the function that computes a batch as each task of a group, one task after the other."""
+        """Return the traced function that computes a batch as each task of a group, one after another."""
         structures = tuple(_structure(self._layers, task) for task in group)
         if structures not in self._traced:
             self._traced[structures] = self._new_function(group, structures)
@@ -116,7 +116,7 @@ class AllTasks:
         return _compiled(self._packed, all_tasks, reduce_retracing=True)
 
     def _one_task(self, task: int) -> Callable[..., Any]:
-        """Return a function that computes a batch with the values of a task that has the heads of `task`."""
+        """Return a function that computes a batch with given values, for all tasks with the same heads as `task`."""
         packed, layers, state = self._packed, self._layers, self._state
 
         def compute(data: Any, values: _Values) -> tuple[Any, Any]:
@@ -137,7 +137,7 @@ class AllTasks:
         return compute
 
     def _values(self, group: Sequence[int]) -> list[_Values]:
-        """Compute the weights of tasks, as the layers take them."""
+        """Compute the weights of tasks in the form in which the layers use them."""
         if _KERNELS not in self._traced:
             self._traced[_KERNELS] = _compiled(self._packed, _select_kernels(self._layers))
         values = []
@@ -159,8 +159,9 @@ class AllTasks:
 def can_compute(packed: Any, numbers: Sequence[int]) -> bool:
     """Return whether `AllTasks` can compute these tasks. Call it within `state_restored`.
 
-    It cannot with a distribution strategy, with an overridden `predict`, and if tasks differ in state that cannot be
-    substituted: variables that are not Keras's, that inference changes, or from which a layer computes other values.
+    It cannot with a distribution strategy or an overridden `predict`, or if the tasks differ in state that cannot be
+    substituted: variables that are not Keras variables, that inference changes, or from which a layer derives other
+    values.
     """
     if acceleration.is_distributed(packed) or overrides.is_overridden(packed, "predict", "make_predict_function"):
         return False
@@ -177,7 +178,7 @@ def can_compute(packed: Any, numbers: Sequence[int]) -> bool:
 
 
 def distinct(packed: keras.Model, numbers: Sequence[int]) -> list[int]:
-    """Return the first of the tasks with each combination of numbers of outputs and activations."""
+    """Return the first task with each combination of numbers of outputs and activations."""
     layers = lifecycle.task_layers(packed)
     first: dict[Any, int] = {}
     for task in numbers:
@@ -201,7 +202,7 @@ def heads_of(packed: keras.Model, task: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def selection_restored(packed: keras.Model) -> Iterator[None]:
-    """Restores, after the block, the selected task."""
+    """Context manager that restores the selected task after the block."""
     selected = lifecycle.selected_task(packed)
     try:
         yield
@@ -212,7 +213,7 @@ def selection_restored(packed: keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def state_restored(packed: keras.Model) -> Iterator[None]:
-    """Restores, after the block, the selected task, and the variables and seeds that inference may change."""
+    """Context manager that restores the selected task, and the variables and seeds that inference may change."""
     variables = [*lifecycle.bind_state(packed).values(), *seeds(packed)]
     before = [np.array(lifecycle.view_of(variable)) for variable in variables]
     try:
@@ -236,7 +237,7 @@ def _predicting_with(packed: Any, function: Callable[[Sequence[Any]], Any]) -> I
 
 
 def _weights(layers: Sequence[TaskLayer], task: int) -> list[tuple[TaskLayer, MaskedWeight | TaskWeight]]:
-    """Return the weights that `task` computes with, each with its layer: masked ones first."""
+    """Return the weights that `task` computes with, each with its layer; masked weights come first."""
     masked = [(layer, weight) for layer in layers for weight in layer.masked_weights]
     own = [
         (layer, weight)
@@ -258,13 +259,13 @@ def _compiled(packed: Any, function: Callable[..., Any], **options: Any) -> Call
 
 
 def _cast(layer: TaskLayer, weight: MaskedWeight | TaskWeight, value: Any) -> Any:
-    """Return a value as Keras casts the variable of the weight when the layer reads it."""
+    """Cast a value as Keras casts the variable of the weight when the layer reads it."""
     casts = autocasts(weight.variable) and keras.backend.is_float_dtype(weight.variable.dtype)
     return tf.cast(value, layer.compute_dtype if casts else weight.variable.dtype)
 
 
 def _structure(layers: Sequence[TaskLayer], task: int) -> tuple[Any, ...]:
-    """Return what the traced function of a task depends on."""
+    """Return the numbers of outputs and activations of a task's heads, on which its traced function depends."""
     return tuple((each.outputs_of(task), each.activation_of(task)) for each in layers if isinstance(each, Head))
 
 

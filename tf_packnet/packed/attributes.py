@@ -1,6 +1,6 @@
-"""Sets the attributes of a user's functional or Sequential model on its pack, with the layers of the pack.
+"""Copies the attributes of a user's functional or Sequential model to its pack, with the layers of the pack.
 
-Nested models of the pack get the class and the attributes of the user's nested models. Files contain them as plain
+Nested models in the pack get the class and the attributes of the user's nested models. In files, they are plain
 functional models.
 """
 
@@ -21,12 +21,14 @@ from tf_packnet.training.optimizers import fresh
 
 
 def adopt(packed: keras.Model, source: keras.Model, copying: bool) -> None:
-    """Set the attributes of a functional or Sequential model on the pack, with the pack's layers instead of its own.
+    """Copy the attributes of a functional or Sequential model to the pack.
+
+    Layers of the model in the attributes are replaced by those of the pack.
 
     Args:
         packed: The pack.
         source: The model.
-        copying: Whether `source` must not change, so that other layers, optimizers and metrics are copied.
+        copying: Whether to copy layers outside the graph, optimizers and metrics, so that `source` stays unchanged.
     """
     replacements = {id(source): packed, **{id(layer): layer for layer in _inner_layers(packed)}}
     replacements |= {id(layer): new for layer, new in _counterparts(source, packed)}
@@ -71,7 +73,7 @@ def adopt(packed: keras.Model, source: keras.Model, copying: bool) -> None:
 
 
 def warn_frozen(names: list[str], cls: str) -> None:
-    """Warn about trainable layers of a model that do not contribute to its outputs: they are not trained."""
+    """Warn about trainable layers on which the outputs of a model do not depend: they are frozen."""
     if names:
         warnings.warn(
             f"the outputs of {cls} do not depend on these layers, which are therefore frozen for all tasks: "
@@ -105,7 +107,7 @@ def _counterparts(source: keras.Model, packed: keras.Model) -> list[tuple[keras.
 
 
 def _inner_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return all layers inside a model's graph; of an unbuilt Sequential model all layers inside it."""
+    """Return all layers in the graph of a model; for an unbuilt Sequential model, all layers inside it."""
     if isinstance(model, keras.Sequential) and not has_graph(model) and not model.built:
         return [inner for layer in model.layers for inner in all_layers(layer)]
     return [layer for layer in graph_layers(model)[1:] if not isinstance(layer, keras.layers.InputLayer)]
@@ -128,7 +130,7 @@ def _layer_outside_graph(layer: keras.Layer, replacements: Mapping[int, keras.La
 
 
 def network_config(packed: keras.Model) -> dict[str, Any]:
-    """Return the config of a pack as a functional model, from which Keras can create all of its layers."""
+    """Return the config of the pack's network, a functional model from which Keras can create all layers."""
     network = packed.network()
     with _plain_graphs(packed):
         config = network.get_config()

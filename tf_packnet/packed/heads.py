@@ -25,11 +25,11 @@ def heads_of_task(
         model: A model with task-aware layers.
         task: Number (1-based) of the new task.
         num_classes: Outputs of all heads, or by head. Default: those of the previous task.
-        activation: Name of the activation of all heads, or by head. Default: the head's own.
+        activation: Name of the activation of all heads, or by head. Default: that of each head.
 
     Raises:
         ArgumentError: If a head is unknown; if outputs or activation are invalid or do not match; if the head, or a
-            layer after it, cannot have that many outputs; or if an activation is given although the head has none, or
+            layer after it, cannot have this number of outputs; or if an activation is given, but the head has none or
             an operation after the head changes its outputs.
     """
     heads = lifecycle.heads(model)

@@ -36,14 +36,14 @@ _GRAPH_KEYS = ("layers", "input_layers", "output_layers")
 if TYPE_CHECKING:
 
     class _NextBase(Functional):
-        """What follows `_UserModelMixin` in the bases of a pack's class."""
+        """The base after `_UserModelMixin` in a pack's class, for type checkers."""
 
 else:
     _NextBase = object
 
 
 class _UserModelMixin(_NextBase):
-    """First base of a pack's class: delegates attributes to the user's model where it is a layer of the pack."""
+    """First base of a pack's class: delegates attributes to the user's model if that is a layer of the pack."""
 
     def __getattr__(self, name: str) -> Any:
         inner = vars(self).get("_user_layer")
@@ -86,7 +86,7 @@ def _unpickled(cls: type[keras.Model], file: Any) -> keras.Model:
 
 @functools.cache
 def packed_class(base: type[keras.Model], cls: type[keras.Model]) -> type[keras.Model]:
-    """Create the class of packs of models of class `cls`.
+    """Create the class of a pack whose model has the class `cls`.
 
     Args:
         base: `PackedModel`.
@@ -193,7 +193,7 @@ def take_over_model(packed: keras.Model, description: Mapping[str, Any], source:
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
-    """Return what a file needs to store about a user's model besides its graph: class, config, plain attributes."""
+    """Return the facts about a user's model that a file stores besides its graph: class, config, plain attributes."""
     cls = type(model)
     description = {
         "module": cls.__module__,
@@ -220,7 +220,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
 
 
 def description_of(packed: keras.Model) -> dict[str, Any] | None:
-    """Return the result of `describe` with the present attributes; None if the user's model has a class of Keras.
+    """Return the result of `describe` with the current attributes; None if the model's class is one of Keras.
 
     Raises:
         ArgumentError: If the user's model cannot be created from its config.

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_packnet.text import printable
 
-# Largest number of tasks with their own column; with more tasks, only the last ones have one.
+# Largest number of tasks with a column each. With more tasks, only the last ones have a column.
 _TASK_COLUMNS = 6
 
 

@@ -1,4 +1,4 @@
-"""Shows how a pack computes a task that it has not learned, without a lasting change."""
+"""Computes a task that a pack has not learned yet, without a lasting change."""
 
 import contextlib
 import random
@@ -13,10 +13,10 @@ from tf_packnet.packed.heads import heads_of_task
 
 @contextlib.contextmanager
 def preview_task(packed: Any, num_classes: int) -> Iterator[None]:
-    """Make a pack compute as if the next task had just begun, inside the block. Afterwards it is as before, to the bit.
+    """Make a pack compute as if the next task had just begun, inside the block. Afterwards, all bits are restored.
 
     The head is the one that `begin_task` would create. Free weights are 0, or have their pretrained values, so that
-    what the block sees does not depend on `freed_weights`. Before the first task all weights have their first values.
+    outputs do not depend on `freed_weights`. Before the first task, all weights have their initial values.
 
     Args:
         packed: A `PackedModel` whose last task is committed, or that has no task yet.
@@ -27,7 +27,7 @@ def preview_task(packed: Any, num_classes: int) -> Iterator[None]:
         RuntimeError: If a task is open.
     """
     heads = heads_of_task(packed, packed.committed_tasks + 1, num_classes, None)
-    train_function = packed.train_function  # the step for the heads that are in use again after the block
+    train_function = packed.train_function  # compiled for the heads that are restored after the block
     with _unchanged(packed):
         with lifecycle.strategy_scope(packed), lifecycle.switching_heads(packed):
             for head, outputs, activation in heads:

@@ -1,4 +1,4 @@
-"""Loads weights into a pack completely or not at all: committed tasks, names and prune rounds are never lost."""
+"""Loads weights into a pack completely or not at all, so that no committed task, name or prune round is lost."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ INSTEAD = "use save and keras.models.load_model, save_weights and load_weights, 
 
 @contextlib.contextmanager
 def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[None]:
-    """Restore `model` if the block does not load an equal or later state of the same tasks.
+    """Restore `model` unless the block loads the same or a later state of the same tasks.
 
     Args:
         model: A model with task-aware layers.
@@ -55,7 +55,7 @@ def keeping_tasks(model: keras.Model, argument: str, value: Any) -> Iterator[Non
 
 
 def incompleteness(model: keras.Model) -> str | None:
-    """Return an error text if the variables of `model` were assigned without its other state; otherwise None."""
+    """Return an error text if the variables of `model` were assigned without the rest of its state; otherwise None."""
     committed, selected = lifecycle.committed_tasks(model), lifecycle.selected_task(model)
     learning = selected > committed
     for weight in lifecycle.masked_weights(model).values():
@@ -67,10 +67,10 @@ def incompleteness(model: keras.Model) -> str | None:
 
 
 def check_complete(model: keras.Model) -> None:
-    """Raise ArgumentError if the variables of `model` were assigned without its other state.
+    """Raise ArgumentError if the variables of `model` were assigned without the rest of its state.
 
-    Checks one weight first, so that the check is cheap in the normal case. It is made before every validation, where to
-    find the paths of the weights would take half of the time.
+    Checks one weight first, which is cheap and normally enough. The check runs before every validation, where finding
+    the paths of all weights would take half of the time.
     """
     weights = (weight for layer in lifecycle.task_layers(model) for weight in layer.masked_weights)
     weight = next(weights, None) or next(iter(lifecycle.masked_weights(model).values()))  # raises if there is none
@@ -95,17 +95,17 @@ def check_weights_path(path: Any) -> None:
 
 
 class TaskCheck(KerasSaveable):
-    """Saveable that Keras loads after the layers: completes the task records and checks the committed tasks.
+    """An object that Keras loads after the layers. It completes the task records and checks the committed tasks.
 
-    Keras collects errors in loading and then reports the `repr` of each object that failed. `__repr__` therefore raises
-    the error of the check.
+    Keras collects errors during loading, and then reports the `repr` of each object that failed. `__repr__` therefore
+    raises the error of the check.
 
     Args:
         model: The model.
     """
 
     def __init__(self, model: keras.Model):
-        self._model = weakref.ref(model)  # Keras would follow a plain attribute back to the model
+        self._model = weakref.ref(model)  # weak, because Keras would traverse an attribute back to the model
         self._error: FreezeError | None = None
 
     def _obj_type(self) -> str:
@@ -137,7 +137,7 @@ class TaskCheck(KerasSaveable):
 
 
 class _Snapshot:
-    """Snapshot of a model and its optimizer. On CPU it needs no memory until their variables change."""
+    """A snapshot of a model and its optimizer. On CPU it takes no memory until their variables change."""
 
     def __init__(self, model: keras.Model):
         self._model = model
@@ -152,7 +152,7 @@ class _Snapshot:
         }
 
     def contradiction(self) -> str | None:
-        """Return what should have been loaded instead; None if the model still has all that is in the snapshot."""
+        """Return what should have been loaded instead; None if the model still has everything in the snapshot."""
         model, before = self._model, len(self._committed)
         committed, names = lifecycle.committed_tasks(model), lifecycle.records(model).names
         if committed < before:

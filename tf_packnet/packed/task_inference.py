@@ -1,4 +1,4 @@
-"""Infers to which task of a pack examples belong: the task whose head is surest of its answer."""
+"""Infers which task of a pack examples belong to: the task whose head is most certain."""
 
 import inspect
 import itertools
@@ -79,7 +79,7 @@ def task_scores(
     tasks: Sequence[int | str] | None = None,
     **predict: Any,
 ) -> tuple[list[str], np.ndarray, list[np.ndarray]]:
-    """Predict `x` as each of several tasks, and score the outputs. The data are read once.
+    """Predict `x` as each of several tasks, and score the outputs. Reads the data once.
 
     Args:
         packed: A pack with committed tasks.
@@ -89,8 +89,8 @@ def task_scores(
         **predict: Further arguments of `predict`.
 
     Returns:
-        Names of the tasks; scores, `float64`, shape `(examples, tasks)`, calibrated if all these tasks are; and the
-        outputs of each task.
+        Names of the tasks; scores, `float64` `(examples, tasks)`, standardized if all these tasks are calibrated; and
+        the outputs of each task.
 
     Raises:
         ArgumentError: If `method` is unknown or does not fit the outputs, there is no such committed task, or a task
@@ -109,7 +109,7 @@ def _scored(
     consume: Callable[[np.ndarray, list[np.ndarray]], None] | None,
     predict: dict[str, Any],
 ) -> tuple[list[str], np.ndarray]:
-    """Return names and scores as `task_scores`, and pass scores and outputs of each batch to `consume`."""
+    """Return names and scores as in `task_scores`. Pass the scores and outputs of each batch to `consume`."""
     check_examples(packed, "x", x)
     numbers = _numbers(packed, tasks)
     method = default_method(packed, numbers) if method is None else method
@@ -137,7 +137,7 @@ def _scored(
 def _one_after_the_other(
     packed: Any, x: Any, numbers: Sequence[int], method: str, predict: dict[str, Any]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return scores and outputs from one `predict` for each task; streamed data are kept in memory."""
+    """Return scores and outputs from one `predict` per task. Streamed data are kept in memory."""
     steps = predict.get("steps")
     batches = list(itertools.islice(x, steps)) if inspect.isgenerator(x) else None
     if isinstance(x, tf.data.Dataset):
@@ -160,13 +160,13 @@ def _check_outputs(packed: Any, numbers: Sequence[int], method: str) -> None:
 
 
 def default_method(packed: Any, numbers: Iterable[int]) -> str:
-    """Return the method that was best in our measurements: `logit` for calibrated tasks with logits, else `entropy`."""
+    """Return the method that measured best: `logit` if all tasks are calibrated and have logits, else `entropy`."""
     recorded = [lifecycle.records(packed).calibration.get(number, {}) for number in numbers]
     return LOGIT if all(LOGIT in each for each in recorded) else ENTROPY
 
 
 def calibrations(packed: Any, numbers: Iterable[int], method: str) -> list[list[float]]:
-    """Return mean and standard deviation of the scores of tasks; 0 and 1 unless they are recorded for all of them."""
+    """Return mean and standard deviation of the scores of each task; 0 and 1 unless all tasks have recorded them."""
     recorded = [lifecycle.records(packed).calibration.get(number, {}).get(method) for number in numbers]
     known = [each for each in recorded if each is not None]
     return known if len(known) == len(recorded) else [[0.0, 1.0]] * len(recorded)

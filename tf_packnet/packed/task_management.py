@@ -26,10 +26,10 @@ class TaskSummary:
     Attributes:
         number: Its number (1-based): its position in the order of learning.
         name: Its name.
-        num_classes: Outputs of its head; by head if there are several; None if the tasks share one head, or if its
-            number of outputs is fixed.
-        weights: Number of prunable weights that it owns; of an open task, that it may still keep.
-        share: The same as a fraction of all prunable weights.
+        num_classes: Number of outputs of its head; by head if there are several; None if the tasks share one head, or
+            if the number of outputs is fixed.
+        weights: Number of prunable weights that it owns; for an open task, number of its candidates.
+        share: `weights` as a fraction of all prunable weights.
         is_open: Whether it is open.
         used_by: Names of the tasks that see its weights: all later ones.
         frees: Number of prunable weights that forgetting (or abandoning) it would free: all that it owns if it is the
@@ -48,13 +48,13 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What `forget_task` has removed. `str()` says it in words.
+    """The result of `forget_task`. `str()` describes it in a sentence.
 
     Attributes:
         name: Name of the task.
         freed: Number of prunable weights that are free now.
-        kept: Number of its prunable weights that later tasks see, and which therefore stay.
-        owner: Name of the task that owns them now; None if there are none.
+        kept: Number of its prunable weights that stay, because later tasks see them.
+        owner: Name of the task that owns these weights now; None if there are none.
     """
 
     name: str
@@ -144,11 +144,11 @@ class TaskManagement(_Base):
         lifecycle.records(self).names = names
 
     def abandon_task(self) -> None:
-        """Undo the `begin_task` of the open task: the pack is as before, to the bit, except for the optimizer.
+        """Undo the `begin_task` of the open task. All bits of the pack are restored, except for the optimizer.
 
         Raises:
-            RuntimeError: If no task is open, or during a `fit`; or if the pack does not know what it was before: the
-                task was not begun with `begin_task`, or it was loaded from a file of an earlier version.
+            RuntimeError: If no task is open, or during a `fit`; or if the state before the task is unknown: it was not
+                begun with `begin_task`, or was loaded from a file of an earlier version.
         """
         self._check_no_fit("abandon_task")
         lifecycle.abandon_task(self)
@@ -157,10 +157,10 @@ class TaskManagement(_Base):
     def forget_task(self, task: int | str) -> Forgotten:
         """Remove a committed task with its head, biases, normalization, and the weights that no other task sees.
 
-        Every task sees the weights of all earlier ones. So only forgetting the last task frees weights, which the next
-        task may then learn with. The weights of an earlier task stay: the task after it owns them from then on. In both
-        cases the outputs of all other tasks stay the same, to the bit, and tasks after the forgotten one have one
-        number less. Files of `TaskMaskSnapshot` keep the numbers with which they were written.
+        Every task sees the weights of all earlier tasks. So only forgetting the last task frees weights, which then
+        become candidates of the next task. The weights of an earlier task stay: the task after it owns them from then
+        on. In both cases, the outputs of all other tasks stay bit-identical, and the numbers of the tasks after the
+        forgotten one decrease by one. Files of `TaskMaskSnapshot` keep the numbers with which they were written.
 
         To learn a task again, forget it and begin a task with the same name.
 
@@ -168,7 +168,7 @@ class TaskManagement(_Base):
             task: Name or number (1-based) of the task.
 
         Returns:
-            What was freed, and what was not.
+            The numbers of weights that were freed and kept.
 
         Raises:
             ArgumentError: If there is no such committed task, or if it is the only task of the pack.
@@ -188,14 +188,14 @@ class TaskManagement(_Base):
 
     @checked
     def infer_task(self, x: Any, method: str | None = None, per: str = "example", **kwargs: Any) -> Any:
-        """Infer to which task examples belong: the one whose head is surest. See the guide for how often it is right.
+        """Infer which task examples belong to: the one whose head is most certain. The guide has measured accuracies.
 
         The data are read once, and each batch is computed as every task in one compiled call. Nothing else of the pack
         changes. If all tasks were committed with `TaskMaskSnapshot(calibration=...)`, their scores are standardized.
 
         Args:
             x: Examples, as for `predict`.
-            method: What says how sure a head is: `entropy` of its probabilities, `energy` or largest `logit`. Default:
+            method: The measure of certainty: `entropy` of the probabilities, `energy`, or the largest `logit`. Default:
                 `logit` if all tasks are calibrated and have logits, otherwise `entropy`.
             per: `example`, or `batch` if all examples belong to one task.
             **kwargs: `tasks`, the names or numbers of the tasks to choose from, and arguments of `predict`.
@@ -210,7 +210,10 @@ class TaskManagement(_Base):
         return task_inference.infer_task(self, x, method, per, **kwargs)
 
     def _renew_optimizers(self) -> None:
-        """Reset the optimizers. A file has the variables of the last task, so a built one is built for its head."""
+        """Reset the optimizers.
+
+        Files contain the variables of the last task, so a built optimizer is rebuilt for its head.
+        """
         selected, committed = self.selected_task, self.committed_tasks
         built = getattr(getattr(self, "optimizer", None), "built", False)
         if committed:

@@ -1,4 +1,4 @@
-"""Scores the outputs of a task: how sure its head is. Outputs of the task that an example belongs to score highest.
+"""Scores the outputs of a task by how certain its head is. The task of an example should get the highest score.
 
 The functions take NumPy arrays and tensors.
 """
@@ -13,8 +13,9 @@ from tf_packnet.errors import ArgumentError, check_choice
 from tf_packnet.layers.head import number_of_outputs
 from tf_packnet.structure.output_heads import last_operation, output_heads
 
-# Entropy of the class probabilities, relative to the largest possible one; logarithm of the mean of the exponentials of
-# the logits (the energy of Liu et al. 2020 with its sign changed, and the number of classes taken out); largest logit.
+# `entropy`: 1 minus the entropy of the class probabilities relative to its maximum. `energy`: logarithm of the mean of
+# the exponentials of the logits (the negative energy of Liu et al. 2020, normalized by the number of classes). `logit`:
+# the largest logit.
 ENTROPY, ENERGY, LOGIT = METHODS = ("entropy", "energy", "logit")
 
 LOGITS, PROBABILITIES, SIGMOID = "logits", "probabilities", "sigmoid"
@@ -22,10 +23,10 @@ _SMALLEST = 1e-7  # probabilities below it are rounding errors
 
 
 def output_kind(model: keras.Model) -> str:
-    """Return whether the only output of a model, as it computes now, is logits, probabilities or sigmoids.
+    """Return whether the only output of a model, as the selected task, consists of logits, probabilities or sigmoids.
 
     Raises:
-        ArgumentError: If it has several outputs, or a single one per example that is no probability.
+        ArgumentError: If the model has several outputs, or a single unit without a sigmoid.
     """
     if len(model.outputs) != 1 or len(model.outputs[0].shape) < 2:
         raise ArgumentError("model", "a model with one output of class scores", model.name)
@@ -48,7 +49,7 @@ def class_axis(model: keras.Model) -> int:
 
 
 def check_method(method: str, kind: str) -> None:
-    """Raise ArgumentError if there is no such method, or if it needs logits and the outputs are probabilities."""
+    """Raise ArgumentError if the method is unknown, or needs logits and the outputs are probabilities."""
     check_choice("method", method, METHODS)
     if kind == PROBABILITIES and method != ENTROPY:
         raise ArgumentError("method", "entropy, because the outputs of some task are probabilities, not logits", method)
@@ -61,7 +62,7 @@ def _outputs(last: Any, model: keras.Model) -> int | None:
 
 
 def scores(outputs: Any, kind: str, axis: int, method: str) -> Any:
-    """Return one score per example: the higher, the more likely is this its task.
+    """Return one score per example: the higher it is, the more likely the example belongs to the task.
 
     Args:
         outputs: Outputs of a task, `(examples, classes)`, with positions between or after these axes.

@@ -1,6 +1,7 @@
-"""Reads and writes `.packnet` files, in which each task of a pack has a part; see `docs/pack-format.md`.
+"""Reads and writes `.packnet` files, which store each task of a pack in its own part; see `docs/pack-format.md`.
 
-`read_contents` lists the contents of a file without importing TensorFlow. `saving` and `loading` need the model.
+`read_contents` lists the contents of a file without importing TensorFlow. The modules `saving` and `loading` build the
+model and import it.
 """
 
 from tf_packnet.packfile.contents import Contents, read_contents

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The dtypes that a pack file may hold, and the bytes per number.
+# The dtypes that a pack file may contain, with their bytes per number.
 ITEM_BYTES = {
     "bool": 1,
     "int8": 1,
@@ -24,7 +24,7 @@ ITEM_BYTES = {
 
 
 def nbytes(dtype: str, shape: Sequence[int]) -> int:
-    """Compute the size of an array in bytes, with integers that cannot overflow."""
+    """Compute the size of an array in bytes, in Python integers, which cannot overflow."""
     return ITEM_BYTES[dtype] * math.prod(shape)
 
 
@@ -50,8 +50,8 @@ def from_planes(data: memoryview, dtype: str, shape: Sequence[int]) -> np.ndarra
 def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
     """Encode the positions of a task's weights as gaps.
 
-    A gap is the number of weights between two weights of the task, in C order. Weights of earlier tasks do not count,
-    because the decoder knows them.
+    A gap is the number of weights between two weights of the task, in C order. Weights of earlier tasks are not
+    counted: the decoder knows their positions.
 
     Args:
         owner: A `uint8` owner map of any shape.
@@ -68,22 +68,22 @@ def to_gaps(owner: np.ndarray, task: int) -> np.ndarray:
 
 
 def take_gaps(owner: np.ndarray, gaps: np.ndarray, task: int) -> np.ndarray:
-    """Decode the gaps of `task` and enter the task in an owner map.
+    """Decode the gaps of `task`, and write the task into an owner map.
 
     Args:
-        owner: The flat owner map with all earlier tasks, which is changed.
-        gaps: What `to_gaps` returned.
+        owner: The flat owner map of all earlier tasks, `uint8`; changed in place.
+        gaps: The return value of `to_gaps`.
         task: Number of the task (1-based).
 
     Returns:
-        The mask of the task's weights, flat.
+        The flat mask of the task's weights, `bool`.
 
     Raises:
         ValueError: If a position lies outside the map.
     """
     free = owner == 0
     count = np.count_nonzero(free)
-    # Checked before the sum, which could overflow.
+    # Checked before the cumulative sum, which could overflow.
     if len(gaps) > count or (len(gaps) and int(gaps.max()) >= count):
         raise ValueError("gaps lead to positions outside the owner map")
     index = gaps.astype(np.int64)  # changed in place: it is the largest array here

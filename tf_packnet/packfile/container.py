@@ -33,8 +33,8 @@ class ArrayEntry(NamedTuple):
     """An array in a part.
 
     Attributes:
-        kind: What the array is, one of `directory.KINDS`.
-        name: Which weight or variable it belongs to.
+        kind: The kind of the array, one of `directory.KINDS`.
+        name: The weight or variable that it belongs to.
         dtype: Name of its dtype.
         shape: Its shape.
     """
@@ -99,15 +99,15 @@ def _entry(part: Part) -> dict[str, Any]:
 
 
 class PackFile:
-    """An open pack file. The directory is read and checked at once, parts are read on request.
+    """An open pack file. The directory is read and checked on construction, parts are read on request.
 
     Args:
         path: Path of the file, for error messages.
         file: The file, opened for reading in binary mode.
-        bound: The memory that reading it may take.
+        bound: Limit on the memory for reading it.
 
     Attributes:
-        bound: As above.
+        bound: The argument.
         directory: The directory as parsed JSON.
 
     Raises:
@@ -181,7 +181,7 @@ class PackFile:
             end = start + nbytes(entry.dtype, entry.shape)
             try:
                 arrays[entry.kind, entry.name] = from_planes(plain[start:end], entry.dtype, entry.shape)
-            except ValueError as error:  # no numbers, but a length that NumPy does not have
+            except ValueError as error:  # an empty array with an axis too long for NumPy
                 raise PackFileError(self.path, name, f"has an array of shape {entry.shape}") from error
             start = end
         return arrays

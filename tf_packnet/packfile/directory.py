@@ -14,7 +14,7 @@ _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
 def parsed(directory: Any) -> dict[str, Any]:
-    """Check the JSON of a directory and return it with its parts as `Part` and its shapes as tuples.
+    """Check the JSON of a directory, and return it with parts as `Part` and shapes as tuples.
 
     Raises:
         KeyError: If a key is missing; the argument names it.
@@ -102,7 +102,7 @@ def _array(array: Any) -> ArrayEntry:
 
 
 def _check_owned(weights: dict[str, tuple[str, tuple[int, ...]]], parts: list[Part]) -> None:
-    """Check that each task has one value per owned entry, and that all tasks together own no more than there are."""
+    """Check that each task has one value per owned entry, and that all tasks together own at most all entries."""
     owned = dict.fromkeys(weights, 0)
     for part in parts:
         arrays = {entry[:2]: entry for entry in part.arrays}

@@ -1,4 +1,4 @@
-"""Computes what memory a network takes from a symbolic copy of it, before any is allocated."""
+"""Computes how much memory a network takes from a symbolic copy of it, before any memory is allocated."""
 
 import copy
 import math
@@ -18,19 +18,19 @@ from tf_packnet.system.keras_internals import (
 )
 from tf_packnet.system.limits import Bound
 
-# Memory that loading takes at its peak, as a multiple of the variables (measured: 3.6 to 4.1).
+# Peak memory of loading, as a multiple of the size of the variables (measured: 3.6 to 4.1).
 _LOADING = 4
-# Intermediate results that TensorFlow holds at a time.
+# Number of intermediate results that TensorFlow holds at the same time.
 _LIVE_TENSORS = 3
 # Largest intermediate result of a batch of predictions, in bytes.
 _BATCH_BYTES = 2**26
-# Memory for a layer, and for one unit of a setting: `STFTSpectrogram` has a window of eight bytes per unit.
+# Memory in bytes for a layer, and per unit of an integer setting: `STFTSpectrogram` has a window of 8 bytes per unit.
 _LAYER_BYTES, _UNIT_BYTES = 2**16, 16
 _UNBOUNDED = ("seed", "num_bins")
 
 
 class UnknownSizeError(ValueError):
-    """A network that cannot be built without memory, because a layer creates a variable from an array."""
+    """Raised if a network cannot be built without memory, because a layer creates a variable from an array."""
 
 
 def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bound, others: int = 0) -> None:
@@ -39,12 +39,12 @@ def check(config: dict[str, Any], build: Callable[[Any], keras.Model], bound: Bo
     Args:
         config: The config; it is not changed.
         build: Builds the network from its config.
-        bound: The memory that it may take.
-        others: Memory for what else is loaded.
+        bound: Limit on the memory.
+        others: Memory in bytes for everything else that is loaded.
 
     Raises:
-        SizeError: If it would take more.
-        UnknownSizeError: If it cannot be built without memory, and the bound is the default one.
+        SizeError: If the network would take more.
+        UnknownSizeError: If it cannot be built without memory, and `bound` is the default.
         Exception: Any error that Keras raises for an invalid config.
     """
     _check_settings(config, bound)
@@ -89,13 +89,13 @@ def variable_bytes(model: keras.Model) -> int:
 
 
 def batch_size(model: keras.Model, most: int) -> int:
-    """Return the batch size, up to `most`, with which no intermediate result of a model is too large."""
+    """Return the largest batch size up to `most` with which no intermediate result takes more than `_BATCH_BYTES`."""
     per_example = max(1, _largest_tensors(model)[1])
     return int(min(most, max(1, _BATCH_BYTES // per_example)))
 
 
 def _check_settings(config: Any, bound: Bound) -> None:
-    """Bound the number of layers, and settings from which layers build arrays eagerly; not those of users' layers."""
+    """Check the number of layers, and the settings from which Keras layers build arrays eagerly."""
     layers, waiting = 0, [(config, False)]
     while waiting:
         part, is_of_keras = waiting.pop()
@@ -115,7 +115,7 @@ def _check_settings(config: Any, bound: Bound) -> None:
 
 
 def _largest_tensors(model: keras.Model) -> tuple[int, int]:
-    """Return the size of the largest tensor in a call with one example, and of the largest that has a batch axis."""
+    """Return the bytes of the largest tensor in a call with one example, and of the largest one with a batch axis."""
     if not has_graph(model):
         return 0, 0
     shapes = [
@@ -129,7 +129,7 @@ def _largest_tensors(model: keras.Model) -> tuple[int, int]:
 
 
 def _traced_operations(model: keras.Model) -> list[Any]:
-    """Return the operations in a call of a model."""
+    """Trace a call of a model, and return its operations."""
     error: Exception | None = None
     for inputs in sized_inputs(model):
         graphs: list[Any] = []

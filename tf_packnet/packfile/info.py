@@ -1,4 +1,4 @@
-"""Facts that are recorded with a pack: class names, accuracies, the scale of examples."""
+"""The facts recorded with a pack, such as class names, accuracies and the scale of examples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def info_of(
     accuracy: Mapping[str, float] | None = None,
     extra: Any = None,
 ) -> dict[str, Any]:
-    """Return the facts to record with a pack that learned `tasks`, for `save_pack(info=...)`.
+    """Return the facts to record with a pack that has learned `tasks`, for `save_pack(info=...)`.
 
     Args:
         tasks: The committed tasks, such as `stream[:2]`.
@@ -40,7 +40,7 @@ def _facts(task: Task, accuracy: Mapping[str, float]) -> dict[str, Any]:
     train = task.splits["train"]
     facts: dict[str, Any] = {"class_names": list(task.class_names), "scale": float(train.scale)}
     if train.images.dtype == np.uint8 and train.scale < 1:
-        facts["white"] = round(1 / train.scale)  # the raw value that is scaled to 1
+        facts["white"] = round(1 / train.scale)  # the raw pixel value that is scaled to 1
     if task.resize is not None:
         facts["resize"] = task.resize
     if task.name in accuracy:
@@ -53,7 +53,7 @@ def check_info(info: Any, heads: Mapping[str, Mapping[str, tuple[int, str | None
 
     Args:
         info: The facts.
-        heads: For each task its heads: `(units, activation)` by their place in the model.
+        heads: The heads of each task by task name: `(units, activation)` by the place of the head in the model.
 
     Returns:
         The facts as JSON values.

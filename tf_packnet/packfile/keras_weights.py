@@ -1,4 +1,4 @@
-"""Checks the weights and assets in a `.keras` file: HDF5 may claim far more data than it stores."""
+"""Checks the weights and assets in a `.keras` file: an HDF5 file may claim far more data than it stores."""
 
 import math
 import os
@@ -11,19 +11,19 @@ from tf_packnet.system.limits import Bound
 
 _WEIGHTS = "model.weights.h5"
 _ASSETS = "assets/"
-# Kinds of numbers. V: numbers that NumPy does not have, such as bfloat16.
+# NumPy's kinds of the allowed dtypes. V: dtypes that NumPy does not have, such as bfloat16.
 _KINDS = "biufV"
-# Most groups and data sets, and most assets: a network has a few of them for each layer.
+# Limits on the numbers of HDF5 objects and of archive members: a network has a few of them for each layer.
 _MAX_OBJECTS, _MAX_ASSETS = 100_000, 10_000
-# Memory for an entry of a vocabulary, which is a line of an asset, and for a byte of an asset.
+# Memory in bytes for each line of an asset (an entry of a vocabulary), and for each of its bytes.
 _LINE_BYTES, _ASSET_BYTES = 256, 4
 
 
 def check(path: str | os.PathLike, bound: Bound) -> None:
-    """Check that the weights store all numbers that they claim, in the file itself, and that assets are small.
+    """Check that the file itself stores all numbers that its weights claim, and that assets are small.
 
     Raises:
-        InvalidFileError: If not.
+        InvalidFileError: If the weights claim more than they store, or are not stored as Keras does.
         SizeError: If the members of the file, or the entries of its assets, take too much memory.
         Exception: Any error of zipfile and h5py, if the file is damaged.
     """

@@ -21,7 +21,7 @@ from tf_packnet.structure.layer_paths import layers_by_path
 from tf_packnet.system.limits import SizeError
 from tf_packnet.task_names import task_number
 
-# Copies of a part while it is unpacked, besides its arrays.
+# Number of copies of a part while it is unpacked, besides its arrays.
 _UNPACKING = 2
 
 Arrays = dict[tuple[str, str], np.ndarray]
@@ -29,15 +29,18 @@ Arrays = dict[tuple[str, str], np.ndarray]
 
 @checked
 def load_pack(path: str | os.PathLike, *, max_bytes: int | None = None) -> PackedModel:
-    """Load a pack. The outputs of every task are bit-identical to those before, and the next task can begin.
+    """Load a pack. The outputs of every task are bit-identical to those of the saved pack, and the next task can begin.
 
     The pack has no optimizer: compile it before the next `fit`. A pack that was saved without the values of its free
     weights cannot continue with `freed_weights="keep"`; `begin_task` raises an error then.
 
     Args:
         path: A file written by `save_pack`.
-        max_bytes: Most memory in bytes that loading may take. Default: 320 MB, or 32 times the size of the file if
-            that is more.
+        max_bytes: Limit in bytes on the memory for loading. Default: 320 MB, or 32 times the size of the file if that
+            is more.
+
+    Returns:
+        The pack, without an open task. The selected task is that of the saved pack.
 
     Raises:
         OSError: If the file does not exist or cannot be read.
@@ -58,6 +61,9 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int | None
         task: Name or number (1-based) of a task.
         max_bytes: As for `load_pack`.
 
+    Returns:
+        A plain Keras model, not compiled.
+
     Raises:
         ArgumentError: If there is no such task.
         OSError: If the file does not exist or cannot be read.
@@ -70,7 +76,7 @@ def load_task(path: str | os.PathLike, task: int | str, *, max_bytes: int | None
 
 
 def _loaded(file: PackFile, contents: Contents, last: int) -> PackedModel:
-    """Load the pack with its tasks up to `last`."""
+    """Load the pack with its tasks 1 to `last`."""
     needed_parts = {"model", "shared", *(f"task {number}" for number in range(1, last + 1))}
     if last == len(contents.tasks):
         needed_parts.add("free")
@@ -119,7 +125,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_shared(packed: PackedModel, arrays: Arrays) -> None:
-    """Load the variables and assets of layers that belong to no task."""
+    """Load the variables and assets that belong to no task."""
     layers = layers_by_path(packed) | model_class.held_layers(packed)
     stores: dict[str, dict[str, dict[str, Any]]] = {"variable": {}, "asset": {}}
     for (kind, path), array in arrays.items():

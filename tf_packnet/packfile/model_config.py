@@ -1,6 +1,6 @@
 """Converts the network of a pack to JSON and back.
 
-Only known classes are allowed, and the size of the variables is checked before memory is allocated.
+A config may only name known classes. The size of its variables is checked before memory is allocated.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from tf_packnet.packed_model import PackedModel
 from tf_packnet.packfile import footprint
 from tf_packnet.system.limits import Bound
 
-# Class names that Keras writes for values that JSON does not have.
+# Class names that Keras writes for values that JSON cannot represent.
 _VALUES = {"__tuple__", "__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 _BASES = (
     keras.Operation,  # layers, models and functions of tensors
@@ -44,7 +44,7 @@ def to_json(packed: PackedModel) -> str:
     config.pop("compile_config", None)
     text = json.dumps(config)
     check(json.loads(text))
-    with contextlib.suppress(footprint.UnknownSizeError):  # it is built when the file is read back
+    with contextlib.suppress(footprint.UnknownSizeError):  # `save_pack` builds it when it reads the file back
         footprint.build_without_memory(json.loads(text), _build)
     return text
 
@@ -54,11 +54,11 @@ def from_json(text: bytes, bound: Bound, others: int = 0) -> PackedModel:
 
     Args:
         text: The text.
-        bound: The memory that loading the pack may take.
-        others: What of that the rest of the file takes.
+        bound: Limit on the memory for loading the pack.
+        others: Memory in bytes that the rest of the file takes.
 
     Raises:
-        SizeError: If its network is too large.
+        SizeError: If the network is too large.
         ValueError: If the text is invalid or names unknown classes.
         Exception: Any error that Keras raises for an invalid config.
     """
@@ -76,7 +76,7 @@ def _build(config: dict[str, Any]) -> PackedModel:
 
 
 def check(config: Any) -> None:
-    """Raise ValueError if `config` names something else than Keras's modelling classes and registered classes."""
+    """Raise ValueError if `config` names anything but Keras's modelling classes and registered classes."""
     if isinstance(config, list):
         for part in config:
             check(part)

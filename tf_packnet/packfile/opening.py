@@ -46,10 +46,10 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def tasks_of_keras_file(path: str | os.PathLike, max_bytes: int | None = None) -> list[str]:
-    """Read the names of the tasks in a `.keras` file, the open one included, without loading the model.
+    """Read the names of the tasks in a `.keras` file, including the open task, without loading the model.
 
     Raises:
-        ArgumentError: If the file is not that of a pack, or too large.
+        ArgumentError: If the file is not a pack, or is too large.
     """
     with _one_line_errors(path, (*archives.BROKEN, AttributeError), _EXPECTED):
         config = _config(path, _bound(path, max_bytes))
@@ -125,7 +125,7 @@ def open_task(path: str | os.PathLike, number: int, max_bytes: int | None = None
         max_bytes: As for `load_pack`.
 
     Raises:
-        ArgumentError: If there is no such committed task; and as for `open_pack`.
+        ArgumentError: If the task is not committed; also as for `open_pack`.
         PackFileError: As for `open_pack`.
         FreezeError: As for `open_pack`.
     """

@@ -1,4 +1,4 @@
-"""Lists the arrays of a pack, part by part, as a pack file holds them."""
+"""Lists the arrays of a pack, part by part, in the form in which a pack file stores them."""
 
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ Arrays = Iterator[tuple[str, str, np.ndarray]]
 
 
 def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """Yield the parts of a pack file, without its config.
+    """Yield the parts of a pack file, except `model`, which has the config.
 
     Args:
         packed: The pack.
@@ -44,7 +44,7 @@ def arrays_of(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arr
 
 
 def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
-    """Return the name and heads of each task; heads are `(units, activation)` by place."""
+    """Return the name of each task, and its heads: `(units, activation)` by the place of the head in the model."""
     heads = lifecycle.heads(packed)
     return [
         {
@@ -56,7 +56,7 @@ def heads_of_tasks(packed: PackedModel) -> list[dict[str, Any]]:
 
 
 def compared(packed: PackedModel, free_values: bool) -> Iterator[tuple[str, Arrays]]:
-    """Yield what a loaded pack must have in common with the saved one: as `arrays_of`, with owner maps, not gaps."""
+    """Yield the arrays in which a loaded pack must equal the saved one: `arrays_of` with owner maps instead of gaps."""
     yield "shared", _shared(packed)
     yield "tasks", _owned(packed, free_values)
     for task in range(1, packed.committed_tasks + 1):
@@ -73,7 +73,7 @@ def _owned(packed: PackedModel, free_values: bool) -> Arrays:
 
 
 def _of_task(packed: PackedModel, task: int) -> Arrays:
-    """Return arrays of one task: positions and values of its weights, its heads, biases and state."""
+    """Yield the arrays of one task: positions and values of its weights, its heads, biases and state."""
     for path, weight in lifecycle.masked_weights(packed).items():
         owner = weight.owner_map()
         yield "gaps", path, to_gaps(owner, task)
@@ -106,7 +106,7 @@ def _task_weights(layer: TaskLayer, task: int) -> list[TaskWeight]:
 
 
 def _shared(packed: PackedModel) -> Arrays:
-    """Return arrays that belong to no task: those of other layers, visible pretrained values, which weights are new."""
+    """Yield the arrays of no task: variables of other layers, visible pretrained values, masks of new weights."""
     yield from _base(packed, "visible")
     for path, weight in lifecycle.masked_weights(packed).items():
         if weight.fresh is not None:
@@ -130,7 +130,7 @@ def _assets(place: str, layer: keras.Layer) -> Arrays:
 
 
 def _free(packed: PackedModel) -> Arrays:
-    """Return the values that later tasks may start from."""
+    """Yield the values from which later tasks may start."""
     yield from _base(packed, "prunable")
     for path, weight in lifecycle.masked_weights(packed).items():
         frozen = np.asarray(keras.ops.convert_to_numpy(weight.frozen))

@@ -24,7 +24,7 @@ def state(packed: PackedModel, contents: Contents, parts: Parts, last: int) -> d
         packed: The pack, built from its config.
         contents: The contents of the file.
         parts: The arrays of its parts, including those of tasks 1 to `last`.
-        last: Number (1-based) of a task.
+        last: Number (1-based) of the last task to restore.
 
     Raises:
         KeyError: If an array is missing.
@@ -68,7 +68,7 @@ def _of_masked(path: str, weight: MaskedWeight, parts: Parts, last: int) -> dict
         arrays = parts[f"task {task}"]
         places, values = take_gaps(owner, arrays["gaps", path], task), arrays["values", path]
         frozen[places] = values
-        if task == last:  # as after training, although nothing reads it
+        if task == last:  # for equality with a trained pack; nothing reads it
             variable[places] = values
     if "free" in parts:
         frozen[owner == 0] = parts["free"]["free", path]
@@ -96,7 +96,7 @@ def _of_head(place: str, head: Head, contents: Contents, parts: Parts, last: int
     entries = {task.number: task.heads[place] for task in contents.tasks[:last]}
     named = {task: entry.activation for task, entry in entries.items() if entry.activation is not None}
     for name in named.values():
-        keras.activations.get(name)  # raises an error now rather than when the task is selected
+        keras.activations.get(name)  # an unknown name raises now, not when the task is selected
     store: dict[str, Any] = {
         "units_of": np.array([(task, entry.units) for task, entry in entries.items()], int),
         "activation_of": np.frombuffer(json.dumps(named).encode(), np.uint8),

@@ -1,4 +1,4 @@
-"""Saves a pack to a pack file, and reads the file back before it replaces an earlier one."""
+"""Saves a pack to a pack file, and reads the file back before it replaces an existing file."""
 
 import collections
 import contextlib
@@ -38,7 +38,7 @@ def save_pack(
 ) -> None:
     """Write all committed tasks of a pack to one small file.
 
-    The file is read back and compared with the pack before it replaces an earlier file, atomically.
+    The file is read back and compared with the pack, bit by bit, before it replaces an existing file atomically.
 
     Args:
         packed: The pack, without an open task.
@@ -104,7 +104,7 @@ def _check(packed: PackedModel, free_values: bool) -> None:
 
 
 def _read_back(path: str | os.PathLike, packed: PackedModel, free_values: bool) -> None:
-    """Load the file at `path` and compares the result with `packed`, bit by bit.
+    """Load the file at `path` and compare the result with `packed`, bit by bit.
 
     Args:
         path: The file.
@@ -129,7 +129,7 @@ def _cannot_be_read_back(packed: PackedModel, reason: str) -> ArgumentError:
 
 
 def _differences(packed: PackedModel, loaded: PackedModel, free_values: bool) -> Iterator[str]:
-    """Yield what differs between the saved and the loaded pack, in words."""
+    """Yield a description of each difference between the saved and the loaded pack."""
     if heads_of_tasks(loaded) != heads_of_tasks(packed) or loaded.selected_task != packed.selected_task:
         yield "the list of its tasks"
     if _layer_classes(loaded) != _layer_classes(packed):
@@ -157,7 +157,7 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 
 @contextlib.contextmanager
 def _preserved_names_and_seeds() -> Iterator[None]:
-    """Context manager for creating layers without an effect on the names and seeds of layers created later."""
+    """Context manager in which creating layers does not affect the names and seeds of layers created later."""
     names = collections.defaultdict(int, global_state.get_global_attribute(_LAYER_NAMES, {}))
     seeds = random.getstate()  # Keras draws the seeds of initializers and Dropout from it
     try:

@@ -1,4 +1,4 @@
-"""Converts the witness and the state of each task to arrays of a pack file and back."""
+"""Converts the witness and the state of each task to arrays of a pack file, and back."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
     if task in records.calibration:
         facts["calibration"] = records.calibration[task]
     before = records.witnesses.get(task - 1)
-    if before is not None:  # only facts that differ from those of the task before are stored
+    if before is not None:  # store only facts that differ from those of the task before
         earlier = {**before.facts(), "volatile": facts["volatile"]}
         same_names = list(witness.checksums) == list(before.checksums)
         facts = {name: value for name, value in facts.items() if earlier.get(name) != value}
@@ -39,12 +39,12 @@ def to_arrays(records: TaskRecords, task: int) -> Iterator[tuple[str, str, np.nd
 
 
 def restore(records: TaskRecords, parts: Mapping[str, Arrays], last: int) -> None:
-    """Restore the state and the witnesses of the tasks up to `last` (1-based), as far as the file has them.
+    """Restore the state and the witnesses of tasks 1 to `last`, as far as the file has them.
 
     Args:
         records: The records to change.
         parts: The arrays of the file, by part.
-        last: Number of the last task to restore.
+        last: Number (1-based) of the last task to restore.
 
     Raises:
         KeyError: If an array is missing.

@@ -1,4 +1,4 @@
-"""Predicts new examples with a task of a pack: `predict(asked)` reads the pack and the examples and writes a table.
+"""Predicts new examples with a task of a pack. `predict(asked)` reads the pack and the examples, and writes a table.
 
 Importing this package does not import TensorFlow.
 """

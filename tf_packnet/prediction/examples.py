@@ -17,9 +17,9 @@ from tf_packnet.system.table_files import TABLES, naming, read_table
 from tf_packnet.tasks.encodings import Encoding
 
 ARRAYS = (".npy", ".npz")
-# Memory for the name and the prediction of an example, and the row that shows it.
+# Memory in bytes for the name and the prediction of an example, and for its row in the output.
 _PREDICTION_BYTES = 2048
-# Values that are converted at a time.
+# Number of values that are converted at a time.
 _CHUNK_VALUES = 2**22
 
 
@@ -31,7 +31,7 @@ class InputSpec(NamedTuple):
         dtype: Dtype of the input.
         scale: Factor for integer examples; None if unknown.
         white: Value of a white pixel in integer examples.
-        resize: How images are brought to the size of the input, one of `RESIZES`.
+        resize: How images are resized to the input, one of `RESIZES`.
         encoding: How tables become examples; None if unknown.
     """
 
@@ -48,7 +48,7 @@ def files_of(inputs: Sequence[str], max_bytes: int | None = None) -> list[Path]:
 
     Args:
         inputs: Files and folders.
-        max_bytes: Most memory that the predictions for all files may take; None for the default.
+        max_bytes: Limit in bytes on the memory for the predictions of all files; None for the default.
 
     Raises:
         ArgumentError: If a file does not exist, its type is not supported, or there are too many.
@@ -84,7 +84,7 @@ def _images_in(folder: Path, max_bytes: int | None) -> list[Path]:
 
 
 def _check_count(file: Path, examples: int, max_bytes: int | None) -> None:
-    """Raise ArgumentError if the predictions for so many examples would take too much memory."""
+    """Raise ArgumentError if the predictions for `examples` examples would take too much memory."""
     try:
         Bound(max_bytes).check(examples * _PREDICTION_BYTES, f"predictions for {examples:,} examples")
     except SizeError as error:
@@ -94,12 +94,12 @@ def _check_count(file: Path, examples: int, max_bytes: int | None) -> None:
 def read(
     files: Sequence[Path], spec: InputSpec, max_bytes: int | None = None
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Read examples, some at a time.
+    """Read examples in chunks.
 
     Args:
         files: The return value of `files_of`.
         spec: The input of the network.
-        max_bytes: Most memory that one file may take; None for the default, see `tf_packnet.system.limits`.
+        max_bytes: Limit in bytes on the memory for one file; None for the default, see `tf_packnet.system.limits`.
 
     Yields:
         The name of each example (its file, or its index or row in the only file), and the examples `(n, *shape)`.
@@ -145,7 +145,7 @@ def _array(file: Path, max_bytes: int | None) -> np.ndarray:
 
 
 def _checked(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Return `x` as a batch of examples of the network's shape."""
+    """Return `x` as a batch of examples in the shape of the network's input."""
     if not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.issubdtype(x.dtype, np.complexfloating):
         raise ArgumentError("input", f"numbers in {file}", f"{str(x.dtype)[:100]} array")
     shape = spec.shape
@@ -166,7 +166,7 @@ def _checked(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 def _to_input(file: Path, x: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Convert some examples to the dtype of the network."""
+    """Convert examples to the dtype of the network's input."""
     if not np.issubdtype(x.dtype, np.floating):
         takes_floats = spec.dtype.startswith(("float", "bfloat"))
         return _scaled(file, x, spec.scale) if takes_floats else x.astype(spec.dtype)
@@ -203,12 +203,12 @@ def read_image(source: Path | bytes, name: str, spec: InputSpec, bound: Bound) -
 
     Args:
         source: The file, or its content.
-        name: What messages call it.
+        name: The name of the image in error messages.
         spec: The input of the network.
-        bound: The memory that reading it may take.
+        bound: Limit on the memory for reading it.
 
     Raises:
-        ArgumentError: If it cannot be read, or the network does not take images.
+        ArgumentError: If the image cannot be read, or the network does not take images.
     """
     require_extra("Reading images", "PIL")
     shape = spec.shape if len(spec.shape) == 3 else (*spec.shape, 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tf_packnet.packed_model import PackedModel
 
 _BATCH_SIZE = 256
-AUTO = "auto"  # the task that stands for inferring it
+AUTO = "auto"  # the task name that asks to infer the task
 
 
 class Asked(NamedTuple):
@@ -35,8 +35,8 @@ class Asked(NamedTuple):
         output: The file to write; None for standard output.
         top: Number of classes to list per example.
         scale: Factor for integer examples; None for the recorded one.
-        max_bytes: Most memory that opening the pack, or one file of examples, may take; None for the default, see
-            `tf_packnet.system.limits`.
+        max_bytes: Limit in bytes on the memory for opening the pack, and for each file of examples; None for the
+            default, see `tf_packnet.system.limits`.
         layers: A Python file that defines layers of the pack; None for none.
     """
 
@@ -61,7 +61,7 @@ class Choice(NamedTuple):
         class_names: Names of its classes; None if the file does not have them.
         scale: Factor for raw examples; None if the file does not have it.
         white: Value of a white pixel in raw examples.
-        resize: How images are brought to the size of the input.
+        resize: How images are resized to the input.
         encoding: How tables become examples; None if the file does not have it.
     """
 
@@ -78,7 +78,7 @@ class Choice(NamedTuple):
         """Load the task as a plain Keras model.
 
         Args:
-            max_bytes: Most memory that this may take; None for the default.
+            max_bytes: Limit in bytes on the memory for loading; None for the default.
 
         Raises:
             ArgumentError: If the task is not committed, or Keras cannot load the file.
@@ -134,7 +134,7 @@ def choose_all(path: str, task: str | None, max_bytes: int | None = None) -> lis
     """Find a task as `choose` does; or all tasks if `task` is `auto` and no task has this name.
 
     Raises:
-        ArgumentError: As for `choose`; or if raw examples mean another thing in each task.
+        ArgumentError: As for `choose`; or if the tasks convert raw examples in different ways.
     """
     contents = read_contents(path, max_bytes=max_bytes) if kind_of(path) == PACKNET else None
     names = tasks_of_keras_file(path, max_bytes) if contents is None else contents.task_names
@@ -173,7 +173,7 @@ def choose(path: str, task: str | None, max_bytes: int | None = None) -> Choice:
     Args:
         path: A file written by `save_pack` or `packed.save`.
         task: Name or number (1-based) of the task; None for the only one.
-        max_bytes: Most memory that this may take; None for the default.
+        max_bytes: Limit in bytes on the memory for reading the file; None for the default.
 
     Raises:
         ArgumentError: If the file cannot be read or is not a pack, the task does not exist, or `task` is None and the
@@ -230,7 +230,7 @@ def _input_of(model: "keras.Model", choice: Choice) -> tuple[tuple[int | None, .
 def _in_batches(
     parts: Iterable[tuple[list[str], np.ndarray]], batch_size: int, paths: list[Path]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Regroup names and examples into whole batches, except for the last one.
+    """Regroup names and examples so that each yielded part, except the last one, consists of whole batches.
 
     Raises:
         ArgumentError: If the examples have several shapes.
@@ -279,8 +279,8 @@ def to_probabilities(outputs: np.ndarray, class_axis: int, are_probabilities: bo
     """Convert logits or probabilities to class probabilities.
 
     Args:
-        outputs: Outputs of a network `(examples, units)`, or with positions between these axes or, by the head, after
-            them.
+        outputs: Outputs of a network `(examples, units)`. There may be axes of positions between these axes or,
+            depending on the head, after them.
         class_axis: The axis of the units.
         are_probabilities: Whether they are probabilities; None decides by the values.
 

@@ -12,7 +12,7 @@ from tf_packnet.text import csv_cell, to_json
 
 FORMATS = ("table", "csv", "json")
 
-# The most likely classes of an example with their probabilities; and those of each example.
+# The most likely classes of one example with their probabilities, and those of all examples.
 Row = list[tuple[str, float]]
 Rows = list[Row]
 
@@ -24,7 +24,7 @@ def render(format: str, task: str, names: list[str], rows: Rows, tasks: Sequence
         format: One of `FORMATS`.
         task: Name of the task.
         names: Name of each example.
-        rows: Its most likely classes with their probabilities, the most likely first.
+        rows: For each example, its most likely classes with their probabilities, the most likely first.
         tasks: Name of the inferred task of each example; empty if the task was known.
     """
     return {"table": _table, "csv": _csv, "json": _json}[format](task, names, rows, tasks)
@@ -66,7 +66,7 @@ def _table(task: str, names: list[str], rows: Rows, tasks: Sequence[str]) -> str
 
 
 def _csv(task: str, names: list[str], rows: Rows, tasks: Sequence[str]) -> str:
-    """One row per example and class."""
+    """Format predictions as CSV, one row per example and class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["example", *(["task"] if tasks else []), "rank", "class", "probability"])

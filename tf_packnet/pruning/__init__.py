@@ -1,1 +1,1 @@
-"""Which weights a task keeps: owners, ranking, selection, schedules."""
+"""Decides which weights a task keeps: owner maps, ranking, selection, schedules."""

@@ -1,8 +1,8 @@
 """Decides from the validation loss when to prune and how much, within a budget of epochs.
 
-Algorithm 2 is divided into `STEPS` small prune rounds. At the start of each epoch `steps_at` says how many of them must
-be done by then: many while the validation loss tolerates what was pruned, otherwise as many as keep an even pace to the
-end.
+The pruning of Algorithm 2 is divided into `STEPS` small steps. At the start of each epoch, `steps_at` returns how many
+steps must be done by then: more while the validation loss tolerates the pruning, otherwise as many as an even pace
+needs to finish in time.
 """
 
 import math
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The rounds of Algorithm 2 that are done one or many at a time.
+# Number of steps. A prune round does one or more of them.
 STEPS = 1000
 
 
 def pruning_epochs(epochs: int) -> int:
-    """Return how many of the `epochs` of retraining, from the first on, may begin with a round."""
+    """Return how many of the `epochs` of retraining may begin with a prune round: all but the last tenth."""
     return epochs - epochs // 10
 
 
 def even_pace(epochs: int) -> list[int]:
-    """Return how many of the `STEPS` steps are done by the start of each epoch that may begin with a round, at least.
+    """Return the minimum number of steps that are done by the start of each epoch that may begin with a round.
 
     Args:
         epochs: `B`, retraining epochs of the task.
@@ -32,8 +32,8 @@ def even_pace(epochs: int) -> list[int]:
 def steps_at(epoch: int, epochs: int, done: int, losses: Sequence[float]) -> int:
     """Return how many of the `STEPS` steps must be done when an epoch begins.
 
-    An even pace takes `1 / left` of the remaining steps in each of the epochs that are left for pruning. While the loss
-    is tolerated, the pace is `1 / sqrt(left)`.
+    With `left` epochs left for pruning, an even pace does `1 / left` of the remaining steps in this epoch. While the
+    validation loss tolerates the pruning, the fraction is `1 / sqrt(left)`.
 
     Args:
         epoch: The epoch (0-based).
@@ -51,7 +51,8 @@ def steps_at(epoch: int, epochs: int, done: int, losses: Sequence[float]) -> int
 def is_tolerated(losses: Sequence[float]) -> bool:
     """Return whether the last validation loss shows no harm from pruning.
 
-    It may exceed the lowest loss so far by the median of the changes from epoch to epoch before it, which is noise.
+    The last loss may exceed the lowest one so far by as much as the noise: the median absolute change between earlier
+    epochs.
 
     Args:
         losses: The validation loss after each epoch so far.

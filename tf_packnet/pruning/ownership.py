@@ -17,7 +17,7 @@ import numpy as np
 FREE = 0
 CANDIDATE = 255
 MAX_TASKS = 254
-# Entries counted at a time: `np.bincount` needs 8 bytes per entry.
+# Number of entries to count at a time, because `np.bincount` needs 8 bytes per entry.
 _CHUNK = 1 << 20
 
 
@@ -38,7 +38,7 @@ def begin(owner: np.ndarray) -> np.ndarray:
 
 
 def reopen(owner: np.ndarray) -> np.ndarray:
-    """Make every free weight a candidate, in addition to the present candidates."""
+    """Make every free weight a candidate, in addition to the current candidates."""
     return np.where(owner == FREE, np.uint8(CANDIDATE), owner)
 
 
@@ -64,10 +64,10 @@ def commit(owner: np.ndarray, task: int) -> np.ndarray:
 
 
 def forget(owner: np.ndarray, task: int, last: int) -> np.ndarray:
-    """Remove a committed task from a map without candidates; later tasks then have one number less.
+    """Remove a committed task from a map without candidates; the numbers of later tasks decrease by one.
 
-    The weights of the last task become free. Those of an earlier task are visible to all later ones: the next task
-    takes them over, so that every remaining task sees the same weights as before.
+    The weights of the last task become free. The weights of an earlier task are visible to all later tasks, so the next
+    task takes them over: every remaining task sees the same weights as before.
 
     Args:
         owner: Owner map.
@@ -103,7 +103,7 @@ def candidates(owner: np.ndarray) -> np.ndarray:
 
 
 def without_candidates(owner: np.ndarray) -> np.ndarray:
-    """Return the map with candidates marked as free, as it is exported."""
+    """Return the map with candidates marked as free, as in an exported model."""
     return np.where(owner == CANDIDATE, np.uint8(FREE), owner)
 
 

@@ -1,8 +1,8 @@
 """Patterns of the weights that a prune round keeps: unstructured, N:M and blocks.
 
-- None: each weight is kept or pruned alone.
-- `N:M`, such as `2:4`: of each `M` weights in a row along the input axis, the `N` with the highest scores are pruned
-  last. So at most `N` of `M` remain as soon as a round keeps a fraction of `N/M` or less.
+- None: each weight is kept or pruned on its own.
+- `N:M`, such as `2:4`: in each group of `M` consecutive weights along the input axis, the `N` with the highest scores
+  are pruned last. Once a round keeps a fraction of `N/M` or less, at most `N` weights of each group remain.
 - `HxW`, such as `4x4`: blocks of `H` by `W` weights along the last two axes are kept or pruned as a whole. The score of
   a block is the mean score of its candidates, or with `HxW:max` the highest one.
 
@@ -24,10 +24,12 @@ _EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """The unstructured pattern: each weight is a unit of its own, which is kept or pruned.
+    """The unstructured pattern, and the interface of all patterns. A unit is what is kept or pruned as a whole.
+
+    Here each weight is a unit.
 
     Attributes:
-        densest: Largest kept fraction at which the pattern is complete.
+        densest: Largest kept fraction at which all kept weights follow the pattern.
     """
 
     densest = 1.0
@@ -62,7 +64,7 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Groups(Pattern):
-    """N:M: at most `kept` of each `size` weights in a row along the input axis."""
+    """N:M: at most `kept` weights in each group of `size` consecutive weights along the input axis."""
 
     kept: int
     size: int
@@ -86,7 +88,7 @@ class Groups(Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Pattern):
-    """Blocks of `height` by `width` weights along the last two axes; `pooling` is `mean` or `max`."""
+    """Blocks of `height` by `width` weights along the last two axes. `pooling` of the scores is `mean` or `max`."""
 
     height: int
     width: int
@@ -106,7 +108,7 @@ class Blocks(Pattern):
         return expanded[..., : shape[-2], : shape[-1]]
 
     def _blocks(self, values: np.ndarray) -> np.ndarray:
-        """Return the values with the last two axes cut into blocks: `(..., rows, height, columns, width)`."""
+        """Return the zero-padded values in blocks of the last two axes: `(..., rows, height, columns, width)`."""
         padding = [(0, 0)] * (values.ndim - 2) + [
             (0, -values.shape[-2] % self.height),
             (0, -values.shape[-1] % self.width),

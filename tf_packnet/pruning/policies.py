@@ -4,16 +4,16 @@
 TRAIN, PRUNE_RETRAIN = "train", "prune+retrain"
 STAGES = (TRAIN, PRUNE_RETRAIN)
 
-# What a prune round ranks the weights by: their magnitude, or a score that sees data, see `training.importance`.
+# How a prune round ranks the weights: by magnitude, or by a score computed from data, see `training.importance`.
 MAGNITUDE, ACTIVATION, TAYLOR = CRITERIA = ("magnitude", "activation", "taylor")
 
-# Learning rates of the second stage, see `RetrainingRate`. Those in RESTARTING begin again with each prune round.
+# Learning rate schedules of the second stage, see `RetrainingRate`. Those in RESTARTING restart in each prune round.
 CONSTANT, ADAPTIVE = "constant", "adaptive"
 RESTARTING = ("linear_restarts", "cosine_restarts", ADAPTIVE)
 RETRAIN_RATES = (CONSTANT, "linear", "cosine", *RESTARTING)
 
-# Start values of the free weights in the next task: 0 (Mallya & Lazebnik 2018), their values when they were pruned, or
-# a new draw from the layer's initializer.
+# Initial values of the free weights in the next task: 0 (Mallya & Lazebnik 2018), their values when they were pruned,
+# or new values from the layer's initializer.
 FREED_WEIGHTS = ("zero", "keep", "reinit")
 
 # One unpruned head per task (Mallya & Lazebnik 2018), or one masked head that is pruned like all other layers.
@@ -21,7 +21,7 @@ HEADS = ("per_task", "shared")
 
 # Biases and normalization: trained by task 1, then frozen (Mallya & Lazebnik 2018), or one copy per task.
 BIAS_POLICIES = ("first_task", "per_task")
-# The policy of all weights of a layer in a head: not pruned, one copy per task, which starts from new random values.
+# The policy of all weights of a layer in a head: not pruned, one copy per task, initialized with new random values.
 HEAD = "head"
 
 # Pretrained weights that belong to no task ("task 0"): every task starts its free weights from the pretrained values.

@@ -4,8 +4,8 @@ The prune scope determines how many weights each layer keeps:
 
 - `layer`: every layer keeps the same fraction of its candidates (Mallya & Lazebnik 2018).
 - `global`: the candidates of all layers are ranked together.
-- `erk`: layer densities after Erdos-Renyi-Kernel (Evci et al. 2020, "Rigging the Lottery", section 3): the density of a
-  layer is proportional to `sum(shape) / prod(shape)`, so that small layers keep a larger fraction.
+- `erk`: Erdos-Renyi-Kernel densities (Evci et al. 2020, "Rigging the Lottery", section 3). The density of a layer is
+  proportional to `sum(shape) / prod(shape)`, so that small layers keep a larger fraction.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,8 @@ def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int, key: Key 
         scores: Float array of any shape; larger scores are kept first.
         eligible: Boolean array of the same shape.
         count: Number of scores to keep, 0 to the number of eligible ones.
-        key: Function applied to the scores chunk by chunk, such as `np.abs`, without a copy of the whole array.
+        key: Function applied to the scores before ranking, such as `np.abs`. It is applied chunk by chunk, so that the
+            array is not copied as a whole.
 
     Raises:
         ValueError: If `count` is out of range.
@@ -40,7 +41,7 @@ def keep_largest(scores: np.ndarray, eligible: np.ndarray, count: int, key: Key 
 def keep_largest_of(
     scores: Sequence[np.ndarray], eligible: Sequence[np.ndarray], count: int, key: Key = np.asarray
 ) -> list[np.ndarray]:
-    """Like `keep_largest`, for several arrays ranked together; among equal scores, earlier arrays are kept."""
+    """Like `keep_largest`, for several arrays ranked together; among equal scores, those in earlier arrays are kept."""
     available = sum(int(np.count_nonzero(mask)) for mask in eligible)
     if not 0 <= count <= available:
         raise ValueError(f"`count` must be between 0 and the {available} eligible scores. Received: count={count}")
@@ -72,8 +73,8 @@ def erk_densities(
 ) -> np.ndarray:
     """Compute Erdos-Renyi-Kernel densities of layers that together keep `density` of their candidates.
 
-    Layers whose density would exceed `cap` get `cap`; the remaining weights are distributed over the other layers, as
-    in the implementation of RigL.
+    Layers whose density would exceed `cap` get `cap`; the excess is distributed over the other layers, as in the
+    implementation of RigL.
 
     Args:
         shapes: Kernel shapes.
@@ -126,7 +127,7 @@ def counts_to_keep(
         num_candidates: Candidates of each layer when the task began.
         kept_fraction: Fraction of `num_candidates` that remains after this round.
         densities_of: Computes the densities of the layers, as `erk_densities` does.
-        cap: Its largest density of a layer.
+        cap: `cap` of `densities_of`: the largest density of a layer.
 
     Returns:
         One count per layer.
@@ -157,7 +158,8 @@ def keep_masks(
         scope: `layer`, `global` or `erk`.
         erk_cap: `cap` of `erk_densities`.
         key: Function applied to the scores, see `keep_largest`.
-        preferred: Boolean arrays of the same shapes: weights that are pruned after all others. Default: all.
+        preferred: Boolean arrays of the same shapes: candidates that are pruned only after all other candidates.
+            Default: all of them, ranked by score only.
 
     Returns:
         One boolean array per layer. With `layer`, layer `l` keeps exactly `round(num_candidates[l] * kept_fraction)`
@@ -190,17 +192,20 @@ def keep_pattern_masks(
     scope: str = "layer",
     erk_cap: float = 1.0,
 ) -> list[np.ndarray]:
-    """Like `keep_masks`, with a pattern for each layer; it counts the units of the pattern: weights or blocks.
+    """Like `keep_masks`, with a pattern for each layer: units of the pattern (weights or blocks) are counted.
 
     Args:
         patterns: The pattern of each layer.
         input_axes: The axes of each layer's kernel whose weights are summed into one output.
-        scores: One array per layer, without negative numbers.
+        scores: One array per layer, with scores of at least 0.
         eligible: Boolean arrays of the same shapes: the remaining candidates.
         uncommitted: Boolean arrays of the same shapes: the candidates when the task began.
         kept_fraction: As for `keep_masks`.
         scope: As for `keep_masks`.
         erk_cap: As for `keep_masks`.
+
+    Returns:
+        One boolean array per layer, with the shape of its scores.
     """
     scores = list(scores)
     _check_numbers(scores, eligible)
@@ -224,7 +229,7 @@ def _keep_preferred_of(
     count: int,
     key: Key,
 ) -> list[np.ndarray]:
-    """Like `keep_largest_of`; other scores than `preferred` ones are kept only if all of these are."""
+    """Like `keep_largest_of`, but a score that is not in `preferred` is kept only if all of those are."""
     if all(mask_first is mask for mask_first, mask in zip(preferred, eligible, strict=True)):
         return keep_largest_of(scores, eligible, count, key)
     first = sum(int(np.count_nonzero(mask)) for mask in preferred)

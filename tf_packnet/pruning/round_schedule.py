@@ -21,7 +21,7 @@ _Round = tuple[int, float]
 
 # TF-MOT computes sparsities in float32: smaller differences are rounding errors.
 _ROUNDING = 1e-6
-# How far after the end of a `fit` a schedule is searched for further rounds: in steps, or in rounds if the schedule has
+# How far beyond the end of a `fit` to search a schedule for further rounds: in steps, or in rounds if the schedule has
 # the attributes `begin_step`, `end_step` and `frequency`.
 _STEPS_AHEAD = 1000
 _ROUNDS_AHEAD = 100
@@ -77,7 +77,7 @@ class RoundSchedule:
         return max(self.first_epochs)
 
     def rounds_by(self, epoch: int) -> int:
-        """Return how many rounds must be done when training of `epoch` begins."""
+        """Return how many rounds must be done before the first gradient step of `epoch`."""
         return sum(first <= epoch for first in self.first_epochs)
 
     def kept_after(self, prune_round: int) -> float:

@@ -1,4 +1,4 @@
-"""Algorithm 2 of the paper as a TF-MOT pruning schedule, so that TF-MOT's own schedules can be used instead."""
+"""Algorithm 2 of the paper as a TF-MOT pruning schedule, so that it is interchangeable with TF-MOT's own schedules."""
 
 import bisect
 import functools
@@ -27,9 +27,9 @@ from tf_packnet.pruning.tfmot import PruningSchedule
 class EqualShare(PruningSchedule):
     """Pruning schedule in which every task releases the same fraction of its candidates (Algorithm 2).
 
-    Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when it began. There are `rounds`
-    prune rounds, in the paper one every `epochs / rounds` epochs. Each prunes `z = 1 - (1-r)^(1/rounds)` of the
-    remaining candidates.
+    Each task releases `r = final_prune^(1/num_tasks)` of the weights that were free when the task began. It has
+    `rounds` prune rounds, in the paper one every `epochs / rounds` epochs. Each round prunes `z = 1 - (1-r)^(1/rounds)`
+    of the remaining candidates.
 
     A step of the schedule is one epoch of the `fit`, as for all TF-MOT schedules used by `PruneRoundScheduler`.
 
@@ -50,8 +50,8 @@ class EqualShare(PruningSchedule):
             `round_epochs`.
 
     Attributes:
-        auto: Whether the validation loss decides. `rounds` is then the number of steps into which the path of
-            Algorithm 2 is divided; a prune round takes one or more of them.
+        auto: Whether the validation loss decides when to prune and how much. `rounds` is then the number of steps into
+            which the pruning is divided; a prune round does one or more of them.
     """
 
     @checked
@@ -99,7 +99,7 @@ class EqualShare(PruningSchedule):
     def largest_share(self, committed_tasks: int) -> float:
         """Return the largest fraction of a layer's candidates that a task may keep with prune scope `erk`.
 
-        It leaves as many weights in the layer for each of the later tasks.
+        Each of the later tasks can then have as many weights of the layer.
 
         Args:
             committed_tasks: Number of tasks committed so far.
@@ -115,7 +115,7 @@ class EqualShare(PruningSchedule):
             free: Fraction of the prunable weights that no committed task owns.
 
         Raises:
-            ArgumentError: If the schedule has no such task.
+            ArgumentError: If `number` exceeds the number of tasks of the schedule.
         """
         if number > self.num_tasks:
             expected = f"more than the {number - 1} tasks that are already committed"
@@ -123,7 +123,7 @@ class EqualShare(PruningSchedule):
         return self
 
     def names(self, done: Sequence[str] = ()) -> list[str] | None:
-        """Return the names of the tasks that are not in `done`; None, because this schedule knows no names."""
+        """Return the names of the tasks that are not in `done`; here None, because this schedule has no names."""
         return None
 
     def for_epochs(self, epochs: int) -> "EqualShare":
@@ -200,7 +200,7 @@ class GrowingShare(EqualShare):
         self.task = task
 
     def kept_fraction(self, prune_round: int) -> float:
-        """Return the fraction of all weights in the mask after round `n`: the old mask and the new task's weights."""
+        """Return the fraction of all weights that is in the mask after a round (1-based), earlier weights included."""
         used = 1.0 - self.released ** (self.task - 1)
         return used + (1.0 - used) * super().kept_fraction(prune_round)
 

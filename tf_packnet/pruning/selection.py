@@ -11,8 +11,8 @@ import numpy as np
 
 CHUNK = 2**20
 SAMPLE = 2**16
-# Distance of each bound from the expected rank in the sample, in standard deviations. The wanted value lies outside the
-# bounds once in 10^9 calls on random data; it is then found by a slower exact pass.
+# Distance of each bound from the expected rank in the sample, in standard deviations. On random data, the wanted value
+# lies outside the bounds once in 10^9 calls; a slower exact pass then finds it.
 _MARGIN = 6.0
 
 Arrays = Sequence[np.ndarray]
@@ -25,7 +25,7 @@ def nth_largest(scores: Arrays, eligible: Arrays, count: int, key: Key = np.asar
     Args:
         scores: Float arrays without NaN where eligible.
         eligible: Boolean arrays of the same shapes.
-        count: 1 to the number of eligible scores.
+        count: Rank of the wanted score, from 1 to the number of eligible scores.
         key: Function applied to every chunk of scores before comparison, such as `np.abs`.
 
     Returns:

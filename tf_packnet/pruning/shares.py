@@ -19,11 +19,11 @@ from tf_packnet.errors import ArgumentError, check_choice
 UNIFORM, GROWING, SHRINKING = "uniform", "growing", "shrinking"
 ROUND_EPOCHS = (UNIFORM, GROWING, SHRINKING)
 
-# In place of a number of prune rounds: the validation loss decides when to prune and how much, see `auto_rounds`.
+# Instead of a number of prune rounds: the validation loss decides when to prune and how much, see `auto_rounds`.
 AUTO = "auto"
 PruneRounds = int | Literal["auto"]
 
-# In place of a share for each task: all tasks release the same fraction.
+# Instead of one share per task: all tasks release the same fraction of their candidates.
 EQUAL = "equal"
 
 
@@ -65,6 +65,9 @@ def round_lengths(epochs: int, rounds: int, round_epochs: str | tuple[int, ...] 
         rounds: `N`. For `uniform` a divisor of `epochs`, otherwise at most `epochs`.
         round_epochs: `uniform`; `growing`: in proportion to 1, 2, ..., N, rounded, but at least 1; `shrinking`: the
             reverse; or the number of epochs after each round.
+
+    Returns:
+        The number of epochs after each round.
     """
     if not isinstance(round_epochs, str):
         return round_epochs

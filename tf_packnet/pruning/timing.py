@@ -1,4 +1,4 @@
-"""Budgets in time: how they are written, and how the epochs that fit are divided between the prune rounds."""
+"""Time budgets: parses durations and deadlines, and divides epochs between the remaining prune rounds."""
 
 import datetime
 import re
@@ -19,7 +19,11 @@ MOST_SECONDS = 10 * 366 * 86400
 
 
 def seconds_of(duration: str) -> float | None:
-    """Return the seconds of a text such as `1h30m`; None if it is not a positive time of at most ten years."""
+    """Parse a duration such as `1h30m`.
+
+    Returns:
+        Seconds; None if `duration` is not a positive time of at most ten years.
+    """
     match = _DURATION.fullmatch(duration)
     if match is None:
         return None
@@ -29,7 +33,7 @@ def seconds_of(duration: str) -> float | None:
 
 
 def shown(seconds: float) -> str:
-    """Return a time as text that `seconds_of` reads, such as `1h30m` or `2.5s`."""
+    """Format a duration in seconds as text that `seconds_of` reads, such as `1h30m` or `2.5s`."""
     minutes, rest = divmod(round(seconds, 6), 60)
     text, left = "", int(minutes)
     for unit, size in (("d", 1440), ("h", 60), ("m", 1)):
@@ -45,11 +49,14 @@ def is_deadline(text: str) -> bool:
 
 
 def moment_of(deadline: str, now: datetime.datetime) -> datetime.datetime:
-    """Return the moment that a deadline means: that of its date, or the next time that it is this time of day.
+    """Parse a deadline: a date with a time, or a time of day, which means its next occurrence after `now`.
 
     Args:
-        deadline: A text for which `is_deadline` holds.
-        now: The present, in the time zone of this machine; a text without one is in the same.
+        deadline: A text for which `is_deadline` is true. Without a time zone, it is in local time.
+        now: The current time, in the local time zone.
+
+    Returns:
+        The moment, with a time zone.
     """
     moment = _moment(deadline)
     if moment is not None:
@@ -77,19 +84,20 @@ def _moment(text: str) -> datetime.datetime | None:
 
 
 def weights_of(round_epochs: str, rounds: int) -> tuple[int, ...]:
-    """Return in which proportion the rounds get epochs: `uniform`, `growing` or `shrinking`, see `round_lengths`."""
+    """Return the weights by which epochs are divided between `rounds` rounds, see `round_lengths`."""
     growing = tuple(range(1, rounds + 1))
     return {GROWING: growing, SHRINKING: growing[::-1]}.get(round_epochs, (1,) * rounds)
 
 
 def length_of_first(epochs: int, weights: Sequence[int]) -> int:
-    """Return how many of `epochs` epochs follow the first of several rounds.
+    """Return how many of `epochs` epochs follow the first of the remaining rounds.
 
-    If there are as many epochs as rounds, at least one follows each round. If there are fewer, none follow the first.
+    With at least as many epochs as rounds, each round is followed by at least one epoch. With fewer, the first round is
+    followed by none.
 
     Args:
-        epochs: Epochs of these rounds together.
-        weights: In which proportion the rounds get them.
+        epochs: Number of epochs to divide between the remaining rounds.
+        weights: Weight of each remaining round, see `weights_of`.
     """
     rounds = len(weights)
     length = round(epochs * weights[0] / sum(weights))

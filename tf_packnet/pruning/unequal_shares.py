@@ -10,7 +10,7 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.pruning.schedules import EqualShare
 from tf_packnet.pruning.shares import UNIFORM, PruneRounds
 
-# Sums of shares may exceed 1, and a share what is free, by rounding and by the rounding of counts of weights.
+# A share may exceed the free fraction by this much, because numbers of weights are rounded.
 _ROUNDING = 1e-3
 
 
@@ -32,8 +32,8 @@ class Shares(EqualShare):
         round_epochs: As for `EqualShare`.
 
     Raises:
-        ArgumentError: If a share is no such number, their sum exceeds 1, or another argument is invalid. In a `fit`, if
-            the open task has no share, or a larger one than is free.
+        ArgumentError: If a share is not in (0, 1], the sum exceeds 1, or another argument is invalid. A `fit` raises it
+            if the open task has no share, or if its share exceeds the free fraction.
     """
 
     @checked
@@ -59,7 +59,9 @@ class Shares(EqualShare):
         num_tasks: int | None = None,
         **arguments: Any,
     ) -> "Shares":
-        """Give tasks with more errors larger shares, in proportion to their errors.
+        """Give tasks with higher error rates larger shares.
+
+        With `smallest=0`, shares are proportional to the error rates; with 1, they are equal.
 
         With `num_tasks`, the accuracies of later tasks need not be known yet: train a task, then decide its share.
 
@@ -71,13 +73,14 @@ class Shares(EqualShare):
         ```
 
         Args:
-            accuracy: Validation accuracy of each task by name, such as that of a short trial, of another network, or of
-                its own training before the prune rounds.
+            accuracy: Validation accuracy of each task by name, for example after a short trial, of another network, or
+                after training on the task and before its prune rounds.
             total: Share of all tasks together, in (0, 1].
             smallest: Smallest share that a task gets, as a fraction of an equal share, in [0, 1].
-            num_tasks: Number of all tasks, if `accuracy` has only the first ones, in the order in which they are
-                learned. Each then gets its share of what those before it have left, by its errors relative to the mean
-                of theirs and its own. The shares do not change when later tasks are added.
+            num_tasks: Number of all tasks, if `accuracy` contains only the first ones, in the order in which they are
+                learned. Each share is then computed from what the earlier tasks leave, in proportion to the error rate
+                of the task relative to the mean error rate up to this task. The shares do not change when later tasks
+                are added.
             **arguments: Further arguments of `Shares`.
 
         Raises:
@@ -109,7 +112,7 @@ class Shares(EqualShare):
         return 1.0 - self._kept
 
     def names(self, done: Sequence[str] = ()) -> list[str] | None:
-        """Return the names of the tasks that have a share and are not in `done`; None if shares go by number."""
+        """Return the names of the tasks that have a share and are not in `done`; None if the shares are by number."""
         return [name for name in self.shares if name not in done] if isinstance(self.shares, Mapping) else None
 
     def for_task(self, number: int, names: Sequence[str], free: float) -> "Shares":
@@ -138,7 +141,7 @@ class Shares(EqualShare):
         return super().kept_fraction(prune_round)
 
     def largest_share(self, committed_tasks: int) -> float:
-        """Return the share of the task, as a fraction of its share and those of later tasks."""
+        """Return the share of the task divided by the sum of its share and those of the later tasks."""
         return self._cap
 
     def for_epochs(self, epochs: int) -> "Shares":
@@ -152,13 +155,18 @@ class Shares(EqualShare):
 
 
 def _relative(errors: Sequence[float], smallest: float) -> list[float]:
-    """Return the share of each task as a multiple of an equal share."""
+    """Return the share of each task as a multiple of an equal share.
+
+    Args:
+        errors: Error rate of each task.
+        smallest: Smallest multiple.
+    """
     mean = math.fsum(errors) / len(errors)
     return [smallest + (1 - smallest) * (error / mean if mean else 1.0) for error in errors]
 
 
 def _in_turn(errors: Sequence[float], total: float, smallest: float, num_tasks: int) -> list[float]:
-    """Return the share of each task as they come one after another, each without knowing those after it."""
+    """Return the share of each task, computed in order, each without the error rates of later tasks."""
     shares: list[float] = []
     for number in range(1, len(errors) + 1):
         left, later = total - math.fsum(shares), num_tasks - number

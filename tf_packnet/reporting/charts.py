@@ -1,4 +1,7 @@
-"""The figures of the experiments. Colours suit colour-blind readers, and markers differ for printing in grey."""
+"""The figures of the experiments.
+
+The colours suit colour-blind readers; markers tell curves apart in greyscale prints.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +94,7 @@ def task_bars(frames: dict[float, pd.DataFrame], title: str, note: str) -> Figur
     """Draw the accuracy of each task: one panel per `p`, one bar per approach.
 
     Args:
-        frames: A table per `p`, with the columns approach, task_name, accuracy, standard_error.
+        frames: A table for each `p`, with the columns `approach`, `task_name`, `accuracy` and `standard_error`.
         title: Title of the figure.
         note: Explains the error bars.
     """

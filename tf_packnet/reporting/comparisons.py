@@ -47,11 +47,11 @@ def by_seed(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 
 
 def interval(accuracies: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
-    """Compute a statistic of the mean accuracies of some settings, and its percentile bootstrap interval.
+    """Compute a statistic of the mean accuracies of several settings, and its percentile bootstrap interval.
 
     Args:
         accuracies: `(settings, seeds)`. Seeds with a missing accuracy are left out.
-        statistic: Computes it from means `(settings, samples)` for each sample, `(samples,)`.
+        statistic: Maps mean accuracies `(settings, samples)` to the statistic of each sample, `(samples,)`.
     """
     complete = accuracies[:, ~np.isnan(accuracies).any(axis=0)]
     seeds = complete.shape[1]
@@ -80,17 +80,17 @@ def interval(accuracies: np.ndarray, statistic: Callable[[np.ndarray], np.ndarra
 
 
 def difference(accuracies: pd.DataFrame, setting: Any, reference: Any) -> Interval:
-    """Return the mean difference in accuracy of two rows of `by_seed`, seed by seed."""
+    """Return the mean of the paired differences in accuracy, `setting` minus `reference`, of two rows of `by_seed`."""
     return interval(accuracies.loc[[reference, setting]].to_numpy(), lambda means: means[1] - means[0])
 
 
 def differences(frame: pd.DataFrame, axes: Sequence[str], axis: str) -> pd.DataFrame:
-    """Compare all settings with those that have the first value of one axis and agree in all others.
+    """Compare each setting with the one that has the first value of `axis` and agrees in all other axes.
 
     Args:
         frame: As `frames.tidy` returns it.
         axes: Columns that identify a setting.
-        axis: One of them.
+        axis: One of `axes`.
 
     Returns:
         One row per setting that differs from its reference. Columns: the axes, `difference`, `low`, `high`, and `n`

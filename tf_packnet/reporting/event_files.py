@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written without TensorFlow, which the process of an experiment does not load."""
+"""Writes TensorBoard's event files without TensorFlow, which the process of an experiment does not load."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,14 +8,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-# TensorBoard reads the files whose names begin like this.
+# TensorBoard reads the files whose names begin with this prefix.
 PREFIX = "events.out.tfevents."
 
 
 def append(path: Path, points: Iterable[tuple[int, Summary]]) -> None:
-    """Append summaries to an event file; create it, and its folder, where they do not exist.
+    """Append summaries to an event file; create the file and its folder if they do not exist.
 
-    The same points always give the same bytes: in place of the time, events have their step.
+    The same points always give the same bytes: the wall time of an event is its step.
 
     Args:
         path: The file. Its name begins with `PREFIX`.
@@ -31,7 +31,7 @@ def append(path: Path, points: Iterable[tuple[int, Summary]]) -> None:
 
 
 def scalars(values: Mapping[str, float | None], descriptions: Mapping[str, str] | None = None) -> Summary:
-    """Return a summary with a scalar per tag, without those that are None."""
+    """Return a summary with one scalar per tag. Tags whose value is None are left out."""
     summary = Summary()
     for tag, value in values.items():
         if value is not None:

@@ -12,7 +12,7 @@ class ExperimentProgress:
     """Shows the runs of an experiment: bars on a terminal; a line per finished run everywhere.
 
     Args:
-        console: Where to show it; default: standard error, so that standard output has the results alone.
+        console: Where to show it; default: standard error, so that standard output contains only the results.
     """
 
     def __init__(self, console: Console | None = None):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a stored report is printed without starting TensorFlow
 
 
 def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) -> None:
-    """Print one line per task: exported compared with dense.
+    """Print one line per task, which compares its compact export with a dense one.
 
     Args:
         rows: The result of `export_report`.
@@ -27,7 +27,7 @@ def print_exports(rows: Sequence["TaskExport"], console: Console | None = None) 
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a `report.json`; returns none if there is no such file."""
+    """Read the rows of a `report.json`; an empty list if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else []
 
 
@@ -37,7 +37,7 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
         title="SavedModels, compact of dense",
         caption="less: times smaller; flops and time per call: fraction of dense",
-        box=box.SIMPLE_HEAD,  # no vertical lines, to fit into 80 columns
+        box=box.SIMPLE_HEAD,  # no vertical lines, so that the table fits into 80 columns
         pad_edge=False,
         collapse_padding=True,
     )

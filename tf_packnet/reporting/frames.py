@@ -15,7 +15,7 @@ MEASURES = [*metrics.MEASURES, "capacity_used"]
 
 
 def tidy(runs: Sequence[dict[str, Any]], axes: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    """Return a table with one row per run and task. The measures of `metrics` are those of the run, in all its rows.
+    """Return a table with one row per run and task. All rows of a run repeat its measures of `metrics`.
 
     Args:
         runs: The content of each run's `results.json`.
@@ -90,7 +90,7 @@ def per_task(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a list to text: a cell has one value. Text becomes printable: pandas takes no lone surrogates."""
+    """Convert a value for a cell: lists become text, and text becomes printable (pandas accepts no lone surrogates)."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     return printable(value) if isinstance(value, str) else value

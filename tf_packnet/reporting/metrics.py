@@ -2,12 +2,13 @@
 
 `matrix[i][j]` is the test accuracy on task `j + 1` after learning task `i`: row 0 is the network before any task. The
 matrix of `t` tasks has `t + 1` rows and `t` columns; NaN means that an accuracy was not measured. A measure that needs
-such an accuracy is None, and so is one that compares tasks where there is only one.
+such an accuracy is None. So is a measure that compares tasks if there is only one task.
 
 - Average accuracy, backward and forward transfer: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual
   Learning", 2017 (ACC, BWT, FWT).
 - Forgetting: Chaudhry et al., "Riemannian Walk for Incremental Learning", 2018. The maximum is over the accuracies
-  since a task was learned. Libraries that compare with the first of these report `-backward_transfer` instead.
+  since a task was learned. Libraries that use the accuracy right after learning instead of the maximum report
+  `-backward_transfer`.
 - Learning accuracy: Riemer et al., "Learning to Learn without Forgetting by Maximizing Transfer and Minimizing
   Interference", 2019.
 """
@@ -31,23 +32,26 @@ def learning_accuracy(matrix: np.ndarray) -> float | None:
 
 
 def backward_transfer(matrix: np.ndarray) -> float | None:
-    """Return by how much later tasks changed the accuracy of a task, on average over all but the last (BWT)."""
+    """Return how much later tasks changed the accuracy of a task, averaged over all tasks but the last (BWT)."""
     return _mean((matrix[-1] - _when_learned(matrix))[:-1])
 
 
 def forgetting(matrix: np.ndarray) -> float | None:
-    """Return how far the tasks but the last are, on average, below their best accuracy since they were learned."""
+    """Return how far the final accuracy of a task is below its best one since it was learned.
+
+    The result is the mean over all tasks but the last.
+    """
     best = [matrix[task + 1 : -1, task].max() for task in range(len(matrix) - 2)]
     return _mean(best - matrix[-1, :-1])
 
 
 def forward_transfer(matrix: np.ndarray) -> float | None:
-    """Return how much better a task is before it is learned than before any task, on average from task 2 on (FWT)."""
+    """Return how much earlier tasks raised the accuracy on a task not learned yet, averaged from task 2 on (FWT)."""
     before = matrix.diagonal()
     return _mean((before - matrix[0])[1:])
 
 
-# By the names that they have in results, tables and TensorBoard.
+# The measures by their names in results, tables and TensorBoard.
 MEASURES = {
     "average_accuracy": average_accuracy,
     "learning_accuracy": learning_accuracy,
@@ -64,7 +68,7 @@ def matrix_of(
 
     Args:
         accuracy: Row `i` has the accuracies on tasks 1 to `i + 1` after learning the last of them.
-        unseen: Row `i` has those on the tasks after it; None if they were not measured.
+        unseen: Row `i` has the accuracies on the tasks after task `i + 1`; None if they were not measured.
         untrained: The accuracies on all tasks before the first was learned; None if they were not measured.
 
     Returns:
@@ -89,7 +93,7 @@ def to_json(matrix: np.ndarray | None) -> list[list[float | None]] | None:
 
 
 def matrix_in(results: dict[str, Any]) -> np.ndarray | None:
-    """Return the accuracy matrix in the content of a `results.json`; those of earlier versions have half of it."""
+    """Return the accuracy matrix of a `results.json`; earlier versions recorded only accuracies on learned tasks."""
     rows = results.get("accuracy_matrix")
     return matrix_of(results["accuracy"]) if rows is None else np.array(rows, float)
 

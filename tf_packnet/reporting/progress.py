@@ -17,7 +17,7 @@ class RunProgress:
 
     Args:
         stream: The tasks of the run.
-        console: Where to show it; default: standard error, so that standard output has the results alone.
+        console: Where to show it; default: standard error, so that standard output contains only the results.
     """
 
     def __init__(self, stream: TaskStream, console: Console | None = None):

@@ -26,7 +26,7 @@ class Report:
         lead: A few sentences that explain what was measured.
         figures: Figures by file name without suffix, main figure first.
         tables: Tables by caption, main table first.
-        findings: Sentences that state the results, and what is missing.
+        findings: Sentences that state the results, and which runs are missing.
         command: Command line that repeats the experiment.
         settings: Config fields that all runs share.
         environments: Versions and machines on which the runs were computed.

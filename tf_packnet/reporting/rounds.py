@@ -1,4 +1,4 @@
-"""When prune rounds took place and how much they pruned: of interest where the validation loss has decided it."""
+"""When prune rounds took place and how much they pruned, for runs in which the validation loss decided it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def rounds_in(history: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
-    """Describe the rounds of each task of a run; no lines if their number was given."""
+    """Describe the prune rounds of each task of a run; no lines unless `prune_rounds` is `auto`."""
     epochs = results["config"]["retrain_epochs"]
     return [
         f"Prune rounds  task {row['task']}: {row['rounds']}, halfway by epoch {row['halfway']}, "
@@ -34,15 +34,15 @@ def lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def table(runs: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> pd.DataFrame:
-    """Return the mean rounds of each setting and task over the seeds; empty if their numbers were given.
+    """Return the prune rounds of each setting and task, averaged over seeds; empty unless `prune_rounds` is `auto`.
 
     Args:
         runs: The content of each run's `results.json`.
         axes: The config fields in which settings differ.
 
     Returns:
-        Columns: the axes, `task`, `rounds`, and the epochs (1-based) of the round that goes halfway down to the final
-        number of weights, on a logarithmic scale, and of the last round.
+        Columns: the axes, `task`, `rounds`, and two epochs (1-based): `halfway`, that of the first round after which at
+            most the geometric mean of the initial and the final number of weights is left, and `last round`.
     """
     rows = [{**{name: run["config"][name] for name in axes}, **row} for run in runs for row in _rows(run)]
     keys = [*axes, "task"]
@@ -54,7 +54,7 @@ def _rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     rows = []
     for number, rounds in enumerate(results.get("prune_rounds", ()), start=1):
-        if not rounds:  # so few weights that none was released
+        if not rounds:  # no round: the task had too few weights to release one
             continue
         halfway = math.sqrt(1.0 - rounds[-1]["sparsity"])
         epoch = next(each["epoch"] for each in rounds if 1.0 - each["sparsity"] <= halfway)

@@ -16,7 +16,7 @@ from tf_packnet.reporting import exports, metrics, rounds
 from tf_packnet.system.console import Console
 from tf_packnet.text import printable
 
-# Most layers in the line about free weights.
+# The line about free weights lists at most this many layers.
 _MOST_LAYERS = 12
 
 
@@ -80,7 +80,7 @@ def render(results: dict[str, Any], output_dir: Path) -> RenderableType:
 
 
 def _retraining(parts: list[dict[str, Any]]) -> list[str]:
-    """Return lines about retraining that a time limited, and the flags of a run with the same epochs."""
+    """Return lines about retraining with a time budget, and the flags of a run with the same epochs."""
     lines = []
     for part in parts:
         used, share = (timing.shown(round(part[name], 1)) for name in ("seconds", "budget"))

@@ -96,16 +96,17 @@ def _log_weights(packed: PackedModel, owner_maps: dict[str, np.ndarray], name: s
         tf.summary.image(f"filters/{path}", sheet.repeat(scale, axis=0).repeat(scale, axis=1)[np.newaxis])
 
 
-# The most kernels that are drawn (the largest), and the most tasks with numbers in the matrix, with three digits.
+# Limits: on the kernels that are drawn (the largest ones); on the tasks of a matrix with numbers in its cells, and of a
+# # matrix with numbers of three decimals.
 MAX_BARS, MAX_NUMBERS, MAX_DIGITS = 24, 12, 6
-# The most characters of names below the matrix.
+# Limit on the characters of all names below the matrix together.
 _MAX_CHARACTERS = 36
 _SPANS = (1, 2, 5, 10, 20, 50, 100)  # possible ends of the axis, in percent
 _NAME = 18  # characters of a kernel's path that are shown, at its end
 
 
 def ownership_bars(owner_maps: Mapping[str, np.ndarray], tasks: int) -> Figure:
-    """Draw one bar per kernel: the weights of each task, then free weights. The axis ends soon after the owned ones.
+    """Draw one bar per kernel: the weights of each task, then free weights. The axis ends just after the owned weights.
 
     Args:
         owner_maps: Owner map of each kernel, by path.
@@ -175,7 +176,7 @@ def accuracy_matrix(
 
 
 def _figure(height: float, left: float = 0.6) -> tuple[Figure, Axes]:
-    """Create a figure with `left` inches for labels, whose text can be read at the 370 pixels that TensorBoard shows.
+    """Create a figure with `left` inches for labels. Its text is readable at the 370 pixels that TensorBoard shows.
 
     A fixed layout takes half the time of an automatic one.
     """

@@ -27,8 +27,8 @@ def log_run(directory: Path, results: dict[str, Any], defaults: Mapping[str, Any
     Args:
         directory: The TensorBoard directory of the run.
         results: The content of its `results.json`.
-        defaults: The defaults of the config fields. TensorBoard shows five hyperparameters unless one asks for more:
-            first those that differ from them.
+        defaults: The defaults of the config fields. TensorBoard initially shows five hyperparameters. Those that differ
+            from their defaults come first.
     """
     values = {name: _plain(value) for name, value in _flags(results).items()}
     changed = [name for name, value in _flags(results).items() if name not in defaults or value != defaults[name]]
@@ -41,7 +41,7 @@ def log_experiment(directory: Path, runs: Mapping[str, dict[str, Any]]) -> list[
     """Log the runs of an experiment: the hyperparameters in which they differ, their scores, and curves over the tasks.
 
     Args:
-        directory: The TensorBoard directory of the experiment. Files from before are replaced.
+        directory: The TensorBoard directory of the experiment. Existing files are replaced.
         runs: The content of each run's `results.json`, by the name of the run.
 
     Returns:
@@ -65,7 +65,7 @@ def _flags(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _columns(runs: Sequence[dict[str, Any]]) -> dict[str, list[bool | float | str]]:
-    """Return the values of each field in which the runs differ, or of the seed if they do not."""
+    """Return the values of each field in which the runs differ; those of the seed if the runs do not differ."""
     columns: dict[str, list[bool | float | str]] = {}
     for name in dict.fromkeys(name for flags in runs for name in flags):
         values = [flags.get(name) for flags in runs]
@@ -109,7 +109,7 @@ def _declaration(
     return _plugin_summary(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
 
 
-# By the type of a value: the name of the type in HPARAMS, and that of the field of a protocol buffer.
+# By the type of a value: its type in HPARAMS, and its field in the protocol buffer.
 _KINDS = {
     bool: ("DATA_TYPE_BOOL", "bool_value"),
     float: ("DATA_TYPE_FLOAT64", "number_value"),
@@ -127,7 +127,7 @@ def _session(values: dict[str, bool | float | str], name: str, results: dict[str
 
 
 def _plugin_summary(tag: str, data: HParamsPluginData) -> Summary:
-    """Do what `tensorboard.plugins.hparams.api` does, which imports TensorFlow."""
+    """Build a summary as `tensorboard.plugins.hparams.api` does, but without importing TensorFlow."""
     data.version = metadata.PLUGIN_DATA_VERSION
     summary = Summary()
     value = summary.value.add(tag=tag, tensor=metadata.NULL_TENSOR, metadata=metadata.create_summary_metadata(data))

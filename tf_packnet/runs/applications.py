@@ -1,4 +1,4 @@
-"""The networks of `keras.applications`, for the launcher's images from 0 to 1 of any size and of 1 or 3 channels."""
+"""The networks of `keras.applications`, for images of any size with 1 or 3 channels and values from 0 to 1."""
 
 import contextlib
 import difflib
@@ -15,10 +15,10 @@ from tf_packnet.errors import ArgumentError, first_line, listed
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.network_options import IMAGENET, application, parse_arguments
 
-# Arguments of applications that the launcher decides.
+# Arguments of applications that this module sets itself.
 RESERVED = ("include_top", "weights", "input_tensor", "classes", "classifier_activation", "name")
 _CHANNELS = 3
-# Limit on the time that connecting to the server of the weights, and each read from it, may take.
+# Timeout in seconds for connecting to the server of the weights, and for each read from it.
 _NETWORK_SECONDS = 20.0
 
 
@@ -31,7 +31,7 @@ def find(config: Config) -> Callable[..., keras.Model]:
     """Return the function of `keras.applications` that `--model` names.
 
     Raises:
-        ArgumentError: If there is none.
+        ArgumentError: If there is no such function.
     """
     name = application(config.model) or ""
     if name not in names():
@@ -58,10 +58,10 @@ def check_input_shape(config: Config) -> tuple[int, int] | None:
 
 
 def build(config: Config, input_shape: tuple[int, ...], outputs: int) -> keras.Model:
-    """Build an application without its top, behind what prepares the images for it, and with a Dense layer as head.
+    """Build an application without its top, with preprocessing layers in front and a Dense layer as head.
 
-    Gray images are repeated for the three channels, images of another size than `input_shape` in `--model_args` are
-    resized, and the values are scaled to 0 to 255 and given to the application's own `preprocess_input`.
+    Gray images are repeated over three channels. Images are resized if their size differs from `input_shape` in
+    `--model_args`. Values are scaled to 0 to 255 and passed to the application's own `preprocess_input`.
 
     Args:
         config: The run.
@@ -81,14 +81,14 @@ def build(config: Config, input_shape: tuple[int, ...], outputs: int) -> keras.M
     if input_shape[2] != _CHANNELS:
         x = keras.layers.Concatenate(name="gray_to_rgb")([x] * _CHANNELS)
     if (height, width) != input_shape[:2]:
-        # Not a Resizing layer: with it, a call without `training` would train the BatchNormalization layers.
+        # Not a Resizing layer: with one, a call without `training` would run BatchNormalization in training mode.
         x = keras.ops.image.resize(x, (height, width))
     x = keras.layers.Rescaling(255.0, name="to_255")(x)
     x = sys.modules[make.__module__].preprocess_input(x)
     weights = IMAGENET if config.weights == IMAGENET else None
     with _errors_of_keras(config, (height, width)):
         backbone = make(include_top=False, weights=weights, input_tensor=x, **arguments)
-    # float32 in mixed precision too: the loss of bfloat16 logits would be too coarse.
+    # float32 even in mixed precision: a loss of bfloat16 logits would be too coarse.
     head = keras.layers.Dense(outputs, dtype="float32", name="head")
     return keras.Model(inputs, head(backbone.output), name=application(config.model))
 
@@ -100,7 +100,7 @@ def _errors_of_keras(config: Config, size: tuple[int, int]) -> Iterator[None]:
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the weights are those for images of 224x224
+            warnings.simplefilter("ignore")  # that the weights are for images of 224x224
             yield
     except MemoryError:
         raise
@@ -121,7 +121,10 @@ def _errors_of_keras(config: Config, size: tuple[int, int]) -> Iterator[None]:
 
 
 def backbone_of(model: keras.Model) -> keras.Model:
-    """Return the part of a model by `build` that Keras calls the application without its top. It shares the layers."""
+    """Return the part of a model by `build` that is the application without its top.
+
+    It shares the layers of the model.
+    """
     head = model.get_layer("head")
     prepared: Any = model.get_layer("to_255").output
     return keras.Model(prepared, head.input)

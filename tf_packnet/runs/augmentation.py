@@ -1,4 +1,4 @@
-"""Puts random changes of training images at the beginning of a network."""
+"""Adds data augmentation in front of a network."""
 
 import keras
 
@@ -10,7 +10,7 @@ from tf_packnet.system.keras_internals import as_function, continue_graph
 
 
 def augmented(config: Config, model: keras.Model, input_shape: tuple[int, ...]) -> keras.Model:
-    """Return `model` behind the changes of `--augment`, with the same layers.
+    """Return `model` with an augmentation layer for `--augment` in front. All other layers are shared with `model`.
 
     Raises:
         ArgumentError: If the examples are not images.
@@ -23,6 +23,6 @@ def augmented(config: Config, model: keras.Model, input_shape: tuple[int, ...]) 
     graph = as_graph(model)
     inputs = keras.Input(input_shape, dtype=graph.inputs[0].dtype, name="image")
     augmented_inputs = Augmentation(config.augment, name="augmentation")(inputs)
-    # Calling the model would put it into the new graph as one layer, and its layers would have other paths.
+    # Calling the model would nest it as one layer of the new graph, which would change the paths of its layers.
     outputs = continue_graph(as_function(graph), [augmented_inputs])
     return keras.Model(inputs, outputs, name=model.name)

@@ -20,11 +20,11 @@ def check_arguments(
         make: The function.
         positional: The number of positional arguments that it is called with.
         arguments: The keyword arguments.
-        reserved: Keyword arguments that are not for the user.
+        reserved: Keyword arguments that the user must not give.
     """
     try:
         signature = inspect.signature(make)
-    except (TypeError, ValueError):  # some functions of C have none
+    except (TypeError, ValueError):  # some functions in C have no signature
         return
     parameters = list(signature.parameters.values())
     named = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]

@@ -182,7 +182,7 @@ class Config(MethodOptions, NetworkOptions, DataOptions):
             check_field(name, getattr(self, name))
         for name in ("round_epochs", "shares"):
             object.__setattr__(self, name, getattr(self, name).replace("+", ","))
-        if self.shares != EQUAL:  # which leaves no use for p, such as that of a preset
+        if self.shares != EQUAL:  # then p is not used: drop one that a preset sets
             object.__setattr__(self, "final_prune", default("final_prune"))
         object.__setattr__(self, "retrain_time", self.canonical_time())
         if self.classes_per_task is None:
@@ -241,7 +241,7 @@ OPTIONS: dict[str, Option] = {field.name: field.metadata["option"] for field in 
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return field values that an earlier version wrote, with the fields that were added since."""
+    """Return field values that an earlier version wrote, completed by the neutral values of the fields added since."""
     added = {name: declared.neutral for name, declared in OPTIONS.items() if declared.neutral is not ORIGINAL}
     return {**added, **values}
 
@@ -252,7 +252,7 @@ def default(name: str) -> Any:
 
 
 def fields_in(stage_key: StageKey) -> list[str]:
-    """Return the names of the fields with this place in stage keys."""
+    """Return the names of the fields that are declared with `stage_key`."""
     return [name for name, declared in OPTIONS.items() if declared.stage_key is stage_key]
 
 
@@ -268,7 +268,7 @@ def check_field(name: str, value: Any) -> None:
     check = OPTIONS[name].check
     try:
         valid = check.holds(value)
-    except TypeError:  # the comparison of different types
+    except TypeError:  # from comparing different types
         valid = False
     if not valid:
         raise ArgumentError(name, check.expected, value)

@@ -17,7 +17,8 @@ def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
     """Return the function to call with every damaged file or object: it logs a line, or raises CorruptionError.
 
     Args:
-        policy: `recompute` or `fail`. A folder that contains something is an error too: it is never deleted.
+        policy: `recompute` or `fail`. A non-empty folder in the place of a file is always an error: it is never
+            deleted.
         log: Shows a line; default: prints it on standard error.
     """
 
@@ -34,7 +35,7 @@ def handler(policy: str, log: Callable[[str], None] | None = None) -> OnDamaged:
 
 
 def ignore(path: Path | str) -> None:
-    """Do nothing: an `on_damaged` for damaged files that are reported elsewhere."""
+    """Do nothing: the `on_damaged` for damaged files that are reported elsewhere."""
 
 
 def print_line(line: str) -> None:
@@ -47,10 +48,11 @@ class Manifest:
     """The content of `checksums.json` in an output directory.
 
     Attributes:
-        identity: The run or experiment that the directory belongs to. Still known when its own file is damaged.
-        files: Checksums by path relative to the directory. Empty while the directory is being written: the manifest
-            is the last file that is written, and says that the others are complete.
-        stages: Keys of the stages of a run, by which they are found in a store that several runs share.
+        identity: The run or experiment that the directory belongs to. The manifest repeats it in case `results.json` or
+            `experiment.json` is damaged.
+        files: Checksums by path relative to the directory. Empty while the directory is being written: a manifest with
+            checksums is written last, when all other files are complete.
+        stages: Keys of the stages of a run, to find them in a store that several runs share.
     """
 
     identity: Mapping[str, Any]
@@ -80,7 +82,7 @@ class Manifest:
 
         Args:
             root: The output directory.
-            deletable: A folder in it that users may delete: then its files are not missing.
+            deletable: A folder in `root` that users may delete. If it is gone, its files do not count as missing.
         """
         deleted = deletable is not None and files.kind(deletable) == files.MISSING
         paths = {root / name: checksum for name, checksum in self.files.items()}
@@ -108,7 +110,10 @@ def checksums(root: Path, paths: Iterable[Path], include: Callable[[Path], bool]
 
 
 def read_json(path: Path, on_damaged: OnDamaged) -> dict[str, Any] | None:
-    """Read a file of `files.write_json`; None if it is missing, or damaged, which is reported to `on_damaged`."""
+    """Read a file that `files.write_json` wrote; None if it is missing or damaged.
+
+    Damage is reported to `on_damaged`.
+    """
     try:
         return files.read_json(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -44,7 +44,7 @@ def _load_config(config: Config) -> TaskStream:
     )
 
 
-# Whether images stay on disk; None by their size.
+# Whether images stay on disk, by `data_residency`; None decides by their size.
 _ON_DISK = {"auto": None, "device": False, "stream": False, "disk": True}
 
 
@@ -53,10 +53,10 @@ _load = functools.lru_cache(maxsize=2)(tasks.load)
 
 
 def check_unchanged(results: dict[str, Any], config: Config, root: Path) -> None:
-    """Read the data of `config` again and compares it with the data that `results` were computed from.
+    """Read the data of `config` again and compare it with the data from which `results` were computed.
 
-    Prints a line if the data cannot be read any more. For processes that train nothing: if TensorFlow is needed to read
-    the data, it starts without GPUs.
+    Prints a line if the data can no longer be read. For processes that train nothing: if reading the data needs
+    TensorFlow, it starts without GPUs.
 
     Args:
         results: The content of a `results.json`.
@@ -86,5 +86,5 @@ def _current_fingerprint(config: Config) -> str:
         from tf_packnet.system.quiet import start_tensorflow
 
         start_tensorflow(on_cpu=True)
-    _load.cache_clear()  # read the data itself
+    _load.cache_clear()  # read from disk, not from the cache
     return load_stream(config).fingerprint()

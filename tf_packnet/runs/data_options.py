@@ -191,7 +191,7 @@ class DataOptions:
     )
 
     def columns(self) -> Columns:
-        """Return which columns of tables are read, and how."""
+        """Return the columns to read from tables, and how to read them."""
         return Columns(
             self.label_column, self.feature_columns, self.text_columns, self.text_length, self.vocabulary_size
         )

@@ -43,7 +43,7 @@ class Run:
         network: Its packed network, not compiled.
         execution: Execution settings: what XLA compiles, where the data is, device, replicas, threads.
         results: Its results so far.
-        platform: What else of the machine changes numbers, see `platforms.platform`.
+        platform: Properties of the machine that change numerical results, see `platforms.platform`.
         workers: The workers that learn together, of which this process is one.
     """
 
@@ -64,7 +64,7 @@ class Run:
 
         Args:
             config: The run.
-            network_files_before: The fingerprint that the files of the network must have.
+            network_files_before: The fingerprint that the files of the network must have; None accepts any.
             workers: The workers that learn together; None for this process alone.
 
         Raises:
@@ -133,11 +133,11 @@ def learn(
         run: The run; its results grow with every stage.
         approach: Its approach, before the first task.
         store: The store of stages.
-        with_state: Whether `approach` must have learned each task when its number is yielded, or the results suffice.
+        with_state: Whether the network of `approach` is needed when a task is yielded. If not, stored records suffice.
         on_reused: Called with the record of each stage that was in the store.
 
     Yields:
-        The number (1-based) of each task when its weights are frozen.
+        The number (1-based) of each task, once it is committed.
     """
     stages = RunStages(run, approach, store, with_state, on_reused)
     for task in stages.task_numbers:
@@ -154,7 +154,7 @@ def learn_only(
     network_files_before: dict[str, str] | None = None,
     log: Callable[[str], None] = corruption.print_line,
 ) -> dict[str, Any]:
-    """Run `config` for its results alone: no pack, no exports.
+    """Run `config` for its results only, without writing a pack or exports.
 
     Args:
         config: The run.
@@ -165,7 +165,7 @@ def learn_only(
         log: Shows a line.
 
     Returns:
-        The content of `results.json`. If they are shared, they may have been computed on another host.
+        The content of `results.json`. If results are shared, another host may have computed them.
 
     Raises:
         ArgumentError: Before any training, if data, machine or network do not allow the run.
@@ -190,7 +190,8 @@ class RunStages:
     Args: As for `learn`.
 
     Attributes:
-        task_numbers: Numbers (1-based) of the tasks to learn. With `multinet`, which learns all together, the last one.
+        task_numbers: Numbers (1-based) of the tasks to learn. For `multinet`, which learns all tasks together, only the
+            last one.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class RunStages:
         timed = functools.partial(run.results.timed, "store")
         self._stored = StoredStages(store, stages, approach, with_state, timed, run.workers, chain, plans)
         self._committed: dict[str, str] = {}
-        # One task serves both of its stages, and is not built if the store has both: the baselines join data for it.
+        # Cached for both stages of a task, and built only on demand: the baselines concatenate data for it.
         self._training_task = functools.lru_cache(maxsize=1)(functools.partial(approach.training_task, run.stream))
 
     def finish(self, name: str, task: int) -> None:
@@ -254,10 +255,10 @@ def compute_stage(
         run: The run.
         approach: Its approach, in the state after the stage before.
         stage: The stage.
-        task: The examples to train with, those of several tasks where these are learned together.
-        committed: Checksum of what each committed task had after the stage before.
+        task: The training examples; of several tasks if they are learned together.
+        committed: Checksum of the frozen values of each committed task after the stage before.
         backup: Backs up every epoch.
-        budget: The time of the stage, if a time limits it.
+        budget: The time budget of the stage; None if epochs limit it.
 
     Returns:
         The record of the stage: JSON values.

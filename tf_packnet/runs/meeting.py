@@ -1,4 +1,4 @@
-"""How the workers of a run find each other: all others connect to the first, which waits for them."""
+"""Connects the workers of a run at its start: the first worker waits until all other workers have connected to it."""
 
 import json
 import socket
@@ -9,9 +9,9 @@ import time
 from tf_packnet.errors import ArgumentError, WorkerEndedError
 from tf_packnet.runs.hosts import Hosts
 
-# How long to wait for all workers.
+# How long to wait for all workers, in seconds.
 MEET_SECONDS = 300.0
-# After how long to show for whom.
+# After how many seconds to show which workers are missing.
 _SHOW_SECONDS = 10.0
 _HELLO_SECONDS, _LONGEST_HELLO = 5.0, 2**17
 _LENGTH = struct.Struct("!I")
@@ -21,12 +21,12 @@ def meet(hosts: Hosts) -> dict[int, socket.socket]:
     """Wait for all workers.
 
     Returns:
-        A connection to each of the others by number, for the first; to the first for the others.
+        Connections by worker number: on the first worker, one to each other worker; on the others, one to the first.
 
     Raises:
-        ArgumentError: If the port of this worker is not free, or the first worker has another one with this number, or
-            other hosts.
-        WorkerEndedError: If they do not come up in time.
+        ArgumentError: If the port of this worker is not free, or the first worker already has a worker with this
+            number, or has other hosts.
+        WorkerEndedError: If a worker does not come up within `MEET_SECONDS`.
     """
     with _listening(hosts) as server:
         return _gather(hosts, server) if hosts.index == 0 else {0: _connect(hosts)}
@@ -56,7 +56,7 @@ def _gather(hosts: Hosts, server: socket.socket) -> dict[int, socket.socket]:
             hello = dict(_read(connection))
             refusal = _refusal(hosts, hello, connections)
             _write(connection, refusal)
-        except (OSError, ValueError, TypeError, EOFError):  # nobody yet, or no worker
+        except (OSError, ValueError, TypeError, EOFError):  # no connection yet, or not from a worker
             continue
         if refusal:
             connection.close()
@@ -66,7 +66,7 @@ def _gather(hosts: Hosts, server: socket.socket) -> dict[int, socket.socket]:
 
 
 def _refusal(hosts: Hosts, hello: dict, connections: dict[int, socket.socket]) -> list[str]:
-    """Return argument and expected value for the error of a worker that must not join; empty if it may."""
+    """Return the argument and the expected value for the error of a worker that must not join; empty if it may join."""
     if hello.get("hosts") != list(hosts.addresses):
         return ["hosts", f"the same on every host ({','.join(hosts.addresses)} on the first)"]
     if type(hello.get("index")) is not int or not 1 <= hello["index"] < len(hosts.addresses):
@@ -83,14 +83,14 @@ def _connect(hosts: Hosts) -> socket.socket:
         waiting.check(f"the first worker, {hosts.addresses[0]}{reason}")
         try:
             connection = socket.create_connection((host.strip("[]"), int(port)), timeout=_HELLO_SECONDS)
-        except OSError as error:  # it may not be up yet, not even its name
+        except OSError as error:  # the host may not be up yet, or its name not known
             reason = f" ({error.strerror or error})"
             time.sleep(0.5)
             continue
         try:
             _write(connection, {"hosts": hosts.addresses, "index": hosts.index})
             refusal = _read(connection)
-        except (OSError, ValueError, EOFError):  # it is not listening for us
+        except (OSError, ValueError, EOFError):  # not the first worker, or not ready
             connection.close()
             time.sleep(0.5)
             continue
@@ -102,7 +102,7 @@ def _connect(hosts: Hosts) -> socket.socket:
 
 
 class _Waiting:
-    """Shows whom this process waits for, and ends the wait."""
+    """Shows which workers this process waits for, and ends the wait after `MEET_SECONDS`."""
 
     def __init__(self) -> None:
         self._began, self._shown = time.monotonic(), False

@@ -202,7 +202,7 @@ class MethodOptions:
         return timing.seconds_of(time.removesuffix(_PER_TASK)), time.endswith(_PER_TASK)
 
     def canonical_time(self) -> str | None:
-        """Return `retrain_time` as text that is equal for equal times."""
+        """Return `retrain_time` in canonical form: equal text for equal times."""
         seconds, is_per_task = self.time_of_retraining()
         return None if seconds is None else timing.shown(seconds) + _PER_TASK * is_per_task
 
@@ -252,7 +252,7 @@ class MethodOptions:
             raise ArgumentError(argument, expected, received) from error
 
     def check_shares(self) -> None:
-        """Raise ArgumentError if there are shares for an approach that freezes nothing."""
+        """Raise ArgumentError if `shares` is given for an approach that freezes nothing."""
         if self.shares != EQUAL and self.approach != "packnet":
             raise ArgumentError("shares", f"{EQUAL} with --approach={self.approach}", self.shares)
 
@@ -261,7 +261,7 @@ class MethodOptions:
         return None if self.shares == EQUAL else [float(part) for part in self.shares.split(",")]
 
     def lengths_by_task(self) -> list[str | tuple[int, ...]]:
-        """Return `round_epochs` as `EqualShare` takes it: once, or for each retraining of the run."""
+        """Return `round_epochs` in the form that `EqualShare` takes: one for all retrainings, or one for each."""
         if self.round_epochs in ROUND_EPOCHS:
             return [self.round_epochs]
         return [tuple(map(int, re.split("[,+]", lengths))) for lengths in self.round_epochs.split("/")]

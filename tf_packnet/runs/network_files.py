@@ -15,7 +15,7 @@ from tf_packnet.system.limits import open_regular
 
 
 def weights_file(config: Config) -> Path | None:
-    """Return the path of the file of `--weights`, None without one."""
+    """Return the path of the file that `--weights` names; None if it names none."""
     return None if config.weights in (NO_WEIGHTS, IMAGENET) else expand(config.weights)
 
 
@@ -56,11 +56,11 @@ def unknown_function(model: str, name: str, functions: list[str]) -> ArgumentErr
 
 
 def fingerprint(config: Config) -> dict[str, str]:
-    """Identify what a network depends on besides the fields of its config.
+    """Identify the content of the files that a network depends on.
 
     Returns:
-        For a function of the user: its name as `model`, without the path of the file, and the hash of its source as
-        `model_source`, see `python_files.digest`. For a file of weights: its hash as `weights`. Empty for others.
+        For a function of the user: its name without the path of the file as `model`, and the hash of its source as
+        `model_source`, see `python_files.digest`. For a file of weights: its SHA-256 as `weights`. Empty without files.
 
     Raises:
         ArgumentError: If a file cannot be read.
@@ -88,7 +88,7 @@ def _hash(path: Path) -> str:
 
 @functools.lru_cache(maxsize=1000)
 def first_fingerprint(model: str, weights: str) -> dict[str, str]:
-    """Return the fingerprint that the files of an experiment had when this process first asked for it."""
+    """Return the fingerprint that the files had when this process first asked for it; see `fingerprint`."""
     return fingerprint(Config(model=model, weights=weights))
 
 

@@ -18,7 +18,7 @@ from tf_packnet.runs.options import (
 )
 
 FC8192 = ("flatten", "dense")
-# The paper's networks, and one for text.
+# The values of `model` without a file: the paper's networks, and one for text.
 TEXT = "text"
 MODELS = ("mlp", "conv", TEXT)
 NO_WEIGHTS, IMAGENET = "none", "imagenet"
@@ -40,13 +40,13 @@ class OwnFunction(NamedTuple):
 
 
 def own_function(model: str) -> OwnFunction | None:
-    """Return the function that a value of `--model` names, None if it names none."""
+    """Return the function that a value `FILE.py:FUNCTION` of `--model` names; None for other values."""
     file, _, name = model.rpartition(":")
     return OwnFunction(file, name) if file.endswith(".py") and name.isidentifier() else None
 
 
 def application(model: str) -> str | None:
-    """Return the network of `keras.applications` that a value of `--model` names, None if it names none."""
+    """Return the name of the network in a value `keras.applications:NAME` of `--model`; None for other values."""
     return model.removeprefix(_APPLICATIONS) if model.startswith(_APPLICATIONS) else None
 
 
@@ -194,7 +194,10 @@ class NetworkOptions:
     )
 
     def canonical_arguments(self) -> str:
-        """Return `model_args` in the form that is equal for equal arguments; invalid ones unchanged."""
+        """Return `model_args` in canonical form: equal text for equal arguments.
+
+        Invalid arguments are returned unchanged.
+        """
         if not _is_arguments(self.model_args):
             return self.model_args
         return json.dumps(parse_arguments(self.model_args), sort_keys=True, separators=(",", ":"))

@@ -29,8 +29,8 @@ def builder(config: Config) -> Builder:
     """Return the function that builds the plain network of a config.
 
     Raises:
-        ArgumentError: As far as this is known without the data: if a file cannot be read or executed, there is no such
-            function or application, or it does not take the arguments.
+        ArgumentError: If a file cannot be read or executed, there is no such function or application, or it does not
+            take the arguments. Errors that depend on the data are raised by `build`.
     """
     network_files.check(config)
     starting_weights.check(config)
@@ -52,17 +52,17 @@ def build(config: Config, input_shape: Shape, outputs: int, of_tokens: bool = Fa
         config: The run.
         input_shape: Shape of an example.
         outputs: Number of logits.
-        of_tokens: Whether the examples are ids of words, which the network takes as integers.
+        of_tokens: Whether the examples are integer ids of words.
 
     Raises:
-        ArgumentError: If it cannot be built, has other inputs or outputs, or does not fit its weights; or if examples
-            that are no images should be augmented.
+        ArgumentError: If the network cannot be built, has other inputs or outputs, or does not match the file of
+            `--weights`; or if `--augment` is given and the examples are not images.
     """
     if config.model in MODELS and of_tokens != (config.model == TEXT):
         expected = "text, or a network of your own, for ids of words" if of_tokens else "another network than text"
         raise ArgumentError("model", f"{expected} (the examples have the shape {input_shape})", config.model)
     make = builder(config)
-    with fresh_names():  # stored states name the layers, so that names must not depend on what was built before
+    with fresh_names():  # stored states contain layer names, which must not depend on models built before
         model = make(input_shape, outputs)
     if config.model not in MODELS:
         with naming(config):
@@ -73,7 +73,7 @@ def build(config: Config, input_shape: Shape, outputs: int, of_tokens: bool = Fa
 
 @contextlib.contextmanager
 def naming(config: Config) -> Iterator[None]:
-    """Let errors about the model that `config` builds name the flags of the config."""
+    """Make errors about the model that `config` builds name the flags of the config."""
     try:
         yield
     except ArgumentError as error:
@@ -158,12 +158,12 @@ def _shown(shape: Any) -> tuple[Any, ...]:
 
 
 def _accepts(shape: Any, wanted: tuple[int | None, ...]) -> bool:
-    """Whether an input of `shape` takes tensors of the shape `wanted`; in both, None is any size."""
+    """Whether an input of shape `shape` accepts tensors of shape `wanted`. In both, None stands for any size."""
     return len(shape) == len(wanted) and all(size in (None, needed) for size, needed in zip(shape, wanted, strict=True))
 
 
 def _last_activation(tensor: Any) -> str | None:
-    """Return the name of the activation after which `tensor` comes; None without one, or if it is unknown."""
+    """Return the name of the activation that produces `tensor`; None if there is none or it is unknown."""
     operation, node = creating_call(tensor)
     while isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
         operation, node = creating_call(node.input_tensors[0])
@@ -185,7 +185,7 @@ _ACTIVATION_LAYERS = (
 
 
 def _are_probabilities(graph: keras.Model, input_shape: Shape) -> bool:
-    """Whether the outputs of `graph` for some examples are not negative and add up to 1."""
+    """Whether the outputs of `graph` for four random examples are non-negative and sum to 1."""
     examples = np.random.default_rng(0).random((4, *input_shape), np.float32)
     outputs = keras.ops.convert_to_numpy(keras.ops.cast(graph(examples, training=False), "float32"))
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-2))

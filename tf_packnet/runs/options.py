@@ -1,7 +1,7 @@
 """Declarations of config fields: default, range, meaning, and which stage keys contain the field.
 
-`Config` declares each of its fields with `option`; the command-line flags, their help, the flag reference and the stage
-keys are generated from that.
+`Config` declares each of its fields with `option`. The command-line flags, their help, the flag reference and the stage
+keys are generated from these declarations.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from tf_packnet.system.images import MAX_SIDE
 
 # Limit on the length of a path in bytes, as in Linux.
 MAX_PATH = 4095
-# Limit for numbers that only the data set limits, once it is loaded.
+# Upper limit for numbers that only the data set limits, once it is loaded.
 _NO_LIMIT = 2**63 - 1
 # Limit on the number of workers of one run.
 MAX_HOSTS = 256
-# Equal to no value of a field.
+# A sentinel: equal to no value of a field.
 ORIGINAL = object()
 
 
@@ -40,7 +40,7 @@ class Check(NamedTuple):
 
     Attributes:
         holds: Whether a value is one of them. May raise TypeError.
-        expected: The values in words.
+        expected: A description of the values, for error messages.
         choices: The values, if they are a few words.
     """
 
@@ -59,9 +59,9 @@ class Option:
         help: Its meaning.
         stage_key: Which stage keys contain it.
         sweepable: Whether the runs of an experiment may differ in it.
-        neutral: For a field that was added to `Config` later: the value with which a run does what it did before. Stage
-            keys leave the field out at this value, and files without the field are read as if they had it. `ORIGINAL`
-            for a field that was not added later.
+        neutral: For a field that was added to `Config` later: the value at which a run behaves as before the field
+            existed. Stage keys omit the field at this value, and files without the field are read as if they had it.
+            `ORIGINAL` for the original fields.
     """
 
     theme: str
@@ -184,12 +184,12 @@ def optional(check: Check) -> Check:
 
 
 def path() -> Check:
-    """Accept the text of a path, or None."""
+    """Accept a path as text, or None."""
     return optional(Check(is_text, f"a path, text of at most {MAX_PATH:,} bytes"))
 
 
 def is_text(value: Any) -> bool:
-    """Whether `value` is text that a file can hold: a command line may contain any bytes."""
+    """Whether `value` is valid UTF-8 text of a limited length without NUL: a command line may contain any bytes."""
     try:
         return "\0" not in value and len(value.encode()) <= MAX_PATH
     except (AttributeError, UnicodeEncodeError):

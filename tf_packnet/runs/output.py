@@ -25,12 +25,11 @@ def check(config: Config, stages_dir: Path | None = None) -> dict[str, Any] | No
         stages_dir: The store of stages, if it is not in the output directory.
 
     Returns:
-        The results in it, if this same run is complete and no file of it is damaged; else None.
+        The results in the directory if this run is complete there and no file is damaged; else None.
 
     Raises:
-        ArgumentError: If the directory cannot be written, or has another run or other files in it.
-        CorruptionError: If a file is damaged, and `on_corruption` is `fail`, or something that the run did not write
-            is in its place.
+        ArgumentError: If the directory cannot be written, or contains another run or other files.
+        CorruptionError: If a file is damaged, and `on_corruption` is `fail` or a non-empty folder is in its place.
     """
     results, damaged = _examine(config, stages_dir)
     on_damaged = corruption.handler(config.on_corruption, log=lambda line: None)  # `prepared` shows it
@@ -39,11 +38,11 @@ def check(config: Config, stages_dir: Path | None = None) -> dict[str, Any] | No
 
 
 def report(root: Path, damaged: Sequence[Path], on_damaged: corruption.OnDamaged) -> None:
-    """Report damaged files of an output directory, unless a process is writing there.
+    """Report damaged files of an output directory.
 
     Raises:
-        ArgumentError: If one is. Its unfinished files look like damage.
-        CorruptionError: As `on_damaged`.
+        ArgumentError: If another process is writing there: its unfinished files look like damage.
+        CorruptionError: If `on_damaged` raises it.
     """
     if damaged:
         _check_unlocked(root)
@@ -84,12 +83,12 @@ def _examine(config: Config, stages_dir: Path | None) -> tuple[dict[str, Any] | 
 
 
 class Pair(NamedTuple):
-    """The two files that tell which run or experiment is in an output directory.
+    """The two files that identify the run or experiment in an output directory.
 
     Attributes:
         manifest: The manifest; None if it is missing or damaged.
         content: The content of the other file; None if it is missing or damaged.
-        damaged: Which of the two is damaged, known from the other one.
+        damaged: The files of the two that are damaged, as the other one shows.
     """
 
     manifest: Manifest | None
@@ -104,16 +103,16 @@ def read_pair(
     differs: Callable[[dict[str, Any]], Sequence[str]],
     identity_differs: Callable[[Mapping[str, Any]], Sequence[str]],
 ) -> Pair:
-    """Read the manifest of an output directory, and compare it with the other file that says what is in there.
+    """Read the manifest of an output directory, and compare it with the other file that identifies its content.
 
-    Each shows when the other one is missing, damaged, or from another folder. If neither is valid, the folder is not
-    recognised.
+    Each of the two files shows whether the other one is missing, damaged, or from another folder. If neither is valid,
+    the folder is not recognized.
 
     Args:
         manifest_path: Path of the manifest.
         path: Path of the other file: `results.json` or `experiment.json`.
         content: Its content; None if it is missing or damaged.
-        differs: Returns where `content` differs from the run or experiment that is asked for.
+        differs: Returns the flags in which `content` differs from the requested run or experiment.
         identity_differs: The same for the identity in the manifest.
     """
     manifest = Manifest.read(manifest_path, corruption.ignore)
@@ -137,7 +136,7 @@ def _has_only(path: Path) -> bool:
 
 
 def _is_ignored(path: Path) -> bool:
-    """Whether a file is there before a run writes anything."""
+    """Whether a file can exist before a run writes anything: the lock and temporary files."""
     return path.name == LOCK or files.is_unfinished(path)
 
 
@@ -150,7 +149,7 @@ def locked(root: Path) -> Iterator[bool]:
     """Create the output directory and lock it for this process. The lock ends when the process dies.
 
     Yields:
-        Whether it is locked; not if its file system has no locks.
+        Whether the directory is locked; False if its file system has no locks.
 
     Raises:
         ArgumentError: If another process has locked it, or it cannot be created.
@@ -174,7 +173,7 @@ def _check_unlocked(root: Path) -> None:
                 pass
         except BlockingIOError as error:
             raise in_use(root) from error
-        except OSError:  # of another user
+        except OSError:  # the lock file of another user
             pass
 
 
@@ -191,12 +190,12 @@ def remove_leftovers(root: Path) -> None:
 
 
 WITHOUT_LOCKS = "the file system has no locks: no other command may write to this output directory"
-# Never deleted: else two processes could each lock a file of this name.
+# Never deleted: otherwise two processes could each lock a different file of this name.
 LOCK = ".lock"
 
 
 def check_stages_dir(stages_dir: str | None, default: Path) -> StorePlace:
-    """Return where stages are stored. Connects to nothing, and changes nothing.
+    """Return where stages are stored. Opens no connection and changes no file.
 
     Args:
         stages_dir: The folder or the URL that the user gave, or None.
@@ -220,8 +219,8 @@ def check_shared(place: StorePlace) -> None:
     """Check that objects can be written to and read from the URL of a store, if it has one.
 
     Raises:
-        ArgumentError: If not.
-        OSError: If it cannot be reached now.
+        ArgumentError: If they cannot.
+        OSError: If the URL cannot be reached now.
     """
     if place.stages is not None:
         objects.check("stages_dir", objects.open_url("stages_dir", place.stages))
@@ -244,7 +243,7 @@ def check_same(root: Path, kind: str, ours: Mapping[str, Any], theirs: Mapping[s
         root: The directory.
         kind: `run` or `experiment`.
         ours: Identity of the run or experiment that would write there.
-        theirs: Identity of the one that has, possibly written by an earlier version.
+        theirs: Identity of the one that is there, possibly written by an earlier version.
     """
     different = different_flags(ours, theirs)
     if different:
@@ -271,18 +270,18 @@ def prepared(
         log: Shows a line.
 
     Yields:
-        The function to call with files that are found damaged later. It reports no file twice.
+        The function to call with files that are found to be damaged later. It skips files that are already reported.
 
     Raises:
         ArgumentError: If the directory cannot be created, or another process has locked it.
-        CorruptionError: As `check`.
-        OSError: If something that the run did not write is in the place of its files; or if they cannot be written.
+        CorruptionError: As in `check`.
+        OSError: If its files cannot be written, or something that the run did not write is in their place.
     """
     paths = RunPaths(expand(config.directory()))
     on_damaged = corruption.handler(config.on_corruption, log)
     with locked(paths.root) as is_locked:
         used = [StageFolder(stages_dir / key) for key in stages]
-        # Not their backups: another run may be writing them in a store that is shared.
+        # Backups are not checked: another run may be writing them in a shared store.
         found = [*_examine(config, stages_dir)[1], *(path for stage in used for path in stage.damaged_files())]
         known = dict.fromkeys(found)
         for path in known:
@@ -311,7 +310,7 @@ def prepared(
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """`top`, and all files and folders in it. Links are not followed."""
+    """Yield `top`, and all files and folders in it. Links are not followed."""
     yield top
     for folder, folders, names in os.walk(top):
         yield from (Path(folder) / name for name in sorted([*folders, *names]))
@@ -325,11 +324,11 @@ def _nearest_existing(root: Path, argument: str) -> Path:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be created in `folder`. Its mode counts for the superuser too."""
+    """Whether files can be created in `folder`. A read-only mode counts for root too."""
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.stat().st_mode & 0o222:
         return False
     try:
-        # Tries it with a file that has no name and disappears when closed, so that the folder does not change.
+        # O_TMPFILE creates a file without a name, which disappears when closed: the folder does not change.
         handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY) if hasattr(os, "O_TMPFILE") else None
     except OSError as error:
         return error.errno in _NO_NAMELESS_FILES
@@ -338,4 +337,4 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-_NO_NAMELESS_FILES = {errno.EISDIR, errno.EOPNOTSUPP}  # not supported by kernel or file system: no answer
+_NO_NAMELESS_FILES = {errno.EISDIR, errno.EOPNOTSUPP}  # O_TMPFILE is not supported by the kernel or file system

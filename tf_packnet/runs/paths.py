@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 def expand(name: str) -> Path:
-    """Return the path a user gave, with `~` expanded where that home exists."""
+    """Return the path that a user gave, with `~` expanded if that home directory exists."""
     return Path(os.path.expanduser(name))
 
 
@@ -41,7 +41,7 @@ class RunPaths:
 
     @property
     def pack_file(self) -> Path:
-        """The same pack in one small file, without free weights."""
+        """The pack file: the pack in one small file, without free weights."""
         return self.root / "pack.packnet"
 
     @property
@@ -66,11 +66,11 @@ class RunPaths:
         return [self.masks, self.tensorboard, self.pack, self.pack_file, self.exports]
 
     def is_output(self, path: Path) -> bool:
-        """Whether a run writes a file with this path; for `rebuildable` files and those in such folders."""
+        """Whether a run writes a file at this path. Only for `rebuildable` files, and files in such folders."""
         return _OUTPUTS.fullmatch(path.relative_to(self.root).as_posix()) is not None
 
     def is_output_folder(self, path: Path) -> bool:
-        """Whether a run writes a folder with this path."""
+        """Whether a run creates a folder at this path."""
         return _OUTPUT_FOLDERS.fullmatch(path.relative_to(self.root).as_posix()) is not None
 
     def is_in_export(self, path: Path) -> bool:
@@ -146,6 +146,6 @@ class StorePlace(NamedTuple):
 
     @classmethod
     def from_json(cls, value: list[Any]) -> "StorePlace":
-        """Return the place of `to_json`."""
+        """Inverse of `to_json`."""
         folder, stages, results = value
         return cls(Path(folder), stages, results)

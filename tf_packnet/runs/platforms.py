@@ -1,4 +1,4 @@
-"""What of a machine changes the numbers that it computes, besides the settings that are chosen on it."""
+"""The properties of a machine that change numerical results, besides the execution settings that are chosen on it."""
 
 import importlib.metadata
 import platform as system
@@ -17,7 +17,7 @@ _INSTRUCTIONS = {
 
 
 def instructions() -> list[str]:
-    """Return the processor's architecture, and those of its instructions that change numbers."""
+    """Return the architecture of the processor, and its instruction sets that change numerical results."""
     try:
         flags = set(CPUINFO.read_text(errors="replace").split())
     except OSError:

@@ -43,12 +43,14 @@ class Results:
         seconds: Wall time of each stage: task, stage, seconds, epochs, and whether it was reused from the store.
         other_seconds: Wall time outside the stages, summed over the run: load, evaluate, store, save.
         environment: Versions, git commit, and execution settings.
-        computed_on: The host and its platform, see `platforms.platform`: the results may be those of another host.
-        retraining: If a time limits the retraining: for each one, `task`, `budget` and `seconds`, and for each prune
-            round, the number of epochs after it (`round_epochs`) and the seconds of both (`round_seconds`).
+        computed_on: The host that computed the results, possibly another one, and its platform, see
+            `platforms.platform`.
+        retraining: With a time budget, one dict per retraining: `task`, `budget` and `seconds`; and for each prune
+            round, the number of epochs after it (`round_epochs`) and the seconds of the round with these epochs
+            (`round_seconds`).
         complete: Whether all tasks were learned and all files were written.
-        data_fingerprint: `TaskStream.fingerprint()` of the examples: a later command detects changed data by it.
-        network: `network_files.fingerprint`: a later command detects changed files of the network by it.
+        data_fingerprint: `TaskStream.fingerprint()` of the examples, with which later commands detect changed data.
+        network: `network_files.fingerprint`, with which later commands detect changed files of the network.
     """
 
     config: Config
@@ -75,7 +77,7 @@ class Results:
         return float(np.mean(self.accuracy[-1])) if self.accuracy else None
 
     def add_stage(self, record: dict[str, Any], reused: bool, timing: dict[str, Any] | None = None) -> None:
-        """Add the record of a stage, see `learning.compute_stage`, and of its plan, see `StageBudget.report`."""
+        """Add the record of a stage (see `learning.compute_stage`), and that of its plan (see `StageBudget.report`)."""
         self.retraining += [timing] if timing else []
         stage = {name: record[name] for name in ("task", "stage", "seconds", "epochs")}
         self.seconds.append({**stage, "reused": reused})
@@ -151,7 +153,7 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
-# Version of `results.json` and `experiment.json`. Increase it when today's code could not read the new files.
+# Version of `results.json` and `experiment.json`. Increase it when the present code could not read the new files.
 SCHEMA_VERSION = 2
 # The type of each value of a JSON file, nested as the values are.
 Form = dict[str, Any]
@@ -179,7 +181,7 @@ def read_results(path: Path, argument: str, on_damaged: corruption.OnDamaged) ->
         on_damaged: Called with `path` if it is damaged.
 
     Returns:
-        Its content; None if it is missing, damaged or something else.
+        Its content; None if it is missing, damaged, or not a `results.json`.
 
     Raises:
         ArgumentError: If a newer version of this library wrote it.
@@ -192,7 +194,7 @@ def read_results(path: Path, argument: str, on_damaged: corruption.OnDamaged) ->
 
 
 def read_experiment(path: Path, on_damaged: corruption.OnDamaged) -> dict[str, Any] | None:
-    """Read an `experiment.json`; None if it is missing, damaged or something else.
+    """Read an `experiment.json`; None if it is missing, damaged, or another kind of file.
 
     Raises:
         ArgumentError: If a newer version of this library wrote it.
@@ -205,7 +207,7 @@ def read_experiment(path: Path, on_damaged: corruption.OnDamaged) -> dict[str, A
 
 
 def has_form(value: Any, form: Any) -> bool:
-    """Whether a JSON value has all values of `form`, with the right types. More values are allowed."""
+    """Whether a JSON value has all values of `form`, with the right types. Further values are allowed."""
     if isinstance(form, dict):
         return isinstance(value, dict) and all(
             name in value and has_form(value[name], inner) for name, inner in form.items()
@@ -218,7 +220,7 @@ def has_form(value: Any, form: Any) -> bool:
 
 
 def _has_all_results(content: dict[str, Any]) -> bool:
-    """Whether a `results.json` has all values that tables and figures need, in consistent numbers."""
+    """Whether a `results.json` has all values that tables and figures need, with consistent lengths."""
     if not has_form(content, _RESULTS):
         return False
     numbers = [task["number"] for task in content["tasks"]]

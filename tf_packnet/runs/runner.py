@@ -37,7 +37,7 @@ from tf_packnet.tasks import Task
 from tf_packnet.text import file_name
 from tf_packnet.training import acceleration
 
-# Time to measure the latency of each task and batch size, for the report of exports.
+# Seconds of each latency measurement (per task and batch size), for the report of exports.
 LATENCY_SECONDS = 0.04
 
 
@@ -74,7 +74,7 @@ def run_config(config: Config, place: StorePlace | None = None, workers: Workers
 
 
 def stage_keys(run: Run, approach: Approach, plans: Plans) -> list[str]:
-    """Return the keys of what the run has in the store: its stages, and the plans of those that a time limits."""
+    """Return the keys of a run in the store: of its stages, and of the plans of retrainings with a time budget."""
     return [key for stage in run.stages(approach, plans) for key in (stage.request, stage.key) if key]
 
 
@@ -83,7 +83,7 @@ def follow(run: Run, place: StorePlace, display: RunProgress) -> Results:
     approach = run.build_approach(None, lambda task, stage: [display.stage(task, stage), StopWhenInterrupted()])
     show_execution(run, display)
     for _ in learn(run, approach, StageStore(place.folder), with_state=True):
-        approach.reset_for_saving()  # as `save`: all workers change variables alike
+        approach.reset_for_saving()  # as in `save`: all workers must change variables in the same way
     return run.results
 
 
@@ -111,7 +111,7 @@ def save(run: Run, paths: RunPaths, approach: Approach, task: Task) -> None:
 
 
 def save_pack_file(run: Run, paths: RunPaths, task: Task) -> None:
-    """Write the `.packnet` file, unless the next task is open already: then it is written after that one."""
+    """Write the `.packnet` file. If the next task is already open, the file is written after that task."""
     if lifecycle.has_open_task(run.network):
         return
     learned = run.stream[: task.number]
@@ -174,7 +174,7 @@ def save_keras(packed: PackedModel, path: Path) -> None:
         packed.save(dated)
         with zipfile.ZipFile(dated) as source, zipfile.ZipFile(temporary, "w") as target:
             for name in source.namelist():
-                if name == "metadata.json":  # without the date of saving, which nothing reads
+                if name == "metadata.json":  # omits the date of saving, which nothing reads
                     target.writestr(zipfile.ZipInfo(name), json.dumps({"keras_version": keras.__version__}))
                     continue
                 with source.open(name) as content, target.open(zipfile.ZipInfo(name), "w", force_zip64=True) as copy:
@@ -203,7 +203,7 @@ def observers(config: Config, paths: RunPaths, display: RunProgress) -> Observer
 def reused_stage_log(
     run: Run, approach: Approach, paths: RunPaths, display: RunProgress
 ) -> Callable[[dict[str, Any]], None]:
-    """Return what `learn` calls with the record of each reused stage: shows a line and writes TensorBoard curves."""
+    """Return the `on_reused` callback for `learn`: it shows a line and writes the TensorBoard curves of the stage."""
 
     def log(record: dict[str, Any]) -> None:
         number, stage = record["task"], record["stage"]

@@ -28,12 +28,12 @@ from tf_packnet.tasks import TaskStream
 from tf_packnet.tasks.encodings import Text, Tokens
 from tf_packnet.training import acceleration
 
-# With --data_residency=auto, the training examples of a task are kept on the device up to this size.
+# With --data_residency=auto, the training examples of a task stay on the device up to this size in bytes.
 RESIDENT_BYTES = 2**30
 
 
 def make_deterministic(xla: str) -> None:
-    """Make operations deterministic: on CPU, a config always gives the same bits."""
+    """Make operations deterministic: on the same CPU, a config always gives bit-identical results."""
     # XLA on CPU is deterministic already, and Keras refuses to combine it with op determinism.
     if xla != acceleration.STEP:
         tf.config.experimental.enable_op_determinism()
@@ -65,7 +65,7 @@ def choose_strategy(config: Config, workers: Workers | None = None) -> tf.distri
             expected = "to be set before TensorFlow starts: use a new process for this run"
             raise ArgumentError("logical_devices", expected, config.logical_devices) from error
         devices = [f"CPU:{i}" for i in range(config.logical_devices)]
-        operations = tf.distribute.ReductionToOneDevice()  # collectives, the default on CPU, are slower
+        operations = tf.distribute.ReductionToOneDevice()  # the default on CPU, collectives, is slower
     return _checked(config, tf.distribute.MirroredStrategy(devices, operations))
 
 
@@ -110,7 +110,7 @@ def choose_residency(config: Config, stream: TaskStream) -> bool:
 
 
 def threads() -> int:
-    """Return the threads of one operation. Results depend on it: sums may be split differently."""
+    """Return the number of threads of one operation. Results depend on it: sums may be split differently."""
     configured = tf.config.threading.get_intra_op_parallelism_threads()
     return configured or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)) or len(os.sched_getaffinity(0))
 
@@ -119,12 +119,12 @@ APPROACHES: dict[str, type[Approach]] = {"packnet": PackNet, "memory": Memory, "
 
 
 def has_heads_side_by_side(config: Config) -> bool:
-    """Whether one output layer has the heads of all tasks side by side: the baselines learn tasks together."""
+    """Whether one output layer holds the heads of all tasks, because the baselines learn tasks together."""
     return config.approach != "packnet" and config.head == "per_task"
 
 
 def build_model(config: Config, stream: TaskStream) -> PackedModel:
-    """Build the packed network of a config, not compiled. Call it in the strategy's scope.
+    """Build the packed network of a config, not compiled. Call this in the scope of the strategy.
 
     Raises:
         ArgumentError: If the tasks have different numbers of classes and the approach or the head does not allow it,
@@ -163,7 +163,7 @@ def build_model(config: Config, stream: TaskStream) -> PackedModel:
 
 
 def check_tasks(config: Config, stream: TaskStream, network: PackedModel) -> None:
-    """Raise ArgumentError if PackNet would have no weights left for some task, or there is no plan for each task."""
+    """Raise ArgumentError if a task would get no weights, or `round_epochs` does not match the tasks."""
     lists = len(config.lengths_by_task())
     retrainings = len(APPROACHES[config.approach].training_task_numbers(len(stream)))
     if lists not in (1, retrainings):
@@ -186,7 +186,7 @@ def plan_of(config: Config, stream: TaskStream, network: PackedModel) -> Capacit
 
 
 def schedule_of(config: Config, tasks: int) -> EqualShare:
-    """Return the pruning schedule of a run with so many tasks.
+    """Return the pruning schedule of a run with `tasks` tasks.
 
     Raises:
         ArgumentError: If there is not one share per task.
@@ -231,7 +231,7 @@ def build_approach(
     masks_dir: Path | None,
     observers: Observers,
 ) -> Approach:
-    """Compile the network and builds the approach of a config. Call it in the strategy's scope.
+    """Compile the network and build the approach of a config. Call this in the scope of the strategy.
 
     Args:
         network: As `build_model` returns it.
@@ -294,7 +294,7 @@ def check_memory(config: Config, input_shape: tuple[int, ...], outputs: int) -> 
 
 
 def check_weights(config: Config, weights: int) -> None:
-    """Raise ArgumentError if training a network of so many weights takes more RAM than the machine has."""
+    """Raise ArgumentError if training a network with `weights` weights takes more RAM than the machine has."""
     needed, available = BYTES_PER_WEIGHT * weights, physical_memory()
     if needed > available:
         expected = (
@@ -305,7 +305,7 @@ def check_weights(config: Config, weights: int) -> None:
 
 
 def dense_sizes(config: Config, input_shape: tuple[int, ...], outputs: int) -> list[int]:
-    """Return the features before, between and after the dense layers, which have nearly all weights."""
+    """Return the numbers of features before, between and after the dense layers, which have nearly all weights."""
     if config.model == "mlp":
         return [math.prod(input_shape), *config.hidden_units, outputs]
     features = (input_shape[0] // 4) * (input_shape[1] // 4) * 128  # after two poolings of 2x2

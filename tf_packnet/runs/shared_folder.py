@@ -1,7 +1,7 @@
-"""The lock of an output directory that several commands may write at the same time: the shards of an experiment.
+"""The lock of an output directory that several commands write at the same time: the shards of an experiment.
 
-They hold a shared lock of the file that `output.locked` locks for one command alone. The first of them prepares the
-directory, during which it holds the lock alone.
+The commands hold a shared lock on the file that `output.locked` locks exclusively. The first command prepares the
+directory while it holds an exclusive lock.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from tf_packnet.errors import ArgumentError
 from tf_packnet.runs.output import LOCK, in_use
 from tf_packnet.system import files
 
-# How long another command may take to prepare the directory.
+# How long to wait for another command that prepares the directory, in seconds.
 PREPARE_SECONDS = 120.0
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class SharedLock:
-    """A lock that this command holds together with others.
+    """A lock that several commands can hold at the same time.
 
     Attributes:
-        alone: Whether no other command holds it, so that the directory may be prepared or cleaned.
+        alone: Whether this command holds the lock exclusively, so that it may prepare or clean the directory.
     """
 
     def __init__(self, root: Path, handle: int):
@@ -33,15 +33,15 @@ class SharedLock:
         self.alone = False
 
     def try_alone(self) -> bool:
-        """Hold the lock alone, unless another command holds it. `share` ends this."""
+        """Try to acquire the lock exclusively, until `share` is called. Return whether this succeeded."""
         self.alone = self._lock(fcntl.LOCK_EX)
         return self.alone
 
     def share(self) -> None:
-        """Hold the lock together with other commands.
+        """Acquire or downgrade to a shared lock.
 
         Raises:
-            ArgumentError: If a command that needs the directory for itself does not end in time.
+            ArgumentError: If another command holds the lock exclusively for longer than `PREPARE_SECONDS`.
         """
         deadline = time.monotonic() + PREPARE_SECONDS
         while not self._lock(fcntl.LOCK_SH):
@@ -58,16 +58,16 @@ class SharedLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            return kind == fcntl.LOCK_SH  # nobody can know whether it is alone
+            return kind == fcntl.LOCK_SH  # without locks, no command can know whether it is alone
         return True
 
 
 @contextlib.contextmanager
 def shared(root: Path) -> Iterator[SharedLock]:
-    """Create the output directory and lock it for this command and others that share it.
+    """Context manager that creates the output directory, and locks it for all commands that share it.
 
     Yields:
-        The lock, held alone if no other command holds it.
+        The lock. It is exclusive if no other command holds it.
 
     Raises:
         ArgumentError: If a command that does not share the directory has locked it, or it cannot be created.

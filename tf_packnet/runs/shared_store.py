@@ -1,7 +1,7 @@
-"""Finished stages and results that hosts share without a shared disk: objects in a bucket or a folder.
+"""Shares finished stages and results between hosts without a shared disk: objects in a bucket or a folder.
 
-Unfinished work, locks and backups stay in a local store. A finished stage is published: first its state, whose object
-is named by its checksum, then its record, which is written once and names the state.
+Unfinished work, locks and backups stay in a local store. A finished stage is published in two steps: first its state,
+in an object named by its checksum; then its record, which is written once and names the state.
 """
 
 import shutil
@@ -36,7 +36,7 @@ def open_store(
 
 
 def open_results(place: StorePlace, on_damaged: corruption.OnDamaged | None = None) -> "SharedResults | None":
-    """Return the results that are shared at a place; None if none are. Arguments as for `StageStore`."""
+    """Return the shared results of a place; None if it shares none. Arguments as for `StageStore`."""
     if place.results is None:
         return None
     shared: Objects = objects.Folder(Path(place.results))
@@ -46,7 +46,7 @@ def open_results(place: StorePlace, on_damaged: corruption.OnDamaged | None = No
 
 
 class SharedStore(StageStore):
-    """A local store that publishes its stages, and looks for those that it does not have among the published ones.
+    """A local store that publishes its stages, and fetches published stages that it does not have.
 
     Args:
         root: The local folder.
@@ -86,7 +86,7 @@ class SharedStore(StageStore):
         return entry
 
     def _fetch_record(self, stage: Stage) -> bool:
-        """Copy the published record of a stage into the local folder; returns whether there is one."""
+        """Copy the published record of a stage into the local folder. Return whether there is an intact one."""
         with stage_folder.own_folder(self.root) as own:
             new = StageFolder(own / stage.key)
             new.path.mkdir()
@@ -104,12 +104,12 @@ class SharedStore(StageStore):
         return found
 
     def _report(self, name: str) -> None:
-        if name not in self._reported:  # it stays damaged until it is written again
+        if name not in self._reported:  # report once: it stays damaged until it is written again
             self._reported.add(name)
             self.on_damaged(f"{self._shared.url}/{name}")
 
     def _fetch_state(self, stage: Stage) -> bool:
-        """Copy the published state after a stage into the local folder; returns whether there is one."""
+        """Copy the published state after a stage into the local folder. Return whether there is an intact one."""
         entry = self.folder(stage).entry()
         assert entry is not None
         name = _state_name(stage, entry)
@@ -169,7 +169,7 @@ class SharedResults:
         return {**results, "config": config.to_json(), "seconds": seconds}
 
     def write(self, key: str, results: dict[str, Any]) -> None:
-        """Publish the results of a run, unless undamaged ones are."""
+        """Publish the results of a run, unless intact ones are already published."""
         with tempfile.TemporaryDirectory() as folder:
             path, theirs = Path(folder, "results.json"), Path(folder, "theirs.json")
             files.write_json(path, results)
@@ -192,7 +192,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _is_whole(path: Path) -> bool:
     try:
         return read_results(path, "stages_dir", corruption.ignore) is not None
-    except ArgumentError:  # of a newer version
+    except ArgumentError:  # written by a newer version
         return True
 
 

@@ -1,4 +1,4 @@
-"""Runs one config from the command line: checks the input, then starts TensorFlow, learns, and prints the results."""
+"""Executes one run from the command line: checks the input, starts TensorFlow, learns, and prints the results."""
 
 import dataclasses
 import datetime
@@ -41,7 +41,7 @@ def _main(config: Config, stages_dir: str | None, workers: Workers, now: datetim
     if workers.first and results is None:
         output.check_shared(place)
     if results is None and config.deadline is not None:
-        moment = timing.moment_of(config.deadline, now)  # as a time of day, it would be another one tomorrow
+        moment = timing.moment_of(config.deadline, now)  # a time of day would mean another moment tomorrow
         timing.check_is_ahead(moment, now)
         config = dataclasses.replace(config, deadline=moment.isoformat(timespec="seconds"))
     if results is None:
@@ -83,6 +83,6 @@ def show_plan(config: Config) -> None:
 
 def check_inputs(config: Config) -> None:
     """Raise ArgumentError if the data set or the files of the network of `config` do not exist."""
-    logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow log warnings although all goes well
+    logging.set_verbosity(logging.ERROR)  # TFDS and TensorFlow log warnings even on success
     check_name(config.dataset, config.data_dir)
     network_files.check(config)

@@ -1,7 +1,7 @@
-"""The folder of one stored stage: its record and the state after it, each in two copies that repair each other.
+"""The folder of one stored stage: its record and the state after it, each in two copies. One repairs the other.
 
-A folder is written as a whole, so a single missing file is damage, not the trace of an interruption. Nothing here needs
-a lock to be safe: what is unfinished is in a folder of the process, and the first result of a stage stays.
+A folder is written atomically, so a single missing file means damage, not an interruption. Nothing here needs a lock to
+be safe: unfinished files are in a folder of their process, and the first stored result of a stage is kept.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from tf_packnet.system.archives import BROKEN
 
 RECORDS = ("stage.json", "stage.copy.json")
 STATES = ("state.npz", "state.copy.npz")
-# The folders in a store besides those of stages: of the backups of unfinished stages, and of locks.
+# The other folders in a store: backups of unfinished stages, and locks.
 PROGRESS, LOCKS = "progress", "locks"
-# Exists while the two copies of a state are deleted, or written to a folder without a state.
+# A marker file that exists while the two copies of a state are being deleted or added.
 DROPPING = ".dropping"
 _KEY, _CHECKSUM = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 
@@ -61,7 +61,7 @@ class StageFolder:
         return next((entry for entry in map(self._read, self._records) if entry), None)
 
     def damaged_records(self) -> list[Path]:
-        """Return the copies of the record that are missing or damaged; both only if the folder exists."""
+        """Return the copies of the record that are missing or damaged; none if the folder does not exist."""
         if files.kind(self.path) == files.MISSING:
             return []
         entry = self.entry()
@@ -70,7 +70,7 @@ class StageFolder:
     def damaged_states(self) -> list[Path]:
         """Return the copies of the state that are missing or damaged; none if the state was deleted."""
         damaged = self._damaged_states()
-        # Another process may have been deleting or writing them.
+        # Looks twice: another process may have been deleting or writing them.
         return [path for path in self._damaged_states() if path in damaged] if damaged else []
 
     def _damaged_states(self) -> list[Path]:
@@ -92,10 +92,10 @@ class StageFolder:
         return [path for path in backups if not _is_whole_archive(path)]
 
     def repair(self, damaged: list[Path]) -> None:
-        """Write each damaged file again from its other copy, and delete states of which no copy is left.
+        """Write each damaged file again from its other copy, and delete states of which no intact copy is left.
 
         Raises:
-            OSError: If something else is in the place of a file, such as a folder that contains something.
+            OSError: If something else is in the place of a file, such as a non-empty folder.
         """
         for path in damaged:
             names = RECORDS if path.name in RECORDS else STATES
@@ -119,12 +119,12 @@ class StageFolder:
         own: Path | None = None,
         publish: "Callable[[StageFolder], bool]" = lambda new: True,
     ) -> bool:
-        """Write record and state, atomically, unless another result of the stage is there.
+        """Write record and state, atomically, unless another result of the stage is stored.
 
         Args:
             record: The record.
             state: The state.
-            own: The folder of this process for unfinished files; None if it has locked the stage.
+            own: The folder of this process for unfinished files; None if the process has locked the stage.
             publish: Called with the complete new folder before it is moved into place; returns whether it may be.
 
         Returns:
@@ -148,7 +148,7 @@ class StageFolder:
             return publish(new) and self.place(new)
 
     def place(self, new: "StageFolder") -> bool:
-        """Move a complete folder into the place of this one, unless that has another result already.
+        """Move a complete folder into the place of this one, unless this one already has another result.
 
         Args:
             new: The folder, in the same file system. It may have no state.
@@ -172,7 +172,7 @@ class StageFolder:
         raise OSError(errno.EBUSY, "other processes change it all the time", str(self.path))
 
     def add_state(self, source: Path, own: Path) -> None:
-        """Store the state again that was deleted. Its record is there.
+        """Store a deleted state again. The record is still there.
 
         Args:
             source: A file with the state.
@@ -185,7 +185,7 @@ class StageFolder:
         self._dropping.unlink(missing_ok=True)
 
     def check_place(self) -> None:
-        """Raise OSError if the folder contains files that `write` would delete, although it never wrote them."""
+        """Raise OSError if the folder contains files that `write` would delete but did not write."""
         for child in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             if child.name not in (*RECORDS, *STATES, DROPPING) and not files.is_unfinished(child):
                 raise FileExistsError(errno.EEXIST, "move this away, its folder is written again", str(child))
@@ -242,7 +242,7 @@ def _abandoned(root: Path) -> list[Path]:
 
 @functools.cache
 def _host() -> str:
-    """Return a name of this host; containers on it that do not see each other's processes have different ones."""
+    """Return a name of this host. Containers that do not see each other's processes have different names."""
     namespace = ""
     with contextlib.suppress(OSError):  # some sandboxes have none
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
@@ -270,10 +270,10 @@ def repair(stages: Iterable[StageFolder]) -> None:
 
 
 def make_place(root: Path) -> None:
-    """Remove anything else at the paths of the folders of a store, such as a broken link, and what is left over.
+    """Make the paths of the folders of a store usable: remove broken links and folders of killed processes.
 
     Raises:
-        OSError: If a file is.
+        OSError: If a file is at one of these paths.
     """
     for folder in (root, root / LOCKS, root / PROGRESS):
         if not folder.is_dir():  # it may be a link to a folder on another disk

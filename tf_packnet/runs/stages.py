@@ -18,10 +18,10 @@ from tf_packnet.runs.config import OPTIONS, Config, fields_in
 from tf_packnet.runs.method_options import MAX_EPOCHS
 from tf_packnet.runs.options import StageKey
 
-# Increase it when a change of the code changes what a stage computes.
+# Version of stage keys. Increase it when a code change alters what a stage computes.
 SCHEMA = 2
 
-# The config fields by where stage keys contain them; the fields declare it.
+# The config fields by their declared `StageKey`.
 NETWORK = fields_in(StageKey.NETWORK)
 TRAINING = fields_in(StageKey.TRAINING)
 TRAIN_STAGE = fields_in(StageKey.TRAIN_STAGE)
@@ -44,9 +44,9 @@ class Stage:
         epochs: Epochs of the `fit`.
         shared: Whether runs with another `p` or `N` start with this stage too.
         round_epochs: For `prune+retrain`: the epochs after each prune round, as `EqualShare` takes them.
-        request: For a retraining that a time limits: hash of everything that it depends on besides the time it took.
-            The store has its plan under this key: the epochs after each round, with which it ended. `key` is then that
-            of a retraining with these epochs.
+        request: For a retraining with a time budget: hash of everything that it depends on besides the time it took.
+            Under this key the store has its plan: the epochs after each prune round that fitted into the time. `key` is
+            then that of a retraining with these epochs.
     """
 
     key: str
@@ -83,9 +83,9 @@ def chain(
         task_numbers: Numbers of the tasks that get a `train` and a `prune+retrain` stage each.
         data: Fingerprint of the examples.
         execution: Execution settings, such as how much XLA compiles.
-        network: `network_files.fingerprint` of the config: in place of the paths of files, or besides them.
-        platform: What else of the machine changes numbers, see `platforms.platform`.
-        plans: The plans of the retrainings that a time limits.
+        network: `network_files.fingerprint` of the config. It replaces or complements the paths of files.
+        platform: Properties of the machine that change numerical results, see `platforms.platform`.
+        plans: Looks up the plans of retrainings with a time budget.
     """
     fields = [*NETWORK, *TRAINING, *([] if config.approach == "packnet" else BASELINES)]
     # The words of these inputs are part of every stored key: never rename them.
@@ -103,7 +103,7 @@ def chain(
         if len(listed) > 1:
             settings = planned(config, [int(length) for length in listed[position]])
         if config.is_timed:
-            until = {"deadline": True} if config.deadline else {}  # not when: a run may continue with a later one
+            until = {"deadline": True} if config.deadline else {}  # a run may continue with a later one
             request = _digest({**inputs, **until, **_values(config, PRUNE_RETRAIN_STAGE)})
             plan = plans(request)
             settings = config if plan is None else planned(config, plan)
@@ -115,7 +115,7 @@ def chain(
 
 
 def planned(config: Config, lengths: Sequence[int]) -> Config:
-    """Return the same settings with a number of epochs after each prune round, in place of a time."""
+    """Return the config with a number of epochs after each prune round instead of a time budget."""
     listed = ",".join(map(str, lengths))
     return dataclasses.replace(
         config, retrain_time=None, deadline=None, retrain_epochs=sum(lengths), round_epochs=listed
@@ -123,7 +123,7 @@ def planned(config: Config, lengths: Sequence[int]) -> Config:
 
 
 def results_key(config: Config, data: str, network: Mapping[str, str]) -> str:
-    """Return the key of the results of a run: the same on all machines, unlike the keys of its stages.
+    """Return the key of the results of a run. It is the same on all machines, unlike the keys of its stages.
 
     Arguments as for `chain`.
     """
@@ -133,9 +133,9 @@ def results_key(config: Config, data: str, network: Mapping[str, str]) -> str:
 
 
 def shared_beginning(config: Config) -> str:
-    """Text that is equal for configs whose runs start with the same stage.
+    """Return text that is equal for configs whose runs start with the same stage.
 
-    It is known before data and machine are, so that the runs of an experiment can be scheduled by it.
+    It needs neither the data nor the machine, so that the runs of an experiment can be scheduled by it.
     """
     fields = [*NETWORK, *TRAINING, *TRAIN_STAGE, *COVERED_BY_DATA, *COVERED_BY_EXECUTION]
     fields += [] if config.approach == "packnet" else BASELINES
@@ -143,7 +143,7 @@ def shared_beginning(config: Config) -> str:
 
 
 def _values(config: Config, fields: Sequence[str]) -> dict[str, Any]:
-    """Return the values of `fields` that belong into keys: not those at their neutral value, see `Option`."""
+    """Return the values of `fields` for a key. Omits fields at their neutral value, see `Option`."""
     values = config.to_json()
     return {name: values[name] for name in fields if values[name] != OPTIONS[name].neutral}
 

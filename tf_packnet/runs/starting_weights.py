@@ -23,7 +23,7 @@ from tf_packnet.structure.graphs import as_graph
 from tf_packnet.structure.output_heads import find_heads
 from tf_packnet.system.keras_internals import all_layers
 
-# The file of the weights within a `.keras` file, and what of it belongs to no layer.
+# The weights file within a `.keras` file, and the prefix of the optimizer's state in it.
 _WEIGHTS, _OPTIMIZER = "model.weights.h5", "optimizer/"
 
 
@@ -107,7 +107,7 @@ def _copy(source: h5py.File, path: Path, heads: Collection[str]) -> str | None:
         heads: Names of the layers whose weights stay if they have other shapes in `source`.
 
     Returns:
-        None; or where the files differ. Then the weights file is unusable.
+        None on success; else a description of the difference. The weights file is then unusable.
     """
     given = _datasets(source)
     with h5py.File(path, "r+") as target:

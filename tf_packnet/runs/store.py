@@ -1,7 +1,7 @@
 """The store of finished stages: written atomically, looked up by key, shared between processes.
 
-`StageStore` is the folder. `StoredStages` takes one run through it: it restores the last stored stage, reuses what is
-stored, stores what is computed, and deletes states that no later stage needs.
+`StageStore` is the folder. `StoredStages` takes one run through its stages: it restores the last stored stage, reuses
+stored stages, stores computed ones, and deletes states that no later stage needs.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from tf_packnet.system.archives import read_state
 class StageStore:
     """A folder with one folder per stage: its record in `stage.json`, the state after it in `state.npz`.
 
-    Both are stored twice. A damaged copy is written again from the other one when it is read. The record is kept:
-    without it the stage would have to be computed again. The state is as large as the network, so it is deleted once
-    no stage can start from it any more. `progress/` has the epoch backups of unfinished stages.
+    Both are stored twice. When a damaged copy is read, it is replaced by the other one. The record is kept: without it
+    the stage would have to be computed again. The state is as large as the network, so it is deleted once no stage can
+    start from it. `progress/` has the epoch backups of unfinished stages.
 
     Args:
         root: The folder; created when the first stage is written.
@@ -52,7 +52,7 @@ class StageStore:
         return None if entry is None else entry["record"]
 
     def plan(self, request: str) -> dict[str, Any] | None:
-        """Return the record of the plan of a retraining that a time limits, by the key of its request."""
+        """Return the record of the plan of a retraining with a time budget, by the key of its request."""
         return self.record(_plan(request))
 
     def lengths(self, request: str) -> list[int] | None:
@@ -64,7 +64,7 @@ class StageStore:
         self.put(_plan(request), record, {}, own)
 
     def has_state(self, stage: Stage) -> bool:
-        """Whether the state after `stage` is stored. A damaged copy is repaired; if both are, they are deleted."""
+        """Whether the state after `stage` is stored. One damaged copy is repaired; two damaged copies are deleted."""
         if self._entry(stage) is None:
             return False
         folder = self.folder(stage)
@@ -72,14 +72,14 @@ class StageStore:
         return folder.has_state()
 
     def state(self, stage: Stage) -> dict[str, np.ndarray]:
-        """Read the state after `stage`; empty if another process has deleted it, which has stored a later stage."""
+        """Read the state after `stage`; empty if another process has stored a later stage and deleted it."""
         try:
             return read_state(self.folder(stage).state_path)
         except FileNotFoundError:
             return {}
 
     def put(self, stage: Stage, record: dict[str, Any], state: dict[str, np.ndarray], own: Path | None = None) -> bool:
-        """Write record and state of `stage`, atomically. If another result of it is stored, that stays.
+        """Write record and state of `stage`, atomically. A different result that is already stored is kept.
 
         Args:
             stage: The stage.
@@ -132,7 +132,7 @@ class StageStore:
         missing = first
         if first == len(stages) and with_state and not self.has_state(stages[-1]):
             first -= 1
-        # The state it starts from was deleted: compute the stage before again too, which gives the same result.
+        # The state that it starts from was deleted: compute the stage before again too, with the same result.
         while 0 < first < len(stages) and not self.has_state(stages[first - 1]):
             first -= 1
         if first < missing < len(stages) and self.record(stages[missing]) is not None:
@@ -156,24 +156,24 @@ class StageStore:
 
 
 def lengths_in(entry: dict[str, Any] | None) -> list[int] | None:
-    """Return the epochs after each prune round of a stored plan; None without it."""
+    """Return the epochs after each prune round of a stored plan; None without a plan."""
     return None if entry is None else entry["record"]["round_epochs"]
 
 
 def _plan(request: str) -> Stage:
-    """Return where a plan is stored: as a stage without a state."""
+    """Return the stage under which a plan is stored. It has no state."""
     return Stage(request, PRUNE_RETRAIN, 0, 0, shared=True)
 
 
 class StoredPlans:
-    """The plans of the retrainings of a run that a time limits, by the keys of their requests.
+    """The plans of the retrainings of a run with a time budget, by the keys of their requests.
 
     Args:
         store: The store, which the first worker reads.
         workers: The workers of the run.
 
     Attributes:
-        records: Those that are known.
+        records: The records of the plans that are known so far, by request.
     """
 
     def __init__(self, store: StageStore, workers: Workers | None = None):
@@ -186,7 +186,7 @@ class StoredPlans:
         return None if record is None else record["round_epochs"]
 
     def record(self, request: str) -> dict[str, Any] | None:
-        """Return the record of a plan: also the time that each round took. None without a plan."""
+        """Return the record of a plan, with the time that each round took; None without a plan."""
         if request and request not in self.records:
             record = self._workers.tell(lambda: self._store.plan(request))
             if record is not None:
@@ -226,7 +226,7 @@ class SharedBackup(EpochBackup):
 
 
 class Restorable(Protocol):
-    """What the stages train: its state can be captured and restored."""
+    """An object whose state can be captured and restored: what the stages train."""
 
     def state(self) -> dict[str, np.ndarray]: ...
 
@@ -246,13 +246,13 @@ class StoredStages:
     Args:
         store: The store.
         stages: All stages of the run, in order.
-        approach: What is trained. Its state is that of the last stage done, except while records alone are reused.
-        with_state: Whether `approach` must have the state after every task, and the store must keep the state after
-            the last stage; or the records suffice.
+        approach: The approach to train. It has the state after the last finished stage, unless only records are reused.
+        with_state: Whether `approach` must have the state after every task, and the store must keep the state after the
+            last stage. If not, records suffice.
         timed: Gives a context manager around writing to the store.
-        workers: The workers that do it together; the first one has the store.
+        workers: The workers of the run; the first one has the store.
         chain: Lists the stages of the run again, with the plans that are stored by then.
-        plans: The plans of the retrainings that a time limits.
+        plans: The plans of the retrainings with a time budget.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class StoredStages:
         return finished
 
     def _advance(self) -> bool:
-        """Restore the last stored stage; returns whether it comes after those that are done."""
+        """Restore the last stored stage. Return whether it is later than the stages that are done."""
         while True:
             first = self._workers.tell(lambda: self._store.first_to_compute(self._stages, self._with_state))
             if first <= self._done:
@@ -341,13 +341,13 @@ class StoredStages:
             digests = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in state.items()}
             self._workers.check_equal(f"the results of task {stage.task}, {stage.name},", {**outcome, **digests})
 
-        self._stages = self._chain()  # its key, if it was open, is that of its plan now
+        self._stages = self._chain()  # the key of an open stage is now that of its plan
         planned = self.next_stage
 
         def put() -> bool:
             with self._timed(), self._own_folder(planned.key == locked.key, own) as folder:
                 is_stored = self._store.put(planned, record, state, folder)
-                if stage.is_open:  # after the result, which it names
+                if stage.is_open:  # after the result that it leads to
                     self._store.put_plan(stage.request, self._plans.records[stage.request], own)
                 backup.remove()
             return is_stored
@@ -366,7 +366,7 @@ class StoredStages:
         return self._workers.tell(lambda: self._store.record(stage) is not None)
 
     def _drop_old_states(self) -> None:
-        """Keep the last state, from which the run resumes."""
+        """Delete old states. Keep the last one, from which the run resumes."""
         kept = 1 if self._with_state or self._done < len(self._stages) else 0
         for stage in self._stages[max(0, self._done - 3) : max(0, self._done - kept)]:
             if not stage.shared:

@@ -11,17 +11,17 @@ from tf_packnet.pruning.policies import TRAIN
 from tf_packnet.runs.config import Config
 from tf_packnet.runs.workers import Workers
 
-# The share of a retraining whose time is up already: it has one epoch.
+# Budget in seconds of a retraining whose time is already up: it gets one epoch.
 _LEAST_SECONDS = 1e-3
 
 
 class StageBudget(TimeBudget):
-    """The time of one retraining of a run. All workers take the decisions of the first one, whose clock they have.
+    """The time budget of one retraining of a run. All workers use the clock of the first one.
 
     Args:
         workers: The workers.
-        limit: Seconds in all, those of an interrupted process included; infinity for no limit.
-        from_now: Seconds from now on; infinity for no limit.
+        limit: Total seconds, including those of an interrupted process; infinity for no limit.
+        from_now: Seconds from now; infinity for no limit.
     """
 
     def __init__(self, workers: Workers, limit: float, from_now: float):
@@ -38,11 +38,11 @@ class StageBudget(TimeBudget):
 
     @property
     def ended(self) -> float:
-        """When the last epoch ended, on `time.monotonic` of the first worker."""
+        """When the last epoch ended, in seconds of `time.monotonic` on the first worker."""
         return self._mark
 
     def report(self, task: int) -> dict[str, Any]:
-        """Return the plan with which the retraining of a task ended, and the time that it took, as JSON values."""
+        """Return the final plan of the retraining of a task, and the time that it took, as JSON values."""
         return {
             "task": task,
             "budget": round(max(0.0, self._share), 3),
@@ -53,14 +53,14 @@ class StageBudget(TimeBudget):
 
 
 class TimeShares:
-    """Gives each retraining of a run its share of the time that is left: as much as each later one.
+    """Gives each retraining of a run an equal share of the remaining time.
 
-    The time to a deadline is also for the training of the later tasks, and to evaluate and save all tasks that are not
-    finished: as long as these took last.
+    Time to a deadline must also suffice for training the later tasks, and for evaluating and saving all unfinished
+    tasks. Both are estimated by how long they took last.
 
     Args:
         config: The run.
-        retrainings: Their number.
+        retrainings: Number of retrainings of the run.
         workers: The workers of the run; the first one decides.
     """
 
@@ -73,13 +73,13 @@ class TimeShares:
         self._budget: StageBudget | None = None
 
     def task_begins(self) -> None:
-        """Note that the training of a task begins: the one before is saved."""
+        """Note that the training of a task begins, so that the task before is saved."""
         if self._budget is not None:
             self._saving = time.monotonic() - self._budget.ended
         self._budget = None
 
     def stage_ends(self, record: dict[str, Any], plan: dict[str, Any] | None) -> None:
-        """Note how long a stage took, from its record and that of its plan."""
+        """Note how long a stage took, from its record and the record of its plan."""
         if record["stage"] == TRAIN:
             self._training = record["seconds"]
         else:
@@ -87,7 +87,7 @@ class TimeShares:
             self._used += plan["seconds"] if plan else 0.0
 
     def next_budget(self) -> StageBudget:
-        """Return the time of the next retraining."""
+        """Return the time budget of the next retraining."""
         self._budget = StageBudget(self._workers, *self._workers.tell(self._shares))
         return self._budget
 

@@ -1,7 +1,7 @@
 """The workers of a run with `--strategy=multiworker`: they agree on what to do, and all end when one ends.
 
-The first worker decides what is computed, has the files, and tells the others. All others are connected to it, through
-the port that TensorFlow uses later. A run in one process has one worker, for which all of this is trivial.
+The first worker has the files, decides what is computed, and tells the others. All others are connected to it, through
+the port that TensorFlow uses later. A run in one process has a single worker, which has nothing to agree on.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from tf_packnet.system import processes
 from tf_packnet.system.links import SILENCE_SECONDS, Link
 from tf_packnet.version import __version__
 
-# After another worker has ended: how long this one may take to end by itself.
+# How many seconds this worker may take to end by itself after another worker has ended.
 GRACE_SECONDS = 10.0
-# How long TensorFlow may take to connect workers that are all there.
+# How many seconds TensorFlow may take to connect the workers, which are all running by then.
 CONNECT_SECONDS = 120
 
 
 class Workers:
-    """All workers of a run, seen by one of them. This class is for runs in one process.
+    """The workers of a run, as seen by one of them. This base class is for runs in one process.
 
     Attributes:
         index: The number of this worker, from 0.
@@ -46,15 +46,18 @@ class Workers:
         return self.index == 0
 
     def tell(self, make: Callable[[], Any]) -> Any:
-        """Return, on all workers, the JSON value that `make` returns on the first. It is not called on others."""
+        """Return, on all workers, the JSON value that `make` returns on the first worker.
+
+        Only the first worker calls it.
+        """
         return make()
 
     def tell_arrays(self, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        """As `tell`, for arrays by name."""
+        """Return, on all workers, the arrays by name that `make` returns on the first worker. See `tell`."""
         return make()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return, on all workers, the JSON values that all have, in their order."""
+        """Return, on all workers, the JSON values of all workers, in the order of their numbers."""
         return [value]
 
     def check_equal(self, what: str, values: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class Workers:
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[Workers]:
-    """Connect the workers of a run for the block, which all leave together.
+    """Connect the workers of a run for the block, which all workers leave together.
 
     If another worker ends within the block, this process ends within a minute, too.
 
@@ -159,10 +162,10 @@ class ConnectedWorkers(Workers):
         os.environ[hosts.VARIABLE] = self._hosts.tf_config
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         versions = {"tf_packnet": __version__, "keras": keras.__version__, "tensorflow": tf.__version__}
-        self.check_equal("the versions", versions)  # now all are here: TensorFlow would wait without end for one
-        with processes.ended_after(CONNECT_SECONDS):  # it waits in C++, where no other thread of Python can run
+        self.check_equal("the versions", versions)  # waits for all: TensorFlow would wait forever for one
+        with processes.ended_after(CONNECT_SECONDS):  # it waits in C++ without releasing the GIL
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        for number, handler in handlers.items():  # TensorFlow has its own for SIGTERM, which ignores it
+        for number, handler in handlers.items():  # TensorFlow installs its own for SIGTERM, which ignores it
             signal.signal(number, handler)
         return strategy
 
@@ -178,7 +181,7 @@ class ConnectedWorkers(Workers):
             link.close()
 
     def end(self, error: BaseException) -> None:
-        """End the other workers, because of an error of this one.
+        """End the other workers because of an error of this one.
 
         Raises:
             WorkerEndedError: If the error is the end of another worker.
@@ -215,7 +218,7 @@ class ConnectedWorkers(Workers):
         return f"worker {index} ({self._hosts.addresses[index]})"
 
     def _on_ended(self, index: int, reason: bytes | None) -> None:
-        """Note that the worker at the other end of a link has ended, or that it says that another one has."""
+        """Note that the worker at the other end of a link has ended, or has reported the end of another worker."""
         text = None
         if reason is not None:
             index, text = json.loads(reason)
@@ -231,7 +234,7 @@ class ConnectedWorkers(Workers):
         processes.end_after(GRACE_SECONDS, self._ended, WorkerEndedError.exit_code, self._stderr)
 
     def _tell_end(self, index: int, reason: str | None) -> None:
-        for link in list(self._links.values()):  # while they are made
+        for link in list(self._links.values()):  # a copy: links may still be added
             link.end(json.dumps([index, reason]).encode())
 
 
@@ -254,7 +257,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _comes_from_tensorflow(error: BaseException) -> bool:
-    """Whether an operation has failed, as one does that waits for a worker that has ended."""
+    """Whether a TensorFlow operation has failed, as one does that waits for a worker that has ended."""
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__module__ == "tensorflow.python.framework.errors_impl":

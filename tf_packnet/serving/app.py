@@ -1,4 +1,4 @@
-"""The HTTP interface: the routes of TensorFlow Serving's REST API for one model, and their answers in JSON."""
+"""The HTTP interface: the routes of TensorFlow Serving's REST API for one model, and their JSON responses."""
 
 import asyncio
 import contextlib
@@ -27,15 +27,15 @@ from aiohttp import web  # noqa: E402
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 VERSION_HEADER = "Model-Version"
-# Seconds in which a body must arrive.
+# The body of a request must arrive within this many seconds.
 _BODY_SECONDS = 60
-# Bodies of requests may take this multiple of the largest one together.
+# All request bodies together may take this many times the size of the largest allowed body.
 _BODIES = 8
 # Answers with more numbers are formatted in a thread.
 _FEW_NUMBERS = 10_000
-# Types that clients send JSON under: TensorFlow Serving reads none, and `curl --data` sends that of forms.
+# Content types with which clients send JSON. TensorFlow Serving ignores them; `curl --data` sends that of forms.
 _JSON = ("application/json", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain")
-# TensorFlow's names of dtypes that differ from NumPy's.
+# TensorFlow's names for dtypes, where they differ from `DT_` and NumPy's name.
 _DTYPES = {"object": "DT_STRING", "float32": "DT_FLOAT", "float64": "DT_DOUBLE", "float16": "DT_HALF"}
 
 
@@ -60,7 +60,7 @@ class Api:
         self._ending = False
 
     def application(self, watch: bool = True) -> web.Application:
-        """Return the application, which looks for new versions while it runs if `watch`."""
+        """Return the application. With `watch`, it checks for new versions while it runs."""
         app = web.Application(middlewares=[self._last_answers, self._json_errors], client_max_size=self._max_bytes)
         app.router.add_get("/health", self._health)
         model = "/v1/models/{model:[^/:]+}"
@@ -88,7 +88,7 @@ class Api:
 
     @web.middleware
     async def _last_answers(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Tell clients whose connections are about to be closed not to send further requests over them."""
+        """While the server ends, close each connection after its response, so that clients do not reuse it."""
         response = await handler(request)
         if self._ending:
             response.force_close()
@@ -165,7 +165,7 @@ class Api:
             return web.Response(text=text, content_type="application/json", headers={VERSION_HEADER: version})
 
     async def _compute_inferred(self, servable: Servable, verb: str, asked: Asked) -> web.Response:
-        """Infer the task of each example, or of all, and compute each example as its task."""
+        """Infer the task of each example, or one for the whole batch, and compute each example with its task."""
         which_task, version = servable.which_task, str(servable.source.version)
         assert which_task is not None
         inputs = await self._off_loop(
@@ -196,7 +196,7 @@ class Api:
         return web.Response(text=text, content_type="application/json", headers={VERSION_HEADER: version})
 
     def _servable(self, request: web.Request) -> Servable:
-        """Return the version for a request."""
+        """Return the loaded version that a request names."""
         servable, place = self._versions.current, request.match_info
         if place["model"] != self._settings.name:
             raise RequestError(404, f"model: expected {self._settings.name!r}; received {place['model']!r}")
@@ -223,7 +223,7 @@ class Api:
             self._bytes -= size
 
     async def _asked(self, request: web.Request, verb: str) -> Asked:
-        """Read the body: JSON, one image, or a form with images."""
+        """Read the body of a request: JSON, one image, or a form with images."""
         try:
             return await asyncio.wait_for(self._parsed(request, verb), _BODY_SECONDS)
         except asyncio.TimeoutError as error:
@@ -272,7 +272,7 @@ def _of_images(images: list[bytes], fields: Mapping[str, str]) -> Asked:
 
 
 def _predictions(outputs: dict[str, np.ndarray], field: str) -> dict[str, Any]:
-    """Format outputs as TensorFlow Serving: in rows, or in columns if the request was."""
+    """Format outputs as TensorFlow Serving does: in rows, or in columns if the request has `inputs`."""
     values = {name: _json_values(value) for name, value in outputs.items()}
     only = next(iter(values.values())) if len(values) == 1 else None
     if field == INPUTS:

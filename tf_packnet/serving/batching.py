@@ -1,4 +1,4 @@
-"""Computes requests that wait at the same time together: `Batcher`."""
+"""Batches waiting requests: `Batcher`."""
 
 import asyncio
 from collections import deque
@@ -16,7 +16,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class _Item(NamedTuple):
-    """Examples of one request, or some of them."""
+    """The examples of one request, or a part of them."""
 
     task: ServedTask
     inputs: Tensors
@@ -25,18 +25,19 @@ class _Item(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What items must share to be computed together."""
+        """A key that is equal for items that can be in one batch."""
         return (id(self.task), *(each.shape[1:] for each in self.inputs.values()))
 
 
 class Batcher:
-    """Computes examples in threads. While all are busy, requests wait; a free thread takes all that fit together.
+    """Computes examples in threads. While all threads are busy, requests wait.
 
-    So no request waits for others that may come, and batches grow with the load.
+    A free thread takes all waiting requests that fit into one batch. So no request waits for later ones, and batches
+    grow with the load.
 
     Args:
-        max_batch: Most examples in one call.
-        threads: Calls at the same time.
+        max_batch: Maximum number of examples in one call.
+        threads: Number of parallel calls.
     """
 
     def __init__(self, max_batch: int, threads: int = 1):
@@ -50,7 +51,7 @@ class Batcher:
         """Compute the outputs for the examples of a request.
 
         Raises:
-            RequestError: If the network cannot compute with them, or an output is not finite.
+            RequestError: If the network cannot compute with these examples, or an output is not finite.
         """
         size = len(next(iter(inputs.values())))
         loop = asyncio.get_running_loop()
@@ -71,11 +72,11 @@ class Batcher:
         while self._free and self._waiting:
             call = asyncio.ensure_future(self._call(self._next_batch()))
             self._free -= 1
-            self._calls.add(call)  # the loop itself keeps only weak references
+            self._calls.add(call)  # the event loop keeps only weak references
             call.add_done_callback(self._calls.discard)
 
     def _next_batch(self) -> list[_Item]:
-        """Take the item that waits longest, and those that fit into its batch."""
+        """Take the item that has waited longest, and all items that fit into its batch."""
         batch = [self._waiting.popleft()]
         room, others = self._max_batch - batch[0].size, deque[_Item]()
         while self._waiting and room:
@@ -105,7 +106,7 @@ class Batcher:
 
 
 def _outputs(batch: list[_Item]) -> list[Any]:
-    """Compute the outputs of each item, or the error of one that cannot be computed."""
+    """Compute the outputs of each item; for an item that cannot be computed, its error."""
     task = batch[0].task
     try:
         outputs = task({key: np.concatenate([item.inputs[key] for item in batch]) for key in batch[0].inputs})

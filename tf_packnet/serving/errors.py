@@ -1,11 +1,11 @@
-"""Errors that a server answers with."""
+"""Errors that become the response to a request."""
 
 import reprlib
 from typing import Any
 
 from tf_packnet.errors import ArgumentError, one_line
 
-# Shows the beginning of long values.
+# Shortens long values.
 _REPR = reprlib.Repr()
 _REPR.maxlevel = _REPR.maxlist = _REPR.maxdict = 3
 

@@ -22,7 +22,7 @@ PREDICT, CLASSIFY = "predict", "classify"
 _EXAMPLES = {PREDICT: ("instances", "inputs"), CLASSIFY: ("examples", "instances")}
 _OPTIONS = {PREDICT: ("task", "signature_name", "per"), CLASSIFY: ("task", "signature_name", "per", "top")}
 INPUTS = "inputs"
-# Longer texts are parsed in a thread.
+# Longer texts (in bytes) are parsed in a thread.
 SMALL = 2**15
 # The types of JSON values that an input takes, by the kind of its dtype.
 _JSON_TYPES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}, "O": {str}}
@@ -36,8 +36,8 @@ class Asked(NamedTuple):
         field: The name of the field with the examples.
         examples: The examples as JSON values, or the contents of image files.
         top: How many classes to return; None for all.
-        is_quick: Whether it is a short text without images, which takes no time to convert.
-        per: Whether each `example` has a task of its own, or all of the `batch` have one, if it is inferred.
+        is_quick: Whether it is a short text without images, which is quick to convert.
+        per: For an inferred task: `example` if each example has its own task, `batch` if all examples share one.
     """
 
     task: Any
@@ -77,7 +77,7 @@ def parse_json(body: bytes, verb: str) -> Asked:
 
 
 def per_of(value: Any) -> str:
-    """Check for what one task is inferred: JSON, or text from an address or a form; None for each example."""
+    """Check the value of `per`, from JSON, a URL or a form; None stands for `example`."""
     if value is None:
         return EXAMPLE
     if value not in PER:
@@ -86,7 +86,7 @@ def per_of(value: Any) -> str:
 
 
 def top_of(value: Any) -> int | None:
-    """Check the number of classes to return: JSON, or text from an address or a form; None for all."""
+    """Check the number of classes to return, from JSON, a URL or a form; None stands for all."""
     if value is None:
         return None
     if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
@@ -160,7 +160,7 @@ def _images(name: str, contents: Sequence[bytes], tensor: Tensor, spec: InputSpe
 
 
 def _content(name: str, value: Any) -> bytes | None:
-    """Return the bytes that a value stands for; None if it is none."""
+    """Return the bytes that a value stands for; None if the value is not bytes."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, Mapping):
@@ -174,7 +174,7 @@ def _content(name: str, value: Any) -> bytes | None:
 
 
 def _numbers(name: str, values: Sequence[Any], tensor: Tensor) -> np.ndarray:
-    """Convert JSON values to an array of the dtype of a tensor. Types and shapes are checked before it is allocated."""
+    """Convert JSON values to an array of the dtype of a tensor. Check types and shapes before allocating it."""
     wanted, flat, shape = tensor.dtype, list(values), [len(values)]
     for _ in tensor.shape[1:]:
         if {*map(type, flat)} != {list} or len({*map(len, flat)}) != 1:
@@ -200,7 +200,7 @@ def _numbers(name: str, values: Sequence[Any], tensor: Tensor) -> np.ndarray:
 
 
 def _fitting(name: str, array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Return the array if it is a batch of the tensor's shape."""
+    """Return `array` unchanged; raise RequestError unless it is a batch of the tensor's shape."""
     shape = tensor.shape[1:]
     fits = array.ndim == len(shape) + 1 and all(
         wanted in (None, size) for size, wanted in zip(array.shape[1:], shape, strict=True)

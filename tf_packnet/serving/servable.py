@@ -21,12 +21,12 @@ from tf_packnet.serving.settings import Settings
 from tf_packnet.serving.sources import SAVED_MODEL, Source
 from tf_packnet.system.images import RESIZES
 
-# The task of a request whose task the pack is to infer, and for what one task is inferred.
+# The task name that asks the pack to infer the task, and what gets one inferred task: an example or the whole batch.
 AUTO = "auto"
 EXAMPLE, BATCH = PER = ("example", "batch")
-# Signatures that are no tasks. The last one is TensorFlow's own, in models of Keras 2.
+# Signatures that are not tasks. TensorFlow adds the last one to models of Keras 2.
 _OTHER_SIGNATURES = (CLASS_NAMES, WHICH_TASK, "__saved_model_init_op")
-# Operations that run Python code or read and write files, beyond the weights.
+# Operations that run Python code, or read or write files other than the weights.
 _UNSAFE = {"PyFunc", "EagerPyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReaderV2"}
 
 
@@ -35,7 +35,7 @@ class Tensor(NamedTuple):
 
     Attributes:
         shape: Shape with the batch axis; None for axes of any length.
-        dtype: NumPy dtype; `object` for texts.
+        dtype: NumPy dtype; `object` for text.
     """
 
     shape: tuple[int | None, ...]
@@ -48,11 +48,11 @@ class ServedTask:
     Attributes:
         name: Its name.
         inputs: Its inputs by name.
-        images: How images become an input, by its name.
+        images: For each input, by name, how images are converted to it.
         outputs: Its outputs by name.
         class_names: Names of the classes of its only output; empty if unknown.
         class_axis: The axis of the classes in this output.
-        probabilities: Whether this output is probabilities, not logits; None if unknown.
+        probabilities: Whether this output consists of probabilities, not logits; None if unknown.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ServedTask:
         return {key: output.numpy() for key, output in self._function(**tensors).items()}
 
     def warm_up(self) -> None:
-        """Compute one example of zeros, unless the shape of an input is open."""
+        """Compute one example of zeros, unless an input has axes of unknown length."""
         shapes = {key: [size or 0 for size in each.shape[1:]] for key, each in self.inputs.items()}
         if all(0 not in shape for shape in shapes.values()):
             self({key: np.zeros([1, *shape], self.inputs[key].dtype) for key, shape in shapes.items()})
@@ -91,7 +91,7 @@ class Servable:
     Attributes:
         source: Where it was loaded from.
         tasks: Its tasks, in the order of the pack.
-        which_task: The signature that infers the task of examples, whose `scores` are in this order; None without one.
+        which_task: The signature that infers tasks; its output `scores` has the tasks in this order. None without one.
     """
 
     def __init__(self, source: Source, tasks: list[ServedTask], loaded: Any, which_task: ServedTask | None = None):
@@ -104,7 +104,7 @@ class Servable:
         """Return whether the task of each example is to be inferred: for `auto`, unless it is the name of a task.
 
         Raises:
-            RequestError: If it is, and the version cannot infer tasks.
+            RequestError: If the task is to be inferred, and the version cannot infer tasks.
         """
         if asked != AUTO or any(task.name == AUTO for task in self.tasks):
             return False
@@ -115,7 +115,7 @@ class Servable:
         return True
 
     def inferred(self, scores: np.ndarray, per: str) -> list[int]:
-        """Return the positions of the most likely tasks, of each example (`per` is `example`) or of all (`batch`).
+        """Return the index in `tasks` of the most likely task for each example; with `per="batch"`, the same for all.
 
         Args:
             scores: Output of `which_task`, `(examples, tasks)`.
@@ -133,13 +133,13 @@ class Servable:
         """
         names = [task.name for task in self.tasks]
         expected = f"one of {', '.join(map(repr, names))}, or its number"
-        if asked is None or asked == SIGNATURE and asked not in names:  # clients of TensorFlow send its default
+        if asked is None or asked == SIGNATURE and asked not in names:  # TensorFlow Serving clients send its default
             if len(names) > 1 and SIGNATURE not in names:
                 raise invalid("task", expected)
             return self.tasks[names.index(SIGNATURE) if SIGNATURE in names else 0]
         if asked in names:
             return self.tasks[names.index(asked)]
-        if asked == WHICH_TASK and self.which_task is not None:  # as a client of TensorFlow Serving asks for it
+        if asked == WHICH_TASK and self.which_task is not None:  # a TensorFlow Serving client may call it directly
             return self.which_task
         number = int(asked) if isinstance(asked, str) and asked.isascii() and asked.isdecimal() else asked
         if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= len(names):
@@ -148,11 +148,11 @@ class Servable:
 
 
 def load(source: Source, settings: Settings) -> Servable:
-    """Load a version and compute one example with every task of it.
+    """Load a version, and compute one example with each of its tasks.
 
     Raises:
         ArgumentError: If it is not a pack or a SavedModel, or has no task.
-        PackFileError: If a file of it is damaged or missing.
+        PackFileError: If one of its files is damaged or missing.
         Exception: TensorFlow raises errors of many types for a damaged SavedModel.
     """
     if source.path.is_dir():
@@ -211,7 +211,7 @@ def _load_saved_model(
 
 
 def _image_specs(known: Mapping[str, Any], settings: Settings) -> Callable[[float | None, Tensor], InputSpec]:
-    """Return a function that says how images become an input, from its built-in scale and its tensor."""
+    """Return a function from the built-in scale and the tensor of an input to how images are converted to it."""
     resize = settings.resize or known.get("resize") or RESIZES[0]
 
     def image_spec(built_in: float | None, tensor: Tensor) -> InputSpec:
@@ -235,7 +235,7 @@ def _class_names(signatures: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _check_program(folder: Path) -> None:
-    """Refuse a SavedModel that would run Python code, or read or write files, when it is called, or is not complete."""
+    """Refuse a SavedModel that is incomplete, or that would run Python code, or read or write files, when called."""
     try:
         model = saved_model_pb2.SavedModel.FromString((folder / SAVED_MODEL).read_bytes())
     except FileNotFoundError as error:

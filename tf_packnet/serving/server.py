@@ -15,12 +15,12 @@ from tf_packnet.system.extras import require_extra
 if TYPE_CHECKING:
     from tf_packnet.serving.app import Api
 
-# Seconds that requests may take after the signal to end.
+# Seconds that running requests may take to finish after the signal to end.
 _DRAIN_SECONDS = 30.0
 
 
 def serve(settings: Settings) -> None:
-    """Serve a pack until the process receives SIGTERM or SIGINT; requests that have begun are still answered.
+    """Serve a pack until the process receives SIGTERM or SIGINT. Requests in progress are still answered.
 
     Raises:
         ArgumentError: If the pack cannot be loaded, or the address is not free.
@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
 async def _run(api: "Api", settings: Settings) -> None:
     from aiohttp import web
 
-    logging.getLogger("aiohttp.server").disabled = True  # it logs a traceback for a body that is cut short
+    logging.getLogger("aiohttp.server").disabled = True  # it logs a traceback for every truncated body
     stopped = asyncio.Event()
     runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=_DRAIN_SECONDS)
     await runner.setup()

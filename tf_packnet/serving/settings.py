@@ -1,4 +1,4 @@
-"""What a server serves, and its bounds."""
+"""The settings of a server: what it serves, and its limits."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,14 @@ class Settings(NamedTuple):
         name: The name of the model in requests.
         host: The address to listen on.
         port: The port to listen on; 0 for any free one.
-        poll_seconds: How often to look for a new version.
-        max_batch: Most examples to compute in one call; 1 computes each example alone.
-        max_requests: Most requests at one time; the others are refused with status 503.
-        max_request_bytes: Largest body of a request.
-        max_image_bytes: Most memory that decoding one image may take.
+        poll_seconds: Interval between checks for a new version.
+        max_batch: Maximum number of examples to compute in one call; 1 disables batching.
+        max_requests: Maximum number of concurrent requests. Further requests are refused with status 503.
+        max_request_bytes: Largest body of a request, in bytes.
+        max_image_bytes: Limit in bytes on the memory for decoding one image.
         scale: Factor for the pixels of images; None for the recorded one.
-        resize: How images are brought to the size of the network; None for the recorded way.
-        max_bytes: Most memory that opening a pack file may take; None for the default.
+        resize: How images are resized to the input of the network; None for the recorded way.
+        max_bytes: Limit in bytes on the memory for opening a pack file; None for the default.
         per_task_kernels: Whether a pack file is kept in memory with dense kernels for each task, see `tp.export_pack`.
         layers: A Python file that defines layers of the pack; None for none.
     """

@@ -17,7 +17,7 @@ class Source(NamedTuple):
     Attributes:
         version: Its number; 1 if the pack is not a folder of versions.
         path: The pack file, or the SavedModel folder.
-        stamp: Names, sizes and times of its files, which change when it is written.
+        stamp: Name, inode, size and modification time of each of its files. It changes when the version is written.
     """
 
     version: int

@@ -1,4 +1,4 @@
-"""Switches to a new version of a pack while the present one serves: `Versions`."""
+"""Switches to a new version of a pack without interrupting the server: `Versions`."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from tf_packnet.serving.sources import Source
 
 
 class Versions:
-    """The versions of a pack, of which one serves.
+    """The versions of a pack. One of them serves.
 
     Args:
         settings: Where they are, and how to open them.
         log: Called with one line for each version that is loaded or refused.
 
     Attributes:
-        current: The version that serves. A request takes it once and keeps it, so that a switch does not disturb it; it
-            is freed with the last request that uses it.
+        current: The version that serves. Each request reads this attribute once, so that a switch does not affect
+            requests in progress. A version is freed with the last request that uses it.
     """
 
     def __init__(self, settings: Settings, log: Callable[[str], None]):
@@ -32,16 +32,16 @@ class Versions:
         self.current = self._first()
 
     async def watch(self) -> None:
-        """Look for a newer version again and again, load it in a thread, and let it serve."""
+        """Check for a newer version every `poll_seconds`. Load it in a thread, and switch to it."""
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
                 await asyncio.to_thread(self.poll)
-            except Exception as error:  # the server must go on with the version that it has
+            except Exception as error:  # the server must keep serving the version that it has
                 self._log(f"cannot look for versions: {first_line(error)}")
 
     def poll(self) -> None:
-        """Load the newest version if it is another than the current one and has not changed since the last poll."""
+        """Load the newest version if it is not the current one and has not changed since the last poll."""
         found, before = [self._numbered(source) for source in sources.find(self._settings.pack)], self._seen
         self._seen = found
         for source in found:
@@ -82,7 +82,7 @@ class Versions:
             return None
 
     def _numbered(self, source: Source) -> Source:
-        """Return a pack that is not in a folder of versions under the next number if it has changed."""
+        """Return a pack that is not in a folder of versions with the next number if its files have changed."""
         current = self.current.source
         if source.path != self._settings.pack:
             return source

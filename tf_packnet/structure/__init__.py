@@ -1,1 +1,1 @@
-"""Structure of Keras models: paths of layers, copies, checks before packing, roles of layers, heads, other state."""
+"""The structure of Keras models: paths of layers, copies, checks before packing, roles, heads, other state."""

@@ -1,17 +1,17 @@
-"""Which activations and layers of Keras compute each channel, a position of the last axis, from that channel alone."""
+"""Lists the Keras activations and layers that compute each channel (a position of the last axis) from itself alone."""
 
 from typing import Any
 
 import keras
 from keras import layers
 
-# Activations that work on each value separately.
+# Activations that are computed for each value separately.
 POINTWISE = {
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "tanh", "sigmoid", "softplus"),
     *("softsign", "exponential", "hard_sigmoid", "hard_silu", "hard_tanh", "mish", "log_sigmoid", "squareplus"),
 }
-# Layers without weights, by what they do to a channel: apply a function to each value, nothing in prediction, combine
-# positions, add positions that are 0, combine tensors.
+# Layers without weights, by what they do to a channel: apply a function to each value; nothing, in prediction; combine
+# positions; add positions that are 0; combine tensors.
 FUNCTIONS = (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU)
 IDLE = (
     *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
@@ -34,7 +34,7 @@ OPERATORS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum")
 
 
 def is_pointwise(activation: Any) -> bool:
-    """Return whether an activation is known to work on each value separately."""
+    """Return whether an activation is known to be computed for each value separately."""
     name = getattr(activation, "__name__", "")
     return name in POINTWISE and keras.activations.get(name) is activation
 
@@ -45,7 +45,7 @@ def is_operator(layer: Any) -> bool:
 
 
 def is_channels_last(layer: Any) -> bool:
-    """Return whether the last axis of a layer's inputs and outputs is the one of the channels."""
+    """Return whether the last axis of a layer's inputs and outputs is that of the channels."""
     return getattr(layer, "data_format", None) in (None, "channels_last")
 
 

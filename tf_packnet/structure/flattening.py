@@ -1,6 +1,6 @@
 """Copies a model whose nested graphs share layers, such as a tied embedding, into one graph.
 
-Keras saves and loads each nested graph with layers of its own, which would separate what they share.
+Keras saves and loads each nested graph with its own layers, which would separate shared layers.
 """
 
 from collections.abc import Callable
@@ -56,9 +56,9 @@ class Flattened:
                 copy_state(source, target)
 
     def paths(self, path: str) -> list[str]:
-        """Return the paths in `graph` of a layer of the model; of a nested graph, those of its layers.
+        """Return the paths in `graph` of a layer of the model; for a nested graph, the paths of its layers.
 
-        Inputs of graphs have none.
+        Input layers have no path.
         """
         inside = [self._names[id(layer)] for place, layer in self._places.items() if place.startswith(f"{path}/")]
         if inside:
@@ -69,7 +69,7 @@ class Flattened:
         return [] if not place else [self._names[id(self._places[place])] + path[len(place) :]]
 
     def _operation(self, operation: Any) -> Callable[..., Any]:
-        """Return what replaces an operation in the copy: its copy, or a function that calls a nested graph's copies."""
+        """Return the replacement of an operation: its copy, or a function that calls the copies in a nested graph."""
         if not layer_paths.is_graph(operation):
             return self._copies.of(operation)
 
@@ -85,7 +85,7 @@ class Flattened:
 
 
 def _calls_with_masks(model: keras.Model, prefix: str = "") -> list[Refusal]:
-    """Return the nested graphs that are called with other masks than those of their inputs, which layers pass on."""
+    """Return the nested graphs that are called with masks other than those that their inputs carry."""
     refusals: list[Refusal] = []
     reason = "that is called with a mask although it shares layers with another graph: use separate layers"
     for node in nodes(as_function(model)):
@@ -100,7 +100,7 @@ def _calls_with_masks(model: keras.Model, prefix: str = "") -> list[Refusal]:
 
 
 def flat_names(model: keras.Model) -> dict[int, str]:
-    """Return the name in the flattened copy of each layer and operation of a model's graphs, by its `id`."""
+    """Return the name of each layer and operation of a model's graphs in the flattened copy, by its `id`."""
     names: dict[int, str] = {}
     for place, layer in layers_of_graphs(model).items():
         if id(layer) not in names:
@@ -113,7 +113,7 @@ def flat_names(model: keras.Model) -> dict[int, str]:
 
 
 def layers_of_graphs(model: keras.Model) -> dict[str, Any]:
-    """Return the layers and operations of a graph and of the graphs nested in it, by each path at which they are."""
+    """Return the layers and operations of a graph and of its nested graphs, by each path at which they occur."""
     places: dict[str, Any] = {}
 
     def visit(graph: keras.Model, prefix: str) -> None:

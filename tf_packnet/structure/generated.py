@@ -1,8 +1,8 @@
-"""Makes layers task-aware that have weights of their own and no twin in `TWINS`: users' layers, class tokens, scales.
+"""Makes layers with weights but without a twin in `TWINS` task-aware: users' layers, class tokens, scales.
 
-`make_task_aware` changes the class of a built layer to a generated subclass. In it, every attribute that holds
+`make_task_aware` changes the class of a built layer to a generated subclass. In this class, every attribute that holds
 trainable variables, also in lists, tuples and dicts, returns the values of the selected task. The code of the layer is
-reused as it is, and layers inside it stay where they are.
+reused unchanged, and its inner layers stay in place.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tf_packnet.system.keras_internals import initializer_of, own_trainable_vari
 
 # Name in Keras's registry. It is saved with every pack that has such a layer.
 _REGISTERED = {"package": "tf_packnet", "name": "GeneratedTwin"}
-# Methods that a layer can override to save something else. A task-aware layer saves its variables.
+# Methods that a layer can override to save other data. A task-aware layer saves its variables.
 _HOOKS = ("save_own_variables", "load_own_variables", "save_assets", "load_assets")
 # Attributes in which Keras lists the variables that other attributes hold.
 _VARIABLE_LISTS = {"_trainable_variables", "_non_trainable_variables"}
@@ -47,7 +47,7 @@ def unreachable_weights(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def reserved_names(layer: keras.Layer, is_head: bool) -> list[str]:
-    """Return the names of attributes and methods of a layer that `TaskLayer`, or `Head`, uses for its own.
+    """Return the names of attributes and methods of a layer that clash with those of `TaskLayer` or `Head`.
 
     Methods of Keras's layers, such as `enable_lora`, are overridden on purpose.
     """
@@ -64,13 +64,13 @@ def _names_of_twins(is_head: bool) -> frozenset[str]:
 
 
 def own_saving_hooks(layer: keras.Layer) -> list[str]:
-    """Return the methods with which the class of a layer saves more than its variables; those of Keras's do not."""
+    """Return the methods with which the class of a layer saves more than its variables. Those of Keras do not."""
     hooks = {name: getattr(type(layer), name, None) for name in _HOOKS}
     return [name for name, hook in hooks.items() if hook and not hook.__module__.startswith("keras.")]
 
 
 def is_pruned_by_default(variable: keras.Variable) -> bool:
-    """Return whether a weight is a matrix, which is pruned: more than one of its axes is longer than 1."""
+    """Return whether a weight is pruned by default: whether it has more than one axis longer than 1."""
     return sum(size > 1 for size in variable.shape) > 1
 
 
@@ -83,8 +83,8 @@ def make_task_aware(
         layer: A built layer. Its own trainable variables are in attributes, or in lists, tuples or dicts in attributes.
         bias_policy: Policy of the weights that are not pruned: `first_task` or `per_task`; or `head` for all weights.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
-        prune: Whether to prune a weight, by its name in the layer. Default: matrices are pruned.
-        is_head: Whether the layer becomes a `Head`, of which each task has its own number of outputs.
+        prune: Whether to prune a weight, by its name in the layer. Default: see `is_pruned_by_default`.
+        is_head: Whether the layer becomes a `Head`, whose number of outputs may differ between tasks.
 
     Returns:
         `layer`, which is now a `TaskLayer`.
@@ -142,7 +142,7 @@ class GeneratedHead(Head, GeneratedTwin):
 
 
 class _Routes:
-    """Descriptor of one attribute: replaces the variables that it holds by the values of the selected task."""
+    """Descriptor of an attribute that replaces the variables in it by the values of the selected task."""
 
     def __init__(self, attribute: str):
         self.attribute = attribute
@@ -177,7 +177,7 @@ def plain_class(layer: keras.Layer) -> type[keras.Layer]:
 
 @contextlib.contextmanager
 def without_reads(layer: GeneratedTwin) -> Iterator[None]:
-    """Let the layer compute with zeros inside the block, instead of reading its weights."""
+    """Let the layer compute with zeros inside the block instead of reading its weights."""
     routes = layer._routes
     zeros: Any = {name: _Zeros(weight.variable) for name, weight in routes.items()}
     layer._set_routes(zeros)
@@ -207,7 +207,7 @@ def plain_variables(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def _as_plain(layer: Any, function: Callable[[keras.Layer], Any]) -> Any:
-    """Return `function(layer)`, for which the layer has its plain class."""
+    """Return `function(layer)`, called while the layer has its plain class."""
     generated, layer.__class__ = type(layer), layer.plain_class
     try:
         return function(layer)

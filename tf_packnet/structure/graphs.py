@@ -1,4 +1,4 @@
-"""Converts any Keras model to a graph of layers, and copies layers, graphs and their weights."""
+"""Converts any Keras model to a graph of layers; copies layers, graphs and their weights."""
 
 import tempfile
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def as_graph(model: Any, inputs: Any = None) -> keras.Model:
         inputs: Symbolic inputs for a subclassed model. Default: `float32` tensors of the shapes it was built for.
 
     Raises:
-        ArgumentError: If `model` is no Keras model, was not built, or cannot be called with these inputs.
+        ArgumentError: If `model` is not a Keras model, is not built, or cannot be called with these inputs.
     """
     if not isinstance(model, keras.Model):
         raise ArgumentError("model", "a Keras model", model)
@@ -74,7 +74,7 @@ def _map_shapes(function: Any, shapes: Any) -> Any:
 
 
 def graph_layers(model: keras.Layer) -> list[keras.Layer]:
-    """Return `model` and all layers inside it; of a graph only the layers between its inputs and outputs."""
+    """Return `model` and all layers inside it; for a graph, only the layers between its inputs and outputs."""
     if layer_paths.is_graph(model):
         graph = keras.Model(*graph_ends(model), name=model.name)
         return [model, *all_layers(graph, include_self=False)]
@@ -98,8 +98,8 @@ class Copies:
         for layer in graph.operations if hasattr(graph, "operations") else graph.layers:
             if id(layer) in self._copies or isinstance(layer, keras.layers.InputLayer):
                 continue
-            # Shared with the copy: operations such as `x + y`, which have no state; Lambda layers, whose functions
-            # Keras cannot copy.
+            # The copy shares operations such as `x + y`, which have no state, and Lambda layers, whose functions Keras
+            # cannot copy.
             self._copies[id(layer)] = layer
             if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
                 continue
@@ -159,7 +159,7 @@ class Copies:
             raise refused([Refusal(layer.name, layer, reason)], layer.name) from error
 
     def change_inputs(self, graph: keras.Model, channels: tuple[int, ...]) -> None:
-        """Let the copy of a nested graph take other numbers of channels, one for each of its inputs."""
+        """Change the number of channels of each input in the copy of a nested graph."""
         self._input_channels[id(graph)] = channels
 
     def _copy_of(self, layer: Any) -> Any:
@@ -189,16 +189,16 @@ def checked_copy(graph: keras.Model, copies: Copies | None = None) -> keras.Mode
 
     Args:
         graph: The model.
-        copies: Copies of its layers; they are created if there are none.
+        copies: Copies of its layers. Default: new ones.
 
     Raises:
-        ArgumentError: If a layer is another one than its config, or the code of the layer around it, creates.
+        ArgumentError: If a layer differs from the one that its config, or the code of the layer around it, creates.
     """
     copy = (Copies(graph) if copies is None else copies).connected(graph)
     by_path = layer_paths.layers_by_path(copy)
     for path, layer in layer_paths.layers_by_path(graph).items():
         if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.InputLayer):
-            continue  # an input without a name of its own has another one in the copy
+            continue  # an unnamed input gets another name in the copy
         if _looks_like(layer, by_path.get(path)):
             continue
         expected = (
@@ -211,7 +211,7 @@ def checked_copy(graph: keras.Model, copies: Copies | None = None) -> keras.Mode
 
 
 def _looks_like(layer: keras.Layer, copy: keras.Layer | None) -> bool:
-    """Return whether a copy has weights of the same shapes and an activation of the same name, if it is built."""
+    """Return whether a copy exists and, if it is built, has weights of the same shapes and the same activation."""
     if copy is None or not copy.built:
         return copy is not None
     activations = [getattr(vars(each).get("activation"), "__name__", None) for each in (layer, copy)]
@@ -289,7 +289,7 @@ def _from_config(layer: keras.Layer) -> tuple[keras.Layer | None, str | None]:
 
 
 def _config_when_built(layer: keras.Layer, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a new layer from `config` after it was built like `layer`."""
+    """Create a layer from `config`, build it like `layer`, and return its config."""
     new = type(layer).from_config(config)
     if layer.built and not new.built:
         new.build_from_config(layer.get_build_config())
@@ -320,7 +320,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         for variable, target_variable in zip(own_variables(source), own_variables(target), strict=True):
             target_variable.assign(variable)
         return
-    # Copies by saving and loading: some layers, such as Normalization, derive further values when they are loaded.
+    # Copied by saving and loading, because some layers, such as Normalization, derive further values on loading.
     store: dict[str, Any] = {}
     source.save_own_variables(store)
     if store:

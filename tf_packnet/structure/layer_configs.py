@@ -1,8 +1,8 @@
-"""Configs of layers from which Keras can create them again. Keras can save some layers, but not load them.
+"""Corrects configs of layers that Keras can save but cannot load.
 
 - The `get_config` of some layers returns values that their `__init__` computes, and does not accept as arguments.
-- A layer without a `build` method, which creates the weights of its inner layers when it is called, is marked as built
-  when it is loaded. If it computes its output shape itself, Keras then never calls it.
+- A layer without a `build` method creates the weights of its inner layers when it is called. Keras marks it as built
+  when it loads it and, if the layer computes its output shape itself, never calls it.
 """
 
 import copy
@@ -16,7 +16,10 @@ from tf_packnet.system.keras_internals import as_function, sublayers
 
 
 def creatable(cls: type[keras.Layer], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a layer without keys that `cls.__init__` does not accept, if it fails because of them."""
+    """Return the config of a layer.
+
+    Keys that `cls.__init__` does not accept are removed if it fails because of them.
+    """
     if cls.from_config.__func__ is not keras.Layer.from_config.__func__:
         return config
     parameters = _parameters(cls)
@@ -31,12 +34,12 @@ def creatable(cls: type[keras.Layer], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differs(config: Any, other: Any) -> bool:
-    """Return whether two configs of a layer differ in more than whether the layers inside are built."""
+    """Return whether two configs of a layer differ, apart from the build configs of inner layers."""
     return _comparable(config) != _comparable(other)
 
 
 def make_creatable(graph: keras.Model, config: dict[str, Any]) -> None:
-    """Change the config of a Sequential or functional model such that Keras can create and build all of its layers."""
+    """Change the config of a Sequential or functional model so that Keras can create and build all of its layers."""
     operations = {operation.name: operation for operation in as_function(graph).operations}
     for entry in config["layers"]:
         operation = operations.get(entry["name"] if "name" in entry else entry["config"].get("name"))
@@ -50,14 +53,14 @@ def make_creatable(graph: keras.Model, config: dict[str, Any]) -> None:
 def remove_build_config(layer: keras.Layer, serialized: dict[str, Any]) -> None:
     """Remove the build config of a layer that contains layers, so that its call builds it.
 
-    Its class may not have a `build` method, or one that does not take shapes as they are in files, as lists.
+    Its class may have no `build` method, or one that does not accept the shapes in files, which are lists.
     """
     if sublayers(layer):
         serialized.pop("build_config", None)
 
 
 def _parameters(cls: type[keras.Layer]) -> set[str]:
-    """Return the names of all keyword arguments of `cls.__init__` that a signature names, and those of every layer."""
+    """Return the keyword arguments of `cls.__init__` that a signature in its MRO names, and those of every layer."""
     names = set(inspect.signature(keras.Layer.__init__).parameters)
     for base in cls.__mro__:
         if "__init__" in vars(base):

@@ -1,8 +1,9 @@
-"""Paths of the layers in a model, the same in every process; replaces layers inside other layers.
+"""Computes paths of the layers in a model, which are equal in every process; replaces layers inside other layers.
 
 The path of a layer is the chain of names from the model to the layer, such as `encoder/blocks_0/attention/query_dense`.
-In a functional model these are the names of its layers, below that the attributes that hold the layers. `layer.path` of
-Keras is not used: Keras numbers layers without a name in the order of creation, which differs between processes.
+In a functional model, these are the names of its layers; inside a layer, the names of the attributes that hold its
+layers. Keras's `layer.path` is not used: Keras numbers unnamed layers in the order of creation, which differs between
+processes.
 """
 
 import collections
@@ -37,7 +38,7 @@ _SAVES_NESTED = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
 
 
 def layers_by_path(model: keras.Model) -> dict[str, keras.Layer]:
-    """Return every layer inside `model` by its path; a shared layer has the path at which it is met first."""
+    """Return every layer inside `model` by its path. A shared layer has the path at which it is found first."""
     layers: dict[str, keras.Layer] = {}
     seen: set[int] = set()
 
@@ -60,7 +61,7 @@ def paths_by_id(model: keras.Model) -> dict[int, str]:
 
 
 def resolved_paths(argument: str, names: Iterable[str], model: keras.Model) -> list[str]:
-    """Return the paths of the layers with these `names`: whole paths, their last parts, or the layers' Keras names.
+    """Return the paths of the layers with these names, which are paths, last parts of paths, or Keras names.
 
     Args:
         argument: Name of the caller's argument, for error messages.
@@ -68,7 +69,7 @@ def resolved_paths(argument: str, names: Iterable[str], model: keras.Model) -> l
         model: The model with these layers.
 
     Raises:
-        ArgumentError: If `names` is no list, or a name belongs to no layer or to several.
+        ArgumentError: If `names` is a string, or a name belongs to no layer or to several.
     """
     if isinstance(names, str):
         raise ArgumentError(argument, f"a list of names, such as [{names!r}]", names)
@@ -108,8 +109,8 @@ def children(owner: keras.Layer, saved: bool) -> list[tuple[str, keras.Layer]]:
 
     Args:
         owner: A layer or model.
-        saved: Whether `owner` is a graph whose layer names are saved. False if the code of another layer creates
-            it: its layers get an index instead of Keras's number.
+        saved: Whether `owner` is a graph whose layer names are saved. False if the code of another layer creates it:
+            its layers then get an index instead of Keras's number.
     """
     if is_graph(owner):
         layers = enumerate(owner.layers)
@@ -145,7 +146,7 @@ def unsaved_layers(owner: keras.Layer) -> list[keras.Layer]:
             continue
         try:
             value = getattr(owner, attribute)
-        except Exception:  # as Keras does
+        except Exception:  # Keras ignores all errors too
             continue
         search(value if isinstance(value, (list, dict, tuple, set)) else [value], _SAVES_NESTED)
     saved |= _inside_held(owner)
@@ -189,14 +190,14 @@ def _in_attributes(owner: keras.Layer) -> dict[int, tuple[str, keras.Layer]]:
 def _inside_held(owner: keras.Layer) -> set[int]:
     """Return the `id` of every layer inside the layers that attributes of `owner` hold.
 
-    `owner` itself may track some of them too: those of a list that was passed to a Sequential and replaced by it.
+    `owner` itself may track some of them too: layers of a list that was passed to a Sequential, which replaced it.
     """
     held = [layer for _, layer in _in_attributes(owner).values()]
     return {id(inner) for layer in held for inner in all_layers(layer, include_self=False)}
 
 
 def _has_late_support(attribute: str) -> bool:
-    """Return whether the first versions ignored this attribute.
+    """Return whether early versions of this library ignored an attribute.
 
     For compatibility with their files, layers in it come last and keep their own names.
     """
@@ -284,7 +285,7 @@ def _mapped(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
 
 
 def _key_in_path(key: Any, index: int) -> Any:
-    """Return what represents a dict key in a path: the key, or its index if `str(key)` differs between processes."""
+    """Return the form of a dict key in a path: the key, or its index if `str(key)` differs between processes."""
     kind: Any = type(key)  # mypy would look up the methods of `type`
     return index if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__ else key
 

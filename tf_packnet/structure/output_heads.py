@@ -1,4 +1,4 @@
-"""Finds the heads of a model, from which its outputs come, and the operations between them and the outputs."""
+"""Finds the heads of a model, which compute its outputs, and the operations between heads and outputs."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from tf_packnet.system.keras_internals import (
     sublayers,
 )
 
-# Layers that return their inputs unchanged in prediction, or at other places.
+# Layers that return the values of their inputs unchanged in prediction, possibly at other positions.
 _UNCHANGING_LAYERS = (
     keras.layers.Cropping1D,
     keras.layers.Cropping2D,
@@ -49,12 +49,12 @@ _UNCHANGING_OPERATIONS = ("Cast", "Reshape", "Stack", "Transpose")
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Where an output of a model comes from.
+    """The origin of an output of a model.
 
     Attributes:
-        layer: The head; None if the output does not come from one.
+        layer: The head; None if the output does not come from a head.
         axis: The axis of the output with one entry per class, at least 0.
-        reason: Which layer the output comes from instead of a head.
+        reason: The layer that the output comes from instead of a head.
     """
 
     layer: keras.Layer | None
@@ -66,10 +66,10 @@ Outputs = Callable[[Any], int | None]
 
 
 def find_heads(graph: keras.Model) -> list[str]:
-    """Return the paths of the layers that can be heads from which the outputs come, see `output_heads`.
+    """Return the paths of the heads that the outputs come from, see `output_heads`.
 
     Raises:
-        ArgumentError: If an output does not come from such a layer.
+        ArgumentError: If an output does not come from a layer that can be a head.
     """
     path_of = layer_paths.paths_by_id(graph)
     heads: list[str] = []
@@ -96,7 +96,7 @@ def output_heads(graph: keras.Model, outputs: Outputs = number_of_outputs, trace
     Args:
         graph: A Sequential or functional model.
         outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
-        trace: Whether to trace the call of a layer that is no graph of Keras layers, which takes time.
+        trace: Whether to trace the call of a layer that is not a graph of Keras layers, which takes time.
     """
     return [_head_of(output, outputs, trace) for output in keras.tree.flatten(graph_ends(graph)[1])]
 
@@ -162,10 +162,10 @@ def _followed(head: OutputHead, after: list[Any]) -> OutputHead:
 
 
 def _axis_after(node: Any, axis: int) -> int | None:
-    """Return the axis of the output of a call that has the entries of `axis` of its input; None if none has.
+    """Return the axis of a call's output that has the entries of `axis` of its input; None if there is none.
 
-    It is the axis that grows by one if the input has one entry more. An operation that only takes inputs of this size,
-    such as a Reshape, must keep the size of the first or last axis.
+    It is the axis that grows by one if the input gets one more entry. An operation that only accepts inputs of this
+    size, such as a Reshape, must keep the size of the axis, counted from the same end.
     """
     (tensor,), (output,) = node.input_tensors, node.output_tensors
     size = tensor.shape[axis]
@@ -189,7 +189,7 @@ def _axis_after(node: Any, axis: int) -> int | None:
 
 
 def _inner_graph(layer: keras.Layer, node: Any) -> keras.Function:
-    """Return the graph inside a layer that contains layers, if necessary by a symbolic call of it.
+    """Return the graph inside a layer that contains layers. If necessary, call the layer symbolically.
 
     Args:
         layer: The layer.
@@ -310,7 +310,7 @@ def activations_after_heads(graph: keras.Model, heads: Container[str]) -> list[A
 
 
 def fold_activations(graph: keras.Model, copy: keras.Model, activations: Sequence[ActivationAfterHead]) -> keras.Model:
-    """Let the heads apply the activations after them; the activation layers become linear.
+    """Fold activations into the heads before them: the heads apply them, and the activation layers become linear.
 
     Args:
         graph: A Sequential or functional model.
@@ -352,7 +352,7 @@ def _can_apply(head: Any, layer: keras.Layer, tensor: Any) -> bool:
     """Return whether `head` can apply the activation of `layer` to its output `tensor` with the same result."""
     return (
         vars(head).get("activation") is keras.activations.linear
-        and type(head).call.__module__.startswith("keras.")  # the code of a user may go on after the activation
+        and type(head).call.__module__.startswith("keras.")  # a user's code may continue after the activation
         and head.activity_regularizer is None
         and head.compute_dtype == layer.compute_dtype
         and not has_mask(tensor)

@@ -1,4 +1,4 @@
-"""Says what the numbers of a network's output are: along which axis the classes are, and whether they are logits."""
+"""Determines the axis of the classes in a network's output, and whether its values are logits or probabilities."""
 
 import keras
 
@@ -13,7 +13,7 @@ def class_axis_of(model: keras.Model) -> int:
 
 
 def returns_probabilities(model: keras.Model) -> bool | None:
-    """Return whether the last activation of a network with one output makes probabilities; None if it is unknown."""
+    """Return whether the last activation of a network with one output gives probabilities; None if it is unknown."""
     last = last_operation(model.outputs[0])
     if isinstance(last, keras.layers.Softmax):
         return True

@@ -1,4 +1,4 @@
-"""Inspects a user's model class: which methods of Keras it overrides, and which attributes its models have."""
+"""Inspects a user's model class: the Keras methods that it overrides, and the attributes of its models."""
 
 import functools
 import inspect
@@ -26,7 +26,7 @@ def own_class(model: keras.Model) -> type[keras.Model] | None:
 
 @functools.cache
 def trainer_methods() -> frozenset[str]:
-    """Return the names that a model class may override: `train_step`, `compute_loss`, `metrics`, `compile` etc."""
+    """Return the names that a model class may override, such as `train_step`, `compute_loss` and `metrics`."""
     trainers = [cls for cls in keras.Model.__mro__ if cls.__name__.endswith("Trainer")]
     return frozenset({name for cls in trainers for name in vars(cls) if not name.startswith("__")} | {"add_loss"})
 

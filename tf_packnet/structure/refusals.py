@@ -1,4 +1,4 @@
-"""Checks of the layers of a model before packing: a `Refusal` is a layer that cannot be packed, with the reason."""
+"""Checks the layers of a model before packing. A `Refusal` is a layer that cannot be packed, with the reason."""
 
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -11,7 +11,7 @@ from tf_packnet.structure import layer_paths
 from tf_packnet.structure.generated import plain_class
 from tf_packnet.system.keras_internals import own_variables, seed_generators
 
-# Most characters quoted of an error that a user's code raised.
+# Limit on the characters that are quoted from an error in a user's code.
 _MOST_QUOTED = 300
 # Paragraphs that Keras puts before the message of an error in the `call` of a layer.
 _CALLING = re.compile(
@@ -46,7 +46,7 @@ def refused(refusals: Sequence[Refusal], name: str) -> ArgumentError:
 
 
 def quoted(error: Exception, paragraph: int = -1) -> str:
-    """Return one paragraph of an error that a user's code raised, on one line."""
+    """Return one paragraph of an error in a user's code, on one line."""
     paragraphs = [
         each for each in re.split(r"\n\s*\n", _COLOR.sub("", str(error)).strip()) if not _CALLING.fullmatch(each)
     ]
@@ -104,8 +104,8 @@ def _named(layers: list[keras.Layer]) -> str:
 def variable_owners(model: keras.Model) -> dict[int, tuple[str, keras.Layer]]:
     """Return the layer inside `model` that each variable belongs to, with its path, by the variable's `id`.
 
-    Keras tracks a variable in every layer that stored it in an attribute before it was built. The variable belongs to
-    the layer whose `path` it begins with, or else to the innermost one.
+    Keras tracks a variable in every layer that stored it in an attribute before that layer was built. The variable
+    belongs to the layer with whose `path` its own path begins, or else to the innermost one.
     """
     owners: dict[int, tuple[str, keras.Layer]] = {}
     for path, layer in layers_by_path(model).items():  # inner layers follow the layers that hold them
@@ -121,7 +121,7 @@ def _created_by(layer: keras.Layer, variable: keras.Variable) -> bool:
 
 
 def foreign_variables(layer: keras.Layer, owners: dict[int, tuple[str, keras.Layer]]) -> tuple[list[str], list[str]]:
-    """Return the variables in attributes of `layer` that belong to other layers, and those that belong to none.
+    """Return the variables in attributes of `layer` that belong to other layers, and those that belong to no layer.
 
     Args:
         layer: A built layer.
@@ -152,7 +152,7 @@ def _variables_in(value: Any) -> Iterator[keras.Variable]:
 
 
 def unequal_copies(model: keras.Model, copy: keras.Model, replaced: Container[int] = ()) -> list[Refusal]:
-    """Return the layers that differ from their copies: in inner layers, in weights, or in where they are shared.
+    """Return the layers that differ from their copies in inner layers, in weights, or in how they are shared.
 
     Args:
         model: A Sequential or functional model.
@@ -202,7 +202,7 @@ def unequal_layers(
 
 
 def layers_in_several_graphs(model: keras.Model) -> list[Refusal]:
-    """Return the layers that several graphs share: Keras saves and loads each graph with layers of its own."""
+    """Return the layers that several graphs share. Keras saves and loads each graph with its own layers."""
     first_path: dict[int, str] = {}
     refusals: list[Refusal] = []
 

@@ -1,4 +1,4 @@
-"""`Roles` decides what replaces each layer of a model in a pack: its task-aware twin, a head, or the layer itself."""
+"""`Roles`: what replaces each layer of a model in a pack (its task-aware twin, a head, or the layer itself)."""
 
 import dataclasses
 import re
@@ -23,13 +23,14 @@ class Roles:
     """How the layers of a model are packed. Layers are given by their paths, see `layer_paths`.
 
     Attributes:
-        heads: Layers that become heads, including the layers inside them, with separate weights for each task. A layer
-            listed itself may have another number of outputs in each task.
-        fixed_heads: Those of `heads` that always have the same number of outputs, because other heads follow them.
-        exclude: Layers that are not changed, including the layers inside them. They are never trained.
+        heads: Layers that become heads, including the layers inside them: each task has its own weights of them. The
+            number of outputs of a listed layer itself may differ between tasks.
+        fixed_heads: The layers in `heads` whose number of outputs is the same for all tasks, because other heads follow
+            them.
+        exclude: Layers that stay unchanged, including the layers inside them. They are never trained.
         bias_policy: Policy for biases and normalization: `first_task` or `per_task`.
         pretrained: None, `prunable` or `visible`, see `tf_packnet.pruning.policies`.
-        prune: Paths of weights, such as `positions/table`, each with whether it is pruned.
+        prune: Pairs of the path of a weight, such as `positions/table`, and whether it is pruned.
     """
 
     heads: tuple[str, ...] = ()
@@ -48,13 +49,13 @@ class Roles:
         """Return the attributes as JSON values; `Roles(**values)` is the inverse."""
         values = {**dataclasses.asdict(self), "heads": list(self.heads), "exclude": list(self.exclude)}
         later = {"prune": [list(each) for each in self.prune], "fixed_heads": list(self.fixed_heads)}
-        for name, value in later.items():  # not in packs of earlier versions
+        for name, value in later.items():  # left out if empty, as in packs of earlier versions
             del values[name]
             values |= {name: value} if value else {}
         return values
 
     def with_paths(self, paths: Callable[[str], list[str]]) -> "Roles":
-        """Return these roles for a model in which the layers have the paths `paths(path)`."""
+        """Return these roles for a model in which a layer with path `path` has the paths `paths(path)`."""
         prune = tuple((f"{new}/{weight}", each) for layer, weight, each in self._prune_parts() for new in paths(layer))
         heads, exclude = (tuple(new for path in old for new in paths(path)) for old in (self.heads, self.exclude))
         return dataclasses.replace(self, heads=heads, exclude=exclude, prune=prune)
@@ -178,7 +179,7 @@ def _exclude_advice(path: str) -> str:
 
 
 def convert(model: keras.Model, replacement: Callable[[keras.Layer, str], keras.Layer]) -> keras.Model:
-    """Replace the layers of a graph; layers that contain layers are changed in place.
+    """Replace the layers of a graph. Layers that contain layers are changed in place.
 
     Args:
         model: A Sequential or functional model. It cannot be used afterwards.

@@ -1,4 +1,4 @@
-"""Finds the state of a model that no task-aware layer manages: running means, counters, weights of excluded layers.
+"""Finds the state of a model that is not in task-aware weights: running means, counters, weights of excluded layers.
 
 A variable of a model is either a weight of a task-aware layer, which has an owner map or one value per task, or it is
 returned by `unowned_variables` and gets one value per task in `tf_packnet.layers.records`.

@@ -1,4 +1,4 @@
-"""Traces a model to a list of layer calls between numbered tensors; nested models are inlined where possible."""
+"""Traces a model into a list of layer calls between numbered tensors. Nested models are inlined where possible."""
 
 import itertools
 import operator
@@ -50,11 +50,11 @@ class Graph:
     nested: list[tuple[keras.Model, tuple[int, ...]]] = field(default_factory=list)
 
     def shape(self, number: int) -> tuple[int | None, ...]:
-        """Shape of a tensor, including the batch axis."""
+        """Return the shape of a tensor, including the batch axis."""
         return tuple(self.tensors[number].shape)
 
     def first_name(self, layer: Any) -> str:
-        """Name of the first step that calls a layer."""
+        """Return the name of the first step that calls a layer."""
         return next(step.name for step in self.steps if step.layer is layer)
 
     def shared(self) -> set[int]:
@@ -64,7 +64,7 @@ class Graph:
 
 
 def is_plain(node: Any, allowed: Collection[str] = ()) -> bool:
-    """Return whether a call has no arguments besides tensors, such as `training=True`, and those with allowed names."""
+    """Return whether a call has only tensors and arguments with allowed names: no `training=True`, for example."""
     options = [value for value in node.arguments.args if not _is_tensors(value)]
     for name, value in node.arguments.kwargs.items():
         if name not in allowed and (name != "training" or value is not False):
@@ -73,12 +73,12 @@ def is_plain(node: Any, allowed: Collection[str] = ()) -> bool:
 
 
 def functional(model: keras.Model) -> Any:
-    """Return a Sequential or functional model as a functional one."""
+    """Return the functional model of a Sequential model; return a functional model itself."""
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def inputs_of(model: keras.Model) -> Any:
-    """Return the symbolic inputs of a Sequential or functional model, in the structure they were given in."""
+    """Return the symbolic inputs of a Sequential or functional model in their original structure."""
     return functional(model)._inputs_struct
 
 
@@ -95,7 +95,7 @@ def trace(model: keras.Model) -> Graph:
 
 
 def _visit(model: Any, numbers: dict[int, int], graph: Graph) -> None:
-    """Append the steps of `model`. `numbers` maps ids of its tensors to numbers and must contain its inputs."""
+    """Append the steps of `model`. `numbers` maps the `id`s of its tensors to numbers, and must contain its inputs."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             if node.is_input:

@@ -1,4 +1,4 @@
-"""Traces calls of models as TensorFlow graphs, without computing anything, to see which layers and variables they use.
+"""Traces calls of models to TensorFlow graphs, without computing anything, to see which layers and variables they use.
 
 Finds the heads of a subclassed model, the layers that its `call` does not use, and variables that Keras does not track.
 """
@@ -27,14 +27,14 @@ from tf_packnet.system.keras_internals import (
     tensorflow_variable,
 )
 
-# Sizes that are tried for axes of unknown size.
+# The sizes to try for axes of unknown size.
 SIZES = (8, 16, 32, 64, 128, 224, 4, 2, 1)
 # Operations that do not read the values of their inputs.
 _SHAPES = ("Shape", "ShapeN", "Size", "Rank")
 
 
 def heads_inside(model: keras.Layer, arguments: Any, outputs: Callable[[Any], int | None]) -> list[keras.Layer | None]:
-    """Return the head from which each output of a subclassed model, or of another layer with layers inside it, comes.
+    """Return the head that each output of a subclassed model, or of another layer that contains layers, comes from.
 
     Args:
         model: The model or layer.
@@ -42,8 +42,8 @@ def heads_inside(model: keras.Layer, arguments: Any, outputs: Callable[[Any], in
         outputs: Returns the number of outputs of a layer that can be a head, None for other layers.
 
     Returns:
-        For each output, the only layer that can be a head on whose outputs it depends, or None if it depends on other
-        layers or inputs too. Empty if the model cannot be traced.
+        For each output, the layer that can be a head, if the output depends on this layer and on constants only;
+        otherwise None. Empty if the model cannot be traced.
     """
     layer_by_output: dict[Any, keras.Layer] = {}
     candidates = [layer for layer in all_layers(model) if outputs(layer) is not None]
@@ -64,12 +64,12 @@ def heads_inside(model: keras.Layer, arguments: Any, outputs: Callable[[Any], in
 def refusal_of_outputs(
     model: keras.Model, heads: Mapping[keras.Layer, keras.Layer], sizes: Sequence[tuple[int, int] | None]
 ) -> str | None:
-    """Return which layer cannot compute with other numbers of outputs of heads; None if all can.
+    """Return why a layer cannot compute with other numbers of outputs of heads; None if all layers can.
 
     Args:
         model: A functional or Sequential model.
         heads: Layers of the model, each with a built layer of another size that computes in its place. The variables of
-            these may be without memory.
+            the built layers may be without memory.
         sizes: For each output of the model, the size that one axis must then have; None if this is unknown.
     """
     broken: list[tuple[Any, Exception]] = []
@@ -119,7 +119,7 @@ def refusal_of_outputs(
 
 
 def sized_inputs(model: keras.Model) -> Iterator[Any]:
-    """Yield symbolic inputs of a graph: its own, then with each of `SIZES` for axes of unknown size, if it has any."""
+    """Yield symbolic inputs of a graph: its own and, if it has axes of unknown size, inputs with each of `SIZES`."""
     own = graph_ends(model)[0]
     yield own
     if any(None in tensor.shape[1:] for tensor in keras.tree.flatten(own)):
@@ -201,7 +201,7 @@ def _recording_outputs(layers: list[keras.Layer], layer_by_output: dict[Any, ker
 
 
 def _only_source(tensor: tf.Tensor, layer_by_output: dict[Any, keras.Layer]) -> keras.Layer | None:
-    """Return the layer in `layer_by_output` if `tensor` depends on its outputs and on constants only, or None."""
+    """Return the layer on whose outputs in `layer_by_output`, besides constants, `tensor` depends; else None."""
     layers: dict[int, keras.Layer] = {}
     waiting, seen = [tensor], set()
     while waiting:
@@ -255,7 +255,7 @@ def untracked_variables(model: keras.Model) -> list[str]:
     Returns:
         The paths; empty if the model cannot be traced.
     """
-    if tf.distribute.has_strategy():  # distributed variables have several components
+    if tf.distribute.has_strategy():  # a distributed variable has several components
         return []
     inputs = graph_ends(model)[0] if has_graph(model) else model.inputs[0]
     specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
@@ -281,7 +281,7 @@ def untracked_variables(model: keras.Model) -> list[str]:
 def layers_with_unmasked_reads(model: keras.Model) -> list[Refusal]:
     """Return the layers of a pack whose code reads a weight without its mask, such as from `self.trainable_weights`.
 
-    Only layers with generated twins are checked. If the model cannot be traced, there are no results.
+    Only layers with generated twins are checked. The result is empty if the model cannot be traced.
     """
     twins = {
         path: layer for path, layer in layer_paths.layers_by_path(model).items() if isinstance(layer, GeneratedTwin)

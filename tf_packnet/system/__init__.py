@@ -1,1 +1,1 @@
-"""Atomic file writes, safe archives, signals, a quiet start of TensorFlow, and Keras's private modules."""
+"""Access to the system and to libraries: atomic file writes, safe archives, signals, locks, and Keras's internals."""

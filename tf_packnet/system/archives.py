@@ -16,29 +16,29 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.limits import Bound, SizeError, open_regular
 
-# What zipfile, zlib and NumPy raise when they read a damaged archive.
+# Exceptions that zipfile, zlib and NumPy raise when they read a damaged archive.
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError),
     *(NotImplementedError, RuntimeError, RecursionError, MemoryError, OverflowError, OSError, tokenize.TokenError),
 )
 # Largest compression ratio of zlib.
 _MAX_RATIO = 1032
-# Largest header of an array, in bytes; NumPy writes 128.
+# Maximum size in bytes of the header of an array; NumPy writes 128.
 _MAX_HEADER = 4096
-# Largest read from an archive, in bytes: the directory of 20,000 members, and the end with its comment.
+# Maximum sizes in bytes of single reads by zipfile: the directory of 20,000 members, and the end with its comment.
 _MAX_READ, _END = 2**21, 2**17
 _CHUNK = 2**20
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# Names that an error message lists.
+# Maximum number of names in an error message.
 _MAX_NAMES = 5
 
 
 class InvalidFileError(ValueError):
-    """A file with unexpected contents; the message says which."""
+    """A file has unexpected contents. The message describes them."""
 
 
 class _SmallReads(io.BufferedReader):
-    """A file from which zipfile cannot read a directory of any length."""
+    """A file that limits the size of single reads, so that zipfile cannot read a directory of any length."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > _MAX_READ:
@@ -76,7 +76,11 @@ def opened_zip(path: str | os.PathLike, bound: Bound) -> Iterator[zipfile.ZipFil
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
-    """Read a member of an archive of `opened_zip`."""
+    """Read a member of an archive that `opened_zip` has opened.
+
+    Raises:
+        Exception: Any of `BROKEN`, if the member is damaged.
+    """
     content = io.BytesIO()
     with archive.open(name) as stream:
         shutil.copyfileobj(stream, content, _CHUNK)
@@ -97,7 +101,8 @@ def read_arrays(path: str | os.PathLike, argument: str, dtype: str, max_bytes: i
         The arrays, by name.
 
     Raises:
-        ArgumentError: If the file is damaged, contains anything but such arrays, or is larger than `max_bytes`.
+        ArgumentError: If the file is damaged, contains anything but arrays of `dtype`, or its arrays are larger than
+            `max_bytes`.
         OSError: If the file does not exist or cannot be opened.
     """
     bound = Bound.of_file(path, max_bytes)
@@ -112,20 +117,22 @@ def read_arrays(path: str | os.PathLike, argument: str, dtype: str, max_bytes: i
 
 
 def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read the arrays of a file that `numpy.savez` has written.
+    """Read the arrays of a file written by `numpy.savez`.
 
     Raises:
-        Exception: Any of `BROKEN`, if the file is damaged, or is no such file.
+        InvalidFileError: If the file has unexpected contents.
+        SizeError: If the arrays are too large.
+        Exception: Any of `BROKEN`, if the file is damaged or has another format.
     """
     return _read_all(path, Bound.of_file(path))
 
 
 def read_array(path: str | os.PathLike, name: str, bound: Bound) -> np.ndarray:
-    """Read an array from an `.npy` file, or from an `.npz` file its array `name`, or the only one.
+    """Read an array from an `.npy` file, or from an `.npz` file the array `name` or the only array.
 
     Raises:
         InvalidFileError: If there is no such array, or it has unexpected contents.
-        SizeError: If it is too large.
+        SizeError: If the array is too large.
         Exception: Any of `BROKEN`, if the file is damaged.
     """
     with open_regular(path) as file:
@@ -156,7 +163,7 @@ def _member_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, dtype: np.d
 
 
 def _array(stream: IO[bytes], size: int, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-    """Read an array in NumPy's format, of `size` bytes with its header."""
+    """Read an array in NumPy's format from a stream of `size` bytes, including the header."""
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, is_fortran_order, actual_dtype = reader(stream, max_header_size=_MAX_HEADER)
@@ -170,7 +177,7 @@ def _array(stream: IO[bytes], size: int, name: str, dtype: np.dtype | None = Non
 
 
 def _content(stream: IO[bytes], size: int) -> bytearray:
-    """Read `size` bytes, in chunks, and verify that the stream ends there."""
+    """Read `size` bytes in chunks, and check that the stream ends after them."""
     content, start = bytearray(size), 0
     while start < size:
         chunk = stream.read(min(_CHUNK, size - start))

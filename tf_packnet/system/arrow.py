@@ -1,4 +1,4 @@
-"""Computes with columns of text and of lists, arrays of pyarrow, and returns NumPy arrays."""
+"""Operations on pyarrow arrays: columns of text and of lists."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,22 +19,34 @@ def _compute() -> Any:
 
 
 def index_in(texts: Any, known: Sequence[str]) -> np.ndarray:
-    """Return the index of each text in `known`, -1 for others."""
+    """Return the index in `known` of each text, -1 for unknown ones, as a NumPy array `(texts,)`."""
     pc = _compute()
     found = pc.index_in(texts, value_set=pc.cast(list(known), "string"))
     return pc.fill_null(found, -1).to_numpy()
 
 
 def flattened(lists: Any, missing: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of lists of integers, with `missing` for empty ones, and the index of the list of each."""
+    """Concatenate lists of integers.
+
+    Args:
+        lists: A pyarrow array of lists.
+        missing: Replaces null values in the lists.
+
+    Returns:
+        The values of all lists, and the index of the list of each value.
+    """
     pc = _compute()
     return pc.fill_null(pc.list_flatten(lists), missing).to_numpy(), pc.list_parent_indices(lists).to_numpy()
 
 
 def words(texts: Sequence[Any]) -> tuple[Any, np.ndarray]:
-    """Return the words of columns of text, which are joined, and the row of each.
+    """Split text into words as `TextVectorization` does: lower ASCII letters only, and split at ASCII whitespace.
 
-    They are those of `TextVectorization`, which lowers ASCII letters only, and splits at ASCII white space.
+    Args:
+        texts: Columns of text, which are joined by a space.
+
+    Returns:
+        All words, as a pyarrow array, and the row of each word.
     """
     pc = _compute()
     joined = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, " ")
@@ -46,7 +58,7 @@ def words(texts: Sequence[Any]) -> tuple[Any, np.ndarray]:
 
 
 def most_frequent(texts: Sequence[Any], most: int) -> list[str]:
-    """Return the most frequent texts of some arrays, in the order of `TextVectorization.adapt`."""
+    """Return the `most` most frequent texts of several arrays, in the order of `TextVectorization.adapt`."""
     require_extra("Reading tables", "pyarrow", extra="tables")
     import pyarrow as pa
 

@@ -1,8 +1,8 @@
-"""What `MultiWorkerMirroredStrategy` lacks: variables of every numeric type, and sums of tensors of several types.
+"""Extends `MultiWorkerMirroredStrategy`: variables of all numeric types, and sums of tensors of several types.
 
-When a variable is created, the first worker sends its initial value to the others. TensorFlow's operations for this
-support few types, and not the `uint8` of owner maps. Values of other types are sent as a supported one: with the same
-bits, or, where they are one byte or less, as larger numbers.
+When a variable is created, the first worker broadcasts its initial value to the other workers. TensorFlow's operations
+for this support few types; the `uint8` of owner maps is not among them. Values of other types are sent as a supported
+type: types of one byte are cast to a larger type, all others are bitcast.
 """
 
 import functools
@@ -17,7 +17,7 @@ _BY_SIZE = {2: tf.float16, 4: tf.int32, 8: tf.int64, 16: tf.int64}  # 16: two of
 
 
 def support_all_types() -> None:
-    """Make TensorFlow's broadcasts between workers support every numeric type. Others are as before."""
+    """Make TensorFlow's broadcasts between workers support all numeric types. Supported types are sent as before."""
     if not hasattr(collective_ops.broadcast_send, "__wrapped__"):
         collective_ops.broadcast_send = _sending(collective_ops.broadcast_send)
         collective_ops.broadcast_recv = _receiving(collective_ops.broadcast_recv)
@@ -30,12 +30,15 @@ def has_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 def sums_by_type(strategy: tf.distribute.Strategy, summands: Sequence[Any], destination: tf.Variable) -> list[Any]:
-    """Sum tensors over all replicas, those of each type in one call: TensorFlow joins the tensors of a call.
+    """Sum tensors over all replicas, with one call per type, because TensorFlow concatenates the tensors of a call.
 
     Args:
         strategy: The strategy.
-        summands: Values of the replicas.
-        destination: A variable where the sums are needed.
+        summands: Tensors with one value per replica.
+        destination: A variable on the devices where the sums are needed.
+
+    Returns:
+        The sum of each tensor.
     """
     sums: dict[int, Any] = {}
     types = [strategy.experimental_local_results(each)[0].dtype for each in summands]
@@ -77,7 +80,7 @@ def _sent_as(dtype: Any) -> tf.DType:
 
 
 def _converted(value: tf.Tensor, dtype: Any) -> tf.Tensor:
-    """Convert a value to or from the type as which it is sent."""
+    """Convert a value to the type in which it is sent, or back."""
     dtype = tf.as_dtype(dtype)
     if value.dtype == dtype:
         return value

@@ -1,4 +1,4 @@
-"""Prints tables and progress, in any terminal and with any text in them."""
+"""Prints tables and progress in any terminal. Text from users and files is printed safely."""
 
 import os
 import sys
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from tf_packnet.text import printable, printable_lines
 
-# Plausible numbers of columns and lines of a terminal; others are ignored.
+# Plausible numbers of columns and lines of a terminal. Other values are ignored.
 _SIZES = range(20, 10_001)
 
 
 class Console(rich.console.Console):
-    """A console that prints strings as they are: no markup, no emoji codes, and all characters visible."""
+    """A console that prints strings literally: without markup and emoji codes, and with control characters escaped."""
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, _environ=_environment(), **options)
@@ -42,11 +42,11 @@ class Console(rich.console.Console):
 
     @property
     def encoding(self) -> str:
-        """Encoding of the stream. A text in memory is assumed to be printed on standard output later."""
+        """Encoding of the stream. Text in memory is assumed to be printed to standard output later."""
         return (getattr(self.file, "encoding", None) or getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
     def on_broken_pipe(self) -> None:
-        """Let the caller handle it, as for `print`."""
+        """Let the caller handle a broken pipe, as for `print`."""
         raise
 
 

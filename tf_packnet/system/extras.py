@@ -1,4 +1,4 @@
-"""Libraries that only an extra installs, mostly `experiments`."""
+"""Checks for optional libraries, which the extras of the package install."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from tf_packnet.errors import StoppedError
 
 
 class MissingExtraError(StoppedError, ImportError):
-    """A library is not installed that this part of tf_packnet needs.
+    """A library that this part of tf_packnet needs is not installed.
 
     Attributes:
         purpose: What the library is needed for.
@@ -25,10 +25,10 @@ class MissingExtraError(StoppedError, ImportError):
 
 
 def require_extra(purpose: str, *modules: str, extra: str = "experiments") -> None:
-    """Raise MissingExtraError unless all `modules` are installed; imports none of them.
+    """Raise MissingExtraError unless all `modules` are installed. None of them is imported.
 
     Args:
-        purpose: What needs them; the first words of the error message.
+        purpose: What the modules are needed for: the first words of the error message.
         modules: Top-level modules, such as `pandas`.
         extra: The extra that installs them.
     """

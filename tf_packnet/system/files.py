@@ -1,7 +1,7 @@
 """Writes files atomically: to a temporary name, synced, then renamed. JSON files contain a checksum.
 
-Where a file is expected, only a regular file counts. Links, pipes and the like are neither followed nor opened, and a
-folder that contains something is never deleted to make place for a file.
+Where a file is expected, only a regular file is accepted. Links are not followed, pipes and devices are not opened, and
+a folder that is not empty is never deleted to make room for a file.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tf_packnet.system import limits
 UNFINISHED = ".unfinished"
 CHECKSUM = "checksum"
 
-# What can be at a path, see `kind`.
+# Results of `kind`.
 FILE, FOLDER, LINK, MISSING = "a file", "a folder", "a link", "missing"
 _KINDS = {
     stat.S_IFREG: FILE,
@@ -34,10 +34,10 @@ _KINDS = {
 
 
 def kind(path: str | os.PathLike) -> str:
-    """Return what is at `path`, without opening it and without following it if it is a link.
+    """Return the kind of the file at `path`, such as `FILE` or `MISSING`, without opening it or following links.
 
     Raises:
-        OSError: If its folder cannot be searched.
+        OSError: If the folder of `path` cannot be searched.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -47,10 +47,10 @@ def kind(path: str | os.PathLike) -> str:
 
 
 def open_file(path: str | os.PathLike) -> IO[bytes]:
-    """Open a regular file to read it, but not through a link.
+    """Open a regular file for reading. Links are not followed.
 
     Raises:
-        OSError: If it is missing, cannot be read, or is something else.
+        OSError: If the file is missing, cannot be read, or is not a regular file.
     """
     found = kind(path)
     if found not in (FILE, MISSING):
@@ -59,7 +59,7 @@ def open_file(path: str | os.PathLike) -> IO[bytes]:
 
 
 def problem(path: str | os.PathLike) -> str:
-    """Return in a few words why there is no file at `path` that can be read; empty if there is one."""
+    """Return in a few words why the file at `path` cannot be read; an empty string if it can."""
     try:
         with open_file(path):
             return ""
@@ -70,10 +70,10 @@ def problem(path: str | os.PathLike) -> str:
 
 
 def is_occupied(path: str | os.PathLike) -> bool:
-    """Whether `path` is a folder that contains something.
+    """Whether `path` is a folder that is not empty.
 
     Raises:
-        OSError: If this cannot be found out.
+        OSError: If the folder cannot be read.
     """
     return kind(path) == FOLDER and bool(os.listdir(path))
 
@@ -82,7 +82,7 @@ def check_place(path: str | os.PathLike, for_folder: bool = False) -> None:
     """Check that a file, or a folder, can be moved to `path` without deleting anything else.
 
     Raises:
-        OSError: If a folder that contains something is in the place of a file, or a file in the place of a folder.
+        OSError: If there is a folder that is not empty where a file belongs, or a file where a folder belongs.
     """
     if for_folder and kind(path) == FILE:
         raise NotADirectoryError(errno.ENOTDIR, "move this file away, a folder belongs there", os.fspath(path))
@@ -91,10 +91,10 @@ def check_place(path: str | os.PathLike, for_folder: bool = False) -> None:
 
 
 def make_place(path: str | os.PathLike, for_folder: bool = False) -> None:
-    """Remove a link, an empty folder, a pipe or the like, to which a file, or a folder, could not be moved.
+    """Remove a link, pipe, device or empty folder at `path` that would be in the way of a file, or of a folder.
 
     Raises:
-        OSError: As `check_place`.
+        OSError: As for `check_place`.
     """
     check_place(path, for_folder)
     found = kind(path)
@@ -105,10 +105,10 @@ def make_place(path: str | os.PathLike, for_folder: bool = False) -> None:
 
 
 def remove(path: str | os.PathLike) -> None:
-    """Remove a file, or what is in its place; see `make_place`.
+    """Remove a file, or a link, pipe, device or empty folder in its place.
 
     Raises:
-        OSError: If it is a folder that contains something.
+        OSError: If there is a folder that is not empty.
     """
     make_place(path)
     Path(path).unlink(missing_ok=True)
@@ -116,18 +116,21 @@ def remove(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, once: bool = False, within: Path | None = None) -> Iterator[Path]:
-    """Replace a file or a folder atomically.
+    """Context manager that replaces a file or a folder atomically.
 
-    If the block raises an exception, `path` stays unchanged. It also stays, and OSError is raised, if it is of the
-    other kind: a folder that contains something in the place of a file, or a file in the place of a folder.
+    If the block raises an exception, `path` stays unchanged.
 
     Args:
         path: The file or folder to replace or create.
-        once: Whether to raise FileExistsError, and leave `path` as it is, if it is a file already.
+        once: Whether to raise FileExistsError, and leave `path` unchanged, if it already is a file.
         within: The folder for the temporary path, in the same file system. Default: that of `path`.
 
     Yields:
-        A temporary path, to write to. It is renamed to `path` when the block ends.
+        A temporary path to write to. It is renamed to `path` when the block ends.
+
+    Raises:
+        OSError: As for `check_place`: `path` stays unchanged if it is of the other kind.
+        FileExistsError: If `once`, and `path` is a file.
     """
     path = Path(path)
     with workspace(path, within) as folder:
@@ -146,10 +149,13 @@ def replacing(path: str | os.PathLike, once: bool = False, within: Path | None =
 
 
 def move_folder(source: Path, path: Path) -> None:
-    """Move a folder to `path` in the same file system, atomically. A folder there is moved into that of `source`.
+    """Move a folder to `path` in the same file system, atomically.
+
+    A folder that is at `path` already is moved to a temporary folder next to `source`.
 
     Raises:
-        OSError: FileExistsError or FileNotFoundError if another process has changed `path` meanwhile.
+        OSError: As for `check_place`. FileExistsError or FileNotFoundError if another process has changed `path` in the
+            meantime.
     """
     _sync(source)
     make_place(path, for_folder=True)
@@ -165,7 +171,11 @@ def move_folder(source: Path, path: Path) -> None:
 
 
 def _link(source: Path, path: Path) -> bool:
-    """Give a file a second name, unless that is taken. Returns False if the file system has no such links."""
+    """Create a hard link to a file. Return False if the file system has no hard links.
+
+    Raises:
+        FileExistsError: If `path` exists.
+    """
     try:
         os.link(source, path)
     except OSError as error:
@@ -182,17 +192,17 @@ _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 @contextlib.contextmanager
 def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Replace a file atomically, reusing the disk blocks of another file.
+    """Context manager that replaces a file atomically, reusing the disk blocks of another file.
 
-    For files that are written again and again this takes two thirds of the CPU time of `replacing`, because blocks and
-    pages are allocated already. If the block raises an exception, `spare` is removed and `path` stays unchanged.
+    For files that are rewritten often, this takes two thirds of the CPU time of `replacing`, because blocks and pages
+    are already allocated. If the block raises an exception, `spare` is removed and `path` stays unchanged.
 
     Args:
         path: The file to replace or create.
-        spare: A file in the same folder to overwrite; created if it does not exist.
+        spare: A file in the same folder to overwrite. It is created if it does not exist.
 
     Yields:
-        The file to write to, from its beginning. It is renamed to `path` when the block ends.
+        The file `spare`, to be written from its beginning. It is renamed to `path` when the block ends.
     """
     path, spare = Path(path), Path(spare)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +222,7 @@ def rewriting(path: str | os.PathLike, spare: str | os.PathLike) -> Iterator[IO[
 
 
 def unfinished(path: str | os.PathLike) -> list[Path]:
-    """Temporary files and folders left by a process that was killed while it replaced or rewrote `path`."""
+    """Return temporary files and folders left by a process that was killed while it replaced or rewrote `path`."""
     path = Path(path)
     return sorted(path.parent.glob(f".{path.name}.*"))
 
@@ -242,10 +252,10 @@ def _remove(path: Path) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 checksum of a file, in hex.
+    """Return the SHA-256 checksum of a file, in hex.
 
     Raises:
-        OSError: As `open_file`.
+        OSError: As for `open_file`.
     """
     with open_file(path) as file:
         digest = hashlib.sha256()
@@ -269,8 +279,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file written by `write_json`, or by an earlier version that wrote no checksum.
 
     Raises:
-        OSError: As `open_file`.
-        DamagedError: If it is damaged.
+        OSError: As for `open_file`.
+        DamagedError: If the file is not JSON, or its checksum is wrong.
     """
     try:
         with open_file(path) as file:
@@ -284,7 +294,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _has_renamed_checksum(value: dict[str, Any]) -> bool:
-    """Whether the checksum is there under another name: that of the field is damaged."""
+    """Whether a field with another name contains the checksum: then the name of the field is damaged."""
     texts = {name: text for name, text in value.items() if isinstance(text, str) and len(text) == 64}
     return any(
         text == _digest({other: content for other, content in value.items() if other != name})
@@ -299,7 +309,7 @@ def _digest(value: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def workspace(path: Path, within: Path | None = None) -> Iterator[Path]:
-    """Make a temporary folder next to `path`, or elsewhere, and remove it after the block."""
+    """Context manager that makes a temporary folder next to `path`, or in `within`, and removes it after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", within or path.parent))
     try:

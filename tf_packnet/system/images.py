@@ -1,4 +1,4 @@
-"""Reads images from untrusted sources. What decoding takes is computed from the header and bounded before it begins."""
+"""Reads images from untrusted sources. The memory for decoding is computed from the header and bounded beforehand."""
 
 import io
 import os
@@ -12,10 +12,10 @@ from tf_packnet.system.limits import Bound, open_regular
 if TYPE_CHECKING:
     from PIL import Image
 
-# Suffixes of image files, and Pillow's names of their formats: it would open many others by their content.
+# Suffixes of image files, and Pillow's names of their formats. By default, Pillow opens many other formats, too.
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
-# Suffixes of other files with images, which are not read.
+# Suffixes of image files that are not supported.
 OTHER_IMAGES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".pgm", ".ppm", ".pbm", ".svg", ".tga", ".ico", ".dds")
 # Bytes per pixel of Pillow's modes; 4 for all others.
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "LA": 2}
@@ -23,19 +23,19 @@ _GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I")
 _16_BITS = ("I;16", "I;16B", "I")
 # Limit on the height and width that images are resized to.
 MAX_SIDE = 10_000
-# Ways to resize an image: change its proportions, add black borders, or cut off what is beyond the centre.
+# Ways to resize an image: change its aspect ratio, add black borders, or crop it to the centre.
 RESIZES = ("stretch", "pad", "crop")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-# Marks a scan of a JPEG file. A progressive one has about ten, each of which costs a pass over all pixels.
+# Marker of a scan in a JPEG file. A progressive JPEG has about ten scans; each takes a pass over all pixels.
 _SCAN = b"\xff\xda"
 
 
 class UnsupportedImageError(ValueError):
-    """An image that this library does not read. The message says what it is."""
+    """An image is of a kind that this library does not read. The message says which."""
 
 
 class Header(NamedTuple):
-    """What an image file says about itself: whether it is grey, and its upright height and width."""
+    """The header of an image file: whether the image is grey, and its upright height and width in pixels."""
 
     is_grey: bool
     height: int
@@ -43,10 +43,10 @@ class Header(NamedTuple):
 
 
 def read_header(source: str | os.PathLike | bytes) -> Header:
-    """Read what an image is, without decoding it.
+    """Read the header of an image, without decoding the pixels.
 
     Args:
-        source: The file, or its content.
+        source: The path of the file, or its content.
 
     Raises:
         Exception: Pillow raises errors of many types for a damaged file.
@@ -55,7 +55,7 @@ def read_header(source: str | os.PathLike | bytes) -> Header:
     from PIL import Image
 
     with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
-        # Where EXIF comes after the pixels, which Pillow would decode to find it, `read_image` finds it.
+        # If EXIF follows the pixels of a PNG file, Pillow would decode the pixels to find it. `read_image` finds it.
         may_turn = image.format != "PNG" or "exif" in image.info
         turned = may_turn and image.getexif().get(0x0112) in _TURNED
         width, height = image.size[::-1] if turned else image.size
@@ -70,16 +70,17 @@ def read_image(
     bound: Bound,
     resize: str = "stretch",
 ) -> np.ndarray:
-    """Read an image, upright: as its EXIF orientation says. Transparent pixels are blended with white.
+    """Read an image as 8-bit grey or RGB pixels.
 
-    The range of 16-bit images is scaled to that of 8 bits.
+    The image is rotated upright according to its EXIF orientation. Transparent pixels are blended with white. Values of
+    16-bit images are scaled to 8 bits.
 
     Args:
-        source: The file, or its content.
-        mode: `L` for grey, `RGB` for colours; None for that of the image.
+        source: The path of the file, or its content.
+        mode: `L` for grey, `RGB` for colour; None for grey if the image is grey, otherwise RGB.
         height: The height to resize to; None for that of the image.
         width: The width to resize to; None for that of the image.
-        bound: The memory that reading it may take.
+        bound: Limit on the memory for reading the image.
         resize: One of `RESIZES`.
 
     Returns:
@@ -87,7 +88,7 @@ def read_image(
 
     Raises:
         SizeError: If decoding and resizing would take more than `bound`.
-        UnsupportedImageError: If it is an animation, or has pixels of another type, such as floats.
+        UnsupportedImageError: If the image is an animation, or its pixels are not 8 or 16 bit integers.
         Exception: Pillow raises errors of many types for a damaged file.
     """
     require_extra("Reading images", "PIL")
@@ -101,7 +102,7 @@ def read_image(
         bound.check(_needed(image, mode, size), f"the image of {image.width:,} x {image.height:,} pixels")
         if image.format in ("JPEG", "MPO"):
             scans = _scans(source)
-            # One pass over a pixel takes about as long as half a byte may take memory.
+            # Time is bounded with memory: one pass over a pixel counts as half a byte.
             bound.check(scans * image.width * image.height // 2, f"decoding its {scans:,} scans")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
@@ -157,7 +158,7 @@ def _to_mode(image: "Image.Image", mode: str) -> "Image.Image":
 
 
 def _needed(image: "Image.Image", mode: str, size: tuple[int, int]) -> int:
-    """Memory to decode, convert and resize an image, and for the result."""
+    """Return the memory in bytes for decoding, converting and resizing an image, and for the result."""
     pixels, result = image.width * image.height, size[0] * size[1]
     target = _PIXEL_BYTES.get(mode, 4)
     converted = 0 if image.mode == mode else pixels * (target if image.mode in ("1", "L", "P", "RGB", "CMYK") else 12)

@@ -1,7 +1,7 @@
 """Makes SIGINT, SIGTERM and SIGHUP end a command, even if Python loses the KeyboardInterrupt.
 
-If a signal handler raises an exception in a finalizer, or while C++ calls Python, Python prints it and continues. This
-has happened in a run whose epochs took milliseconds.
+If a signal handler raises an exception in a finalizer, or while C++ calls Python, Python prints the exception and
+continues. This does happen in runs whose epochs take milliseconds.
 """
 
 import contextlib
@@ -17,29 +17,29 @@ _nothing_to_save = False
 
 
 def exit_code(number: int) -> int:
-    """Return the exit code of a process that a signal has ended, as shells show it."""
+    """Return the exit code that shells report for a process ended by signal `number`."""
     return 128 + number
 
 
 def end_at_once() -> None:
-    """From now on, end the process at once when a signal comes. For processes that have nothing to save yet."""
+    """From now on, end the process immediately when a signal arrives. For processes that have nothing to save yet."""
     _handle(lambda number, _: os._exit(exit_code(number)))
 
 
 def ignore() -> None:
-    """From now on, ignore all signals. For processes that end."""
+    """From now on, ignore all signals. For processes that are about to end."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def interruptible(last_words: str = "") -> Iterator[list[int]]:
-    """Within the block, a signal raises KeyboardInterrupt, even if other code turns it into another exception.
+    """Context manager in which a signal raises KeyboardInterrupt, even if other code turns it into another exception.
 
-    A second signal ends the process at once, as `kill -9` does.
+    A second signal ends the process immediately, as `kill -9` does.
 
     Args:
-        last_words: What to write to standard error if a second signal comes.
+        last_words: Text to write to standard error if a second signal arrives.
 
     Yields:
         The numbers of the signals received so far.
@@ -71,9 +71,9 @@ def interruptible(last_words: str = "") -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def nothing_to_save() -> Iterator[None]:
-    """Within the block, the first signal ends an interruptible process at once.
+    """Context manager in which the first signal ends an interruptible process immediately.
 
-    For imports: C extensions print a traceback if a KeyboardInterrupt comes while they are loaded.
+    For imports: C extensions print a traceback if a KeyboardInterrupt is raised while they are loaded.
     """
     global _nothing_to_save
     before, _nothing_to_save = _nothing_to_save, True
@@ -90,7 +90,7 @@ def check() -> None:
 
 
 def _handle(handler: Callable[[int, Any], None]) -> dict[int, Any]:
-    """Set the handler of all signals that are not ignored, as `nohup` does; returns the handlers before."""
+    """Set the handler of all signals that are not ignored, for example by `nohup`. Return the previous handlers."""
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in handled}
 

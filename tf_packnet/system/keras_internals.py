@@ -104,7 +104,7 @@ def keras_lists(layer: keras.Layer) -> dict[str, list[Any]]:
 
 @contextlib.contextmanager
 def unlocked(layer: keras.Layer) -> Iterator[None]:
-    """Allow a built layer to get new variables and layers inside the block."""
+    """Context manager that allows adding variables and layers to a built layer."""
     was_locked, layer._tracker.locked = layer._tracker.locked, False
     try:
         yield
@@ -114,7 +114,7 @@ def unlocked(layer: keras.Layer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
-    """Create variables without memory in the block: they have shapes and initializers, but no values."""
+    """Context manager in which variables are created without memory: with shapes and initializers, but no values."""
     name = "uninitialized_variables"
     before = list(global_state.get_global_attribute(name, []))
     try:
@@ -130,12 +130,12 @@ def initializer_of(variable: keras.Variable) -> Any:
 
 
 def untrack(owner: keras.Layer, layer: keras.Layer) -> None:
-    """Make `owner` forget a layer that it held."""
+    """Remove a sublayer from those that `owner` tracks."""
     owner._tracker.untrack(layer)
 
 
 def untrack_variable(owner: keras.Layer, variable: keras.Variable) -> None:
-    """Make `owner` forget a variable that it added."""
+    """Remove a variable from those that `owner` tracks."""
     owner._untrack_variable(variable)
 
 
@@ -172,7 +172,7 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
 
 
 def as_function(graph: keras.Model) -> keras.Function:
-    """Return the graph of a functional or built Sequential model; a pack of a Sequential model is functional."""
+    """Return the graph of a functional or built Sequential model. A packed Sequential model is functional."""
     return vars(graph).get("_functional", graph)
 
 
@@ -184,7 +184,7 @@ def output_names(graph: keras.Model) -> list[str]:
 
 
 def mark_called(model: keras.Model) -> keras.Model:
-    """Return a built model after marking it as called, without which Keras does not export it to ONNX."""
+    """Mark a built model as called, and return it. Keras exports only called models to ONNX."""
     model._called = True
     return model
 
@@ -197,7 +197,7 @@ def adapt_tf2onnx() -> None:
 
 
 def nodes(function: keras.Function) -> list[Any]:
-    """Return the calls of operations in a graph, those closest to the inputs first."""
+    """Return the calls of operations in a graph, starting with those closest to the inputs."""
     by_depth = function._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
@@ -229,7 +229,7 @@ def continue_graph(model: keras.Model, tensors: list[Any]) -> Any:
 
 
 def unpickle_model(file: Any) -> keras.Model:
-    """Load a model from what `keras.Model.__reduce__` has written."""
+    """Load a model from the file that `keras.Model.__reduce__` has written."""
     return keras.Model._unpickle_model(file)
 
 
@@ -244,7 +244,7 @@ def distribution_strategy(model: keras.Model) -> Any:
 
 
 class RecordingScope(keras.StatelessScope):
-    """Within the scope, assignments to Keras variables change only what is read there.
+    """Stateless scope that records assignments to Keras variables: the new values are visible only in the scope.
 
     Args:
         except_for: Variables that are assigned to as usual.
@@ -259,7 +259,10 @@ class RecordingScope(keras.StatelessScope):
         self._except_for = except_for
 
     def get_current_value(self, variable: keras.Variable) -> Any:
-        """Return what is read there. Keras asks for regularized variables even if nothing was assigned to them."""
+        """Return the value of a variable in the scope.
+
+        Keras also asks for regularized variables without assignments.
+        """
         value = super().get_current_value(variable)
         return variable._value if value is None else value
 
@@ -276,9 +279,9 @@ class RecordingScope(keras.StatelessScope):
 
 @contextlib.contextmanager
 def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Within the block, `optimizer.apply` updates the variables of one replica, from gradients that are summed already.
+    """Context manager in which `optimizer.apply` updates the variables of one replica, from already summed gradients.
 
-    Keras's own methods for TensorFlow sum them and update all replicas, which is impossible in a loop.
+    Keras's own methods for TensorFlow sum the gradients and update all replicas, which is impossible in a loop.
     """
     changed = []
     for each in {id(each): each for each in (optimizer, getattr(optimizer, "inner_optimizer", optimizer))}.values():
@@ -298,9 +301,9 @@ def local_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_update_step() -> Iterator[None]:
-    """Within the block, optimizers update variables one by one, without Keras's method for TensorFlow.
+    """Context manager in which optimizers update variables one by one, without Keras's method for TensorFlow.
 
-    It is replaced in the class, because optimizers such as Nadam call it from a method of their own.
+    The method is replaced in the class, because optimizers such as Nadam call it from a method of their own.
     """
     update_step, TFOptimizer._backend_update_step = TFOptimizer._backend_update_step, BaseOptimizer._backend_update_step
     try:
@@ -311,9 +314,9 @@ def _own_update_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stateless_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Within the block, `optimizer.apply` works in a `keras.StatelessScope`, as it changes variables of Keras alone.
+    """Context manager in which `optimizer.apply` changes only Keras variables, so that it works in a `StatelessScope`.
 
-    Keras's own methods for TensorFlow assign to the variables of TensorFlow underneath.
+    Keras's own methods for TensorFlow assign to the underlying TensorFlow variables.
     """
     keys = {id(variable): optimizer._var_key(variable) for variable in optimizer._trainable_variables}
     methods: dict[str, Any] = {
@@ -332,7 +335,7 @@ def stateless_updates(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
 
 
 _ASSIGNMENTS = ("assign", "assign_add", "assign_sub")
-# What Keras overrides in its optimizers for TensorFlow.
+# Methods that Keras overrides in its optimizers for TensorFlow.
 _OF_ONE_REPLICA = (
     "_apply_weight_decay",
     "_backend_increment_gradient_accumulators",
@@ -362,7 +365,7 @@ def optimizer_trainable_variables(optimizer: keras.optimizers.Optimizer) -> list
 
 
 def compute_loss(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """Return the training loss of a batch, whichever arguments the `compute_loss` of the model's class takes."""
+    """Return the training loss of a batch, for any signature of the `compute_loss` of the model's class."""
     return model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
 
@@ -372,13 +375,13 @@ def resumed_epoch(model: keras.Model) -> int | None:
 
 
 def resume_at(model: keras.Model, epoch: int | None) -> None:
-    """Let the current `fit` begin with `epoch`, as `keras.callbacks.BackupAndRestore` does; None undoes that."""
+    """Make the current `fit` begin at `epoch`, as `keras.callbacks.BackupAndRestore` does; None undoes this."""
     model._initial_epoch = epoch
 
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """Name layers without a name as a new process does, within the block."""
+    """Context manager in which unnamed layers get the same names as in a new process."""
     name = "object_name_uids"
     before = global_state.get_global_attribute(name)
     global_state.set_global_attribute(name, collections.defaultdict(int))

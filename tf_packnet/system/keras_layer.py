@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     import keras
 
     class KerasLayer:
-        """What the mixins use of the Keras layer that follows them in the bases of a class."""
+        """The attributes of a Keras layer that the mixins use. The layer follows them in the bases of a class."""
 
         name: str
         trainable: bool

@@ -1,4 +1,4 @@
-"""Bounds the memory that opening a file may take: what a file claims is checked before anything is allocated."""
+"""Bounds the memory for opening a file: the sizes that the file declares are checked before memory is allocated."""
 
 import errno
 import io
@@ -7,26 +7,27 @@ import os
 import stat
 from typing import IO, Any
 
-# Memory in bytes that opening a file may take. TensorFlow itself takes 70 MB more for the first network. Enough for
-# sparse packs of 8.8 million weights, such as the paper's convolutional network; the bound of denser packs is larger.
+# Default limit in bytes on the memory for opening a file. TensorFlow takes another 70 MB for the first network. The
+# limit suffices for sparse packs of 8.8 million weights, such as the paper's convolutional network; denser packs have
+# larger files and thus a larger limit.
 DEFAULT = 320_000_000
-# Larger files may take this multiple of their own size. A pack takes about 36 bytes of memory for a weight while it is
-# loaded; its file has at least one byte for each weight if a third of the weights is owned by tasks. Photographs are
-# compressed 10 to 20 times, and three copies of a data set exist while it is split.
+# Limit for larger files, as a multiple of their size. Loading a pack takes about 36 bytes of memory per weight; its
+# file has at least one byte per weight if tasks own a third of the weights. Photographs are compressed by a factor of
+# 10 to 20, and three copies of a data set exist while it is split.
 PACK_RATIO, ARRAY_RATIO, IMAGE_RATIO = 32, 4, 64
 
 
 class SizeError(ValueError):
-    """A file claims more memory than it may take. The message names what is too large and how to allow it."""
+    """A file declares more memory than the limit. The message says what is too large and how to allow it."""
 
 
 class Bound:
-    """The memory that opening a file may take.
+    """Limit on the memory for opening a file.
 
     Args:
-        max_bytes: The bound in bytes; None for the default, which depends on the size of the file.
-        file_bytes: Size of the file.
-        ratio: Largest ratio of memory to file size.
+        max_bytes: The limit in bytes; None for `DEFAULT`, or `ratio` times the size of the file if that is more.
+        file_bytes: Size of the file in bytes.
+        ratio: Maximum ratio of memory to file size for larger files.
     """
 
     def __init__(self, max_bytes: int | None = None, file_bytes: int = 0, ratio: int = ARRAY_RATIO):
@@ -35,7 +36,7 @@ class Bound:
 
     @classmethod
     def of_file(cls, path: str | os.PathLike, max_bytes: int | None = None, ratio: int = ARRAY_RATIO) -> "Bound":
-        """Return the bound for a file. Holes in it do not count.
+        """Return the bound for a file. Holes of a sparse file do not count as part of its size.
 
         Raises:
             OSError: If there is no such file.
@@ -48,7 +49,7 @@ class Bound:
 
         Args:
             needed: The memory in bytes.
-            what: What claims it, such as `part 'shared'`.
+            what: What needs the memory, such as `part 'shared'`.
         """
         if needed > self.max_bytes:
             raise SizeError(
@@ -72,14 +73,14 @@ class Bound:
 
 
 def open_regular(path: str | os.PathLike, follow: bool = True) -> io.FileIO:
-    """Open a file for reading, but no device, pipe or folder, which could have no end. Never blocks.
+    """Open a regular file for reading, without blocking. Devices and pipes are refused, because they may be endless.
 
     Args:
         path: The file.
-        follow: Whether it may be a link to a file.
+        follow: Whether `path` may be a link to a file.
 
     Raises:
-        OSError: If there is no such file, or it cannot be read.
+        OSError: If there is no such file, it cannot be read, or it is not a regular file.
         ValueError: If the path has a null byte.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""Connections between the processes of a run, which notice at once when a process at the other end ends."""
+"""Connections between the processes of a run, which notice immediately when the other process ends."""
 
 import contextlib
 import queue
@@ -8,7 +8,8 @@ import struct
 import threading
 from collections.abc import Callable
 
-# A process from which nothing has come for so long has ended, or its host is unreachable. Each sends signs of life.
+# A process that sends nothing for SILENCE_SECONDS has ended, or its host is unreachable. Each process sends a heartbeat
+# every LIFE_SECONDS.
 SILENCE_SECONDS, LIFE_SECONDS = 30.0, 5.0
 
 _HEADER = struct.Struct("!cQ")
@@ -17,12 +18,12 @@ _LONGEST_REASON = 2**16
 
 
 class Link:
-    """A connection to another process: messages both ways, in order.
+    """A connection to another process that carries messages in both directions, in order.
 
     Args:
-        connection: A connected socket; this object owns it.
-        on_ended: Called once, in another thread, if the process at the other end ends before it says `leave`. The
-            argument is the reason that it gave, or `None`.
+        connection: A connected socket. This object owns it.
+        on_ended: Called once, in another thread, if the other process ends before it calls `leave`. The argument is the
+            reason passed to `end`, or None if the process ended without one.
     """
 
     def __init__(self, connection: socket.socket, on_ended: Callable[[bytes | None], None]):
@@ -41,29 +42,29 @@ class Link:
         self._send(_MESSAGE, message)
 
     def receive(self, seconds: float) -> bytes | None:
-        """Return the next message; None if none has come within `seconds`."""
+        """Return the next message; None if none arrives within `seconds`."""
         try:
             return self._received.get(timeout=seconds)
         except queue.Empty:
             return None
 
     def leave(self) -> None:
-        """Say that this process is done: the other one may see the connection end from now on."""
+        """Tell the other process that this one is done, so that the end of the connection is not an error."""
         self._closed.set()
         self._send(_LEAVING, b"")
 
     def has_left(self, seconds: float) -> bool:
-        """Wait for the other process to say `leave`, up to `seconds`; whether it has."""
+        """Wait up to `seconds` for the other process to call `leave`. Return whether it has."""
         return self._left.wait(seconds)
 
     def end(self, reason: bytes) -> None:
-        """Say why this process ends, and close the connection."""
+        """Tell the other process why this one ends, and close the connection."""
         self._closed.set()
         self._send(_ENDED, reason[:_LONGEST_REASON])
         self.close()
 
     def close(self) -> None:
-        """Close the connection after all that was sent has arrived."""
+        """Close the connection after all sent messages have arrived."""
         self._closed.set()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)

@@ -1,7 +1,7 @@
-"""Locks between processes, which end with their holder; and what to do where locks do not work.
+"""Locks between processes, which are released when their holder dies. They also handle file systems without locks.
 
-Some file systems have no locks, or keep those of a host that has died. Nobody waits for such a lock: `locked` says that
-there is none, and the caller works in a folder of its own.
+Some file systems have no locks, or keep the locks of a host that has crashed. No process waits for such a lock:
+`locked` yields False, and the caller works in a folder of its own.
 """
 
 import contextlib
@@ -15,22 +15,26 @@ from pathlib import Path
 
 from tf_packnet.system import files, turns
 
-# The holder of a lock touches its file this often. A waiting process takes it for dead after that many seconds without:
-# longer than NFS caches the attributes of a file.
+# The holder of a lock touches its file every BEAT_SECONDS. After SILENT_SECONDS without a touch, a waiting process
+# considers the holder dead. This is longer than NFS caches the attributes of a file.
 BEAT_SECONDS, SILENT_SECONDS = 15.0, 180
 _HELD_BY_OTHERS = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock a file for this process; create it, and never delete it. The lock ends when the process dies.
+    """Context manager that locks a file for this process. The lock is released when the process dies.
+
+    The file is created if it does not exist, and never deleted.
 
     Args:
         path: The file.
-        wait: Whether to wait while another process holds the lock. If not, others should not wait for this one either.
+        wait: Whether to wait while another process holds the lock. If not, the file is not touched either, so that
+            other processes should not wait for this one.
 
     Yields:
-        Whether this process holds the lock. If not, locks do not work here, or their holder shows no sign of life.
+        Whether this process holds the lock. If not, locks do not work here, or the holder has not touched the file for
+        `SILENT_SECONDS`.
 
     Raises:
         BlockingIOError: If another process holds the lock and `wait` is False.
@@ -56,7 +60,11 @@ def _open(path: Path) -> int:
 
 
 def _acquire(handle: int, path: Path, wait: bool) -> bool:
-    """Return whether the lock is held now; False if locks do not work."""
+    """Acquire the lock. Return whether this process holds it; False if locks do not work or the holder seems dead.
+
+    Raises:
+        BlockingIOError: If another process holds the lock and `wait` is False.
+    """
     attempt = _Attempt(handle)
     if not wait and not attempt.has_ended():
         raise BlockingIOError(errno.EWOULDBLOCK, "another process holds this lock", str(path))
@@ -65,7 +73,7 @@ def _acquire(handle: int, path: Path, wait: bool) -> bool:
 
 
 class _Attempt:
-    """An attempt to lock an open file, which is repeated until the lock is held or nobody seems to hold it."""
+    """An attempt to lock an open file. It is repeated until it succeeds, or the holder seems dead."""
 
     def __init__(self, handle: int):
         self.is_locked = False
@@ -73,7 +81,10 @@ class _Attempt:
         self._silent, self._last_beat, self._next_check = 0, -1, time.monotonic()
 
     def has_ended(self) -> bool:
-        """Try to lock the file. Return whether it is locked, or locks do not work."""
+        """Try to lock the file.
+
+        Return whether to stop trying: it is locked, locks do not work, or the holder seems dead.
+        """
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.is_locked = True
@@ -90,7 +101,7 @@ class _Attempt:
 
 @contextlib.contextmanager
 def _beating(handle: int) -> Iterator[None]:
-    """Touch a locked file again and again within the block."""
+    """Context manager that touches a locked file regularly, so that waiting processes see that this one is alive."""
     ended = threading.Event()
 
     def beat() -> None:

@@ -1,4 +1,4 @@
-"""Checks that the process may use enough memory for TensorFlow. With too little, its C++ code aborts or crashes."""
+"""Checks the memory limits of the process. With too little memory, TensorFlow's C++ code aborts or crashes."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from tf_packnet.errors import StoppedError
 
 MB = 10**6
 # Measured with TensorFlow 2.21. On two cores, the digits preset takes 3,370 MB of address space and 1,030 MB of data
-# segment; each further core adds about 25 MB. Importing TensorFlow takes 300 MB of RAM, and 430 MB of files that the
-# system can drop; the rest depends on the run.
+# segment; each further core adds about 25 MB. Importing TensorFlow takes 300 MB of RAM, plus 430 MB of file pages that
+# the system can reclaim; the rest depends on the run.
 _CORES = len(os.sched_getaffinity(0))
 ADDRESS_SPACE, DATA, RESIDENT = (3_450 + 25 * _CORES) * MB, (1_050 + 25 * _CORES) * MB, 500 * MB
 
@@ -28,15 +28,15 @@ def check() -> None:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Return how many bytes this process and others that it starts may take, as far as the system says it."""
+    """Return the memory in bytes that this process and its child processes may take; `sys.maxsize` if unknown."""
     return min((limit for _, limit, _ in _shared_limits(root)), default=sys.maxsize)
 
 
 def limits(root: Path = Path("/")) -> Iterator[tuple[str, int, int]]:
-    """Yield the limits of this process: name, bytes, and how many bytes TensorFlow needs.
+    """Yield the memory limits of this process: name, limit in bytes, and bytes that TensorFlow needs.
 
     Args:
-        root: Where `/proc` and `/sys` are.
+        root: The folder that contains `proc` and `sys`.
     """
     for kind, name, needed in (
         (resource.RLIMIT_AS, "the address space (ulimit -v)", ADDRESS_SPACE),
@@ -49,7 +49,7 @@ def limits(root: Path = Path("/")) -> Iterator[tuple[str, int, int]]:
 
 
 def _shared_limits(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield the limits for all processes together."""
+    """Yield the limits that several processes share, in the format of `limits`."""
     for file in _control_groups(root):
         with contextlib.suppress(OSError, ValueError):  # no such file; no limit, "max"
             yield f"the limit of the control group ({file})", int(file.read_text()), RESIDENT
@@ -60,7 +60,7 @@ def _shared_limits(root: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Yield the files with the limits of all control groups that this process is in, of both versions."""
+    """Yield the limit files of all control groups of this process, for cgroup versions 1 and 2."""
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
@@ -69,10 +69,10 @@ def _control_groups(root: Path) -> Iterator[Path]:
             top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
             name = "memory.limit_in_bytes" if controllers else "memory.max"
             folder = top / group.strip("/")
-            # In a container, the path may be that on the host: then the own group is the top one.
+            # In a container, the path may be that on the host. The process's own group is then the top one.
             yield from (each / name for each in (folder, *folder.parents) if each.is_relative_to(top))
 
 
 def room() -> int:
-    """Return the memory in bytes that this process may still use beside TensorFlow."""
+    """Return the memory in bytes that this process may still use in addition to TensorFlow."""
     return min((max(0, limit - needed) for _, limit, needed in limits()), default=2**63 - 1)

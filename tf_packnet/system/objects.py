@@ -1,6 +1,6 @@
-"""Objects in a bucket or a folder, named by URL: they appear as a whole, and both ways are verified.
+"""Objects in a bucket or a folder, given by a URL. Writes are atomic; uploads and downloads are verified.
 
-A bucket needs no locks: of two writers of one object that is written once, the first wins.
+Buckets need no locks: if two processes write the same object with `once`, the first one wins.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tf_packnet.system import files
 from tf_packnet.system.extras import require_extra
 
 EXPECTED = "a folder, or a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER"
-# Waits in seconds before a failed operation on a bucket is tried again. s3fs and gcsfs try several times themselves.
+# Seconds to wait before each retry of a failed operation on a bucket. s3fs and gcsfs also retry by themselves.
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}, "gs": {}}
 _URL = re.compile(r"(?P<protocol>[^/]+):/")
@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 
 class Found(enum.Enum):
-    """What a download has found."""
+    """Result of a download."""
 
     WHOLE = enum.auto()
     DAMAGED = enum.auto()
@@ -47,23 +47,23 @@ class Objects(Protocol):
 
         Args:
             name: Name of the object, with `/` between its parts.
-            path: The file, which is overwritten. It exists afterwards only if the object does.
-            is_whole: Whether `path` contains an undamaged object.
+            path: The file, which is overwritten. After the call it exists only if the object does.
+            is_whole: Function that returns whether `path` contains an undamaged object.
 
         Raises:
             OSError: If the objects cannot be reached or read.
         """
 
     def upload(self, path: Path, name: str, once: bool = False) -> bool:
-        """Copy a file to an object, and read it back.
+        """Copy a file to an object, and read the object back to verify it.
 
         Args:
             path: The file.
             name: Name of the object.
-            once: Whether to leave an object that exists already as it is.
+            once: Whether to leave an existing object unchanged.
 
         Returns:
-            Whether the object now has the content of the file; always if not `once`.
+            Whether the object now has the content of the file; always True without `once`.
 
         Raises:
             OSError: If the objects cannot be reached or written.
@@ -74,16 +74,16 @@ class Objects(Protocol):
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` is meant as a URL, not as the path of a folder."""
+    """Whether `text` has the form of a URL, not of the path of a folder."""
     return _URL.match(text) is not None
 
 
 def open_url(argument: str, url: str) -> Objects:
-    """Return the objects below a URL, after a check of its form; connects to nothing.
+    """Check the form of a URL, and return the objects below it. No connection is made.
 
     Raises:
-        ArgumentError: If it is no URL of `EXPECTED`.
-        MissingExtraError: If the library for it is not installed.
+        ArgumentError: If the URL does not have one of the forms in `EXPECTED`.
+        MissingExtraError: If the library for the protocol is not installed.
     """
     protocol, _, rest = url.partition("://")
     rest = rest.rstrip("/")
@@ -101,11 +101,11 @@ def open_url(argument: str, url: str) -> Objects:
 
 
 def check(argument: str, objects: Objects) -> None:
-    """Check that objects can be written, read and missed, with an object `.tf_packnet`.
+    """Check with an object `.tf_packnet` that objects can be written and read, and that missing ones are recognized.
 
     Raises:
-        ArgumentError: If not.
-        OSError: If they cannot be reached now.
+        ArgumentError: If the check fails.
+        OSError: If the bucket cannot be reached now.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe")
@@ -121,7 +121,7 @@ def check(argument: str, objects: Objects) -> None:
 
 
 class Folder:
-    """The objects in a folder, which needs no locks.
+    """The objects in a folder.
 
     Args:
         root: The folder; created when the first object is written.
@@ -158,7 +158,7 @@ class Bucket:
 
     Args:
         protocol: `s3` or `gs`.
-        prefix: The bucket, and what the names of all objects begin with.
+        prefix: Name of the bucket, followed by the prefix of the names of all objects, if any.
     """
 
     def __init__(self, protocol: str, prefix: str):
@@ -224,7 +224,11 @@ class Bucket:
                 raise
 
     def _retried(self, name: str, attempt: Callable[[], _Result]) -> _Result:
-        """Return the result of `attempt`, which is called again after a fault that may be a passing one."""
+        """Return the result of `attempt`. It is called again after an error that may be transient.
+
+        Raises:
+            OSError: With `errno.EACCES` if access is denied, with `errno.ENOTCONN` if all attempts fail.
+        """
         for delay in (*DELAYS, None):
             try:
                 return attempt()

@@ -1,4 +1,4 @@
-"""Ends this process when it cannot end by itself: a library waits in C++, where Python can do nothing."""
+"""Ends this process when it cannot end by itself, because a library waits in C++ code that Python cannot interrupt."""
 
 import contextlib
 import faulthandler
@@ -11,7 +11,7 @@ _last_words_said = threading.Event()
 
 
 def standard_error() -> int:
-    """Return a descriptor that still is standard error while the usual one is redirected."""
+    """Return a duplicate of the descriptor of standard error, which stays valid while descriptor 2 is redirected."""
     try:
         return os.dup(2)
     except OSError:  # closed, as in a daemon
@@ -19,13 +19,13 @@ def standard_error() -> int:
 
 
 def end_after(seconds: float, last_words: str, code: int, stderr: int) -> None:
-    """End the process after `seconds`, unless it has ended by then. Files that it is writing stay unfinished.
+    """End the process after `seconds`, unless it ends before. Files that it is writing then stay unfinished.
 
     Args:
-        seconds: The time.
-        last_words: A line for standard error, unless `no_last_words` was called.
+        seconds: Seconds until the process is ended.
+        last_words: Line to write to standard error, unless `no_last_words` was called.
         code: The exit code.
-        stderr: `standard_error()`, from when the process began.
+        stderr: Result of `standard_error()` at the start of the process.
     """
 
     def end() -> None:
@@ -40,13 +40,16 @@ def end_after(seconds: float, last_words: str, code: int, stderr: int) -> None:
 
 
 def no_last_words() -> None:
-    """Say that the process has said why it ends."""
+    """Suppress the message of `end_after`, because the process has already reported why it ends."""
     _last_words_said.set()
 
 
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[None]:
-    """End the process with code 1, without a message, if the block takes longer: also if it holds Python's lock."""
+    """Context manager that ends the process with code 1, without a message, if the block takes longer than `seconds`.
+
+    This works even if the block holds Python's global interpreter lock.
+    """
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         try:

@@ -1,6 +1,6 @@
-"""Python files that a user names: what a function in them depends on, and importing them.
+"""Handles Python files given by a user: finds the source that a function depends on, and imports the files.
 
-Only `load` executes code.
+Only `load` and `load_for` execute code.
 """
 
 import ast
@@ -17,9 +17,9 @@ from pathlib import Path
 from tf_packnet.errors import ArgumentError, first_line
 from tf_packnet.system.limits import open_regular
 
-# Names with which code finds a function by a text that is not in the file.
+# Names by which code can find a function whose name is not in the file.
 _DYNAMIC = {"eval", "exec", "getattr", "globals", "locals", "vars", "__dict__", "__import__", "import_module"}
-# Names with which code defines a name that is not in the file.
+# Names by which code can define a name that is not in the file.
 _DEFINING = {"exec", "globals", "locals", "vars", "setattr", "modules", "__getattr__"}
 # Maximum size of a file in bytes.
 _LARGEST = 2**24
@@ -31,8 +31,9 @@ def parse(path: Path) -> ast.Module:
     """Parse a Python file.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not Python. SyntaxError, which is no ValueError, as well.
+        OSError: If the file cannot be read.
+        SyntaxError: If the file is not Python.
+        ValueError: If the file is too large, nested too deeply, or contains null bytes.
     """
     try:
         return ast.parse(_read(path), str(path))
@@ -41,7 +42,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def names_in(tree: ast.Module) -> set[str] | None:
-    """Return the names that the statements of a file define at its top level; None if only execution could tell."""
+    """Return the names that a file defines at its top level; None if they are known only after execution."""
     names: set[str] = set()
     for statement in tree.body:
         for node in _without_inner_scopes(statement):
@@ -55,16 +56,16 @@ def names_in(tree: ast.Module) -> set[str] | None:
 
 
 def functions_in(tree: ast.Module) -> list[str]:
-    """Return the names of the functions of a file, without those that start with an underscore."""
+    """Return the names of the top-level functions of a file, without those that start with an underscore."""
     return [each.name for each in tree.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")]
 
 
 def digest(path: Path, function: str) -> str:
     """Return a hash of the source that a function depends on.
 
-    This is the source of all statements of its file, but for the functions without decorators that it does not use,
-    directly or through other statements; and all files of the same folder that these statements import. Comments and
-    blank lines between statements do not count, nor does the path of the file. Not covered: installed packages, other
+    The hash covers all statements of the file except undecorated functions that `function` does not use, directly or
+    through other statements; and all files of the same folder that these statements import. Comments and blank lines
+    between statements do not count, nor does the path of the file. The hash does not cover installed packages, other
     files that the code reads, and imports by names that are not in the file.
 
     Args:
@@ -73,7 +74,8 @@ def digest(path: Path, function: str) -> str:
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If the file is not Python; or a SyntaxError.
+        SyntaxError: If the file is not Python.
+        ValueError: As for `parse`.
     """
     used = _used_statements(parse(path), function)
     lines = _lines(path)
@@ -88,10 +90,10 @@ def digest(path: Path, function: str) -> str:
 
 
 def load(path: Path) -> types.ModuleType:
-    """Execute a file as a module, unless this process has done so. It may import modules from its folder.
+    """Execute a file as a module, unless this process has already done so. It may import modules from its folder.
 
     Raises:
-        Exception: Any error of the file.
+        Exception: Any error that the file raises.
     """
     path = path.resolve()
     source = _read(path)
@@ -128,7 +130,10 @@ def load_for(argument: str, name: str | None) -> None:
 
 @contextlib.contextmanager
 def importing_from(folder: Path) -> Iterator[None]:
-    """Import modules from `folder` first within the block, as a script there would; afterwards after all others."""
+    """Context manager in which modules are imported from `folder` first, as in a script there.
+
+    After the block, `folder` is the last one in `sys.path`.
+    """
     name = str(folder)
     sys.path.insert(0, name)
     try:
@@ -141,7 +146,7 @@ def importing_from(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported(argument: str, expected: str, received: str, path: Path) -> Iterator[None]:
-    """Turn every error of the code of a user's file into an ArgumentError with its line.
+    """Context manager that turns every error in a user's file into an ArgumentError that names the line.
 
     Args:
         argument: Name of the argument.
@@ -158,7 +163,7 @@ def reported(argument: str, expected: str, received: str, path: Path) -> Iterato
 
 
 def describe(error: BaseException, path: Path) -> str:
-    """Describe an error that a file has raised, in one line, such as `line 3: ValueError: no shape`."""
+    """Describe an error raised by a file in one line, such as `line 3: ValueError: no shape`."""
     if isinstance(error, OSError) and error.strerror and error.filename in (None, str(path)):
         return error.strerror
     if isinstance(error, SyntaxError):
@@ -181,7 +186,7 @@ def _read(path: Path) -> bytes:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file as Python counts them."""
+    """Return the lines of a file, split as Python splits them."""
     return _read(path).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
 
 

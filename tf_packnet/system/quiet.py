@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tf_packnet.system import interruption, memory
 
-# What TensorFlow's C++ code prints at every start: which CPU features and GPUs it has found or not.
+# Messages that TensorFlow's C++ code prints at every start, about the CPU features and GPUs that it finds or misses.
 _NOISE = re.compile(
     rb"^(WARNING: All log messages before absl::InitializeLog|To enable the following instructions"
     rb"|.*(oneDNN custom operations are on|Could not find cuda drivers|cpu_feature_guard|failed call to cuInit"
@@ -33,11 +33,12 @@ def import_keras() -> None:
 
 
 def start_tensorflow(on_cpu: bool = False) -> None:
-    """Import TensorFlow and Keras and lists the devices, without TensorFlow's usual messages.
+    """Import TensorFlow and Keras, and initialize the devices, without TensorFlow's usual messages.
 
     Args:
-        on_cpu: Whether to hide the GPUs, for commands that do not train. Another process that trains may have taken all
-            GPU memory. And an id outside the vocabulary of an embedding is an error on CPU, but not on GPUs.
+        on_cpu: Whether to hide the GPUs, for commands that do not train: another process may have reserved all GPU
+            memory for training. Moreover, an id outside the vocabulary of an embedding is an error on CPU, but not on
+            GPU.
 
     Raises:
         StoppedError: If the process may not use enough memory.
@@ -51,8 +52,8 @@ def start_tensorflow(on_cpu: bool = False) -> None:
         if on_cpu:
             with contextlib.suppress(RuntimeError):  # a program that uses this library has started TensorFlow before
                 tf.config.set_visible_devices([], "GPU")
-    # Exclude the million objects of the imported modules from garbage collection, which would go through them again
-    # and again. This saves a tenth of the time of a short run.
+    # Exclude the million objects of the imported modules from garbage collection, which would traverse them repeatedly.
+    # This saves a tenth of the time of a short run.
     gc.collect()
     gc.freeze()
 
@@ -64,7 +65,7 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def standard_error_filtered() -> Iterator[None]:
-    """Remove TensorFlow's usual messages from what is written to file descriptor 2 within the block, by any code."""
+    """Context manager that removes TensorFlow's usual messages from what any code writes to file descriptor 2."""
     try:
         real = os.dup(2)
     except OSError:  # closed, as in a daemon

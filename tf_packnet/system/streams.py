@@ -16,12 +16,12 @@ class OutputStream(io.TextIOBase):
     Args:
         stream: The stream.
         name: Its name in error messages.
-        required: Whether a write that fails is an error. A full disk or a closed terminal should not end a run because
-            of its log. A closed pipe is always an error.
-        rendered: Whether the text is printable already, and its control characters are intended.
+        required: Whether a failed write raises OSError. If not, a full disk or a closed terminal does not end a run
+            because of its log. A closed pipe always raises BrokenPipeError.
+        rendered: Whether the text is already printable, and its control characters are intended.
 
     Attributes:
-        rendered: The same stream, for text that is printable already.
+        rendered: The same stream, for text that is already printable.
     """
 
     def __init__(self, stream: TextIO, name: str, required: bool, rendered: bool = False):
@@ -69,7 +69,7 @@ class OutputStream(io.TextIOBase):
 
 @contextlib.contextmanager
 def any_output() -> Iterator[None]:
-    """Within the block, `sys.stdout` and `sys.stderr` take every text, even if they are closed or know only ASCII."""
+    """Context manager in which `sys.stdout` and `sys.stderr` accept any text, even if they are closed or ASCII only."""
     _fill_closed_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout = _safe(sys.stdout, "standard output", required=True)
@@ -81,7 +81,7 @@ def any_output() -> Iterator[None]:
 
 
 def _fill_closed_descriptors() -> None:
-    """Connect closed standard descriptors to nothing. Otherwise the next file that is opened would become one."""
+    """Connect closed standard descriptors to `/dev/null`. Otherwise the next opened file would get their number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,6 +1,6 @@
 """Reads tables from CSV and Parquet files as columns of text, numbers, or lists of integers.
 
-Cells keep their place in the file, so that errors can name row and column. Rows are counted from 1, below the header.
+Errors name the row and the column of a cell. Rows are counted from 1, below the header.
 """
 
 import csv
@@ -18,23 +18,23 @@ from tf_packnet.system.limits import Bound, SizeError, open_regular
 from tf_packnet.system.memory import room
 
 TABLES = (".csv", ".tsv", ".parquet")
-# Suffixes of other files with tables, which are not read.
+# Suffixes of table files that are not supported.
 OTHER_TABLES = (".xls", ".xlsx", ".ods", ".json", ".jsonl", ".feather", ".arrow", ".orc", ".gz", ".zip", ".bz2", ".xz")
 _DELIMITERS = (",", ";", "\t", "|")
-# What an empty cell may contain.
+# Texts that count as an empty cell.
 _MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
-# Memory for a cell, besides its text.
+# Memory in bytes for a cell, in addition to its text.
 _CELL_BYTES = 8
-# Ratio of memory to file size that a compressed file may have.
+# Maximum ratio of memory to file size, for compressed files.
 TABLE_RATIO = 16
 
 
 class TableError(ValueError):
-    """A table that cannot be used.
+    """A table cannot be used.
 
     Attributes:
-        expected: What was expected, and where.
-        received: What is there instead.
+        expected: What is expected, and where.
+        received: What the table contains instead.
     """
 
     def __init__(self, expected: str, received: str):
@@ -45,7 +45,7 @@ class TableError(ValueError):
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Turn a TableError into an ArgumentError about `argument`."""
+    """Context manager that turns a TableError into an ArgumentError about `argument`."""
     try:
         yield
     except TableError as error:
@@ -56,8 +56,8 @@ class Table(NamedTuple):
     """A table in memory.
 
     Attributes:
-        path: Its file.
-        columns: Arrays of pyarrow by name, in the order of the file. All columns of CSV files are text.
+        path: The file.
+        columns: pyarrow arrays by column name, in the order of the file. All columns of CSV files are text.
         rows: Number of rows.
     """
 
@@ -66,11 +66,11 @@ class Table(NamedTuple):
     rows: int
 
     def place(self, row: int, name: str) -> str:
-        """Return where a cell is; `row` counts from 0."""
+        """Return the position of a cell as text for error messages; `row` counts from 0."""
         return f"in row {row + 1}, column {name!r} of {self.path}"
 
     def column(self, name: str) -> Any:
-        """Return a column without empty cells.
+        """Return a column, after checking that it has no empty cells.
 
         Raises:
             TableError: If there is no such column, or a cell is empty.
@@ -100,10 +100,10 @@ class Table(NamedTuple):
         return _is_list(self.columns[name])
 
     def numbers(self, name: str) -> np.ndarray:
-        """Return a column of numbers, `float64`.
+        """Return a column of numbers, `float64` `(rows,)`.
 
         Raises:
-            TableError: If a cell is empty, or no finite number.
+            TableError: If there is no such column, or a cell is empty or not a finite number.
         """
         column = self.column(name)
         if not _is_number(column) and not _is_text(column):
@@ -119,7 +119,7 @@ class Table(NamedTuple):
         return values
 
     def refuse_odd_texts(self, name: str) -> None:
-        """Raise TableError at the first cell that is no number, if most cells are numbers."""
+        """Raise TableError at the first cell that is not a number, if most cells are numbers."""
         if _is_text(self.columns[name]):
             odd = [row for row, cell in enumerate(self.columns[name]) if _as_numbers(cell) is None]
             if odd and 2 * len(odd) < self.rows:
@@ -130,10 +130,10 @@ class Table(NamedTuple):
         raise TableError(expected, repr(cell))
 
     def texts(self, name: str) -> Any:
-        """Return a column as an array of text; whole numbers without a decimal point.
+        """Return a column as a pyarrow array of text. Whole numbers have no decimal point.
 
         Raises:
-            TableError: If a cell is empty, or contains something else.
+            TableError: If there is no such column, a cell is empty, or the column contains neither text nor numbers.
         """
         import pyarrow as pa
 
@@ -146,10 +146,10 @@ class Table(NamedTuple):
         return column
 
     def lists(self, name: str) -> Any:
-        """Return a column as an array of lists of integers.
+        """Return a column as a pyarrow array of lists of integers.
 
         Raises:
-            TableError: If a cell is empty, or contains something else.
+            TableError: If there is no such column, a cell is empty, or the column does not contain lists of integers.
         """
         column = self.column(name)
         if not _is_list(column):
@@ -159,15 +159,15 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, max_bytes: int | None = None) -> Table:
-    """Read a file.
+    """Read a table.
 
     Args:
         path: A file with one of the suffixes `TABLES`.
-        max_bytes: Most memory in bytes that the table may take; None for the default.
+        max_bytes: Limit in bytes on the memory for the table; None for the default.
 
     Raises:
-        TableError: If it cannot be read, is empty, takes too much memory, two columns have the same name, or a row has
-            another number of cells than the header.
+        TableError: If the file cannot be read, is empty, or takes too much memory, if two columns have the same name,
+            or if a row and the header differ in the number of cells.
         MissingExtraError: If pyarrow is not installed.
     """
     require_extra("Reading tables", "pyarrow", extra="tables")
@@ -212,12 +212,12 @@ def _csv(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]:
         ragged.append(row)
         return "error"
 
-    # Columns have numbers as names, as the header may name two the same.
+    # Columns get numbers as names, because the header may contain a name twice.
     numbered = [str(number) for number in range(len(names))]
     try:
         table = arrow.read_csv(
             path,
-            # One thread: with several, errors do not know the number of a row. A row must fit into a block.
+            # One thread: with several, errors do not contain the number of the row. A row must fit into a block.
             arrow.ReadOptions(use_threads=False, column_names=numbered, block_size=min(max(size, 2**20), 2**28)),
             arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note),
             arrow.ConvertOptions(
@@ -273,7 +273,7 @@ def _check_utf8(path: Path) -> None:
 
 
 def _with_decimal_points(column: Any) -> Any:
-    """Replace decimal commas, if all cells are numbers that may have one."""
+    """Replace decimal commas by points, if all cells are numbers."""
     import pyarrow.compute as pc
 
     is_number = pc.match_substring_regex(column, r"^[+-]?\d*,?\d+([eE][+-]?\d+)?$")
@@ -293,7 +293,7 @@ def _parquet(path: Path, bound: Bound, size: int) -> tuple[list[str], list[Any]]
 
 
 def _plain(column: Any) -> Any:
-    """Return a column with the type that all columns of its kind have."""
+    """Convert a column to the common type of its kind: `string`, `double`, or `list<int64>`."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import types
@@ -324,7 +324,7 @@ def _is_list(column: Any) -> bool:
 
 
 def _as_numbers(column: Any) -> Any:
-    """Return text as numbers; None if some is not one."""
+    """Convert text to numbers; return None if a text is not a number."""
     import pyarrow as pa
 
     try:

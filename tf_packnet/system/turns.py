@@ -1,7 +1,7 @@
 """Threads that take turns: one runs until it waits for something, then another one.
 
-So code that was written for one run at a time, with random generators that the whole process shares, can do many runs
-side by side. Each member has states of the global generators of its own.
+In this way, code that was written for one run per process can do many runs concurrently, although all runs share the
+global random generators. Each member has its own states of the global generators.
 """
 
 import random
@@ -17,15 +17,15 @@ _thread = threading.local()
 
 
 class Member:
-    """A function in a thread that takes turns with others.
+    """A function in a thread that takes turns with other members.
 
     Args:
-        function: What the thread calls.
-        group: What `group_of_thread` returns in it.
+        function: The function that the thread calls.
+        group: Result of `group_of_thread` in this thread.
 
     Attributes:
-        ended: Whether the function has returned or raised.
-        ready: Whether the thread can go on: what it waits for has happened.
+        ended: Whether the function has returned or raised an exception.
+        ready: Function that returns whether the thread can continue: what it waits for has happened.
     """
 
     def __init__(self, function: Callable[[], None], group: Any = None):
@@ -37,7 +37,7 @@ class Member:
         threading.Thread(target=self._run, daemon=True).start()
 
     def resume(self) -> None:
-        """Give the thread its turn, and return when it waits or has ended."""
+        """Let the thread run until it waits or ends."""
         others = _generators()
         _set_generators(self._generators)
         self._turn.release()
@@ -46,7 +46,7 @@ class Member:
         _set_generators(others)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Let others take their turns until `ready()`. Called in the thread of this member."""
+        """Let other members take their turns until `ready()` returns True. Called in the thread of this member."""
         self.ready = ready
         self._back.release()
         self._turn.acquire()
@@ -62,12 +62,12 @@ class Member:
 
 
 def group_of_thread() -> Any:
-    """Return the group of the member whose thread this is; None in other threads."""
+    """Return the group of the member that runs in this thread; None in other threads."""
     return getattr(_thread, "group", None)
 
 
 def wait_until(ready: Callable[[], bool]) -> None:
-    """Wait until `ready()`. A member lets others take their turns."""
+    """Wait until `ready()` returns True. In the thread of a member, other members take their turns meanwhile."""
     member = getattr(_thread, "member", None)
     if member is not None:
         if not ready():
@@ -78,7 +78,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
 
 
 def _generators() -> tuple[Any, ...]:
-    """Return the states of the generators of Python, NumPy and TensorFlow that a process has once."""
+    """Return the states of the global random generators of Python, NumPy and TensorFlow."""
     from tensorflow.python.eager import context
 
     tensorflow = context.context()

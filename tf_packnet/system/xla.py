@@ -1,4 +1,4 @@
-"""What XLA can compile, and how it draws random numbers. All access to private names of TensorFlow.
+"""Finds out what XLA can compile, and makes it draw random numbers with a fast algorithm.
 
 TensorFlow lets XLA draw random numbers with Philox. On CPU, XLA derives the key of Philox again for each number: a mask
 of 128x256 takes 2.9 ms, where uncompiled code takes 0.2 ms. With Threefry, whose key is the seed itself, it takes 0.06
@@ -15,15 +15,16 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.ops import random_ops_util
 from tensorflow.python.ops.parallel_for import pfor
 
-# Stands before each random operation that leaves the algorithm to TensorFlow, as Keras's random functions do.
+# Precedes each random operation that leaves the algorithm to TensorFlow, as Keras's random functions do.
 RANDOM_KEY = "StatelessRandomGetKeyCounter"
 
 
 @contextlib.contextmanager
 def threefry() -> Iterator[None]:
-    """Let random operations in the current graph use Threefry, if they leave the algorithm to TensorFlow.
+    """Context manager in which random operations use Threefry, if they leave the algorithm to TensorFlow.
 
-    This includes bodies of loops and conditionals, but no functions inside, which uncompiled code may call too.
+    This applies to the current graph, including the bodies of loops and conditionals, but not to functions that it
+    calls: uncompiled code may call them, too.
     """
     graph, original = tf.compat.v1.get_default_graph(), random_ops_util.get_key_counter_alg
 
@@ -39,7 +40,7 @@ def threefry() -> Iterator[None]:
 
 
 def _function_graph(graph_type: type) -> Any:
-    """Return the graph of the function that is being traced, around loops and conditionals."""
+    """Return the graph of the function that is being traced, outside of loops and conditionals."""
     graph = tf.compat.v1.get_default_graph()
     while type(graph) is not graph_type and hasattr(graph, "outer_graph"):
         graph = graph.outer_graph
@@ -47,7 +48,7 @@ def _function_graph(graph_type: type) -> Any:
 
 
 def vectorized_map(function: Callable[..., Any], elements: Any) -> Any:
-    """Return `tf.vectorized_map`, without the loops that TensorFlow has for some operations."""
+    """Return the result of `tf.vectorized_map`, without the fallback to loops for some operations."""
     _register_converters()
     return tf.vectorized_map(tf.autograph.experimental.do_not_convert(function), elements)
 
@@ -59,7 +60,7 @@ def _register_converters() -> None:
             pfor.RegisterPFor(name)(convert)
 
 
-# They are drawn for one element after the other, as each has a key of its own.
+# Random numbers are drawn for one element after another, because each element has its own key.
 _RANDOM = ("StatelessRandomUniformV2", "StatelessRandomNormalV2", "StatelessTruncatedNormalV2")
 
 
@@ -76,7 +77,7 @@ def _bitcast(operation: Any) -> Any:  # in Keras's `argmax`
 
 
 def operation_types(graph: tf.Graph) -> set[str]:
-    """Return the types of all operations in `graph`, also in loops, conditionals and functions."""
+    """Return the types of all operations in `graph`, including those in loops, conditionals and functions."""
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     return {node.op for node in nodes} - {"Placeholder"}  # for inputs and variables
@@ -96,5 +97,5 @@ def _compiles(operation_type: str) -> bool:
 
 @functools.cache
 def _load_compiler() -> None:
-    """Compile something: TensorFlow registers XLA's operations only then."""
+    """Compile a trivial function, because TensorFlow registers XLA's operations only then."""
     tf.function(lambda: tf.constant(0), jit_compile=True, autograph=False)()

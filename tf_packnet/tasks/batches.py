@@ -1,9 +1,9 @@
-"""Makes training and evaluation batches. Training batches are the same, whether examples are resident or streamed.
+"""Makes training and evaluation batches. Resident and streamed examples give the same training batches.
 
 The order of an epoch depends only on the seed and the number of the epoch, so a `fit` can begin at any epoch. Keras
-gets one infinite data set, and the number of its elements per epoch.
+gets one infinite data set and the number of its elements per epoch.
 
-AutoGraph is off for all functions here, because it writes temporary files, which a killed process leaves behind.
+AutoGraph is off for all functions here: it writes temporary files, which a killed process leaves behind.
 """
 
 import math
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # tasks are made and checked before TensorFlow starts
 
 # Maximum number of gradient steps in one call of the compiled step; callbacks run between calls.
 _STEPS_PER_CALL = 512
-# The same for streamed examples, which are copied for each call.
+# The same limit for streamed examples, which are copied for each call.
 _STREAMED_STEPS_PER_CALL = 32
-# The same for images on disk, in bytes: a few calls wait in memory.
+# Maximum size in bytes of the images on disk for one call: the images of a few calls are in memory at a time.
 _STORED_BYTES_PER_CALL = 2**22
-# Most bytes of decoded examples to evaluate at once. More are decoded batch by batch.
+# Maximum size in bytes of an evaluation split that is decoded as a whole. Larger ones are decoded batch by batch.
 _DECODED_BYTES = 2**28
 
 
@@ -34,12 +34,12 @@ def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_ste
     """Draw the order of the examples in an epoch.
 
     Args:
-        examples: Number of examples. Those that do not fill a batch are left out of a pass over the examples.
+        examples: Number of examples. A pass over the examples leaves out those that do not fill a batch.
         batch_size: Examples per batch.
         seed: Seeds the order, 0 to 2^31-1.
         epoch: Number of the epoch (0-based), an integer or a scalar tensor.
-        epoch_steps: Batches per epoch, at most those of one pass; the default is one pass. Shorter epochs continue the
-            pass of the epoch before, and may begin another pass.
+        epoch_steps: Batches per epoch, at most as many as in one pass over the examples. Default: one pass. A shorter
+            epoch continues the pass of the previous epoch, and may begin another one.
 
     Returns:
         Indices of examples, `int32` `(steps, batch_size)`.
@@ -58,7 +58,7 @@ def epoch_order(examples: int, batch_size: int, seed: int, epoch: Any, epoch_ste
 
 
 def decode(images: Any, scale: Any) -> "tf.Tensor":
-    """Convert images to inputs of the network, `float32` in [0, 1], with the same bits wherever it is called."""
+    """Convert images to inputs of the network, `float32` in [0, 1]. The result is bit-identical for all callers."""
     import tensorflow as tf
 
     return tf.cast(images, tf.float32) * tf.cast(scale, tf.float32)
@@ -69,7 +69,7 @@ def decode(images: Any, scale: Any) -> "tf.Tensor":
 class StreamedBatches:
     """Training batches for `PackedModel.fit` that `tf.data` gathers while the network computes.
 
-    One call of the compiled step takes many gradient steps, because Keras itself needs 2 ms per call.
+    One call of the compiled step does many gradient steps, because Keras adds an overhead of 2 ms per call.
 
     Attributes:
         images: Array `(examples, *shape)` in the dtype of the data, or `StoredImages`.
@@ -77,8 +77,8 @@ class StreamedBatches:
         scale: Factor that scales the images to [0, 1].
         batch_size: Examples per batch.
         seed: Seeds the order, 0 to 2^31-1.
-        room: Examples of the largest task. With the same number for all tasks, their calls have the same shape, so they
-            share one compiled step.
+        room: Number of examples of the largest task. If it is the same for all tasks, all calls have the same shape, so
+            that the tasks share one compiled step.
         steps_per_call: Maximum number of gradient steps in one call of the compiled step.
         epoch_steps: Gradient steps per epoch, at most the number of full batches, which is the default.
 
@@ -113,7 +113,7 @@ class StreamedBatches:
 
     @property
     def reserved(self) -> int:
-        """Number of examples to allocate memory for: that of the largest task."""
+        """Number of examples to allocate memory for: `room`, or the number of this task's examples if it is larger."""
         return max(self.room, len(self.labels))
 
     @property
@@ -126,14 +126,14 @@ class StreamedBatches:
 
     @property
     def calls(self) -> int:
-        """Elements of `dataset` per epoch, which Keras counts as steps."""
+        """Number of elements of `dataset` per epoch. Keras counts them as steps."""
         return -(-self.steps // self.steps_in_a_call)
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """Return an infinite data set of the calls of epoch `first_epoch` and all later ones.
+        """Return an infinite data set of the calls of the compiled step, from epoch `first_epoch` on.
 
-        Each element is a dict with `images`, `(steps_in_a_call, batch_size, *shape)`, `labels`,
-        `(steps_in_a_call, batch_size)`, the number of `steps` to take of them, and `scale`.
+        Each element is a dict with `images`, `(steps_in_a_call, batch_size, *shape)`; `labels`, `(steps_in_a_call,
+        batch_size)`; `steps`, the number of these batches to train on; and `scale`.
         """
         import tensorflow as tf
 
@@ -147,7 +147,10 @@ class StreamedBatches:
         return untuned(self._calls(first_epoch).map(gather).prefetch(2))
 
     def single_batches(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """Return the same batches one by one, `(x, y)`, `steps` per epoch, for Keras to divide between replicas."""
+        """Return the same batches one by one as `(x, y)`, `steps` per epoch.
+
+        Keras divides each between the replicas.
+        """
         import tensorflow as tf
 
         images, labels = reader(self.images), tf.constant(self.labels)
@@ -193,10 +196,10 @@ class ResidentBatches(StreamedBatches):
     steps_per_call: int = _STEPS_PER_CALL
 
     def dataset(self, first_epoch: int = 0) -> "tf.data.Dataset":
-        """Return an infinite data set of the calls of epoch `first_epoch` and all later ones.
+        """Return an infinite data set of the calls of the compiled step, from epoch `first_epoch` on.
 
-        Each element is a dict with `rows`, `int32` `(steps_in_a_call, batch_size)`, the number of `steps` to take of
-        them, and `scale`.
+        Each element is a dict with `rows`, the indices of the examples, `int32` `(steps_in_a_call, batch_size)`;
+        `steps`, the number of these batches to train on; and `scale`.
         """
         return untuned(self._calls(first_epoch).prefetch(2))
 
@@ -208,7 +211,7 @@ def _epochs(first: int) -> "tf.data.Dataset":
 
 
 def reader(images: Images) -> Callable[["tf.Tensor"], "tf.Tensor"]:
-    """Return a function that gathers the images at rows, a tensor of any shape, in a data set."""
+    """Return a function for `Dataset.map` that gathers the images at `rows`, an integer tensor of any shape."""
     import tensorflow as tf
 
     if not isinstance(images, StoredImages):
@@ -223,7 +226,7 @@ def reader(images: Images) -> Callable[["tf.Tensor"], "tf.Tensor"]:
 
 
 def decoded_in_batches(images: Images) -> bool:
-    """Return whether evaluation decodes images batch by batch: those on disk, and those that would take much memory."""
+    """Return whether evaluation decodes the images batch by batch: if they are on disk, or too large when decoded."""
     return isinstance(images, StoredImages) or 4 * math.prod(images.shape) > _DECODED_BYTES
 
 
@@ -248,8 +251,8 @@ def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_s
 
         return untuned(rows.map(batch).prefetch(1))
 
-    # Batched and decoded once, instead of in a `map`: Keras creates a new iterator for every evaluation, which takes
-    # 17 ms with a mapped function and less than 1 ms without. Batches are passed on without a copy.
+    # The examples are batched and decoded once here, not in a `map`: Keras creates a new iterator for every evaluation,
+    # which takes 17 ms with a mapped function and less than 1 ms without. Batches are passed on without a copy.
     full, rest = divmod(len(labels), batch_size)
     examples = decode(images, scale), tf.constant(labels)
     batches = [tf.reshape(each[: len(labels) - rest], (full, batch_size, *each.shape[1:])) for each in examples]
@@ -261,7 +264,7 @@ def evaluation_batches(images: Images, labels: np.ndarray, scale: float, batch_s
 
 
 def untuned(dataset: "tf.data.Dataset") -> "tf.data.Dataset":
-    """`dataset` without autotuning, whose thread can delay the end of every iterator by seconds."""
+    """Return `dataset` without autotuning, whose thread can delay the end of every iterator by seconds."""
     import tensorflow as tf
 
     options = tf.data.Options()

@@ -10,12 +10,15 @@ from tf_packnet.tasks.stored_images import Images, StoredImages
 
 # Number of examples to compare at once.
 _CHUNK = 1024
-# The same if they are read from disk.
+# The same for images that are read from disk.
 _BATCH = 16
 
 
 def check_finite(argument: str, x: Images) -> None:
-    """Raise ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message says where."""
+    """Raise ArgumentError if `x`, `(examples, *shape)`, contains NaN or infinity; the message names the first example.
+
+    Images on disk are not checked.
+    """
     if x.dtype.kind not in "fc" or isinstance(x, StoredImages):
         return
     with np.errstate(over="ignore", invalid="ignore"):
@@ -30,7 +33,7 @@ def check_finite(argument: str, x: Images) -> None:
 
 
 def check_numbers(argument: str, x: Any) -> None:
-    """Raise ArgumentError unless `x`, an array or an object with dtype and shape, contains real numbers."""
+    """Raise ArgumentError unless `x`, an array or another object with `dtype` and `shape`, contains real numbers."""
     if np.dtype(x.dtype).kind in "OSUMmc":
         raise ArgumentError(argument, "an array of numbers", f"{x.dtype} array of shape {tuple(x.shape)}")
 
@@ -51,7 +54,7 @@ def check_class_numbers(argument: str, labels: np.ndarray, classes: int, ignored
 
 
 def check_varies(argument: str, x: Images, what: str) -> None:
-    """Raise ArgumentError if all examples in `x`, described by `what`, are the same."""
+    """Raise ArgumentError if all examples in `x` are equal; `what` names `x` in the message."""
     first, size = x[:1], _BATCH if isinstance(x, StoredImages) else _CHUNK
     if len(x) > 1 and all((x[start : start + size] == first).all() for start in range(0, len(x), size)):
         raise ArgumentError(argument, f"examples that differ in {what}", f"{len(x)} equal examples")
@@ -60,7 +63,7 @@ def check_varies(argument: str, x: Images, what: str) -> None:
 def fits(shape: Sequence[int | None], input_shape: Sequence[int | None]) -> bool:
     """Whether Keras accepts examples of `shape` for an input of `input_shape`, both without the batch axis.
 
-    None, an unknown size, fits any. As in Keras, a last axis of size 1 may be missing or added.
+    None (an unknown size) matches any size. As in Keras, a last axis of size 1 may be missing or added.
     """
 
     def same(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

@@ -24,7 +24,7 @@ _COLUMNS = Columns()
 
 
 def default_classes(dataset: str, scenario: str = SPLIT) -> int | str:
-    """Return the default for `classes_per_task`: 2 to split one data set; several, or permuted ones, are not split."""
+    """Return the default of `classes_per_task`: 2 for one data set in the scenario `split`, otherwise `all`."""
     return 2 if len(names_in(dataset)) == 1 and scenario == SPLIT else ALL
 
 
@@ -51,30 +51,35 @@ def load(
     """Load data sets as a stream of tasks, images scaled to [0, 1].
 
     Args:
-        name: A data set, or several, separated by commas: `digits` (included in scikit-learn, needs no network), the
-            name of a TFDS image classification data set such as `mnist`, or the path of a folder: with one folder of
-            images per class, or with one such folder per task; or of a table, or of a folder of tables.
-        classes_per_task: Number of classes of each task; or a sequence with the number of each task, in order, where
-            the next data set begins with the first number that exceeds the classes left; or `all` for one task per
-            data set. Default: 2 for one data set, `all` for several. Folders of tasks keep theirs.
-        num_tasks: Number of tasks; the default is as many as there are classes for, or 10 that are permuted or rotated.
+        name: A data set, or several, separated by commas. Each is `digits` (included in scikit-learn, needs no
+            network); the name of a TFDS image classification data set such as `mnist`; the path of a folder with one
+            folder of images per class, or with one such folder per task; or the path of a table or of a folder of
+            tables.
+        classes_per_task: Number of classes of each task; or a sequence with one number per task, in order; or `all` for
+            one task per data set. With several data sets, a number that exceeds the classes left in a data set belongs
+            to the next one. Default: 2 for one data set in the scenario `split`, otherwise `all`. In a folder of tasks,
+            each task has the classes of its folder.
+        num_tasks: Number of tasks. Default: as many as the classes allow, or 10 if `scenario` is `permuted` or
+            `rotated`.
         data_dir: TFDS's data directory; the default is TFDS's own default.
         validation_fraction: Fraction of the training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
         seed: Seeds the choice of held-out examples, the order of the training batches, shuffled orders, and
             permutations and angles.
-        max_bytes: Most memory that images of folders, or with `image_size`, may take, see `from_folder`.
-        image_size: Height and width to resize all images to, or one number for both; needed if they differ in size.
-        resize: How they are resized: `stretch`, `pad` or `crop`, see `from_folder`.
-        test_fraction: Fraction of each class to hold out for testing where a data set has no test examples, in (0, 1).
-            The split `validation` is used for testing if there is no `test`.
-        on_disk: Whether images stay on disk; the default is whether they take too much memory, see `from_folder`.
+        max_bytes: Limit in bytes on the memory for images that are read from folders, or resized to `image_size`; see
+            `from_folder`.
+        image_size: Height and width to resize all images to, or one number for both. Required if images differ in size.
+        resize: How images are resized: `stretch`, `pad` or `crop`, see `from_folder`.
+        test_fraction: Fraction of each class to hold out for testing if a data set has no test examples, in (0, 1). If
+            there is a split `validation` but no `test`, it is used for testing.
+        on_disk: Whether images stay on disk. Default: only if they take too much memory, see `from_folder`.
         scenario: `split`: each task has classes of its own. `permuted` or `rotated`: each task has all classes of a
-            data set, and images that are permuted or rotated in its own way, see `vary`.
-        class_order: See `split_into_tasks`. Several data sets have the order `natural`, or each its own one with
-            `shuffled`. Folders of tasks keep their order.
-        task_order: See `split_into_tasks`. It holds for the tasks of all data sets together.
-        columns: Which columns of tables are read, and how. Tables are encoded by the training examples of all of them.
+            data set, and its own permutation or rotation of the images, see `vary`.
+        class_order: See `split_into_tasks`. With several data sets, only `natural` and `shuffled` are possible; each
+            data set is shuffled separately. Folders of tasks keep their order.
+        task_order: See `split_into_tasks`. It applies to the tasks of all data sets together.
+        columns: Which columns of tables are read, and how. All tables have one encoding, learned from the training
+            examples of all of them.
 
     Returns:
         The tasks, in order. With several data sets, names of tasks begin with the name of their data set.
@@ -130,7 +135,7 @@ def _check_all_tables(names: Sequence[str], reading: Reading) -> None:
 
 
 def _read(name: str, data_dir: str | None, reading: Reading) -> list[Labelled]:
-    """Find the examples of a data set; those of a folder of tasks as one set per task."""
+    """Find the examples of a data set. The result is one data set, or for a folder of tasks one data set per task."""
     if is_folder(name):
         if has_classes(name):
             return [read_folder(name, reading)._replace(origin=_readable(name), is_task=False)]
@@ -189,7 +194,7 @@ def _tasks(
 
 
 def _warn_of_rest(data: Labelled, classes: Sequence[int], groups: Sequence[Sequence[int]], each: int) -> None:
-    """Warn of classes that are in no task, as there are too few left for another one."""
+    """Warn about classes that are in no task, because they are too few for another task."""
     rest = [data.class_names[label] for label in classes[sum(map(len, groups)) :]]
     if rest and not data.is_task:
         is_are = "1 class is" if len(rest) == 1 else f"{len(rest)} classes are"
@@ -270,7 +275,7 @@ def _prefixed(origin: str, names: Sequence[str]) -> list[str]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Return the names with a number after those that were there before, such as those of two folders `birds`."""
+    """Make names unique by appending a number to repeated ones, such as the names of two folders `birds`."""
     unique: list[str] = []
     for name in names:
         numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))

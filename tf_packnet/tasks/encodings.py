@@ -1,6 +1,6 @@
-"""Turns tables into arrays: numbers and categories into features, text and lists of ids into tokens.
+"""Encodes tables as arrays: numbers and categories as features, text and lists of ids as token ids.
 
-An encoding is learned from training examples, recorded with a pack, and then encodes new tables in the same way.
+An encoding is learned from training examples and stored in the pack, so that new tables are encoded in the same way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from tf_packnet.system.table_files import Table, TableError
 # Ids of padding and of unknown words, as in `keras.layers.TextVectorization`.
 PADDING, UNKNOWN = 0, 1
 _SPECIAL = 2
-# More categories in a column are rather text, or the names of examples.
+# A column with more distinct values is probably text, or contains names of examples.
 MAX_CATEGORIES = 255
 MAX_LENGTH = 100_000
 MAX_VOCABULARY = 1_000_000
@@ -24,12 +24,12 @@ MAX_VOCABULARY = 1_000_000
 
 @dataclass(frozen=True)
 class Number:
-    """A column of numbers, which are standardized.
+    """Encodes a column of numbers, which are standardized.
 
     Attributes:
         name: Name of the column.
-        mean: Mean of the training examples.
-        deviation: Their standard deviation; 1 if all are equal.
+        mean: Mean over the training examples.
+        deviation: Standard deviation over the training examples; 1 if they are all equal.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Category:
-    """A column of categories, which become one feature each, 0 or 1.
+    """Encodes a column of categories as one-hot features.
 
     Attributes:
         name: Name of the column.
@@ -77,10 +77,10 @@ class Category:
 
 
 def _index(table: Table, name: str, known: Sequence[str]) -> np.ndarray:
-    """Return the index of each cell of a column in `known`, `(rows,)`.
+    """Return the index in `known` of each cell of a column, `(rows,)`.
 
     Raises:
-        TableError: If a cell is not among them.
+        TableError: If a cell is not in `known`.
     """
     texts = table.texts(name)
     found = arrow.index_in(texts, known)
@@ -131,8 +131,8 @@ class Text:
 
     Attributes:
         columns: Columns whose texts are joined by a space.
-        length: Number of ids of an example. Longer text is cut off, shorter text is padded with 0.
-        vocabulary: The words, whose ids are from 2.
+        length: Number of ids of an example. Longer texts are truncated, shorter ones are padded with 0.
+        vocabulary: The words, in the order of their ids. The first has id 2.
     """
 
     columns: tuple[str, ...]
@@ -147,7 +147,7 @@ class Text:
 
     @property
     def size(self) -> int:
-        """Number of ids, those of padding and of unknown words included."""
+        """Number of ids, including the ids of padding and of unknown words."""
         return len(self.vocabulary) + _SPECIAL
 
     def names(self) -> list[str]:
@@ -168,12 +168,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Encodes lists of ids.
+    """Encodes a column of lists of token ids.
 
     Attributes:
-        column: The column.
-        length: Number of ids of an example. Longer lists are cut off, shorter ones are padded with 0.
-        size: Number of ids; they are from 0.
+        column: Name of the column.
+        length: Number of ids of an example. Longer lists are truncated, shorter ones are padded with 0.
+        size: Vocabulary size: ids are 0 to `size - 1`.
     """
 
     column: str
@@ -209,12 +209,22 @@ Encoding = Features | Text | Tokens
 
 
 def words_of(table: Table, columns: Sequence[str]) -> tuple[Any, np.ndarray]:
-    """Return all words of some columns, an array of pyarrow, and the row of each."""
+    """Return all words of `columns` as a pyarrow array, and the row of each word."""
     return arrow.words([table.texts(name) for name in columns])
 
 
 def _padded(ids: np.ndarray, rows: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Return the first `length` ids of each row, `(count, length)`, padded with 0. `rows` are sorted."""
+    """Arrange ids as one line per row, truncated and padded with 0.
+
+    Args:
+        ids: The ids of all rows, `(ids,)`.
+        rows: The row of each id, sorted.
+        count: Number of rows.
+        length: Number of ids per row.
+
+    Returns:
+        `int32` array `(count, length)`.
+    """
     starts = np.searchsorted(rows, np.arange(count))
     position = np.arange(len(ids)) - starts[rows]
     kept = position < length
@@ -224,7 +234,11 @@ def _padded(ids: np.ndarray, rows: np.ndarray, count: int, length: int) -> np.nd
 
 
 def learn_number(name: str, values: Sequence[np.ndarray]) -> Number:
-    """Learn a column of numbers from training examples."""
+    """Learn the encoding of a column of numbers from training examples.
+
+    Raises:
+        TableError: If the mean or the standard deviation is not finite.
+    """
     joined = np.concatenate(values)
     with np.errstate(over="ignore", invalid="ignore"):
         mean, deviation = float(joined.mean()), float(joined.std())
@@ -234,11 +248,11 @@ def learn_number(name: str, values: Sequence[np.ndarray]) -> Number:
 
 
 def learn_words(words: Sequence[Any], size: int) -> tuple[str, ...]:
-    """Return the most frequent words of training examples in the order of `TextVectorization.adapt`.
+    """Return the most frequent words of training examples, in the order of `TextVectorization.adapt`.
 
     Args:
         words: Arrays of words.
-        size: Number of ids, those of padding and of unknown words included.
+        size: Number of ids, including the ids of padding and of unknown words.
     """
     return tuple(arrow.most_frequent(words, size - _SPECIAL))
 
@@ -247,7 +261,7 @@ def from_json(value: Any) -> Encoding:
     """Restore an encoding from the JSON values of `to_json`.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `value` is not an encoding.
     """
     try:
         encoding = _restored(value)

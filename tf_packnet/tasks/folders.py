@@ -20,7 +20,7 @@ from tf_packnet.tasks.stored_images import StoredImages
 from tf_packnet.tasks.stream import Split, Task, TaskStream, check_task
 from tf_packnet.tasks.tables import Columns, is_table, read_tables, refuse
 
-# Where the training examples are, and where test examples may be, the preferred one first.
+# Names of the folder of the training examples, and of the folder of the test examples, in order of preference.
 _TRAIN, _TESTS = "train", ("test", "validation", "valid", "val")
 _COLUMNS = Columns()
 
@@ -47,11 +47,11 @@ def from_folder(
         path: The folder, or the file. Its name becomes the name of the task.
         image_size: Height and width to resize all images to, or one number for both; by default they must all have the
             same size.
-        resize: `stretch` changes the proportions, `pad` adds black borders, `crop` cuts off what is beyond the centre.
-        max_bytes: Most memory in bytes that the images may take; if they take more, they stay on disk. Default: 320 MB,
-            or 64 times the size of their files if that is more, and a quarter of the free memory.
-        on_disk: Whether the images stay on disk, to be read for each batch. Training has the same results. Default:
-            whether they take too much memory.
+        resize: `stretch` changes the aspect ratio, `pad` adds black borders, `crop` keeps the centre.
+        max_bytes: Limit in bytes on the memory for the images. Larger images stay on disk. Default: a quarter of the
+            free memory; without `image_size`, also at most 320 MB, or 64 times the size of the files if that is more.
+        on_disk: Whether the images stay on disk and are read for each batch. The results of training are the same.
+            Default: only if they take too much memory.
         columns: Which columns of tables are read, and how.
         **kwargs: As for `from_arrays`.
 
@@ -85,7 +85,7 @@ def from_folders(
     columns: Columns = _COLUMNS,
     **kwargs: Any,
 ) -> TaskStream:
-    """Make a stream from a folder with one folder or table per task, in the order of their names.
+    """Make a stream from a folder with one folder or table per task, sorted by name.
 
     Args:
         path: The folder. Its name becomes the name of the stream.
@@ -93,11 +93,11 @@ def from_folders(
         resize: As for `from_folder`.
         max_bytes: As for `from_folder`.
         on_disk: As for `from_folder`.
-        columns: As for `from_folder`. Tables are encoded by the training examples of all tasks.
+        columns: As for `from_folder`. The encoding is learned from the training examples of all tasks.
         **kwargs: As for `from_arrays`.
 
     Raises:
-        ArgumentError: As for `from_folder`, or if the folder contains no folders.
+        ArgumentError: As for `from_folder`, or if the folder contains neither folders nor tables.
     """
     reading = Reading.of(image_size, resize, max_bytes, on_disk)
     if is_table(path):
@@ -115,19 +115,19 @@ def _tables(path: str | os.PathLike, reading: Reading, columns: Columns, kwargs:
 
 
 def task_folders(path: str | os.PathLike) -> list[Path]:
-    """Return the folders of the tasks in a folder, in the order of their names."""
+    """Return the folders of the tasks in a folder, sorted by name."""
     folder = _existing(path)
     return [folder / name for name in _folders_in(folder, "one folder per task")]
 
 
 def has_classes(path: str | os.PathLike) -> bool:
-    """Whether a folder has the folders of classes, so that it is one data set, rather than those of tasks."""
+    """Whether the folders in a folder are those of classes (one data set), not those of tasks."""
     folder = _existing(path)
     return _train_folder(folder) != folder or any(_has_images(child) for child in folder.iterdir() if child.is_dir())
 
 
 def task_of(labelled: Labelled, reading: Reading, **kwargs: Any) -> Task:
-    """Make one task of a data set, without checking its examples. `kwargs` are as for `from_arrays`."""
+    """Make one task from a data set, without checking its examples. `kwargs` are those of `from_arrays`."""
     scale = kwargs.pop("scale", None)
     if scale is not None:
         labelled = labelled.with_splits([dataclasses.replace(split, scale=scale) for split in labelled.splits()])
@@ -178,7 +178,7 @@ def _existing(path: str | os.PathLike) -> Path:
 
 
 def _train_folder(folder: Path) -> Path:
-    """Return `train` in a folder, unless that is the folder of a class; otherwise the folder itself."""
+    """Return the folder `train` in `folder`; `folder` itself if there is none, or if `train` is a class."""
     train = folder / _TRAIN
     return train if train.is_dir() and not _has_images(train) else folder
 
@@ -199,12 +199,15 @@ def _has_images(folder: Path) -> bool:
 
 
 def _is_image(file: Path) -> bool:
-    # Systems keep their own files beside images, such as `._1.jpg`.
+    # Operating systems put files of their own next to images, such as `._1.jpg`.
     return file.suffix.lower() in (*IMAGES, *OTHER_IMAGES) and not file.name.startswith(".") and not file.is_dir()
 
 
 def _files_of(folder: Path, classes: Sequence[str], exactly: bool = False) -> list[tuple[Path, int]]:
-    """Return the images of all classes and their labels."""
+    """Return the image files of all classes and their labels.
+
+    With `exactly`, a folder that is not one of `classes` raises ArgumentError.
+    """
     if exactly:
         unknown = sorted(set(_folders_in(folder, "one folder per class")) - set(classes))
         if unknown:
@@ -227,7 +230,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _shape_of(paths: Sequence[Path], reading: Reading) -> tuple[int, int, int]:
-    """Return the shape that all images of a data set get: grey if all of them are."""
+    """Return the common shape of all images of a data set: grey (one channel) if all are grey, otherwise RGB."""
     headers = [_header(path) for path in paths]
     channels = 1 if all(header.is_grey for header in headers) else 3
     if reading.image_size is not None:

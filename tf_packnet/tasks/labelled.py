@@ -1,4 +1,4 @@
-"""Labelled data sets before they are cut into tasks: sizes of images, grey and colour, and what stays on disk."""
+"""Labelled data sets before the split into tasks: makes sizes and channels of images equal, and reads them into RAM."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Labelled(NamedTuple):
         train: Training examples.
         test: Test examples; None if there are none, so that some of `train` must be held out.
         class_names: Name of each label.
-        is_task: Whether it is one task, however many classes other tasks have.
+        is_task: Whether the data set is one task, which is not split.
         file_bytes: Size of its files.
-        origin: Name to distinguish its tasks from those of other data sets.
-        encoding: How tables became examples; None if they were none.
+        origin: Prefix of the names of its tasks if there are several data sets.
+        encoding: How examples were encoded from tables; None for other data.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Labelled(NamedTuple):
     encoding: Encoding | None = None
 
     def splits(self) -> list[Split]:
-        """Return the splits that there are."""
+        """Return the training examples, and the test examples if there are any."""
         return [self.train] if self.test is None else [self.train, self.test]
 
     def with_splits(self, splits: Sequence[Split]) -> "Labelled":
-        """Return it with other examples, in the order of `splits()`."""
+        """Return the data set with other examples, in the order of `splits()`."""
         return self._replace(train=splits[0], test=splits[1] if len(splits) > 1 else None)
 
 
@@ -53,10 +53,10 @@ class Reading(NamedTuple):
     """How images are read.
 
     Attributes:
-        image_size: Height and width to resize them to; None for their own.
+        image_size: Height and width to resize images to; None to keep their size.
         resize: One of `RESIZES`.
-        max_bytes: Most memory in bytes that they may take; None for the default.
-        on_disk: Whether they stay on disk; None to decide by their size.
+        max_bytes: Limit in bytes on the memory for the images; None for the default.
+        on_disk: Whether the images stay on disk; None to decide by their size.
     """
 
     image_size: tuple[int, int] | None = None
@@ -72,10 +72,10 @@ class Reading(NamedTuple):
         max_bytes: int | None = None,
         on_disk: bool | None = None,
     ) -> "Reading":
-        """Check the arguments.
+        """Check and normalize the arguments, which are those of `from_folder`.
 
         Raises:
-            ArgumentError: If the size or the way to resize is none.
+            ArgumentError: If `image_size` or `resize` is invalid.
         """
         if resize not in RESIZES:
             raise ArgumentError("resize", f"one of {', '.join(RESIZES)}", resize)
@@ -89,12 +89,12 @@ class Reading(NamedTuple):
 
     @property
     def recorded_resize(self) -> str | None:
-        """What to record with a task: None if its images have the size by themselves."""
+        """Value of `Task.resize`: None if the images are not resized."""
         return None if self.image_size is None else self.resize
 
 
 def as_read(labelled: Labelled, reading: Reading) -> Labelled:
-    """Resize a data set that is in memory, as images in files are when they are read."""
+    """Resize the images of a data set in memory, in the same way as images that are read from files."""
     if reading.image_size is None:
         return labelled
     splits = [_as_pixels(split, split.images.shape[-1]) for split in labelled.splits()]
@@ -112,10 +112,10 @@ def _resized(split: Split, reading: Reading) -> Split:
 
 
 def unified(sets: Sequence[Labelled]) -> list[Labelled]:
-    """Give the images of all data sets the same channels and scale: RGB where one has it, `uint8` from 0 to 255.
+    """Convert the images of all data sets to the same channels and scale: RGB if any are RGB, `uint8` from 0 to 255.
 
     Raises:
-        ArgumentError: If they differ in size.
+        ArgumentError: If images differ in size.
     """
     if len({(split.images.shape[1:], split.images.dtype, split.scale) for each in sets for split in each.splits()}) < 2:
         return list(sets)
@@ -139,15 +139,16 @@ def _as_pixels(split: Split, channels: int) -> Split:
 
 
 def loaded(tasks: Sequence[Task], reading: Reading, file_bytes: int = 0) -> list[Task]:
-    """Read the images of tasks into memory, unless they are too large for it or `reading` says otherwise.
+    """Read the images of tasks into memory, unless they are too large or `reading` keeps them on disk.
 
     Args:
         tasks: The tasks.
         reading: How images are read.
-        file_bytes: Size of the files. Larger files may take more memory.
+        file_bytes: Size of the files. The default limit on the memory increases with it.
 
     Raises:
-        ArgumentError: If the images take too much memory, or one cannot be read.
+        ArgumentError: If the images take too much memory and may not stay on disk, a batch of images on disk takes too
+            much memory, or an image cannot be read.
     """
     stored = [split for task in tasks for split in task.splits.values() if split.is_stored]
     if not stored:
@@ -167,7 +168,7 @@ def loaded(tasks: Sequence[Task], reading: Reading, file_bytes: int = 0) -> list
 
 
 def _excess(reading: Reading, file_bytes: int, needed: int, what: str) -> SizeError | None:
-    """Return the error if `what` takes too much memory; images of a size that the user chose have no default bound."""
+    """Return the error if `what` takes too much memory. With an `image_size`, there is no default limit."""
     if reading.max_bytes is None and reading.image_size is not None:
         return None
     try:

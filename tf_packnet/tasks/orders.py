@@ -12,13 +12,13 @@ Order = str | Sequence[int | str]
 
 
 def entries(order: Any) -> list[str]:
-    """Return the entries of an order, a sequence or a text with commas, without spaces around them."""
+    """Return the entries of an order (a sequence, or text separated by commas), without surrounding spaces."""
     parts = order.split(",") if isinstance(order, str) else order if isinstance(order, Iterable) else ()
     return [str(part).strip() for part in parts]
 
 
 def is_order(order: Any) -> bool:
-    """Whether `order` has entries, all of them different and not empty."""
+    """Whether `order` has entries that are all distinct and not empty."""
     parts = entries(order)
     return 1 <= len(parts) == len(set(parts)) and all(parts)
 
@@ -29,13 +29,13 @@ def arrange(argument: str, names: Sequence[str], order: Order, seed: int, first:
     Args:
         argument: The argument to name in errors: `class_order` or `task_order`. The two are shuffled independently.
         names: Names of the classes or tasks, in their natural order.
-        order: `natural`; `shuffled`, by the seed; or names or numbers, as a sequence or a text with commas. What the
-            list leaves out is left out of the result.
+        order: `natural`; `shuffled`, by the seed; or a list of names or numbers, as a sequence or as text separated by
+            commas. The result contains only the classes or tasks in the list.
         seed: Seeds the order.
         first: Number of the first class or task.
 
     Raises:
-        ArgumentError: If `order` lists something that does not exist, or something twice.
+        ArgumentError: If `order` lists an unknown class or task, or one twice.
     """
     wanted = entries(order)
     if wanted == [NATURAL]:
@@ -59,10 +59,10 @@ def choose(names: Sequence[str], order: Order, num_tasks: int | None, seed: int,
         order: As for `arrange`.
         num_tasks: Number of tasks to learn; None for all in `order`.
         seed: Seeds a shuffled order.
-        reason: Why there are no more tasks, for errors.
+        reason: Why there are no more tasks, for the error message.
 
     Raises:
-        ArgumentError: As for `arrange`, or if there are not so many tasks.
+        ArgumentError: As for `arrange`, or if there are fewer than `num_tasks` tasks.
     """
     if num_tasks is not None and num_tasks < 1:
         raise ArgumentError("num_tasks", "at least 1", num_tasks)
@@ -75,6 +75,6 @@ def choose(names: Sequence[str], order: Order, num_tasks: int | None, seed: int,
 
 
 def generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """Return a generator of random numbers that are independent of those for any other purpose."""
+    """Return a random generator that is independent of the generators for other purposes with the same seed."""
     key = b"".join(str(word).encode() + b"\0" for word in purpose)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(key)))

@@ -36,27 +36,29 @@ def from_arrays(
     scale: float | None = None,
     targets: str | None = None,
 ) -> Task:
-    """Make a task from arrays: a classification, or a regression or multi-label task.
+    """Make a task from arrays: classification, regression, or multi-label classification.
 
     Args:
         name: Name of the task.
         x: Numeric examples, `(examples, *shape)`.
         y: Labels, `(examples,)`: class numbers, names, or other values that can be sorted. Or target values,
-            `(examples,)` or `(examples, outputs)`: those of a regression, or 0 and 1 for each label of several.
-        test: Test examples and labels; by default a fraction of each class of `x` is held out.
-        class_names: Names of the labels in sorted order; by default the labels themselves. For values, names of the
+            `(examples,)` or `(examples, outputs)`: those of a regression, or multi-label targets of 0 and 1.
+        test: Test examples and labels. Default: a fraction of each class of `x` is held out.
+        class_names: Names of the labels in sorted order. Default: the labels themselves. For values: names of the
             outputs.
         validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
         test_fraction: Fraction of each class to hold out for testing if `test` is not given, in (0, 1).
         batch_size: Batch size of the task's data sets.
         seed: Seeds the choice of held-out examples and the order of the training batches.
-        scale: Factor that the examples are multiplied by for the network; by default 1/255 for `uint8`, else 1.
-        targets: `classes` or `values`, what `y` contains. Default: `values` if it has several columns, or numbers that
-            are not whole.
+        scale: Factor by which the examples are multiplied before they enter the network. Default: 1/255 for `uint8`,
+            otherwise 1.
+        targets: What `y` contains: `classes` or `values`. Default: `values` if `y` has several columns or contains
+            numbers that are not whole, otherwise `classes`.
 
     Returns:
-        The task, with labels from 0 in the order of the sorted labels. If the targets are values, its labels are these,
-        `float32`, in the shape of `y`; `num_classes` is the number of outputs, and examples are held out at random.
+        The task. Its labels are the positions (from 0) of the sorted labels, `int32`. If the targets are values, the
+        labels are the values, `float32`, in the shape of `y`; `num_classes` is the number of outputs; and examples are
+        held out at random, not by class.
 
     Raises:
         ArgumentError: If the arrays do not fit together, contain NaN or infinity, or have too few examples.
@@ -95,7 +97,22 @@ def one_task(
     seed: int = 0,
     resize: str | None = None,
 ) -> Task:
-    """Make one task of all classes, without checking the examples. The arguments are those of `from_arrays`."""
+    """Make one task of all classes, without checking the examples. Most arguments are those of `from_arrays`.
+
+    Args:
+        name: Name of the task.
+        examples: Training examples, with labels from 0 or values.
+        test: Test examples; None to hold out some of `examples`.
+        class_names: Name of each label, or of each output.
+        validation_fraction: As for `from_arrays`.
+        test_fraction: As for `from_arrays`.
+        batch_size: As for `from_arrays`.
+        seed: As for `from_arrays`.
+        resize: `Task.resize`.
+
+    Raises:
+        ArgumentError: If a fraction or the batch size is out of range.
+    """
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
     rng = np.random.default_rng(seed)
@@ -123,7 +140,7 @@ def _checked(x_name: str, y_name: str, x: Any, y: Any) -> tuple[np.ndarray, np.n
 
 
 def _warn_of_range(argument: str, x: np.ndarray) -> None:
-    """Warn if images have a range that networks do not learn well from, and that nothing scales."""
+    """Warn if images have large values that are not scaled: networks train poorly on them."""
     if x.ndim < 3 or x.dtype in (np.uint8, bool) or x.dtype.kind not in "iuf":
         return
     largest = float(max(abs(x.max()), abs(x.min())))
@@ -136,13 +153,16 @@ def _warn_of_range(argument: str, x: np.ndarray) -> None:
 
 
 def _factor(largest: float) -> str:
-    """Return the factor for the smallest range of images that contains `largest`, as Python code."""
+    """Return a scale for images with values up to `largest`, as Python code such as `1/255`.
+
+    It is that of the smallest common range (8, 12 or 16 bits) that contains `largest`.
+    """
     ranges = (255, 4095, 65535)  # 8, 12 and 16 bits
     return f"1/{next((each for each in ranges if largest <= each), int(np.ceil(largest)))}"
 
 
 def _as_text(labels: np.ndarray) -> np.ndarray:
-    """Return labels that are bytes, as TensorFlow and NumPy have them, as text; others as they are."""
+    """Decode labels that are bytes, such as those of TensorFlow; return other labels unchanged."""
     if labels.dtype.kind == "S" or (labels.dtype.kind == "O" and any(isinstance(each, bytes) for each in labels)):
         try:
             return np.array([each.decode() if isinstance(each, bytes) else each for each in labels.tolist()])
@@ -163,14 +183,14 @@ def _classes_of(y: np.ndarray) -> np.ndarray:
 
 
 def _kind_of(y: np.ndarray) -> str:
-    """Return what `y` seems to contain."""
+    """Return what `y` probably contains: `classes` or `values`."""
     if y.ndim == 2 and y.shape[1] != 1:
         return VALUES
     return VALUES if y.dtype.kind == "f" and not (y == np.floor(y)).all() else CLASSES
 
 
 def _as_labels(argument: str, y: np.ndarray) -> np.ndarray:
-    """Return labels as an array `(examples,)`; they may be a column."""
+    """Return labels of shape `(examples,)` or `(examples, 1)` as an array `(examples,)`."""
     if y.ndim == 2 and y.shape[1] != 1:
         raise ArgumentError(argument, "one label for each example", f"an array of shape {y.shape}")
     return _as_text(y.reshape(len(y)))
@@ -193,7 +213,7 @@ def _output_names(y: np.ndarray, names: Sequence[str] | None) -> tuple[str, ...]
 
 
 def _test_split(test: Any, train: Split, labels: np.ndarray | None) -> Split:
-    """Return the test examples, with the labels of the training examples, or with values if `labels` is None."""
+    """Return the checked test examples, with labels numbered as in training, or with values if `labels` is None."""
     if not isinstance(test, (tuple, list)) or len(test) != 2:
         raise ArgumentError("test", "a pair (x, y)", type(test).__name__)
     examples, test_labels = _checked("test", "test", *test)
@@ -218,12 +238,12 @@ def _test_split(test: Any, train: Split, labels: np.ndarray | None) -> Split:
 def from_dataset(name: str, train: "tf.data.Dataset", test: "tf.data.Dataset | None" = None, **kwargs: Any) -> Task:
     """Make a task from data sets of `(x, y)`, batched or not, which are read into RAM.
 
-    Larger data sets can be passed to `packed.fit`, as for any Keras model.
+    Pass data sets that do not fit into RAM to `packed.fit` directly, as for any Keras model.
 
     Args:
         name: Name of the task.
         train: Training examples.
-        test: Test examples; by default a fraction of each class of `train` is held out.
+        test: Test examples. Default: a fraction of each class of `train` is held out.
         **kwargs: As for `from_arrays`.
 
     Raises:
@@ -247,7 +267,7 @@ def _read(argument: str, dataset: "tf.data.Dataset") -> tuple[np.ndarray, np.nda
 
 
 def _is_batched(x: Any, y: Any) -> bool:
-    """Whether the elements of a data set are batches: examples and labels then have their first axis in common."""
+    """Whether the elements of a data set are batches, in which examples and labels have the same first axis."""
     if x.shape.rank in (None, 0) or y.shape.rank in (None, 0):
         return y.shape.rank != 0
     return None in (x.shape[0], y.shape[0]) or x.shape[0] == y.shape[0]

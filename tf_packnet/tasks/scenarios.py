@@ -1,9 +1,9 @@
-"""Streams whose tasks have all classes, but other inputs: permuted or rotated images (domain-incremental scenarios).
+"""Domain-incremental streams: all tasks have the same classes, but permuted or rotated images.
 
-As in the literature, the first task has the images as they are, and one permutation or angle holds for all examples of
-a task: van de Ven & Tolias, "Three scenarios for continual learning" (2019); Lopez-Paz & Ranzato, "Gradient Episodic
-Memory" (2017); `PermutedMNIST` and `RotatedMNIST` of Avalanche. Permutation and angle depend on the seed and on the
-number of the task only.
+As in the literature, the first task has the original images, and all examples of a task have the same permutation or
+angle: van de Ven & Tolias, "Three scenarios for continual learning" (2019); Lopez-Paz & Ranzato, "Gradient Episodic
+Memory" (2017); `PermutedMNIST` and `RotatedMNIST` of Avalanche. The permutation or angle depends only on the seed and
+the number of the task.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from tf_packnet.tasks.stream import Split, Task, TaskStream
 SPLIT, PERMUTED, ROTATED = "split", "permuted", "rotated"
 SCENARIOS = (SPLIT, PERMUTED, ROTATED)
 _DEFAULT_TASKS = 10
-_MAX_TASKS = 360  # whole angles, of which no two tasks have the same
+_MAX_TASKS = 360  # one for each angle in whole degrees
 
 
 class MovedPixels(Split):
-    """Examples of another split with their pixels moved, computed when they are read: only the original takes RAM.
+    """Examples of another split with moved pixels. They are computed when they are read: only the original takes RAM.
 
     Args:
         original: The examples.
-        source: For each pixel, the index of the pixel of the original that comes there; -1 for none (0, black).
+        source: For each pixel, the index of the original pixel from which it takes its value; -1 for black (0).
     """
 
     original: Split
@@ -84,7 +84,7 @@ def _move_split(split: Split, source: np.ndarray) -> Split:
 
 
 def check_sizes(scenario: str, classes_per_task: TaskSizes) -> None:
-    """Raise ArgumentError if tasks with all classes are to have fewer."""
+    """Raise ArgumentError if `classes_per_task` is not `all` in a scenario whose tasks have all classes."""
     if scenario != SPLIT and classes_per_task != ALL:
         expected = f"{ALL} with scenario={scenario}, whose tasks have all classes"
         raise ArgumentError("classes_per_task", expected, classes_per_task)
@@ -98,20 +98,21 @@ def vary(
     seed: int = 0,
     task_order: Order = NATURAL,
 ) -> TaskStream:
-    """Make a stream of tasks from one task, with its images permuted or rotated in another way in each.
+    """Make a stream of tasks from one task, each with its own permutation or rotation of the images.
 
     Args:
-        task: The task. It is the first of the stream, as it is. Of several tasks, the stream has all as they are, then
-            all with the second permutation or angle, and so on.
+        task: The task, or several. The stream begins with the task unchanged. With several tasks, the stream has all of
+            them unchanged, then all with the second permutation or angle, and so on.
         scenario: `permuted`: each task puts the pixels in an order of its own, with all channels of a pixel together.
-            `rotated`: each task rotates the images counterclockwise by an angle of its own, in whole degrees. Images
-            keep their size: a pixel takes the value of the nearest one, or 0 (black) where there is none.
-        num_tasks: Number of tasks. Default: those that `task_order` lists, or 10 for each task.
+            `rotated`: each task rotates the images counterclockwise by an angle of its own, in whole degrees, with
+            nearest-neighbor interpolation. Images keep their size; pixels from outside the original are 0 (black).
+        num_tasks: Number of tasks of the stream. Default: as many as `task_order` lists, or 10 for each given task.
         seed: Seeds permutations, angles and a shuffled `task_order`.
         task_order: `natural`, `shuffled`, or a list of names or numbers (from 1).
 
     Returns:
-        The tasks, each named after the scenario and its number or angle; of several tasks, after its task, too.
+        The tasks. Their names consist of the scenario and the number or angle, such as `rotated-90`; with several
+        tasks, they begin with the name of the original task.
 
     Raises:
         ArgumentError: If the scenario is unknown or does not suit the shape of the examples, or `num_tasks` or
@@ -149,13 +150,13 @@ def vary(
 
 
 def _permutation(shape: tuple[int, ...], seed: int, index: int) -> np.ndarray:
-    """Return the source of each pixel: of images `(..., channels)`, or of each number in a vector."""
+    """Return the source of each pixel of images `(..., channels)`, or of each number of a vector."""
     pixels = math.prod(shape[:-1]) if len(shape) > 2 else math.prod(shape)
     return generator(seed, PERMUTED, index).permutation(pixels)
 
 
 def _rotation(shape: tuple[int, ...], degrees: int) -> np.ndarray:
-    """Return the source of each pixel in images `(height, width[, channels])`, -1 if it is outside."""
+    """Return the source of each pixel of images `(height, width[, channels])`; -1 if it is outside the image."""
     height, width = shape[:2]
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     y, x = np.mgrid[:height, :width].astype(np.float64) - np.array([height - 1, width - 1]).reshape(2, 1, 1) / 2

@@ -44,15 +44,14 @@ def load_digits() -> tuple[Split, Split, list[str]]:
     return digits.take(np.sort(train)), digits.take(np.sort(test)), [str(i) for i in range(10)]
 
 
-# Data sets that the library provides itself, by name: functions like `load_digits`.
+# Functions that load the data sets of the library itself, by name of the data set.
 SOURCES: dict[str, Callable[[], tuple[Split, Split, list[str]]]] = {EMBEDDED: load_digits}
 
 
 def load_tfds(name: str, data_dir: str | None = None, reading: Reading = _AS_STORED) -> Labelled:
     """Load an image classification data set with TFDS, which downloads it if it is not on disk.
 
-    The test examples are those of the split `test`. If there is none, or it has no labels, they are those of
-    `validation`.
+    The test examples are those of the split `test`, or of `validation` if there is no `test` or it has no labels.
 
     Args:
         name: Name in TFDS.
@@ -63,9 +62,9 @@ def load_tfds(name: str, data_dir: str | None = None, reading: Reading = _AS_STO
         The data set.
 
     Raises:
-        ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with a split of
-            training examples, if its images differ in size and `reading` has none, or if it is not on disk and cannot
-            be downloaded.
+        ArgumentError: If TFDS does not know the data set, if it is not an image classification data set with a training
+            split, if its images differ in size and `reading` has no `image_size`, or if it is not on disk and cannot be
+            downloaded.
     """
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
@@ -93,7 +92,7 @@ def load_tfds(name: str, data_dir: str | None = None, reading: Reading = _AS_STO
 
 
 def _splits(name: str, builder: Any) -> tuple[str, list[str]]:
-    """Return the split of the training examples, and those that may have test examples, the preferred one first."""
+    """Return the name of the training split, and those of possible test splits in order of preference."""
     splits = list(builder.info.splits) or ["train", "test"]  # unknown: there are no files
     if "train" not in splits and len(splits) > 1:
         expected = f"a data set with a split of training examples, `train` (this one has: {', '.join(splits)})"
@@ -137,10 +136,11 @@ def _exists(name: str) -> bool:
 
 
 def check_name(name: str, data_dir: str | None = None) -> None:
-    """Check the name of a data set, or a comma-separated list of names; does not start TensorFlow.
+    """Check the name of a data set, or a comma-separated list of names, without starting TensorFlow.
 
     Raises:
-        ArgumentError: If a data set is not in `SOURCES`, no folder, and not known to TFDS, or is there twice.
+        ArgumentError: If a name is not in `SOURCES`, not a folder or table, and not known to TFDS, or if a name is
+            repeated.
     """
     names = names_in(name)
     if len(set(names)) < len(names):
@@ -192,7 +192,7 @@ def _prepare(name: str, builder: Any) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        # TFDS prints on standard output. Its progress bars need a stream that takes control characters.
+        # TFDS prints to standard output. Its progress bars need a stream that accepts control characters.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(sys.__stderr__):
             builder.download_and_prepare()
     except Exception as error:  # from TFDS's downloader, file system or checksums
@@ -250,12 +250,12 @@ def _read_examples(builder: Any, split: str) -> dict[str, np.ndarray]:
 
 
 def _is_one_record_file(builder: Any, split: str) -> bool:
-    """Whether the examples are in one file: TFDS interleaves several in its own order."""
+    """Whether the examples are in one record file. TFDS interleaves several files in an order of its own."""
     return has_record_files(builder, split) and len(builder.info.splits[split].filepaths) == 1
 
 
 def _read_records(builder: Any, split: str) -> dict[str, np.ndarray]:
-    """Do the same as `_read_examples`, in a quarter of the time, because it parses many examples per call."""
+    """Do the same as `_read_examples` in a quarter of the time, by parsing many examples per call."""
     import tensorflow as tf
 
     features = builder.info.features

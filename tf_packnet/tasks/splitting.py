@@ -36,18 +36,19 @@ def split_into_tasks(
 
     Args:
         name: Name of the data set.
-        train: Training examples. A fraction of each class is held out of them for validation.
+        train: Training examples. A fraction of each class is held out for validation.
         test: Test examples; None to hold out a fraction of each class of `train`.
         class_names: Name of each label.
-        classes_per_task: Number of classes of each task; a sequence with the number of each task, in order; or `all`
-            for one task.
-        num_tasks: Number of tasks; the default is as many as there are classes for.
+        classes_per_task: Number of classes of each task; a sequence with one number per task, in order; or `all` for
+            one task.
+        num_tasks: Number of tasks. Default: as many as the classes allow.
         validation_fraction: Fraction of each class's training examples to hold out for validation, in [0, 1).
         batch_size: Batch size of the tasks' data sets.
         seed: Seeds the choice of held-out examples, the order of the training batches, and shuffled orders.
         test_fraction: Fraction of each class to hold out for testing if `test` is None, in (0, 1).
         class_order: The order in which classes are divided into tasks: `natural`, `shuffled`, or a list of names or
-            numbers (from 0), as a sequence or a text with commas. Classes that the list leaves out are in no task.
+            numbers (from 0), as a sequence or as text separated by commas. Classes that are not in the list are in no
+            task.
         task_order: The order in which these tasks are learned: `natural`, `shuffled`, or a list of names or numbers
             (from 1). The first `num_tasks` of them are learned.
 
@@ -67,7 +68,16 @@ def split_into_tasks(
 
 
 def task_sizes(name: str, classes: int, classes_per_task: TaskSizes) -> list[int]:
-    """Return the number of classes of each task of a data set; the arguments are those of `split_into_tasks`."""
+    """Return the number of classes of each task of a data set.
+
+    Args:
+        name: Name of the data set, for errors.
+        classes: Number of classes.
+        classes_per_task: As for `split_into_tasks`.
+
+    Raises:
+        ArgumentError: If a number is out of range, or there are too few classes.
+    """
     if isinstance(classes_per_task, str):
         if classes_per_task != ALL:
             raise ArgumentError("classes_per_task", f"a number, several numbers, or {ALL}", classes_per_task)
@@ -86,19 +96,19 @@ def task_sizes(name: str, classes: int, classes_per_task: TaskSizes) -> list[int
 
 
 def describe(name: str, classes: int, classes_per_task: TaskSizes) -> str:
-    """Return why a data set has no more tasks, for errors."""
+    """Return why a data set has no more tasks, for error messages."""
     each = f", {classes_per_task} per task" if isinstance(classes_per_task, int) else ""
     return f"{name} has {classes} classes{each}"
 
 
 def grouped(classes: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Return the classes of each task, for tasks of so many consecutive ones of `classes`."""
+    """Divide `classes` into tasks of consecutive classes, with the given number of classes each."""
     ends = np.cumsum(sizes).tolist()
     return [list(classes[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
 
 
 def task_names(name: str, class_names: Sequence[str], groups: Sequence[Sequence[int]]) -> list[str]:
-    """Return the names of the tasks of a data set, made of the names of their classes unless these are too long."""
+    """Return the names of the tasks: the names of their classes, or numbered names if these are too long."""
     names = ["-".join(class_names[label] for label in group) for group in groups]
     short = [name] if len(groups) == 1 else [f"{name}_{number}" for number in range(1, len(groups) + 1)]
     return [each if len(each.encode()) <= MAX_BYTES else other for each, other in zip(names, short, strict=True)]
@@ -116,7 +126,7 @@ def cut(
     seed: int = 0,
     test_fraction: float = 0.2,
 ) -> dict[int, Task]:
-    """Cut tasks out of a labelled data set. Their examples do not depend on which tasks are wanted.
+    """Make tasks from a labelled data set. The examples of a task do not depend on which other tasks are wanted.
 
     Args:
         name: Name of the data set.
@@ -132,6 +142,10 @@ def cut(
 
     Returns:
         The tasks by index.
+
+    Raises:
+        ArgumentError: If a number is out of range, a label is not a class number, or a task has fewer training examples
+            than one batch.
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise ArgumentError("validation_fraction", "a fraction from 0 up to, but not including, 1", validation_fraction)
@@ -164,7 +178,10 @@ def cut(
 def held_out_test(
     name: str, examples: Split, classes: Iterable[int], fraction: float, rng: np.random.Generator
 ) -> tuple[Split, Split]:
-    """Hold out test examples of a data set that has none; returns the others first, see `held_out_rows`."""
+    """Hold out test examples of a data set that has none. Return the remaining and the test examples.
+
+    The arguments are those of `held_out_rows`.
+    """
     staying, held_out = held_out_rows(name, examples.labels, classes, fraction, rng)
     return examples.take(staying), examples.take(held_out)
 
@@ -179,13 +196,13 @@ def held_out_rows(
         labels: Labels of all examples, as for `hold_out`.
         classes: Labels of the examples to divide.
         fraction: Fraction of each class's examples to hold out.
-        rng: Draws them.
+        rng: Random generator for the choice.
 
     Returns:
-        Indices of the examples that stay, and of the test examples.
+        Indices of the remaining examples and of the test examples, both sorted.
 
     Raises:
-        ArgumentError: If the fraction is out of range, or so small that it holds out nothing.
+        ArgumentError: If the fraction is out of range, or so small that no example is held out.
     """
     if not 0.0 < fraction < 1.0:
         raise ArgumentError("test_fraction", "a fraction between 0 and 1, both exclusive", fraction)
@@ -199,16 +216,16 @@ def held_out_rows(
 def hold_out(
     labels: np.ndarray, classes: Iterable[int], fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the examples of some classes at random.
+    """Hold out a random fraction of the examples of each class.
 
     Args:
         labels: Integer array `(examples,)`; or values, a float array, whose examples are divided as one class.
         classes: Labels of the examples to divide.
         fraction: Fraction of each class's examples to hold out.
-        rng: Draws them.
+        rng: Random generator for the choice.
 
     Returns:
-        Indices of the examples that stay and of those held out, both sorted.
+        Indices of the remaining examples and of those held out, both sorted.
     """
     if labels.dtype.kind == "f":
         labels, classes = np.zeros(len(labels), int), (0,)

@@ -1,7 +1,7 @@
-"""Images that stay on disk: they have the shape of an array, and are read and decoded whenever rows of them are needed.
+"""Images that stay on disk. They are indexed like an array; each access reads and decodes the requested rows.
 
-`Split.images` is either an array or `StoredImages`. Both give the same pixels for the same rows, because an array is
-made of stored images by reading all of them.
+`Split.images` is either an array or `StoredImages`. Both give the same pixels for the same rows: the array is read from
+the stored images.
 """
 
 import functools
@@ -16,11 +16,11 @@ import numpy as np
 from tf_packnet.errors import ArgumentError
 from tf_packnet.system.memory import room
 
-# Parts of the free memory that the images of all tasks may take: copies of them are made for the device.
+# The images of all tasks may take `1 / _PARTS` of the free memory, because they are copied for the device.
 _PARTS = 4
-# Images that one thread decodes at a time.
+# Maximum number of images that a thread decodes at a time.
 _MOST_PER_THREAD = 32
-# Bytes of images that are read at once where no batch says how many.
+# Size in bytes of the images to read at once, for reads that are not divided into batches.
 _BYTES_AT_ONCE = 2**24
 
 
@@ -29,9 +29,9 @@ class StoredImages:
     """Images that are read from disk when rows of them are needed.
 
     Attributes:
-        decode: Returns the pixels at a position, `(height, width)` or `(height, width, channels)`.
-        positions: Integer array `(examples,)`.
-        image_shape: Shape of one image, with channels. Grey pixels are repeated where it has three.
+        decode: Function that returns the pixels at a position: `(height, width)` or `(height, width, channels)`.
+        positions: Argument of `decode` for each example, integer array `(examples,)`.
+        image_shape: Shape of one image, `(height, width, channels)`. With three channels, grey pixels are repeated.
         dtype: Dtype of the pixels.
     """
 
@@ -50,16 +50,20 @@ class StoredImages:
 
     @property
     def nbytes(self) -> int:
-        """Size of the array of all images."""
+        """Size in bytes of the array of all images."""
         return len(self) * self.image_bytes
 
     @property
     def image_bytes(self) -> int:
-        """Size of one image."""
+        """Size in bytes of one image."""
         return int(np.prod(self.image_shape)) * self.dtype.itemsize
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Read the images at some rows: a slice, or an integer array of any shape."""
+        """Read the images at `rows`: a slice, or an integer array of any shape.
+
+        Raises:
+            ArgumentError: If an image has another height or width than `image_shape`.
+        """
         positions = self.positions[rows]
         images = np.empty((positions.size, *self.image_shape), self.dtype)
         size = min(_MOST_PER_THREAD, -(-positions.size // _threads()) or 1)
@@ -78,7 +82,7 @@ class StoredImages:
         return np.asarray(self[:], dtype)
 
     def pixels(self, position: int) -> np.ndarray:
-        """Return the image at a position, `(height, width, channels)`, before grey pixels are repeated."""
+        """Read the image at a position, `(height, width, channels)`, with its own number of channels."""
         pixels = self.decode(position)
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         if pixels.shape[:2] != self.image_shape[:2]:
@@ -87,15 +91,15 @@ class StoredImages:
         return pixels
 
     def select(self, rows: np.ndarray) -> "StoredImages":
-        """Return the images at some rows, without reading them."""
+        """Return the images at `rows`, an integer array, without reading them."""
         return replace(self, positions=self.positions[rows])
 
     def with_channels(self, channels: int) -> "StoredImages":
-        """Return the same images with so many channels: 1 or 3."""
+        """Return the same images with `channels` channels: 1 or 3."""
         return replace(self, image_shape=(*self.image_shape[:2], channels))
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "StoredImages":
-        """Return the images that `function` makes of single ones, of the same shape, when they are read."""
+        """Apply `function`, which maps an image to one of the same shape, to each image when it is read."""
         return replace(self, decode=lambda position: function(self.pixels(position)))
 
 
@@ -103,12 +107,12 @@ Images = np.ndarray | StoredImages
 
 
 def select(images: Images, rows: np.ndarray) -> Images:
-    """Return the images at some rows; an array of them only if `images` is one."""
+    """Return the images at `rows`, an integer array, without reading `StoredImages`."""
     return images.select(rows) if isinstance(images, StoredImages) else images[rows]
 
 
 def concatenate(parts: Sequence[Images]) -> Images:
-    """Join images of one shape; images that are on disk remain there if any part is."""
+    """Join images of the same shape. The result is `StoredImages` if any part is, otherwise an array."""
     if not any(isinstance(part, StoredImages) for part in parts):
         return np.concatenate(parts)
     ends = np.cumsum([len(part) for part in parts])
@@ -122,7 +126,7 @@ def concatenate(parts: Sequence[Images]) -> Images:
 
 
 def chunks(images: Images) -> Iterator[np.ndarray]:
-    """Yield all images in order, some at a time; an array as a whole."""
+    """Yield all images in order: an array as a whole, `StoredImages` in parts of limited size."""
     if not isinstance(images, StoredImages):
         yield images
         return
@@ -132,7 +136,7 @@ def chunks(images: Images) -> Iterator[np.ndarray]:
 
 
 def are_too_large(nbytes: int) -> bool:
-    """Whether images of so many bytes should stay on disk, by the memory that this process may still use."""
+    """Whether images of `nbytes` bytes should stay on disk, given the memory that this process may still use."""
     return nbytes > room() // _PARTS
 
 
@@ -145,5 +149,5 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_threads(), thread_name_prefix="images")
 
 
-# A child process has no threads of its parent.
+# A forked child process does not inherit the threads of its parent.
 os.register_at_fork(after_in_child=_pool.cache_clear)

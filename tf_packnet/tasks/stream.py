@@ -75,19 +75,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One problem of a stream: a classification, or one whose targets are values.
+    """One task of a stream: a classification, or a task whose targets are values.
 
     Attributes:
         number: Position in the stream (1-based).
-        name: Name, for instance made of its class names: `0-1` or `airplane-automobile`.
-        class_names: Names of the classes, by label.
+        name: Name, for example the class names: `0-1` or `airplane-automobile`.
+        class_names: Names of the classes, by label; for values, names of the outputs.
         splits: `train`, `validation` (held out of train) and `test` (only for reporting).
         batch_size: Batch size of the task's data sets.
         seed: Seeds the order of `train`.
-        room: Training examples of the largest task of the stream, for which to allocate device memory.
-        epoch_steps: Gradient steps per epoch; None for as many full batches as there are.
-        resize: How images were brought to their size (`stretch`, `pad` or `crop`); None if they have it by themselves.
-        encoding: How tables became examples; None if they were none.
+        room: Number of training examples of the largest task of the stream, for which to allocate device memory.
+        epoch_steps: Gradient steps per epoch; None for all full batches.
+        resize: How images were resized (`stretch`, `pad` or `crop`); None if they were not.
+        encoding: How examples were encoded from tables; None for other data.
     """
 
     number: int
@@ -103,7 +103,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; of outputs if the targets are values."""
+        """Number of classes; if the targets are values, number of outputs."""
         return len(self.class_names)
 
     @property
@@ -217,7 +217,7 @@ class TaskStream(Sequence[Task]):
         return self._tasks[index]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 checksum, in hex, of the examples of all tasks and their order.
+        """Return a SHA-256 checksum, in hex, of the examples, names and batch sizes of all tasks, in order.
 
         The first call reads every image that is on disk.
 
@@ -241,7 +241,7 @@ class TaskStream(Sequence[Task]):
 
 
 def check_task(task: Task, x: str = "tasks", y: str = "tasks") -> None:
-    """Check the data of a task, in a few milliseconds for a task of MNIST.
+    """Check the data of a task. This takes a few milliseconds for a task of MNIST.
 
     Args:
         task: The task.
@@ -249,9 +249,9 @@ def check_task(task: Task, x: str = "tasks", y: str = "tasks") -> None:
         y: The argument to name in errors about labels.
 
     Raises:
-        ArgumentError: If a split other than `validation` is empty, splits differ in shape or dtype, labels are not
-            class numbers, a class has no training example, all training examples are equal, or examples contain NaN
-            or infinity.
+        ArgumentError: If a split other than `validation` is empty, splits differ in shape or dtype, the numbers of
+            examples and labels differ, a scale is 0 or not finite, labels are not class numbers, a class has no
+            training example, all training examples are equal, or examples or values contain NaN or infinity.
     """
     train = task.splits["train"]
     for name, split in task.splits.items():

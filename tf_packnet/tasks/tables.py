@@ -30,9 +30,9 @@ from tf_packnet.tasks.labelled import Labelled
 from tf_packnet.tasks.splitting import held_out_rows
 from tf_packnet.tasks.stream import Split
 
-# Names of the column of the labels, the preferred one first.
+# Names of the column of the labels, in order of preference.
 _LABELS = ("label", "class", "target", "y")
-# Names of files and folders with training examples, and with test examples, the preferred one first.
+# Names of files and folders with training examples, and of those with test examples, in order of preference.
 _TRAIN, _TESTS = "train", ("test", "validation", "valid", "val")
 # Copies of the encoded examples in memory while they are split and trained on.
 _COPIES = 3
@@ -44,11 +44,11 @@ class Columns(NamedTuple):
     Attributes:
         label: The column of the labels. Default: `label`, `class`, `target` or `y`.
         features: The columns of the examples. Default: `text`, or all others.
-        text: Columns of text, which are joined. The examples are then sequences of the ids of words. Default: the
-            column of the examples, if it is the only one, and text.
-        length: Number of ids of an example of text, or of a column of lists of ids. Longer ones are cut off, shorter
-            ones are padded with 0.
-        vocabulary: Number of ids, those of padding (0) and of unknown words (1) included.
+        text: Columns of text, which are joined. The examples are then sequences of word ids. Default: the column of the
+            examples, if there is only one and it contains text.
+        length: Number of ids of an example of text, or of a column of lists of ids. Longer examples are truncated,
+            shorter ones are padded with 0.
+        vocabulary: Number of ids. For text, this includes the ids of padding (0) and of unknown words (1).
     """
 
     label: str | None = None
@@ -59,11 +59,11 @@ class Columns(NamedTuple):
 
 
 def is_table(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a table, of a folder of tables, or of a folder of such folders."""
+    """Whether `path` is a table, a folder of tables, or a folder of such folders."""
     root = Path(os.path.expanduser(path))
     if root.is_file():
         return root.suffix.lower() in (*TABLES, *OTHER_TABLES)
-    # A table in the folder of a class is beside its images.
+    # Not every table in a subfolder counts: the folder of a class may contain a table next to its images.
     return root.is_dir() and (_has_tables(root) or any(_has_training_tables(folder) for folder in _folders_in(root)))
 
 
@@ -87,15 +87,15 @@ def read_tables(
     Args:
         paths: Files, or folders.
         columns: Which columns are read, and how.
-        test_fraction: Fraction of each class to hold out for testing where a data set has no test examples.
-        seed: Seeds the choice of these.
-        max_bytes: Most memory in bytes that a file, or all encoded examples, may take; None for the default.
+        test_fraction: Fraction of each class to hold out for testing if a data set has no test examples.
+        seed: Seeds the choice of held-out examples.
+        max_bytes: Limit in bytes on the memory for a file, and for all encoded examples; None for the default.
 
     Returns:
-        One data set for a file or a folder with training examples, one for each task of a folder of tasks.
+        One data set for each file or folder with training examples, and one for each task of a folder of tasks.
 
     Raises:
-        ArgumentError: If files cannot be read, or do not fit together.
+        ArgumentError: If a file cannot be read, or its columns or labels do not match those of the others.
     """
     columns = _checked(columns)
     sets = [files for path in paths for files in _layout(Path(os.path.expanduser(path)))]
@@ -123,7 +123,7 @@ def read_tables(
 
 
 def refuse(columns: Columns) -> None:
-    """Raise ArgumentError if there are settings for tables, which would have no effect."""
+    """Raise ArgumentError if columns are chosen although the data are images: the choice would have no effect."""
     for name, value in (
         ("label_column", columns.label),
         ("feature_columns", columns.features),
@@ -178,7 +178,7 @@ def _tables_below(folder: Path) -> list[Path]:
 
 
 def _layout(root: Path) -> list[_Files]:
-    """Return the files of each data set of a path."""
+    """Return the files of each data set at a path."""
     if root.is_file():
         _check_suffixes([root])
         return [_Files(root.stem, [root], [], False, root.stem)]
@@ -217,7 +217,7 @@ def _data_set(folder: Path, origin: str) -> _Files | None:
 
 
 def _split_files(folder: Path, name: str) -> list[Path]:
-    """Return the tables of a split: in a folder of this name, or with this name."""
+    """Return the tables of a split: those in a folder named `name`, or the files named `name`."""
     inside = folder / name
     if inside.is_dir():
         return _tables_in(inside)
@@ -230,7 +230,7 @@ def _is_of_split(file: Path, name: str) -> bool:
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    """Return the tables in a folder, which contains no images and no tables that are not read."""
+    """Return the tables in a folder. Raise ArgumentError if it contains images or unsupported tables."""
     _check_suffixes(_files_in(folder, (*OTHER_TABLES, *IMAGES, *OTHER_IMAGES)))
     return _files_in(folder, TABLES)
 
@@ -248,7 +248,7 @@ def _refuse_folders(root: Path, folders: Sequence[Path]) -> None:
 
 
 def _chosen(table: Table, columns: Columns) -> tuple[str, list[str], list[str]]:
-    """Return the column of the labels, those of the examples, and those of them that are text."""
+    """Return the label column, the feature columns, and the feature columns that are text."""
     found = f"{listed(map(repr, table.columns), 20)} of {table.path}"
     lower = {name.lower(): name for name in reversed(table.columns)}
     label = columns.label or next((lower[name] for name in _LABELS if name in lower), None)
@@ -288,7 +288,7 @@ class _Labels(NamedTuple):
 
 
 def _labels(files: _Files, tables: dict[Path, Table], name: str) -> _Labels:
-    """Return the names of the classes of a data set, and its labels."""
+    """Return the names of the classes of a data set, and the labels of its examples."""
     texts = [table.texts(name).to_pylist() for table in (tables[file] for file in files.train)]
     distinct = sorted({text for part in texts for text in part})
     if all(tables[file].is_numeric(name) for file in files.train):
@@ -316,7 +316,7 @@ class _Rows(NamedTuple):
 
 
 def _training_rows(files: _Files, labels: _Labels, test_fraction: float, seed: int) -> _Rows:
-    """Return the rows of the training files that are trained on, and those held out for testing."""
+    """Return the rows of the training files to train on, and those to hold out for testing."""
     if files.test:
         return _Rows(np.arange(len(labels.train)), np.zeros(0, np.int64))
     rng = np.random.default_rng([seed, 1])  # as for other data sets without test examples
@@ -324,7 +324,7 @@ def _training_rows(files: _Files, labels: _Labels, test_fraction: float, seed: i
 
 
 def _by_file(files: Sequence[Path], tables: dict[Path, Table], rows: _Rows) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield the training rows of each file."""
+    """Yield each file with the indices of its training rows."""
     start = 0
     for file in files:
         end = start + tables[file].rows
@@ -356,7 +356,7 @@ def _feature(name: str, training: Sequence[tuple[Table, np.ndarray]]) -> Number 
         table.column(name)
     if all(table.is_numeric(name) for table, _ in training):
         return learn_number(name, [table.numbers(name)[kept] for table, kept in training])
-    # Those of held-out examples too: which categories there are is not a statistic of the examples.
+    # Categories of held-out examples are included: the set of categories is not a statistic of the examples.
     categories = sorted({text for table, _ in training for text in table.texts(name).unique().to_pylist()})
     if len(categories) > MAX_CATEGORIES:
         for table, _ in training:

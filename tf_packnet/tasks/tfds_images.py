@@ -1,4 +1,4 @@
-"""Finds the encoded images of a TFDS data set, to resize them, or to leave them in its files until they are needed."""
+"""Finds the encoded images of a TFDS data set, so that they can be resized, or stay on disk until they are needed."""
 
 import io
 import os
@@ -17,21 +17,24 @@ from tf_packnet.tasks.labelled import Reading
 from tf_packnet.tasks.stored_images import StoredImages
 from tf_packnet.tasks.stream import Split
 
-# Before a record: its length and a checksum of that. After it: a checksum.
+# TFRecord format: the length of the record and its checksum come before the record, a checksum of the record after it.
 _HEADER, _FOOTER = struct.Struct("<Q4x"), 4
 
 
 def stored_split(name: str, builder: Any, split: str, reading: Reading) -> tuple[Split, int]:
-    """Find the images of a split.
+    """Find the images of a split, without decoding them.
 
     Args:
         name: Name of the data set, for errors.
         builder: TFDS's builder of the data set, which is on disk.
         split: Name of the split.
-        reading: How images are read. Without a size, they are decoded as TFDS does.
+        reading: How images are read. Without `image_size`, TFDS decodes them.
 
     Returns:
-        The examples, and the size of their encoded images.
+        The examples, and the size in bytes of their encoded images.
+
+    Raises:
+        ArgumentError: If images are to be resized whose pixels are not 8 or 16 bit integers.
     """
     feature = builder.info.features["image"]
     channels = 1 if feature.shape[-1] == 1 else 3 if reading.image_size is not None else feature.shape[-1]
@@ -66,7 +69,7 @@ def _as_tfds_does(feature: Any) -> Callable[[bytes], np.ndarray]:
 
 
 def has_record_files(builder: Any, split: str) -> bool:
-    """Whether the examples are in files of records that exist."""
+    """Whether the examples are in TFRecord files that exist."""
     require_extra("A data set of TFDS", "tensorflow_datasets")
     import tensorflow_datasets as tfds
 
@@ -79,7 +82,7 @@ Encoded = tuple[Callable[[int], bytes], np.ndarray, int]
 
 
 def _in_files(builder: Any, split: str) -> Encoded:
-    """Return a function that reads an encoded image from the record files, the labels, and the bytes of all images."""
+    """Return a function that reads an encoded image from the record files, the labels, and the size of all images."""
     files = [os.fspath(path) for path in builder.info.splits[split].filepaths]
     found = [_scan(file) for file in files]
     numbers = np.repeat(np.arange(len(files)), [len(labels) for _, labels, _ in found])
@@ -100,7 +103,7 @@ def _in_files(builder: Any, split: str) -> Encoded:
 
 
 def _scan(file: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return where the records of a file are, their labels, and the bytes of their images."""
+    """Return the offset and length of each record of a file, the labels, and the total size of the encoded images."""
     spans, labels, total = [], [], 0
     with open(file, "rb", buffering=2**20) as records:
         while header := records.read(_HEADER.size):
@@ -121,12 +124,12 @@ def _parsed(record: bytes) -> tuple[bytes, int]:
 
 
 def _ids(builder: Any, split: str) -> Sequence[tuple[str, str]]:
-    """Return the file and the position in it of each example, in TFDS's order."""
+    """Return the file name of each example and its position in the file, in TFDS's order."""
     return [example["tfds_id"].decode().rsplit("__", 1) for example in _examples(builder, split, with_ids=True)]
 
 
 def _in_memory(builder: Any, split: str) -> Encoded:
-    """Do the same for data sets of another file format: their encoded images are kept in memory."""
+    """Do the same as `_in_files` for other file formats, whose encoded images are kept in memory."""
     examples = list(_examples(builder, split))
     images = [example["image"] for example in examples]
     labels = np.array([example["label"] for example in examples], np.int64)
@@ -134,7 +137,7 @@ def _in_memory(builder: Any, split: str) -> Encoded:
 
 
 def _examples(builder: Any, split: str, with_ids: bool = False) -> Any:
-    """Iterate over the examples in TFDS's order; images are not decoded."""
+    """Iterate over the examples in TFDS's order, without decoding the images."""
     import tensorflow_datasets as tfds
 
     wanted = {"label": True} if with_ids else {"image": True, "label": True}

@@ -1,4 +1,4 @@
-"""Chooses how much of a gradient step XLA compiles, and tells which precisions the hardware supports."""
+"""Chooses how much of a gradient step XLA compiles, and checks which precisions the hardware supports."""
 
 import math
 from pathlib import Path
@@ -32,15 +32,15 @@ _CONVOLUTIONS = (
     keras.layers.SeparableConv2D,
 )
 
-# What XLA computes slowly on CPU, most of all the gradients: measured 1.7 to 90 times as slow as TensorFlow.
+# Operations that are slow in XLA on CPU, above all their gradients: measured 1.7 to 90 times as slow as TensorFlow.
 _SLOW_OPERATIONS = {
     *("Conv2D", "Conv2DBackpropInput", "Conv3D", "Conv3DBackpropInputV2", "DepthwiseConv2dNative"),
     *("MaxPool", "MaxPool3D", "ResizeBicubic", "ResizeBilinear"),
 }
-# The layers are also faster in TensorFlow if such an operation reads a larger weight (1.3 times with 4096x4096 weights)
-# and the model has no loops. Recurrent layers are faster in XLA.
+# The layers are also faster in TensorFlow if an operation of `_READ_WEIGHTS` reads a weight with more entries than this
+# (1.3 times with 4096x4096 weights) and the model has no loops. Recurrent layers are faster in XLA.
 _LARGE = 3 * 2**20
-# Products of two activations are slower in XLA if a matrix is larger: 1.3 times with attention over 512 positions.
+# Products of two activations are slower in XLA if a matrix has more entries: 1.3 times in attention over 512 positions.
 _LARGE_MATRIX = 2**17
 # With fewer weights in masked kernels, a call of the compiled masks and optimizer takes longer than it saves.
 WORTH_COMPILING = 2**15
@@ -57,12 +57,12 @@ _CPU_FLAGS = {
 
 
 def gpus() -> list[tf.config.PhysicalDevice]:
-    """Return the GPUs that TensorFlow uses, without those that the program has hidden from it."""
+    """Return the GPUs that TensorFlow uses, without those that the program has hidden."""
     return tf.config.get_visible_devices("GPU")
 
 
 def fastest(model: keras.Model) -> str:
-    """Return the level of compilation with the fastest gradient steps of a packed model, by fixed rules."""
+    """Return the compilation level that should give a packed model the fastest gradient steps, by fixed rules."""
     if gpus() or not is_slow_in_xla(model):
         return STEP
     kernels = lifecycle.masked_weights(model).values()
@@ -82,7 +82,7 @@ def is_distributed(model: keras.Model) -> bool:
 
 
 def can_compile_replicas(model: keras.Model) -> bool:
-    """Whether XLA can compile the forward pass of a replica: not if a layer waits for other replicas in it."""
+    """Whether XLA can compile the forward pass of a replica. It cannot if a layer waits for other replicas."""
     return not (is_distributed(model) and any(getattr(layer, "synchronized", False) for layer in all_layers(model)))
 
 
@@ -94,7 +94,7 @@ def is_convolutional(model: keras.Model) -> bool:
 def is_slow_in_xla(model: keras.Model) -> bool:
     """Whether XLA on CPU computes the layers of `model` more slowly than TensorFlow, or cannot compile them.
 
-    This is read from the operations of a forward pass, whichever layers they come from.
+    Decided by the operations of a forward pass, whichever layers they come from.
     """
     if is_convolutional(model):  # known without tracing, which takes seconds for large models
         return True
@@ -112,7 +112,7 @@ def draws_with_threefry(model: keras.Model, level: str) -> bool:
 
 
 def _forward_pass(model: keras.Model) -> tf.Graph:
-    """Trace a forward pass in training. If it fails, return an empty graph: `fit` will report the error."""
+    """Trace a forward pass in training mode. If it fails, return an empty graph: `fit` will report the error."""
     inputs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), graph_ends(as_function(model))[0])
     forward = tf.function(lambda inputs: model(inputs, training=True), autograph=False)
     try:

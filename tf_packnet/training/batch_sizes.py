@@ -10,11 +10,11 @@ import tensorflow as tf
 def trace_once(model: keras.Model) -> None:
     """Make `model.predict_function` trace once for batches of all sizes.
 
-    Keras traces it for the size of the first batch, and again for all sizes when it meets another one, such as that of
-    the last batch: tracing a deep network takes seconds.
+    Keras traces it for the size of the first batch, and again for any size when another size occurs, such as that of
+    the last batch. Tracing a deep network takes seconds.
     """
     has_sizes = any(each.shape[:1] != (None,) for each in keras.tree.flatten(model.inputs))
-    if not has_sizes and hasattr(model.predict_function, "get_concrete_function"):  # not eager, and not done before
+    if not has_sizes and hasattr(model.predict_function, "get_concrete_function"):  # not eager, and not wrapped yet
         model.predict_function = _AnyBatchSize(model.predict_function)
 
 
@@ -29,7 +29,7 @@ class _AnyBatchSize:
             specs = keras.tree.map_structure(lambda each: tf.TensorSpec((None, *each.shape[1:]), each.dtype), data)
             if specs not in self._specs:
                 self._specs.append(specs)
-                # A layer that needs to know the size raises an error: Keras then traces it for each size.
+                # Fails if a layer needs to know the size. Keras then traces the function for each size.
                 with contextlib.suppress(Exception):
                     self._function.get_concrete_function(specs)
         return self._function(data)

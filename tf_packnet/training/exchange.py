@@ -23,19 +23,19 @@ from tf_packnet.training.gradient_step import ForwardBackward, forward_backward,
 from tf_packnet.training.kernels import compiled, selected, trained_weights
 from tf_packnet.training.step_check import Problem, StepCheck, all_finite
 
-# Tensors with fewer entries are summed over the replicas together, because each sum takes time of its own.
+# Tensors with fewer entries are concatenated before they are summed over the replicas: each sum has a fixed cost.
 _SUMMED_TOGETHER = 2**14
 
-# Added to the seeds that a replica draws with, times its number: an odd number without a pattern in its bits.
+# Offset of a replica's seeds, multiplied by its number: an odd number without a pattern in its bits.
 _SEED_OFFSET = 0x9E3779B1
 
 _KINDS = [kind for kind in Problem if kind != Problem.NONE]
 
 
 class Exchange:
-    """What the replicas compute in a step, and do with the sums.
+    """The parts of a gradient step that run on each replica: computing the summands, and using the sums.
 
-    The replicas trace `contribute` one after another, then `update`. The lists are the same for all of them.
+    All replicas trace `contribute` one after another, then `update`. The lists are equal on all replicas.
 
     Args:
         model: A `PackedTrainer`, created in the scope of a strategy.
@@ -56,9 +56,9 @@ class Exchange:
 
         Args:
             batch: The rows.
-            count: Their number. If it is 0, `batch` has one row that must not count.
+            count: Number of rows. If it is 0, `batch` has one row that must not count.
             rows: Number of rows of the whole batch.
-            even: Whether all replicas have as many rows.
+            even: Whether all replicas have the same number of rows.
 
         Returns:
             The tensors to sum, and values that are the same on all replicas.
@@ -77,7 +77,7 @@ class Exchange:
         metrics, self._own_state, self._summed_state = _grouped(
             scope.assigned, all_metric_variables(model), [each.state for each in seeds]
         )
-        for variable in metrics:  # those of several losses
+        for variable in metrics:  # metrics of several losses
             variable.assign(tf.where(count > 0, scope.get_current_value(variable), tf.convert_to_tensor(variable)))
         self._add_to_metrics(batch, both, count, rows)
         state = [
@@ -141,7 +141,7 @@ class Exchange:
 def _grouped(
     variables: Sequence[keras.Variable], *groups: Sequence[keras.Variable]
 ) -> tuple[list[keras.Variable], ...]:
-    """Return those of `variables` that are in each group, then the others."""
+    """Return the `variables` that are in each group, then the remaining ones."""
     ids = [{id(each) for each in group} for group in groups]
     others = [each for each in variables if not any(id(each) in group for group in ids)]
     return *([each for each in variables if id(each) in group] for group in ids), others
@@ -160,7 +160,10 @@ def current_replica() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _own_draws(generators: Sequence[keras.random.SeedGenerator], replica: int) -> Iterator[None]:
-    """Within the block, every replica draws other random numbers. The first draws those of a single device."""
+    """Make every replica draw different random numbers within the block.
+
+    The first one draws those of a single device.
+    """
 
     def shifted(next_seed: Callable[..., Any]) -> Callable[..., Any]:
         def shifted_seed(*args: Any, **kwargs: Any) -> Any:
@@ -180,9 +183,10 @@ def _own_draws(generators: Sequence[keras.random.SeedGenerator], replica: int) -
 
 
 def _summand(variable: keras.Variable, value: tf.Tensor, share: Any, replica: int) -> tf.Tensor:
-    """Return what a replica adds to the new value of a variable that its forward pass has assigned to.
+    """Return what a replica contributes to the new value of a variable that its forward pass has assigned.
 
-    The sum is the mean over all examples; the value of the first replica for integers and where Keras says so.
+    The sum over replicas is the mean over all examples; for integers, or where Keras says so, it is the value of the
+    first replica.
     """
     if variable.aggregation == "sum":
         return value
@@ -193,7 +197,7 @@ def _summand(variable: keras.Variable, value: tf.Tensor, share: Any, replica: in
 
 
 class _Packing:
-    """Joins small tensors of the same dtype, and takes them apart again."""
+    """Concatenates small tensors of the same dtype, and splits them again."""
 
     def __init__(self) -> None:
         self._shapes: list[tf.TensorShape] = []

@@ -27,7 +27,7 @@ class FitRequest:
 
     Attributes:
         callbacks: All callbacks, in order.
-        initial_epoch: The first epoch (0-based) as the user gave it. A `fit` that resumes from a backup begins later.
+        initial_epoch: The first epoch (0-based) that the user gave. A `fit` that resumes from a backup begins later.
         epochs: The epoch (0-based) before which the `fit` ends.
         validation_freq: The number of epochs, or the epochs, after which the `fit` validates; None if it never does.
     """
@@ -103,12 +103,12 @@ def check_trained(model: keras.Model) -> None:
 
 
 def title_of(callbacks: Any) -> str:
-    """Return the title of what is trained, from a callback such as `tp.StopWhenDiverged`; `fit` without one."""
+    """Return the title of the training for messages, from a callback such as `tp.StopWhenDiverged`; default: `fit`."""
     return next((each.title for each in _flat(callbacks) if isinstance(getattr(each, "title", None), str)), "fit")
 
 
 def with_first(callback: keras.callbacks.Callback, callbacks: Any) -> Any:
-    """`callbacks` for Keras's `fit`, with `callback` before the others."""
+    """Return the `callbacks` argument for Keras's `fit`, with `callback` in front."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callback.set_model(callbacks.model)
         callbacks.callbacks.insert(0, callback)
@@ -126,7 +126,7 @@ def _flat(callbacks: Any) -> list[keras.callbacks.Callback]:
 def _warn_of_second_scaling(model: keras.Model, batches: StreamedBatches) -> None:
     """Warn if the model has a layer that scales the range of `uint8` to 1, and gets examples that are scaled too."""
     scaling = [each for each in all_layers(model) if isinstance(each, keras.layers.Rescaling)]
-    factor = math.prod(float(np.max(each.scale)) for each in scaling)  # one may undo what another does
+    factor = math.prod(float(np.max(each.scale)) for each in scaling)  # one layer may undo another
     if scaling and factor < 0.1 and batches.scale < 0.1:
         warnings.warn(
             f"examples are multiplied by {batches.scale:.4g}, and again by layer {scaling[0].name!r} of the model: "
@@ -175,7 +175,7 @@ def check_fit_data(model: keras.Model, arguments: Mapping[str, Any]) -> None:
 
 
 def check_examples(model: keras.Model, argument: str, data: Any) -> None:
-    """Check examples `(x, y)`, or a data set of them, as the data of a `fit`; `argument` is for the errors."""
+    """Check examples `(x, y)`, or a data set of them, like the data of a `fit`. Errors name `argument`."""
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         _check_arrays(model, argument, argument, *data[:2])
     elif hasattr(data, "element_spec"):

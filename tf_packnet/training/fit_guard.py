@@ -18,7 +18,7 @@ from tf_packnet.training import optimizers, step_errors
 from tf_packnet.training.gradient_step import assigned_in_forward_pass
 from tf_packnet.training.step_check import Problem
 
-# Minimum time between two reads of the recorded problem, and between two copies of the weights.
+# Minimum seconds between two reads of the recorded problem, and between two copies of the weights.
 _SECONDS = 1.0
 
 _MESSAGES = {
@@ -36,8 +36,8 @@ class FitGuard(keras.callbacks.Callback):
     """Raises DivergedError if a step failed its `StepCheck`, or if loss or weights are not finite after an epoch.
 
     A step that failed its check has changed nothing. Keras's own steps in a distribution strategy have no such checks.
-    There the loss and the weights are checked after every epoch, and non-finite weights are replaced by a copy from the
-    beginning of an epoch, at most about a second before that of the current one.
+    With these, the loss and the weights are checked after every epoch, and non-finite weights are replaced by a copy.
+    The copy was made at the beginning of the current epoch, or of one that began at most about a second earlier.
 
     Args:
         title: What is being trained, for the message.
@@ -68,7 +68,7 @@ class FitGuard(keras.callbacks.Callback):
         elif time.monotonic() - self._last_copy < _SECONDS:
             return
         self._last_copy = time.monotonic()
-        for variable, copy in self._copies:  # into the same memory, because allocating takes longer than copying
+        for variable, copy in self._copies:  # reuses memory, because allocating takes longer than copying
             np.copyto(copy, view(variable))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -99,12 +99,12 @@ class FitGuard(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def errors_reported(self) -> Iterator[None]:
-        """Within the block, replaces errors of TensorFlow, see `step_errors`, and restores what they leave behind."""
+        """Replace TensorFlow's errors in the block (see `step_errors`), and clean up after them."""
         with step_errors.reported(lambda: f"{self.title}: epoch {self.epoch + 1}", _PARTLY_TAKEN):
             try:
                 yield
             except tf.errors.OpError:
-                if self.model is not None:  # it is set when Keras has read the arguments of the fit
+                if self.model is not None:  # set once Keras has read the arguments of the fit
                     self._clean_up()
                 raise
 
@@ -115,7 +115,7 @@ class FitGuard(keras.callbacks.Callback):
         self.restore_finite_weights()
 
     def restore_finite_weights(self) -> None:
-        """If any weight or moving statistic is not finite, restores the last copy of all and resets the optimizers."""
+        """If any weight or moving statistic is not finite, restore the last copy of all and reset the optimizers."""
         if self._all_finite():
             return
         with lifecycle.strategy_scope(self.model):
@@ -138,7 +138,7 @@ def check_steps(model: keras.Model, before: str = "", after: str = "") -> None:
     Args:
         model: A `PackedTrainer`.
         before: Beginning of the message.
-        after: When it happened, for the message.
+        after: When the problem occurred, for the message.
     """
     problem = Problem(int(model.step_record.problem.numpy()))
     if problem == Problem.NONE:

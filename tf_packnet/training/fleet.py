@@ -1,10 +1,10 @@
 """Takes the gradient steps of several models side by side, in one compiled function.
 
-On a GPU the steps of a small network are too short to keep it busy. A `Fleet` does many runs in one process. Each is
-the usual code in a thread of its own, and only one thread runs at a time, see `tf_packnet.system.turns`. A model whose
-`fit` gets to its next call of many steps (`tf_packnet.training.multi_step`) waits there. When all models wait, the
-fleet takes the steps of all calls together, see `tf_packnet.training.fleet_program`. So everything but the arithmetic
-of the steps, from shuffling to prune rounds and backups, is what it is for a single run.
+The steps of a small network are too short to keep a GPU busy. A `Fleet` executes many runs in one process. Each run is
+the usual code in a thread of its own. Only one thread runs at a time, see `tf_packnet.system.turns`. When the `fit` of
+a model reaches its next call of many steps (`tf_packnet.training.multi_step`), its thread waits. When all models wait,
+the fleet takes the steps of all calls together, see `tf_packnet.training.fleet_program`. So everything but the
+arithmetic of the steps, from shuffling to prune rounds and backups, is the same as in a single run.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from tf_packnet.system import turns
 from tf_packnet.training import acceleration, kernels, optimizers
 from tf_packnet.training.fleet_program import Call, SharedProgram, StackedProgram, kind_of
 
-# How long to wait for a lock that another process holds, if no member can go on.
+# How long to wait for locks of other processes, in seconds, if no member can continue.
 _PAUSE_SECONDS = 0.05
 
 
 class Fleet:
-    """Members that run side by side, until they have ended.
+    """Runs its members side by side until they have ended.
 
     Args:
-        slots: The number of models whose steps a compiled function takes at the same time, on a GPU.
-        stacked: Whether it does; default: on a GPU.
+        slots: Maximum number of models whose steps one compiled function takes at the same time, on a GPU.
+        stacked: Whether a compiled function takes the steps of several models. Default: whether there is a GPU.
     """
 
     def __init__(self, slots: int, stacked: bool | None = None):
@@ -45,13 +45,13 @@ class Fleet:
         return len(self._members)
 
     def start(self, function: Callable[[], None]) -> None:
-        """Add a member that calls `function`, which must not raise, from the next `advance` on."""
+        """Add a member that calls `function` from the next `advance` on. The function must not raise."""
         self._members.append(turns.Member(function, self))
 
     def advance(self) -> None:
-        """Let each member go on to its next call or to its end, and take the steps of all calls."""
+        """Let each member run to its next call or to its end, and then take the steps of all calls."""
         while ready := [member for member in self._members if member.ready()]:
-            for member in ready:  # which may make others ready
+            for member in ready:  # this may make other members ready
                 member.resume()
             self._members = [member for member in self._members if not member.ended]
         if self._calls:
@@ -80,7 +80,7 @@ class Fleet:
                 together = calls[first : first + self.slots]
                 try:
                     self._program(kind, together[0].model).take(together)
-                except Exception as error:  # raised in the threads of the models
+                except Exception as error:  # is raised in the threads of the models
                     for call in together:
                         call.error = error
 
@@ -91,23 +91,23 @@ class Fleet:
 
 
 def of_thread() -> Fleet | None:
-    """Return the fleet of which this thread is a member, if it is one."""
+    """Return the fleet of which this thread is a member; None if it is in no fleet."""
     return turns.group_of_thread()
 
 
 def stacks_steps() -> bool:
-    """Whether this thread is a member of a fleet that stacks the variables of its models, which rounds differently."""
+    """Whether this thread is a member of a fleet that stacks the variables of its models, which changes rounding."""
     fleet = of_thread()
     return fleet is not None and fleet.stacked
 
 
 @contextlib.contextmanager
 def joined(model: keras.Model, resident: bool) -> Iterator[None]:
-    """Within the block, Keras takes the steps of `model` together with those of the fleet of this thread, if it can.
+    """Take the steps of `model` within the block together with the fleet of this thread, if possible.
 
     Args:
         model: A compiled `PackedTrainer`, ready for its first step.
-        resident: Whether it is trained on `ResidentBatches`.
+        resident: Whether the model is trained on `ResidentBatches`.
     """
     fleet = of_thread()
     if fleet is None or not resident or not can_join(model, fleet.stacked):
@@ -121,7 +121,7 @@ def joined(model: keras.Model, resident: bool) -> Iterator[None]:
 
 
 def can_join(model: keras.Model, stacked: bool) -> bool:
-    """Whether a program for all models can take the steps of a compiled model.
+    """Whether the program of a fleet can take the steps of a compiled model.
 
     Args:
         model: The model.

@@ -1,12 +1,12 @@
-"""The compiled functions of a `Fleet`, each for all models of one kind. They take many steps of each model in a call.
+"""The compiled functions of a `Fleet`, one for all models of a kind. Each takes many steps of each model per call.
 
 On a GPU, `StackedProgram` takes the steps of all models at the same time, by `tf.vectorized_map` over a step of one
 model. The variables of all models are stacked at the beginning of a call. Within the map, one model stands for all: a
 `keras.StatelessScope` replaces its variables by those of each model.
 
-On a CPU this would not be faster, as a single model keeps it busy. It would also round the updates of a few weights in
-another way: LLVM decides for each shape which products and sums become one operation. So `SharedProgram` takes the
-steps of one model after the other, with the function that a single model has. It is compiled once for all of them.
+On a CPU this would not be faster, since a single model keeps it busy. It would also round the updates of a few weights
+differently: LLVM decides for each shape which products and sums it fuses. So `SharedProgram` takes the steps of one
+model after another, with the function of a single model. It is compiled once for all models.
 """
 
 import json
@@ -35,7 +35,7 @@ class Call:
         model: The model.
         data: An element of `dataset()` of `ResidentBatches`.
         logs: The metrics after the steps.
-        error: What failed.
+        error: The error of the steps; None without one.
     """
 
     model: keras.Model
@@ -50,9 +50,9 @@ class Call:
 
 
 def kind_of(model: keras.Model) -> str:
-    """Return a text that is equal for models of the same network whose steps one program can take.
+    """Return text that is equal for models whose steps one program can take.
 
-    They have variables of the same shapes in the same order, and settings of the optimizer and of the loss in common.
+    Such models have variables of the same shapes in the same order, and the same settings of optimizer and loss.
     """
     optimizer, examples = model.optimizer, model.device_examples
     settings = {name: value for name, value in optimizer.get_config().items() if name != "name"}
@@ -67,10 +67,10 @@ def kind_of(model: keras.Model) -> str:
 
 
 class SharedProgram:
-    """Takes the steps of one model after the other.
+    """Takes the steps of one model after another.
 
     Args:
-        model: One of the models. Its function is used for all, and its variables.
+        model: One of the models. Its function and its variables are used for all models.
     """
 
     def __init__(self, model: keras.Model):
@@ -98,7 +98,7 @@ class StackedProgram:
     """Takes the steps of several models at the same time.
 
     Args:
-        model: One of the models. It is traced for all.
+        model: One of the models. It is traced for all models.
         slots: The largest number of models. A smaller number uses the same compiled function.
     """
 
@@ -112,7 +112,7 @@ class StackedProgram:
         """Take the steps of the calls of up to `slots` models, and give each its logs."""
         copies = [self._copies_of(call.model) for call in calls]
         inputs = [_inputs(call, own) for call, own in zip(calls, copies, strict=True)]
-        idle = {**inputs[0], "steps": tf.zeros_like(inputs[0]["steps"])}  # computes, and changes nothing
+        idle = {**inputs[0], "steps": tf.zeros_like(inputs[0]["steps"])}  # computes but changes nothing
         outputs = self._compiled([*inputs, *[idle] * (self._slots - len(inputs))])
         problems = outputs["problems"].numpy()
         logs = {name: values.numpy() for name, values in outputs["logs"].items()}
@@ -124,16 +124,16 @@ class StackedProgram:
 
     def _copies_of(self, model: keras.Model) -> "_Copies":
         variables, copies = _Variables(model), self._copies.get(model)
-        if copies is None or not copies.are_of(variables):  # a new task may have variables of its own
+        if copies is None or not copies.are_of(variables):  # a new task may have its own variables
             copies = self._copies[model] = _Copies(variables)
         return copies
 
     def _steps(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Take the steps of all slots; `inputs` has what `_inputs` returns of each."""
+        """Take the steps of all slots; `inputs` has the result of `_inputs` for each."""
         flat = [tf.stack(vectors) for vectors in zip(*(each["variables"] for each in inputs), strict=True)]
         stacked = _unpacked(flat, self._variables.all)
         scale, steps = (tf.stack([each[name] for each in inputs]) for name in ("scale", "steps"))
-        # Gathered before the loop: one operation for each model in a call, not in a step.
+        # Gathered before the loop: one operation per model and call, not per model and step.
         images, labels = (
             tf.stack([tf.gather(each[name], each["rows"]) for each in inputs], axis=1) for name in ("images", "labels")
         )
@@ -158,7 +158,7 @@ class StackedProgram:
         return {"changing": list(zip(*vectors, strict=True)), "problems": problems, "logs": logs}
 
     def _step(self, inputs: tuple[Any, ...]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Take a step of one model; returns its changing variables, and the problem of the step."""
+        """Take a step of one model. Return its changing variables and the `Problem` of the step."""
         changing, fixed, (images, labels, scale) = inputs
         model, examples = self._model, self._model.device_examples
         x = tf.reshape(decode(images, scale), (images.shape[0], *examples.shape))
@@ -189,8 +189,8 @@ class _Variables:
     """The variables of a model that a step reads, in an order that all models of a kind have in common.
 
     Attributes:
-        changing: Those that a step may change.
-        all: These, then the others.
+        changing: The variables that a step may change.
+        all: All variables: `changing`, then the others.
     """
 
     def __init__(self, model: keras.Model):
@@ -206,7 +206,7 @@ def _unique(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
 
 
 class _Copies:
-    """Reads and writes all variables of a model, in one call each: one call per variable takes three times as long.
+    """Reads and writes all variables of a model in one call each, three times as fast as in one call per variable.
 
     Args:
         variables: The variables of the model.

@@ -11,7 +11,7 @@ from tf_packnet.errors import FreezeError, listed
 
 
 def checksums(model: keras.Model) -> dict[str, str]:
-    """Checksums, in hex, of the committed values of each task in each weight.
+    """Return checksums, in hex, of the committed values of each task in each weight.
 
     Returns:
         `{"task 1 in dense_1/kernel": checksum}`.
@@ -25,7 +25,7 @@ def checksums(model: keras.Model) -> dict[str, str]:
 
 
 def by_task(model: keras.Model) -> dict[str, str]:
-    """Checksums, in hex, of all committed values of each task: `{"task 1": checksum}`."""
+    """Return a checksum, in hex, of all committed values of each task: `{"task 1": checksum}`."""
     digests = {f"task {task}": hashlib.sha256() for task in range(1, lifecycle.committed_tasks(model) + 1)}
     for name, checksum in sorted(checksums(model).items()):
         digests[name.partition(" in ")[0]].update(f"{name} {checksum}\n".encode())
@@ -52,10 +52,10 @@ def check(before: Mapping[str, str], after: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def guarded(model: keras.Model) -> Iterator[None]:
-    """Check before and after the block that every committed task computes the same outputs as when it was committed.
+    """Check before and after the block that every committed task has the same outputs as when it was committed.
 
     Raises:
-        FreezeError: If a task does not.
+        FreezeError: If the outputs of a task differ.
     """
     lifecycle.check_tasks(model)
     yield

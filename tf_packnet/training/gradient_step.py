@@ -30,8 +30,8 @@ def gradient_step(model: keras.Model, data: Any, inputs_finite: tf.Tensor | None
         model: A compiled `PackedTrainer` with task-aware layers.
         data: A batch `(x, y)` or `(x, y, sample_weight)`.
         inputs_finite: Whether the inputs of the batch are finite, a `bool` scalar. A step that fails the check then
-            changes nothing but metrics. None in a call of many steps, whose inputs were checked before: if XLA compiles
-            whole steps, the caller must undo a step that fails.
+            changes nothing but metrics. None in a call of many steps, whose inputs have already been checked. If XLA
+            then compiles whole steps, the caller must undo a step that fails.
 
     Returns:
         The metrics so far, by name.
@@ -92,7 +92,7 @@ def forward_backward(
         model: A compiled `PackedTrainer`.
         data: A batch `(x, y)` or `(x, y, sample_weight)`.
         weights: The trained masked kernels, with their layers.
-        kernels: What the layers compute with in their place.
+        kernels: The tensors with which the layers compute instead of `weights`.
         check: Checks the batch, the loss and the gradients.
         loss_weight: Multiplies the gradients, a scalar; None for 1.
     """
@@ -112,13 +112,13 @@ def forward_backward(
 
 
 def assigned_in_forward_pass(model: keras.Model) -> list[keras.Variable]:
-    """Return the variables that a forward pass may assign to, such as moving statistics and seeds; no frozen values."""
+    """Return the variables that a forward pass may assign, such as moving statistics and seeds; not frozen values."""
     fixed = {id(variable) for layer in lifecycle.task_layers(model) for variable in layer.bookkeeping}
     return [variable for variable in model.non_trainable_variables if id(variable) not in fixed]
 
 
 def assign_all(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> bool:
-    """Assign each of `values` to its variable; returns True, as branches of `tf.cond` must return something."""
+    """Assign each of `values` to its variable. Return True, because branches of `tf.cond` must return something."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return True
@@ -181,7 +181,7 @@ def masked_gradients(
     kernel_gradients: Sequence[Any],
     variable_gradients: Sequence[Any],
 ) -> list[Any]:
-    """Return the gradients of the trainable variables: those of kernels at the candidates only, 0 elsewhere.
+    """Return the gradients of the trainable variables; those of kernels are 0 outside the candidates.
 
     Args:
         model: The model.
@@ -194,7 +194,7 @@ def masked_gradients(
     for (_, weight), gradient in zip(weights, kernel_gradients, strict=True):
         if gradient is None:  # the loss does not depend on the kernel; the optimizer warns about it
             continue
-        gradient = tf.convert_to_tensor(gradient)  # an embedding's is sparse: the rows that the batch looked up
+        gradient = tf.convert_to_tensor(gradient)  # that of an embedding is sparse: the looked-up rows
         masked = tf.where(weight.trained(), tf.cast(gradient, weight.variable.dtype), 0)
         index = position[id(weight.variable)]
         gradients[index] = masked if gradients[index] is None else gradients[index] + masked

@@ -14,7 +14,7 @@ from tf_packnet.layers import masked
 from tf_packnet.pruning.policies import TAYLOR
 from tf_packnet.system.keras_internals import clear_losses, compute_loss
 
-# Layers whose output is linear in a kernel that they apply to their input.
+# Layers whose output, without the activation, is linear in a kernel that multiplies their input.
 _LINEAR = (
     *(masked.MaskedDense, masked.MaskedEinsumDense),
     *(masked.MaskedConv1D, masked.MaskedConv2D, masked.MaskedConv3D),
@@ -22,7 +22,7 @@ _LINEAR = (
     *(masked.MaskedDepthwiseConv1D, masked.MaskedDepthwiseConv2D),
 )
 
-# Batch size of examples that are arrays.
+# Batch size for examples given as arrays.
 _BATCH = 64
 
 
@@ -55,7 +55,7 @@ def batches_of(data: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def scores(model: keras.Model, criterion: str, batches: Iterable[tuple[Any, Any]]) -> dict[str, np.ndarray]:
-    """Score the weights of the selected task by data; changes nothing in the model.
+    """Score the weights of the selected task by data, without changing the model.
 
     Args:
         model: A compiled model with masked layers.
@@ -110,10 +110,10 @@ def _squared_products(model: keras.Model, batches: Iterable[tuple[Any, Any]]) ->
 
 
 def _squared_inputs(model: keras.Model, batches: Iterable[tuple[Any, Any]]) -> dict[str, np.ndarray]:
-    """Return for each entry of a kernel the sum of the squares of the inputs that it multiplies.
+    """Return, for each entry of a kernel, the sum of the squares of the inputs that it multiplies.
 
-    The output of a layer is linear in its kernel. With squared inputs, the derivative of the sum of all outputs by an
-    entry is therefore that sum, for any such layer.
+    The output of such a layer is linear in its kernel. With squared inputs, the derivative of the sum of all outputs
+    with respect to an entry is therefore this sum.
     """
     sums: dict[str, np.ndarray] = {}
     for x, _ in batches:

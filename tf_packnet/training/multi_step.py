@@ -12,7 +12,7 @@ from tf_packnet.structure import overrides
 from tf_packnet.tasks.batches import ResidentBatches, decode
 from tf_packnet.training import kernels
 
-# Examples to compare at a time: comparing all at once would take as much memory as they do.
+# Number of examples to compare at a time: comparing all at once would take as much memory as the examples.
 _COMPARED_AT_ONCE = 64
 
 # TensorFlow keeps int32 variables in host memory, where functions that XLA compiles for a GPU cannot read them.
@@ -37,12 +37,12 @@ class DeviceExamples:
         self.shape = batches.images.shape[1:]
         self.dtypes = batches.images.dtype, batches.labels.dtype
         images, labels = _padded(batches)
-        # The number of rows is left open, as it may change.
+        # The number of rows is not part of the shape, because it may change.
         self.images = tf.Variable(images, trainable=False, shape=(None, images.shape[1]))
         self.labels = tf.Variable(labels, trainable=False, shape=(None, *labels.shape[1:]))
 
     def fits(self, batches: ResidentBatches) -> bool:
-        """Whether `batches` have examples of the same shape and dtypes, so that compiled steps can use them."""
+        """Whether the examples in `batches` have the same shape and dtypes, so that compiled steps can use them."""
         shapes = batches.images.shape[1:], batches.labels.shape[1:]
         return shapes == (self.shape, self.labels.shape[1:]) and (
             (batches.images.dtype, batches.labels.dtype) == self.dtypes
@@ -50,7 +50,7 @@ class DeviceExamples:
 
     def load(self, batches: ResidentBatches) -> None:
         """Replace the examples. Compiled steps stay valid, as long as `fits(batches)`."""
-        # Retraining uses the same examples as training. To copy 27 MB again can take 0.4 s, if allocation is slow.
+        # Retraining uses the same examples as training. Copying 27 MB again can take 0.4 s if allocation is slow.
         if self._has(batches):
             return
         images, labels = _padded(batches, at_least=int(tf.shape(self.labels)[0]))
@@ -79,7 +79,7 @@ class DeviceExamples:
 
 
 def _padded(batches: ResidentBatches, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Flattened images and labels, padded to the rows of the largest task and to `at_least` rows."""
+    """Return flattened images and labels, padded to the rows of the largest task and to `at_least` rows."""
     rows = max(at_least, batches.reserved)
     padding = rows - len(batches.labels)
     flat = np.asarray(batches.images).reshape(len(batches.labels), -1)
@@ -96,8 +96,8 @@ def _for_device(values: np.ndarray) -> np.ndarray:
 def take_steps(model: keras.Model, call: dict[str, tf.Tensor], step: Callable[[Any], Any]) -> dict[str, Any]:
     """Take the gradient steps of one call in a loop inside the compiled function.
 
-    It stops after the first step with a problem, see `StepCheck`. `model.step_record.taken` is then the number of steps
-    before it.
+    The loop stops after the first step with a problem, see `StepCheck`. `model.step_record.taken` is then the number of
+    steps before that one.
 
     Args:
         model: A `PackedTrainer`, with the metrics that `step` updates.
@@ -134,7 +134,7 @@ def batch_of_call(model: keras.Model, scale: tf.Tensor, step: dict[str, tf.Tenso
 
     Args:
         model: A `PackedTrainer`.
-        scale: Of the call.
+        scale: The `scale` of the call.
         step: The `rows` of the step, or its `images` and `labels`.
     """
     if "rows" in step:
@@ -144,7 +144,7 @@ def batch_of_call(model: keras.Model, scale: tf.Tensor, step: dict[str, tf.Tenso
 
 def _take_steps_of_user(model: keras.Model, steps: tf.Tensor, step: Callable[[tf.Tensor], Any]) -> dict[str, Any]:
     """Take steps that the user's class has overridden, whose logs may differ from the model's metrics."""
-    # Traced for the structure of the logs, not run.
+    # Only traced, for the structure of the logs.
     traced = tf.function(lambda: step(tf.constant(0)), autograph=False).get_concrete_function()
     empty = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), traced.structured_outputs)
 

@@ -1,14 +1,14 @@
 """Gradient steps, evaluation and prediction on the replicas of a `tf.distribute` strategy.
 
-Keras itself would take one step per call, without XLA, and distribute every batch on its own. Here Keras gets a model
-that looks as if it were on one device, see `OneDevice`: it passes on whole batches. `train_step` and the others then
-divide them.
+Keras itself would take one step per call, without XLA, and would distribute every batch itself. Here the model looks to
+Keras as if it were on one device, see `OneDevice`: Keras passes on whole batches. `train_step`, `evaluation_step` and
+`prediction_step` then divide them.
 
 A gradient step has three parts:
 
-1. On each replica, forward and backward pass of its rows of the batch; XLA may compile this part.
-2. The gradients are summed over the replicas. Nothing that waits for other replicas can be part of a compiled function.
-3. On each replica, the optimizer is applied to the same gradients; XLA may compile this part, too.
+1. On each replica, the forward and the backward pass of its rows of the batch. XLA may compile this part.
+2. The gradients are summed over the replicas. Code that waits for other replicas cannot be part of a compiled function.
+3. On each replica, the optimizer is applied to the same gradients. XLA may compile this part too.
 
 So all replicas always have the same values. The forward pass itself changes nothing: moving statistics are averaged in
 part 2, and every replica draws its own random numbers. A loop around the three parts takes many steps per call.
@@ -37,9 +37,9 @@ from tf_packnet.training.kernels import compiled
 
 
 class OneDevice:
-    """A strategy as Keras's `fit`, `evaluate` and `predict` see it: whole batches, and functions that run once.
+    """The strategy that Keras's `fit`, `evaluate` and `predict` see: whole batches, and functions that run once.
 
-    All else is the strategy's own.
+    Everything else is delegated to the actual strategy.
 
     Args:
         strategy: A `tf.distribute` strategy.
@@ -52,12 +52,12 @@ class OneDevice:
         return getattr(self._strategy, name)
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Return `dataset`, which every worker iterates over as a whole."""
+        """Return `dataset` unchanged: every worker iterates over all of it."""
         del options
         return dataset
 
     def run(self, function: Callable[..., Any], args: Sequence[Any] = (), **kwargs: Any) -> Any:
-        """Call the function once, across all replicas."""
+        """Call the function once, in cross-replica context."""
         del kwargs
         with self._strategy.scope():
             return function(*args)
@@ -76,7 +76,7 @@ def train_step(model: keras.Model, data: Any, make_batch: Callable[[Any], Any] |
 
     Args:
         model: A compiled and built `PackedTrainer`, created in the scope of a strategy.
-        data: A whole batch `(x, y)` or `(x, y, sample_weight)`, or what `make_batch` makes one from.
+        data: A whole batch `(x, y)` or `(x, y, sample_weight)`, or the input of `make_batch`.
         make_batch: Makes the batch of a replica from its rows of `data`.
     """
     strategy, record = distribution_strategy(model), model.step_record.problem
@@ -111,7 +111,7 @@ def take_steps(model: keras.Model, call: dict[str, tf.Tensor], make_batch: Calla
 
 
 def evaluation_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -> None:
-    """Evaluate a whole batch, each replica some of its rows. Call it in the scope of the strategy.
+    """Evaluate a whole batch; each replica evaluates some of its rows. Call this in the scope of the strategy.
 
     Args:
         model: As for `train_step`.
@@ -124,7 +124,7 @@ def evaluation_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
         rows = _Rows(data, *current_replica())
 
         def evaluate() -> tf.Tensor:
-            with RecordingScope(except_for=metrics):  # layers change nothing, not even counters
+            with RecordingScope(except_for=metrics):  # layers must change nothing, not even counters
                 step(rows.part(data))
             return tf.constant(0)
 
@@ -160,10 +160,10 @@ def prediction_step(model: keras.Model, data: Any, step: Callable[[Any], Any]) -
 
 
 def check_equal(model: keras.Model) -> None:
-    """Check that all replicas on this worker have the same bits in every variable of the model and its optimizers.
+    """Check that all variables of the model and its optimizers are bit-identical on all replicas of this worker.
 
     Raises:
-        ReplicaError: If they have not.
+        ReplicaError: If a variable differs.
     """
     strategy = model.distribute_strategy
     slots = [variable for optimizer in optimizers.all_of(model) for variable in optimizer.variables]
@@ -180,7 +180,7 @@ def check_equal(model: keras.Model) -> None:
 
 
 class _Rows:
-    """The rows of a whole batch that belong to a replica: as many as those of others, or one more or less.
+    """The rows of a whole batch that belong to a replica. The numbers of rows differ by at most one between replicas.
 
     Args:
         data: The batch, in any structure.
@@ -188,10 +188,10 @@ class _Rows:
         replicas: Number of all replicas.
 
     Attributes:
-        count: Number of rows; an integer if it is known when the step is traced, otherwise a scalar tensor.
-        total: Number of rows of the batch, likewise.
-        even: Whether all replicas surely have as many rows.
-        surely_any: Whether there is surely a row.
+        count: Number of rows; an integer if known at tracing time, otherwise a scalar tensor.
+        total: Number of rows of the batch, of the same types.
+        even: Whether all replicas are known to have the same number of rows.
+        surely_any: Whether the replica is known to have at least one row.
     """
 
     def __init__(self, data: Any, replica: int, replicas: int):
@@ -204,7 +204,7 @@ class _Rows:
         self.surely_any = known is not None and known >= replicas
 
     def part(self, data: Any) -> Any:
-        """Return these rows of `data`. If there are none, it is one row, which must not count."""
+        """Return the rows of this replica. If it has none, return one row, which must not count."""
         last = self._first + (self.count if self.surely_any else tf.maximum(self.count, 1))
         return keras.tree.map_structure(lambda each: None if each is None else each[self._first : last], data)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_packnet.system.keras_internals import all_layers
 
-# Gradients with at most this many entries are checked in full, larger ones in part.
+# Gradients with at most this many entries are checked completely, larger ones partly.
 _CHECKED_IN_FULL = 4096
 
 _SPARSE = ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy)
@@ -23,7 +23,7 @@ _BINARY = ("binary_crossentropy", keras.losses.binary_crossentropy)
 
 
 class Problem(enum.IntEnum):
-    """What is wrong with a gradient step. Of several problems in one step, the first that was checked is recorded."""
+    """The problem of a gradient step. Of several problems in a step, the one that was checked first is recorded."""
 
     NONE = 0
     INPUTS = 1
@@ -34,13 +34,14 @@ class Problem(enum.IntEnum):
 
 
 class StepRecord:
-    """What compiled steps record, in variables that are not part of the model.
+    """The records of compiled steps, in variables that are not part of the model.
 
     Attributes:
         problem: The first `Problem` of this `fit`, a scalar `int64` variable.
-        taken: Steps that the last call of `take_steps` took before that problem, a scalar `int64` variable.
-        guarded: Whether a `FitGuard` checks them in the current `fit`.
-        epoch: Steps and seconds of the last epoch, and whether it was not the first of its `fit`, which compiles.
+        taken: Number of steps that the last call of `take_steps` took before that problem, a scalar `int64` variable.
+        guarded: Whether a `FitGuard` checks these records in the current `fit`.
+        epoch: Steps and seconds of the last epoch, and whether the seconds exclude compilation: whether it was not the
+            first epoch of its `fit`.
     """
 
     def __init__(self) -> None:
@@ -75,7 +76,7 @@ class StepCheck:
         self._require(Problem.INPUTS, finite)
 
     def labels(self, loss: Any, y: Any, y_pred: Any) -> Any:
-        """Require that labels are in the range of the loss, for cross-entropies with labels from a known range.
+        """Require that labels are in the range of the loss, for cross-entropies with a known range of labels.
 
         Args:
             loss: The loss from `compile`.
@@ -111,7 +112,10 @@ class StepCheck:
 
     @contextlib.contextmanager
     def ids(self, model: keras.Model) -> Iterator[None]:
-        """Within the block, requires that ids of embedding layers are in the vocabulary; others look up entry 0."""
+        """Require, within the block, that ids of embedding layers are in the vocabulary.
+
+        Invalid ids look up entry 0.
+        """
         layers = [layer for layer in all_layers(model) if isinstance(layer, keras.layers.Embedding)]
         for layer in layers:
             object.__setattr__(layer, "call", self._checked_call(layer, layer.call))
@@ -128,7 +132,7 @@ class StepCheck:
             ids = tf.convert_to_tensor(inputs)
             if not ids.dtype.is_integer and not ids.dtype.is_floating:
                 return call(inputs, *args, **kwargs)
-            if kwargs.get("reverse") or (args and args[0] is True):  # ReversibleEmbedding: from vectors to logits
+            if kwargs.get("reverse") or (args and args[0] is True):  # ReversibleEmbedding converts vectors to logits
                 return call(inputs, *args, **kwargs)
             valid = (ids >= 0) & (ids < tf.cast(layer.input_dim, ids.dtype))
             if ids.dtype.is_floating:
@@ -147,12 +151,12 @@ class StepCheck:
 
         Args:
             loss: The loss, a scalar.
-            gradients: Unmasked gradients. Two slices of a large one are checked. That suffices: a gradient is a sum of
-                products of the layer's inputs and of the gradients of its outputs, so a NaN or an infinity in either
-                reaches a whole row or a whole column.
+            gradients: Unmasked gradients. Two slices of a large gradient are checked. This suffices: a gradient is a
+                sum of products of the layer's inputs and of the gradients of its outputs, so that a NaN or an infinity
+                in either fills a whole row or a whole column.
         """
         self._require(Problem.LOSS, tf.math.is_finite(loss))
-        if gradients:  # multiplied by 0 as in `is_finite`; XLA on CPU is slow to concatenate them
+        if gradients:  # multiplied by 0 as in `is_finite`, because concatenation is slow in XLA on CPU
             parts = [part for gradient in gradients for part in _checked_parts(gradient)]
             zeros = [tf.reduce_sum(tf.cast(part, tf.float32) * 0) for part in parts]
             self._require(Problem.GRADIENTS, tf.equal(tf.reduce_sum(tf.stack(zeros)), 0))
@@ -174,7 +178,8 @@ def all_finite(x: Any) -> tf.Tensor:
 def is_finite(values: Any) -> tf.Tensor:
     """Whether all entries of a tensor are finite, a `bool` scalar.
 
-    A finite number times 0 is 0, any other is NaN. So the sum of the products is 0 only if all entries are finite.
+    A finite number times 0 is 0; NaN or infinity times 0 is NaN. So the sum of the products is 0 only if all entries
+    are finite.
     """
     values = tf.convert_to_tensor(values)
     rows = tf.reshape(values, (1, -1) if values.shape.rank in (None, 0, 1) else (tf.shape(values)[0], -1))
@@ -182,7 +187,7 @@ def is_finite(values: Any) -> tf.Tensor:
 
 
 def _checked_parts(gradient: tf.Tensor) -> list[tf.Tensor]:
-    """Return a small gradient whole; of a large one, the middle slice along each of its last two axes."""
+    """Return a small gradient itself; for a large one, the middle slice along each of its last two axes."""
     shape = gradient.shape
     if shape.rank is None or shape.rank < 2 or not shape.is_fully_defined() or shape.num_elements() <= _CHECKED_IN_FULL:
         return [gradient]

@@ -1,4 +1,4 @@
-"""Turns errors that TensorFlow raises in a step into errors of one line."""
+"""Turns errors that TensorFlow raises in a step into errors with a one-line message."""
 
 import contextlib
 import re
@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from tf_packnet.errors import DivergedError, StepError, one_line
 
-# Others, such as missing memory and missing files, say themselves what is wrong, and depend on the machine.
+# Errors that the model or the data cause. Others, such as lack of memory, depend on the machine and are clear enough.
 _OF_MODEL_OR_DATA = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.DataLossError)
 _NON_FINITE = re.compile(r"\b(nan|inf|infinity)\b", re.IGNORECASE)
-# Where TensorFlow's message says which operation failed, after the reason.
+# The beginning of the part of TensorFlow's message that names the failed operation, after the reason.
 _OPERATION = re.compile(r"\n\s*(\[\[|tf2xla )|\{\{node | \[Op:")
-# What TensorFlow puts before the first of several reasons, such as those of replicas.
+# TensorFlow's prefix to the first of several reasons, such as those of replicas.
 _SEVERAL = re.compile(r"^\d+ root error\(s\) found\.\s*\(0\) [A-Z_]+: ")
 # Lines before the reason that say where the operation was created.
 _LOCATION = ("Graph execution error", "Detected at ", 'File "', "<stack traces unavailable>")
@@ -21,10 +21,10 @@ _LOCATION = ("Graph execution error", "Detected at ", 'File "', "<stack traces u
 
 @contextlib.contextmanager
 def reported(title: str | Callable[[], str], state: str = "") -> Iterator[None]:
-    """Replace errors of TensorFlow for which the model or the data are to blame.
+    """Replace errors of TensorFlow that the model or the data cause.
 
     Args:
-        title: What was done, for the message, or a function that returns it.
+        title: Beginning of the message: what was being done. Or a function that returns it.
         state: End of the message.
 
     Raises:
@@ -43,7 +43,7 @@ def reported(title: str | Callable[[], str], state: str = "") -> Iterator[None]:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """Return the part of TensorFlow's message that says what is wrong, without those that say where."""
+    """Return the reason in TensorFlow's message, without the parts that say where the error occurred."""
     message = _OPERATION.split(error.message.strip())[0].rstrip()
     lines = [line.strip() for line in message.rpartition("\n\n")[2].splitlines()]
     reason = " ".join(line for line in lines if not line.startswith(_LOCATION))

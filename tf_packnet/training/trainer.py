@@ -126,7 +126,7 @@ class PackedTrainer(Functional):
             StepError: If TensorFlow failed in a step, for example because of shapes that do not fit.
             FreezeError: If a committed task has changed before or during the `fit`.
         """
-        resume_at(self, None)  # set if an earlier `fit` resumed; Keras would begin this one there too
+        resume_at(self, None)  # otherwise Keras would begin where an earlier `fit` resumed
         backup = backup_of(kwargs.get("callbacks"))
         first_epoch, resident = kwargs.get("initial_epoch", 0), isinstance(x, ResidentBatches)
         if backup is not None:
@@ -134,7 +134,7 @@ class PackedTrainer(Functional):
         if isinstance(x, StreamedBatches):
             check_batches(self, x, kwargs)
             x, kwargs["steps_per_epoch"] = self._prepare(x, kwargs.get("initial_epoch", 0))
-            kwargs["shuffle"] = False  # they are shuffled already
+            kwargs["shuffle"] = False  # they are already shuffled
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras warns about its own default
         check_trained(self)
@@ -173,7 +173,7 @@ class PackedTrainer(Functional):
             yield
         finally:
             with lifecycle.strategy_scope(self):
-                if sum(restore() for restore in restore_rates):  # no `any`: each one must be called
+                if sum(restore() for restore in restore_rates):  # not `any`: every function must be called
                     self.train_function = None
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,23 +229,23 @@ class PackedTrainer(Functional):
             object.__setattr__(self, "_shows_one_device", before)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras builds metrics from the first batch. What `_prepare` returns has none, and has built them already.
+        # Keras builds metrics from the first batch. `_prepare` returns no batch, and has already built them.
         if not self._shows_one_device or not is_built(self):
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Take one gradient step on a batch, or the steps of one call (see `tf_packnet.training.multi_step`)."""
-        check_trained(self)  # again, because a callback may have changed it since `fit` began
+        check_trained(self)  # again, because a callback may have changed it
         if self._shows_one_device:
             self._train_on_replicas(data)
             return self.get_metrics_result()
         if acceleration.is_distributed(self):
             return super().train_step(data)
         self._build_optimizer()
-        if isinstance(data, dict) and "steps" in data:  # inputs were checked before the fit
+        if isinstance(data, dict) and "steps" in data:  # the inputs were checked before the fit
             undo = self.xla == acceleration.STEP or overrides.is_overridden(self, "train_step")
             return self._steps_with_undo(data) if undo else take_steps(self, data, self._one_step)
-        # Not compiled, because XLA on CPU is slow to reduce.
+        # Not compiled, because reductions are slow in XLA on CPU.
         inputs_finite = all_finite(keras.utils.unpack_x_y_sample_weight(data)[0])
         if overrides.is_overridden(self, "train_step"):
             return self._steps_with_undo(data, inputs_finite)
@@ -274,7 +274,7 @@ class PackedTrainer(Functional):
         return kernels.compiled(steps) if self.xla == acceleration.STEP else steps
 
     def _steps_with_undo(self, data: Any, inputs_finite: tf.Tensor | None = None) -> dict[str, Any]:
-        """Take steps that change the model even if a check fails, and undoes them in that case.
+        """Take steps that change the model even if a check fails, and undo them in that case.
 
         If XLA compiles many steps in one call, discarding the changes in each step would take a tenth of their time.
 
@@ -384,7 +384,7 @@ class PackedTrainer(Functional):
         if batches.batch_size < count:
             raise ArgumentError("batch_size", f"at least the {count} replicas", batches.batch_size)
         shapes = [(batches.batch_size, *each.shape[1:]) for each in (batches.images, batches.labels)]
-        # Builds metrics and optimizer now: variables cannot be created in a compiled loop.
+        # Builds metrics and optimizer: variables cannot be created in a compiled loop.
         x, y = keras.KerasTensor(shapes[0]), keras.KerasTensor(shapes[1], dtype=batches.labels.dtype.name)
         with lifecycle.strategy_scope(self):
             if isinstance(batches, ResidentBatches):

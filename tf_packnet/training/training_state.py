@@ -1,4 +1,4 @@
-"""Captures and restores all that a `fit` needs to resume: weights, owner maps, optimizers, random generators."""
+"""Captures and restores the state that a `fit` needs to resume: weights, owner maps, optimizers, random generators."""
 
 from typing import NamedTuple
 
@@ -23,14 +23,18 @@ class Parts(NamedTuple):
 
 
 def parts(model: keras.Model) -> Parts:
-    """Return the parts of `model` for every `capture` of one `fit`; no optimizer, as it may not be built yet."""
+    """Return the parts of `model` for every `capture` of one `fit`.
+
+    Optimizers are left out: they may not be built yet.
+    """
     return Parts(lifecycle.named_layers(model), _other_variables(model))
 
 
 def capture(model: keras.Model, known_parts: Parts | None = None) -> dict[str, np.ndarray]:
     """Capture the state of a compiled model with task-aware layers, for `restore`.
 
-    On CPU nothing is copied: as long as the returned arrays exist, TensorFlow gives a variable that changes new memory.
+    On CPU nothing is copied: while the returned arrays exist, TensorFlow allocates new memory for a variable that
+    changes.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Compaction rules for layers with inner layers or cells: attention loses heads, recurrent layers lose units."""
+"""Compaction rules that remove heads from attention, units from recurrent layers, and features from embeddings."""
 
 import keras
 import numpy as np
@@ -7,14 +7,14 @@ from tf_packnet.export.compaction.rules import Arrays, Rule, Value, array
 from tf_packnet.structure.steps import Graph, Step
 from tf_packnet.system.keras_internals import all_layers
 
-# Inner layers of attention with as many heads as the queries, and as the keys and values.
+# Inner layers of attention: those with one head per query head, and those with one per key and value head.
 _OF_QUERIES, _OF_VALUES = ("query", "gate", "attention_output"), ("key", "value")
 
 
 class Heads(Rule):
-    """Rule of MultiHeadAttention and GroupQueryAttention: a barrier that removes heads which add only zeros.
+    """Rule for MultiHeadAttention and GroupQueryAttention: a barrier, but heads that contribute only zeros are removed.
 
-    These are the heads whose values are 0, or whose results nothing reads.
+    These are the heads whose values are always 0, or whose results are multiplied by 0.
     """
 
     options = ("query", "value", "key", "query_mask", "value_mask", "key_mask", "attention_mask", "use_causal_mask")
@@ -38,7 +38,7 @@ class Heads(Rule):
         return results
 
     def _used_groups(self) -> np.ndarray:
-        """Whether each head of the keys and values is used; at least one is."""
+        """Return whether each head of the keys and values is used; at least one counts as used."""
         value, output = self.inner["value"], self.inner["attention_output"]
         has_values = (array(value.kernel) != 0).any((0, 2))  # the kernel is (features, heads, size)
         if value.bias is not None:
@@ -49,7 +49,7 @@ class Heads(Rule):
         return used
 
     def _group_size(self) -> int:
-        """Return the number of queries for each key."""
+        """Return the number of query heads for each key head."""
         sizes = self.layer.get_config()
         return sizes.get("num_query_heads", 1) // sizes.get("num_key_value_heads", 1)
 
@@ -60,13 +60,13 @@ class Heads(Rule):
 
 
 def _cut_to(shape: tuple[int, ...], value: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return `value` with the kept positions of the axis in which it differs from `shape`."""
+    """Return `value` with only the kept positions of the axis in which it differs from `shape`."""
     axes = [axis for axis, size in enumerate(shape) if size != value.shape[axis]]
     return np.compress(kept, value, axis=axes[0]) if axes else value
 
 
 class Recurrent(Rule):
-    """Rule of SimpleRNN, GRU and LSTM: units are removed that neither the outputs nor other units read."""
+    """Rule for SimpleRNN, GRU and LSTM: removes units that neither the outputs nor the kept units read."""
 
     options = ("mask",)
 
@@ -78,7 +78,7 @@ class Recurrent(Rule):
         self.reads_unit = (recurrent != 0).reshape(self.units, -1, self.units).any(1)
 
     def _kept(self, needed: np.ndarray) -> np.ndarray:
-        """Return the needed units and all that these read."""
+        """Return the needed units and all units that they read, directly or indirectly."""
         kept = needed
         while True:
             more = kept | self.reads_unit[:, kept].any(1)
@@ -107,7 +107,7 @@ class Recurrent(Rule):
 
 
 class Table(Rule):
-    """Rule of Embedding: features are removed."""
+    """Rule for Embedding: removes features."""
 
     def known(self, inputs: Arrays) -> Arrays:
         return [np.where((array(self.layer.embeddings) == 0).all(0), 0.0, np.nan)]

@@ -46,12 +46,13 @@ def compact_model(model: keras.Model, sparse: bool = True) -> keras.Model:
     """Return a smaller model that computes the same outputs, for prediction.
 
     Units and channels that no output depends on are removed, and constant ones are folded into the next bias. Layers of
-    unknown types are unchanged, and so is everything that they may depend on. Outputs agree up to rounding, because
-    sums have fewer terms. Files hold weights with many zeros without them, in layers of every type.
+    unknown types are left unchanged, as is everything that they may depend on. Outputs agree up to rounding, because
+    sums have fewer terms. In files of the model, weights with many zeros are stored without them, in layers of every
+    type.
 
     Args:
         model: A built model. A model that is neither Sequential nor functional is returned unchanged.
-        sparse: Whether files of the model hold weights without their zeros. Use False for a `.keras` file that is
+        sparse: Whether files of the model store weights without their zeros. Use False for a `.keras` file that is
             loaded without this library, and for converters such as TensorFlow Lite's.
 
     Returns:
@@ -133,7 +134,7 @@ def _rule(graph: Graph, step: Step) -> Rule:
     if id(step.layer) in graph.shared():
         return Rule(graph, step)
     if type(step.layer) is layers.TimeDistributed and type(step.layer.layer) is layers.Dense and len(step.inputs) == 1:
-        step = replace(step, layer=step.layer.layer)  # Dense computes the same
+        step = replace(step, layer=step.layer.layer)  # Dense treats positions in the same way
     rule_class = _RULES.get(type(step.layer), Rule)
     if is_operator(step.layer):
         rule_class = rules.Operation

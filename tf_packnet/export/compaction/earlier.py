@@ -1,7 +1,7 @@
 """Loads the sparse layers that compact `.keras` files of version 0.1 contain.
 
-Such a file holds the values and the gaps of a kernel as two weights: each gap is the distance between two positions in
-the flat kernel, and a gap too wide for its dtype is bridged by an entry of value 0.
+Such a file stores the values and the gaps of a kernel as two weights. Each gap is the distance between two positions in
+the flat kernel. A gap too wide for its dtype is bridged by an entry of value 0.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from tf_packnet.system.keras_layer import KerasLayer
 
 
 class _EarlierKernel(KerasLayer):
-    """Mixin for Keras layers. After its weights are loaded, the layer is as `make_sparse` returns it."""
+    """Mixin for Keras layers. After its weights are loaded, the layer becomes one that `make_sparse` has changed."""
 
     kernel: keras.Variable
     bias: keras.Variable | None

@@ -9,17 +9,17 @@ from tf_packnet.export.compaction.rules import Channelwise, Rule, Value, apply_c
 from tf_packnet.structure.channelwise import is_pointwise
 from tf_packnet.structure.steps import Graph, Step
 
-# Selecting one feature costs as much as this many multiplications on CPU, see docs/compaction.md.
+# On a CPU, selecting one feature costs as much as this many multiplications, see docs/compaction.md.
 _SELECTION_COST = 200
 
 
 class Mixer(Rule):
-    """Rule of Dense, Conv1D, Conv2D and Conv3D, with a kernel `(..., inputs, outputs)`."""
+    """Rule for Dense, Conv1D, Conv2D and Conv3D, with a kernel `(..., inputs, outputs)`."""
 
     def __init__(self, graph: Graph, step: Step):
         super().__init__(graph, step)
         self.pointwise = is_pointwise(self.layer.activation)
-        # A convolution that pads with zeros sees no constant at the border, unless the constant is 0.
+        # With zero padding, a constant channel is not constant at the border, unless the constant is 0.
         self.pads = getattr(self.layer, "padding", "valid") != "valid"
         self.kernels = self._kernels()
         self.reads = self._reads()
@@ -28,7 +28,7 @@ class Mixer(Rule):
         return [array(self.layer.kernel)]
 
     def _reads(self) -> np.ndarray:
-        """Whether each output reads each input, `(inputs, outputs)`."""
+        """Return whether each output reads each input, `bool` `(inputs, outputs)`."""
         (kernel,) = self.kernels
         return (kernel != 0).reshape(-1, *kernel.shape[-2:]).any(0)
 
@@ -38,7 +38,7 @@ class Mixer(Rule):
         return kernel.astype("float64").reshape(-1, *kernel.shape[-2:]).sum(0)
 
     def _folded(self, known: np.ndarray) -> np.ndarray:
-        """Which inputs are folded into the bias."""
+        """Return which inputs are folded into the bias, `bool` `(inputs,)`."""
         return ~np.isnan(known) & ((known == 0) | (not self.pads))
 
     def _bias(self, known: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class Mixer(Rule):
         return [Value(self._apply(value.tensor, self._cut(value.kept, read, outputs), bias), outputs)]
 
     def _cut(self, kept: np.ndarray, read: np.ndarray, outputs: np.ndarray) -> list[np.ndarray]:
-        """Return the kernels between the inputs that exist in the smaller model and the outputs to compute."""
+        """Return the kernels from the inputs that exist in the smaller model to the outputs to compute."""
         (kernel,) = self.kernels
         return [np.where(read[:, None], kernel, 0)[..., kept, :][..., outputs]]
 
@@ -84,7 +84,7 @@ class Mixer(Rule):
 
 
 class LastAxis(Mixer):
-    """Rule of EinsumDense where it computes the same as Dense, which replaces it."""
+    """Rule for an EinsumDense that computes the same as Dense: a Dense layer replaces it."""
 
     def _apply(self, tensor: Any, kernels: list[np.ndarray], bias: np.ndarray) -> Any:
         dense = keras.layers.Dense(len(bias), activation=self.layer.activation, dtype=self.layer.dtype_policy)
@@ -92,11 +92,11 @@ class LastAxis(Mixer):
 
 
 class TransposedMixer(Mixer):
-    """Rule of Conv1DTranspose, Conv2DTranspose and Conv3DTranspose, with a kernel `(..., outputs, inputs)`."""
+    """Rule for Conv1DTranspose, Conv2DTranspose and Conv3DTranspose, with a kernel `(..., outputs, inputs)`."""
 
     def __init__(self, graph: Graph, step: Step):
         super().__init__(graph, step)
-        self.pads = True  # a constant is not constant where fewer positions overlap
+        self.pads = True  # at the border, where fewer positions overlap, constants are not constant
 
     def _kernels(self) -> list[np.ndarray]:
         return [array(self.layer.kernel).swapaxes(-1, -2)]
@@ -106,10 +106,10 @@ class TransposedMixer(Mixer):
 
 
 class SeparableMixer(Mixer):
-    """Rule of SeparableConv1D and SeparableConv2D.
+    """Rule for SeparableConv1D and SeparableConv2D.
 
-    Their kernels are `(..., inputs, multiplier)` and `(1, ..., inputs * multiplier, outputs)`. The layer is replaced by
-    a depthwise convolution and a convolution of width 1, which compute the same.
+    Their kernels are `(..., inputs, multiplier)` and `(1, ..., inputs * multiplier, outputs)`. A depthwise convolution
+    and a convolution of width 1, which compute the same, replace the layer.
     """
 
     def _kernels(self) -> list[np.ndarray]:
@@ -150,7 +150,7 @@ class SeparableMixer(Mixer):
 
 
 class Depthwise(Channelwise):
-    """Rule of DepthwiseConv1D and DepthwiseConv2D with multiplier 1, in which channels do not mix."""
+    """Rule for DepthwiseConv1D and DepthwiseConv2D with multiplier 1, in which channels do not mix."""
 
     def known(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         kernel, own = array(self.layer.kernel), 0.0 if self.layer.bias is None else array(self.layer.bias)
@@ -177,10 +177,10 @@ def apply_layer(
 
     Args:
         layer_class: A Keras layer class.
-        config: Its config.
+        config: The config of the layer.
         tensor: The input.
-        kernel: Its kernel.
-        bias: Its bias; a bias of zeros is left out.
+        kernel: The kernel of the layer.
+        bias: The bias of the layer; a bias of zeros is left out.
 
     Returns:
         The output tensor.

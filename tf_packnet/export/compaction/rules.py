@@ -3,7 +3,7 @@
 The channels of a tensor are the positions of its last axis. Three arrays describe them:
 
 - `known`: the value of each channel that is the same for every input and at every position, NaN for other channels;
-- `needed`: whether something that reaches an output reads the channel, and its known value cannot replace it;
+- `needed`: whether an output depends on the channel, and its known value cannot replace it;
 - `kept`: whether the smaller model has the channel. Needed channels are kept.
 """
 
@@ -23,7 +23,7 @@ Arrays = list[np.ndarray]
 
 @dataclass
 class Value:
-    """A tensor of the smaller model, and which channels of the original tensor it has."""
+    """A tensor of the smaller model, with the channels of the original tensor that it has (`kept`)."""
 
     tensor: Any
     kept: np.ndarray
@@ -36,16 +36,16 @@ class Value:
 
 
 class Rule:
-    """A barrier, which is right for any layer: nothing is known of the outputs, all inputs are needed.
+    """A barrier, the rule that is correct for any layer: nothing is known about the outputs, and all inputs are needed.
 
-    The layer stays as it is. Subclasses know more about their layers.
+    The layer stays unchanged. Subclasses know more about their layers.
 
     Args:
         graph: The graph that contains the step.
         step: The call of the layer.
 
     Attributes:
-        options: Names of arguments of the call, besides tensors without names, with which the rule is right.
+        options: Names of the keyword arguments of a call with which the rule is correct.
     """
 
     options: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Rule:
         self.output_shapes = [graph.shape(number) for number in step.outputs]
 
     def known(self, inputs: Arrays) -> Arrays:
-        """Return `known` of the outputs, from that of the inputs."""
+        """Return `known` of the outputs, from `known` of the inputs."""
         return [np.full(channels(shape), np.nan) for shape in self.output_shapes]
 
     def needed(self, inputs: Arrays, outputs: Arrays) -> Arrays:
@@ -202,12 +202,12 @@ class Operation(Merge):
         return apply_eagerly(lambda pair: self.layer(*pair), inputs, "float64")
 
     def copy(self, **changes: Any) -> Any:
-        operation = type(self.layer)(name=self.step.name)  # not the layer of that name, which combines masks
+        operation = type(self.layer)(name=self.step.name)  # not the Keras layer, which also combines masks
         return lambda tensors: operation(*tensors)
 
 
 class ConcatenatePositions(Merge):
-    """Rule for Concatenate along another axis than the channels: equal constants stay constant."""
+    """Rule for Concatenate along an axis other than the channels: equal constants stay constant."""
 
     def known(self, inputs: Arrays) -> Arrays:
         equal = (np.asarray(inputs) == inputs[0]).all(0)
@@ -243,7 +243,7 @@ def apply_channelwise(layer: Callable[[Any], Any], known: np.ndarray, rank: int,
 
 
 def apply_eagerly(layer: Callable[[Any], Any], inputs: Any, dtype: str) -> np.ndarray:
-    """Apply a layer to arrays of one position, computed in `dtype`; return `float64` values `(channels,)`."""
+    """Apply a layer to arrays of one position, in `dtype`; return the values as `float64` `(channels,)`."""
     tensors = keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, dtype), inputs)
     return array(layer(tensors)).astype("float64").reshape(-1)
 

@@ -1,7 +1,7 @@
 """Makes layers store their weights without zeros: any layer of Keras or of a user, and the layers inside it.
 
-In memory nothing changes: the layer computes with dense weights. `make_sparse` changes its class to a generated
-subclass that encodes what the layer saves, and decodes it when it is loaded.
+In memory nothing changes: the layer computes with dense weights. `make_sparse` changes the class of a layer to a
+generated subclass, which encodes weights when they are saved and decodes them when they are loaded.
 """
 
 import functools
@@ -17,7 +17,7 @@ from tf_packnet.structure.layer_paths import is_graph
 from tf_packnet.system.keras_internals import all_layers, own_variables
 from tf_packnet.system.keras_layer import KerasLayer
 
-# Name in Keras's registry. It is in the config of every such layer.
+# Name in Keras's registry, which is part of the config of every sparse layer.
 _REGISTERED = {"package": "tf_packnet", "name": "SparseLayer"}
 # Marks the names of arrays that are stored without zeros.
 _WITHOUT_ZEROS = "without_zeros."
@@ -29,7 +29,7 @@ class SparseLayer(KerasLayer):
     plain_class: type[keras.Layer]
 
     def save_own_variables(self, store: Any) -> None:
-        """Save what the layer saves (Keras's hook), without zeros."""
+        """Save the arrays that the plain layer saves, without zeros (Keras's hook)."""
         arrays: dict[str, Any] = {}
         super().save_own_variables(arrays)
         for name, value in arrays.items():
@@ -40,7 +40,7 @@ class SparseLayer(KerasLayer):
                 store[_WITHOUT_ZEROS + name] = stored.to_bytes()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load what `save_own_variables` has saved (Keras's hook), and let the layers inside do so next."""
+        """Load what `save_own_variables` has saved (Keras's hook), and prepare the inner layers to do the same."""
         for layer in all_layers(self, include_self=False):
             _change_class(layer)
         names = {name.removeprefix(_WITHOUT_ZEROS): name for name in store.keys()}  # noqa: SIM118
@@ -70,7 +70,10 @@ keras.saving.register_keras_serializable(**_REGISTERED)(SparseLayer)
 
 
 def make_sparse(layer: keras.Layer) -> None:
-    """Let a built layer or model save its weights without zeros, in place, where that makes a file smaller."""
+    """Make a built layer or model save its weights without zeros where that makes files smaller.
+
+    Changes it in place.
+    """
     if is_graph(layer):
         for inner in layer.layers:
             make_sparse(inner)
@@ -88,7 +91,7 @@ def make_plain(model: keras.Model) -> None:
 
 
 def sparse_arrays(model: keras.Model) -> dict[int, SparseArray]:
-    """Return the variables of a model, by `id`, that files hold without zeros after `make_sparse`."""
+    """Return the variables of a model, by `id`, that files store without zeros after `make_sparse`."""
     layers = [layer for layer in all_layers(model) if isinstance(layer, SparseLayer)]
     return {key: array for layer in layers for key, array in _without_zeros(layer).items()}
 

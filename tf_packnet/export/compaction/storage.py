@@ -1,4 +1,4 @@
-"""Stores an array with many zeros as its other values and the gaps between them, compressed. Uses NumPy only."""
+"""Stores an array with many zeros as its nonzero values and the gaps between them, compressed. Uses NumPy only."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Size of what a file needs to expand one array (measured for SavedModels).
+# Bytes that a file needs besides the data to expand one array (measured for SavedModels).
 OVERHEAD = 1024
 GAP_BYTES = 4
 # The dtypes that can be stored without zeros.
@@ -16,7 +16,7 @@ _DTYPES = ("int8", "uint8", "float16", "bfloat16", "int32", "float32", "int64", 
 
 @dataclass(frozen=True)
 class SparseArray:
-    """An array without its zeros, of either sign.
+    """An array without its zeros. Negative zeros are dropped too, and become 0.
 
     Attributes:
         data: Compressed with zlib: the gaps (`uint32`), then the values, both in C order. All lowest bytes come first,
@@ -39,7 +39,7 @@ class SparseArray:
 
     @property
     def saved_bytes(self) -> int:
-        """How much smaller it is than the dense array."""
+        """Size of the dense array minus that of the stored one, in bytes."""
         return self.size * np.dtype(self.dtype).itemsize - len(self.data)
 
     def to_bytes(self) -> np.ndarray:
