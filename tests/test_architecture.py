@@ -42,6 +42,7 @@ LAYERS = [
     ["tf_packnet.tasks"],
     ["tf_packnet.pruning"],
     ["tf_packnet.system"],
+    ["tf_packnet.arguments"],
     ["tf_packnet.task_names"],
     ["tf_packnet.errors", "tf_packnet.version"],
     ["tf_packnet.text"],
