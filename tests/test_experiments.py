@@ -392,3 +392,11 @@ def test_the_bars_of_a_task_are_centred_on_its_name(approaches):
     middles = np.array([bar.get_x() + bar.get_width() / 2 for bar in panel.patches]).reshape(len(approaches), 2)
     np.testing.assert_allclose(middles.mean(0), panel.get_xticks(), atol=1e-12)
     assert np.all(np.diff(middles, axis=0) > 0.25)  # side by side
+
+
+@pytest.mark.parametrize("errors", [(0.109, 0.1178), (0.05, 0.051), (0.0097, 0.03), (0.5, 0.9), (1e-4, 0.9)])
+def test_an_axis_of_errors_has_two_labels_or_more(errors):
+    ticks = charts._round_ticks(errors)
+    assert sum(errors[0] <= tick <= errors[1] for tick in ticks) >= 2
+    assert len({f"{tick:.4g}" for tick in ticks}) == len(ticks)
+    assert charts._round_ticks([0.1134, 0.1134]) == [0.1134]

@@ -98,7 +98,7 @@ def test_invalid_names_are_refused_before_anything_begins(one_task, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (7, "a string or None. Received: name=7"),
+        (7, "a string. Received: name=7"),
         ("", "not empty, or None for task_<number>. Received: name=''"),
         ("a\nb", r"without control characters and surrogates. Received: name='a\\nb'"),
         ("x" * 201, r"at most 200 bytes in UTF-8 \(this name has 201\)"),

@@ -98,7 +98,6 @@ class PackedModel(TaskManagement, PackedTrainer):
         else:
             super().__setattr__(name, value)
 
-    @checked
     def begin_task(
         self,
         name: str | None = None,

@@ -101,7 +101,7 @@ def _drop_then_better(accuracies: pd.DataFrame, p: float, rounds: list[int]) -> 
 def _one_shot_is_best(accuracies: pd.DataFrame, p: float, rounds: list[int]) -> Verdict:
     table = accuracies.loc[[(p, n) for n in rounds]].to_numpy()
     lead = interval(table, lambda means: 100 * (means[0] - means[1:].max(axis=0)))
-    evidence = f"N = 1 is {lead:+.2f} percentage points more accurate than the best other N ({_seeds(lead)})"
+    evidence = f"the accuracy at N = 1 minus that at the best other N is {lead:+.2f} percentage points ({_seeds(lead)})"
     return Verdict(f"one-shot pruning is best on CIFAR-10 (p = {p:g})", _judge([lead]), evidence)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from tf_packnet.inspection.palette import task_colours
 from tf_packnet.text import label
@@ -198,4 +198,7 @@ def _round_ticks(errors: Sequence[float]) -> list[float]:
     bases = (1, 1.5, 2, 3, 4, 5, 7) if coarse else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
     margin = 1.3 if coarse else 1.15
     steps = [base * 10.0**power for power in range(-5, 1) for base in bases]
-    return [step for step in steps if low / margin <= step <= high * margin]
+    ticks = [step for step in steps if low / margin <= step <= high * margin]
+    if sum(low <= step <= high for step in ticks) < 2:  # a range so narrow that its logarithm is almost linear
+        ticks = list(MaxNLocator(5).tick_values(low, high)) if high > 1.001 * low else [low]
+    return ticks
