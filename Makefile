@@ -70,12 +70,17 @@ results: $(READY)
 	$(MNIST) --experiment=figure3 --seeds=2 --evaluations=6 --output_dir=out/results/mnist-figure3
 	$(MNIST) --experiment=sweep --seeds=3 --sweep=freed_weights=zero,keep,reinit --final_prune=0.995 \
 	  --output_dir=out/results/mnist-freed_weights
-	$(MNIST) --experiment=sweep --seeds=5,6,7,8 --sweep=prune_rounds=72,auto --final_prune=0.995 \
+	$(MNIST) --experiment=sweep --seeds=5,6,7,8,9 --sweep=prune_rounds=72,24,1,auto --final_prune=0.995 \
 	  --output_dir=out/results/mnist-prune_rounds_auto
+	$(MNIST) --experiment=sweep --seeds=5,6,7,8,9 --sweep=final_prune=0.99 --sweep=prune_rounds=24,auto \
+	  --output_dir=out/results/mnist-prune_rounds_auto_0.99
 	$(VENV)/bin/tf-packnet experiment --flagfile=digits --experiment=sweep --seeds=5,6,7,8,9 \
 	  --sweep=prune_rounds=30,1,auto --final_prune=0.95 --output_dir=out/results/digits-prune_rounds_auto
 	$(MNIST) --experiment=sweep --seeds=2 --sweep=head=per_task,shared --sweep=bias_policy=first_task,per_task \
 	  --final_prune=0.995 --output_dir=out/results/mnist-heads_biases
+	$(VENV)/bin/tf-packnet experiment --flagfile=cifar10 --stages_dir=out/results/stages --experiment=figure2 \
+	  --sweep=final_prune=0.8 --sweep=prune_rounds=1,2,3,6 --seeds=4 --fleet=off \
+	  --output_dir=out/results/cifar10-figure2
 	$(VENV)/bin/tf-packnet experiment --flagfile=cifar10 --stages_dir=out/results/stages --experiment=sweep \
 	  --sweep=prune_scope=layer,global --seeds=1 --precision=mixed_bfloat16 --workers=1 --threads=2 \
 	  --output_dir=out/results/cifar10-prune_scope

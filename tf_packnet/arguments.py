@@ -65,7 +65,10 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or value is parameter.default:
                 continue
             if not _is_instance(value, parameter.annotation):
-                raise ArgumentError(name, _described(parameter.annotation), value)
+                expected = _described(parameter.annotation)
+                if isinstance(value, str):  # a frequent mistake
+                    expected = expected.replace("a list of strings", f"a list of strings such as [{value!r}]")
+                raise ArgumentError(name, expected, value)
         return function(*args, **kwargs)
 
     return check_and_call
