@@ -179,7 +179,7 @@ def with_rate(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tp.EqualShare(0.5, 2, "all"), "`rounds`: expected at least 1, or auto"),
+        (lambda: tp.EqualShare(0.5, 2, "all"), "`rounds`: expected a whole number, 'auto' or None"),
         (lambda: tp.EqualShare(0.5, 2, "auto", round_epochs="growing"), "`round_epochs`: expected uniform with auto"),
         (lambda: tp.EqualShare(0.5, 2, "auto", round_epochs=(1, 2)), "`round_epochs`: expected uniform with auto"),
         (

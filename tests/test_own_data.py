@@ -4,6 +4,7 @@ import json
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -213,3 +214,22 @@ def test_tasks_learned_in_different_processes(tmp_path):
         for packed in (at_once, saved_and_loaded):
             packed.select_task(number)
         np.testing.assert_array_equal(at_once.predict(x, verbose=0), saved_and_loaded.predict(x, verbose=0))
+
+
+def test_arrays_may_be_lists_frames_and_tensors():
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
+    settings = {"batch_size": 4, "validation_fraction": 0.1, "test_fraction": 0.2}
+    expected = tp.tasks.from_arrays("a", x, y, (x, y), **settings)
+    for convert in (np.ndarray.tolist, pd.DataFrame, tf.constant):
+        labels = pd.Series(y) if convert is pd.DataFrame else convert(y)
+        task = tp.tasks.from_arrays("a", convert(x), labels, [convert(x), labels], **settings)
+        for name, split in expected.splits.items():
+            np.testing.assert_array_equal(task.splits[name].images, split.images)
+            np.testing.assert_array_equal(task.splits[name].labels, split.labels)
+
+
+def test_the_smallest_integer_of_a_type_is_not_scaled():
+    x = np.zeros((40, 4, 4), np.int16)
+    x[::2, 0, 0] = -32768
+    with pytest.warns(UserWarning, match="int16 values up to 32,768, which are not scaled"):
+        tp.tasks.from_arrays("a", x, np.arange(40) % 2, batch_size=4)

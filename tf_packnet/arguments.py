@@ -87,6 +87,8 @@ def _is_instance(value: Any, hint: Any) -> bool:
     if hint is None:
         return value is None
     kind = origin or hint
+    if kind is tuple:
+        return isinstance(value, (tuple, list))
     if kind is Sequence:
         is_sequence = isinstance(value, Iterable) and hasattr(value, "__getitem__")
         return is_sequence and not isinstance(value, (str, bytes, Mapping)) and _all_are(value, parts)
@@ -127,6 +129,8 @@ def _described(hint: Any) -> str:
     kind = types.NoneType if hint is None else origin or hint
     if kind in _PLAIN:
         return _PLAIN[kind]
+    if kind is tuple:
+        return "a tuple"
     if kind in (Sequence, Iterable) and parts and parts[0] in (int, float, str):
         return f"a list of {_PLAIN[parts[0]].removeprefix('a ')}s"
     if kind in _COLLECTIONS:

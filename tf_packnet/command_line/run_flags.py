@@ -180,7 +180,8 @@ def _define_experiment_flags(values: flags.FlagValues) -> list[str]:
         "evaluations": (10, "How many values of p figure3 and table1 may try per bound and p."),
         "workers": (
             None,
-            "Number of runs at the same time. Default: what --threads, --gpus_per_run and --memory_per_run allow.",
+            "Number of worker processes; each does --fleet runs at a time. Default: what --threads, --gpus_per_run and "
+            "--memory_per_run allow.",
         ),
         "threads": (1, "Threads per run. With 1, runs are fastest and results do not depend on the number of cores."),
     }

@@ -33,7 +33,7 @@ def load(
     name: str,
     classes_per_task: TaskSizes | None = None,
     num_tasks: int | None = None,
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike | None = None,
     validation_fraction: float = 0.1,
     batch_size: int = 128,
     seed: int = 0,
@@ -92,6 +92,7 @@ def load(
     sizes = default_classes(name, scenario) if classes_per_task is None else classes_per_task
     check_sizes(scenario, sizes)
     reading = Reading.of(image_size, resize, max_bytes, on_disk)
+    data_dir = None if data_dir is None else os.fspath(data_dir)
     check_name(name, data_dir)
     names = names_in(name)
     orders = _Orders(class_order, NATURAL if scenario != SPLIT else task_order, seed)

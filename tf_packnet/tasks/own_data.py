@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tf_packnet.arguments import checked
 from tf_packnet.errors import ArgumentError, check_choice
@@ -24,9 +25,9 @@ _LARGE = 20.0
 @checked
 def from_arrays(
     name: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    test: tuple[np.ndarray, np.ndarray] | None = None,
+    x: ArrayLike,
+    y: ArrayLike,
+    test: tuple[ArrayLike, ArrayLike] | None = None,
     *,
     class_names: Sequence[str] | None = None,
     validation_fraction: float = 0.1,
@@ -143,7 +144,7 @@ def _warn_of_range(argument: str, x: np.ndarray) -> None:
     """Warn if images have large values that are not scaled: networks train poorly on them."""
     if x.ndim < 3 or x.dtype in (np.uint8, bool) or x.dtype.kind not in "iuf":
         return
-    largest = float(max(abs(x.max()), abs(x.min())))
+    largest = max(float(x.max()), -float(x.min()))
     if largest > _LARGE:
         warnings.warn(
             f"{argument} has {x.dtype} values up to {largest:,.6g}, which are not scaled: "
