@@ -485,11 +485,13 @@ def test_invalid_options_for_all_tasks(tmp_path):
     with pytest.raises(tp.ArgumentError, match="`packed`: expected a pack with at least one committed task"):
         tp.export_pack(fresh, tmp_path / "all")
     packed = pack_of(make_mlp())
-    for names in ({"cats": ["a", "b"]}, ["a", "b"], []):
-        with pytest.raises(
-            tp.ArgumentError,
-            match="`class_names`: expected a mapping from task names.*'task_1', 'task_2'",
-        ):
+    of_tasks = "`class_names`: expected a mapping from task names.*'task_1', 'task_2'"
+    for names, expected in (
+        ({"cats": ["a", "b"]}, of_tasks),
+        (["a", "b"], "`class_names`: expected a mapping"),
+        ([], "`class_names`: expected a mapping"),
+    ):
+        with pytest.raises(tp.ArgumentError, match=expected):
             tp.export_pack(packed, tmp_path / "all", class_names=names)
     with pytest.raises(tp.ArgumentError, match="`class_names`: expected 2 names, one per unit of 'head'"):
         tp.export_pack(packed, tmp_path / "all", class_names={"task_2": ["a"]})
@@ -652,8 +654,10 @@ def test_plain_and_sparsified_models_are_exported_too(name, tmp_path):
 
 
 def test_models_that_cannot_be_exported(tmp_path):
-    for model in (keras.Sequential([L.Dense(2)]), L.Dense(2), None):
-        with pytest.raises(tp.ArgumentError, match="`model`: expected a built Sequential or functional model"):
+    with pytest.raises(tp.ArgumentError, match="`model`: expected a built Sequential or functional model"):
+        tp.export_model(keras.Sequential([L.Dense(2)]), tmp_path / "a")
+    for model in (L.Dense(2), None):
+        with pytest.raises(tp.ArgumentError, match="`model`: expected a Keras model"):
             tp.export_model(model, tmp_path / "a")
 
 
