@@ -69,7 +69,7 @@ retraining = [tp.PruneRoundScheduler(tp.EqualShare(0.5, 2, 2)), tp.GradientMask(
 packed.fit(task.train, epochs=2, verbose=0, callbacks=retraining)
 packed.summary()
 tp.export_task(packed, "first", "export")
-tp.compact_model(packed, "first")
+tp.compact_model(tp.dense_model(packed, "first"))
 tp.dense_model(packed, "first")
 tp.save_pack(packed, "pack.packnet")
 tp.load_pack("pack.packnet")
