@@ -18,8 +18,8 @@ from tf_packnet.arguments import checked
 
 NOTHING = object()
 VALUES = {
-    "int": (3, np.int64(3), np.uint8(3), np.array(3), tf.constant(3)),
-    "float": (0.5, float("nan"), np.float32(0.5), np.array(0.5), tf.constant(0.5)),
+    "int": (3, np.int64(3), np.uint8(3), np.array(3)),
+    "float": (0.5, float("nan"), np.float32(0.5), np.array(0.5)),
     "bool": (True, np.bool_(False)),
     "str": ("text", ""),
     "path": (Path("folder"),),
@@ -28,7 +28,7 @@ VALUES = {
     "texts": (["a"], ("a", "b")),
     "dict": ({"a": 1},),
     "function": (len, lambda: 0),
-    "object": (NOTHING, b"bytes", {1, 2}, np.array([True]), datetime.date(2020, 1, 1)),
+    "object": (NOTHING, tf.constant(3), b"bytes", {1, 2}, np.array([True]), datetime.date(2020, 1, 1)),
 }
 # The kinds of values that fit a hint, and what the message says.
 HINTS = [
@@ -152,3 +152,30 @@ def test_examples_to_infer_a_task_from(x, expected):
     for infer in (packed.infer_task, lambda x: packed.predict(x, task="auto", verbose=0)):
         with pytest.raises(tp.ArgumentError, match=f"`x`: expected {expected}"):
             infer(x)
+
+
+class Batches(keras.utils.PyDataset):
+    """Neither an array nor an iterator."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return (np.ones((4, 6), np.float32),)
+
+
+def test_what_keras_predicts_is_accepted():
+    packed = compile_model(tp.pack(make_mlp()))
+    inputs, labels = blobs(0)
+    packed.begin_task("a")
+    callbacks = [tp.TaskMaskSnapshot(calibration=Batches(workers=1))]
+    packed.fit(inputs, labels, epochs=1, verbose=0, callbacks=callbacks)
+    x = np.ones((8, 6), np.float32)
+    for data in (
+        Batches(workers=1),
+        [x],
+        tf.constant(x),
+        tf.data.Dataset.from_tensors((x,)),
+        (each for each in ((x,),)),
+    ):
+        assert packed.infer_task(data) == ["a"] * 8

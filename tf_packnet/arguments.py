@@ -110,7 +110,8 @@ def _is_number(value: Any, kind: type) -> bool:
         return False
     if isinstance(value, kind):
         return True
-    is_scalar = getattr(value, "shape", None) == ()  # an array or a tensor
+    # An array; Python's arithmetic fails with tensors.
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
     dtype = str(getattr(value, "dtype", ""))
     return is_scalar and ("int" in dtype or (kind is numbers.Real and "float" in dtype))
 

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -43,22 +42,16 @@ class AutoPrediction(NamedTuple):
 
 def check_examples(packed: Any, argument: str, x: Any) -> None:
     """Raise ArgumentError unless `x` can be examples of the network; data that are read in batches are checked then."""
-    arrays = keras.tree.flatten(x) if isinstance(x, (list, tuple, dict)) else [x]
-    if any(getattr(each, "shape", None) == () or not isinstance(each, Iterable) for each in arrays) or isinstance(
-        x, str
-    ):
+    shape = getattr(x, "shape", None)
+    if isinstance(x, str) or shape == () or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
         raise ArgumentError(argument, "examples, as for predict", x)
-    shapes = [tuple(each.shape) for each in arrays if hasattr(each, "shape")]
-    if len(shapes) < len(arrays) or len(shapes) != len(packed.inputs):
+    if shape is None or len(packed.inputs) > 1:
         return
-    if () in shapes:
-        raise ArgumentError(argument, "examples, as for predict", x)
-    for shape, tensor in zip(shapes, packed.inputs, strict=True):
-        expected = tuple(tensor.shape[1:])
-        if not fits(shape[1:], expected):
-            raise ArgumentError(argument, f"examples of shape {expected}", f"an array of shape {shape}")
-        if not shape[0]:
-            raise ArgumentError(argument, "at least one example", f"an array of shape {shape}")
+    expected = tuple(packed.inputs[0].shape[1:])
+    if not fits(tuple(shape)[1:], expected):
+        raise ArgumentError(argument, f"examples of shape {expected}", f"an array of shape {tuple(shape)}")
+    if shape[0] == 0:
+        raise ArgumentError(argument, "at least one example", f"an array of shape {tuple(shape)}")
 
 
 def calibrate(packed: Any, x: Any, **predict: Any) -> None:
